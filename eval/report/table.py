@@ -1,0 +1,111 @@
+"""Plain tables for the terminal, and the same ones as Markdown.
+
+    table = Table("optimizer", "final loss")
+    table.add("adamw", estimate)
+    print(table)
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from typing import Any
+
+GAP = "  "
+
+
+def cell(value: Any) -> str:
+    """One line of text: floats to four significant digits, None as a dash, everything else (an `Estimate` too) by ``str``."""
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return " ".join(str(value).split())
+
+
+def width(text: str) -> int:
+    """Columns of a terminal that ``text`` takes: wide characters two, combining marks none."""
+    return sum(0 if unicodedata.combining(c) else 1 + (unicodedata.east_asian_width(c) in "WF") for c in text)
+
+
+class Table:
+    """Rows of cells under headers. Columns of words are set left, columns of numbers right.
+
+    Args:
+        headers: one per column.
+        title: a line above.
+        notes: lines below: what an interval is, how many seeds.
+    """
+
+    def __init__(self, *headers: str, title: str = "", notes: tuple[str, ...] = ()) -> None:
+        if not headers:
+            raise ValueError("a table needs at least one column")
+        self.headers = [cell(header) for header in headers]
+        self.title = title
+        self.notes = notes
+        self._rows: list[list[str] | None] = []  # None: a rule between groups of rows
+        self._words = [False] * len(headers)
+
+    def add(self, *cells: Any) -> None:
+        """Append a row. Raises ValueError unless it has one cell per column."""
+        if len(cells) != len(self.headers):
+            raise ValueError(f"a row of {len(cells)} cells in a table of {len(self.headers)} columns")
+        self._words = [
+            words or (isinstance(value, str) and not _numeric(value))
+            for words, value in zip(self._words, cells, strict=True)
+        ]
+        self._rows.append([cell(value) for value in cells])
+
+    def rule(self) -> None:
+        """A line between the rows so far and the next ones (not at the ends, never twice)."""
+        if self._rows and self._rows[-1] is not None:
+            self._rows.append(None)
+
+    def __str__(self) -> str:
+        return self.plain()
+
+    def plain(self) -> str:
+        """Aligned with spaces, headers underlined; no trailing blanks."""
+        widths = self._widths()
+        line = GAP.join("-" * w for w in widths)
+        lines = [self.title, ""] if self.title else []
+        lines += [self._join(self.headers, widths, GAP), line]
+        lines += [line if row is None else self._join(row, widths, GAP) for row in self._body()]
+        lines += ["", *self.notes] if self.notes else []
+        return "\n".join(text.rstrip() for text in lines)
+
+    def markdown(self) -> str:
+        """A Markdown table, its source aligned too; rules become nothing."""
+        body = [[c.replace("|", "\\|") for c in row] for row in self._body() if row is not None]
+        headers = [c.replace("|", "\\|") for c in self.headers]
+        widths = [max(3, *(width(row[i]) for row in [headers, *body])) for i in range(len(headers))]
+        marks = ["-" * w if words else "-" * (w - 1) + ":" for w, words in zip(widths, self._words, strict=True)]
+        lines = [f"**{self.title}**", ""] if self.title else []
+        lines += [f"| {self._join(row, widths, ' | ')} |" for row in (headers, marks, *body)]
+        for note in self.notes:
+            lines += ["", note]
+        return "\n".join(lines)
+
+    def _body(self) -> list[list[str] | None]:
+        return self._rows[:-1] if self._rows and self._rows[-1] is None else self._rows
+
+    def _widths(self) -> list[int]:
+        rows = [self.headers, *(row for row in self._rows if row is not None)]
+        return [max(width(row[i]) for row in rows) for i in range(len(self.headers))]
+
+    def _join(self, row: list[str], widths: list[int], gap: str) -> str:
+        padded = []
+        for text, w, words in zip(row, widths, self._words, strict=True):
+            blank = " " * (w - width(text))
+            padded.append(text + blank if words else blank + text)
+        return gap.join(padded)
+
+
+def _numeric(text: str) -> bool:
+    """Whether a text cell is a number with decorations ("1.2x", "95%", "-"): it does not make its column one of words."""
+    try:
+        float(text.strip().rstrip("%x") or "nan")
+    except ValueError:
+        return text.strip() in ("-", "")
+    return True

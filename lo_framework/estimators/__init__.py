@@ -1,0 +1,27 @@
+"""Estimators of the meta-gradient and their registry."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lo_framework.estimators.es import ES
+from lo_framework.estimators.pes import PES
+from lo_framework.estimators.tbptt import TBPTT
+from lo_framework.estimators.truncation import Truncation
+from lo_framework.inner.step import Family
+from lo_framework.objectives import Objective
+from optimizees.spec import UserError, build_config, nearest, parse_spec
+
+ESTIMATORS: dict[str, Any] = {"tbptt": TBPTT, "es": ES, "pes": PES}
+
+
+def make_estimator(spec: str, family: Family, objective: Objective, truncation: Truncation, num_tasks: int) -> Any:
+    """``"pes"`` or ``"tbptt:second_order=false,segments=0"`` for one shard of ``num_tasks`` tasks."""
+    name, options = parse_spec(spec)
+    if name not in ESTIMATORS:
+        raise UserError(f"unknown estimator {name!r}{nearest(name, ESTIMATORS)}; there are {', '.join(ESTIMATORS)}")
+    cls = ESTIMATORS[name]
+    return cls(family, objective, truncation, num_tasks, build_config(cls.Config, options, owner=name))
+
+
+__all__ = ["ESTIMATORS", "Truncation", "make_estimator"]

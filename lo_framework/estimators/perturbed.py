@@ -1,0 +1,107 @@
+"""What ES and PES share: antithetic Gaussian perturbations of theta, one pair a task.
+
+    ES:   grad = mean_k  eps_k (L(theta + eps_k) - L(theta - eps_k)) / (2 sigma^2)
+    PES:  the same with xi_k, the sum of a task's perturbations since its episode began, in place of eps_k
+
+(Salimans et al. 2017; Vicol et al. 2021.) Both members of a pair see the same initial parameters, data and dropout.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from lo_framework.estimators.truncation import Truncation, Unroller, UnrollState
+from lo_framework.inner.step import Family
+from lo_framework.learned.base import Theta
+from lo_framework.objectives import Objective
+from lo_framework.protocols import MetaGradient
+from optimizees.spec import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class PerturbedConfig:
+    """``sigma``: standard deviation of the perturbation of every meta-parameter."""
+
+    sigma: float = 0.01
+
+    def __post_init__(self) -> None:
+        if not self.sigma > 0:
+            raise ValueError(f"sigma must be positive, not {self.sigma}")
+
+
+class Perturbed:
+    """Common engine; ``persistent`` is what tells PES from ES."""
+
+    Config: ClassVar[type] = PerturbedConfig
+    persistent: ClassVar[bool]
+
+    def __init__(
+        self, family: Family, objective: Objective, truncation: Truncation, num_tasks: int, config: PerturbedConfig
+    ) -> None:
+        self.unroller = Unroller(family, objective, truncation, num_tasks, copies=2)
+        self.step = family.step(held_out=objective.held_out)
+        self.config = config
+
+    def init_state(self, theta: Theta, generator: torch.Generator) -> UnrollState:
+        state = self.unroller.init(generator)
+        size = sum(x.numel() for x in theta.values())
+        if not size:
+            raise UserError("the learned optimizer has no meta-parameters")
+        return replace(state, extra={"xi": torch.zeros(self.unroller.num, size)} if self.persistent else {})
+
+    @torch.no_grad()
+    def estimate(self, theta: Theta, state: UnrollState) -> tuple[MetaGradient, UnrollState]:
+        """One truncation of every pair. Memory does not depend on the unroll length: nothing is kept of a step but its carry."""
+        unroller, num = self.unroller, self.unroller.num
+        state, restarted = unroller.restart_finished(state)
+        size = sum(x.numel() for x in theta.values())
+        eps = self.config.sigma * torch.randn(num, size, generator=state.generator)
+        carry, total, _ = unroller.run(
+            self.step, self._pairs(theta, eps), state.carry, state, 0, unroller.truncation.unroll_length
+        )
+        length = unroller.truncation.unroll_length
+        scores = (total / length).cpu()
+        positive, negative = scores[:num], scores[num:]
+        xi = eps
+        if self.persistent:
+            xi = torch.where(restarted[:, None], 0.0, state.extra["xi"]) + eps
+        weight = (positive - negative) / (2 * self.config.sigma**2)
+        # scores are capped per step, so they are finite even where a task diverged
+        flat = (weight[:, None] * xi).mean(0)
+        metrics = {
+            "meta_loss": float(scores.mean()),
+            "nonfinite": float((~carry.alive).float().mean()),
+            "diverged": float((scores > 1.5).float().mean()),
+        }
+        if not self.persistent:  # both members of the next pair start from the positive one's state
+            carry = _share_first(carry, num)
+        new = replace(unroller.advance(state, carry), extra={"xi": xi} if self.persistent else {})
+        return MetaGradient(unflatten_theta(theta, flat), metrics), new
+
+    def _pairs(self, theta: Theta, eps: Tensor) -> Theta:
+        """theta + eps_k for k < K, then theta - eps_k: every tensor ``[2K, ...]``."""
+        pairs, offset = {}, 0
+        for name, x in theta.items():
+            part = eps[:, offset : offset + x.numel()].reshape(-1, *x.shape).to(x.device)
+            pairs[name] = torch.cat([x + part, x - part])
+            offset += x.numel()
+        return pairs
+
+
+def unflatten_theta(theta: Theta, flat: Tensor) -> Theta:
+    """``[P]`` to theta's names and shapes."""
+    out, offset = {}, 0
+    for name, x in theta.items():
+        out[name] = flat[offset : offset + x.numel()].reshape(x.shape).to(x.device)
+        offset += x.numel()
+    return out
+
+
+def _share_first(carry, num: int):  # type: ignore[no-untyped-def]
+    from lo_framework.estimators.truncation import _map_carry
+
+    return _map_carry(lambda x: torch.cat([x[:num], x[:num]]), carry)

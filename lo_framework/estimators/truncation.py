@@ -1,0 +1,156 @@
+"""Truncated unrolls: where each task of a shard stands in its episode, and the data it sees next.
+
+An episode has a length (its horizon, to which progress refers); every outer step advances all tasks of the shard by
+``unroll_length`` inner steps. A task that reaches its end inside a truncation is masked out for the rest of it and starts a new
+episode at the next one. Tasks are desynchronised by cutting each one's first episode at a random place: otherwise all would
+restart together and the meta-loss would beat with the episode length.
+
+Everything random comes from one generator a shard; where an episode ends is known on the host, so no device is ever waited for.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from lo_framework.inner.step import Carry, Draw, Family, Losses, Step
+from lo_framework.learned.base import Theta
+from lo_framework.objectives import Objective
+from lo_framework.protocols import Batch, Task
+from optimizees.spec import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Truncation:
+    """``episode``: (shortest, longest) length; unequal ones are drawn log-uniformly at every restart."""
+
+    unroll_length: int = 20
+    episode: tuple[int, int] = (200, 200)
+
+    def __post_init__(self) -> None:
+        low, high = self.episode
+        if self.unroll_length < 1 or low < 1 or high < low:
+            raise UserError(
+                f"unroll length {self.unroll_length} and episode length {low}-{high} must be at least 1, shortest first"
+            )
+
+    def horizon(self, generator: torch.Generator) -> int:
+        low, high = self.episode
+        u = torch.rand((), generator=generator, dtype=torch.float64).item()
+        return min(high, int(math.exp(math.log(low) + u * (math.log(high + 1) - math.log(low)))))
+
+
+@dataclass(frozen=True)
+class UnrollState:
+    """A shard between two truncations. ``copies`` antithetic copies of each task share its row in the host tables."""
+
+    carry: Carry  # [copies * K]
+    t: Tensor  # [K] int64, host: steps done of the current episode
+    horizon: Tensor  # [K] int64, host
+    stop: Tensor  # [K] int64, host: where this episode ends (the horizon but for the first one)
+    generator: torch.Generator
+    extra: dict[str, Tensor]  # the estimator's own (PES: accumulated perturbations)
+
+
+class Unroller:
+    """Starts, restarts and runs truncations of ``num`` tasks of one family."""
+
+    def __init__(self, family: Family, objective: Objective, truncation: Truncation, num: int, copies: int = 1) -> None:
+        if num < 1:
+            raise UserError(f"a shard needs at least one task, not {num}")
+        self.family, self.objective, self.truncation = family, objective, truncation
+        self.num, self.copies = num, copies
+
+    @property
+    def task(self) -> Task:
+        return self.family.task
+
+    def init(self, generator: torch.Generator) -> UnrollState:
+        carry = self._repeat_carry(self.family.start(generator, self.num))
+        horizon = torch.tensor([self.truncation.horizon(generator) for _ in range(self.num)])
+        share = torch.rand(self.num, generator=generator)
+        stop = (horizon * share).long().clamp_min(1)
+        stop = torch.minimum((stop / self.truncation.unroll_length).ceil().long() * self.truncation.unroll_length, horizon)
+        return UnrollState(carry, torch.zeros(self.num, dtype=torch.long), horizon, stop, generator, {})
+
+    def restart_finished(self, state: UnrollState) -> tuple[UnrollState, Tensor]:
+        """New episodes for tasks whose last one is over or went non-finite; also which ones, ``[K]`` bool on the host."""
+        done = state.t >= state.stop
+        count = int(done.sum())
+        if not count:
+            return state, done
+        fresh = self.family.start(state.generator, count)
+        rows = done.nonzero()[:, 0]
+        horizon, t = state.horizon.clone(), state.t.clone()
+        for k in rows.tolist():
+            horizon[k] = self.truncation.horizon(state.generator)
+        t[rows] = 0
+        stop = torch.where(done, horizon, state.stop)
+        where = torch.cat([rows + copy * self.num for copy in range(self.copies)]).to(state.carry.params.device)
+        carry = _map_carry(
+            lambda old, new: old.index_copy(0, where, torch.cat([new] * self.copies)), state.carry, fresh
+        )
+        return replace(state, carry=carry, horizon=horizon, stop=stop, t=t), done
+
+    def draw(self, state: UnrollState, i: int) -> tuple[Draw, Tensor]:
+        """Data of the i-th step of this truncation for all copies, and the weight (0 past the end) of each task ``[copies K]``."""
+        task, generator = self.task, state.generator
+        train = task.batch("train", generator, (self.num,))
+        held: Batch = task.batch("valid", generator, (self.num,)) if self.objective.held_out else ()
+        noise = torch.randint(2**62, (self.num,), generator=generator)
+        now = state.t + i
+        progress = (now / state.horizon).clamp_max(1.0).float()
+        live = (now < state.stop).float()
+        draw = Draw(
+            self._repeat_batch(train), self._repeat_batch(held), self._repeat(noise.to(task.device)),
+            self._repeat(progress.to(task.device)),
+        )  # fmt: skip
+        return draw, self._repeat(live.to(task.device))
+
+    def run(
+        self, step: Step, theta: Theta, carry: Carry, state: UnrollState, begin: int, end: int
+    ) -> tuple[Carry, Tensor, Losses]:
+        """Inner steps [begin, end) of the truncation: the carry after them, the summed score ``[copies K]``, the last losses."""
+        total: Tensor | None = None
+        for i in range(begin, end):
+            draw, live = self.draw(state, i)
+            carry, losses = step(theta, carry, draw)
+            scored = self.objective.score(self.task, losses) * live
+            total = scored if total is None else total + scored
+        assert total is not None
+        return carry, total, losses
+
+    def advance(self, state: UnrollState, carry: Carry) -> UnrollState:
+        """After a truncation: move every clock; a task that went non-finite ends its episode."""
+        t = torch.minimum(state.t + self.truncation.unroll_length, state.stop)
+        dead = ~carry.alive.reshape(self.copies, self.num).all(0).cpu()
+        stop = torch.where(dead, t, state.stop)
+        return replace(state, carry=canonical(carry), t=t, stop=stop)
+
+    def _repeat(self, x: Tensor) -> Tensor:
+        return x if self.copies == 1 else torch.cat([x] * self.copies)
+
+    def _repeat_batch(self, batch: Batch) -> Batch:
+        return tuple(self._repeat(x) for x in batch)
+
+    def _repeat_carry(self, carry: Carry) -> Carry:
+        return _map_carry(self._repeat, carry)
+
+
+def _map_carry(f, *carries: Carry) -> Carry:  # type: ignore[no-untyped-def]
+    first = carries[0]
+    return Carry(
+        f(*(c.params for c in carries)),
+        {name: f(*(c.buffers[name] for c in carries)) for name in first.buffers},
+        {name: f(*(c.state[name] for c in carries)) for name in first.state},
+        f(*(c.alive for c in carries)),
+    )
+
+
+def canonical(carry: Carry) -> Carry:
+    """A detached contiguous clone. Every truncation passes its state through here, saved or not: a strided tensor and its
+    reloaded contiguous copy would sum to different bits."""
+    return _map_carry(lambda x: x.detach().clone(memory_format=torch.contiguous_format), carry)

@@ -1,0 +1,133 @@
+"""Whole episodes for evaluation: every combination of C settings (thetas) and S paired seeds in one vmapped run.
+
+Seed s fixes the initial parameters and every batch, whatever optimizer runs on it and however many others run beside it: the
+comparison is paired by construction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.func import vmap
+
+from lo_framework.inner.step import Carry, Draw, Family
+from lo_framework.learned.base import LearnedOptimizer, Theta
+from lo_framework.protocols import Batch, Task
+
+# Separate streams for initial parameters, training batches and held-out batches of one seed.
+_INIT, _TRAIN, _HELD = 0x1D1, 0x7A1, 0x4E1D
+
+
+class Rollout(NamedTuple):
+    """Curves ``[C, S, T]`` and final quantities ``[C, S]``; a diverged run has infinite losses from that step on."""
+
+    train: Tensor  # minibatch loss before each update
+    held: Tensor  # held-out loss after each update; empty unless asked for
+    final: dict[str, Tensor]  # "train.loss", "valid.accuracy", ...: full splits after the last step
+    alive: Tensor
+    params: Tensor  # [C, S, N] final parameters
+    buffers: dict[str, Tensor]
+
+
+def seeded(seed: int, stream: int) -> torch.Generator:
+    """An independent generator for one purpose of one seed."""
+    return torch.Generator().manual_seed((seed * 0x9E3779B1 + stream * 0x85EBCA77) % 2**63)
+
+
+def rollout(
+    task: Task,
+    learned: LearnedOptimizer,
+    thetas: Sequence[Theta],
+    seeds: Sequence[int],
+    steps: int,
+    *,
+    num_steps: int | None = None,
+    held_out: bool = False,
+    splits: Sequence[str] = ("train", "test"),
+    chunk: int = 16,
+    on_step: Callable[[int], None] | None = None,
+) -> Rollout:
+    """Train ``task`` for ``steps`` with ``learned`` at each of ``thetas``, from each of ``seeds``.
+
+    ``num_steps`` is the horizon that progress refers to (default ``steps``); ``chunk`` settings x seeds run in one vmap, to stay
+    in cache. ``on_step(n)`` is told of every ``n`` finished task-steps. No meta-gradient.
+    """
+    settings = [(c, s) for c in range(len(thetas)) for s in range(len(seeds))]
+    family = Family(task, learned)
+    parts = []
+    with torch.no_grad():
+        for begin in range(0, len(settings), chunk):
+            part = settings[begin : begin + chunk]
+            theta = {name: torch.stack([thetas[c][name] for c, _ in part]) for name in thetas[0]}
+            arguments = (family, theta, [seeds[s] for _, s in part], steps, num_steps or steps, held_out, on_step)
+            carry, train, held = _episodes(*arguments)
+            parts.append((carry, train, held, final_metrics(family, carry, splits)))
+    shape = (len(thetas), len(seeds))
+
+    def joined(pick: Callable[[tuple], Tensor]) -> Tensor:
+        x = torch.cat([pick(p) for p in parts])
+        return x.reshape(*shape, *x.shape[1:])
+
+    return Rollout(
+        train=joined(lambda p: p[1]),
+        held=joined(lambda p: p[2]),
+        final={name: joined(lambda p, name=name: p[3][name]) for name in parts[0][3]},  # type: ignore[misc]
+        alive=joined(lambda p: p[0].alive),
+        params=joined(lambda p: p[0].params),
+        buffers={name: joined(lambda p, name=name: p[0].buffers[name]) for name in parts[0][0].buffers},  # type: ignore[misc]
+    )
+
+
+def _episodes(
+    family: Family, theta: Theta, seeds: list[int], steps: int, num_steps: int, held_out: bool,
+    on_step: Callable[[int], None] | None,
+) -> tuple[Carry, Tensor, Tensor]:  # fmt: skip
+    """One chunk of K episodes, curves ``[K, T]``."""
+    task, num = family.task, len(seeds)
+    unique = sorted(set(seeds))
+    row = torch.tensor([unique.index(s) for s in seeds])
+    inits = {s: task.init(seeded(s, _INIT)) for s in unique}
+    carry = family.start_from([inits[s] for s in seeds])
+    train_streams = [seeded(s, _TRAIN) for s in unique]
+    held_streams = [seeded(s, _HELD) for s in unique]
+    step = family.step(held_out=held_out)
+    train, held = [], []
+    for t in range(steps):
+        draw = Draw(
+            _paired(task, "train", train_streams, row),
+            _paired(task, "valid", held_streams, row) if held_out else (),
+            torch.tensor([(s * 1_000_003 + t) for s in seeds], device=task.device),
+            torch.full((num,), min(t / num_steps, 1.0), device=task.device),
+        )
+        carry, losses = step(theta, carry, draw)
+        train.append(losses.train)
+        if held_out:
+            held.append(losses.held)
+        if on_step is not None:
+            on_step(num)
+    empty = torch.empty(num, 0, device=task.device)
+    return carry, torch.stack(train, 1), torch.stack(held, 1) if held else empty
+
+
+def _paired(task: Task, split: str, streams: list[torch.Generator], row: Tensor) -> Batch:
+    drawn = [task.batch(split, g) for g in streams]
+    row = row.to(task.device)
+    return tuple(torch.stack(parts).index_select(0, row) for parts in zip(*drawn, strict=True))
+
+
+def final_metrics(family: Family, carry: Carry, splits: Sequence[str]) -> dict[str, Tensor]:
+    """``{split.metric: [K]}`` on full splits in eval mode; losses of diverged tasks are infinite."""
+    out = {}
+    for split in splits:
+        data = family.task.full(split)
+
+        def measured(params: Tensor, buffers: dict[str, Tensor], data: Batch = data) -> dict[str, Tensor]:
+            return family.task.metrics(family.layout.unflatten(params), buffers, data)
+
+        values = vmap(measured, chunk_size=4)(carry.params, carry.buffers)
+        for name, x in values.items():
+            out[f"{split}.{name}"] = torch.where(carry.alive, x, torch.inf) if name == "loss" else x
+    return out

@@ -1,0 +1,108 @@
+"""One inner step of K tasks of one family: gradients, the learned update and the held-out loss, under one ``vmap``.
+
+theta is batched like everything else (one copy a task). That is what ES needs, and it makes a back-propagated meta-gradient come
+out per task, so that a task whose gradient is not finite can be left out without touching the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.func import functional_call, grad_and_value, vmap
+
+from lo_framework.layout import Layout
+from lo_framework.learned.base import LearnedOptimizer, State, Theta
+from lo_framework.protocols import Batch, Task
+
+
+class Carry(NamedTuple):
+    """What an episode carries from step to step; every tensor has the K tasks in front."""
+
+    params: Tensor  # [K, N]
+    buffers: State
+    state: State  # of the learned optimizer
+    alive: Tensor  # [K] bool: False once a loss or a parameter was not finite; the task then stands still
+
+
+class Draw(NamedTuple):
+    """One step's data: ``held`` is a held-out batch or an empty tuple."""
+
+    train: Batch
+    held: Batch
+    noise: Tensor  # [K] int64
+    progress: Tensor  # [K] in [0, 1]
+
+
+class Losses(NamedTuple):
+    train: Tensor  # [K] minibatch loss before the update
+    held: Tensor  # [K] held-out loss after it (zeros if none was asked for)
+
+
+Step = Callable[[Theta, Carry, Draw], tuple[Carry, Losses]]
+
+
+class Family:
+    """One optimizee family with one learned optimizer: builds starts and the vmapped step."""
+
+    def __init__(self, task: Task, learned: LearnedOptimizer) -> None:
+        self.task = task
+        self.learned = learned
+        params, _ = task.init(torch.Generator().manual_seed(0))
+        self.layout = Layout.of({name: tuple(p.shape) for name, p in params.items()})
+
+    def start(self, generator: torch.Generator, num: int) -> Carry:
+        """``num`` fresh episodes; initial parameters come from ``generator`` in order."""
+        return self.start_from([self.task.init(generator) for _ in range(num)])
+
+    def start_from(self, inits: list[tuple[dict[str, Tensor], dict[str, Tensor]]]) -> Carry:
+        """Episodes from given (params, buffers) pairs."""
+        params = torch.stack([self.layout.flatten(p) for p, _ in inits])
+        buffers = {name: torch.stack([b[name] for _, b in inits]) for name in inits[0][1]}
+        state = vmap(lambda p: self.learned.init_state(self.layout, p))(params)
+        state = {name: x.clone(memory_format=torch.contiguous_format) for name, x in state.items()}
+        return Carry(params, buffers, state, torch.ones(len(inits), dtype=torch.bool, device=params.device))
+
+    def step(self, *, held_out: bool, second_order: bool = False, differentiable: bool = False) -> Step:
+        """The vmapped step. ``second_order`` lets meta-gradients flow through the inner gradients (and so Hessians).
+
+        ``differentiable`` makes the training loss carry a meta-gradient in first-order mode as well.
+        """
+
+        def single(
+            theta: Theta, params: Tensor, buffers: State, state: State, alive: Tensor,
+            train: Batch, held: Batch, noise: Tensor, progress: Tensor,
+        ) -> tuple[Tensor, State, State, Tensor, Tensor, Tensor]:  # fmt: skip
+            def loss_of(flat: Tensor) -> tuple[Tensor, State]:
+                return self.task.loss(self.layout.unflatten(flat), buffers, train, noise)
+
+            at = params if second_order else params.detach()
+            grads, (loss, new_buffers) = grad_and_value(loss_of, has_aux=True)(at)
+            if differentiable and not second_order:  # d loss / d params is the gradient at hand
+                loss = loss.detach() + (grads.detach() * (params - at)).sum()
+            arguments = (self.layout, params, grads, state, loss.detach(), progress)
+            new_params, new_state = functional_call(self.learned, theta, arguments)
+            alive = alive & torch.isfinite(loss) & torch.isfinite(new_params.sum())
+            params = torch.where(alive, new_params, params)
+            state = {name: torch.where(alive, new_state[name], old) for name, old in state.items()}
+            buffers = {name: torch.where(alive, new_buffers[name], old) for name, old in buffers.items()}
+            held_loss = loss.detach() * 0
+            if held_out:
+                held_loss, _ = self.task.loss(self.layout.unflatten(params), buffers, held, noise)
+            loss = torch.where(alive, loss, torch.inf)
+            return params, buffers, state, alive, loss, torch.where(alive, held_loss, torch.inf)
+
+        batched = vmap(single)
+
+        def step(theta: Theta, carry: Carry, draw: Draw) -> tuple[Carry, Losses]:
+            params, buffers, state, alive, train_loss, held_loss = batched(theta, *carry, *draw)
+            return Carry(params, buffers, state, alive), Losses(train_loss, held_loss)
+
+        return step
+
+
+def tile_theta(theta: Theta, num: int) -> Theta:
+    """One theta for ``num`` tasks (expanded views)."""
+    return {name: x.expand(num, *x.shape) for name, x in theta.items()}

@@ -1,0 +1,96 @@
+"""The contract of a learned optimizer: an update rule whose weights theta are meta-trained.
+
+The rule is cut in three so that one piece of code serves four hosts (the vmapped inner loop, the ``torch.optim`` face, a sharded
+run, a fused kernel):
+
+* ``measure`` -> ``stats``: elementwise quantities and their mean over each tensor, the only reduction there is;
+* ``condition``: everything that looks across tensors or at time (attention lives here), on ``[F, S]`` numbers;
+* ``apply``: the per-parameter rule, on any chunk of parameters.
+
+Shapes: N parameters of the arena, n of a chunk, S tensors, F statistics, C conditioning channels per tensor.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from lo_framework.layout import Layout
+
+State = dict[str, Tensor]
+Theta = dict[str, Tensor]
+
+
+class LearnedOptimizer(nn.Module):
+    """Base class. theta is ``dict(self.named_parameters())``; buffers are constants.
+
+    ``config`` is a frozen dataclass from which the same optimizer can be built again. ``per_param`` names the state tensors whose
+    last dimension is the parameters; all others are reduced (per tensor or scalar).
+    """
+
+    kind: ClassVar[str]
+    Config: ClassVar[type]
+    per_param: ClassVar[tuple[str, ...]] = ()
+    config: Any
+
+    def init_state(self, layout: Layout, params: Tensor) -> State:
+        """State of a fresh episode for ``params [N]``; always holds ``step``, the number of finished updates (0-d float32)."""
+        raise NotImplementedError
+
+    def prepare(self, layout: Layout, grads: Tensor, state: State) -> State:
+        """Update state that needs whole tensors (rows and columns); most rules have none. ``layout`` may be of one tensor."""
+        return state
+
+    def measure(self, params: Tensor, grads: Tensor, state: State) -> Tensor:
+        """``[n]`` chunks to ``[F, n]`` quantities whose mean over each tensor is all that :meth:`condition` sees."""
+        raise NotImplementedError
+
+    def stats(self, layout: Layout, params: Tensor, grads: Tensor, state: State) -> Tensor:
+        """``[F, S]``: the means of :meth:`measure` over each tensor."""
+        return layout.mean(self.measure(params, grads, state))
+
+    def condition(
+        self, layout: Layout, stats: Tensor, state: State, loss: Tensor | None, progress: Tensor
+    ) -> tuple[Tensor, Tensor, State]:
+        """Per-tensor channels ``[C, S]``, shared values ``[D]``, and the new reduced state (``step`` included).
+
+        ``progress`` is 0-d in [0, 1]: the fraction of the episode done. ``loss`` may be None (a face without a closure).
+        """
+        raise NotImplementedError
+
+    def apply(
+        self, channels: Tensor, shared: Tensor, params: Tensor, grads: Tensor, state: State
+    ) -> tuple[Tensor, State]:
+        """One chunk: channels ``[C, n]`` (or ``[C, 1]``), params and grads ``[n]``, per-parameter state ``[..., n]``."""
+        raise NotImplementedError
+
+    def forward(
+        self, layout: Layout, params: Tensor, grads: Tensor, state: State, loss: Tensor | None, progress: Tensor
+    ) -> tuple[Tensor, State]:
+        """One update of a whole arena ``[N]``: the three phases in a row. Pure."""
+        state = self.prepare(layout, grads, state)
+        stats = self.stats(layout, params, grads, state)
+        channels, shared, reduced = self.condition(layout, stats, state, loss, progress)
+        params, chunk_state = self.apply(layout.expand(channels), shared, params, grads, state)
+        return params, {**reduced, **chunk_state}
+
+    def theta(self) -> Theta:
+        """The meta-parameters by name, detached."""
+        return {name: p.detach() for name, p in self.named_parameters()}
+
+    @torch.no_grad()
+    def load_theta(self, theta: Theta) -> None:
+        """Copy meta-parameters in; names and shapes must be this optimizer's."""
+        own = dict(self.named_parameters())
+        for name, value in theta.items():
+            own[name].copy_(value)
+
+    @torch.no_grad()
+    def grow_from(self, smaller: LearnedOptimizer) -> None:
+        """Take over every meta-parameter that ``smaller`` also has. The rest stays at its start, which adds nothing to the rule."""
+        own = dict(self.named_parameters())
+        for name, value in smaller.named_parameters():
+            if name in own and own[name].shape == value.shape:
+                own[name].copy_(value)

@@ -1,0 +1,118 @@
+"""``hyper-adamw``: AdamW whose own hyper-parameters and schedules are the meta-parameters.
+
+For every hyper-parameter the value in force is (in log or logit space)
+
+    start value + gain * ( default + by_role[role x depth third] + schedule(progress) )
+
+with everything learned starting at zero: it begins exactly as torch's AdamW. ``default`` serves every tensor, also on a model
+whose roles were never seen; ``schedule`` is piecewise linear in the fraction of the episode done, with knots dense early, where
+most of the loss falls. ``gain`` puts perturbations of size .01 in theta at 10% in the hyper-parameter, so one ES noise and one
+outer learning rate suit these few scalars and the networks that grow on them alike.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from lo_framework.layout import DEPTH_THIRDS, ROLES, Layout
+from lo_framework.learned import adamw_rule
+from lo_framework.learned.base import LearnedOptimizer, State
+
+HYPER = ("log_lr", "logit_beta1", "logit_beta2", "log_weight_decay", "log_eps")
+KNOTS = (0.0, 0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 1.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HyperAdamWConfig:
+    """Start values (torch's defaults) and the gain from theta to log space."""
+
+    lr: float = 1e-3
+    beta1: float = 0.9
+    beta2: float = 0.999
+    weight_decay: float = 1e-2
+    eps: float = 1e-8
+    gain: float = 10.0
+
+
+def _logit(x: float) -> float:
+    return math.log(x) - math.log1p(-x)
+
+
+class HyperAdamW(LearnedOptimizer):
+    """AdamW with learned per-role hyper-parameters and schedules (H = 5, R = roles x depth thirds, P knots)."""
+
+    kind = "hyper-adamw"
+    Config = HyperAdamWConfig
+    per_param = ("m", "v")
+    knots: Tensor
+    start: Tensor
+
+    def __init__(self, config: HyperAdamWConfig) -> None:
+        super().__init__()
+        self.config = config
+        h = len(HYPER)
+        self.default = nn.Parameter(torch.zeros(h))
+        self.by_role = nn.Parameter(torch.zeros(len(ROLES) * DEPTH_THIRDS, h))
+        self.schedule = nn.Parameter(torch.zeros(h, len(KNOTS)))
+        start = [
+            math.log(config.lr), _logit(config.beta1), _logit(config.beta2),
+            math.log(max(config.weight_decay, 1e-12)), math.log(config.eps),
+        ]  # fmt: skip
+        self.register_buffer("start", torch.tensor(start), persistent=False)
+        self.register_buffer("knots", torch.tensor(KNOTS), persistent=False)
+
+    def init_state(self, layout: Layout, params: Tensor) -> State:
+        return {
+            "step": params.new_zeros(()),
+            "power": params.new_ones(2, layout.num),  # products of beta1 and beta2 so far
+            "m": torch.zeros_like(params),
+            "v": torch.zeros_like(params),
+        }
+
+    def measure(self, params: Tensor, grads: Tensor, state: State) -> Tensor:
+        return grads.new_zeros(0, grads.shape[-1])  # plain AdamW looks at no statistics
+
+    def stats(self, layout: Layout, params: Tensor, grads: Tensor, state: State) -> Tensor:
+        return grads.new_zeros(0, layout.num)
+
+    def scheduled(self, progress: Tensor) -> Tensor:
+        """Piecewise-linear schedule at ``progress``: ``[H]``. Hat functions instead of a search: no branch, vmappable."""
+        width = self.knots.diff()
+        left = torch.cat([width[:1], width])
+        right = torch.cat([width, width[-1:]])
+        d = progress - self.knots
+        hat = torch.where(d < 0, 1 + d / left, 1 - d / right).clamp_min(0)
+        return self.schedule @ hat
+
+    def hyper(self, layout: Layout, progress: Tensor) -> Tensor:
+        """Raw hyper-parameters ``[H, S]`` in log/logit space, before any modulation."""
+        learned = self.by_role[layout.role_keys].T + (self.default + self.scheduled(progress))[:, None]
+        return self.start[:, None] + self.config.gain * learned
+
+    def modulate(
+        self, layout: Layout, raw: Tensor, stats: Tensor, state: State, progress: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Hook of the optimizers that grow on this one: raw ``[H, S]`` to (raw', extra channels ``[E, S]``)."""
+        return raw, raw[:0]
+
+    def condition(
+        self, layout: Layout, stats: Tensor, state: State, loss: Tensor | None, progress: Tensor
+    ) -> tuple[Tensor, Tensor, State]:
+        raw, extra = self.modulate(layout, self.hyper(layout, progress), stats, state, progress)
+        lr, weight_decay, eps = raw[0].exp(), raw[3].exp(), raw[4].exp()
+        keep = torch.sigmoid(-raw[1:3])  # 1 - beta, exact for beta near 1
+        c, power = adamw_rule.channels(lr, weight_decay, keep, state["power"], eps)
+        reduced = {"step": state["step"] + 1, "power": power}
+        return torch.cat([adamw_rule.stack(c), extra]), progress[None], reduced
+
+    def apply(
+        self, channels: Tensor, shared: Tensor, params: Tensor, grads: Tensor, state: State
+    ) -> tuple[Tensor, State]:
+        c = adamw_rule.unstack(channels)
+        m, v = adamw_rule.moments(c, grads, state["m"], state["v"])
+        params = params - c.decay * params - c.step_size * m * adamw_rule.inverse_rms(c, v)
+        return params, {"m": m, "v": v}

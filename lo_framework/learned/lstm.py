@@ -1,0 +1,86 @@
+"""``lstm``: the coordinate-wise recurrent optimizer (Andrychowicz et al. 2016; the L2O-DM baseline).
+
+One small LSTM is shared by all parameters, each with its own hidden state; the gradient enters as log size and sign, and the step
+is ``scale`` times the output. The cell is written from linear operations because the library's has no batching rule under vmap.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from lo_framework.layout import Layout
+from lo_framework.learned.base import LearnedOptimizer, State
+from lo_framework.learned.features import log_and_sign
+
+
+@dataclass(frozen=True, kw_only=True)
+class LSTMConfig:
+    """Two layers of 20 and steps of .01 times the output, as in the published baseline."""
+
+    hidden: int = 20
+    layers: int = 2
+    scale: float = 0.01
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.hidden < 1 or self.layers < 1:
+            raise ValueError(f"hidden ({self.hidden}) and layers ({self.layers}) must be at least 1")
+
+
+class Cell(nn.Module):
+    """One LSTM cell over columns: ``x [I, n]``, ``h, c [H, n]``."""
+
+    def __init__(self, inputs: int, hidden: int, generator: torch.Generator) -> None:
+        super().__init__()
+        bound = hidden**-0.5
+        self.weight = nn.Parameter((torch.rand(4 * hidden, inputs + hidden, generator=generator) * 2 - 1) * bound)
+        self.bias = nn.Parameter(torch.zeros(4 * hidden, 1))
+
+    def forward(self, x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+        i, f, g, o = (self.weight @ torch.cat([x, h]) + self.bias).chunk(4)
+        c = torch.sigmoid(f + 1.0) * c + torch.sigmoid(i) * torch.tanh(g)  # forget gate open at the start
+        return torch.sigmoid(o) * torch.tanh(c), c
+
+
+class LSTM(LearnedOptimizer):
+    """Coordinate-wise LSTM optimizer."""
+
+    kind = "lstm"
+    Config = LSTMConfig
+    config: LSTMConfig
+    per_param = ("h", "c")
+
+    def __init__(self, config: LSTMConfig) -> None:
+        super().__init__()
+        self.config = config
+        generator = torch.Generator().manual_seed(config.seed)
+        widths = [2] + [config.hidden] * (config.layers - 1)
+        self.cells = nn.ModuleList(Cell(width, config.hidden, generator) for width in widths)
+        self.last = nn.Parameter(torch.randn(1, config.hidden, generator=generator) * config.hidden**-0.5)
+        self.last_bias = nn.Parameter(torch.zeros(()))
+
+    def init_state(self, layout: Layout, params: Tensor) -> State:
+        zeros = params.new_zeros(self.config.layers, self.config.hidden, params.shape[-1])
+        return {"step": params.new_zeros(()), "h": zeros, "c": zeros.clone()}
+
+    def measure(self, params: Tensor, grads: Tensor, state: State) -> Tensor:
+        return grads.new_zeros(0, grads.shape[-1])  # strictly coordinate-wise: no statistics
+
+    def condition(
+        self, layout: Layout, stats: Tensor, state: State, loss: Tensor | None, progress: Tensor
+    ) -> tuple[Tensor, Tensor, State]:
+        return stats, progress[None], {"step": state["step"] + 1}
+
+    def apply(
+        self, channels: Tensor, shared: Tensor, params: Tensor, grads: Tensor, state: State
+    ) -> tuple[Tensor, State]:
+        x, hs, cs = log_and_sign(grads), [], []
+        for layer, cell in enumerate(self.cells):
+            x, c = cell(x, state["h"][layer], state["c"][layer])
+            hs.append(x)
+            cs.append(c)
+        step = (self.last @ x)[0] + self.last_bias
+        return params + self.config.scale * step, {"h": torch.stack(hs), "c": torch.stack(cs)}

@@ -1,0 +1,152 @@
+"""``mlp``: one small network per parameter, the classical learned optimizer (Metz et al. 2020/2022; the best-studied baseline).
+
+    p <- p - direction * exp(magnitude * exp_mult) * step_mult
+
+``features=19``: gradient, parameter and six momenta, each over its RMS within the tensor, and eleven time features; 19-32-32-2.
+``features=39``: also second moments, factored (row and column) second moments and their products with gradient and momentum.
+The time features are the same for all parameters, so their part of the first layer is one vector, not a product over N columns.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from lo_framework.layout import Layout
+from lo_framework.learned.base import LearnedOptimizer, State
+from lo_framework.learned.features import TIME_SCALES, second_moment_scale, time_embedding
+
+MOMENTUM_19 = (0.1, 0.5, 0.9, 0.99, 0.999, 0.9999)
+MOMENTUM_39 = (0.9, 0.99, 0.999)
+SECOND_39 = 0.999
+FACTORED_39 = (0.9, 0.99, 0.999)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MLPConfig:
+    """``exp_mult`` and ``step_mult`` make the random start a usable optimizer with steps near 1e-3."""
+
+    features: int = 19
+    hidden: int = 32
+    exp_mult: float = 1e-3
+    step_mult: float = 1e-3
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.features not in (19, 39):
+            raise ValueError(f"features must be 19 or 39, not {self.features}")
+        if self.hidden < 1:
+            raise ValueError(f"hidden must be at least 1, not {self.hidden}")
+
+
+class MLP(LearnedOptimizer):
+    """Per-parameter MLP ``features -> hidden -> hidden -> (direction, magnitude)``."""
+
+    kind = "mlp"
+    Config = MLPConfig
+    config: MLPConfig
+    per_param = ("momenta", "v", "row", "col", "factor")
+    decays: Tensor
+
+    def __init__(self, config: MLPConfig) -> None:
+        super().__init__()
+        self.config = config
+        generator = torch.Generator().manual_seed(config.seed)
+        hidden = config.hidden
+
+        def weight(rows: int, cols: int, fan_in: int) -> nn.Parameter:
+            w = torch.empty(rows, cols)
+            return nn.Parameter(nn.init.trunc_normal_(w, std=fan_in**-0.5, a=-2.0, b=2.0, generator=generator))
+
+        self.first = weight(hidden, config.features - len(TIME_SCALES), config.features)
+        self.first_time = weight(hidden, len(TIME_SCALES), config.features)
+        self.first_bias = nn.Parameter(torch.zeros(hidden))
+        self.second = weight(hidden, hidden, hidden)
+        self.second_bias = nn.Parameter(torch.zeros(hidden, 1))
+        self.last = weight(2, hidden, hidden)
+        self.last_bias = nn.Parameter(torch.zeros(2, 1))
+        self.register_buffer("decays", torch.tensor(MOMENTUM_19)[:, None], persistent=False)
+
+    def init_state(self, layout: Layout, params: Tensor) -> State:
+        return {"step": params.new_zeros(()), "momenta": params.new_zeros(len(self.decays), params.shape[-1])}
+
+    def advance(self, params: Tensor, grads: Tensor, state: State) -> tuple[Tensor, State]:
+        """Unnormalised features ``[F, n]`` and the new per-parameter state."""
+        momenta = state["momenta"] + (1 - self.decays) * (grads - state["momenta"])
+        return torch.cat([grads[None], params[None], momenta]), {"momenta": momenta}
+
+    def measure(self, params: Tensor, grads: Tensor, state: State) -> Tensor:
+        raw, _ = self.advance(params, grads, state)
+        return raw * raw
+
+    def condition(
+        self, layout: Layout, stats: Tensor, state: State, loss: Tensor | None, progress: Tensor
+    ) -> tuple[Tensor, Tensor, State]:
+        bias = self.first_bias + self.first_time @ time_embedding(state["step"])
+        return second_moment_scale(stats), bias, {"step": state["step"] + 1}
+
+    def apply(
+        self, channels: Tensor, shared: Tensor, params: Tensor, grads: Tensor, state: State
+    ) -> tuple[Tensor, State]:
+        raw, new = self.advance(params, grads, state)
+        h = torch.relu(self.first @ (raw * channels) + shared[:, None])
+        h = torch.relu(self.second @ h + self.second_bias)
+        direction, magnitude = (self.last @ h + self.last_bias).unbind(0)
+        update = direction * torch.exp(magnitude * self.config.exp_mult) * self.config.step_mult
+        return params - update, new
+
+
+class WideMLP(MLP):
+    """The 39-feature set: 28 per-parameter features and the eleven of time. Built by ``mlp:features=39``."""
+
+    def __init__(self, config: MLPConfig) -> None:
+        super().__init__(config)
+        start = torch.tensor([*MOMENTUM_39, SECOND_39, *FACTORED_39])
+        self.decay_delta = nn.Parameter(torch.zeros(len(start)))  # decay = 1 - exp(10 (log(1 - start) / 10 + delta))
+        self.register_buffer("log_keep", torch.log1p(-start), persistent=False)
+
+    def init_state(self, layout: Layout, params: Tensor) -> State:
+        def zeros(rows: int) -> Tensor:
+            return params.new_zeros(rows, params.shape[-1])
+
+        factored = len(FACTORED_39)
+        return {
+            "step": params.new_zeros(()), "momenta": zeros(len(MOMENTUM_39)), "v": zeros(1),
+            "row": zeros(factored), "col": zeros(factored), "factor": zeros(factored),
+        }  # fmt: skip
+
+    def keeps(self) -> tuple[Tensor, Tensor, Tensor]:
+        """1 - decay of momenta ``[3, 1]``, second moment ``[1, 1]`` and factored second moments ``[3, 1]``."""
+        keep = torch.exp(self.get_buffer("log_keep") + 10.0 * self.decay_delta).clamp_max(1.0)[:, None]
+        m, f = len(MOMENTUM_39), len(FACTORED_39)
+        return keep[:m], keep[m : m + 1], keep[-f:]
+
+    def prepare(self, layout: Layout, grads: Tensor, state: State) -> State:
+        keep = self.keeps()[2]
+        row, col = layout.factored(grads * grads + 1e-30)
+        row = state["row"] + keep * (row - state["row"])
+        col = state["col"] + keep * (col - state["col"])
+        mean_row = layout.expand(layout.mean(row))
+        factor = _safe_rsqrt(row / (mean_row + 1e-9)) * _safe_rsqrt(col)
+        # A vector has no rows and columns: its full second moment stands in.
+        is_vector = layout.vector_mask.to(grads.device)
+        factor = torch.where(is_vector, torch.rsqrt(row + 1e-6), factor)
+        return {**state, "row": row, "col": col, "factor": factor}
+
+    def advance(self, params: Tensor, grads: Tensor, state: State) -> tuple[Tensor, State]:
+        keep_m, keep_v, _ = self.keeps()
+        m = state["momenta"] + keep_m * (grads - state["momenta"])
+        v = state["v"] + keep_v * (grads * grads - state["v"])
+        row, col, factor = state["row"], state["col"], state["factor"]
+        inverse = torch.rsqrt(v + 1e-6)
+        raw = torch.cat([
+            grads[None], params[None], m, v, m * inverse, inverse, grads * factor,
+            row, col, torch.rsqrt(row + 1e-8), torch.rsqrt(col + 1e-8), m * factor,
+        ])  # fmt: skip
+        return raw, {"momenta": m, "v": v, "row": row, "col": col, "factor": factor}
+
+
+def _safe_rsqrt(x: Tensor) -> Tensor:
+    return torch.rsqrt(x.clamp_min(1e-9))

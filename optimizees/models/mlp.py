@@ -1,0 +1,73 @@
+"""``mlp``: a fully connected classifier. ``mlp-relu``: the same with ReLU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from optimizees.models.model import lecun_normal
+from optimizees.task import Buffers, Params
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "sigmoid": torch.sigmoid,
+    "relu": F.relu,
+    "tanh": torch.tanh,
+    "gelu": F.gelu,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class MLPConfig:
+    """Options of ``mlp``.
+
+    Attributes:
+        hidden: widths of the hidden layers ("64x64"); "none" is multinomial logistic regression.
+        act: what follows each hidden layer.
+        batch: rows of one batch.
+    """
+
+    hidden: tuple[int, ...] = (32,)
+    act: Literal["sigmoid", "relu", "tanh", "gelu"] = "sigmoid"
+    batch: int = 64
+
+    def __post_init__(self) -> None:
+        if min((*self.hidden, self.batch)) < 1:
+            raise ValueError("hidden and batch must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MLPReluConfig(MLPConfig):
+    """Options of ``mlp-relu``: those of ``mlp`` with another default."""
+
+    act: Literal["sigmoid", "relu", "tanh", "gelu"] = "relu"
+
+
+class MLP:
+    """in -> hidden -> ... -> C, parameters "layers.0.weight" [out, in], "layers.0.bias" [out], ..."""
+
+    def __init__(self, config: MLPConfig, inputs: int, classes: int) -> None:
+        self.widths = (inputs, *config.hidden, classes)
+        self.act = ACTIVATIONS[config.act]
+
+    def init(self, generator: torch.Generator) -> tuple[Params, Buffers]:
+        """LeCun-normal weights, zero biases; no buffers."""
+        params: Params = {}
+        for i, (fan_in, fan_out) in enumerate(zip(self.widths[:-1], self.widths[1:], strict=True)):
+            params[f"layers.{i}.weight"] = lecun_normal((fan_out, fan_in), generator)
+            params[f"layers.{i}.bias"] = torch.zeros(fan_out)
+        return params, {}
+
+    def apply(self, params: Params, buffers: Buffers, x: Tensor, *, training: bool) -> tuple[Tensor, Buffers]:
+        """Logits [B, C] for images `x` of any shape [B, ...] with as many numbers as there are inputs."""
+        x = x.flatten(1)
+        last = len(self.widths) - 2
+        for i in range(last + 1):
+            x = F.linear(x, params[f"layers.{i}.weight"], params[f"layers.{i}.bias"])
+            if i < last:
+                x = self.act(x)
+        return x, buffers

@@ -1,0 +1,155 @@
+"""The Task contract: a model, its data and its loss as pure functions that `torch.func` can batch and differentiate.
+
+A task holds tensors (its data) but no state: parameters, buffers, batches and dropout seeds all come in as arguments
+and go out as results, so one task object serves any number of vmapped copies. See docs/design.md, "Contracts".
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from optimizees.datasets.splits import Dataset
+    from optimizees.models.model import Model
+
+Params = dict[str, Tensor]
+Buffers = dict[str, Tensor]
+Batch = tuple[Tensor, ...]
+
+SPLITS = ("train", "valid", "test")
+_KNEE, _CAP = 1.5, 10.0
+
+
+def soft_cap(ratio: Tensor) -> Tensor:
+    """Linear up to 1.5, ``1.5 + log1p(r - 1.5)`` above, at most 10; NaN and infinities give 10 with gradient 0.
+
+    The logarithm keeps a slope on a diverging task, so that it still pushes back, but no task dwarfs the others.
+    """
+    finite = torch.isfinite(ratio)
+    r = torch.where(finite, ratio, 0.0)  # `where` on the INPUT: a masked branch would still turn 0 * inf into NaN
+    above = r > _KNEE
+    bent = torch.where(above, _KNEE + torch.log1p(torch.where(above, r - _KNEE, 0.0)), r)
+    return torch.where(finite, bent.clamp(max=_CAP), _CAP)
+
+
+class Task:
+    """One optimizee. `loss`, `metrics` and `normalize` are pure and vmappable; data live on `device`, float32.
+
+    Attributes:
+        name: canonical spec, for example ``"mlp:hidden=64/digits:size=8"``.
+        batch_size: rows of one batch, B.
+        device: where `init`, `batch` and `full` put their tensors.
+    """
+
+    name: str
+    batch_size: int
+    device: torch.device
+
+    def __init__(self, *, name: str, batch_size: int) -> None:
+        self.name = name
+        self.batch_size = batch_size
+        self.device = torch.device("cpu")
+
+    def init(self, generator: torch.Generator) -> tuple[Params, Buffers]:
+        """Fresh parameters and buffers drawn from a CPU `generator`; tensors on `device`."""
+        raise NotImplementedError
+
+    def loss(self, params: Params, buffers: Buffers, batch: Batch, noise: Tensor) -> tuple[Tensor, Buffers]:
+        """Training-mode mean loss (0-d) and the new buffers. `noise`: int64 0-d seed for counter-based dropout."""
+        raise NotImplementedError
+
+    def batch(self, split: str, generator: torch.Generator, lead: tuple[int, ...] = ()) -> Batch:
+        """Rows drawn with replacement by one ``randint`` of shape lead + (B,); tensors of shape lead + (B, ...)."""
+        raise NotImplementedError
+
+    def full(self, split: str) -> Batch:
+        """The whole split as one batch: the resident tensors themselves, not copies."""
+        raise NotImplementedError
+
+    def metrics(self, params: Params, buffers: Buffers, batch: Batch) -> dict[str, Tensor]:
+        """Evaluation-mode numbers (0-d): always ``"loss"``; classifiers add ``"accuracy"`` in [0, 1]."""
+        raise NotImplementedError
+
+    def normalize(self, loss: Tensor) -> Tensor:
+        """`loss` on a scale comparable across tasks; see `soft_cap`."""
+        raise NotImplementedError
+
+    def to(self, device: torch.device | str) -> Self:
+        """A copy of this task whose tensors live on `device`."""
+        other = copy.copy(self)
+        other.device = torch.device(device)
+        return other
+
+    def _here(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {name: tensor.to(self.device) for name, tensor in tensors.items()}
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.name!r})"
+
+
+class DataTask(Task):
+    """A task over resident rows: `data[split]` is a tuple of tensors with the same first dimension."""
+
+    data: dict[str, Batch]
+
+    def __init__(self, *, name: str, batch_size: int, data: dict[str, Batch]) -> None:
+        super().__init__(name=name, batch_size=batch_size)
+        self.data = data
+
+    def batch(self, split: str, generator: torch.Generator, lead: tuple[int, ...] = ()) -> Batch:
+        rows = self._rows(split)
+        shape = (*lead, self.batch_size)
+        index = torch.randint(len(rows[0]), shape, generator=generator)
+        flat = index.reshape(-1).to(self.device)
+        # index_select on a flat index is about twice as fast as advanced indexing with a [lead, B] one.
+        return tuple(x.index_select(0, flat).reshape(*shape, *x.shape[1:]) for x in rows)
+
+    def full(self, split: str) -> Batch:
+        return self._rows(split)
+
+    def to(self, device: torch.device | str) -> Self:
+        other = super().to(device)
+        other.data = {split: tuple(x.to(device) for x in rows) for split, rows in self.data.items()}
+        return other
+
+    def _rows(self, split: str) -> Batch:
+        if split not in self.data:
+            raise KeyError(f'{self.name}: no split "{split}"; there are {", ".join(self.data)}')
+        return self.data[split]
+
+
+class ClassificationTask(DataTask):
+    """A functional model (`models.model.Model`) with the mean softmax cross-entropy on a data set of C classes.
+
+    A batch is (inputs [B, channels, height, width] in [0, 1], labels int64 [B]).
+    """
+
+    def __init__(self, model: Model, dataset: Dataset, *, name: str, batch_size: int) -> None:
+        super().__init__(name=name, batch_size=batch_size, data=dataset.splits)
+        self.model = model
+        self.num_classes = dataset.num_classes
+
+    def init(self, generator: torch.Generator) -> tuple[Params, Buffers]:
+        params, buffers = self.model.init(generator)
+        return self._here(params), self._here(buffers)
+
+    def loss(self, params: Params, buffers: Buffers, batch: Batch, noise: Tensor) -> tuple[Tensor, Buffers]:
+        logits, buffers = self.model.apply(params, buffers, batch[0], training=True)
+        return F.cross_entropy(logits, batch[1]), buffers
+
+    def metrics(self, params: Params, buffers: Buffers, batch: Batch) -> dict[str, Tensor]:
+        logits, _ = self.model.apply(params, buffers, batch[0], training=False)
+        hits = (logits.argmax(-1) == batch[1]).to(logits.dtype)
+        return {"loss": F.cross_entropy(logits, batch[1]), "accuracy": hits.mean()}
+
+    def normalize(self, loss: Tensor) -> Tensor:
+        """1 is a guess at random: `loss` over log C, through `soft_cap`."""
+        return soft_cap(loss / math.log(self.num_classes))

@@ -1,0 +1,1 @@
+"""Regularizers: sharpness-aware corrections of the gradient, one file each."""
