@@ -17,7 +17,7 @@ PACKAGES := $(wildcard optimizees regularizers lo_framework eval meta_train)
 help:
 	@echo "make env        build $(VENV) (redone only when pyproject.toml or constraints.txt change)"
 	@echo "make train      meta-train on mlp and cnn into $(OUT)"
-	@echo "make test       the fast tests"
+	@echo "make test       the fast tests; ARGS=... goes to pytest"
 	@echo "make test-slow  the slow tests"
 	@echo "make lint       ruff"
 	@echo "make types      mypy"
@@ -35,10 +35,10 @@ train: env
 	$(RUN) -m meta_train --optimizees mlp,cnn --out $(OUT)
 
 test: env
-	$(RUN) -m pytest
+	$(RUN) -m pytest $(ARGS)
 
 test-slow: env
-	$(RUN) -m pytest -m slow
+	$(RUN) -m pytest -m slow $(ARGS)
 
 lint: env
 	$(RUN) -m ruff check .

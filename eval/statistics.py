@@ -14,20 +14,21 @@ IQM, BCa bootstrap           .896 / .936 / .952     .893 / .940 / .940
 IQM, expanded percentile     .940 / .978 / .972     .934 / .977 / .960
 ===========================  =====================  =========================
 
-So a mean, and a mean of paired differences (nearly symmetric), gets the Student t interval: a bootstrap of five values cannot know
-that its own spread is too small. Bootstrap-t covers as well but is a third wider at n = 5, and undefined when a resample is
-constant. An interquartile mean (IQM) has no such theory and gets the *expanded* percentile bootstrap (Hesterberg 2015, "What
-teachers should know about the bootstrap", section 5.3): percentiles moved outwards by what Student's t would ask for.
+So a mean, and a mean of paired differences (nearly symmetric), gets the Student t interval: a bootstrap of five values
+cannot know that its own spread is too small. Bootstrap-t covers as well but is a third wider at n = 5, and undefined
+when a resample is constant. An interquartile mean (IQM) has no such theory and gets the *expanded* percentile bootstrap
+(Hesterberg 2015, "What teachers should know about the bootstrap"): percentiles moved outwards as Student's t asks.
 
-A run that diverged (its value is not finite) is never dropped: it counts as ``diverged_as``, infinitely bad unless told otherwise.
-It makes a mean infinite and its interval unbounded; an IQM bears up to a quarter of them. Every result says how many there were.
+A run that diverged (its value is not finite) is never dropped: it counts as ``diverged_as``, infinitely bad unless told
+otherwise. It makes a mean infinite and its interval unbounded; an IQM bears up to a quarter of them. Every result says
+how many there were.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any
 
@@ -60,13 +61,15 @@ class Estimate:
         return f"{text} ({self.diverged} of {self.n} diverged)" if self.diverged else text
 
     def _decimals(self) -> int | None:
-        """Decimals that show the interval's width to two digits; None where fixed-point notation does not fit."""
+        """Decimals that show the width (and a small value inside it) to two digits; None where fixed point fails."""
         width = self.high - self.low
         largest = max(abs(self.value), abs(self.low), abs(self.high))
         if not (math.isfinite(largest) and width > 0) or largest >= 1e7:
             return None
-        digits = max(0, 1 - math.floor(math.log10(width)))
-        return digits if digits <= 6 else None
+        digits = 1 - math.floor(math.log10(width))
+        if 0.01 * width < abs(self.value) < 0.5 * width:
+            digits = min(digits + 1, 1 - math.floor(math.log10(abs(self.value))))
+        return max(0, digits) if digits <= 6 else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +87,7 @@ class Summary:
 
 @dataclass(frozen=True, kw_only=True)
 class StepsToTarget:
-    """Steps to a target over the seeds. ``median`` counts censored runs as later than all others: inf if most are censored."""
+    """Steps to a target over the seeds; ``median`` counts censored runs as later than all others (inf: most were)."""
 
     median: float
     reached: int
@@ -110,10 +113,10 @@ def median(values: ArrayLike) -> Array:
 
 
 def iqm(values: ArrayLike) -> Array:
-    """Interquartile mean over the last axis: the mean of the middle half, values at its edges counting by their fraction.
+    """Interquartile mean over the last axis: the mean of the middle half, values at its edges by their fraction.
 
-    Sorted value i occupies [i, i + 1] and weighs by its overlap with [n/4, 3n/4]; so n need not be a multiple of four, and
-    ``n = 1`` gives the value itself.
+    Sorted value i occupies [i, i + 1] and weighs by its overlap with [n/4, 3n/4]; so n need not be a multiple of four,
+    and ``n = 1`` gives the value itself.
     """
     x = np.sort(np.asarray(values, dtype=np.float64), axis=-1)
     n = x.shape[-1]
@@ -146,8 +149,9 @@ def mean_interval(values: ArrayLike, *, level: float = 0.95, diverged_as: float 
 def paired_difference(a: ArrayLike, b: ArrayLike, *, level: float = 0.95, diverged_as: float = INF) -> Estimate:
     """Mean of ``a - b`` over pairs ``[n]`` that share a seed (initialisation and batches), with Student's t interval.
 
-    Pairing removes what the two have in common, which is most of the spread. Where one of a pair diverged the difference is
-    infinite, where both did it is undefined and so is the mean (nan): compare such arms by `probability_of_improvement`.
+    Pairing removes what the two have in common, which is most of the spread. Where one of a pair diverged the
+    difference is infinite, where both did it is undefined and so is the mean (nan): compare such arms by
+    `probability_of_improvement`.
     """
     x, y, diverged = _pairs(a, b, diverged_as)
     with np.errstate(invalid="ignore"):
@@ -163,17 +167,10 @@ def bootstrap_interval(
     seed: int | np.random.Generator = 0,
     diverged_as: float = INF,
 ) -> Estimate:
-    """``statistic`` of ``values [n]`` with the expanded percentile bootstrap interval. ``statistic`` reduces the last axis."""
-    x, _ = outcomes(values, diverged_as)
-    estimate = stratified_bootstrap(
-        np.asarray(values, dtype=np.float64).reshape(1, -1),
-        statistic,
-        level=level,
-        resamples=resamples,
-        seed=seed,
-        diverged_as=diverged_as,
-    )
-    return replace(estimate, n=x.size)
+    """``statistic`` (it reduces the last axis) of ``values [n]`` with the expanded percentile bootstrap interval."""
+    one_task = np.asarray(values, dtype=np.float64).reshape(1, -1)
+    options: dict[str, Any] = dict(level=level, resamples=resamples, seed=seed, diverged_as=diverged_as)
+    return stratified_bootstrap(one_task, statistic, **options)
 
 
 def stratified_bootstrap(
@@ -187,8 +184,9 @@ def stratified_bootstrap(
 ) -> Estimate:
     """``statistic`` of all of ``matrix [tasks, seeds]`` at once, resampling seeds within each task.
 
-    The tasks are the ones we chose, not a sample of some population, so they stay; bring them to one scale first. The interval
-    says what other seeds would do, not what other tasks would. ``statistic`` maps ``[..., tasks * seeds]`` to ``[...]``.
+    The tasks are the ones we chose, not a sample of some population, so they stay; bring them to one scale first. The
+    interval says what other seeds would do, not what other tasks would. ``statistic`` maps ``[..., tasks * seeds]`` to
+    ``[...]``.
     """
     x, diverged = outcomes(matrix, diverged_as)
     if x.ndim != 2:
@@ -206,8 +204,8 @@ def stratified_bootstrap(
 def expanded_percentile(replicates: Array, level: float, seeds: int, tasks: int = 1) -> tuple[Array, Array]:
     """Ends of the expanded percentile interval over the first axis of bootstrap ``replicates [resamples, ...]``.
 
-    The resampled spread is too small by sqrt((n - 1) / n) and the normal quantile by what Student's t adds. Order statistics
-    without interpolation, rounded outwards: they stay right among infinities.
+    The resampled spread is too small by sqrt((n - 1) / n) and the normal quantile by what Student's t adds. Order
+    statistics without interpolation, rounded outwards: they stay right among infinities.
     """
     tail = 0.5 * (1.0 - level)
     t = student_t_quantile(1.0 - tail, tasks * (seeds - 1))
@@ -222,8 +220,8 @@ def probability_of_improvement(
 ) -> Estimate:
     """How often ``a`` beats ``b`` on the same task and seed (``[n]`` or ``[tasks, seeds]``); a tie counts one half.
 
-    Diverged runs lose against finite ones and tie among themselves. Wilson's score interval: right at 0 and 1, where a bootstrap
-    of few pairs has no width at all; for ties and for several tasks it errs on the wide side.
+    Diverged runs lose against finite ones and tie among themselves. Wilson's score interval: right at 0 and 1, where a
+    bootstrap of few pairs has no width at all; for ties and for several tasks it errs on the wide side.
     """
     x, y, diverged = _pairs(a, b, INF if lower_is_better else -INF)
     wins = (x < y) if lower_is_better else (x > y)

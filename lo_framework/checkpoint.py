@@ -19,6 +19,7 @@ from torch import Tensor
 from lo_framework.files.atomic import atomic_write_bytes, atomic_write_text, clean_temporaries, reason
 from lo_framework.files.jsonl import truncate_jsonl
 from lo_framework.files.sealed import FORMAT_VERSION, read_sealed, seal
+from lo_framework.learned.features import FEATURE_VERSION
 from optimizees.spec import UserError
 
 __all__ = [
@@ -34,10 +35,6 @@ __all__ = [
     "save_state",
     "truncate_jsonl",
 ]
-
-# Raised when the meaning of a feature that learned optimizers read changes: the same weights would then mean something
-# else, without any error, so a file of another feature version is refused.
-FEATURE_VERSION = 1
 
 KEPT_STATES = 2
 _STATE_NAME = re.compile(r"state-(\d{10,18})\.safetensors")
@@ -128,7 +125,7 @@ def load_optimizer(path: str | os.PathLike[str], *, kind: str | None = None) -> 
     name = repr(os.fspath(path))
     tensors, record = read_sealed(path, _AN_OPTIMIZER, _MAX_OPTIMIZER_BYTES)
     fields = _fields(record, name, "optimizer", _AN_OPTIMIZER, kind=str, config=dict, summary=dict, feature_version=int)
-    if fields["feature_version"] != FEATURE_VERSION:
+    if fields["feature_version"] != FEATURE_VERSION:  # no error would follow, only wrong updates
         raise UserError(
             f"{name} reads features of version {fields['feature_version']}, and this lo_framework computes version "
             f"{FEATURE_VERSION}: its weights would mean something else; use the release that trained it"

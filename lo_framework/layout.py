@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import ClassVar
 
@@ -45,10 +45,11 @@ class Slot:
 
 @dataclass(frozen=True)
 class Layout:
-    """Names, shapes, offsets and roles of the tensors of one flat arena."""
+    """Names, shapes, offsets and roles of the tensors of one flat arena; ``device`` is where its constant tensors lie."""
 
     DESCRIPTORS: ClassVar[int] = 2 + len(ROLES)
     slots: tuple[Slot, ...]
+    device: torch.device = field(default=torch.device("cpu"), compare=False)
 
     @staticmethod
     def of(shapes: Mapping[str, Sequence[int]]) -> Layout:
@@ -64,6 +65,10 @@ class Layout:
             slots.append(Slot(name, shape, offset, numel, role, layer / last))
             offset += numel
         return Layout(tuple(slots))
+
+    def to(self, device: torch.device) -> Layout:
+        """The same layout with its constant tensors on ``device``: rules use them at every step."""
+        return self if device == self.device else replace(self, device=device)
 
     @cached_property
     def sizes(self) -> list[int]:
@@ -82,14 +87,14 @@ class Layout:
     @cached_property
     def role_keys(self) -> Tensor:
         """Row of each tensor in a (role x depth third) table, ``[S]``."""
-        return torch.tensor([slot.role_key for slot in self.slots])
+        return torch.tensor([slot.role_key for slot in self.slots], device=self.device)
 
     @cached_property
     def descriptors(self) -> Tensor:
         """What a tensor is, ``[DESCRIPTORS, S]``: log size, depth in [-1, 1], one-hot role."""
         rows = [[math.log(s.numel) / 10.0 for s in self.slots], [2.0 * s.depth - 1.0 for s in self.slots]]
         rows += [[float(s.role == role) for s in self.slots] for role in ROLES]
-        return torch.tensor(rows)
+        return torch.tensor(rows, device=self.device)
 
     def flatten(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """``{name: [..., *shape]}`` to ``[..., N]`` (a copy)."""
@@ -133,7 +138,7 @@ class Layout:
     @cached_property
     def vector_mask(self) -> Tensor:
         """True at parameters of tensors with fewer than two dimensions, ``[N]``."""
-        return torch.cat([torch.full((s.numel,), len(s.shape) < 2) for s in self.slots])
+        return torch.cat([torch.full((s.numel,), len(s.shape) < 2, device=self.device) for s in self.slots])
 
 
 def _layer_index(sizes: list[tuple[int, ...]]) -> list[int]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from optimizees import analytic as _analytic  # noqa: F401 (registers quadratic and rosenbrock)
 from optimizees import datasets as datasets_room
 from optimizees.datasets import Dataset
 from optimizees.models import CNN, MLP, CNNConfig, MLPConfig, MLPReluConfig

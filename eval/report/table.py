@@ -1,9 +1,4 @@
-"""Plain tables for the terminal, and the same ones as Markdown.
-
-    table = Table("optimizer", "final loss")
-    table.add("adamw", estimate)
-    print(table)
-"""
+"""Plain tables for the terminal and in Markdown: ``Table(*headers)``, ``add(*cells)``, ``print(table)``."""
 
 from __future__ import annotations
 
@@ -14,7 +9,7 @@ GAP = "  "
 
 
 def cell(value: Any) -> str:
-    """One line of text: floats to four significant digits, None as a dash, everything else (an `Estimate` too) by ``str``."""
+    """One line of text: floats to four significant digits, None as a dash, the rest (an `Estimate` too) by ``str``."""
     if value is None:
         return "-"
     if isinstance(value, bool):
@@ -103,7 +98,7 @@ class Table:
 
 
 def _numeric(text: str) -> bool:
-    """Whether a text cell is a number with decorations ("1.2x", "95%", "-"): it does not make its column one of words."""
+    """Whether a text cell is a decorated number ("1.2x", "95%", "-"): it does not make its column one of words."""
     try:
         float(text.strip().rstrip("%x") or "nan")
     except ValueError:

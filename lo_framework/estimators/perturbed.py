@@ -14,8 +14,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from lo_framework.estimators.truncation import Truncation, Unroller, UnrollState
-from lo_framework.inner.step import Family
+from lo_framework.estimators.truncation import Truncation, Unroller, UnrollState, map_carry
+from lo_framework.inner.step import Carry, Family
 from lo_framework.learned.base import Theta
 from lo_framework.objectives import Objective
 from lo_framework.protocols import MetaGradient
@@ -70,13 +70,10 @@ class Perturbed:
         if self.persistent:
             xi = torch.where(restarted[:, None], 0.0, state.extra["xi"]) + eps
         weight = (positive - negative) / (2 * self.config.sigma**2)
-        # scores are capped per step, so they are finite even where a task diverged
+        # Scores are capped per step, so they are finite even where a task diverged; a user's `normalize` may not be.
+        weight = torch.where(torch.isfinite(weight), weight, 0.0)
         flat = (weight[:, None] * xi).mean(0)
-        metrics = {
-            "meta_loss": float(scores.mean()),
-            "nonfinite": float((~carry.alive).float().mean()),
-            "diverged": float((scores > 1.5).float().mean()),
-        }
+        metrics = {**unroller.summary(state, total), "nonfinite": float((~carry.alive).float().mean())}
         if not self.persistent:  # both members of the next pair start from the positive one's state
             carry = _share_first(carry, num)
         new = replace(unroller.advance(state, carry), extra={"xi": xi} if self.persistent else {})
@@ -96,12 +93,10 @@ def unflatten_theta(theta: Theta, flat: Tensor) -> Theta:
     """``[P]`` to theta's names and shapes."""
     out, offset = {}, 0
     for name, x in theta.items():
-        out[name] = flat[offset : offset + x.numel()].reshape(x.shape).to(x.device)
+        out[name] = flat[offset : offset + x.numel()].reshape(x.shape).to(x)
         offset += x.numel()
     return out
 
 
-def _share_first(carry, num: int):  # type: ignore[no-untyped-def]
-    from lo_framework.estimators.truncation import _map_carry
-
-    return _map_carry(lambda x: torch.cat([x[:num], x[:num]]), carry)
+def _share_first(carry: Carry, num: int) -> Carry:
+    return map_carry(lambda x: torch.cat([x[:num], x[:num]]), carry)

@@ -74,14 +74,9 @@ class TBPTT:
         state.generator.set_state(final_random)
         assert grads is not None
         length = self.unroller.truncation.unroll_length
-        mean, bad, clipped = combine({n: g / length for n, g in grads.items()}, self.config.clip_task)
-        scores = total / length
-        metrics = {
-            "meta_loss": float(scores.mean()),
-            "nonfinite": float((~final.alive).float().mean()) if not bad else max(bad, float((~final.alive).float().mean())),
-            "diverged": float((scores > 1.5).float().mean()),
-            "task_clipped": clipped,
-        }
+        scaled = {n: g / length for n, g in grads.items()}
+        mean, bad, clipped = combine(scaled, self.config.clip_task, final.alive)
+        metrics = {**self.unroller.summary(state, total), "nonfinite": bad, "task_clipped": clipped}
         return MetaGradient(mean, metrics), self.unroller.advance(state, final)
 
     def _forward(self, theta: Theta, state: UnrollState) -> list[tuple[Carry, Tensor]]:
@@ -130,8 +125,12 @@ def _join(moving: dict[str, Tensor], carry: Carry) -> Carry:
     )
 
 
-def combine(grads: Theta, clip_task: float = 0.0) -> tuple[Theta, float, float]:
-    """Mean over tasks of per-task gradients ``[K, ...]``, leaving out non-finite ones; the fractions left out and clipped."""
+def combine(grads: Theta, clip_task: float = 0.0, alive: Tensor | None = None) -> tuple[Theta, float, float]:
+    """Mean over tasks of per-task gradients ``[K, ...]``; the fractions of non-finite and of clipped tasks.
+
+    A non-finite gradient is left out, but the sum is still divided by K: a shard in trouble takes smaller steps, not noisier
+    ones. The non-finite fraction also counts tasks that are no longer ``alive [K]``.
+    """
     square = sum((g.reshape(g.shape[0], -1) ** 2).sum(1) for g in grads.values())
     assert isinstance(square, Tensor)
     norm = square.sqrt()
@@ -146,7 +145,8 @@ def combine(grads: Theta, clip_task: float = 0.0) -> tuple[Theta, float, float]:
     for name, g in grads.items():
         safe = torch.where(good.reshape(-1, *[1] * (g.dim() - 1)), g, 0.0)
         mean[name] = torch.tensordot(scale, safe, dims=1)
-    return mean, float((~good).float().mean()), clipped
+    whole = good if alive is None else good & alive
+    return mean, float((~whole).float().mean()), clipped
 
 
 __all__ = ["TBPTT", "Losses", "TBPTTConfig", "combine"]

@@ -11,6 +11,7 @@ Everything random comes from one generator a shard; where an episode ends is kno
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -40,7 +41,8 @@ class Truncation:
     def horizon(self, generator: torch.Generator) -> int:
         low, high = self.episode
         u = torch.rand((), generator=generator, dtype=torch.float64).item()
-        return min(high, int(math.exp(math.log(low) + u * (math.log(high + 1) - math.log(low)))))
+        drawn = int(math.exp(math.log(low) + u * (math.log(high + 1) - math.log(low))))
+        return min(high, max(low, drawn))  # exp(log(n)) may round to just below n
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,7 @@ class Unroller:
         t[rows] = 0
         stop = torch.where(done, horizon, state.stop)
         where = torch.cat([rows + copy * self.num for copy in range(self.copies)]).to(state.carry.params.device)
-        carry = _map_carry(
+        carry = map_carry(
             lambda old, new: old.index_copy(0, where, torch.cat([new] * self.copies)), state.carry, fresh
         )
         return replace(state, carry=carry, horizon=horizon, stop=stop, t=t), done
@@ -123,6 +125,18 @@ class Unroller:
         assert total is not None
         return carry, total, losses
 
+    def summary(self, state: UnrollState, total: Tensor) -> dict[str, float]:
+        """Metrics of the summed scores ``[copies K]`` of a truncation from ``state``, over the steps that counted.
+
+        Masked steps add nothing to ``total``: dividing by the unroll length would make the meta-loss dip at every episode's end.
+        """
+        live = (state.stop - state.t).clamp(1, self.truncation.unroll_length).to(total.dtype)
+        live, total = self._repeat(live), total.cpu()
+        return {
+            "meta_loss": float(total.sum() / live.sum()),
+            "diverged": float((total / live > 1.5).double().mean()),
+        }
+
     def advance(self, state: UnrollState, carry: Carry) -> UnrollState:
         """After a truncation: move every clock; a task that went non-finite ends its episode."""
         t = torch.minimum(state.t + self.truncation.unroll_length, state.stop)
@@ -137,10 +151,11 @@ class Unroller:
         return tuple(self._repeat(x) for x in batch)
 
     def _repeat_carry(self, carry: Carry) -> Carry:
-        return _map_carry(self._repeat, carry)
+        return map_carry(self._repeat, carry)
 
 
-def _map_carry(f, *carries: Carry) -> Carry:  # type: ignore[no-untyped-def]
+def map_carry(f: Callable[..., Tensor], *carries: Carry) -> Carry:
+    """``f`` of the tensors of the same name in all ``carries``."""
     first = carries[0]
     return Carry(
         f(*(c.params for c in carries)),
@@ -153,4 +168,4 @@ def _map_carry(f, *carries: Carry) -> Carry:  # type: ignore[no-untyped-def]
 def canonical(carry: Carry) -> Carry:
     """A detached contiguous clone. Every truncation passes its state through here, saved or not: a strided tensor and its
     reloaded contiguous copy would sum to different bits."""
-    return _map_carry(lambda x: x.detach().clone(memory_format=torch.contiguous_format), carry)
+    return map_carry(lambda x: x.detach().clone(memory_format=torch.contiguous_format), carry)

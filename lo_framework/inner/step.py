@@ -82,7 +82,8 @@ class Family:
             grads, (loss, new_buffers) = grad_and_value(loss_of, has_aux=True)(at)
             if differentiable and not second_order:  # d loss / d params is the gradient at hand
                 loss = loss.detach() + (grads.detach() * (params - at)).sum()
-            arguments = (self.layout, params, grads, state, loss.detach(), progress)
+            seen = loss if second_order else loss.detach()  # a rule may read the loss; then it is a path from params too
+            arguments = (self.layout, params, grads, state, seen, progress)
             new_params, new_state = functional_call(self.learned, theta, arguments)
             alive = alive & torch.isfinite(loss) & torch.isfinite(new_params.sum())
             params = torch.where(alive, new_params, params)

@@ -1,7 +1,7 @@
 """AdamW's update with per-tensor hyper-parameters, the common trunk of the growing family of learned optimizers.
 
 Loshchilov & Hutter 2019 with torch's conventions: decoupled decay of the old parameters, eps outside the square root. Betas may
-change from step to step, so bias correction uses running products instead of powers.
+change from step to step, so bias correction uses running products instead of powers (in logarithms).
 """
 
 from __future__ import annotations
@@ -35,14 +35,16 @@ def inverse_rms(c: AdamWChannels, v: Tensor) -> Tensor:
     return 1.0 / ((v * c.unbias2 + TINY).sqrt() + c.eps)
 
 
-def channels(lr: Tensor, weight_decay: Tensor, keep: Tensor, power: Tensor, eps: Tensor) -> tuple[AdamWChannels, Tensor]:
-    """Channels for hyper-parameters ``[S]``; ``keep`` and ``power [2, S]``: 1 - betas and the products of betas so far.
+def channels(
+    lr: Tensor, weight_decay: Tensor, keep: Tensor, log_power: Tensor, eps: Tensor
+) -> tuple[AdamWChannels, Tensor]:
+    """Channels for hyper-parameters ``[S]``; ``keep`` and ``log_power [2, S]``: 1 - betas, log of the products of betas so far.
 
-    Returns the channels and the new products.
+    Logarithms because 1 - beta2^t cancels: in float32 its first value would be wrong by 1e-5. Returns also the new logs.
     """
-    power = power * (1.0 - keep)
-    unbias = 1.0 / (1.0 - power)
-    return AdamWChannels(lr * unbias[0], lr * weight_decay, keep[0], keep[1], unbias[1], eps), power
+    log_power = log_power + torch.log1p(-keep)
+    unbias = -1.0 / torch.expm1(log_power)
+    return AdamWChannels(lr * unbias[0], lr * weight_decay, keep[0], keep[1], unbias[1], eps), log_power
 
 
 def stack(c: AdamWChannels) -> Tensor:

@@ -30,6 +30,7 @@ class AttentionConfig(HyperAdamWConfig):
     seed: int = 0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.width < 1 or self.heads < 1 or self.layers < 1 or self.width % self.heads:
             raise ValueError(f"width ({self.width}) must be a positive multiple of heads ({self.heads}), layers at least 1")
         if self.head not in ("exp", "bounded"):

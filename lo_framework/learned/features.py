@@ -43,7 +43,7 @@ def token_features(layout: Layout, stats: Tensor, state: dict[str, Tensor], prog
     ``stats [5, S]`` are the means of :data:`TOKEN_STATS` with the OLD moments, at meta-training and at use alike. Means instead of
     norms, so that a bias does not weigh as much as an embedding and nothing scales with the number of parameters.
     """
-    unbias = 1.0 / (1.0 - state["power"]).clamp_min(1e-3)  # zero moments at the first step stay zero
+    unbias = 1.0 / (-torch.expm1(state["log_power"])).clamp_min(1e-3)  # zero moments at the first step stay zero
     tiny = 1e-14
     g2, m2, p2, gm, v = stats
     m2, gm, v = m2 * unbias[0] ** 2, gm * unbias[0], v * unbias[1]
@@ -54,7 +54,8 @@ def token_features(layout: Layout, stats: Tensor, state: dict[str, Tensor], prog
             (0.5 * torch.log(m2 + tiny) - log_g).clamp(-3.0, 3.0),
             (0.5 * torch.log(v + tiny) - log_g).clamp(-3.0, 3.0),
             0.5 * torch.log(p2 + tiny) / 5.0,
-            gm * torch.rsqrt(m2 * g2 + tiny**2),
+            # Two roots, not one of the product: the derivative of rsqrt(1e-28) overflows float32, and 0 * inf is NaN.
+            gm * torch.rsqrt(m2 + tiny) * torch.rsqrt(g2 + tiny),
         ]
     )
     step = state["step"]

@@ -37,6 +37,12 @@ class HyperAdamWConfig:
     eps: float = 1e-8
     gain: float = 10.0
 
+    def __post_init__(self) -> None:
+        if not (self.lr > 0 and self.eps > 0 and self.weight_decay >= 0):
+            raise ValueError("lr and eps must be positive and weight_decay at least 0: they are learned as logarithms")
+        if not (0 < self.beta1 < 1 and 0 < self.beta2 < 1):
+            raise ValueError("beta1 and beta2 must be between 0 and 1, both excluded: they are learned as logits")
+
 
 def _logit(x: float) -> float:
     return math.log(x) - math.log1p(-x)
@@ -68,7 +74,7 @@ class HyperAdamW(LearnedOptimizer):
     def init_state(self, layout: Layout, params: Tensor) -> State:
         return {
             "step": params.new_zeros(()),
-            "power": params.new_ones(2, layout.num),  # products of beta1 and beta2 so far
+            "log_power": params.new_zeros(2, layout.num),  # logs of the products of beta1 and of beta2 so far
             "m": torch.zeros_like(params),
             "v": torch.zeros_like(params),
         }
@@ -105,8 +111,8 @@ class HyperAdamW(LearnedOptimizer):
         raw, extra = self.modulate(layout, self.hyper(layout, progress), stats, state, progress)
         lr, weight_decay, eps = raw[0].exp(), raw[3].exp(), raw[4].exp()
         keep = torch.sigmoid(-raw[1:3])  # 1 - beta, exact for beta near 1
-        c, power = adamw_rule.channels(lr, weight_decay, keep, state["power"], eps)
-        reduced = {"step": state["step"] + 1, "power": power}
+        c, log_power = adamw_rule.channels(lr, weight_decay, keep, state["log_power"], eps)
+        reduced = {"step": state["step"] + 1, "log_power": log_power}
         return torch.cat([adamw_rule.stack(c), extra]), progress[None], reduced
 
     def apply(

@@ -49,7 +49,7 @@ class Objective:
                 value = task.normalize(loss)
                 total = total + weight * value
                 if self.config.log:
-                    total = total + weight * self.config.log * torch.log(value + LOG_FLOOR)
+                    total = total + weight * self.config.log * torch.log(value.clamp_min(0) + LOG_FLOOR)
         return total
 
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+from optimizees.datasets.cifar import CifarConfig, load_cifar10
 from optimizees.datasets.digits import DigitsConfig, load_digits
+from optimizees.datasets.idx import FASHION_MNIST, MNIST, IdxConfig, load_idx
 from optimizees.datasets.splits import Dataset
 from optimizees.spec import UserError, build_config, canonical, nearest, parse_spec
 
@@ -23,7 +26,12 @@ class Entry:
     num_classes: int = 10
 
 
-DATASETS: dict[str, Entry] = {"digits": Entry(config=DigitsConfig, load=load_digits)}
+DATASETS: dict[str, Entry] = {
+    "digits": Entry(config=DigitsConfig, load=load_digits),
+    "mnist": Entry(config=IdxConfig, load=partial(load_idx, MNIST)),
+    "fashion_mnist": Entry(config=IdxConfig, load=partial(load_idx, FASHION_MNIST)),
+    "cifar10": Entry(config=CifarConfig, load=load_cifar10),
+}
 _loaded: dict[tuple[str, str | None], Dataset] = {}
 
 
@@ -47,7 +55,8 @@ def load(spec: str, data_dir: str | os.PathLike[str] | None = None) -> Dataset:
     """
     name, config = check(spec)
     entry = DATASETS[name]
-    folder = os.fspath(data_dir) if data_dir is not None else os.environ.get("LO_DATA_DIR") or None
+    named = os.fspath(data_dir) if data_dir is not None else os.environ.get("LO_DATA_DIR")
+    folder = os.path.abspath(os.path.expanduser(named)) if named else None
     key = (canonical(name, config), folder)
     if key not in _loaded:
         _loaded[key] = Dataset(name=key[0], splits=entry.load(config, folder), num_classes=entry.num_classes)

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from optimizees.models.model import uniform
-from optimizees.models.norms import batch_norm, group_norm
+from optimizees.models.norms import batch_moments, group_norm, moved, normalise
 from optimizees.models.pooling import avg_pool2, max_pool2
 from optimizees.spec import UserError
 from optimizees.task import Buffers, Params
@@ -95,5 +95,8 @@ class CNN:
         if self.config.norm == "group":
             return group_norm(x, weight, bias)
         mean, var = f"norms.{i}.running_mean", f"norms.{i}.running_var"
-        x, buffers[mean], buffers[var] = batch_norm(x, weight, bias, buffers[mean], buffers[var], training=training)
-        return x
+        moments = running = buffers[mean], buffers[var]
+        if training:
+            moments = batch_moments(x)
+            buffers[mean], buffers[var] = moved(running, moments, x.numel() // x.shape[1])
+        return normalise(x, *moments, weight, bias)

@@ -1,4 +1,4 @@
-"""Batch and group normalisation with the statistics as values that go in and come out."""
+"""Batch and group normalisation as plain functions: statistics are values, never updated in place."""
 
 from __future__ import annotations
 
@@ -12,23 +12,32 @@ EPS, MOMENTUM = 1e-5, 0.1
 GROUPS = 8
 
 
-def batch_norm(
-    x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor, *, training: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Normalise `x` [B, C, H, W] per channel, as nn.BatchNorm2d; returns the output and the new running mean and var.
+def batch_moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance of `x` [B, C, ...] per channel, each [C]."""
+    var, mean = torch.var_mean(x, [0, *range(2, x.dim())], correction=0)
+    return mean, var
 
-    Training normalises by the batch's biased variance and moves the running one by the unbiased, by MOMENTUM;
-    evaluation uses the running values and returns them unchanged. Source: Ioffe & Szegedy 2015, algorithms 1 and 2.
+
+def normalise(
+    x: Tensor, mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float = EPS
+) -> Tensor:
+    """``(x - mean) / sqrt(var + eps) * weight + bias`` per channel of `x` [B, C, ...] (Ioffe & Szegedy 2015)."""
+    scale = torch.rsqrt(var + eps)
+    scale = scale if weight is None else scale * weight
+    shift = -mean * scale if bias is None else bias - mean * scale
+    channels = (-1, *(1,) * (x.dim() - 2))
+    return x * scale.reshape(channels) + shift.reshape(channels)
+
+
+def moved(
+    running: tuple[Tensor, Tensor], moments: tuple[Tensor, Tensor], count: int, momentum: float = MOMENTUM
+) -> tuple[Tensor, Tensor]:
+    """The running mean and variance after a batch of `count` numbers per channel with biased `moments`.
+
+    The running variance is the unbiased one, as nn.BatchNorm's.
     """
-    new_mean, new_var = mean, var
-    if training:
-        var, mean = torch.var_mean(x, (0, 2, 3), correction=0)
-        count = x.shape[0] * x.shape[2] * x.shape[3]
-        new_mean = new_mean + MOMENTUM * (mean.detach() - new_mean)
-        new_var = new_var + MOMENTUM * (var.detach() * (count / max(count - 1, 1)) - new_var)
-    scale = weight * torch.rsqrt(var + EPS)
-    shift = bias - mean * scale
-    return x * scale[:, None, None] + shift[:, None, None], new_mean, new_var
+    mean, var = moments[0].detach(), moments[1].detach() * (count / max(count - 1, 1))
+    return running[0] + momentum * (mean - running[0]), running[1] + momentum * (var - running[1])
 
 
 def group_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

@@ -83,7 +83,12 @@ def test_bootstrap_agrees_with_scipys_percentiles_at_the_expanded_level():
     # scipy takes a level: the one whose percentiles are the expanded ones.
     tail = stats.norm.cdf(-math.sqrt(20 / 19) * stats.t.ppf(0.975, 19))
     theirs = stats.bootstrap(
-        (x,), np.mean, confidence_level=1 - 2 * tail, n_resamples=20000, method="percentile", rng=np.random.default_rng(1)
+        (x,),
+        np.mean,
+        confidence_level=1 - 2 * tail,
+        n_resamples=20000,
+        method="percentile",
+        rng=np.random.default_rng(1),
     ).confidence_interval
     spread = theirs.high - theirs.low
     assert ours.low == pytest.approx(theirs.low, abs=0.03 * spread)
@@ -103,7 +108,7 @@ def test_stratified_bootstrap_ignores_differences_between_tasks():
     apart = noise + np.array([[0.0], [10.0], [20.0], [30.0]])
     estimate = st.stratified_bootstrap(apart, st.mean)
     assert estimate.value == pytest.approx(apart.mean())
-    # Standard error of the mean of 32 with the spread within tasks only; the spread between them is a hundred times wider.
+    # The spread within tasks only; that between them is a hundred times wider.
     se = math.sqrt(noise.var(axis=1, ddof=1).mean() / 32)
     assert estimate.high - estimate.low == pytest.approx(2 * stats.t.ppf(0.975, 28) * se, rel=0.1)
     assert estimate.n == 32
@@ -116,7 +121,7 @@ def test_stratified_bootstrap_wants_a_matrix():
 
 @pytest.mark.parametrize("n", [5, 10])
 def test_intervals_cover(n):
-    """600 trials (standard error .009 at .95); at n = 5 the plain percentile bootstrap covers .84 of means and .90 of IQMs."""
+    """600 trials, standard error .009. (At n = 5 the plain percentile bootstrap covers .84 of means, .90 of IQMs.)"""
     rng, trials = np.random.default_rng(9), 600
     truth = st.iqm(np.exp(0.3 * rng.normal(size=400_000)))
     hits_t = hits_iqm = 0
@@ -220,6 +225,7 @@ def test_summary_respects_direction_and_counts():
         (1234.5, 1200.0, 1269.0, "1234 [1200, 1269]"),
         (-1e-9, -0.05, 0.04, "0.000 [-0.050, 0.040]"),
         (1.2e-8, 1.1e-8, 1.3e-8, "1.2e-08 [1.1e-08, 1.3e-08]"),
+        (0.31, 0.213, 2.31, "0.31 [0.21, 2.31]"),
         (0.5, 0.5, 0.5, "0.5 [0.5, 0.5]"),
         (0.216, -INF, INF, "0.216 [-inf, inf]"),
     ],

@@ -68,7 +68,7 @@ def test_leftovers(tmp_path: Path) -> None:
     stranger = tmp_path / ".notes.tmp"
     stranger.write_text("")
     assert set(atomic.clean_temporaries(tmp_path)) == {dead, earlier_self, impossible}
-    assert {entry for entry in tmp_path.iterdir()} == {mine, alive, stranger}
+    assert set(tmp_path.iterdir()) == {mine, alive, stranger}
     two_days_ago = time.time() - 2 * 86400
     os.utime(alive, (two_days_ago, two_days_ago))
     assert atomic.clean_temporaries(tmp_path) == [alive]
@@ -117,6 +117,6 @@ def test_truncate_jsonl_refusals(tmp_path: Path) -> None:
         truncate_jsonl(tmp_path, 3)
     path = tmp_path / "other.txt"
     path.write_bytes(b"hello\n" + LOG)
-    with pytest.raises(UserError, match="line 1 of .* is not a JSON object"):
+    with pytest.raises(UserError, match=r"line 1 of .* is not a JSON object"):
         truncate_jsonl(path, 3)
     assert path.read_bytes() == b"hello\n" + LOG

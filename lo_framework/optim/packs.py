@@ -1,0 +1,242 @@
+"""Where a face keeps the state of a learned optimizer: in packs of tensors, which a step works through in runs.
+
+A model has many small tensors (biases, norms) and a few large ones. One call of an update rule costs tens of microseconds
+whatever its size, so small neighbours share one block of state, a *pack*, and are updated in one call; a large tensor is a pack
+of its own and is updated chunk by chunk. A pack is formed when its tensors get their first gradient and is never moved. A step
+works on *runs*: stretches of a pack whose tensors all have a gradient.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from lo_framework.layout import Layout
+from lo_framework.learned.base import LearnedOptimizer, State
+
+SMALL = 16384  # tensors up to this size share packs: where broadcasting to parameters costs about as much as one more call
+
+
+@dataclass(eq=False)
+class Pack:
+    """Tensors of one parameter group on one device with one block of state."""
+
+    members: tuple[int, ...]  # places in the list of all parameters, ascending
+    offsets: tuple[int, ...]  # first column of each member, and the end
+    group: int
+    device: torch.device
+    state: State  # [..., n]
+
+
+@dataclass(eq=False)
+class Run:
+    """A stretch of a pack whose tensors all have a gradient."""
+
+    pack: Pack
+    members: tuple[int, ...]
+    layout: Layout  # of these tensors, with the roles they have in the whole model
+    positions: Tensor  # of these tensors among all that have a gradient, [members]
+    begin: int
+    end: int
+
+    @cached_property
+    def state(self) -> State:
+        """The run's columns of the pack's state, ``[..., n]`` views."""
+        return {name: x[..., self.begin : self.end] for name, x in self.pack.state.items()}
+
+
+@dataclass(eq=False)
+class Plan:
+    """What a step with a given set of gradients works on."""
+
+    active: tuple[int, ...]
+    layout: Layout  # of the tensors with a gradient: what conditioning sees
+    runs: list[Run]
+    order: Tensor | None  # brings statistics in run order into list order; None where they are
+    columns: Tensor | None  # of the active tensors in the per-tensor state; None for all of them
+
+
+def per_tensor_keys(learned: LearnedOptimizer) -> frozenset[str]:
+    """The reduced state that has one column a tensor: its last dimension follows the number of tensors. CPU, float32."""
+    shapes = []
+    for num in (2, 3):
+        layout = Layout.of({str(i): (2, 2) for i in range(num)})
+        state = learned.init_state(layout, torch.zeros(layout.size))
+        shapes.append({name: x.shape for name, x in state.items() if name not in learned.per_param})
+    return frozenset(name for name, shape in shapes[0].items() if shape != shapes[1][name])
+
+
+def sub_layout(layout: Layout, members: Sequence[int]) -> Layout:
+    """The layout of some of the tensors, laid out anew; roles and depths stay those of the whole model."""
+    slots, offset = [], 0
+    for index in members:
+        slots.append(replace(layout.slots[index], offset=offset))
+        offset += slots[-1].numel
+    return Layout(tuple(slots))
+
+
+class Store:
+    """Packs, and the reduced state: shared values, and one column for each of the S tensors of the whole list."""
+
+    def __init__(self, learned: LearnedOptimizer, device: torch.device, dtype: torch.dtype, pack_size: int) -> None:
+        self.learned = learned
+        self.device = device
+        self.dtype = dtype
+        self.pack_size = pack_size
+        self.per_tensor = per_tensor_keys(learned)
+        self.layout: Layout | None = None
+        self.packs: list[Pack] = []
+        self.home: dict[int, tuple[Pack, int]] = {}
+        self.reduced: State = {}
+        self._plans: dict[tuple[int, ...], Plan] = {}
+
+    def set_layout(self, layout: Layout) -> None:
+        """Lay out the whole list of parameters, longer than before when a group was added."""
+        self.layout = layout
+        self._plans.clear()
+        for name in self.per_tensor & self.reduced.keys():
+            old = self.reduced[name]
+            self.reduced[name] = old.new_zeros(*old.shape[:-1], layout.num)
+            self.reduced[name][..., : old.shape[-1]] = old
+
+    def admit(self, newcomers: Iterable[int], params: Sequence[Tensor], group_of: Sequence[int]) -> None:
+        """Fresh state for tensors that have their first gradient."""
+        for members in self._packed(newcomers, params, group_of):
+            layout = self._whole(members)
+            flat = torch.cat([params[i].detach().reshape(-1) for i in members])
+            fresh = self.learned.init_state(layout, flat.to(self.device, self.dtype))
+            block = {name: fresh.pop(name) for name in self.learned.per_param if name in fresh}
+            self._settle(members, group_of, params, block)
+            for name, x in fresh.items():
+                if name in self.per_tensor:
+                    self._columns(name, x)[..., list(members)] = x
+                else:
+                    self.reduced.setdefault(name, x)
+
+    def restore(
+        self, saved: dict[int, State], shared: State, params: Sequence[Tensor], group_of: Sequence[int]
+    ) -> None:
+        """State as it was saved: per tensor (``[*lead, *shape]``, or one column) and shared."""
+        self.packs, self.home, self.reduced = [], {}, {}
+        self._plans.clear()
+        for members in self._packed(saved, params, group_of):
+            names = saved[members[0]].keys()
+            block = {}
+            for name in names - self.per_tensor:
+                parts = [saved[i][name] for i in members]
+                parts = [x.reshape(*x.shape[: x.dim() - params[i].dim()], -1) for i, x in zip(members, parts)]
+                block[name] = torch.cat([x.to(params[members[0]].device, self.dtype) for x in parts], dim=-1)
+            self._settle(members, group_of, params, block)
+            for name in names & self.per_tensor:
+                x = torch.stack([saved[i][name].to(self.device, self.dtype) for i in members], dim=-1)
+                self._columns(name, x)[..., list(members)] = x
+        self.reduced.update({name: x.to(self.device, self.dtype).clone() for name, x in shared.items()})
+
+    def shared(self) -> State:
+        """The reduced state that belongs to no tensor."""
+        return {name: x for name, x in self.reduced.items() if name not in self.per_tensor}
+
+    def views(self, index: int, shape: torch.Size) -> State:
+        """The state of one parameter as views: ``[*lead, *shape]``, and its column of the per-tensor state."""
+        pack, place = self.home[index]
+        begin, end = pack.offsets[place : place + 2]
+        views = {name: x[..., begin:end].reshape(*x.shape[:-1], *shape) for name, x in pack.state.items()}
+        views.update({name: self.reduced[name][..., index] for name in self.per_tensor})
+        return views
+
+    def plan(self, active: tuple[int, ...]) -> Plan:
+        """Runs over the active tensors; plans are kept, few sets of gradients occur in a training."""
+        if active not in self._plans:
+            if len(self._plans) >= 8:
+                self._plans.clear()
+            self._plans[active] = self._plan(active)
+        return self._plans[active]
+
+    def take(self, plan: Plan) -> State:
+        """The reduced state as conditioning sees it: columns of the active tensors only."""
+        if plan.columns is None:
+            return self.reduced
+        picked = {name: self.reduced[name].index_select(-1, plan.columns) for name in self.per_tensor}
+        return {**self.reduced, **picked}
+
+    def put(self, plan: Plan, reduced: State) -> None:
+        """Store the new reduced state; columns in place, the views of parameters stay valid."""
+        for name, x in reduced.items():
+            if name not in self.per_tensor:
+                self.reduced[name] = x
+            elif plan.columns is None:
+                self.reduced[name].copy_(x)
+            else:
+                self.reduced[name].index_copy_(-1, plan.columns, x)
+
+    def _whole(self, members: Sequence[int]) -> Layout:
+        assert self.layout is not None
+        return sub_layout(self.layout, members)
+
+    def _columns(self, name: str, like: Tensor) -> Tensor:
+        """Storage of a per-tensor state, made when first needed."""
+        assert self.layout is not None
+        if name not in self.reduced:
+            self.reduced[name] = like.new_zeros(*like.shape[:-1], self.layout.num)
+        return self.reduced[name]
+
+    def _packed(
+        self, indices: Iterable[int], params: Sequence[Tensor], group_of: Sequence[int]
+    ) -> list[tuple[int, ...]]:
+        """Cut a set of tensors into packs: large ones alone, small ones of one group and device together."""
+        packs: list[list[int]] = []
+        open_packs: dict[tuple[torch.device, int], list[int]] = {}
+        for i in sorted(indices):
+            numel = params[i].numel()
+            if numel > min(SMALL, self.pack_size):
+                packs.append([i])
+                continue
+            key = (params[i].device, group_of[i])
+            pack = open_packs.get(key)
+            if pack is None or sum(params[j].numel() for j in pack) + numel > self.pack_size:
+                pack = open_packs[key] = []
+                packs.append(pack)
+            pack.append(i)
+        return [tuple(pack) for pack in packs]
+
+    def _settle(
+        self, members: tuple[int, ...], group_of: Sequence[int], params: Sequence[Tensor], block: State
+    ) -> None:
+        offsets = [0]
+        for i in members:
+            offsets.append(offsets[-1] + params[i].numel())
+        device = params[members[0]].device
+        # Own memory for every key: a step writes into it.
+        state = {name: x.to(device).clone(memory_format=torch.contiguous_format) for name, x in block.items()}
+        pack = Pack(members, tuple(offsets), group_of[members[0]], device, state)
+        self.packs.append(pack)
+        self.home.update({index: (pack, place) for place, index in enumerate(members)})
+        self._plans.clear()
+
+    def _plan(self, active: tuple[int, ...]) -> Plan:
+        assert self.layout is not None
+        place = {index: k for k, index in enumerate(active)}
+        runs = []
+        for pack in self.packs:
+            for first, last in _stretches([index in place for index in pack.members]):
+                members = pack.members[first:last]
+                positions = torch.tensor([place[i] for i in members], device=self.device)
+                layout = self._whole(members).to(pack.device)
+                runs.append(Run(pack, members, layout, positions, pack.offsets[first], pack.offsets[last]))
+        in_runs = [i for run in runs for i in run.members]
+        order = None
+        if in_runs != list(active):
+            order = torch.tensor([in_runs.index(i) for i in active], device=self.device)
+        columns = None if len(active) == self.layout.num else torch.tensor(active, device=self.device)
+        return Plan(active, self._whole(active).to(self.device), runs, order, columns)
+
+
+def _stretches(flags: list[bool]) -> list[tuple[int, int]]:
+    """Maximal stretches of True: ``[first, last)``."""
+    edges = [i for i in range(len(flags) + 1) if (i < len(flags) and flags[i]) != (i > 0 and flags[i - 1])]
+    return list(zip(edges[::2], edges[1::2]))

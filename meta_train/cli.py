@@ -1,0 +1,97 @@
+"""The command line of meta-training: ``python -m meta_train`` or ``lo-meta-train``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from meta_train.config import PRESETS, make_config
+from optimizees.spec import UserError
+
+EXAMPLES = """\
+examples:
+  python -m meta_train --optimizees mlp,cnn                         a few minutes; everything in runs/latest
+  python -m meta_train --optimizees mlp,cnn --preset small          about an hour
+  python -m meta_train --optimizees mlp:hidden=64x64,act=tanh --datasets digits,mnist:size=8
+  python -m meta_train --learned mlp --estimator pes --unroll-length 20 --episode-length 100-1000
+  python -m meta_train --out runs/a --resume                        go on after a kill: the same bits
+
+--optimizees and --datasets make the full product. A plugin (--plugin my_tasks.py) adds tasks and learned optimizers of
+your own. Nothing that is saved depends on --workers.
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(
+        prog="meta_train", description="Meta-train a learned optimizer on a pool of small training problems.",
+        epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    p.add_argument("--optimizees", help="tasks, as mlp,cnn or mlp:hidden=64x64,act=tanh (default: mlp,cnn)")
+    p.add_argument("--datasets", help="data sets, as digits,fashion_mnist:size=8 (default: digits, which is built in)")
+    p.add_argument("--learned", help="attention-mlp (default), attention, hyper-adamw, mlp, lstm, with options")
+    p.add_argument("--estimator", help="tbptt, pes or es, with options, as pes:sigma=0.01")
+    p.add_argument("--objective", help="valid (held-out loss, default) or train")
+    p.add_argument("--unroll-length", type=int, help="inner steps of one truncation")
+    p.add_argument("--episode-length", help="inner steps of an episode: 200, or 100-1000 for log-uniform lengths")
+    p.add_argument("--num-tasks", type=int, help="tasks per family (optimizee x data set) in flight")
+    p.add_argument("--shards", type=int, help="virtual shards per family; unlike --workers this decides the bits")
+    p.add_argument("--outer-steps", type=int, help="updates of the learned optimizer")
+    p.add_argument("--outer-lr", type=float, help="learning rate of the outer Adam")
+    p.add_argument("--validate-every", type=int, help="outer steps between validations of the incumbent")
+    p.add_argument("--checkpoint-every", type=int, help="outer steps between resume states")
+    p.add_argument("--seed", type=int, help="seed of the run (default 0)")
+    p.add_argument("--device", help="cpu (default), cuda, cuda:1, ...")
+    p.add_argument("--inner-backend", help="torch (default), or higher: for modules that vmap cannot take (hyper-adamw only)")
+    p.add_argument("--preset", default="quick", help=f"{' or '.join(PRESETS)} (default: quick, a few minutes)")
+    p.add_argument("--max-seconds", type=float, help="stop meta-training early after this time; the run is then not repeatable")
+    p.add_argument("--workers", type=int, default=min(2, os.cpu_count() or 1), help="processes of one thread each (default %(default)s)")
+    p.add_argument("--data-dir", help="folder with data files (default: LO_DATA_DIR)")
+    p.add_argument("--plugin", action="append", default=[], help="a Python file or module that registers tasks or optimizers")
+    p.add_argument("--out", default="runs/latest", help="folder of the run (default %(default)s)")
+    p.add_argument("--resume", action="store_true", help="go on from the last checkpoint in --out, or start if there is none")
+    p.add_argument("--no-evaluate", action="store_true", help="skip the closing table against tuned AdamW on unseen seeds")
+    return p
+
+
+NOT_CONFIG = ("preset", "max_seconds", "workers", "data_dir", "plugin", "out", "resume", "no_evaluate")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit code 0, 2 for bad input (one line on stderr), 130 when interrupted."""
+    arguments = vars(parser().parse_args(argv))
+    try:
+        return _main(arguments)
+    except UserError as error:
+        print(f"meta_train: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"meta_train: interrupted; go on with --out {arguments['out']} --resume", file=sys.stderr)
+        return 130
+
+
+def _main(arguments: dict) -> int:
+    import torch
+
+    from meta_train.host import Setup
+    from meta_train.run import MetaTraining
+    from optimizees.plugin import load_plugins
+
+    torch.set_num_threads(1)
+    if arguments["max_seconds"] is not None and not arguments["max_seconds"] > 0:
+        raise UserError(f"--max-seconds must be positive, not {arguments['max_seconds']}")
+    load_plugins(arguments["plugin"])
+    config = make_config(arguments["preset"], **{k: v for k, v in arguments.items() if k not in NOT_CONFIG})
+    out = Path(arguments["out"])
+    setup = Setup(config, arguments["data_dir"], tuple(arguments["plugin"]))
+    run = MetaTraining(setup, out, workers=arguments["workers"])
+    best = run.train(resume=arguments["resume"], max_seconds=arguments["max_seconds"])
+    print(f"best on validation seeds: {best.kind} at step {best.step}, score {best.score:.3f} (tuned AdamW: 1)")
+    if not arguments["no_evaluate"]:
+        from meta_train.closing import closing_report
+
+        print(closing_report(run, best, workers=arguments["workers"]))
+    print(f"\noptimizer   {out / 'optimizer.safetensors'}\nmetrics     {out / 'metrics.jsonl'}")
+    print(f"curves      tensorboard --logdir {out / 'tensorboard'}")
+    return 0

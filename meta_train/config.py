@@ -1,0 +1,100 @@
+"""What a run is: everything that decides its bits, and the presets.
+
+Presets count steps, never seconds, so that a run can be repeated. What does not decide the bits (workers, where files go, how long
+to go on) is not part of :class:`RunConfig`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+from lo_framework.estimators import Truncation
+from optimizees.spec import UserError, nearest
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """One meta-training run. Field names are the command line's."""
+
+    optimizees: str = "mlp,cnn"
+    datasets: str = "digits"
+    learned: str = "attention-mlp"
+    estimator: str = "tbptt:clip_task=1"
+    objective: str = "valid"
+    unroll_length: int = 50
+    episode_length: str = "200"  # or "100-1000": log-uniform
+    num_tasks: int = 8  # per family
+    shards: int = 2  # virtual shards per family; workers share them out, the bits depend on this number only
+    outer_steps: int = 100
+    outer_lr: float = 0.01
+    clip: float = 1.0
+    validate_every: int = 10
+    validation_seeds: int = 8
+    checkpoint_every: int = 10
+    seed: int = 0
+    device: str = "cpu"
+    inner_backend: str = "torch"
+
+    def __post_init__(self) -> None:
+        for name in ("unroll_length", "num_tasks", "shards", "outer_steps", "validate_every", "validation_seeds", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{flag(name)} must be at least 1, not {getattr(self, name)}")
+        for name in ("outer_lr", "clip"):
+            if not getattr(self, name) > 0:
+                raise UserError(f"{flag(name)} must be positive, not {getattr(self, name)}")
+        if self.num_tasks % self.shards:
+            raise UserError(f"--num-tasks ({self.num_tasks}) must be a multiple of --shards ({self.shards})")
+        if self.seed < 0:
+            raise UserError(f"--seed must not be negative, not {self.seed}")
+        if self.inner_backend not in ("torch", "higher"):
+            known = ("torch", "higher")
+            raise UserError(f"unknown --inner-backend {self.inner_backend!r}{nearest(self.inner_backend, known)}; torch or higher")
+        _ = self.truncation
+
+    @property
+    def episode(self) -> tuple[int, int]:
+        low, dash, high = self.episode_length.partition("-")
+        try:
+            return int(low), int(high if dash else low)
+        except ValueError:
+            raise UserError(f"--episode-length {self.episode_length!r}: expected 200, or 100-1000 for log-uniform lengths") from None
+
+    @property
+    def truncation(self) -> Truncation:
+        return Truncation(unroll_length=self.unroll_length, episode=self.episode)
+
+    @property
+    def tasks_per_shard(self) -> int:
+        return self.num_tasks // self.shards
+
+
+# A few minutes and about an hour on two CPU cores. Measured: docs/experiments.md.
+PRESETS: dict[str, dict[str, Any]] = {
+    "quick": {},
+    "small": {"outer_steps": 1000, "num_tasks": 8},
+}
+
+
+def flag(field: str) -> str:
+    return "--" + field.replace("_", "-")
+
+
+def make_config(preset: str = "quick", **given: Any) -> RunConfig:
+    """The preset with whatever was given in its place (None: not given)."""
+    if preset not in PRESETS:
+        raise UserError(f"unknown preset {preset!r}{nearest(preset, PRESETS)}; there are {', '.join(PRESETS)}")
+    values = {**PRESETS[preset], **{name: value for name, value in given.items() if value is not None}}
+    known = {f.name for f in fields(RunConfig)}
+    for name in values:
+        if name not in known:
+            raise UserError(f"unknown setting {name!r}{nearest(name, known)}")
+    return replace(RunConfig(), **values)
+
+
+def difference(old: dict[str, Any], new: RunConfig) -> str:
+    """The first setting in which a resumed run would differ, as one phrase; empty if none does."""
+    for name, value in asdict(new).items():
+        if old.get(name) != value:
+            return f"{flag(name)} was {old.get(name)!r} and is now {value!r}"
+    return ""

@@ -1,0 +1,115 @@
+"""One worker's part of a run: some of the virtual shards, and rollouts for validation.
+
+A virtual shard is a fixed number of tasks of one family with a random generator of its own. Which process holds it does not
+matter to its bits, so neither does the number of workers.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lo_framework.estimators import make_estimator
+from lo_framework.estimators.resume import state_from_tensors, state_to_tensors
+from lo_framework.inner.rollout import rollout
+from lo_framework.inner.step import Family
+from lo_framework.learned import make_learned
+from lo_framework.learned.base import Theta
+from lo_framework.objectives import make_objective
+from meta_train.config import RunConfig
+from optimizees import make_tasks
+from optimizees.plugin import load_plugins
+
+VALIDATION_SEED = 30_000  # tuning and reports use other ranges; see eval
+VALIDATION_CHUNK = 4
+_STREAM = 0x5EED
+
+
+class Setup(NamedTuple):
+    """What a worker needs to build its tasks; where the data are does not decide a run's bits."""
+
+    config: RunConfig
+    data_dir: str | None
+    plugins: tuple[str, ...]
+
+
+class Unit(NamedTuple):
+    """A piece of validation: one theta on one family for a few seeds."""
+
+    theta: int
+    family: int
+    chunk: int
+
+
+class Host:
+    """Holds the shards ``mine`` (numbers; shard s is of family s // config.shards)."""
+
+    def __init__(self, setup: Setup, mine: list[int]) -> None:
+        torch.set_num_threads(1)
+        load_plugins(setup.plugins)
+        self.config = setup.config
+        self.mine = mine
+        self.tasks = make_tasks(self.config.optimizees, self.config.datasets, setup.data_dir, self.config.device)
+        self.objective = make_objective(self.config.objective)
+        self.estimators: dict[int, Any] = {}
+        self.states: dict[int, Any] = {}
+
+    def build(self, kind: str, values: dict[str, Any], stage: int, tensors: dict[int, dict[str, Tensor]] | None) -> None:
+        """Estimators of one stage; worker states fresh, or from ``tensors`` of a resume state."""
+        config = self.config
+        self.estimators, self.states = {}, {}
+        for shard in self.mine:
+            learned = make_learned(kind, **values).to(config.device)
+            family = Family(self.tasks[shard // config.shards], learned)
+            if config.inner_backend == "higher":
+                from lo_framework.inner.higher_backend import make_higher
+
+                estimator = make_higher(config.estimator, family, self.objective, config.truncation, config.tasks_per_shard)
+            else:
+                estimator = make_estimator(
+                    config.estimator, family, self.objective, config.truncation, config.tasks_per_shard
+                )
+            self.estimators[shard] = estimator
+            if tensors is None:
+                generator = torch.Generator().manual_seed((config.seed * 1_000_003 + stage * 10_007 + shard) * 2 + _STREAM)
+                self.states[shard] = estimator.init_state(learned.theta(), generator)
+            else:
+                self.states[shard] = state_from_tensors(
+                    {name: x if name == "generator" else x.to(config.device) for name, x in tensors[shard].items()}
+                )
+
+    def estimate(self, theta: Theta) -> dict[int, tuple[Theta, dict[str, float]]]:
+        """One truncation of every shard here: meta-gradient and metrics by shard."""
+        theta = {name: x.to(self.config.device) for name, x in theta.items()}
+        out = {}
+        for shard in self.mine:
+            estimate, self.states[shard] = self.estimators[shard].estimate(theta, self.states[shard])
+            out[shard] = ({name: x.cpu() for name, x in estimate.grad.items()}, estimate.metrics)
+        return out
+
+    def validate(
+        self, kind: str, values: dict[str, Any], thetas: list[Theta], units: list[Unit]
+    ) -> dict[Unit, dict[str, list[float]]]:
+        """Full episodes on fixed seeds. Per unit and seed: mean training loss, final training and final validation loss."""
+        learned = make_learned(kind, **values).to(self.config.device)
+        out = {}
+        for unit in units:
+            first = unit.chunk * VALIDATION_CHUNK
+            seeds = range(first, min(first + VALIDATION_CHUNK, self.config.validation_seeds))
+            theta = {name: x.to(self.config.device) for name, x in thetas[unit.theta].items()}
+            done = rollout(
+                self.tasks[unit.family], learned, [theta], [VALIDATION_SEED + s for s in seeds], self.config.episode[1],
+                splits=("train", "valid"),
+            )  # fmt: skip
+            out[unit] = {
+                "mean": done.train.mean(-1)[0].tolist(),
+                "final": done.final["train.loss"][0].tolist(),
+                "valid": done.final["valid.loss"][0].tolist(),
+            }
+        return out
+
+    def dump(self) -> dict[int, dict[str, Tensor]]:
+        """Everything the shards here carry, on the CPU."""
+        return {shard: {n: x.cpu() for n, x in state_to_tensors(self.states[shard]).items()} for shard in self.mine}

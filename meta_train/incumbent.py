@@ -1,0 +1,97 @@
+"""The incumbent: the best learned optimizer so far on validation seeds; it is what a run saves.
+
+The score is relative to AdamW with the one learning rate that suits the run's tasks best (found on the same seeds before
+meta-training starts): the geometric mean, over families, of the ratios of mean training loss, final validation loss and final
+training loss, with the weights below. Below 1 is better than that AdamW. No test data enter.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from lo_framework.learned.base import Theta
+from lo_framework.learned.hyper_adamw import HyperAdamW
+from meta_train.config import RunConfig
+from meta_train.host import VALIDATION_CHUNK, Unit
+from meta_train.workers import Workers
+
+WEIGHTS = {"mean": 0.4, "valid": 0.4, "final": 0.2}
+WORST_RATIO = 10.0  # what a diverged run counts as
+START_LRS = (0.003, 0.01, 0.02, 0.05, 0.1)
+
+Quality = list[dict[str, float]]  # per family: mean, final, valid
+
+
+@dataclass
+class Incumbent:
+    """Weights (on the CPU), kind and config of the best optimizer so far, and when it was found."""
+
+    theta: Theta
+    kind: str
+    config: dict[str, Any]
+    score: float
+    step: int
+    quality: Quality
+
+
+def measure(workers: Workers, config: RunConfig, families: int, kind: str, values: dict[str, Any], thetas: list[Theta]) -> list[Quality]:
+    """Validation quality of each theta: averages over seeds, infinite where a run diverged. Work is spread over the workers."""
+    chunks = math.ceil(config.validation_seeds / VALIDATION_CHUNK)
+    # families innermost: expensive and cheap ones alternate between workers
+    units = [Unit(t, f, c) for t in range(len(thetas)) for f in range(families) for c in range(chunks)]
+    split = [units[w :: workers.num] if families % workers.num else _alternate(units, families, w, workers.num) for w in range(workers.num)]
+    answers = workers.call("validate", [(kind, values, thetas, part) for part in split])
+    merged = {unit: result for answer in answers for unit, result in answer.items()}
+    out = []
+    for t in range(len(thetas)):
+        quality = []
+        for f in range(families):
+            values_of = {name: [x for c in range(chunks) for x in merged[Unit(t, f, c)][name]] for name in WEIGHTS}
+            quality.append({name: sum(xs) / len(xs) for name, xs in values_of.items()})
+        out.append(quality)
+    return out
+
+
+def _alternate(units: list[Unit], families: int, worker: int, num: int) -> list[Unit]:
+    """Every worker gets an equal share of every family."""
+    mine: list[Unit] = []
+    for f in range(families):
+        mine += [u for u in units if u.family == f][worker::num]
+    return mine
+
+
+def score(quality: Quality, reference: Quality) -> float:
+    """Weighted geometric mean of ratios to ``reference``; lower is better."""
+    total = 0.0
+    for mine, theirs in zip(quality, reference, strict=True):
+        for name, weight in WEIGHTS.items():
+            ratio = mine[name] / max(theirs[name], 1e-12)
+            total += weight * math.log(min(max(ratio, 1e-3), WORST_RATIO) if math.isfinite(ratio) else WORST_RATIO)
+    return math.exp(total / len(quality))
+
+
+def tuned_start(workers: Workers, config: RunConfig, families: int) -> tuple[float, Quality]:
+    """AdamW's best common learning rate on the validation seeds, and its quality: the yardstick of every score."""
+    plain = HyperAdamW(HyperAdamW.Config())
+    thetas = []
+    for lr in START_LRS:
+        theta = {name: torch.zeros_like(x) for name, x in plain.theta().items()}
+        theta["default"] = with_lr(theta["default"], plain.config, lr)
+        thetas.append(theta)
+    qualities = measure(workers, config, families, "hyper-adamw", {}, thetas)
+    # Each is compared with the best of all settings, family by family, so that no family owns the choice.
+    best = [{name: min(q[f][name] for q in qualities) for name in WEIGHTS} for f in range(families)]
+    scores = [score(q, best) for q in qualities]
+    chosen = min(range(len(scores)), key=scores.__getitem__)
+    return START_LRS[chosen], qualities[chosen]
+
+
+def with_lr(default: torch.Tensor, config: Any, lr: float) -> torch.Tensor:
+    """hyper-adamw's ``default`` row such that the learning rate is ``lr``."""
+    default = default.clone()
+    default[0] = math.log(lr / config.lr) / config.gain
+    return default

@@ -1,0 +1,63 @@
+"""The outer optimizer: clip the meta-gradient, then Adam with a warm-up and a cosine down to a twentieth, stage by stage."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lo_framework.learned.base import Theta
+
+WARM_UP = 5
+FLOOR = 0.05
+
+
+class Outer:
+    """Adam on theta for the outer steps of one stage."""
+
+    def __init__(self, theta: Theta, lr: float, clip: float, steps: int) -> None:
+        self.params = {name: nn.Parameter(x.clone()) for name, x in theta.items()}
+        self.adam = torch.optim.Adam(self.params.values(), lr=lr, betas=(0.9, 0.99))
+        self.lr, self.clip, self.steps = lr, clip, steps
+        self.done = 0
+
+    @property
+    def theta(self) -> Theta:
+        return {name: p.detach() for name, p in self.params.items()}
+
+    def step(self, grad: Theta) -> dict[str, float]:
+        """One update. A gradient that is not finite is skipped and reported; the clock moves on all the same."""
+        rate = min(1.0, (self.done + 1) / WARM_UP)
+        rate *= FLOOR + (1 - FLOOR) * 0.5 * (1 + math.cos(math.pi * min(1.0, self.done / self.steps)))
+        self.done += 1
+        norm = float(torch.sqrt(sum((g.double() ** 2).sum() for g in grad.values())))  # type: ignore[arg-type]
+        if not math.isfinite(norm):
+            return {"grad_norm": norm, "clip_ratio": 0.0, "skipped": 1.0}
+        ratio = min(1.0, self.clip / max(norm, 1e-12))
+        for name, p in self.params.items():
+            p.grad = grad[name] * ratio
+        self.adam.param_groups[0]["lr"] = self.lr * rate
+        self.adam.step()
+        return {"grad_norm": norm, "clip_ratio": ratio, "skipped": 0.0}
+
+    def dump(self) -> dict[str, Tensor]:
+        out = {f"theta.{name}": p.detach() for name, p in self.params.items()}
+        for i, name in enumerate(self.params):
+            for key, value in self.adam.state_dict()["state"].get(i, {}).items():
+                out[f"adam.{key}.{name}"] = torch.as_tensor(value)
+        return out
+
+    @classmethod
+    def load(cls, tensors: dict[str, Tensor], done: int, lr: float, clip: float, steps: int) -> Outer:
+        theta = {name.removeprefix("theta."): x for name, x in tensors.items() if name.startswith("theta.")}
+        outer = cls(theta, lr, clip, steps)
+        outer.done = done
+        state: dict[int, dict[str, Any]] = {}
+        for i, name in enumerate(theta):
+            found = {key: tensors.get(f"adam.{key}.{name}") for key in ("step", "exp_avg", "exp_avg_sq")}
+            if all(value is not None for value in found.values()):
+                state[i] = found
+        outer.adam.load_state_dict({"state": state, "param_groups": outer.adam.state_dict()["param_groups"]})
+        return outer

@@ -1,0 +1,260 @@
+"""The outer loop: stages, meta-gradients, validation, checkpoints.
+
+A run can be killed at any moment and resumed to the same bits: all that it carries (theta, Adam's moments, every shard's unroll,
+every generator, the incumbent) is written at every checkpoint, and nothing depends on time or on the number of workers.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lo_framework.checkpoint import load_latest_state, save_optimizer, save_state
+from lo_framework.files.atomic import atomic_write_text
+from lo_framework.inner.step import Family
+from lo_framework.learned.base import Theta
+from lo_framework.learned.hyper_adamw import HyperAdamW
+from meta_train.config import RunConfig, difference
+from meta_train.growth import Stage, plan_stages
+from meta_train.host import Setup
+from meta_train.incumbent import Incumbent, Quality, measure, score, tuned_start, with_lr
+from meta_train.outer import Outer
+from meta_train.progress import Progress
+from meta_train.workers import Workers
+from optimizees import UserError, make_tasks
+
+
+@dataclass
+class Run:
+    """What a run is in the middle of; everything here is in its checkpoints."""
+
+    step: int
+    stage: int
+    outer: Outer
+    incumbent: Incumbent
+    reference: Quality
+    start_lr: float
+    repeatable: bool
+
+
+class MetaTraining:
+    """One run in the folder ``out``."""
+
+    def __init__(self, setup: Setup, out: Path, *, workers: int = 1, quiet: bool = False) -> None:
+        self.setup, self.config, self.out, self.quiet = setup, setup.config, out, quiet
+        self.tasks = make_tasks(self.config.optimizees, self.config.datasets, setup.data_dir, self.config.device)
+        self.stages = plan_stages(self.config.learned, self.config.outer_steps)
+        if self.config.inner_backend == "higher" and [s.kind for s in self.stages] != ["hyper-adamw"]:
+            raise UserError("--inner-backend higher needs --learned hyper-adamw")
+        self.num_workers = workers
+        self.shards = len(self.tasks) * self.config.shards
+
+    def train(self, *, resume: bool = False, max_seconds: float | None = None) -> Incumbent:
+        """Run (or go on) to the end and save the incumbent; returns it. A finished run is left as it is."""
+        begun = time.monotonic()
+        saved = load_latest_state(self.out / "state") if resume else None
+        if not resume and (self.out / "state").exists():
+            raise UserError(f"{str(self.out)!r} already holds a run: go on with it (--resume) or choose another --out")
+        if saved is not None:
+            self._same_run(saved.meta)
+            if saved.meta["finished"]:
+                return self._incumbent(saved.tensors, saved.meta)
+        self.out.mkdir(parents=True, exist_ok=True)
+        atomic_write_text(self.out / "config.json", json.dumps(asdict(self.config), indent=2) + "\n")
+        workers = Workers(self.setup, self.shards, self.num_workers)
+        progress = Progress(self.out, self.config.outer_steps, saved.step if saved else 0, self.quiet)
+        try:
+            if saved is None:
+                run = self._start(workers, progress)
+            else:
+                if saved.warning:
+                    progress.say(saved.warning)
+                run = self._load(workers, saved.tensors, saved.meta)
+            self._loop(run, workers, progress, begun, max_seconds)
+        finally:
+            progress.close()
+            workers.close()
+        return run.incumbent
+
+    def _start(self, workers: Workers, progress: Progress) -> Run:
+        """AdamW's learning rate, the reference of all scores, and the first stage's start."""
+        progress.say("tuning AdamW's learning rate as the start and the yardstick")
+        lr, reference = tuned_start(workers, self.config, len(self.tasks))
+        progress.say(f"the best AdamW for all families has lr {lr:g}; scores below 1 are better than it")
+        first = self.stages[0]
+        learned = first.build()
+        theta = learned.theta()
+        if isinstance(learned, HyperAdamW):
+            theta["default"] = with_lr(theta["default"], learned.config, lr)
+            quality = reference
+        else:
+            quality = measure(workers, self.config, len(self.tasks), first.kind, first.config, [theta])[0]
+        incumbent = Incumbent(theta, first.kind, first.config, score(quality, reference), 0, quality)
+        outer = Outer(theta, self.config.outer_lr, self.config.clip, first.end - first.begin)
+        self._build(workers, first, None)
+        return Run(0, 0, outer, incumbent, reference, lr, True)
+
+    def _build(self, workers: Workers, stage: Stage, tensors: dict[int, dict[str, Tensor]] | None) -> None:
+        parts: list[tuple[Any, ...]] = []
+        for mine in workers.parts:
+            own = None if tensors is None else {shard: tensors[shard] for shard in mine}
+            parts.append((stage.kind, stage.config, stage.index, own))
+        workers.call("build", parts)
+
+    def _loop(self, run: Run, workers: Workers, progress: Progress, begun: float, max_seconds: float | None) -> None:
+        config = self.config
+        while run.step < config.outer_steps:
+            if max_seconds is not None and time.monotonic() - begun > max_seconds:
+                progress.say(f"stopped after {max_seconds:g} s at step {run.step}: this run cannot be repeated bit by bit")
+                run.repeatable = False
+                break
+            stage = self.stages[run.stage]
+            if run.step == stage.end:
+                self._next_stage(run, workers, progress)
+                stage = self.stages[run.stage]
+            started = time.monotonic()
+            record, curves = self._step(run, workers, stage)
+            run.step += 1
+            if run.step % config.validate_every == 0 or run.step in (stage.end, config.outer_steps):
+                self._validate(run, workers, stage, progress)
+                curves |= {"validation/incumbent": run.incumbent.score}
+            seconds = time.monotonic() - started
+            steps = self.shards * config.tasks_per_shard * config.unroll_length
+            record |= {"step": run.step, "score": run.incumbent.score, "seconds": seconds, "rate": steps / seconds}
+            curves["rate/inner_steps_per_second"] = record["rate"]
+            progress.step(record, curves)
+            if run.step % config.checkpoint_every == 0 and run.step < config.outer_steps:
+                self._save(run, workers, finished=False)
+        if run.step and run.step < config.outer_steps:
+            self._validate(run, workers, self.stages[run.stage], progress)
+        self._save_optimizer(run)
+        self._save(run, workers, finished=run.step == config.outer_steps)
+
+    def _step(self, run: Run, workers: Workers, stage: Stage) -> tuple[dict[str, Any], dict[str, float]]:
+        """One outer step: the mean over families of the mean over shards, summed in a fixed order."""
+        answers = workers.everywhere("estimate", run.outer.theta)
+        by_shard = {int(shard): answer for part in answers for shard, answer in part.items()}
+        grad: Theta = {name: torch.zeros_like(x) for name, x in run.outer.theta.items()}
+        record: dict[str, Any] = {"stage": stage.index, "kind": stage.kind, "families": {}}
+        curves: dict[str, float] = {}
+        for shard in range(self.shards):
+            estimate, metrics = by_shard[shard]
+            for name, g in estimate.items():
+                grad[name] += g / self.shards
+            family = record["families"].setdefault(self.tasks[shard // self.config.shards].name, {})
+            for name, value in metrics.items():
+                family[name] = family.get(name, 0.0) + value / self.config.shards
+        outcome = run.outer.step(grad)
+        for name, metrics in record["families"].items():
+            for key, value in metrics.items():
+                curves[f"{key}/{name}"] = value
+        for key in ("meta_loss", "nonfinite", "diverged"):
+            record[key] = sum(m.get(key, 0.0) for m in record["families"].values()) / len(self.tasks)
+        record |= outcome
+        curves |= {f"outer/{key}": value for key, value in outcome.items()}
+        curves |= self._log_steps(run, stage)
+        return record, curves
+
+    def _log_steps(self, run: Run, stage: Stage) -> dict[str, float]:
+        """Learned log10 step sizes per family at the start, middle and end of an episode, where the kind has them."""
+        learned = stage.build()
+        if not isinstance(learned, HyperAdamW):
+            return {}
+        learned.load_theta(run.outer.theta)
+        out = {}
+        with torch.no_grad():
+            for task in self.tasks:
+                layout = Family(task, learned).layout
+                for progress in (0.0, 0.5, 1.0):
+                    raw = learned.hyper(layout, torch.tensor(progress))
+                    out[f"log10_step_size/{task.name}/{progress:g}"] = float(raw[0].mean()) / 2.302585
+        return out
+
+    def _validate(self, run: Run, workers: Workers, stage: Stage, progress: Progress) -> None:
+        theta = {name: x.clone() for name, x in run.outer.theta.items()}
+        quality = measure(workers, self.config, len(self.tasks), stage.kind, stage.config, [theta])[0]
+        value = score(quality, run.reference)
+        if value < run.incumbent.score:
+            run.incumbent = Incumbent(theta, stage.kind, stage.config, value, run.step, quality)
+            self._save_optimizer(run)
+
+    def _next_stage(self, run: Run, workers: Workers, progress: Progress) -> None:
+        """Grow: a new kind that starts as the function that the incumbent is."""
+        run.stage += 1
+        stage = self.stages[run.stage]
+        smaller, learned = self._rebuilt(run.incumbent), stage.build()
+        learned.grow_from(smaller)
+        run.outer = Outer(learned.theta(), self.config.outer_lr, self.config.clip, stage.end - stage.begin)
+        self._build(workers, stage, None)
+        progress.say(f"step {run.step}: {smaller.kind} (score {run.incumbent.score:.3f}) grows into {stage.kind}")
+
+    @staticmethod
+    def _rebuilt(incumbent: Incumbent) -> Any:
+        from lo_framework.learned import make_learned
+
+        learned = make_learned(incumbent.kind, **incumbent.config)
+        learned.load_theta(incumbent.theta)
+        return learned
+
+    # -- files -------------------------------------------------------------------------------------------------------------
+
+    def _save_optimizer(self, run: Run) -> None:
+        best = run.incumbent
+        summary = {
+            "score": best.score, "found_at_step": best.step, "steps": run.step, "reference_lr": run.start_lr,
+            "quality": best.quality, "reference": run.reference, "repeatable": run.repeatable,
+            "run": asdict(self.config), "torch": torch.__version__,
+        }  # fmt: skip
+        save_optimizer(self.out / "optimizer.safetensors", best.theta, kind=best.kind, config=best.config, summary=summary)
+
+    def _save(self, run: Run, workers: Workers, *, finished: bool) -> None:
+        tensors = {f"outer.{name}": x for name, x in run.outer.dump().items()}
+        tensors |= {f"incumbent.{name}": x for name, x in run.incumbent.theta.items()}
+        for part in workers.everywhere("dump"):
+            for shard, state in part.items():
+                tensors |= {f"shard.{shard}.{name}": x for name, x in state.items()}
+        best = run.incumbent
+        meta = {
+            "config": asdict(self.config), "torch": torch.__version__, "finished": finished, "stage": run.stage,
+            "outer_done": run.outer.done, "repeatable": run.repeatable, "start_lr": run.start_lr, "reference": run.reference,
+            "incumbent": {"kind": best.kind, "config": best.config, "score": best.score, "step": best.step, "quality": best.quality},
+        }  # fmt: skip
+        save_state(self.out / "state", run.step, tensors, meta)
+
+    def _same_run(self, meta: dict[str, Any]) -> None:
+        changed = difference(meta["config"], self.config)
+        if changed:
+            raise UserError(f"--resume needs the settings of the run in {str(self.out)!r}: {changed}")
+        if meta["torch"] != torch.__version__:
+            raise UserError(f"--resume needs torch {meta['torch']}, with which the run began; this is {torch.__version__}")
+
+    def _incumbent(self, tensors: dict[str, Tensor], meta: dict[str, Any]) -> Incumbent:
+        best = meta["incumbent"]
+        theta = {name.removeprefix("incumbent."): x for name, x in tensors.items() if name.startswith("incumbent.")}
+        values = {key: tuple(x) if isinstance(x, list) else x for key, x in best["config"].items()}
+        return Incumbent(theta, best["kind"], values, best["score"], best["step"], best["quality"])
+
+    def _load(self, workers: Workers, tensors: dict[str, Tensor], meta: dict[str, Any]) -> Run:
+        stage = self.stages[meta["stage"]]
+        names = list(stage.build().theta())
+        outer_tensors = {name.removeprefix("outer."): x for name, x in tensors.items() if name.startswith("outer.")}
+        # theta in the optimizer's own order: Adam's state goes by position
+        ordered = {f"theta.{name}": outer_tensors[f"theta.{name}"] for name in names} | outer_tensors
+        steps = stage.end - stage.begin
+        outer = Outer.load(ordered, meta["outer_done"], self.config.outer_lr, self.config.clip, steps)
+        shards: dict[int, dict[str, Tensor]] = {shard: {} for shard in range(self.shards)}
+        for name, x in tensors.items():
+            if name.startswith("shard."):
+                _, shard, rest = name.split(".", 2)
+                shards[int(shard)][rest] = x
+        self._build(workers, stage, shards)
+        step = stage.begin + meta["outer_done"]
+        incumbent = self._incumbent(tensors, meta)
+        incumbent.theta = {name: x.clone() for name, x in incumbent.theta.items()}
+        return Run(step, meta["stage"], outer, incumbent, meta["reference"], meta["start_lr"], meta["repeatable"])

@@ -1,0 +1,118 @@
+"""``quadratic`` and ``rosenbrock``: functions with known minima (0), for tests and for a first look at an optimizer.
+
+Neither has data. A batch is one vector of gradient noise, eps [1, dim] with standard deviation `std`: the loss gains
+``<eps, x>``, so gradients are the true ones plus eps. `full` has eps = 0, the expectation.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from optimizees.registry import register_task
+from optimizees.task import SPLITS, Batch, Buffers, Params, Task, soft_cap
+
+
+class AnalyticTask(Task):
+    """A function of one parameter "x" [dim]. `scale`: a typical loss at the start, which `normalize` maps to 1."""
+
+    def __init__(self, *, name: str, dim: int, std: float, scale: float) -> None:
+        super().__init__(name=name, batch_size=1)
+        self.dim, self.std, self.scale = dim, std, scale
+
+    def value(self, x: Tensor) -> Tensor:
+        """The noise-free function at `x` [dim], 0-d."""
+        raise NotImplementedError
+
+    def loss(self, params: Params, buffers: Buffers, batch: Batch, noise: Tensor) -> tuple[Tensor, Buffers]:
+        return self.value(params["x"]) + (batch[0].mean(0) * params["x"]).sum(), buffers
+
+    def batch(self, split: str, generator: torch.Generator, lead: tuple[int, ...] = ()) -> Batch:
+        self._known(split)
+        shape = (*lead, self.batch_size, self.dim)
+        eps = torch.randn(shape, generator=generator) * self.std if self.std else torch.zeros(shape)
+        return (eps.to(self.device),)
+
+    def full(self, split: str) -> Batch:
+        self._known(split)
+        return (torch.zeros(1, self.dim, device=self.device),)
+
+    def metrics(self, params: Params, buffers: Buffers, batch: Batch) -> dict[str, Tensor]:
+        return {"loss": self.value(params["x"])}
+
+    def normalize(self, loss: Tensor) -> Tensor:
+        return soft_cap(loss / self.scale)
+
+    def _known(self, split: str) -> None:
+        if split not in SPLITS:
+            raise KeyError(f'{self.name}: no split "{split}"; there are {", ".join(SPLITS)}')
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuadraticConfig:
+    """Options of ``quadratic``: dimension, condition number (largest over smallest curvature), gradient noise."""
+
+    dim: int = 10
+    cond: float = 100.0
+    std: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.dim < 1 or self.cond < 1 or self.std < 0:
+            raise ValueError("dim and cond must be at least 1, std at least 0")
+
+
+class Quadratic(AnalyticTask):
+    """``1/2 sum_i c_i x_i^2``, curvatures c_i log-spaced from 1 down to 1 / cond; starts at a standard normal x."""
+
+    def __init__(self, config: QuadraticConfig) -> None:
+        self.curvature = torch.logspace(0, -1, config.dim, base=config.cond)
+        scale = float(self.curvature.sum()) / 2  # the expected loss at the start
+        super().__init__(name="quadratic", dim=config.dim, std=config.std, scale=scale)
+
+    def init(self, generator: torch.Generator) -> tuple[Params, Buffers]:
+        return {"x": torch.randn(self.dim, generator=generator).to(self.device)}, {}
+
+    def value(self, x: Tensor) -> Tensor:
+        return (self.curvature.to(x) * x * x).sum() / 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class RosenbrockConfig:
+    """Options of ``rosenbrock``: dimension and gradient noise."""
+
+    dim: int = 2
+    std: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.dim < 2 or self.std < 0:
+            raise ValueError("dim must be at least 2, std at least 0")
+
+
+class Rosenbrock(AnalyticTask):
+    """``sum_i 100 (x_{i+1} - x_i^2)^2 + (1 - x_i)^2``, minimum 0 at all ones (Rosenbrock 1960).
+
+    Starts near (-1.2, 1, -1.2, 1, ...), the customary point, plus a normal of standard deviation 0.1.
+    """
+
+    def __init__(self, config: RosenbrockConfig) -> None:
+        self.start = torch.tensor([-1.2, 1.0]).repeat(config.dim)[: config.dim]
+        super().__init__(name="rosenbrock", dim=config.dim, std=config.std, scale=float(self.value(self.start)))
+
+    def init(self, generator: torch.Generator) -> tuple[Params, Buffers]:
+        return {"x": (self.start + 0.1 * torch.randn(self.dim, generator=generator)).to(self.device)}, {}
+
+    def value(self, x: Tensor) -> Tensor:
+        head, tail = x[:-1], x[1:]
+        return (100 * (tail - head * head) ** 2 + (1 - head) ** 2).sum()
+
+
+@register_task("quadratic", config=QuadraticConfig, uses_dataset=False)
+def build_quadratic(config: QuadraticConfig) -> Task:
+    return Quadratic(config)
+
+
+@register_task("rosenbrock", config=RosenbrockConfig, uses_dataset=False)
+def build_rosenbrock(config: RosenbrockConfig) -> Task:
+    return Rosenbrock(config)

@@ -1,0 +1,164 @@
+"""Data files: find them in a folder, else download them with checksums; open plain, .gz and .xz, or from a .tar.gz."""
+
+from __future__ import annotations
+
+import gzip
+import lzma
+import os
+import tarfile
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from optimizees.spec import UserError
+
+OPENERS: dict[str, Callable[..., Any]] = {"": open, ".gz": gzip.open, ".xz": lzma.open}
+_BROKEN = (EOFError, OSError, lzma.LZMAError, zlib.error, tarfile.TarError)
+_BLOCK = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Where the original files of one data set are.
+
+    Attributes:
+        name: the data set's name, which begins error lines.
+        folders: folders below the data folder in which the files may lie; the first is where downloads go.
+        files: names of the uncompressed files.
+        url: what the names in `sha256` are appended to.
+        sha256: what to download -> its digest: the files themselves (with suffix), or one archive that holds them.
+        archive: name of that archive, if the set is published as one.
+    """
+
+    name: str
+    folders: tuple[str, ...]
+    files: tuple[str, ...]
+    url: str
+    sha256: dict[str, str]
+    archive: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Payload:
+    """The uncompressed bytes of one file, as far as they could be read.
+
+    Attributes:
+        where: what error lines call the file: its path, or archive and member.
+        fault: why reading stopped early, or that a checksum inside the file failed; "" if all went well.
+    """
+
+    where: str
+    data: bytearray
+    fault: str = ""
+
+    def require(self, expected: int) -> None:
+        """Raise UserError unless exactly `expected` bytes could be read without a fault."""
+        if len(self.data) != expected or self.fault:
+            fault = f" ({self.fault})" if self.fault else ""
+            raise UserError(f"{self.where}: expected {expected:,} bytes, found {len(self.data):,}{fault}")
+
+
+def fetch(source: Source, data_dir: str | None) -> dict[str, Payload]:
+    """Every file of `source` by name, from `data_dir` (or a folder of it), the download cache, or the network.
+
+    Raises:
+        UserError: `data_dir` is no folder; files are missing and cannot be downloaded (the line says which, and where
+            they were looked for); a file cannot be opened.
+    """
+    places = _places(source, data_dir)
+    missing = [name for name in source.files if _find(name, source, places) is None]
+    if missing:
+        _download(source, missing, places)
+    found = {name: _find(name, source, places) for name in source.files}
+    if None in found.values():
+        absent = [name for name, path in found.items() if path is None]
+        raise UserError(f"{source.name}: the downloaded archive does not hold {', '.join(absent)}")
+    paths = {name: path for name, path in found.items() if path is not None}
+    payloads = {name: _read(path) for name, path in paths.items() if path.name != source.archive}
+    archives = {path for path in paths.values() if path.name == source.archive}
+    for archive in archives:
+        payloads |= _unpack(archive, [name for name, path in paths.items() if path == archive])
+    return payloads
+
+
+def _places(source: Source, data_dir: str | None) -> list[Path]:
+    """Folders to look into, in order; the last one is the download cache, if there is one."""
+    places: list[Path] = []
+    if data_dir is not None:
+        root = Path(data_dir).expanduser()
+        if not root.is_dir():
+            raise UserError(f"{source.name}: the data folder {root} does not exist")
+        places += [root / folder for folder in source.folders] + [root]
+    try:
+        import pooch
+    except ImportError:
+        return places
+    return [*places, Path(pooch.os_cache("lo-framework")) / source.folders[0]]
+
+
+def _find(name: str, source: Source, places: Sequence[Path]) -> Path | None:
+    for place in places:
+        for suffix in OPENERS:
+            if (place / (name + suffix)).is_file():
+                return place / (name + suffix)
+        if source.archive and (place / source.archive).is_file():
+            return place / source.archive
+    return None
+
+
+def _download(source: Source, missing: list[str], places: Sequence[Path]) -> None:
+    """Download what holds the `missing` files into the data folder if it can be written, else into the cache."""
+    looked = ", ".join(map(str, places)) or "no folder: name one with --data-dir or LO_DATA_DIR"
+    failure = f"{source.name}: missing {', '.join(missing)} (plain, .gz or .xz); looked in {looked}; "
+    try:
+        import pooch
+    except ImportError:
+        raise UserError(failure + "not downloaded: the package pooch is not installed") from None
+    folder = places[0] if len(places) > 1 and os.access(places[0].parent, os.W_OK) else places[-1]
+    for remote, digest in source.sha256.items():
+        if remote == source.archive or any(remote.startswith(name) for name in missing):
+            try:
+                pooch.retrieve(source.url + remote, known_hash=f"sha256:{digest}", fname=remote, path=folder)
+            except Exception as error:  # the network fails in many ways; all of them mean: no file
+                reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+                raise UserError(f"{failure}download failed: {reason}") from error
+
+
+def _read(path: Path) -> Payload:
+    opener = OPENERS[path.suffix if path.suffix in OPENERS else ""]
+    try:
+        with opener(path, "rb") as stream:
+            return _drain(str(path), stream)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+def _drain(where: str, stream: IO[bytes]) -> Payload:
+    data = bytearray()
+    try:
+        while block := stream.read(_BLOCK):
+            data += block
+    except _BROKEN as error:
+        # What came before the break tells the person how much is missing, so it is kept.
+        return Payload(where=where, data=data, fault=str(error).rstrip(".") or type(error).__name__)
+    return Payload(where=where, data=data)
+
+
+def _unpack(archive: Path, names: list[str]) -> dict[str, Payload]:
+    """The members called `names`, wherever in the archive; nothing is written to disk."""
+    payloads: dict[str, Payload] = {}
+    try:
+        with tarfile.open(archive) as tar:
+            for member in tar:
+                name = member.name.rpartition("/")[2]
+                stream = tar.extractfile(member) if name in names else None
+                if stream is not None:
+                    payloads[name] = _drain(f"{archive}/{member.name}", stream)
+    except _BROKEN as error:
+        raise UserError(f"{archive}: broken archive: {error}") from error
+    absent = [name for name in names if name not in payloads]
+    if absent:
+        raise UserError(f"{archive}: the archive does not hold {', '.join(absent)}")
+    return payloads
