@@ -19,7 +19,7 @@ from meta_train.config import RunConfig
 from meta_train.host import VALIDATION_CHUNK, Unit
 from meta_train.workers import Workers
 
-WEIGHTS = {"mean": 0.4, "valid": 0.4, "final": 0.2}
+WEIGHTS = {"mean": 0.3, "valid": 0.5, "final": 0.2}
 WORST_RATIO = 10.0  # what a diverged run counts as
 START_LRS = (0.003, 0.01, 0.02, 0.05, 0.1)
 

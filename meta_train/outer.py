@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lo_framework.learned.base import Theta
+from lo_framework.learned.base import LearnedOptimizer, Theta
 
 WARM_UP = 5
 FLOOR = 0.05
@@ -17,10 +17,11 @@ FLOOR = 0.05
 class Outer:
     """Adam on theta for the outer steps of one stage."""
 
-    def __init__(self, theta: Theta, lr: float, clip: float, steps: int) -> None:
-        self.params = {name: nn.Parameter(x.clone()) for name, x in theta.items()}
-        self.adam = torch.optim.Adam(self.params.values(), lr=lr, betas=(0.9, 0.99))
-        self.lr, self.clip, self.steps = lr, clip, steps
+    def __init__(self, learned: LearnedOptimizer, lr: float, clip: float, steps: int) -> None:
+        self.params = {name: nn.Parameter(x.clone()) for name, x in learned.theta().items()}
+        self.rates = [lr * learned.outer_scale(name) for name in self.params]
+        self.adam = torch.optim.Adam([{"params": [p]} for p in self.params.values()], lr=lr, betas=(0.9, 0.99))
+        self.clip, self.steps = clip, steps
         self.done = 0
 
     @property
@@ -38,7 +39,8 @@ class Outer:
         ratio = min(1.0, self.clip / max(norm, 1e-12))
         for name, p in self.params.items():
             p.grad = grad[name] * ratio
-        self.adam.param_groups[0]["lr"] = self.lr * rate
+        for group, full in zip(self.adam.param_groups, self.rates, strict=True):
+            group["lr"] = full * rate
         self.adam.step()
         return {"grad_norm": norm, "clip_ratio": ratio, "skipped": 0.0}
 
@@ -49,15 +51,13 @@ class Outer:
                 out[f"adam.{key}.{name}"] = torch.as_tensor(value)
         return out
 
-    @classmethod
-    def load(cls, tensors: dict[str, Tensor], done: int, lr: float, clip: float, steps: int) -> Outer:
-        theta = {name.removeprefix("theta."): x for name, x in tensors.items() if name.startswith("theta.")}
-        outer = cls(theta, lr, clip, steps)
-        outer.done = done
+    def load(self, tensors: dict[str, Tensor], done: int) -> None:
+        """Go on from what :meth:`dump` gave."""
         state: dict[int, dict[str, Any]] = {}
-        for i, name in enumerate(theta):
+        for i, (name, p) in enumerate(self.params.items()):
+            p.data.copy_(tensors[f"theta.{name}"])
             found = {key: tensors.get(f"adam.{key}.{name}") for key in ("step", "exp_avg", "exp_avg_sq")}
             if all(value is not None for value in found.values()):
                 state[i] = found
-        outer.adam.load_state_dict({"state": state, "param_groups": outer.adam.state_dict()["param_groups"]})
-        return outer
+        self.adam.load_state_dict({"state": state, "param_groups": self.adam.state_dict()["param_groups"]})
+        self.done = done

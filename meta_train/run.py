@@ -18,6 +18,7 @@ from torch import Tensor
 from lo_framework.checkpoint import load_latest_state, save_optimizer, save_state
 from lo_framework.files.atomic import atomic_write_text
 from lo_framework.inner.step import Family
+from lo_framework.learned import LearnedOptimizer, make_learned
 from lo_framework.learned.base import Theta
 from lo_framework.learned.hyper_adamw import HyperAdamW
 from meta_train.config import RunConfig, difference
@@ -96,9 +97,9 @@ class MetaTraining:
         else:
             quality = measure(workers, self.config, len(self.tasks), first.kind, first.config, [theta])[0]
         incumbent = Incumbent(theta, first.kind, first.config, score(quality, reference), 0, quality)
-        outer = Outer(theta, self.config.outer_lr, self.config.clip, first.end - first.begin)
+        learned.load_theta(theta)
         self._build(workers, first, None)
-        return Run(0, 0, outer, incumbent, reference, lr, True)
+        return Run(0, 0, self._outer(learned, first), incumbent, reference, lr, True)
 
     def _build(self, workers: Workers, stage: Stage, tensors: dict[int, dict[str, Tensor]] | None) -> None:
         parts: list[tuple[Any, ...]] = []
@@ -190,14 +191,15 @@ class MetaTraining:
         stage = self.stages[run.stage]
         smaller, learned = self._rebuilt(run.incumbent), stage.build()
         learned.grow_from(smaller)
-        run.outer = Outer(learned.theta(), self.config.outer_lr, self.config.clip, stage.end - stage.begin)
+        run.outer = self._outer(learned, stage)
         self._build(workers, stage, None)
         progress.say(f"step {run.step}: {smaller.kind} (score {run.incumbent.score:.3f}) grows into {stage.kind}")
 
-    @staticmethod
-    def _rebuilt(incumbent: Incumbent) -> Any:
-        from lo_framework.learned import make_learned
+    def _outer(self, learned: LearnedOptimizer, stage: Stage) -> Outer:
+        return Outer(learned, self.config.outer_lr, self.config.clip, stage.end - stage.begin)
 
+    @staticmethod
+    def _rebuilt(incumbent: Incumbent) -> LearnedOptimizer:
         learned = make_learned(incumbent.kind, **incumbent.config)
         learned.load_theta(incumbent.theta)
         return learned
@@ -242,12 +244,8 @@ class MetaTraining:
 
     def _load(self, workers: Workers, tensors: dict[str, Tensor], meta: dict[str, Any]) -> Run:
         stage = self.stages[meta["stage"]]
-        names = list(stage.build().theta())
-        outer_tensors = {name.removeprefix("outer."): x for name, x in tensors.items() if name.startswith("outer.")}
-        # theta in the optimizer's own order: Adam's state goes by position
-        ordered = {f"theta.{name}": outer_tensors[f"theta.{name}"] for name in names} | outer_tensors
-        steps = stage.end - stage.begin
-        outer = Outer.load(ordered, meta["outer_done"], self.config.outer_lr, self.config.clip, steps)
+        outer = self._outer(stage.build(), stage)
+        outer.load({name.removeprefix("outer."): x for name, x in tensors.items()}, meta["outer_done"])
         shards: dict[int, dict[str, Tensor]] = {shard: {} for shard in range(self.shards)}
         for name, x in tensors.items():
             if name.startswith("shard."):

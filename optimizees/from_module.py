@@ -17,7 +17,7 @@ from torch.nn.parameter import is_lazy
 from optimizees.dropout import CounterDropout, replace_dropout
 from optimizees.models.norms import MOMENTUM, batch_moments, moved, normalise
 from optimizees.rows import Given, Rows, make_splits
-from optimizees.spec import UserError
+from optimizees.spec import UserError, first_line
 from optimizees.task import Batch, Buffers, DataTask, Params, soft_cap
 
 if TYPE_CHECKING:
@@ -161,7 +161,7 @@ class ModuleTask(DataTask):
                     output, _ = self._run(params, buffers, batch[0], noise)
                     loss = self.loss_fn(output, *batch[1:])
             except Exception as error:
-                raise UserError(f"{self.name}: module or loss fails on a batch: {_line(error)}") from error
+                raise UserError(f"{self.name}: module or loss fails on a batch: {first_line(error)}") from error
             drew = not torch.equal(before, torch.get_rng_state())
         if drew:
             raise UserError(
@@ -169,7 +169,9 @@ class ModuleTask(DataTask):
                 "modules (not F.dropout, not the dropout argument of attention or recurrent layers)"
             )
         if not isinstance(loss, Tensor) or loss.dim() != 0 or not bool(torch.isfinite(loss)):
-            found = f"{list(loss.shape)} {loss}" if isinstance(loss, Tensor) else type(loss).__name__
+            found = type(loss).__name__
+            if isinstance(loss, Tensor):
+                found = str(float(loss)) if loss.dim() == 0 else f"shape {list(loss.shape)}"
             raise UserError(f"{self.name}: the loss must be one finite number (0-d tensor), found {found}")
         self._check_vmap(params, buffers, batch, noise)
         self._find_scale(output, batch, loss)
@@ -183,7 +185,7 @@ class ModuleTask(DataTask):
         try:
             torch.func.vmap(gradient)(pairs, states, tuple(twice(x) for x in batch), twice(noise))
         except Exception as error:
-            raise UserError(f"{self.name}: the module cannot run under torch.func.vmap: {_line(error)}") from error
+            raise UserError(f"{self.name}: the module cannot run under torch.func.vmap: {first_line(error)}") from error
 
     def _find_scale(self, output: Any, batch: Batch, loss: Tensor) -> None:
         logits = isinstance(output, Tensor) and output.dim() == 2 and output.shape[1] > 1
@@ -240,7 +242,3 @@ def _same(new: nn.Module, old: nn.Module, chosen: list[nn.Module]) -> list[nn.Mo
     """The modules of `new` that stand where `chosen` stand in `old`."""
     wanted = set(chosen)
     return [n for n, o in zip(new.modules(), old.modules()) if o in wanted]
-
-
-def _line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
 
-from optimizees.spec import UserError
+from optimizees.spec import UserError, first_line
 
 GROUP = "lo_framework.plugins"
 
@@ -71,7 +71,8 @@ def _load_file(path: Path) -> ModuleType:
 
 def _reason(error: Exception) -> str:
     """``TypeError: message (file.py, line 3)`` on one line."""
-    text = str(error).splitlines()[0] if str(error) else "no message"
     frames = traceback.extract_tb(error.__traceback__)
     place = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
-    return f"{type(error).__name__}: {text}" + ("" if isinstance(error, SyntaxError | ImportError) else place)
+    return f"{type(error).__name__}: {first_line(error)}" + (
+        "" if isinstance(error, SyntaxError | ImportError) else place
+    )

@@ -13,7 +13,7 @@ from optimizees import datasets as datasets_room
 from optimizees.datasets import Dataset
 from optimizees.models import CNN, MLP, CNNConfig, MLPConfig, MLPReluConfig
 from optimizees.registry import TASKS, Entry, register_task
-from optimizees.spec import UserError, build_config, canonical, nearest, parse_spec, split_specs
+from optimizees.spec import UserError, build_config, canonical, first_line, nearest, parse_spec, split_specs
 from optimizees.task import ClassificationTask, Task
 
 
@@ -90,6 +90,5 @@ def _device(name: torch.device | str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f'device "{name}" cannot be used here: {reason}') from None
+        raise UserError(f'device "{name}" cannot be used here: {first_line(error)}') from None
     return device

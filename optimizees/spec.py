@@ -31,6 +31,12 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f' (did you mean "{close[0]}"?)' if close else ""
 
 
+def first_line(error: BaseException) -> str:
+    """What an error says, on one line: other packages' messages may run over many."""
+    text = str(error).strip()
+    return text.splitlines()[0].rstrip(".:") if text else type(error).__name__
+
+
 def parse_spec(text: str) -> tuple[str, dict[str, str]]:
     """Split ``"cnn:channels=16x32,norm=none"`` into ``("cnn", {"channels": "16x32", "norm": "none"})``.
 

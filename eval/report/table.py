@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from typing import Any
 
 GAP = "  "
+# "1.2x", "95%", "-", "0.41 ±0.02", "0.4 [0.3, 0.5]", "12 (2 of 5 never)", "0 of 5"
+_NUMBER = re.compile(r"-?|(never|[-+]?(\d[\d.,]*(e[-+]?\d+)?|inf|nan)[%x]?)( ?[±[(].*| of \d+)?", re.IGNORECASE)
 
 
 def cell(value: Any) -> str:
@@ -98,9 +101,5 @@ class Table:
 
 
 def _numeric(text: str) -> bool:
-    """Whether a text cell is a decorated number ("1.2x", "95%", "-"): it does not make its column one of words."""
-    try:
-        float(text.strip().rstrip("%x") or "nan")
-    except ValueError:
-        return text.strip() in ("-", "")
-    return True
+    """Whether a text cell is a decorated number: it does not make its column one of words."""
+    return _NUMBER.fullmatch(text.strip()) is not None

@@ -55,7 +55,7 @@ class Perturbed:
 
     @torch.no_grad()
     def estimate(self, theta: Theta, state: UnrollState) -> tuple[MetaGradient, UnrollState]:
-        """One truncation of every pair. Memory does not depend on the unroll length: nothing is kept of a step but its carry."""
+        """One truncation of every pair. Nothing is kept of a step but its carry, so memory does not grow with steps."""
         unroller, num = self.unroller, self.unroller.num
         state, restarted = unroller.restart_finished(state)
         size = sum(x.numel() for x in theta.values())

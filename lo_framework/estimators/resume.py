@@ -1,7 +1,7 @@
 """An :class:`UnrollState` as a flat dict of tensors and back, so that a killed run goes on with the same bits.
 
-Names: ``params``, ``alive``, ``buffers.<name>``, ``state.<name>``, ``t``, ``horizon``, ``stop``, ``extra.<name>`` and ``generator``
-(the random state, uint8). The dict is all there is: data positions are implied by the generator.
+Names: ``params``, ``alive``, ``buffers.<name>``, ``state.<name>``, ``t``, ``horizon``, ``stop``, ``extra.<name>`` and
+``generator`` (the random state, uint8). The dict is all there is: data positions are implied by the generator.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _CLOCKS = ("t", "horizon", "stop")
 
 
 def state_to_tensors(state: UnrollState) -> dict[str, Tensor]:
-    """Contiguous copies on the CPU that share no memory with ``state`` or with each other (a file format may insist on it)."""
+    """Contiguous copies on the CPU; none shares memory with ``state`` or with another, as safetensors demands."""
     carry = state.carry
     tensors = {"params": carry.params, "alive": carry.alive, "generator": state.generator.get_state()}
     tensors |= {name: getattr(state, name) for name in _CLOCKS}
@@ -30,7 +30,7 @@ def state_to_tensors(state: UnrollState) -> dict[str, Tensor]:
 
 
 def state_from_tensors(tensors: Mapping[str, Tensor], device: torch.device | str = "cpu") -> UnrollState:
-    """The state that :func:`state_to_tensors` wrote, its carry on ``device``; clocks and the generator live on the host.
+    """The state that :func:`state_to_tensors` wrote: its carry on ``device``, clocks and generator on the host.
 
     Raises:
         KeyError: a tensor is missing; the message names it.

@@ -1,18 +1,20 @@
 """``tbptt``: back-propagation through a truncation of the inner loop.
 
-Low variance, but blind to whatever happens after the truncation: short ones favour small steps. ``second_order`` differentiates
-through the inner gradients as well. ``segments`` trades time for memory: the unroll is cut in segments, only their starting
-states are kept, and each segment is run again when its turn in the backward sweep comes, so memory grows with
-``segments + T / segments`` (sqrt(T) for ``segments = 0``, which chooses sqrt(T) segments) for one more forward pass.
+Low variance, but blind to whatever happens after the truncation: short ones favour small steps. ``second_order``
+differentiates through the inner gradients as well. ``segments`` trades time for memory: the unroll is cut in segments,
+only their starting states are kept, and each segment is run again when its turn in the backward sweep comes, so memory
+grows with ``segments + T / segments`` (sqrt(T) for ``segments = 0``, which chooses sqrt(T) segments) for one more
+forward pass.
 
-The meta-gradient is taken per task (theta is batched), so that a task whose gradient is not finite is left out and counted.
+The meta-gradient is taken per task (theta is batched), so that a task whose gradient is not finite is left out and
+counted.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -27,7 +29,7 @@ from lo_framework.protocols import MetaGradient
 
 @dataclass(frozen=True, kw_only=True)
 class TBPTTConfig:
-    """``clip_task``: largest norm of one task's meta-gradient (0: none); a single exploding task then cannot own the mean."""
+    """``clip_task``: largest norm of one task's meta-gradient (0: none), so that none can own the mean."""
 
     second_order: bool = True
     segments: int = 1
@@ -95,12 +97,13 @@ class TBPTT:
         """Pull the score's and the next segment's cotangents back through segment ``s``."""
         moving, fixed = _split(carry)
 
-        def forward(theta: Theta, moving: dict[str, Tensor]) -> tuple[tuple[Tensor, dict[str, Tensor]], tuple[Carry, Tensor]]:
+        def forward(theta: Theta, moving: dict[str, Tensor]) -> tuple[tuple[Tensor, dict[str, Tensor]], Carry]:
             start = _join(moving, fixed)
             end, score, _ = self.unroller.run(self.step, theta, start, state, self.bounds[s], self.bounds[s + 1])
-            return (score, _split(end)[0]), (end, score)
+            return (score, _split(end)[0]), end
 
-        (score, outputs), pull, (end, _) = vjp(forward, theta, moving, has_aux=True)
+        pulled: tuple[Any, ...] = vjp(forward, theta, moving, has_aux=True)  # typed as if without aux
+        (score, outputs), pull, end = pulled
         random_end = state.generator.get_state()
         if cotangent is None:
             cotangent = {name: torch.zeros_like(x) for name, x in outputs.items()}
@@ -128,8 +131,8 @@ def _join(moving: dict[str, Tensor], carry: Carry) -> Carry:
 def combine(grads: Theta, clip_task: float = 0.0, alive: Tensor | None = None) -> tuple[Theta, float, float]:
     """Mean over tasks of per-task gradients ``[K, ...]``; the fractions of non-finite and of clipped tasks.
 
-    A non-finite gradient is left out, but the sum is still divided by K: a shard in trouble takes smaller steps, not noisier
-    ones. The non-finite fraction also counts tasks that are no longer ``alive [K]``.
+    A non-finite gradient is left out, but the sum is still divided by K: a shard in trouble takes smaller steps, not
+    noisier ones. The non-finite fraction also counts tasks that are no longer ``alive [K]``.
     """
     square = sum((g.reshape(g.shape[0], -1) ** 2).sum(1) for g in grads.values())
     assert isinstance(square, Tensor)

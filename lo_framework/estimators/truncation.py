@@ -1,11 +1,12 @@
 """Truncated unrolls: where each task of a shard stands in its episode, and the data it sees next.
 
 An episode has a length (its horizon, to which progress refers); every outer step advances all tasks of the shard by
-``unroll_length`` inner steps. A task that reaches its end inside a truncation is masked out for the rest of it and starts a new
-episode at the next one. Tasks are desynchronised by cutting each one's first episode at a random place: otherwise all would
-restart together and the meta-loss would beat with the episode length.
+``unroll_length`` inner steps. A task that reaches its end inside a truncation is masked out for the rest of it and
+starts a new episode at the next one. Tasks are desynchronised by cutting each one's first episode at a random place:
+otherwise all would restart together and the meta-loss would beat with the episode length.
 
-Everything random comes from one generator a shard; where an episode ends is known on the host, so no device is ever waited for.
+Everything random comes from one generator a shard; where an episode ends is known on the host, so no device is ever
+waited for.
 """
 
 from __future__ import annotations
@@ -74,12 +75,12 @@ class Unroller:
         carry = self._repeat_carry(self.family.start(generator, self.num))
         horizon = torch.tensor([self.truncation.horizon(generator) for _ in range(self.num)])
         share = torch.rand(self.num, generator=generator)
-        stop = (horizon * share).long().clamp_min(1)
-        stop = torch.minimum((stop / self.truncation.unroll_length).ceil().long() * self.truncation.unroll_length, horizon)
+        stop, length = (horizon * share).long().clamp_min(1), self.truncation.unroll_length
+        stop = torch.minimum((stop / length).ceil().long() * length, horizon)
         return UnrollState(carry, torch.zeros(self.num, dtype=torch.long), horizon, stop, generator, {})
 
     def restart_finished(self, state: UnrollState) -> tuple[UnrollState, Tensor]:
-        """New episodes for tasks whose last one is over or went non-finite; also which ones, ``[K]`` bool on the host."""
+        """New episodes for tasks whose last one is over or not finite; also which ones, ``[K]`` bool on the host."""
         done = state.t >= state.stop
         count = int(done.sum())
         if not count:
@@ -98,7 +99,7 @@ class Unroller:
         return replace(state, carry=carry, horizon=horizon, stop=stop, t=t), done
 
     def draw(self, state: UnrollState, i: int) -> tuple[Draw, Tensor]:
-        """Data of the i-th step of this truncation for all copies, and the weight (0 past the end) of each task ``[copies K]``."""
+        """Data of the truncation's i-th step for all copies, and each task's weight ``[copies K]``, 0 past its end."""
         task, generator = self.task, state.generator
         train = task.batch("train", generator, (self.num,))
         held: Batch = task.batch("valid", generator, (self.num,)) if self.objective.held_out else ()
@@ -115,7 +116,7 @@ class Unroller:
     def run(
         self, step: Step, theta: Theta, carry: Carry, state: UnrollState, begin: int, end: int
     ) -> tuple[Carry, Tensor, Losses]:
-        """Inner steps [begin, end) of the truncation: the carry after them, the summed score ``[copies K]``, the last losses."""
+        """Inner steps [begin, end): the carry after them, the summed score ``[copies K]``, the last losses."""
         total: Tensor | None = None
         for i in range(begin, end):
             draw, live = self.draw(state, i)
@@ -128,7 +129,8 @@ class Unroller:
     def summary(self, state: UnrollState, total: Tensor) -> dict[str, float]:
         """Metrics of the summed scores ``[copies K]`` of a truncation from ``state``, over the steps that counted.
 
-        Masked steps add nothing to ``total``: dividing by the unroll length would make the meta-loss dip at every episode's end.
+        Masked steps add nothing to ``total``: dividing by the unroll length would make the meta-loss dip at every
+        episode's end.
         """
         live = (state.stop - state.t).clamp(1, self.truncation.unroll_length).to(total.dtype)
         live, total = self._repeat(live), total.cpu()
@@ -166,6 +168,6 @@ def map_carry(f: Callable[..., Tensor], *carries: Carry) -> Carry:
 
 
 def canonical(carry: Carry) -> Carry:
-    """A detached contiguous clone. Every truncation passes its state through here, saved or not: a strided tensor and its
-    reloaded contiguous copy would sum to different bits."""
+    """A detached contiguous clone. Every truncation passes its state through here, saved or not: a strided tensor and
+    its reloaded contiguous copy would sum to different bits."""
     return map_carry(lambda x: x.detach().clone(memory_format=torch.contiguous_format), carry)

@@ -1,7 +1,7 @@
 """Whole episodes for evaluation: every combination of C settings (thetas) and S paired seeds in one vmapped run.
 
-Seed s fixes the initial parameters and every batch, whatever optimizer runs on it and however many others run beside it: the
-comparison is paired by construction.
+Seed s fixes the initial parameters and every batch, whatever optimizer runs on it and however many others run beside
+it: the comparison is paired by construction.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ def rollout(
 ) -> Rollout:
     """Train ``task`` for ``steps`` with ``learned`` at each of ``thetas``, from each of ``seeds``.
 
-    ``num_steps`` is the horizon that progress refers to (default ``steps``); ``chunk`` settings x seeds run in one vmap, to stay
-    in cache. ``on_step(n)`` is told of every ``n`` finished task-steps. No meta-gradient.
+    ``num_steps`` is the horizon that progress refers to (default ``steps``); ``chunk`` settings x seeds run in one
+    vmap, to stay in cache. ``on_step(n)`` is told of every ``n`` finished task-steps. No meta-gradient.
     """
     settings = [(c, s) for c in range(len(thetas)) for s in range(len(seeds))]
     family = Family(task, learned)
@@ -77,7 +77,7 @@ def rollout(
         final={name: joined(lambda p, name=name: p[3][name]) for name in parts[0][3]},  # type: ignore[misc]
         alive=joined(lambda p: p[0].alive),
         params=joined(lambda p: p[0].params),
-        buffers={name: joined(lambda p, name=name: p[0].buffers[name]) for name in parts[0][0].buffers},  # type: ignore[misc]
+        buffers={n: joined(lambda p, n=n: p[0].buffers[n]) for n in parts[0][0].buffers},  # type: ignore[misc]
     )
 
 

@@ -1,7 +1,8 @@
 """One inner step of K tasks of one family: gradients, the learned update and the held-out loss, under one ``vmap``.
 
-theta is batched like everything else (one copy a task). That is what ES needs, and it makes a back-propagated meta-gradient come
-out per task, so that a task whose gradient is not finite can be left out without touching the others.
+theta is batched like everything else (one copy a task). That is what ES needs, and it makes a back-propagated
+meta-gradient come out per task, so that a task whose gradient is not finite can be left out without touching the
+others.
 """
 
 from __future__ import annotations
@@ -82,7 +83,7 @@ class Family:
             grads, (loss, new_buffers) = grad_and_value(loss_of, has_aux=True)(at)
             if differentiable and not second_order:  # d loss / d params is the gradient at hand
                 loss = loss.detach() + (grads.detach() * (params - at)).sum()
-            seen = loss if second_order else loss.detach()  # a rule may read the loss; then it is a path from params too
+            seen = loss if second_order else loss.detach()  # a rule that reads the loss has a path through it
             arguments = (self.layout, params, grads, state, seen, progress)
             new_params, new_state = functional_call(self.learned, theta, arguments)
             alive = alive & torch.isfinite(loss) & torch.isfinite(new_params.sum())

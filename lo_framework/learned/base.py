@@ -76,6 +76,10 @@ class LearnedOptimizer(nn.Module):
         params, chunk_state = self.apply(layout.expand(channels), shared, params, grads, state)
         return params, {**reduced, **chunk_state}
 
+    def outer_scale(self, name: str) -> float:
+        """Outer learning rate of the meta-parameter ``name`` relative to the run's: weights of networks move more slowly."""
+        return 0.2
+
     def theta(self) -> Theta:
         """The meta-parameters by name, detached."""
         return {name: p.detach() for name, p in self.named_parameters()}

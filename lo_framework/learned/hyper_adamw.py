@@ -71,6 +71,9 @@ class HyperAdamW(LearnedOptimizer):
         self.register_buffer("start", torch.tensor(start), persistent=False)
         self.register_buffer("knots", torch.tensor(KNOTS), persistent=False)
 
+    def outer_scale(self, name: str) -> float:
+        return 1.0 if name in ("default", "by_role", "schedule") else super().outer_scale(name)
+
     def init_state(self, layout: Layout, params: Tensor) -> State:
         return {
             "step": params.new_zeros(()),

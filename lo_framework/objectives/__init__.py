@@ -1,8 +1,9 @@
 """What an unroll is scored by: a term for each inner step, comparable across tasks.
 
-``valid`` (default) scores the held-out loss after each update, so that a learned optimizer that memorises gains nothing by it;
-``train`` the minibatch loss before each update. ``train=W`` mixes W parts of the training loss into ``valid``. ``log=W`` adds W times the logarithm
-of the loss: late in an episode the loss is small, and only its logarithm still tells a good schedule from a bad one.
+``valid`` (default) scores the held-out loss after each update, so that a learned optimizer that memorises gains nothing
+by it; ``train`` the minibatch loss before each update. ``train=W`` mixes W parts of the training loss into ``valid``.
+``log=W`` adds W times the logarithm of the loss: late in an episode the loss is small, and only its logarithm still
+tells a good schedule from a bad one.
 """
 
 from __future__ import annotations

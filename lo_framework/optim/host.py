@@ -8,7 +8,8 @@ waits for the device: there is no number here that Python looks at.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import copy
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +17,13 @@ from torch import Tensor
 
 from lo_framework.layout import Layout
 from lo_framework.learned.base import LearnedOptimizer, State
-from lo_framework.optim.packs import Run
+from lo_framework.learned.features import TOKEN_STATS
+from lo_framework.optim.kernels import attention_sums, kernel_for, ordinary
+from lo_framework.optim.packs import Plan, Run, Store
+
+CPU_CHUNK = 16384  # elements: a chunk's intermediates stay in the second-level cache, those of a small network too
+SUM_CHUNK = 65536  # the same where there are no intermediates
+DEVICE_CHUNK = 1 << 22  # an accelerator wants few, large kernels; this only bounds the memory of intermediates
 
 Multiplier = float | Tensor
 
@@ -26,85 +33,159 @@ class Work:
     """One run with this step's tensors."""
 
     run: Run
-    learned: LearnedOptimizer  # on the run's device
     tensors: list[Tensor]  # the parameters themselves
     params: Tensor  # [n]; for a single contiguous tensor its own memory
     grads: Tensor  # [n]
-    state: State  # [..., n], the store's own memory
-    lr: Multiplier
 
     @property
     def single(self) -> bool:
         return len(self.tensors) == 1
 
 
-def gather(run: Run, learned: LearnedOptimizer, params: list[Tensor], lr: Multiplier, dtype: torch.dtype) -> Work:
-    """The tensors of a run side by side. A single one is not copied where its memory is in order."""
-    tensors = [params[i] for i in run.members]
-    grads = [_grad(p) for p in tensors]
-    if len(tensors) == 1:
-        flat, flat_grad = tensors[0].detach().reshape(-1), grads[0].reshape(-1)
-    else:
-        flat = torch.cat([p.detach().reshape(-1) for p in tensors]).to(dtype)
-        flat_grad = torch.cat([g.reshape(-1) for g in grads]).to(dtype)
-    return Work(run, learned, tensors, flat, flat_grad, run.state, lr)
+class Host:
+    """Runs a frozen copy of ``learned`` on whichever devices the parameters are; computes in ``dtype``."""
 
+    def __init__(
+        self, learned: LearnedOptimizer, device: torch.device, dtype: torch.dtype, chunk: int | None, *, fast: bool = True
+    ) -> None:
+        self.learned = copy.deepcopy(learned).requires_grad_(False).to(device, dtype)
+        self.device = device
+        self.dtype = dtype
+        self.chunk = chunk
+        self.kernel = kernel_for(self.learned) if device.type == "cpu" and dtype == torch.float32 and fast else None
+        self._on = {device: self.learned}
+        self.measures = self._probe()
 
-def _grad(p: Tensor) -> Tensor:
-    assert p.grad is not None
-    return p.grad
+    def on(self, device: torch.device) -> LearnedOptimizer:
+        """The rule with its weights on ``device``."""
+        if device not in self._on:
+            self._on[device] = copy.deepcopy(self.learned).to(device)
+        return self._on[device]
 
+    def chunk_size(self, device: torch.device) -> int:
+        return self.chunk or (CPU_CHUNK if device.type == "cpu" else DEVICE_CHUNK)
 
-def chunks(work: Work, size: int, dtype: torch.dtype) -> Iterator[tuple[Tensor, Tensor, State, slice]]:
-    """(params, grads, state) of one chunk after the other, in the dtype of computation."""
-    n = work.params.shape[0]
-    if not work.single or n <= size:
-        yield work.params.to(dtype), work.grads.to(dtype), work.state, slice(0, n)
-        return
-    for begin in range(0, n, size):
-        part = slice(begin, min(begin + size, n))
-        state = {name: x[..., part] for name, x in work.state.items()}
-        yield work.params[part].to(dtype), work.grads[part].to(dtype), state, part
+    def update(
+        self, store: Store, plan: Plan, params: Sequence[Tensor], multipliers: Sequence[Multiplier],
+        loss: Tensor | None, progress: Tensor, *, squares: list[Tensor] | None = None,
+    ) -> None:  # fmt: skip
+        """One update, in place, of the parameters of ``plan`` and of the state in ``store``.
 
+        ``multipliers``: what scales the update, one a parameter group. ``squares`` collects the sums of squares of the
+        unscaled updates (0-d tensors).
+        """
+        works = [self._gather(run, params) for run in plan.runs]
+        for work in works:
+            self._prepare(work)
+        stats = self._stats(works, plan)
+        channels, shared, reduced = self.learned.condition(plan.layout, stats, store.take(plan), loss, progress)
+        store.put(plan, reduced)
+        numbers = channels.T.tolist() if self.kernel else []
+        for work in works:
+            multiplier = multipliers[work.run.pack.group]
+            if self._is_plain(work, multiplier, numbers):
+                self._apply_fast(work, channels, numbers, shared, multiplier, squares)  # type: ignore[arg-type]
+                continue
+            device = work.run.pack.device
+            mine = channels.index_select(-1, work.run.positions).to(device)
+            self._apply(work, mine, shared.to(device), multiplier, squares)
 
-def prepare(work: Work, layout: Layout, shared: State, dtype: torch.dtype) -> None:
-    """Let the rule update state that needs whole tensors; most rules return what they got."""
-    if type(work.learned).prepare is LearnedOptimizer.prepare:
-        return
-    prepared = work.learned.prepare(layout, work.grads.to(dtype), {**shared, **work.state})
-    _store(work.state, prepared)
+    def _probe(self) -> bool:
+        """Whether the rule looks at any statistics."""
+        layout = Layout.of({"probe": (2, 2)}).to(self.device)
+        zeros = torch.zeros(layout.size, device=self.device, dtype=self.dtype)
+        state = self.learned.prepare(layout, zeros, self.learned.init_state(layout, zeros))
+        return self.learned.measure(zeros, zeros, state).shape[0] > 0
 
+    def _stats(self, works: Sequence[Work], plan: Plan) -> Tensor:
+        """``[F, S]`` in the order of the list of parameters."""
+        if not self.measures:
+            return torch.zeros(0, plan.layout.num, device=self.device, dtype=self.dtype)
+        stats = torch.cat([self._means(work).to(self.device) for work in works], dim=-1)
+        return stats if plan.order is None else stats.index_select(-1, plan.order)
 
-def means(work: Work, size: int, dtype: torch.dtype, shared: State) -> Tensor:
-    """``[F, tensors of the run]``: means of the measured quantities; sums are pairwise within and over chunks."""
-    parts = []
-    for params, grads, state, _ in chunks(work, size, dtype):
-        measured = work.learned.measure(params, grads, {**shared, **state})
+    def _gather(self, run: Run, params: Sequence[Tensor]) -> Work:
+        """The tensors of a run side by side. A single one is not copied where its memory is in order."""
+        tensors = [params[i] for i in run.members]
+        flat = [p.reshape(-1) for p in tensors]
+        grads = [p.grad.reshape(-1) for p in tensors]  # type: ignore[union-attr]
+        if len(tensors) == 1:
+            return Work(run, tensors, flat[0], grads[0])
+        return Work(run, tensors, torch.cat(flat).to(self.dtype), torch.cat(grads).to(self.dtype))
+
+    def _chunks(self, work: Work, size: int = 0) -> Iterator[tuple[Tensor, Tensor, State, slice]]:
+        """(params, grads, per-parameter state, which) of one chunk after the other, in the dtype of computation."""
+        n, size = work.params.shape[0], self.chunk or size or self.chunk_size(work.run.pack.device)
+        if not work.single or n <= size:
+            yield work.params.to(self.dtype), work.grads.to(self.dtype), work.run.state, slice(0, n)
+            return
+        for begin in range(0, n, size):
+            part = slice(begin, min(begin + size, n))
+            state = {name: x[..., part] for name, x in work.run.state.items()}
+            yield work.params[part].to(self.dtype), work.grads[part].to(self.dtype), state, part
+
+    def _prepare(self, work: Work) -> None:
+        """Let the rule update state that needs whole tensors; most rules have none."""
+        learned = self.on(work.run.pack.device)
+        if type(learned).prepare is not LearnedOptimizer.prepare:
+            _store(work.run.state, learned.prepare(work.run.layout, work.grads.to(self.dtype), work.run.state))
+
+    def _means(self, work: Work) -> Tensor:
+        """Means of what the rule measures, ``[F, tensors of the run]``; sums are pairwise within chunks and over them."""
+        learned = self.on(work.run.pack.device)
         if not work.single:
-            return work.run.layout.mean(measured)
-        parts.append(measured.sum(-1))
-    return (torch.stack(parts).sum(0) / work.params.shape[0])[:, None]
+            params, grads, state, _ = next(self._chunks(work))
+            return work.run.layout.mean(learned.measure(params, grads, state))
+        if self.kernel and work.run.pack.device.type == "cpu":
+            parts = [x for *chunk, _ in self._chunks(work, SUM_CHUNK) for x in attention_sums(*chunk)]
+            sums = torch.stack(parts).reshape(-1, len(TOKEN_STATS))
+        else:
+            sums = torch.stack([learned.measure(*chunk).sum(-1) for *chunk, _ in self._chunks(work)])
+        return (sums.sum(0) / work.params.shape[0])[:, None]
 
+    def _apply(
+        self, work: Work, channels: Tensor, shared: Tensor, multiplier: Multiplier, squares: list[Tensor] | None
+    ) -> None:
+        """Update one run by the rule itself; ``channels [C, tensors of the run]``, ``shared [D]``."""
+        apply = self.on(work.run.pack.device).apply
+        if not work.single:
+            channels = work.run.layout.expand(channels)
+        for params, grads, state, part in self._chunks(work):
+            new, new_state = apply(channels, shared, params, grads, state)
+            if squares is not None:
+                squares.append((new - params).square_().sum())
+            if isinstance(multiplier, Tensor) or multiplier != 1.0:
+                new = params + multiplier * (new - params)
+            _store(state, new_state)
+            work.params[part].copy_(new)
+        _write_back(work)
 
-def apply(
-    work: Work, channels: Tensor, values: Tensor, size: int, dtype: torch.dtype, shared: State,
-    squares: list[Tensor] | None,
-) -> None:  # fmt: skip
-    """Update the run's parameters and state in place; ``channels [C, tensors of the run]``, ``values [D]``.
+    def _is_plain(self, work: Work, multiplier: Multiplier, numbers: Sequence[Sequence[float]]) -> bool:
+        """Whether the kernel can update this run where its tensors lie."""
+        if self.kernel is None or not (work.single or self.kernel.small) or isinstance(multiplier, Tensor):
+            return False
+        where = torch.device("cpu"), torch.float32
+        in_place = all(p.is_contiguous() and (p.device, p.dtype) == where for p in work.tensors)
+        return in_place and multiplier > 0 and all(ordinary(numbers[k]) for k in work.run.places)
 
-    ``squares`` collects the sums of squares of the unscaled updates.
-    """
-    if not work.single:
-        channels = work.run.layout.expand(channels)
-    for params, grads, state, part in chunks(work, size, dtype):
-        new, new_state = work.learned.apply(channels, values, params, grads, {**shared, **state})
-        if squares is not None:
-            squares.append((new - params).square_().sum())
-        if not (isinstance(work.lr, float) and work.lr == 1.0):
-            new = params + work.lr * (new - params)
-        _store(state, new_state)
-        work.params[part].copy_(new)
-    _write_back(work)
+    def _apply_fast(
+        self, work: Work, channels: Tensor, numbers: Sequence[Sequence[float]], shared: Tensor, multiplier: float,
+        squares: list[Tensor] | None,
+    ) -> None:  # fmt: skip
+        """The same by the kernel."""
+        assert self.kernel is not None
+        grads = work.grads.to(self.dtype).split(work.run.layout.sizes)
+        for tensor, flat_grad, state, k in zip(work.tensors, grads, work.run.states, work.run.places):
+            flat = tensor.view(-1)
+            size = min(self.chunk or flat.numel(), self.kernel.chunk or flat.numel())
+            for begin in range(0, flat.numel(), size):
+                part = slice(begin, begin + size)
+                params = flat[part]
+                old = params.clone() if squares is not None else params
+                own = {name: x[..., part] for name, x in state.items()}
+                self.kernel.apply(params, flat_grad[part], own, channels[:, k], numbers[k], shared, multiplier)
+                if squares is not None:
+                    squares.append((params - old).div_(multiplier).square_().sum())
 
 
 def _store(state: State, new: State) -> None:
@@ -115,21 +196,7 @@ def _store(state: State, new: State) -> None:
 
 def _write_back(work: Work) -> None:
     """From the flat vector into the parameters, unless it is their own memory."""
-    if work.single:
-        p = work.tensors[0]
-        if work.params.data_ptr() != p.data_ptr():
-            p.copy_(work.params.view_as(p))
-        return
     parts = work.params.split([p.numel() for p in work.tensors])
     for p, part in zip(work.tensors, parts):
-        p.copy_(part.view_as(p))
-
-
-Condition = Callable[[Tensor], tuple[Tensor, Tensor]]
-
-
-def update(
-    works: list[Work], order: Tensor | None, condition: Condition, shared: State, *,
-    measured: bool, size: dict[torch.device, int], dtype: torch.dtype, squares: list[Tensor] | None = None,
-) -> None:  # fmt: skip
-    """One update. ``condition`` maps statistics ``[F, S]`` in list order to channels ``[C, S]`` and shared values ``[D]``."""
+        if part.data_ptr() != p.data_ptr():
+            p.copy_(part.view_as(p))

@@ -8,8 +8,7 @@ works on *runs*: stretches of a pack whose tensors all have a gradient.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -19,7 +18,7 @@ from torch import Tensor
 from lo_framework.layout import Layout
 from lo_framework.learned.base import LearnedOptimizer, State
 
-SMALL = 16384  # tensors up to this size share packs: where broadcasting to parameters costs about as much as one more call
+SMALL = 2048  # tensors up to this size share packs: broadcasting to their parameters costs less than a call for each
 
 
 @dataclass(eq=False)
@@ -40,7 +39,8 @@ class Run:
     pack: Pack
     members: tuple[int, ...]
     layout: Layout  # of these tensors, with the roles they have in the whole model
-    positions: Tensor  # of these tensors among all that have a gradient, [members]
+    places: tuple[int, ...]  # of these tensors among all that have a gradient
+    positions: Tensor  # the same, [members]
     begin: int
     end: int
 
@@ -48,6 +48,12 @@ class Run:
     def state(self) -> State:
         """The run's columns of the pack's state, ``[..., n]`` views."""
         return {name: x[..., self.begin : self.end] for name, x in self.pack.state.items()}
+
+    @cached_property
+    def states(self) -> list[State]:
+        """The same tensor by tensor."""
+        bounds = [(slot.offset, slot.offset + slot.numel) for slot in self.layout.slots]
+        return [{name: x[..., begin:end] for name, x in self.state.items()} for begin, end in bounds]
 
 
 @dataclass(eq=False)
@@ -225,9 +231,11 @@ class Store:
         for pack in self.packs:
             for first, last in _stretches([index in place for index in pack.members]):
                 members = pack.members[first:last]
-                positions = torch.tensor([place[i] for i in members], device=self.device)
+                places = tuple(place[i] for i in members)
+                positions = torch.tensor(places, device=self.device)
                 layout = self._whole(members).to(pack.device)
-                runs.append(Run(pack, members, layout, positions, pack.offsets[first], pack.offsets[last]))
+                columns = pack.offsets[first], pack.offsets[last]
+                runs.append(Run(pack, members, layout, places, positions, *columns))
         in_runs = [i for run in runs for i in run.members]
         order = None
         if in_runs != list(active):

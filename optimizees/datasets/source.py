@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from optimizees.spec import UserError
+from optimizees.spec import UserError, first_line
 
 OPENERS: dict[str, Callable[..., Any]] = {"": open, ".gz": gzip.open, ".xz": lzma.open}
 _BROKEN = (EOFError, OSError, lzma.LZMAError, zlib.error, tarfile.TarError)
@@ -122,8 +122,7 @@ def _download(source: Source, missing: list[str], places: Sequence[Path]) -> Non
             try:
                 pooch.retrieve(source.url + remote, known_hash=f"sha256:{digest}", fname=remote, path=folder)
             except Exception as error:  # the network fails in many ways; all of them mean: no file
-                reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-                raise UserError(f"{failure}download failed: {reason}") from error
+                raise UserError(f"{failure}download failed: {first_line(error)}") from error
 
 
 def _read(path: Path) -> Payload:
@@ -142,7 +141,7 @@ def _drain(where: str, stream: IO[bytes]) -> Payload:
             data += block
     except _BROKEN as error:
         # What came before the break tells the person how much is missing, so it is kept.
-        return Payload(where=where, data=data, fault=str(error).rstrip(".") or type(error).__name__)
+        return Payload(where=where, data=data, fault=first_line(error))
     return Payload(where=where, data=data)
 
 
@@ -157,7 +156,7 @@ def _unpack(archive: Path, names: list[str]) -> dict[str, Payload]:
                 if stream is not None:
                     payloads[name] = _drain(f"{archive}/{member.name}", stream)
     except _BROKEN as error:
-        raise UserError(f"{archive}: broken archive: {error}") from error
+        raise UserError(f"{archive}: broken archive: {first_line(error)}") from error
     absent = [name for name in names if name not in payloads]
     if absent:
         raise UserError(f"{archive}: the archive does not hold {', '.join(absent)}")

@@ -61,6 +61,9 @@ class CNNModule(nn.Module):
         make = {"batch": nn.BatchNorm2d, "group": lambda c: nn.GroupNorm(math.gcd(8, c), c)}
         if norm != "none":
             self.norms = nn.ModuleList(make[norm](c) for c in channels)
+        for m in self.modules():
+            if isinstance(m, nn.BatchNorm2d):
+                m.num_batches_tracked = None  # torch.func.grad refuses its in-place count
         self.pool = {"max": nn.MaxPool2d(2), "avg": nn.AvgPool2d(2), "stride": nn.Identity()}[pool]
         self.norm = norm
         self.head = nn.Linear(channels[-1] * (side // 2 ** len(channels)) ** 2, 10)

@@ -1,0 +1,57 @@
+"""Where a result comes from: versions, the command, the commit, the machine's shape, the time."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("lo-framework", "torch", "numpy", "scikit-learn")
+
+
+def provenance(command: Sequence[str] = ()) -> dict[str, Any]:
+    """JSON values. ``command``: the words of the command line, if there was one."""
+    return {
+        "command": list(command),
+        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
+        "platform": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs",
+        "commit": commit(),
+    }
+
+
+def commit() -> str | None:
+    """The commit this code is at, ``"... (modified)"`` if files differ from it; None outside git."""
+    folder = Path(__file__).resolve().parent
+    # An installed copy may lie in somebody else's repository: only files that are tracked count.
+    if not _git(folder, "ls-files", "--error-unmatch", "__init__.py"):
+        return None
+    head = _git(folder, "rev-parse", "HEAD")
+    return f"{head} (modified)" if head and _git(folder, "status", "--porcelain", "--untracked-files=no") else head
+
+
+def words() -> list[str]:
+    """This process's command line as a person would type it."""
+    return [Path(sys.executable).name, "-m", "eval", *sys.argv[1:]]
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    """Standard output, or None where git is missing or fails."""
+    try:
+        done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None

@@ -1,0 +1,27 @@
+"""``eval report DIR``: tables and curves again, from the numbers of an earlier evaluation."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+HELP = "rebuild the tables and curves of an earlier evaluation from its numbers"
+EXAMPLES = """\
+example:
+  python -m eval report runs/transfer      reads runs/transfer/transfer.json, writes transfer.md and curves.png beside it
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", metavar="DIR", help="the --out folder of an evaluation")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from eval.report import files, transfer
+
+    result = files.load(arguments.folder)
+    print(transfer.plain(result))
+    print()
+    for path in files.redraw(result, Path(arguments.folder)):
+        print(path)
+    return 0

@@ -1,0 +1,88 @@
+"""The folder of a transfer evaluation: what is in it, and how it is made again from its numbers."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+
+from eval.report import transfer
+from eval.report.curves import Curve, Panel, draw_curves
+from eval.result import Result, from_json, to_json
+from lo_framework.files.atomic import atomic_write_text, reason
+from optimizees.spec import UserError
+
+NUMBERS = "transfer.json"
+PANELS = 6  # more tasks than this also get a figure each
+
+
+def prepare(folder: str | os.PathLike[str]) -> Path:
+    """The folder, made and known to be writable, before hours are spent on what goes into it.
+
+    Raises:
+        UserError: it cannot be made or written.
+    """
+    path = Path(folder)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {str(path)!r}: {reason(error)}; expected a folder that can be written") from None
+    if not os.access(path, os.W_OK):
+        raise UserError(f"--out {str(path)!r} cannot be written")
+    return path
+
+
+def save(result: Result, folder: str | os.PathLike[str]) -> list[Path]:
+    """Numbers first, then what is drawn from them; returns the files."""
+    path = Path(folder)
+    atomic_write_text(path / NUMBERS, to_json(result))
+    return [path / NUMBERS, *redraw(result, path)]
+
+
+def redraw(result: Result, folder: Path) -> list[Path]:
+    """Table and curves from the numbers."""
+    files = [folder / "transfer.md"]
+    atomic_write_text(files[0], transfer.markdown(result))
+    found = panels(result)
+    if not found:
+        return files
+    title = f"{result.steps} steps; baselines at their best setting for the mean loss"
+    figures = {"curves.png": found}
+    if len(found) > PANELS:
+        figures |= {f"curves-{re.sub('[^A-Za-z0-9.]+', '-', panel.title)}.png": [panel] for panel in found}
+    for name, shown in figures.items():
+        draw_curves(shown, folder / name, title=title, ylabel="training loss (minibatch)", smooth=max(1, result.steps // 40))
+        files.append(folder / name)
+    return files
+
+
+def panels(result: Result) -> list[Panel]:
+    """One per task: training loss of every optimizer, of baselines at the setting with the best mean loss."""
+    found = []
+    steps = np.arange(result.steps)
+    for task in result.tasks:
+        arms = [result.arm(task, label) for label in result.optimizers]
+        shown = [(arm.optimizer, arm.of("mean_loss")) for arm in arms]
+        curves = [Curve(label=label, steps=steps, values=runs.curves) for label, runs in shown if runs is not None]
+        if curves:
+            found.append(Panel(title=task, curves=curves))
+    return found
+
+
+def load(folder: str | os.PathLike[str]) -> Result:
+    """The result saved in a folder.
+
+    Raises:
+        UserError: there is none, or it cannot be read.
+    """
+    path = Path(folder) / NUMBERS
+    try:
+        text = path.read_text("utf-8")
+    except FileNotFoundError:
+        raise UserError(f"there is no {NUMBERS} in {str(folder)!r}; expected the --out folder of `eval transfer`") from None
+    except (OSError, UnicodeDecodeError) as error:
+        words = reason(error) if isinstance(error, OSError) else "not text"
+        raise UserError(f"cannot read {str(path)!r}: {words}") from None
+    return from_json(text, str(path))

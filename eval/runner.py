@@ -1,0 +1,165 @@
+"""Cells: one task under one optimizer at a few settings and seeds. The unit of work, of parallelism and of failure.
+
+What a cell holds is decided by the plan alone, never by the number of workers, and every cell is computed on its own:
+that is why results do not depend on how many processes share the work.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.func import vmap
+
+from eval.statistics import Array
+from lo_framework.inner.rollout import rollout
+from lo_framework.inner.step import Family
+from lo_framework.learned.base import LearnedOptimizer, Theta
+from lo_framework.protocols import Task
+
+# Settings x seeds in one vmap. CPU, AdamW, task-steps/s at 4 / 8 / 16 / 48: mlp/digits 600 / 2160 / 3720 / 6830,
+# cnn/digits 200 / 430 / 470 / 390; more also costs memory.
+CHUNK = 16
+ROWS = 1024  # of a full split in one go: 54,000 images through a CNN at once would take gigabytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """C thetas of one optimizer on one task, each from S seeds.
+
+    Thetas are arrays: tensors would travel to other processes through shared memory files, of which there are few.
+    """
+
+    task: str
+    optimizer: str
+    thetas: tuple[dict[str, Array], ...]
+    seeds: tuple[int, ...]
+    steps: int
+    splits: tuple[str, ...]
+
+    @property
+    def work(self) -> int:
+        """Task-steps."""
+        return len(self.thetas) * len(self.seeds) * self.steps
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What a cell gave: ``metrics[name] [C, S]`` (float64), ``curves [C, S, T]`` of minibatch losses (float32).
+
+    ``extra``: per-run counts of a special kind of optimizer ``[C, S]`` (guard activations), where it has them.
+    ``state_floats``: numbers of optimizer state per parameter of the task.
+    """
+
+    curves: Array
+    metrics: dict[str, Array]
+    diverged: Array
+    seconds_per_step: float
+    parameters: int
+    state_floats: float
+    extra: dict[str, Array] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """A cell that could not be computed, and why in one line."""
+
+    reason: str
+
+
+def run_cell(
+    cell: Cell, task: Task, optimizer: LearnedOptimizer, on_step: Callable[[int], None] | None = None
+) -> Measured:
+    """Compute a cell; ``on_step(n)`` hears of every ``n`` finished task-steps.
+
+    Losses of a diverged run are infinite and its accuracies nan.
+    """
+    optimizer = copy.deepcopy(optimizer).to(task.device)  # the caller's may live elsewhere, and stays as it is
+    thetas = [{name: torch.tensor(x, device=task.device) for name, x in theta.items()} for theta in cell.thetas]
+    watch = _Watch(on_step)
+    runs = len(thetas) * len(cell.seeds)
+    chunk = -(-runs // -(-runs // CHUNK))  # equal chunks: 20 runs are 10 + 10, not 16 + 4
+    rolled = rollout(task, optimizer, thetas, cell.seeds, cell.steps, splits=(), chunk=chunk, on_step=watch)
+    metrics = {"mean_loss": rolled.train.double().mean(-1)}
+    family = Family(task, optimizer)
+    for split in cell.splits:
+        for name, value in full_metrics(family, split, rolled.params, rolled.buffers).items():
+            bad = torch.inf if name == "loss" else torch.nan
+            key = "final_loss" if (split, name) == ("train", "loss") else f"{split}_{name}"
+            metrics[key] = torch.where(rolled.alive, value, bad)
+    guard = getattr(rolled, "guard", None)
+    return Measured(
+        curves=rolled.train.float().cpu().numpy(),
+        metrics={name: value.cpu().numpy() for name, value in metrics.items()},
+        diverged=~rolled.alive.cpu().numpy(),
+        seconds_per_step=watch.seconds_per_step(),
+        parameters=family.layout.size,
+        state_floats=_state_floats(family, rolled.params[0, 0]),
+        extra={} if guard is None else {"guard": np.asarray(guard.cpu(), dtype=np.float64)},
+    )
+
+
+def full_metrics(family: Family, split: str, params: Tensor, buffers: dict[str, Tensor]) -> dict[str, Tensor]:
+    """``{metric: [C, S]}`` (float64) on a full split in evaluation mode for ``params [C, S, N]``, ``ROWS`` rows at a time.
+
+    Metrics are means over rows, so blocks are weighed by their rows.
+    """
+    lead = params.shape[:2]
+    flat = params.flatten(0, 1)
+    flat_buffers = {name: x.flatten(0, 1) for name, x in buffers.items()}
+    data = family.task.full(split)
+    rows = len(data[0])
+    totals: dict[str, Tensor] = {}
+    with torch.no_grad():
+        for begin in range(0, rows, ROWS):
+            block = tuple(x[begin : begin + ROWS] for x in data)
+
+            def measured(p: Tensor, b: dict[str, Tensor], block: tuple[Tensor, ...] = block) -> dict[str, Tensor]:
+                return family.task.metrics(family.layout.unflatten(p), b, block)
+
+            weight = len(block[0]) / rows
+            for name, x in vmap(measured, chunk_size=4)(flat, flat_buffers).items():
+                totals[name] = totals.get(name, 0.0) + weight * x.double()
+    return {name: x.reshape(lead) for name, x in totals.items()}
+
+
+def plan_cells(
+    task: str, optimizer: str, thetas: Sequence[Theta], seeds: Sequence[int], steps: int, splits: tuple[str, ...]
+) -> list[Cell]:
+    """Cells of whole settings, as many of them in a cell as fit one vmap, spread evenly."""
+    per_cell = max(1, CHUNK // len(seeds))
+    cells = -(-len(thetas) // per_cell)
+    bounds = [i * len(thetas) // cells for i in range(cells + 1)]
+    arrays = [{name: x.detach().cpu().numpy() for name, x in theta.items()} for theta in thetas]
+    common = dict(task=task, optimizer=optimizer, seeds=tuple(seeds), steps=steps, splits=splits)
+    return [Cell(thetas=tuple(arrays[a:b]), **common) for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+
+
+def _state_floats(family: Family, params: Tensor) -> float:
+    state = family.learned.init_state(family.layout, params)
+    return sum(x.numel() for x in state.values()) / family.layout.size
+
+
+class _Watch:
+    """Times steps as they finish. The median interval, so that a pause of a busy machine does not count."""
+
+    def __init__(self, on_step: Callable[[int], None] | None) -> None:
+        self.on_step = on_step
+        self.last = 0.0
+        self.intervals: list[float] = []
+
+    def __call__(self, n: int) -> None:
+        now = time.perf_counter()
+        if self.last:
+            self.intervals.append((now - self.last) / n)
+        self.last = now
+        if self.on_step is not None:
+            self.on_step(n)
+
+    def seconds_per_step(self) -> float:
+        return float(np.median(self.intervals)) if self.intervals else float("nan")

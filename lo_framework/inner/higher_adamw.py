@@ -1,0 +1,86 @@
+"""AdamW for the package ``higher``: an independent way to the same meta-gradients, by module patching instead of
+``torch.func``.
+
+``higher`` 0.2.1 knows no AdamW, and its Adam differs from torch's (eps inside the bias correction) and loses the
+gradient of learned betas (it takes the square root of the bias correction with ``math``). The one registered here has
+torch's conventions (Loshchilov & Hutter 2019: decoupled decay of the old parameters), and every hyper-parameter may be
+a tensor with a gradient that differs from step to step.
+"""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from typing import Any
+
+import torch
+
+from optimizees.spec import UserError
+
+TINY = 1e-30  # keeps the derivative of sqrt finite at a second moment of exactly zero
+
+
+def import_higher() -> Any:
+    """The package ``higher``.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    with warnings.catch_warnings():
+        # Compiling its sources, once per installation, warns of two spellings that do no harm.
+        for text in (r".*invalid escape sequence", r'.*"is" with'):
+            for category in (DeprecationWarning, SyntaxWarning):
+                warnings.filterwarnings("ignore", message=text, category=category)
+        try:
+            import higher
+        except ModuleNotFoundError as error:
+            raise UserError(
+                f"the inner backend higher needs the package {error.name}: pip install {error.name}"
+            ) from None
+    return higher
+
+
+@functools.cache
+def register_adamw() -> type:
+    """Make ``torch.optim.AdamW`` known to ``higher``; returns the differentiable class. Any number of calls is one.
+
+    State of a parameter: ``exp_avg``, ``exp_avg_sq`` as torch has them, and ``powers``, the products of the betas so
+    far (two 0-d tensors or numbers), because betas may change; a state with torch's ``step`` instead is taken over.
+    """
+    higher = import_higher()
+
+    base: Any = higher.optim.DifferentiableOptimizer
+
+    class DifferentiableAdamW(base):
+        """Decoupled weight decay, eps outside the square root, bias correction by running products."""
+
+        def _update(self, grouped_grads: Any, **kwargs: Any) -> None:
+            for index, (group, grads) in enumerate(zip(self.param_groups, grouped_grads)):
+                if group["amsgrad"] or group["maximize"]:
+                    raise UserError("the differentiable AdamW knows neither amsgrad nor maximize")
+                for i, (p, g) in enumerate(zip(group["params"], grads)):
+                    if g is not None:
+                        group["params"][i] = _adamw(group, self.state[index][i], p, g)
+
+    higher.register_optim(torch.optim.AdamW, DifferentiableAdamW)
+    return DifferentiableAdamW
+
+
+def _adamw(group: dict[str, Any], state: dict[str, Any], p: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
+    """One step of one parameter: returns the new one, and leaves its new moments in ``state``."""
+    beta1, beta2 = group["betas"]
+    lr, eps, weight_decay = group["lr"], group["eps"], group["weight_decay"]
+    if "exp_avg" not in state:
+        state.update(exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p))
+    if "powers" not in state:
+        steps = float(state.pop("step", 0))
+        state["powers"] = (beta1**steps, beta2**steps)
+    power1, power2 = state["powers"][0] * beta1, state["powers"][1] * beta2
+    m = beta1 * state["exp_avg"] + (1 - beta1) * g
+    v = beta2 * state["exp_avg_sq"] + (1 - beta2) * g * g
+    state.update(exp_avg=m, exp_avg_sq=v, powers=(power1, power2))
+    denominator = (v / (1 - power2) + TINY).sqrt() + eps
+    return p * (1 - lr * weight_decay) - lr / (1 - power1) * m / denominator
+
+
+__all__ = ["import_higher", "register_adamw"]

@@ -1,0 +1,149 @@
+"""When to stop trusting a learned optimizer: pure logic on losses, no tensors.
+
+The guard follows an exponential moving average (EMA) of the training loss. It is *violated* by a loss that is not finite, or, after
+a warm-up, by an EMA above
+
+    best + (factor - 1) |best| + margin |first|
+
+with ``best`` the lowest EMA so far and ``first`` the first finite loss (for positive losses: factor x best, plus a margin that lets a loss near
+zero move). Then AdamW steps in from the last good snapshot, for a while, after which the learned optimizer gets another chance.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+DEFAULT_LR = 1e-3  # AdamW's, when the learned optimizer has not made a step yet
+RETREAT = 0.1  # what multiplies AdamW's learning rate when the guard is violated under AdamW itself
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuardConfig:
+    """Settings of the guard.
+
+    Attributes:
+        factor: how many times its best value the average loss may reach; above 1.
+        margin: what it may add to that, as a fraction of the first loss.
+        decay: of the average: 0.9 looks back on about ten steps.
+        warmup: steps before an average can violate the guard; a loss that is not finite always does.
+        every: steps between snapshots of the parameters.
+        steps: how many steps AdamW makes when it takes over.
+        lr: AdamW's learning rate; None takes the geometric mean of the learned optimizer's recent updates (RMS per parameter).
+        weight_decay: AdamW's.
+    """
+
+    factor: float = 2.0
+    margin: float = 0.05
+    decay: float = 0.9
+    warmup: int = 20
+    every: int = 50
+    steps: int = 100
+    lr: float | None = None
+    weight_decay: float = 1e-2
+
+    def __post_init__(self) -> None:
+        if not (self.factor > 1 and self.margin >= 0 and 0 <= self.decay < 1):
+            raise ValueError("guard: factor must be above 1, margin at least 0, decay in [0, 1)")
+        if self.warmup < 0 or self.every < 1 or self.steps < 1:
+            raise ValueError("guard: warmup must be at least 0, every and steps at least 1")
+        if (self.lr is not None and not self.lr > 0) or self.weight_decay < 0:
+            raise ValueError("guard: lr must be positive (or None), weight_decay at least 0")
+
+
+@dataclass
+class Trend:
+    """Where training stands, as the guard sees it; goes back with the parameters."""
+
+    seen: int = 0
+    first: float = 0.0
+    ema: float = 0.0
+    best: float = math.inf
+    log_rms: float | None = None  # EMA of log(RMS update) of the learned optimizer
+
+
+class Guard:
+    """The guard's memory and decisions. Every method takes and returns plain numbers.
+
+    One step: ``violated(loss)``; if so ``activate()`` and go back to the snapshot; else, if ``due``, take a snapshot and ``keep()``;
+    update; ``updated(...)``.
+    """
+
+    def __init__(self, config: GuardConfig) -> None:
+        self.config = config
+        self.now = Trend()
+        self.kept: Trend | None = None  # at the last snapshot
+        self.since_kept = 0
+        self.remaining = 0  # steps that AdamW still makes; 0: the learned optimizer is at work
+        self.activations = 0
+        self.lr = DEFAULT_LR  # AdamW's, of the current or last activation
+
+    @property
+    def limit(self) -> float:
+        """The average loss above which the guard is violated."""
+        best = self.now.best
+        return best + (self.config.factor - 1.0) * abs(best) + self.config.margin * abs(self.now.first)
+
+    def violated(self, loss: float) -> bool:
+        """Take in the loss of this step (before its update) and say whether it breaks the guard."""
+        if not math.isfinite(loss):
+            return True
+        now = self.now
+        if now.seen == 0:
+            now.first = now.ema = loss
+        else:
+            now.ema = self.config.decay * now.ema + (1.0 - self.config.decay) * loss
+        now.seen += 1
+        if now.seen > self.config.warmup and now.ema > self.limit:
+            return True
+        now.best = min(now.best, now.ema)
+        return False
+
+    @property
+    def due(self) -> bool:
+        """Time for a snapshot: none yet, or the last one is old and the average is nearer to the best than to the limit."""
+        if self.kept is None:
+            return True
+        return self.since_kept >= self.config.every and self.now.ema <= 0.5 * (self.now.best + self.limit)
+
+    def keep(self) -> None:
+        """A snapshot was taken."""
+        self.kept = Trend(**asdict(self.now))
+        self.since_kept = 0
+
+    def activate(self) -> None:
+        """Hand over to AdamW, at the trend of the snapshot that the parameters go back to."""
+        self.now = Trend(**asdict(self.kept)) if self.kept is not None else Trend()
+        if self.remaining:
+            self.lr *= RETREAT  # AdamW itself failed
+        else:
+            measured = DEFAULT_LR if self.now.log_rms is None else math.exp(self.now.log_rms)
+            self.lr = measured if self.config.lr is None else self.config.lr
+        self.activations += 1
+        self.remaining = self.config.steps
+        self.since_kept = 0
+
+    def updated(self, rms: float | None = None) -> bool:
+        """An update was made, by the learned optimizer if ``rms`` (its RMS per parameter) is given. True: AdamW is done."""
+        self.since_kept += 1
+        if rms is not None:
+            if rms > 0:
+                old = self.now.log_rms
+                log = math.log(rms)
+                self.now.log_rms = log if old is None else self.config.decay * old + (1.0 - self.config.decay) * log
+            return False
+        self.remaining -= 1
+        return self.remaining == 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain numbers."""
+        kept = None if self.kept is None else asdict(self.kept)
+        counts = {name: getattr(self, name) for name in ("since_kept", "remaining", "activations", "lr")}
+        return {"now": asdict(self.now), "kept": kept, **counts}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.now = Trend(**state["now"])
+        self.kept = None if state["kept"] is None else Trend(**state["kept"])
+        for name in ("since_kept", "remaining", "activations", "lr"):
+            setattr(self, name, state[name])

@@ -1,0 +1,67 @@
+"""Meta-training in the small: every meta-parameter is reached, and the meta-loss falls."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from lo_framework.estimators import Truncation, make_estimator
+from lo_framework.inner.step import Family
+from lo_framework.learned import make_learned
+from lo_framework.objectives import make_objective
+from tests.lo_framework.small_tasks import ALL_KINDS, Quadratic, TinyNet, in_step, once
+
+
+@pytest.mark.parametrize("spec", ["tbptt", "tbptt:second_order=false,segments=2", "pes"])
+@pytest.mark.parametrize("kind", ALL_KINDS)
+def test_every_meta_parameter_gets_a_gradient(kind: str, spec: str) -> None:
+    """At once, or behind a head that starts at zero, from the second outer step on."""
+    learned = make_learned(kind)
+    heads = {"attention": ["head"], "attention-mlp": ["head", "last"]}.get(kind, [])
+    family = Family(TinyNet(torch.float32), learned)
+    estimator = make_estimator(spec, family, make_objective("valid:train=0.5"), once(8, 4), 2)
+    state = in_step(estimator.init_state(learned.theta(), torch.Generator().manual_seed(0)))
+    outer = torch.optim.Adam(learned.parameters(), lr=1e-2)
+    dead: list[str] = []
+    for _ in range(2):
+        found, state = estimator.estimate(learned.theta(), state)
+        assert set(found.grad) == {n for n, _ in learned.named_parameters()}
+        assert all(torch.isfinite(g).all() for g in found.grad.values())
+        dead = [n for n, g in found.grad.items() if not g.abs().max() > 0]
+        if spec != "pes":  # random perturbations move every meta-parameter
+            assert not set(dead) & {*heads, "default", "last_bias"}
+        if not heads:
+            assert not dead
+        for name, p in learned.named_parameters():
+            p.grad = found.grad[name].clone()
+            assert p.grad.shape == p.shape and p.grad.dtype == p.dtype
+        outer.step()
+    assert not dead
+
+
+@pytest.mark.parametrize("kind", ["hyper-adamw", "attention-mlp"])
+@pytest.mark.parametrize("spec", ["tbptt", "tbptt:second_order=false,segments=0", "es", "pes"])
+def test_meta_loss_falls_on_a_quadratic(spec: str, kind: str) -> None:
+    learned = make_learned(f"{kind}:lr=0.01")
+    family = Family(Quadratic((1.0, 6.0, 0.3), dtype=torch.float32), learned)
+    truncation = once(16, 8) if spec == "pes" else once(16)
+    estimator = make_estimator(spec, family, make_objective("valid"), truncation, 2 if "tbptt" in spec else 24)
+    state = in_step(estimator.init_state(learned.theta(), torch.Generator().manual_seed(0)))
+    outer, curve = torch.optim.Adam(learned.parameters(), lr=0.01), []
+    for _ in range(30):
+        found, state = estimator.estimate(learned.theta(), state)
+        curve.append(found.metrics["meta_loss"])
+        for name, p in learned.named_parameters():
+            p.grad = found.grad[name]
+        outer.step()
+    assert sum(curve[-4:]) < 0.5 * sum(curve[:4])
+
+
+def test_registry_builds_each_estimator() -> None:
+    family = Family(Quadratic(), make_learned("hyper-adamw").double())
+    for name in ("tbptt", "es", "pes"):
+        estimator = make_estimator(name, family, make_objective("valid"), Truncation(unroll_length=2, episode=(4, 4)), 1)
+        state = estimator.init_state(family.learned.theta(), torch.Generator().manual_seed(0))
+        found, _ = estimator.estimate(family.learned.theta(), state)
+        assert {"meta_loss", "nonfinite", "diverged"} <= set(found.metrics)
+        assert all(g.dtype == torch.float64 for g in found.grad.values())

@@ -1,0 +1,368 @@
+"""task_from_module: buffers, dropout, frozen and tied parameters, initialisation, data, and what it refuses."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.func import grad, grad_and_value, vmap
+from torch.utils.data import DataLoader, TensorDataset
+
+from optimizees import UserError, task_from_module
+from optimizees.dropout import CounterDropout, keep_mask, mix
+
+CE = nn.functional.cross_entropy
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def rows(count=100, seed=0):
+    """Images [n, 1, 4, 4], all different, and labels of 3 classes."""
+    x = torch.randn(count, 1, 4, 4, generator=seeded(seed))
+    return x, torch.arange(count) % 3
+
+
+def net(dropout=0.5):
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.Dropout2d(dropout),
+        nn.Flatten(),
+        nn.Dropout(dropout),
+        nn.Linear(64, 3),
+    )
+
+
+def stack(dicts):
+    return {k: torch.stack([d[k] for d in dicts]) for k in dicts[0]}
+
+
+def close(a, b):
+    assert a.keys() == b.keys()
+    for k in a:
+        torch.testing.assert_close(a[k], b[k], atol=5e-6, rtol=1e-5)
+
+
+def test_equals_the_module_without_dropout():
+    module = net(dropout=0.0)
+    task = task_from_module(module, CE, rows(), batch_size=16)
+    params, buffers = task.init(seeded())
+    x, y = task.batch("train", seeded(1))
+    grads, (loss, new) = grad_and_value(task.loss, has_aux=True)(params, buffers, (x, y), torch.tensor(0))
+    module.load_state_dict({**params, **buffers})
+    want = CE(module(x), y)
+    want.backward()
+    torch.testing.assert_close(loss, want.detach())
+    close(grads, {k: p.grad for k, p in module.named_parameters()})
+    close(new, dict(module.named_buffers()))
+    assert new["1.num_batches_tracked"] == 1
+    module.eval()
+    metrics = task.metrics(params, new, (x, y))
+    torch.testing.assert_close(metrics["loss"], CE(module(x), y).detach())
+    assert metrics["accuracy"] == (module(x).argmax(1) == y).float().mean()
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_batchnorm_and_dropout_under_vmap_equal_a_loop(shared):
+    task = task_from_module(net(), CE, rows(), batch_size=8)
+    count = 4
+    inits = [task.init(seeded(k)) for k in range(count)]
+    params = stack([p for p, _ in inits])
+    buffers = inits[0][1] if shared else stack([b for _, b in inits])
+    batch, noise = task.batch("train", seeded(7), (count,)), torch.arange(count) * 10**12
+    step = grad_and_value(task.loss, has_aux=True)
+    grads, (loss, new) = vmap(step, in_dims=(0, None if shared else 0, 0, 0))(params, buffers, batch, noise)
+
+    def second(p, b, batch, n):
+        return sum((g**2).sum() for g in grad(lambda q: task.loss(q, b, batch, n)[0])(p).values())
+
+    seconds = vmap(grad(second), in_dims=(0, None if shared else 0, 0, 0))(params, buffers, batch, noise)
+    for k in range(count):
+        rows_k = tuple(x[k] for x in batch)
+        alone, (loss_k, new_k) = step(*inits[k], rows_k, noise[k])
+        torch.testing.assert_close(loss[k], loss_k)
+        close({n: g[k] for n, g in grads.items()}, alone)
+        # A running variance nobody moved is one value for all; the others have a row for each.
+        close({n: b[k] if b.dim() > inits[k][1][n].dim() else b for n, b in new.items()}, new_k)
+        twice = grad(second)(*inits[k], rows_k, noise[k])
+        for n, s in seconds.items():
+            torch.testing.assert_close(s[k], twice[n], atol=1e-4, rtol=1e-4)
+
+
+def test_noise_decides_the_masks():
+    task = task_from_module(net(), CE, rows(), batch_size=8)
+    params, buffers = task.init(seeded())
+    batch = task.batch("train", seeded(1))
+    losses = [task.loss(params, buffers, batch, torch.tensor(n))[0] for n in (1, 1, 2, 1 + 2**32)]
+    assert losses[0] == losses[1]
+    assert len({float(x) for x in losses}) == 3
+    metrics = [task.metrics(params, buffers, batch)["loss"] for _ in range(2)]
+    assert metrics[0] == metrics[1]
+
+
+def test_purity():
+    module = net()
+    before = {k: v.clone() for k, v in module.state_dict().items()}
+    state = torch.get_rng_state()
+    task = task_from_module(module, CE, rows(), batch_size=8)
+    params, buffers = task.init(seeded())
+    kept = {k: v.clone() for k, v in {**params, **buffers}.items()}
+    task.loss(params, buffers, task.batch("train", seeded()), torch.tensor(3))
+    task.metrics(params, buffers, task.full("test"))
+    assert torch.equal(state, torch.get_rng_state())
+    assert all(torch.equal(v, before[k]) for k, v in module.state_dict().items())
+    assert all(torch.equal(v, kept[k]) for k, v in {**params, **buffers}.items())
+    assert all(m.training for m in module.modules())
+    assert isinstance(module[3], nn.Dropout2d)
+
+
+def test_init_is_drawn_from_the_generator():
+    task = task_from_module(net(), CE, rows())
+    a, b, c = (task.init(seeded(s))[0] for s in (1, 1, 2))
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    assert not torch.equal(a["0.weight"], c["0.weight"])
+    assert torch.equal(a["1.weight"], torch.ones(4))
+    assert a["6.weight"].abs().max() <= 64**-0.5
+    assert not any(v.requires_grad for v in a.values())
+
+
+class Odd(nn.Module):
+    """A free parameter (no reset_parameters), a tied pair, a frozen layer and a dropout module used twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.full((3,), 2.0))
+        self.first = nn.Linear(16, 16)
+        self.second = nn.Linear(16, 16)
+        self.second.weight = self.first.weight
+        self.frozen = nn.Linear(16, 3).requires_grad_(False)
+        self.drop = nn.Dropout(0.5)
+        self.register_buffer("seen", torch.zeros(()))
+
+    def forward(self, x):
+        self.seen = self.seen + 1
+        x = self.drop(torch.tanh(self.first(x.flatten(1))))
+        x = self.drop(torch.tanh(self.second(x)))
+        return self.frozen(x) * self.scale
+
+
+def test_frozen_tied_and_free_parameters():
+    module = Odd()
+    task = task_from_module(module, CE, rows(), batch_size=8)
+    params, buffers = task.init(seeded())
+    assert set(params) == {"scale", "first.weight", "first.bias", "second.bias"}
+    assert torch.equal(params["scale"], torch.full((3,), 2.0))
+    assert not torch.equal(params["first.weight"], module.first.weight)
+    batch = task.batch("train", seeded())
+    grads, (_, new) = grad_and_value(task.loss, has_aux=True)(params, buffers, batch, torch.tensor(1))
+    assert (buffers["seen"], new["seen"]) == (0, 1)
+
+    def by_hand(p):
+        x = batch[0].flatten(1)
+        for call, name in enumerate(("first", "second")):
+            x = torch.tanh(nn.functional.linear(x, p["first.weight"], p[f"{name}.bias"]))
+            x = x * keep_mask(x.shape, 0.5, torch.tensor(1), call) * 2
+        return CE(nn.functional.linear(x, module.frozen.weight, module.frozen.bias) * p["scale"], batch[1])
+
+    close(grads, grad(by_hand)(params))
+
+
+def test_own_reset_parameters_has_the_last_word():
+    class Constant(nn.Linear):
+        def reset_parameters(self):
+            nn.init.constant_(self.weight, 0.25)
+            nn.init.zeros_(self.bias)
+
+    class Outer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = Constant(16, 3)
+
+        def reset_parameters(self):
+            self.layer.bias.data.fill_(7.0)
+
+        def forward(self, x):
+            return self.layer(x.flatten(1))
+
+    params, _ = task_from_module(Outer(), CE, rows()).init(seeded())
+    assert (params["layer.weight"] == 0.25).all()
+    assert (params["layer.bias"] == 7).all()
+
+
+def test_a_submodule_in_evaluation_mode_stays_so():
+    module = net(dropout=0.0)
+    module[1].eval()
+    task = task_from_module(module, CE, rows(), batch_size=8)
+    params, buffers = task.init(seeded())
+    _, new = task.loss(params, buffers, task.batch("train", seeded()), torch.tensor(0))
+    assert torch.equal(new["1.running_mean"], buffers["1.running_mean"])
+    module.eval()  # a module that is in evaluation mode as a whole is trained as a whole
+    task = task_from_module(module, CE, rows(), batch_size=8)
+    _, new = task.loss(params, buffers, task.batch("train", seeded()), torch.tensor(0))
+    assert not torch.equal(new["1.running_mean"], buffers["1.running_mean"])
+
+
+def test_splits_are_disjoint_by_content():
+    task = task_from_module(net(), CE, rows(100))
+    sizes = {s: len(task.full(s)[0]) for s in ("train", "valid", "test")}
+    assert sizes == {"train": 80, "valid": 10, "test": 10}
+    content = [x.numpy().tobytes() for s in sizes for x in task.full(s)[0]]
+    assert len(set(content)) == 100
+    again = task_from_module(net(), CE, rows(100))
+    assert all(torch.equal(task.full(s)[1], again.full(s)[1]) for s in sizes)
+    given = task_from_module(net(), CE, rows(100), test=rows(20, seed=1))
+    assert [len(given.full(s)[0]) for s in sizes] == [90, 10, 20]
+    both = task_from_module(net(), CE, rows(100), valid=rows(5, seed=2), test=rows(20, seed=1))
+    assert [len(both.full(s)[0]) for s in sizes] == [100, 5, 20]
+
+
+def test_data_loader_is_read_once_and_deterministically():
+    x, y = rows(50)
+    module = net()
+    state = torch.get_rng_state()
+    tasks = [
+        task_from_module(module, CE, DataLoader(TensorDataset(x, y), batch_size=7, shuffle=True, generator=g))
+        for g in (None, None, seeded(3), seeded(4))
+    ]
+    assert torch.equal(state, torch.get_rng_state())
+    assert torch.equal(tasks[0].full("train")[0], tasks[1].full("train")[0])
+    assert torch.equal(tasks[2].full("train")[0], tasks[3].full("train")[0])
+    content = {r.numpy().tobytes() for s in ("train", "valid", "test") for r in tasks[0].full(s)[0]}
+    assert content == {r.numpy().tobytes() for r in x}
+    generator = seeded(5)
+    task_from_module(net(), CE, DataLoader(TensorDataset(x, y), shuffle=True, generator=generator))
+    assert torch.equal(generator.get_state(), seeded(5).get_state())
+
+
+def test_regression_and_reconstruction():
+    x = torch.randn(60, 4, generator=seeded())
+    task = task_from_module(nn.Linear(4, 2), nn.MSELoss(), (x, x[:, :2] * 30), batch_size=16, name="line")
+    assert (task.name, task.num_classes) == ("line", None)
+    params, buffers = task.init(seeded(3))
+    batch = task.batch("train", seeded())
+    assert set(task.metrics(params, buffers, batch)) == {"loss"}
+    assert 0.3 < task.normalize(task.loss(params, buffers, batch, torch.tensor(0))[0]) < 3
+    alone = task_from_module(nn.Linear(4, 4), lambda output: output.square().mean(), x)
+    assert alone.batch("valid", seeded(), (3,))[0].shape == (3, 64, 4)
+
+
+def test_classes_are_recognised():
+    assert task_from_module(net(), CE, rows()).scale == pytest.approx(math.log(3))
+    ten = task_from_module(net(), CE, rows(), num_classes=3)
+    assert ten.normalize(torch.tensor(3.0).log()) == pytest.approx(1)
+
+
+class Noisy(nn.Module):
+    def __init__(self, how):
+        super().__init__()
+        self.layer, self.how = nn.Linear(16, 3), how
+
+    def forward(self, x):
+        return self.layer(self.how(x.flatten(1), self))
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: task_from_module(nn.Flatten(), CE, rows()), "no trainable parameters"),
+        (lambda: task_from_module(net().requires_grad_(False), CE, rows()), "no trainable parameters"),
+        (lambda: task_from_module(net().double(), CE, rows()), "must be float32, found torch.float64"),
+        (lambda: task_from_module(nn.LazyLinear(3), CE, rows()), "lazy parameters"),
+        (lambda: task_from_module(net(), CE, rows(), batch_size=1), "BatchNorm needs batches of at least 2 rows"),
+        (lambda: task_from_module(net(), CE, rows(), batch_size=0), "batch_size must be at least 1"),
+        (
+            lambda: task_from_module(nn.Sequential(nn.BatchNorm2d(1, momentum=None), nn.Flatten()), CE, rows()),
+            "momentum=None",
+        ),
+        (lambda: task_from_module(nn.Linear(3, 3), CE, rows()), "fails on a batch"),
+        (lambda: task_from_module(net(), nn.CrossEntropyLoss(reduction="none"), rows()), "must be one finite number"),
+        (lambda: task_from_module(net(), lambda o, y: o.sum() * math.nan, rows()), "must be one finite number"),
+        (lambda: task_from_module(net(), lambda o, y: 1.0, rows()), "found float"),
+        (
+            lambda: task_from_module(Noisy(lambda x, m: nn.functional.dropout(x, 0.5, m.training)), CE, rows()),
+            "use nn.Dropout",
+        ),
+        (lambda: task_from_module(Noisy(lambda x, m: x if x.sum() > 0 else -x), CE, rows()), "under torch.func.vmap"),
+        (lambda: task_from_module(net(), CE, rows(), num_classes=1), "num_classes=1"),
+        (lambda: task_from_module(nn.Flatten(0), CE, rows()), "no trainable"),
+        (lambda: task_from_module(net(), CE, (rows()[0], rows(99)[1])), "same number of rows, found [100, 99]"),
+        (lambda: task_from_module(net(), CE, ()), "expected a tensor, a tuple of tensors or a DataLoader"),
+        (lambda: task_from_module(net(), CE, [[1, 2], [3]]), "found a list of list"),
+        (lambda: task_from_module(net(), CE, {"x": 1}), "found a dict"),
+        (lambda: task_from_module(net(), CE, (torch.tensor(1.0),)), "without dimensions"),
+        (lambda: task_from_module(net(), CE, rows(0)), "has no rows"),
+        (lambda: task_from_module(net(), CE, rows(2)), "too few to cut test and valid"),
+        (lambda: task_from_module(net(), CE, rows(), valid=rows()[:1]), "expected rows like float32[1, 4, 4], int64[]"),
+        (lambda: task_from_module(net(), CE, DataLoader([])), "gives no batch"),
+        (lambda: task_from_module(net(), CE, DataLoader([{"x": 1}])), "found a dict"),
+        (
+            lambda: task_from_module(net(), CE, DataLoader([torch.ones(1), torch.ones(2)])),
+            "do not fit together",
+        ),
+    ],
+)
+def test_refuses(make, words):
+    with pytest.raises(UserError) as error:
+        make()
+    assert words in str(error.value)
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_mix_is_a_bijection_on_words():
+    words = mix(torch.arange(2**16) * 65521)
+    assert len(words.unique()) == 2**16
+    assert words.min() >= 0
+    assert words.max() < 2**32
+
+
+@pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
+def test_masks_look_random(p):
+    masks = torch.stack([keep_mask((200, 50), p, torch.tensor(n), layer) for n in range(4) for layer in range(3)])
+    rates = masks.float().mean((1, 2))
+    assert (rates - (1 - p)).abs().max() < 5 * (p * (1 - p) / 1e4) ** 0.5
+    assert (torch.corrcoef(masks.flatten(1).float()) - torch.eye(12)).abs().max() < 0.06
+    rows, columns = masks.float().mean(2), masks.float().mean(1)
+    assert rows.std() == pytest.approx((p * (1 - p) / 50) ** 0.5, rel=0.1)
+    assert columns.std() == pytest.approx((p * (1 - p) / 200) ** 0.5, rel=0.15)
+
+
+@pytest.mark.parametrize(
+    ("channels", "shape", "lead"),
+    [(None, (5, 6), 2), (1, (5, 6, 7), 2), (2, (5, 6, 3, 3), 2), (2, (6, 3, 3), 1), (3, (5, 6, 2, 2, 2), 2)],
+)
+def test_channels_drop_together(channels, shape, lead):
+    layer = CounterDropout(0.5, channels=channels, alpha=False, first=0)
+    y = layer(torch.ones(shape)).unsqueeze(-1).flatten(lead)
+    assert set(y.unique().tolist()) == {0.0, 2.0}
+    if channels is not None:
+        assert (y == y[..., :1]).all()
+    layer.eval()
+    assert torch.equal(layer(torch.ones(shape)), torch.ones(shape))
+
+
+def test_alpha_dropout_keeps_mean_and_variance():
+    x = torch.randn(200_000, generator=seeded())
+    y = CounterDropout(0.3, channels=None, alpha=True, first=0)(x)
+    assert y.mean() == pytest.approx(0, abs=0.02)
+    assert y.std() == pytest.approx(1, abs=0.02)
+
+
+@pytest.mark.parametrize("alpha", [False, True])
+def test_dropping_everything(alpha):
+    y = CounterDropout(1.0, channels=None, alpha=alpha, first=0)(torch.ones(10))
+    assert not y.any()
+
+
+def test_to_another_device():
+    task = task_from_module(net(), nn.CrossEntropyLoss(weight=torch.ones(3)), rows())
+    other = task.to("meta")
+    assert {p.device.type for p in other.init(seeded())[0].values()} == {"meta"}
+    assert {p.device.type for p in task.module.parameters()} == {"cpu"}
+    assert other.loss_fn.weight.device.type == "meta"
+    _, buffers = other.loss(
+        *other.init(seeded()), other.full("valid"), torch.zeros((), dtype=torch.int64, device="meta")
+    )
+    assert buffers["1.running_mean"].device.type == "meta"
