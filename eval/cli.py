@@ -11,7 +11,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from optimizees.spec import UserError
+from optimizees.spec import UserError, nearest
 
 COMMANDS = {
     "transfer": "eval.transfer",
@@ -20,39 +20,51 @@ COMMANDS = {
 
 EPILOG = """\
 examples:
-  python -m eval transfer --learned runs/latest/optimizer.safetensors --optimizees mlp,cnn --out runs/transfer
+  python -m eval transfer --learned runs/latest/optimizer.safetensors --optimizees mlp,cnn
   python -m eval report runs/transfer
 
-`python -m eval COMMAND --help` explains a command's options, with examples.
+`python -m eval COMMAND --help` explains a command and its options, with examples.
 """
 
 
-def parser() -> argparse.ArgumentParser:
-    """The parser of all commands."""
+def make_parser() -> tuple[argparse.ArgumentParser, dict[str, list[str]]]:
+    """The parser, and the options of every command."""
     keep = argparse.RawDescriptionHelpFormatter
-    top = argparse.ArgumentParser(
-        prog="eval", description="Judge learned optimizers against tuned baselines.", epilog=EPILOG, formatter_class=keep
-    )
-    commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    about = "Judge learned optimizers against tuned baselines."
+    top = argparse.ArgumentParser(prog="python -m eval", description=about, epilog=EPILOG, formatter_class=keep)
+    commands = top.add_subparsers(dest="command", metavar="COMMAND")
+    options = {}
     for name, place in COMMANDS.items():
         module = importlib.import_module(place)
-        sub = commands.add_parser(
-            name, help=module.HELP, description=module.__doc__, epilog=module.EXAMPLES, formatter_class=keep
-        )
+        texts = dict(help=module.HELP, description=module.__doc__, epilog=module.EXAMPLES)
+        sub = commands.add_parser(name, formatter_class=keep, allow_abbrev=False, **texts)
         module.add_arguments(sub)
         sub.set_defaults(run=module.run)
-    return top
+        options[name] = [word for action in sub._actions for word in action.option_strings]
+    return top, options
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command. Exit code 0; 1 if nothing worked; 2 for bad input, with one line on stderr; 130 if interrupted."""
-    arguments = parser().parse_args(argv)
-    arguments.words = ["eval", *(sys.argv[1:] if argv is None else argv)]
+    words = list(sys.argv[1:] if argv is None else argv)
+    name = "eval"
     try:
+        parser, options = make_parser()
+        if not words:
+            parser.print_help(sys.stderr)
+            return 2
+        if not words[0].startswith("-") and words[0] not in COMMANDS:
+            raise UserError(f'unknown command "{words[0]}"{nearest(words[0], COMMANDS)}; known: {", ".join(COMMANDS)}')
+        arguments, unknown = parser.parse_known_args(words)
+        name = f"eval {arguments.command}"
+        if unknown:
+            close = nearest(unknown[0].partition("=")[0], options[arguments.command])
+            raise UserError(f'unknown option "{unknown[0]}"{close}; see python -m {name} --help')
+        arguments.words = ["python", "-m", "eval", *words]
         return int(arguments.run(arguments))
     except UserError as error:
-        print(f"eval {arguments.command}: {error}", file=sys.stderr)
+        print(f"{name}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"eval {arguments.command}: interrupted; nothing was saved", file=sys.stderr)
+        print(f"{name}: interrupted; nothing was saved", file=sys.stderr)
         return 130

@@ -1,4 +1,4 @@
-"""Learned optimizer against baseline: paired differences, verdicts, steps to matched loss, and the aggregate over tasks.
+"""Learned optimizer against baseline: paired differences, verdicts, steps to matched loss, aggregate over tasks.
 
 Intervals are per comparison, not corrected for how many comparisons a report makes.
 """
@@ -126,7 +126,7 @@ def aggregate(result: Result) -> list[Aggregate]:
         for metric in METRICS if reference is not None and optimizer != reference else ():
             rows = []
             for task in result.tasks:
-                a, b = result.arm(task, optimizer).values(metric.key), result.arm(task, str(reference)).values(metric.key)
+                a, b = (result.arm(task, label).values(metric.key) for label in (optimizer, str(reference)))
                 if a is not None and b is not None:
                     rows.append(_ratios(outcomes(a, metric.diverged_as)[0], outcomes(b, metric.diverged_as)[0]))
             if len(rows) < 2:

@@ -14,11 +14,12 @@ from dataclasses import asdict
 
 import numpy as np
 
+from eval import protocol
 from eval.baselines import make_baseline, make_thetas, setting_label
 from eval.parallel import Arm as Plan
 from eval.parallel import Recipe, Workshop, drive
 from eval.progress import Progress
-from eval.protocol import BY_KEY, METRICS, report_seeds, tuning_seeds
+from eval.protocol import METRICS
 from eval.provenance import provenance
 from eval.result import Arm, Result, Runs
 from eval.runner import Failure, Measured, plan_cells
@@ -38,7 +39,7 @@ def evaluate(
     baselines: Sequence[str] = ("adamw", "sgdm"),
     steps: int = 200,
     seeds: int = 5,
-    tuning: int = 3,
+    tuning_seeds: int = 3,
     grid_size: int | None = None,
     seed_offset: int = 0,
     workers: int = 1,
@@ -55,7 +56,7 @@ def evaluate(
         thetas: its meta-parameters (or by label) where they are not the optimizer's own.
         baselines: specs, as ``"adamw"`` or ``"sgdm:momentum=0.5"``; an option that is usually tuned stays as given.
         steps: updates of an episode; the learned optimizer is told progress in these.
-        seeds, tuning: how many seeds are reported, and how many choose the baselines' settings.
+        seeds, tuning_seeds: how many seeds are reported, and how many choose the baselines' settings.
         grid_size: learning rates tried per schedule; default: the baseline's own grid.
         seed_offset: shifts all seeds, to repeat the evaluation on others.
         workers: processes. More than one need tasks and kinds that specs (and ``plugins``) can build again.
@@ -69,7 +70,7 @@ def evaluate(
     grids = {label: make_grid(label, grid_size) for label in baselines}
     made = {label: make_baseline(label) for label in baselines}
     _check(tasks, [*optimizers, *baselines], steps, workers)
-    chosen_on, reported_on = tuning_seeds(tuning, seed_offset), report_seeds(seeds, seed_offset)
+    chosen_on, reported_on = protocol.tuning_seeds(tuning_seeds, seed_offset), protocol.report_seeds(seeds, seed_offset)
 
     plans: dict[str, Plan[Arm]] = {}
     for task in tasks:
@@ -82,8 +83,8 @@ def evaluate(
     if workers > 1:
         workshop.recipe = _recipe(tasks, optimizers, made, data_dir, tuple(plugins))
     if progress is not None:
-        settings = sum(len(grid.settings) * tuning + 2 * seeds for grid in grids.values()) + len(optimizers) * seeds
-        progress.estimate = len(tasks) * settings * steps
+        runs = sum(len(grid.settings) * tuning_seeds + 2 * seeds for grid in grids.values()) + len(optimizers) * seeds
+        progress.begin(len(tasks) * runs * steps)
     arms = drive(plans, workshop, workers=workers, progress=progress)
     return Result(
         tasks=tuple(task.name for task in tasks),
@@ -157,10 +158,11 @@ def _learned_arm(
 
 
 def _baseline_arm(
-    task: Task, label: str, optimizer: LearnedOptimizer, grid: Grid, tuning: Sequence[int], seeds: Sequence[int], steps: int
-) -> Plan[Arm]:
+    task: Task, label: str, optimizer: LearnedOptimizer, grid: Grid,
+    chosen_on: Sequence[int], seeds: Sequence[int], steps: int,
+) -> Plan[Arm]:  # fmt: skip
     """Tune, then run every setting that is best by some metric once, in a cell of its own (so that costs compare)."""
-    tuned = yield from tune(task.name, label, optimizer, grid, tuning, steps)
+    tuned = yield from tune(task.name, label, optimizer, grid, chosen_on, steps)
     if isinstance(tuned, Failure):
         return Arm(task=task.name, optimizer=label, learned=False, failure=f"tuning: {tuned.reason}")
     distinct = sorted(set(tuned.chosen.values()))
@@ -200,12 +202,11 @@ def _runs(outcome: Measured, index: int, setting: dict[str, float]) -> Runs:
 
 
 def _record(tuned: Tuning) -> tuple[dict, ...]:
-    best = {i: [BY_KEY[key].title for key, chosen in tuned.chosen.items() if chosen == i] for i in range(len(tuned.settings))}
     return tuple(
         {
             "setting": setting,
             "label": setting_label(setting),
-            "best_for": best[i],
+            "best_for": [key for key, chosen in tuned.chosen.items() if chosen == i],
             "scores": {name: values[i].tolist() for name, values in tuned.scores.items()},
         }
         for i, setting in enumerate(tuned.settings)

@@ -51,7 +51,7 @@ class Recipe:
 
 @dataclass
 class Workshop:
-    """Tasks and optimizers by name: what cells are computed with. In a worker process it starts empty and has a recipe."""
+    """Tasks and optimizers by name, with which cells are computed. In a worker process: empty, with a recipe."""
 
     tasks: dict[str, Task] = field(default_factory=dict)
     optimizers: dict[str, LearnedOptimizer] = field(default_factory=dict)
@@ -98,7 +98,7 @@ def drive(
     arms: Mapping[str, Arm[R]], workshop: Workshop, *, workers: int = 1, progress: Progress | None = None
 ) -> dict[str, R]:
     """Run all arms to their end; results by the same names, in the same order."""
-    progress = progress or Progress(0, mode="none")
+    progress = progress or Progress(mode="none")
     results: dict[str, R] = {}
     waiting: dict[str, list[Outcome | None]] = {}
     queue: deque[tuple[str, int, Cell]] = deque()

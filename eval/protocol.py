@@ -1,6 +1,6 @@
 """What is measured and on which seeds: the one place for both, so that no two programs can disagree.
 
-A baseline is reported at its best setting *for each metric* ("best of grid"). That setting is chosen on tuning seeds and
+A baseline is reported at its best setting *for each metric* ("best of grid"). That setting is chosen on tuning seeds,
 on training and validation data only; what is reported comes from other seeds. A learned optimizer has one setting.
 """
 

@@ -6,7 +6,6 @@ import importlib.metadata
 import os
 import platform
 import subprocess
-import sys
 from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
@@ -34,11 +33,6 @@ def commit() -> str | None:
         return None
     head = _git(folder, "rev-parse", "HEAD")
     return f"{head} (modified)" if head and _git(folder, "status", "--porcelain", "--untracked-files=no") else head
-
-
-def words() -> list[str]:
-    """This process's command line as a person would type it."""
-    return [Path(sys.executable).name, "-m", "eval", *sys.argv[1:]]
 
 
 def _version(name: str) -> str | None:

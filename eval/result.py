@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -14,6 +15,8 @@ from eval.baselines import Setting
 from eval.protocol import BY_KEY
 from eval.statistics import Array
 from optimizees.spec import UserError
+
+_NUMBERS = re.compile(r"\[\n[^\[\]{}\"]*\]")
 
 FORMAT, VERSION = "lo-framework transfer", 1
 
@@ -103,10 +106,12 @@ class Result:
         return [arm for arm in self.arms if arm.failure]
 
 
-def to_json(result: Result) -> str:
-    """Strict JSON: what is not finite is null."""
-    data = {"format": FORMAT, "version": VERSION} | asdict(result)
-    return json.dumps(_plain(data), indent=1, allow_nan=False) + "\n"
+def to_json(result: Result, derived: dict[str, Any] | None = None) -> str:
+    """Strict JSON: what is not finite is null. ``derived``: what follows from the rest, for other programs to read."""
+    data = {"format": FORMAT, "version": VERSION} | asdict(result) | {"derived": derived or {}}
+    text = json.dumps(_plain(data), indent=1, allow_nan=False)
+    # A list of numbers on one line. Strings hold no line breaks, so none of them is changed.
+    return _NUMBERS.sub(lambda match: " ".join(match[0].split()), text) + "\n"
 
 
 def from_json(text: str, source: str = "the file") -> Result:
@@ -136,7 +141,7 @@ def _result(data: dict[str, Any]) -> Result:
         fixed = {"runs": runs, "tuned": tuple(arm["tuned"]), "notes": tuple(arm["notes"])}
         arms.append(Arm(**{**arm, **fixed}))
     sequences = ("tasks", "learned", "baselines", "tuning_seeds", "report_seeds")
-    fields = {key: value for key, value in data.items() if key not in ("format", "version", "arms")}
+    fields = {key: value for key, value in data.items() if key not in ("format", "version", "arms", "derived")}
     return Result(arms=tuple(arms), **{**fields, **{key: tuple(fields[key]) for key in sequences}})
 
 

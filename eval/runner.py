@@ -10,6 +10,7 @@ import copy
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -105,9 +106,9 @@ def run_cell(
 
 
 def full_metrics(family: Family, split: str, params: Tensor, buffers: dict[str, Tensor]) -> dict[str, Tensor]:
-    """``{metric: [C, S]}`` (float64) on a full split in evaluation mode for ``params [C, S, N]``, ``ROWS`` rows at a time.
+    """``{metric: [C, S]}`` (float64) on a full split in evaluation mode, for ``params [C, S, N]``.
 
-    Metrics are means over rows, so blocks are weighed by their rows.
+    ``ROWS`` rows at a time; metrics are means over rows, so blocks are weighed by theirs.
     """
     lead = params.shape[:2]
     flat = params.flatten(0, 1)
@@ -136,8 +137,10 @@ def plan_cells(
     cells = -(-len(thetas) // per_cell)
     bounds = [i * len(thetas) // cells for i in range(cells + 1)]
     arrays = [{name: x.detach().cpu().numpy() for name, x in theta.items()} for theta in thetas]
-    common = dict(task=task, optimizer=optimizer, seeds=tuple(seeds), steps=steps, splits=splits)
-    return [Cell(thetas=tuple(arrays[a:b]), **common) for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+    return [
+        Cell(task=task, optimizer=optimizer, thetas=tuple(arrays[a:b]), seeds=tuple(seeds), steps=steps, splits=splits)
+        for a, b in pairwise(bounds)
+    ]
 
 
 def _state_floats(family: Family, params: Tensor) -> float:

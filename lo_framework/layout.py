@@ -109,7 +109,7 @@ class Layout:
         """``[..., N]`` to ``{name: [..., *shape]}`` (views)."""
         lead = flat.shape[:-1]
         parts = flat.split(self.sizes, dim=-1)
-        return {slot.name: part.reshape(*lead, *slot.shape) for slot, part in zip(self.slots, parts, strict=True)}
+        return {slot.name: part.reshape((*lead, *slot.shape)) for slot, part in zip(self.slots, parts, strict=True)}
 
     def mean(self, x: Tensor) -> Tensor:
         """Mean over each tensor: ``[..., N]`` to ``[..., S]``."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import os
 import sys
 from pathlib import Path
+from typing import Any, NoReturn
 
-from meta_train.config import PRESETS, make_config
-from optimizees.spec import UserError
+# Nothing here may import torch before the arguments are read: --help answers at once.
 
 EXAMPLES = """\
 examples:
@@ -23,8 +24,27 @@ your own. Nothing that is saved depends on --workers.
 """
 
 
-def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(
+class Parser(argparse.ArgumentParser):
+    """argparse whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message} (see --help)\n")
+
+
+def read_arguments(argv: list[str] | None) -> dict[str, Any]:
+    """By name; exits with code 2 where argparse would, and names the nearest option where one is misspelt."""
+    p = parser()
+    found, unknown = p.parse_known_args(argv)
+    if unknown:
+        name = unknown[0].partition("=")[0]
+        options = [option for action in p._actions for option in action.option_strings]
+        close = difflib.get_close_matches(name, options, n=1, cutoff=0.5)
+        p.error(f"unknown argument {unknown[0]!r}" + (f' (did you mean "{close[0]}"?)' if close else ""))
+    return vars(found)
+
+
+def parser() -> Parser:
+    p = Parser(
         prog="meta_train", description="Meta-train a learned optimizer on a pool of small training problems.",
         epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
@@ -37,21 +57,37 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--episode-length", help="inner steps of an episode: 200, or 100-1000 for log-uniform lengths")
     p.add_argument("--num-tasks", type=int, help="tasks per family (optimizee x data set) in flight")
     p.add_argument("--shards", type=int, help="virtual shards per family; unlike --workers this decides the bits")
+    p.add_argument("--augment", type=float, help="half of the episodes see parameters in units up to this factor off (1: none)")
     p.add_argument("--outer-steps", type=int, help="updates of the learned optimizer")
     p.add_argument("--outer-lr", type=float, help="learning rate of the outer Adam")
     p.add_argument("--validate-every", type=int, help="outer steps between validations of the incumbent")
     p.add_argument("--checkpoint-every", type=int, help="outer steps between resume states")
     p.add_argument("--seed", type=int, help="seed of the run (default 0)")
     p.add_argument("--device", help="cpu (default), cuda, cuda:1, ...")
-    p.add_argument("--inner-backend", help="torch (default), or higher: for modules that vmap cannot take (hyper-adamw only)")
-    p.add_argument("--preset", default="quick", help=f"{' or '.join(PRESETS)} (default: quick, a few minutes)")
-    p.add_argument("--max-seconds", type=float, help="stop meta-training early after this time; the run is then not repeatable")
-    p.add_argument("--workers", type=int, default=min(2, os.cpu_count() or 1), help="processes of one thread each (default %(default)s)")
+    p.add_argument(
+        "--inner-backend", help="torch (default), or higher: for modules that vmap cannot take (hyper-adamw only)"
+    )
+    p.add_argument("--preset", default="quick", help="quick (default: a few minutes) or small (about an hour)")
+    p.add_argument(
+        "--max-seconds", type=float, help="stop meta-training early after this time; the run is then not repeatable"
+    )
+    p.add_argument(
+        "--workers",
+        type=int,
+        default=min(2, os.cpu_count() or 1),
+        help="processes of one thread each (default %(default)s)",
+    )
     p.add_argument("--data-dir", help="folder with data files (default: LO_DATA_DIR)")
-    p.add_argument("--plugin", action="append", default=[], help="a Python file or module that registers tasks or optimizers")
+    p.add_argument(
+        "--plugin", action="append", default=[], help="a Python file or module that registers tasks or optimizers"
+    )
     p.add_argument("--out", default="runs/latest", help="folder of the run (default %(default)s)")
-    p.add_argument("--resume", action="store_true", help="go on from the last checkpoint in --out, or start if there is none")
-    p.add_argument("--no-evaluate", action="store_true", help="skip the closing table against tuned AdamW on unseen seeds")
+    p.add_argument(
+        "--resume", action="store_true", help="go on from the last checkpoint in --out, or start if there is none"
+    )
+    p.add_argument(
+        "--no-evaluate", action="store_true", help="skip the closing table against tuned AdamW on unseen seeds"
+    )
     return p
 
 
@@ -59,24 +95,32 @@ NOT_CONFIG = ("preset", "max_seconds", "workers", "data_dir", "plugin", "out", "
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit code 0, 2 for bad input (one line on stderr), 130 when interrupted."""
-    arguments = vars(parser().parse_args(argv))
+    """Exit code 0, 2 for bad input or a system that refuses (one line on stderr), 130 when interrupted."""
+    arguments = read_arguments(argv)
     try:
-        return _main(arguments)
-    except UserError as error:
-        print(f"meta_train: {error}", file=sys.stderr)
+        from optimizees.spec import UserError
+
+        try:
+            return _main(arguments)
+        except UserError as error:
+            print(f"meta_train: {error}", file=sys.stderr)
+        except OSError as error:  # a full disk, a folder that may not be written
+            place = f"{error.filename!r}: " if error.filename else ""
+            print(f"meta_train: {place}{error.strerror or error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"meta_train: interrupted; go on with --out {arguments['out']} --resume", file=sys.stderr)
         return 130
 
 
-def _main(arguments: dict) -> int:
+def _main(arguments: dict[str, Any]) -> int:
     import torch
 
+    from meta_train.config import make_config
     from meta_train.host import Setup
     from meta_train.run import MetaTraining
     from optimizees.plugin import load_plugins
+    from optimizees.spec import UserError
 
     torch.set_num_threads(1)
     if arguments["max_seconds"] is not None and not arguments["max_seconds"] > 0:

@@ -1,11 +1,12 @@
 """What a run is: everything that decides its bits, and the presets.
 
-Presets count steps, never seconds, so that a run can be repeated. What does not decide the bits (workers, where files go, how long
-to go on) is not part of :class:`RunConfig`.
+Presets count steps, never seconds, so that a run can be repeated. What does not decide the bits (workers, where files
+go, how long to go on) is not part of :class:`RunConfig`.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
@@ -26,6 +27,7 @@ class RunConfig:
     episode_length: str = "200"  # or "100-1000": log-uniform
     num_tasks: int = 8  # per family
     shards: int = 2  # virtual shards per family; workers share them out, the bits depend on this number only
+    augment: float = 1.0  # span of the random parameter scales of half the episodes; 1: none
     outer_steps: int = 100
     outer_lr: float = 0.01
     clip: float = 1.0
@@ -37,19 +39,31 @@ class RunConfig:
     inner_backend: str = "torch"
 
     def __post_init__(self) -> None:
-        for name in ("unroll_length", "num_tasks", "shards", "outer_steps", "validate_every", "validation_seeds", "checkpoint_every"):
+        for name in (
+            "unroll_length",
+            "num_tasks",
+            "shards",
+            "outer_steps",
+            "validate_every",
+            "validation_seeds",
+            "checkpoint_every",
+        ):
             if getattr(self, name) < 1:
                 raise UserError(f"{flag(name)} must be at least 1, not {getattr(self, name)}")
         for name in ("outer_lr", "clip"):
-            if not getattr(self, name) > 0:
-                raise UserError(f"{flag(name)} must be positive, not {getattr(self, name)}")
+            if not 0 < getattr(self, name) < math.inf:
+                raise UserError(f"{flag(name)} must be positive and finite, not {getattr(self, name)}")
+        if not self.augment >= 1:
+            raise UserError(f"--augment must be at least 1 (1: none), not {self.augment}")
         if self.num_tasks % self.shards:
             raise UserError(f"--num-tasks ({self.num_tasks}) must be a multiple of --shards ({self.shards})")
         if self.seed < 0:
             raise UserError(f"--seed must not be negative, not {self.seed}")
         if self.inner_backend not in ("torch", "higher"):
             known = ("torch", "higher")
-            raise UserError(f"unknown --inner-backend {self.inner_backend!r}{nearest(self.inner_backend, known)}; torch or higher")
+            raise UserError(
+                f"unknown --inner-backend {self.inner_backend!r}{nearest(self.inner_backend, known)}; torch or higher"
+            )
         _ = self.truncation
 
     @property
@@ -58,7 +72,9 @@ class RunConfig:
         try:
             return int(low), int(high if dash else low)
         except ValueError:
-            raise UserError(f"--episode-length {self.episode_length!r}: expected 200, or 100-1000 for log-uniform lengths") from None
+            raise UserError(
+                f"--episode-length {self.episode_length!r}: expected 200, or 100-1000 for log-uniform lengths"
+            ) from None
 
     @property
     def truncation(self) -> Truncation:

@@ -1,14 +1,16 @@
 """Growth with an incumbent: the stages of a run.
 
-``attention-mlp`` is reached through ``hyper-adamw`` and ``attention``: each stage starts as the function that the incumbent is. A
-few scalars learn in seconds what a network would take minutes to find, and no stage can end below the one before it, because the
-incumbent is what is saved.
+``attention-mlp`` is reached through ``hyper-adamw`` and ``attention``: each stage starts as the function that the
+incumbent is. A few scalars learn in seconds what a network would take minutes to find, and no stage can end below the
+one before it, because the incumbent is what is saved.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
+
+import torch
 
 from lo_framework.learned import KINDS, PREDECESSOR, LearnedOptimizer, make_learned
 from optimizees.spec import parse_spec
@@ -28,7 +30,14 @@ class Stage:
     end: int
 
     def build(self) -> LearnedOptimizer:
-        return make_learned(self.kind, **self.config)
+        return build_learned(self.kind, self.config)
+
+
+def build_learned(kind: str, config: dict[str, Any]) -> LearnedOptimizer:
+    """The same start in every process and after every resume, also if a user's kind draws from the global generator."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        return make_learned(kind, **config)
 
 
 def plan_stages(spec: str, outer_steps: int) -> list[Stage]:
@@ -43,8 +52,9 @@ def plan_stages(spec: str, outer_steps: int) -> list[Stage]:
     stages, begin, share = [], 0, 0.0
     for index, name in enumerate(chain):
         share += SHARES[len(chain)][index]
-        end = outer_steps if index == len(chain) - 1 else min(max(begin + 1, round(share * outer_steps)), outer_steps - 1)
-        names = KINDS[name][0].__dataclass_fields__
+        after = len(chain) - 1 - index  # stages that still need a step each
+        end = outer_steps if not after else min(max(begin + 1, round(share * outer_steps)), outer_steps - after)
+        names = {f.name for f in fields(KINDS[name][0])}
         stages.append(Stage(index, name, {key: value for key, value in values.items() if key in names}, begin, end))
         begin = end
     return stages

@@ -1,7 +1,7 @@
 """One worker's part of a run: some of the virtual shards, and rollouts for validation.
 
-A virtual shard is a fixed number of tasks of one family with a random generator of its own. Which process holds it does not
-matter to its bits, so neither does the number of workers.
+A virtual shard is a fixed number of tasks of one family with a random generator of its own. Which process holds it does
+not matter to its bits, so neither does the number of workers.
 """
 
 from __future__ import annotations
@@ -15,11 +15,13 @@ from lo_framework.estimators import make_estimator
 from lo_framework.estimators.resume import state_from_tensors, state_to_tensors
 from lo_framework.inner.rollout import rollout
 from lo_framework.inner.step import Family
-from lo_framework.learned import make_learned
-from lo_framework.learned.base import Theta
-from lo_framework.objectives import make_objective
+from lo_framework.learned.base import LearnedOptimizer, Theta
+from lo_framework.objectives import Objective, make_objective
+from lo_framework.protocols import Task
 from meta_train.config import RunConfig
+from meta_train.growth import build_learned
 from optimizees import make_tasks
+from optimizees.augmentation import Reparametrised
 from optimizees.plugin import load_plugins
 
 VALIDATION_SEED = 30_000  # tuning and reports use other ranges; see eval
@@ -43,6 +45,16 @@ class Unit(NamedTuple):
     chunk: int
 
 
+def build_estimator(config: RunConfig, task: Task, learned: LearnedOptimizer, objective: Objective) -> Any:
+    """The estimator of one shard, with the inner loop that ``--inner-backend`` names."""
+    if config.augment > 1:  # for meta-training only: validation and reports see the task as it is
+        task = Reparametrised(task, config.augment)
+    family, make = Family(task, learned), make_estimator
+    if config.inner_backend == "higher":
+        from lo_framework.inner.higher_backend import make_higher as make
+    return make(config.estimator, family, objective, config.truncation, config.tasks_per_shard)
+
+
 class Host:
     """Holds the shards ``mine`` (numbers; shard s is of family s // config.shards)."""
 
@@ -56,29 +68,22 @@ class Host:
         self.estimators: dict[int, Any] = {}
         self.states: dict[int, Any] = {}
 
-    def build(self, kind: str, values: dict[str, Any], stage: int, tensors: dict[int, dict[str, Tensor]] | None) -> None:
+    def build(
+        self, kind: str, values: dict[str, Any], stage: int, tensors: dict[int, dict[str, Tensor]] | None
+    ) -> None:
         """Estimators of one stage; worker states fresh, or from ``tensors`` of a resume state."""
         config = self.config
         self.estimators, self.states = {}, {}
         for shard in self.mine:
-            learned = make_learned(kind, **values).to(config.device)
-            family = Family(self.tasks[shard // config.shards], learned)
-            if config.inner_backend == "higher":
-                from lo_framework.inner.higher_backend import make_higher
-
-                estimator = make_higher(config.estimator, family, self.objective, config.truncation, config.tasks_per_shard)
-            else:
-                estimator = make_estimator(
-                    config.estimator, family, self.objective, config.truncation, config.tasks_per_shard
-                )
+            learned = build_learned(kind, values).to(config.device)
+            estimator = build_estimator(config, self.tasks[shard // config.shards], learned, self.objective)
             self.estimators[shard] = estimator
             if tensors is None:
-                generator = torch.Generator().manual_seed((config.seed * 1_000_003 + stage * 10_007 + shard) * 2 + _STREAM)
+                seed = (config.seed * 1_000_003 + stage * 10_007 + shard) * 2 + _STREAM
+                generator = torch.Generator().manual_seed(seed % 2**63)
                 self.states[shard] = estimator.init_state(learned.theta(), generator)
-            else:
-                self.states[shard] = state_from_tensors(
-                    {name: x if name == "generator" else x.to(config.device) for name, x in tensors[shard].items()}
-                )
+            else:  # clocks stay on the host
+                self.states[shard] = state_from_tensors(tensors[shard], config.device)
 
     def estimate(self, theta: Theta) -> dict[int, tuple[Theta, dict[str, float]]]:
         """One truncation of every shard here: meta-gradient and metrics by shard."""
@@ -92,8 +97,8 @@ class Host:
     def validate(
         self, kind: str, values: dict[str, Any], thetas: list[Theta], units: list[Unit]
     ) -> dict[Unit, dict[str, list[float]]]:
-        """Full episodes on fixed seeds. Per unit and seed: mean training loss, final training and final validation loss."""
-        learned = make_learned(kind, **values).to(self.config.device)
+        """Full episodes on fixed seeds. Per unit and seed: mean training, final training and final validation loss."""
+        learned = build_learned(kind, values).to(self.config.device)
         out = {}
         for unit in units:
             first = unit.chunk * VALIDATION_CHUNK

@@ -1,19 +1,19 @@
 """The incumbent: the best learned optimizer so far on validation seeds; it is what a run saves.
 
-The score is relative to AdamW with the one learning rate that suits the run's tasks best (found on the same seeds before
-meta-training starts): the geometric mean, over families, of the ratios of mean training loss, final validation loss and final
-training loss, with the weights below. Below 1 is better than that AdamW. No test data enter.
+The score is relative to AdamW with the one learning rate that suits the run's tasks best (found on the same seeds
+before meta-training starts): the geometric mean, over families, of the ratios of mean training loss, final validation
+loss and final training loss, with the weights below. Below 1 is better than that AdamW. No test data enter.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
-from lo_framework.learned.base import Theta
+from lo_framework.learned.base import LearnedOptimizer, Theta
 from lo_framework.learned.hyper_adamw import HyperAdamW
 from meta_train.config import RunConfig
 from meta_train.host import VALIDATION_CHUNK, Unit
@@ -38,12 +38,17 @@ class Incumbent:
     quality: Quality
 
 
-def measure(workers: Workers, config: RunConfig, families: int, kind: str, values: dict[str, Any], thetas: list[Theta]) -> list[Quality]:
-    """Validation quality of each theta: averages over seeds, infinite where a run diverged. Work is spread over the workers."""
+def measure(
+    workers: Workers, config: RunConfig, families: int, kind: str, values: dict[str, Any], thetas: list[Theta]
+) -> list[Quality]:
+    """Validation quality of each theta: averages over seeds, infinite where a run diverged. All workers share it."""
     chunks = math.ceil(config.validation_seeds / VALIDATION_CHUNK)
     # families innermost: expensive and cheap ones alternate between workers
     units = [Unit(t, f, c) for t in range(len(thetas)) for f in range(families) for c in range(chunks)]
-    split = [units[w :: workers.num] if families % workers.num else _alternate(units, families, w, workers.num) for w in range(workers.num)]
+    split = [
+        units[w :: workers.num] if families % workers.num else _alternate(units, families, w, workers.num)
+        for w in range(workers.num)
+    ]
     answers = workers.call("validate", [(kind, values, thetas, part) for part in split])
     merged = {unit: result for answer in answers for unit, result in answer.items()}
     out = []
@@ -88,6 +93,14 @@ def tuned_start(workers: Workers, config: RunConfig, families: int) -> tuple[flo
     scores = [score(q, best) for q in qualities]
     chosen = min(range(len(scores)), key=scores.__getitem__)
     return START_LRS[chosen], qualities[chosen]
+
+
+def is_plain(learned: LearnedOptimizer) -> bool:
+    """It starts as the AdamW that :func:`tuned_start` measured: no setting but the learning rate differs."""
+    if type(learned) is not HyperAdamW:
+        return False
+    plain = HyperAdamW.Config()
+    return replace(learned.config, lr=plain.lr, gain=plain.gain) == plain
 
 
 def with_lr(default: torch.Tensor, config: Any, lr: float) -> torch.Tensor:

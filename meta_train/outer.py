@@ -1,4 +1,4 @@
-"""The outer optimizer: clip the meta-gradient, then Adam with a warm-up and a cosine down to a twentieth, stage by stage."""
+"""The outer optimizer: clip the meta-gradient, then Adam with a warm-up and a cosine, stage by stage."""
 
 from __future__ import annotations
 

@@ -1,27 +1,42 @@
-"""What a run shows while it goes: a progress bar or plain lines, TensorBoard curves, ``metrics.jsonl``."""
+"""What a run shows while it goes: a progress bar or plain lines, TensorBoard curves, ``metrics.jsonl``.
+
+``metrics.jsonl`` has one line an outer step: ``step stage kind meta_loss diverged nonfinite grad_norm clip_ratio
+skipped score seconds rate`` and ``families``, which has the metrics of every family. A number that is not finite stands
+as null. Only ``seconds`` and ``rate`` differ when a run is repeated.
+
+TensorBoard has the same as ``meta_loss/FAMILY`` (and ``diverged``, ``nonfinite``), ``outer/grad_norm``,
+``outer/clip_ratio``, ``outer/skipped``, ``log10_step_size/FAMILY/PROGRESS`` (the learned step size at the start, middle
+and end of an episode), ``validation/incumbent`` and ``rate/inner_steps_per_second``.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from lo_framework.files.atomic import reason
 from lo_framework.files.jsonl import truncate_jsonl
+from meta_train.curves import Curves
+from optimizees.spec import UserError
 
 
 class Progress:
     """Writes every outer step to all three. ``start``: the outer steps already done (a resumed run)."""
 
     def __init__(self, out: Path, total: int, start: int, quiet: bool = False) -> None:
-        from torch.utils.tensorboard import SummaryWriter
         from tqdm import tqdm
 
-        out.mkdir(parents=True, exist_ok=True)
+        self.out = out
         truncate_jsonl(out / "metrics.jsonl", start)
-        self.log = (out / "metrics.jsonl").open("a", encoding="utf-8")
-        self.board = SummaryWriter(str(out / "tensorboard"), purge_step=start + 1 if start else None)
+        with self._writing():
+            self.curves = Curves(out / "tensorboard", start + 1)
+            self.log = (out / "metrics.jsonl").open("a", encoding="utf-8")
         self.terminal = sys.stderr.isatty() and not quiet
         self.quiet = quiet
         self.bar = tqdm(total=total, initial=start, unit="step", disable=not self.terminal, dynamic_ncols=True)
@@ -35,10 +50,10 @@ class Progress:
 
     def step(self, record: dict[str, Any], curves: dict[str, float]) -> None:
         """One outer step: a line of the log, the curves, the bar."""
-        self.log.write(json.dumps(record) + "\n")
-        self.log.flush()
-        for name, value in curves.items():
-            self.board.add_scalar(name, value, record["step"])
+        with self._writing():
+            self.log.write(json.dumps(_strict(record), allow_nan=False) + "\n")
+            self.log.flush()
+            self.curves.add(record["step"], curves)
         self.bar.update()
         short = f"{record['kind']} meta-loss {record['meta_loss']:.4f}, {record['rate']:.0f} inner steps/s"
         if record.get("score") is not None:
@@ -53,5 +68,23 @@ class Progress:
 
     def close(self) -> None:
         self.bar.close()
-        self.board.close()
-        self.log.close()
+        for end in (self.curves.close, self.log.close):
+            with contextlib.suppress(OSError):  # a full disk has been reported
+                end()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise UserError(
+                f"cannot write metrics or curves in {str(self.out)!r}: {reason(error)}; "
+                "free some space and go on with --resume"
+            ) from error
+
+
+def _strict(value: Any) -> Any:
+    """JSON has no NaN and no infinities; other programs than Python's would not read them."""
+    if isinstance(value, dict):
+        return {key: _strict(x) for key, x in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,11 +1,13 @@
 """The outer loop: stages, meta-gradients, validation, checkpoints.
 
-A run can be killed at any moment and resumed to the same bits: all that it carries (theta, Adam's moments, every shard's unroll,
-every generator, the incumbent) is written at every checkpoint, and nothing depends on time or on the number of workers.
+A run can be killed at any moment and resumed to the same bits: all that it carries (theta, Adam's moments, every
+shard's unroll, every generator, the incumbent) is written at every checkpoint, and nothing depends on time or on the
+number of workers.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from dataclasses import asdict, dataclass
@@ -16,15 +18,16 @@ import torch
 from torch import Tensor
 
 from lo_framework.checkpoint import load_latest_state, save_optimizer, save_state
-from lo_framework.files.atomic import atomic_write_text
+from lo_framework.files.atomic import atomic_write_text, clean_temporaries
 from lo_framework.inner.step import Family
-from lo_framework.learned import LearnedOptimizer, make_learned
+from lo_framework.learned import LearnedOptimizer
 from lo_framework.learned.base import Theta
 from lo_framework.learned.hyper_adamw import HyperAdamW
-from meta_train.config import RunConfig, difference
-from meta_train.growth import Stage, plan_stages
-from meta_train.host import Setup
-from meta_train.incumbent import Incumbent, Quality, measure, score, tuned_start, with_lr
+from lo_framework.objectives import make_objective
+from meta_train.config import difference
+from meta_train.growth import Stage, build_learned, plan_stages
+from meta_train.host import Setup, build_estimator
+from meta_train.incumbent import Incumbent, Quality, is_plain, measure, score, tuned_start, with_lr
 from meta_train.outer import Outer
 from meta_train.progress import Progress
 from meta_train.workers import Workers
@@ -53,24 +56,38 @@ class MetaTraining:
         self.stages = plan_stages(self.config.learned, self.config.outer_steps)
         if self.config.inner_backend == "higher" and [s.kind for s in self.stages] != ["hyper-adamw"]:
             raise UserError("--inner-backend higher needs --learned hyper-adamw")
+        if workers < 1:
+            raise UserError(f"--workers must be at least 1, not {workers}")
         self.num_workers = workers
         self.shards = len(self.tasks) * self.config.shards
+        self._check()
+
+    def _check(self) -> None:
+        """Whatever else can be wrong is found now, before anything is written and minutes are spent."""
+        objective = make_objective(self.config.objective)
+        for stage in self.stages:
+            learned = stage.build()
+            if not sum(x.numel() for x in learned.theta().values()):
+                raise UserError(f"the learned optimizer {stage.kind!r} has no meta-parameters to train")
+            build_estimator(self.config, self.tasks[0], learned.to(self.config.device), objective)
 
     def train(self, *, resume: bool = False, max_seconds: float | None = None) -> Incumbent:
         """Run (or go on) to the end and save the incumbent; returns it. A finished run is left as it is."""
         begun = time.monotonic()
         saved = load_latest_state(self.out / "state") if resume else None
-        if not resume and (self.out / "state").exists():
+        if not resume and self._occupied():
             raise UserError(f"{str(self.out)!r} already holds a run: go on with it (--resume) or choose another --out")
         if saved is not None:
             self._same_run(saved.meta)
             if saved.meta["finished"]:
                 return self._incumbent(saved.tensors, saved.meta)
-        self.out.mkdir(parents=True, exist_ok=True)
+        clean_temporaries(self.out)  # of a killed run
         atomic_write_text(self.out / "config.json", json.dumps(asdict(self.config), indent=2) + "\n")
-        workers = Workers(self.setup, self.shards, self.num_workers)
-        progress = Progress(self.out, self.config.outer_steps, saved.step if saved else 0, self.quiet)
-        try:
+        with contextlib.ExitStack() as stack:
+            progress = Progress(self.out, self.config.outer_steps, saved.step if saved else 0, self.quiet)
+            stack.callback(progress.close)
+            workers = Workers(self.setup, self.shards, self.num_workers)
+            stack.callback(workers.close)
             if saved is None:
                 run = self._start(workers, progress)
             else:
@@ -78,9 +95,6 @@ class MetaTraining:
                     progress.say(saved.warning)
                 run = self._load(workers, saved.tensors, saved.meta)
             self._loop(run, workers, progress, begun, max_seconds)
-        finally:
-            progress.close()
-            workers.close()
         return run.incumbent
 
     def _start(self, workers: Workers, progress: Progress) -> Run:
@@ -93,7 +107,8 @@ class MetaTraining:
         theta = learned.theta()
         if isinstance(learned, HyperAdamW):
             theta["default"] = with_lr(theta["default"], learned.config, lr)
-            quality = reference
+        if is_plain(learned):
+            quality = reference  # the same function
         else:
             quality = measure(workers, self.config, len(self.tasks), first.kind, first.config, [theta])[0]
         incumbent = Incumbent(theta, first.kind, first.config, score(quality, reference), 0, quality)
@@ -112,7 +127,9 @@ class MetaTraining:
         config = self.config
         while run.step < config.outer_steps:
             if max_seconds is not None and time.monotonic() - begun > max_seconds:
-                progress.say(f"stopped after {max_seconds:g} s at step {run.step}: this run cannot be repeated bit by bit")
+                progress.say(
+                    f"stopped after {max_seconds:g} s at step {run.step}: this run cannot be repeated bit by bit"
+                )
                 run.repeatable = False
                 break
             stage = self.stages[run.stage]
@@ -200,11 +217,18 @@ class MetaTraining:
 
     @staticmethod
     def _rebuilt(incumbent: Incumbent) -> LearnedOptimizer:
-        learned = make_learned(incumbent.kind, **incumbent.config)
+        learned = build_learned(incumbent.kind, incumbent.config)
         learned.load_theta(incumbent.theta)
         return learned
 
-    # -- files -------------------------------------------------------------------------------------------------------------
+    def _occupied(self) -> bool:
+        """There is something that a new run would overwrite."""
+        log = self.out / "metrics.jsonl"
+        return any((self.out / name).exists() for name in ("state", "optimizer.safetensors")) or (
+            log.exists() and log.stat().st_size > 0
+        )
+
+    # -- files ---------------------------------------------------------------------------------------------------------
 
     def _save_optimizer(self, run: Run) -> None:
         best = run.incumbent
@@ -213,7 +237,9 @@ class MetaTraining:
             "quality": best.quality, "reference": run.reference, "repeatable": run.repeatable,
             "run": asdict(self.config), "torch": torch.__version__,
         }  # fmt: skip
-        save_optimizer(self.out / "optimizer.safetensors", best.theta, kind=best.kind, config=best.config, summary=summary)
+        save_optimizer(
+            self.out / "optimizer.safetensors", best.theta, kind=best.kind, config=best.config, summary=summary
+        )
 
     def _save(self, run: Run, workers: Workers, *, finished: bool) -> None:
         tensors = {f"outer.{name}": x for name, x in run.outer.dump().items()}
@@ -221,11 +247,11 @@ class MetaTraining:
         for part in workers.everywhere("dump"):
             for shard, state in part.items():
                 tensors |= {f"shard.{shard}.{name}": x for name, x in state.items()}
-        best = run.incumbent
+        best = {name: value for name, value in vars(run.incumbent).items() if name != "theta"}
         meta = {
             "config": asdict(self.config), "torch": torch.__version__, "finished": finished, "stage": run.stage,
-            "outer_done": run.outer.done, "repeatable": run.repeatable, "start_lr": run.start_lr, "reference": run.reference,
-            "incumbent": {"kind": best.kind, "config": best.config, "score": best.score, "step": best.step, "quality": best.quality},
+            "outer_done": run.outer.done, "repeatable": run.repeatable, "start_lr": run.start_lr,
+            "reference": run.reference, "incumbent": best,
         }  # fmt: skip
         save_state(self.out / "state", run.step, tensors, meta)
 
@@ -234,7 +260,9 @@ class MetaTraining:
         if changed:
             raise UserError(f"--resume needs the settings of the run in {str(self.out)!r}: {changed}")
         if meta["torch"] != torch.__version__:
-            raise UserError(f"--resume needs torch {meta['torch']}, with which the run began; this is {torch.__version__}")
+            raise UserError(
+                f"--resume needs torch {meta['torch']}, with which the run began; this is {torch.__version__}"
+            )
 
     def _incumbent(self, tensors: dict[str, Tensor], meta: dict[str, Any]) -> Incumbent:
         best = meta["incumbent"]

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
+import threading
 import traceback
 from multiprocessing.connection import Connection
 from typing import Any
@@ -31,7 +33,9 @@ def to_wire(value: Any) -> Any:
 
 def from_wire(value: Any) -> Any:
     if isinstance(value, np.ndarray):
-        return torch.from_numpy(np.array(value))
+        return torch.tensor(
+            value
+        )  # a copy with torch's own alignment, which kernels see: the bits must not depend on it
     if isinstance(value, dict):
         return {key: from_wire(x) for key, x in value.items()}
     if isinstance(value, (list, tuple)) and not hasattr(value, "_fields"):
@@ -40,12 +44,14 @@ def from_wire(value: Any) -> Any:
 
 
 def _serve(pipe: Connection, setup: Setup, mine: list[int]) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
     host: Host | None = None
     while True:
         try:
             method, arguments = pipe.recv()
-        except (EOFError, OSError, KeyboardInterrupt):
+        except (EOFError, OSError):
             return
         try:
             if host is None:
@@ -59,6 +65,14 @@ def _serve(pipe: Connection, setup: Setup, mine: list[int]) -> None:
             pipe.send(answer)
         except (BrokenPipeError, OSError):
             return
+
+
+def _end_with_parent() -> None:
+    """A killed run cannot tell its workers, and one in the middle of a truncation would go on with it."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 class Workers:
@@ -86,6 +100,9 @@ class Workers:
                 theirs.close()
                 self.pipes.append(mine)
                 self.processes.append(process)
+        except BaseException:
+            self.close()
+            raise
         finally:
             if saved is None:
                 del os.environ["OMP_NUM_THREADS"]
@@ -96,14 +113,17 @@ class Workers:
         """Call a method of every host, each with its own arguments; answers in the order of workers."""
         if self.local is not None:
             return [getattr(self.local, method)(*arguments[0])]
-        for pipe, each in zip(self.pipes, arguments, strict=True):
-            pipe.send((method, to_wire(each)))
+        for worker, (pipe, each) in enumerate(zip(self.pipes, arguments, strict=True)):
+            try:
+                pipe.send((method, to_wire(each)))
+            except OSError:
+                raise self._ended(worker) from None
         answers = []
         for worker, pipe in enumerate(self.pipes):
             try:
                 status, answer = pipe.recv()
-            except EOFError:
-                raise RuntimeError(f"worker {worker} ended unexpectedly (out of memory?)") from None
+            except (EOFError, OSError):
+                raise self._ended(worker) from None
             if status == "user":
                 raise UserError(answer)
             if status == "error":
@@ -114,10 +134,16 @@ class Workers:
     def everywhere(self, method: str, *arguments: Any) -> list[Any]:
         return self.call(method, [arguments] * self.num)
 
+    def _ended(self, worker: int) -> RuntimeError:
+        self.processes[worker].join(timeout=1)
+        code = self.processes[worker].exitcode
+        return RuntimeError(f"worker {worker} ended unexpectedly (exit code {code}; out of memory?)")
+
     def close(self) -> None:
+        """End the processes, in the middle of their work if need be: they hold nothing that is not here."""
         for pipe in self.pipes:
             pipe.close()
         for process in self.processes:
-            process.join(timeout=5)
-            if process.is_alive():
-                process.terminate()
+            process.terminate()
+        for process in self.processes:
+            process.join()

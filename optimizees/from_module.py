@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
 
 from optimizees.dropout import CounterDropout, replace_dropout
-from optimizees.models.norms import MOMENTUM, batch_moments, moved, normalise
+from optimizees.models.norms import MOMENTUM, batch_norm, moved, normalise
 from optimizees.rows import Given, Rows, make_splits
 from optimizees.spec import UserError, first_line
 from optimizees.task import Batch, Buffers, DataTask, Params, soft_cap
@@ -229,13 +229,15 @@ def _pure_batch_norm(self: _BatchNorm, x: Tensor) -> Tensor:
     """BatchNorm's forward, making new statistics: those that torch updates in place could not be shared under vmap."""
     self._check_input_dim(x)
     mean, var = self.running_mean, self.running_var
-    moments = (mean, var) if mean is not None and var is not None and not self.training else batch_moments(x)
+    if not self.training and mean is not None and var is not None:
+        return normalise(x, (mean, var), self.weight, self.bias, self.eps)
+    y, moments = batch_norm(x, self.weight, self.bias, self.eps)
     if self.training and mean is not None and var is not None:
         momentum = MOMENTUM if self.momentum is None else self.momentum
         self.running_mean, self.running_var = moved((mean, var), moments, x.numel() // x.shape[1], momentum)
         if self.num_batches_tracked is not None:
             self.num_batches_tracked = self.num_batches_tracked + 1
-    return normalise(x, *moments, self.weight, self.bias, self.eps)
+    return y
 
 
 def _same(new: nn.Module, old: nn.Module, chosen: list[nn.Module]) -> list[nn.Module]:

@@ -25,6 +25,7 @@ Buffers = dict[str, Tensor]
 Batch = tuple[Tensor, ...]
 
 SPLITS = ("train", "valid", "test")
+METRIC_ROWS = 2048
 _KNEE, _CAP = 1.5, 10.0
 
 
@@ -146,9 +147,19 @@ class ClassificationTask(DataTask):
         return F.cross_entropy(logits, batch[1]), buffers
 
     def metrics(self, params: Params, buffers: Buffers, batch: Batch) -> dict[str, Tensor]:
-        logits, _ = self.model.apply(params, buffers, batch[0], training=False)
-        hits = (logits.argmax(-1) == batch[1]).to(logits.dtype)
-        return {"loss": F.cross_entropy(logits, batch[1]), "accuracy": hits.mean()}
+        # In chunks: the feature maps of a whole split at once can take gigabytes, and again for every vmapped task.
+        losses, hits = [], []
+        for x, y in zip(batch[0].split(METRIC_ROWS), batch[1].split(METRIC_ROWS), strict=True):
+            logits, _ = self.model.apply(params, buffers, x, training=False)
+            losses.append(F.cross_entropy(logits, y, reduction="sum"))
+            hits.append((logits.argmax(-1) == y).to(logits.dtype).sum())
+        count = len(batch[1])
+        return {"loss": torch.stack(losses).sum() / count, "accuracy": torch.stack(hits).sum() / count}
+
+    def to(self, device: torch.device | str) -> Self:
+        other = super().to(device)
+        other.model = self.model.to(device)
+        return other
 
     def normalize(self, loss: Tensor) -> Tensor:
         """1 is a guess at random: `loss` over log C, through `soft_cap`."""

@@ -1,4 +1,4 @@
-"""``eval report DIR``: tables and curves again, from the numbers of an earlier evaluation."""
+"""Rebuild the tables and curves of an earlier evaluation from its numbers; nothing is run again."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from pathlib import Path
 HELP = "rebuild the tables and curves of an earlier evaluation from its numbers"
 EXAMPLES = """\
 example:
-  python -m eval report runs/transfer      reads runs/transfer/transfer.json, writes transfer.md and curves.png beside it
+  python -m eval report runs/transfer
+      reads runs/transfer/transfer.json, writes transfer.md and curves.png beside it
 """
 
 
@@ -20,8 +21,7 @@ def run(arguments: argparse.Namespace) -> int:
     from eval.report import files, transfer
 
     result = files.load(arguments.folder)
+    written = files.redraw(result, Path(arguments.folder))
     print(transfer.plain(result))
-    print()
-    for path in files.redraw(result, Path(arguments.folder)):
-        print(path)
+    print(f"\n{files.listing(written)}")
     return 0

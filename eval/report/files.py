@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 
+from eval.comparison import aggregate, compare, matched_steps
+from eval.protocol import smoothing_width
 from eval.report import transfer
 from eval.report.curves import Curve, Panel, draw_curves
 from eval.result import Result, from_json, to_json
@@ -37,7 +40,15 @@ def prepare(folder: str | os.PathLike[str]) -> Path:
 def save(result: Result, folder: str | os.PathLike[str]) -> list[Path]:
     """Numbers first, then what is drawn from them; returns the files."""
     path = Path(folder)
-    atomic_write_text(path / NUMBERS, to_json(result))
+    matched = {task: matched_steps(result, task) for task in result.tasks}
+    derived = {
+        "comparisons": [asdict(c) for c in compare(result)],
+        "aggregates": [asdict(a) for a in aggregate(result)],
+        "steps_to_reference": {
+            task: {label: asdict(s) for label, s in found.items()} for task, found in matched.items()
+        },
+    }
+    atomic_write_text(path / NUMBERS, to_json(result, derived))
     return [path / NUMBERS, *redraw(result, path)]
 
 
@@ -52,10 +63,17 @@ def redraw(result: Result, folder: Path) -> list[Path]:
     figures = {"curves.png": found}
     if len(found) > PANELS:
         figures |= {f"curves-{re.sub('[^A-Za-z0-9.]+', '-', panel.title)}.png": [panel] for panel in found}
+    smooth = smoothing_width(result.steps)
     for name, shown in figures.items():
-        draw_curves(shown, folder / name, title=title, ylabel="training loss (minibatch)", smooth=max(1, result.steps // 40))
+        draw_curves(shown, folder / name, title=title, ylabel="training loss (minibatch)", smooth=smooth)
         files.append(folder / name)
     return files
+
+
+def listing(written: list[Path]) -> str:
+    """Where everything is, a line per kind of file."""
+    titles = {".json": "numbers", ".md": "tables", ".png": "curves"}
+    return "\n".join(f"{titles.get(path.suffix, ''):9}{path}" for path in written)
 
 
 def panels(result: Result) -> list[Panel]:
@@ -63,7 +81,8 @@ def panels(result: Result) -> list[Panel]:
     found = []
     steps = np.arange(result.steps)
     for task in result.tasks:
-        arms = [result.arm(task, label) for label in result.optimizers]
+        # Learned ones last, so that they are drawn on top.
+        arms = [result.arm(task, label) for label in result.baselines + result.learned]
         shown = [(arm.optimizer, arm.of("mean_loss")) for arm in arms]
         curves = [Curve(label=label, steps=steps, values=runs.curves) for label, runs in shown if runs is not None]
         if curves:
@@ -81,7 +100,8 @@ def load(folder: str | os.PathLike[str]) -> Result:
     try:
         text = path.read_text("utf-8")
     except FileNotFoundError:
-        raise UserError(f"there is no {NUMBERS} in {str(folder)!r}; expected the --out folder of `eval transfer`") from None
+        expected = "expected the --out folder of `eval transfer`"
+        raise UserError(f"there is no {NUMBERS} in {str(folder)!r}; {expected}") from None
     except (OSError, UnicodeDecodeError) as error:
         words = reason(error) if isinstance(error, OSError) else "not text"
         raise UserError(f"cannot read {str(path)!r}: {words}") from None

@@ -6,31 +6,55 @@ import math
 from collections.abc import Iterable
 
 from eval.baselines import setting_label
-from eval.comparison import Aggregate, Comparison, aggregate, compare, matched_steps, reference_of
-from eval.protocol import BY_KEY, METRICS, Metric, smoothing_width
+from eval.comparison import BETTER, SAME, WORSE, Comparison, aggregate, compare, matched_steps, reference_of
+from eval.protocol import BY_KEY, METRICS, smoothing_width
+from eval.report import numbers
 from eval.report.table import Table
 from eval.result import Arm, Result
-from eval.statistics import Estimate, StepsToTarget, mean_interval
-
-PERCENT = 100.0
 
 
 def plain(result: Result) -> str:
-    """Everything for a terminal."""
-    return "\n\n".join([heading(result), *(table.plain() for table in tables(result)), *failures(result), closing_notes(result)])
+    """Everything, for a terminal."""
+    first, last = "\n".join(heading(result)), "\n".join(notes(result))
+    shown = [table.plain() for table in tables(result)]
+    return "\n\n".join([first, *shown, last, *failures(result), *overview(result)])
 
 
 def markdown(result: Result) -> str:
-    """The same as a Markdown document."""
-    parts = ["# Transfer", heading(result), *(table.markdown() for table in tables(result)), *failures(result)]
-    return "\n\n".join([*parts, closing_notes(result)]) + "\n"
+    """The same as a Markdown document, with where it comes from."""
+    origin = [f"{key}: {_words(value)}" for key, value in result.provenance.items() if value]
+    parts = ["# Transfer", _bullets(heading(result)), *map(_bullets, map(str.splitlines, overview(result)))]
+    parts += [*(table.markdown() for table in tables(result)), *failures(result)]
+    parts += ["## How to read this", _bullets(notes(result)), "## Where this comes from", _bullets(origin)]
+    return "\n\n".join(parts) + "\n"
 
 
-def heading(result: Result) -> str:
-    seeds, tuning = result.report_seeds, result.tuning_seeds
-    lines = [f"{result.steps} steps, {_range(seeds)}, paired; baselines tuned per task on {_range(tuning)}"]
-    lines += [f"{label}: {file}" for label, file in result.files.items()]
-    return "\n".join(lines)
+def closing_table(result: Result) -> str:
+    """The short form: the first learned optimizer against the reference, for the end of a meta-training run."""
+    learned, reference = result.learned[0], reference_of(result) or "nothing"
+    table = Table(
+        "task", "metric", learned, f"{reference}, best of grid", "difference [95%]", "ratio", "wins", "verdict",
+        title=f"{learned} against tuned {reference}: {result.steps} steps, {numbers.seeds(result.report_seeds)}",
+    )  # fmt: skip
+    before = ""
+    for c in compare(result):
+        if (c.learned, c.baseline) == (learned, reference):
+            if c.task != before:
+                table.rule()
+            both = [numbers.reached(result.arm(c.task, label), BY_KEY[c.metric]) for label in (learned, reference)]
+            table.add(c.task if c.task != before else "", BY_KEY[c.metric].title, *both, *_comparison(c))
+            before = c.task
+    return "\n\n".join([table.plain(), *failures(result)])
+
+
+def heading(result: Result) -> list[str]:
+    """What was run."""
+    lines = [f"{result.steps} steps, {numbers.seeds(result.report_seeds)}, the same for every optimizer"]
+    if result.baselines:
+        lines.append(
+            f"baselines tuned on each task with {numbers.seeds(result.tuning_seeds)}, learning rate x schedule"
+        )
+    return lines + [f"{label}: {file}" for label, file in result.files.items()]
 
 
 def tables(result: Result) -> list[Table]:
@@ -42,38 +66,10 @@ def tables(result: Result) -> list[Table]:
         if all(arm.failure for arm in arms):
             continue
         found.append(_reached(result, task, arms))
-        own = [c for c in comparisons if c.task == task]
-        if own:
-            found.append(_differences(own, several=len(result.learned) > 1))
-    if aggregates := aggregate(result):
-        found.append(_aggregate(aggregates))
-    return found
-
-
-def failures(result: Result) -> list[str]:
-    """One paragraph of what could not be computed, or nothing."""
-    if not result.failures:
-        return []
-    return ["FAILED:\n" + "\n".join(f"  {arm.task}, {arm.optimizer}: {arm.failure}" for arm in result.failures)]
-
-
-def closing_table(result: Result) -> str:
-    """The short form: the first learned optimizer against the reference, for the end of a meta-training run."""
-    learned, reference = result.learned[0], reference_of(result)
-    table = Table(
-        "task", "metric", learned, f"{reference} (best of grid)", "difference [95%]", "ratio", "verdict",
-        title=f"{learned} on unseen seeds: {result.steps} steps, {_range(result.report_seeds)}",
-        notes=(f"{reference} is tuned per task and metric on other seeds. mean loss: training minibatches before each update;",
-               "final loss: full training split at the end. Intervals: Student's t over paired seeds."),
-    )  # fmt: skip
-    for c in compare(result):
-        if (c.learned, c.baseline) == (learned, reference):
-            metric = BY_KEY[c.metric]
-            both = [show(result.arm(c.task, label), metric) for label in (c.learned, c.baseline)]
-            table.add(c.task, metric.title, *both, _difference(c), f"{c.ratio:.2f}x", c.verdict)
-            if metric is METRICS[-1]:
-                table.rule()
-    return "\n\n".join([table.plain(), *failures(result)])
+        if own := [c for c in comparisons if c.task == task]:
+            found.append(_differences(own))
+    aggregates = _aggregates(result)
+    return [*found, aggregates] if aggregates else found
 
 
 def _reached(result: Result, task: str, arms: list[Arm]) -> Table:
@@ -84,18 +80,19 @@ def _reached(result: Result, task: str, arms: list[Arm]) -> Table:
     headers += [f"steps to {reference_of(result)}"] * bool(steps) + ["diverged"]
     headers += ["guard"] * guarded + ["ms/step", "grads", "state"]
     parameters = max(arm.parameters for arm in arms)
-    table = Table(*headers, title=f"{task}, {parameters} parameters", notes=tuple(_settings(arms)))
+    table = Table(*headers, title=f"{task} ({parameters:,} parameters)", notes=tuple(_settings(arms)))
     for arm in arms:
         if arm.failure:
-            table.add(arm.optimizer, "failed", *[None] * (len(headers) - 2))
+            table.add(arm.optimizer, "FAILED", *[""] * (len(headers) - 2))
             continue
         runs = arm.of("final_loss") or arm.runs[0]
-        cells: list[object] = [arm.optimizer, *(show(arm, m) for m in metrics)]
-        cells += [_steps(steps.get(arm.optimizer))] * bool(steps)
+        cells: list[object] = [arm.optimizer, *(numbers.reached(arm, m) for m in metrics)]
+        cells += [steps.get(arm.optimizer)] * bool(steps)
         cells.append(f"{int(runs.diverged.sum())} of {len(runs.diverged)}")
         if guarded:
-            cells.append(f"{runs.metrics['guard'].mean():.3g}" if "guard" in runs.metrics else None)
-        cells += [_short(1e3 * runs.seconds_per_step), f"{arm.gradients_per_step:g}", f"{arm.state_floats:.1f}"]
+            cells.append(float(runs.metrics["guard"].mean()) if "guard" in runs.metrics else None)
+        milliseconds = None if math.isnan(runs.seconds_per_step) else f"{1e3 * runs.seconds_per_step:.2g}"
+        cells += [milliseconds, f"{arm.gradients_per_step:g}", f"{arm.state_floats:.1f}"]
         table.add(*cells)
     return table
 
@@ -106,110 +103,97 @@ def _settings(arms: Iterable[Arm]) -> list[str]:
     for arm in arms:
         if arm.learned or arm.failure:
             continue
-        titles = [[BY_KEY[key].title for key, chosen in arm.chosen.items() if chosen == i] for i in range(len(arm.runs))]
-        pairs = zip(arm.runs, titles, strict=True)
-        if len(arm.runs) == 1:
-            words = [f"{setting_label(arm.runs[0].setting)} (every metric)"]
-        else:
-            words = [f"{setting_label(runs.setting)} ({', '.join(names)})" for runs, names in pairs]
+        words = []
+        for i, runs in enumerate(arm.runs):
+            titles = [BY_KEY[key].title for key, chosen in arm.chosen.items() if chosen == i]
+            every = "every metric" if len(arm.runs) == 1 else ", ".join(titles)
+            words.append(f"{setting_label(runs.setting)} ({every})")
         lines.append(f"{arm.optimizer}: {'; '.join(words)}")
         lines += [f"{' ' * len(arm.optimizer)}  {note}" for note in arm.notes]
     return lines
 
 
-def _differences(comparisons: list[Comparison], several: bool) -> Table:
-    first = comparisons[0].learned
-    headers = ["learned"] if several else []
-    table = Table(*headers, "against" if several else f"{first} against", "metric", "difference [95%]", "ratio", "verdict")
-    before = None
+def _differences(comparisons: list[Comparison]) -> Table:
+    table = Table("learned", "against", "metric", "difference [95%]", "ratio", "wins", "verdict")
+    before = ("", "")
     for c in comparisons:
-        if before is not None and before != (c.learned, c.baseline):
+        pair = (c.learned, c.baseline)
+        if pair != before:
             table.rule()
-        before = (c.learned, c.baseline)
-        own = [c.learned] if several else []
-        table.add(*own, c.baseline, BY_KEY[c.metric].title, _difference(c), f"{c.ratio:.2f}x", c.verdict)
+        table.add(*(pair if pair != before else ("", "")), BY_KEY[c.metric].title, *_comparison(c))
+        before = pair
     return table
 
 
-def _aggregate(aggregates: list[Aggregate]) -> Table:
-    reference, tasks = aggregates[0].reference, max(a.tasks for a in aggregates)
-    table = Table(
-        "optimizer", "metric", f"relative to {reference} [95%]", "verdict",
-        title=f"All {tasks} tasks: interquartile mean of the ratios to {reference} on the same task and seed",
-    )  # fmt: skip
-    for i, a in enumerate(aggregates):
-        if i and aggregates[i - 1].optimizer != a.optimizer:
-            table.rule()
-        table.add(a.optimizer, BY_KEY[a.metric].title, a.ratio, a.verdict)
-    return table
+def _comparison(c: Comparison) -> list[str | None]:
+    wins = f"{c.improvement.value * c.improvement.n:g} of {c.improvement.n}"
+    return [numbers.difference(c.difference, BY_KEY[c.metric]), numbers.ratio(c.ratio), wins, c.verdict]
 
 
-def show(arm: Arm, metric: Metric) -> str | None:
-    """``0.4123 ±0.0071``, ``95.8% ±0.6``: mean over seeds and half the width of its 95% interval."""
-    values = arm.values(metric.key)
-    if values is None:
+def _aggregates(result: Result) -> Table | None:
+    found = aggregate(result)
+    if not found:
         return None
-    return plus_minus(mean_interval(values, diverged_as=metric.diverged_as), metric.percent)
+    reference = found[0].reference
+    count = max(a.tasks for a in found)
+    title = f"{count} tasks: interquartile mean of the ratio to {reference} on the same task and seed"
+    table = Table("optimizer", "metric", "ratio [95%]", "verdict", title=title)
+    before = ""
+    for a in found:
+        if a.optimizer != before:
+            table.rule()
+        table.add(a.optimizer if a.optimizer != before else "", BY_KEY[a.metric].title, a.ratio, a.verdict)
+        before = a.optimizer
+    return table
 
 
-def plus_minus(estimate: Estimate, percent: bool = False) -> str:
-    """The estimate with half of its interval, to the digits that the interval leaves certain."""
-    scale, sign = (PERCENT, "%") if percent else (1.0, "")
-    value, half = scale * estimate.value, scale * (estimate.high - estimate.low) / 2
-    if not math.isfinite(value):
-        return "inf"
-    if not math.isfinite(half):
-        return f"{value:.4g}{sign}"
-    if half <= 0:
-        return f"{value:.4g}{sign} ±0"
-    digits = 1 - math.floor(math.log10(half))
-    if digits > 6 or abs(value) >= 1e6:
-        return f"{value:.3g}{sign} ±{half:.1g}"
-    digits = max(digits, 0)
-    return f"{value:.{digits}f}{sign} ±{half:.{digits}f}"
+def overview(result: Result) -> list[str]:
+    """One paragraph: how often each learned optimizer was better or worse than each baseline; nothing for one task."""
+    comparisons = compare(result)
+    lines = []
+    for learned in result.learned if len(result.tasks) > 1 else ():
+        for baseline in result.baselines:
+            verdicts = [c.verdict for c in comparisons if (c.learned, c.baseline) == (learned, baseline)]
+            counts = [f"{word} in {verdicts.count(word)}" for word in (BETTER, WORSE, SAME)]
+            if verdicts:
+                lines.append(f"{learned} against {baseline}: {', '.join(counts)} of {len(verdicts)} comparisons")
+    return ["\n".join(lines)] if lines else []
 
 
-def _difference(c: Comparison) -> str:
-    """In the metric's units; accuracies in points."""
-    if not BY_KEY[c.metric].percent:
-        return str(_silent(c.difference))
-    d = c.difference
-    scaled = Estimate(value=PERCENT * d.value, low=PERCENT * d.low, high=PERCENT * d.high, n=d.n)
-    return f"{scaled} points"
+def failures(result: Result) -> list[str]:
+    """One paragraph of what could not be computed, or nothing."""
+    if not result.failures:
+        return []
+    return ["\n".join(["FAILED", *(f"  {arm.task}, {arm.optimizer}: {arm.failure}" for arm in result.failures)])]
 
 
-def _silent(estimate: Estimate) -> Estimate:
-    """Without the count of divergences, which the table has elsewhere."""
-    return Estimate(value=estimate.value, low=estimate.low, high=estimate.high, n=estimate.n)
-
-
-def _steps(steps: StepsToTarget | None) -> str | None:
-    return None if steps is None else str(steps)
-
-
-def _short(value: float) -> str | None:
-    return None if math.isnan(value) else f"{value:.2g}"
-
-
-def _range(seeds: tuple[int, ...]) -> str:
-    return f"{len(seeds)} seeds ({seeds[0]}-{seeds[-1]})" if len(seeds) > 1 else f"seed {seeds[0]}"
-
-
-def closing_notes(result: Result) -> str:
+def notes(result: Result) -> list[str]:
     """How to read the tables."""
     reference, width = reference_of(result), smoothing_width(result.steps)
     lines = [
-        "mean loss: training minibatches, before each update. final loss: full training split after the last step.",
-        "±: half of the 95% interval of the mean over seeds (Student's t). Differences are paired by seed; their intervals",
-        "are not corrected for the number of comparisons. Each baseline number comes from the setting that was best for",
-        "that metric on tuning seeds (for test loss and accuracy: by validation data); test data choose nothing.",
+        "mean loss: training batches, before each update; final loss: full training split, after the last",
+        "±: half of the 95% interval of the mean over seeds (Student's t)",
     ]
+    if result.baselines:
+        lines += [
+            "a baseline's number is from the setting that was best for that metric on the tuning seeds",
+            "settings for test loss and test accuracy are chosen by validation data; test data choose nothing",
+            "differences are paired by seed; wins: seeds on which the learned one is better, a tie counts one half",
+            "verdicts: by the interval of the mean difference, not corrected for the number of comparisons",
+        ]
     if reference is not None:
-        lines.append(
-            f"steps to {reference}: median batches until the training loss (mean of {width}) is at most {reference}'s last."
-        )
-    lines += [
-        "diverged: of the runs behind the final loss. ms/step: wall time while seeds run side by side in one process;",
-        "noisy. grads: gradient evaluations per step. state: numbers kept per parameter.",
+        lines.append(f"steps to {reference}: median batches to a training loss (mean of {width}) <= {reference}'s last")
+    return lines + [
+        "diverged: runs behind the final loss; ms/step: wall time, noisy, seeds side by side in one process",
+        "grads: gradient evaluations per step; state: numbers kept per parameter",
     ]
-    return "\n".join(lines)
+
+
+def _bullets(lines: list[str]) -> str:
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def _words(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {x}" for key, x in value.items() if x)
+    return "`" + " ".join(map(str, value)) + "`" if isinstance(value, list) else str(value)

@@ -42,7 +42,7 @@ def state_from_tensors(tensors: Mapping[str, Tensor], device: torch.device | str
     def copy(name: str) -> Tensor:
         if name not in tensors:
             raise KeyError(f'the state of an estimator lacks the tensor "{name}"')
-        return tensors[name].clone(memory_format=torch.contiguous_format)
+        return tensors[name].to("cpu", copy=True, memory_format=torch.contiguous_format)
 
     def moved(named: dict[str, Tensor]) -> dict[str, Tensor]:
         return {name: x.to(device) for name, x in named.items()}

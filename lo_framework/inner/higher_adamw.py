@@ -14,6 +14,7 @@ import warnings
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from optimizees.spec import UserError
 
@@ -34,9 +35,7 @@ def import_higher() -> Any:
         try:
             import higher
         except ModuleNotFoundError as error:
-            raise UserError(
-                f"the inner backend higher needs the package {error.name}: pip install {error.name}"
-            ) from None
+            raise UserError(f"the inner backend higher needs the package {error.name}: pip install it") from None
     return higher
 
 
@@ -44,8 +43,9 @@ def import_higher() -> Any:
 def register_adamw() -> type:
     """Make ``torch.optim.AdamW`` known to ``higher``; returns the differentiable class. Any number of calls is one.
 
-    State of a parameter: ``exp_avg``, ``exp_avg_sq`` as torch has them, and ``powers``, the products of the betas so
-    far (two 0-d tensors or numbers), because betas may change; a state with torch's ``step`` instead is taken over.
+    State of a parameter: ``exp_avg``, ``exp_avg_sq`` as torch has them, and ``log_powers``, the logarithms of the
+    products of the betas so far, because betas may change; a state with torch's ``step`` instead is taken over. A group
+    may give ``keeps``, the pair 1 - betas, which betas near 1 do not hold to full precision.
     """
     higher = import_higher()
 
@@ -66,21 +66,26 @@ def register_adamw() -> type:
     return DifferentiableAdamW
 
 
-def _adamw(group: dict[str, Any], state: dict[str, Any], p: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
+def _adamw(group: dict[str, Any], state: dict[str, Any], p: Tensor, g: Tensor) -> Tensor:
     """One step of one parameter: returns the new one, and leaves its new moments in ``state``."""
-    beta1, beta2 = group["betas"]
+    keeps = [torch.as_tensor(x, dtype=p.dtype, device=p.device) for x in _keeps(group)]
     lr, eps, weight_decay = group["lr"], group["eps"], group["weight_decay"]
     if "exp_avg" not in state:
         state.update(exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p))
-    if "powers" not in state:
+    if "log_powers" not in state:
         steps = float(state.pop("step", 0))
-        state["powers"] = (beta1**steps, beta2**steps)
-    power1, power2 = state["powers"][0] * beta1, state["powers"][1] * beta2
-    m = beta1 * state["exp_avg"] + (1 - beta1) * g
-    v = beta2 * state["exp_avg_sq"] + (1 - beta2) * g * g
-    state.update(exp_avg=m, exp_avg_sq=v, powers=(power1, power2))
-    denominator = (v / (1 - power2) + TINY).sqrt() + eps
-    return p * (1 - lr * weight_decay) - lr / (1 - power1) * m / denominator
+        state["log_powers"] = tuple(steps * torch.log1p(-keep) for keep in keeps)
+    log_powers = tuple(log + torch.log1p(-keep) for log, keep in zip(state["log_powers"], keeps))
+    m = (1 - keeps[0]) * state["exp_avg"] + keeps[0] * g
+    v = (1 - keeps[1]) * state["exp_avg_sq"] + keeps[1] * g * g
+    state.update(exp_avg=m, exp_avg_sq=v, log_powers=log_powers)
+    correction1, correction2 = (-torch.expm1(log) for log in log_powers)  # 1 - beta^t, without cancellation
+    denominator = (v / correction2 + TINY).sqrt() + eps
+    return p * (1 - lr * weight_decay) - lr / correction1 * m / denominator
+
+
+def _keeps(group: dict[str, Any]) -> Any:
+    return group["keeps"] if "keeps" in group else [1 - beta for beta in group["betas"]]
 
 
 __all__ = ["import_higher", "register_adamw"]

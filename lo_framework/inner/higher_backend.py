@@ -25,7 +25,7 @@ from lo_framework.learned.base import Theta
 from lo_framework.learned.hyper_adamw import HyperAdamW
 from lo_framework.objectives import Objective
 from lo_framework.protocols import Batch, Buffers, MetaGradient, Task
-from optimizees.spec import UserError
+from optimizees.spec import UserError, build_config, parse_spec
 
 
 class TaskModule(nn.Module):
@@ -143,17 +143,17 @@ class HigherTBPTT:
         optimizer = self.optimizer_type(self.torch_optimizer, list(self.module.parameters()), fmodel=self.patched)
         m, v = (layout.unflatten(carry.state[name][k]) for name in ("m", "v"))
         for i, slot in enumerate(layout.slots):
-            powers = tuple(carry.state["power"][k, :, i].unbind(0))
-            optimizer.state[i][0] = {"exp_avg": m[slot.name], "exp_avg_sq": v[slot.name], "powers": powers}
+            logs = tuple(carry.state["log_power"][k, :, i].unbind(0))
+            optimizer.state[i][0] = {"exp_avg": m[slot.name], "exp_avg_sq": v[slot.name], "log_powers": logs}
         return optimizer
 
     def _hyper(self, progress: Tensor) -> dict[str, list[Any]]:
         """hyper-adamw's values in force at ``progress``, one of each for every tensor, as ``higher``'s override."""
         raw = self.learned.hyper(self.module.layout, progress)  # [H, S]
-        beta1, beta2 = torch.sigmoid(raw[1:3]).unbind(0)
+        keep1, keep2 = torch.sigmoid(-raw[1:3]).unbind(0)
         return {
             "lr": list(raw[0].exp().unbind(0)),
-            "betas": list(zip(beta1.unbind(0), beta2.unbind(0))),
+            "keeps": list(zip(keep1.unbind(0), keep2.unbind(0))),
             "weight_decay": list(raw[3].exp().unbind(0)),
             "eps": list(raw[4].exp().unbind(0)),
         }
@@ -179,10 +179,9 @@ class HigherTBPTT:
         def flat(tensors: list[Tensor]) -> Tensor:
             return layout.flatten({name: x.detach() for name, x in zip(names, tensors)})
 
-        powers = torch.stack([torch.stack(moment["powers"]).detach() for moment in moments], dim=1)
         state = {
             "step": carry.state["step"][k] + steps,
-            "power": powers,
+            "log_power": torch.stack([torch.stack(moment["log_powers"]).detach() for moment in moments], dim=1),
             "m": flat([moment["exp_avg"] for moment in moments]),
             "v": flat([moment["exp_avg_sq"] for moment in moments]),
         }
@@ -198,4 +197,12 @@ def _stacked(rows: list[Carry]) -> Carry:
     )
 
 
-__all__ = ["HigherTBPTT"]
+def make_higher(spec: str, family: Family, objective: Objective, truncation: Truncation, num_tasks: int) -> HigherTBPTT:
+    """``make_estimator`` for this backend: ``"tbptt"`` or ``"tbptt:second_order=false,clip_task=1"``."""
+    name, options = parse_spec(spec)
+    if name != "tbptt":
+        raise UserError(f"the inner backend higher has the estimator tbptt only, not {name!r}")
+    return HigherTBPTT(family, objective, truncation, num_tasks, build_config(TBPTTConfig, options, owner=name))
+
+
+__all__ = ["HigherTBPTT", "make_higher"]

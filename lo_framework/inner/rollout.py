@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.func import vmap
 
+from lo_framework.inner.batching import over_tasks
 from lo_framework.inner.step import Carry, Draw, Family
 from lo_framework.learned.base import LearnedOptimizer, Theta
 from lo_framework.protocols import Batch, Task
@@ -127,7 +127,7 @@ def final_metrics(family: Family, carry: Carry, splits: Sequence[str]) -> dict[s
         def measured(params: Tensor, buffers: dict[str, Tensor], data: Batch = data) -> dict[str, Tensor]:
             return family.task.metrics(family.layout.unflatten(params), buffers, data)
 
-        values = vmap(measured, chunk_size=4)(carry.params, carry.buffers)
+        values = over_tasks(family.task, measured, chunk_size=4)(carry.params, carry.buffers)
         for name, x in values.items():
             out[f"{split}.{name}"] = torch.where(carry.alive, x, torch.inf) if name == "loss" else x
     return out

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call, grad_and_value, vmap
 
+from lo_framework.inner.batching import over_tasks
 from lo_framework.layout import Layout
 from lo_framework.learned.base import LearnedOptimizer, State, Theta
 from lo_framework.protocols import Batch, Task
@@ -72,10 +73,9 @@ class Family:
         ``differentiable`` makes the training loss carry a meta-gradient in first-order mode as well.
         """
 
-        def single(
-            theta: Theta, params: Tensor, buffers: State, state: State, alive: Tensor,
-            train: Batch, held: Batch, noise: Tensor, progress: Tensor,
-        ) -> tuple[Tensor, State, State, Tensor, Tensor, Tensor]:  # fmt: skip
+        def update(
+            theta: Theta, params: Tensor, buffers: State, state: State, train: Batch, noise: Tensor, progress: Tensor
+        ) -> tuple[Tensor, State, State, Tensor]:
             def loss_of(flat: Tensor) -> tuple[Tensor, State]:
                 return self.task.loss(self.layout.unflatten(flat), buffers, train, noise)
 
@@ -86,23 +86,34 @@ class Family:
             seen = loss if second_order else loss.detach()  # a rule that reads the loss has a path through it
             arguments = (self.layout, params, grads, state, seen, progress)
             new_params, new_state = functional_call(self.learned, theta, arguments)
-            alive = alive & torch.isfinite(loss) & torch.isfinite(new_params.sum())
-            params = torch.where(alive, new_params, params)
-            state = {name: torch.where(alive, new_state[name], old) for name, old in state.items()}
-            buffers = {name: torch.where(alive, new_buffers[name], old) for name, old in buffers.items()}
-            held_loss = loss.detach() * 0
-            if held_out:
-                held_loss, _ = self.task.loss(self.layout.unflatten(params), buffers, held, noise)
-            loss = torch.where(alive, loss, torch.inf)
-            return params, buffers, state, alive, loss, torch.where(alive, held_loss, torch.inf)
+            return new_params, new_buffers, new_state, loss
 
-        batched = vmap(single)
+        def held_loss(params: Tensor, buffers: State, held: Batch, noise: Tensor) -> Tensor:
+            return self.task.loss(self.layout.unflatten(params), buffers, held, noise)[0]
 
+        updated, held_losses = over_tasks(self.task, update), over_tasks(self.task, held_loss)
+
+        # What is the same for every task and needs no rule of its own stays outside vmap, where a call costs less.
         def step(theta: Theta, carry: Carry, draw: Draw) -> tuple[Carry, Losses]:
-            params, buffers, state, alive, train_loss, held_loss = batched(theta, *carry, *draw)
-            return Carry(params, buffers, state, alive), Losses(train_loss, held_loss)
+            new_params, new_buffers, new_state, loss = updated(
+                theta, carry.params, carry.buffers, carry.state, draw.train, draw.noise, draw.progress
+            )
+            alive = carry.alive & torch.isfinite(loss.detach()) & torch.isfinite(new_params.detach().sum(-1))
+            params = _where(alive, new_params, carry.params)
+            state = {name: _where(alive, new_state[name], old) for name, old in carry.state.items()}
+            buffers = {name: _where(alive, new_buffers[name], old) for name, old in carry.buffers.items()}
+            held = torch.zeros_like(loss)
+            if held_out:
+                held = held_losses(params, buffers, draw.held, draw.noise)
+            losses = Losses(_where(alive, loss, torch.inf), _where(alive, held, torch.inf))
+            return Carry(params, buffers, state, alive), losses
 
         return step
+
+
+def _where(alive: Tensor, new: Tensor, old: Tensor | float) -> Tensor:
+    """``new [K, ...]`` where a task is ``alive [K]``."""
+    return torch.where(alive.reshape(-1, *[1] * (new.dim() - 1)), new, old)
 
 
 def tile_theta(theta: Theta, num: int) -> Theta:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from lo_framework.layout import Layout
 from lo_framework.learned.base import LearnedOptimizer, State
 from lo_framework.learned.features import TIME_SCALES, second_moment_scale, time_embedding
+from lo_framework.learned.network import Weights, network
 
 MOMENTUM_19 = (0.1, 0.5, 0.9, 0.99, 0.999, 0.9999)
 MOMENTUM_39 = (0.9, 0.99, 0.999)
@@ -74,7 +75,7 @@ class MLP(LearnedOptimizer):
 
     def advance(self, params: Tensor, grads: Tensor, state: State) -> tuple[Tensor, State]:
         """Unnormalised features ``[F, n]`` and the new per-parameter state."""
-        momenta = state["momenta"] + (1 - self.decays) * (grads - state["momenta"])
+        momenta = torch.lerp(state["momenta"], grads, 1 - self.decays)
         return torch.cat([grads[None], params[None], momenta]), {"momenta": momenta}
 
     def measure(self, params: Tensor, grads: Tensor, state: State) -> Tensor:
@@ -91,11 +92,22 @@ class MLP(LearnedOptimizer):
         self, channels: Tensor, shared: Tensor, params: Tensor, grads: Tensor, state: State
     ) -> tuple[Tensor, State]:
         raw, new = self.advance(params, grads, state)
-        h = torch.relu(self.first @ (raw * channels) + shared[:, None])
-        h = torch.relu(self.second @ h + self.second_bias)
-        direction, magnitude = (self.last @ h + self.last_bias).unbind(0)
-        update = direction * torch.exp(magnitude * self.config.exp_mult) * self.config.step_mult
-        return params - update, new
+        return params - self.update(raw * channels, shared), new
+
+    def update(self, x: Tensor, bias: Tensor) -> Tensor:
+        """What the network makes of normalised features ``[F, n]``: the step to subtract, ``[n]``."""
+        weights = Weights(self.first, bias[:, None], self.second, self.second_bias, self.last, self.last_bias)
+        direction, magnitude = network(x, weights).unbind(0)
+        return direction * torch.exp(magnitude * self.config.exp_mult) * self.config.step_mult
+
+    def forward(
+        self, layout: Layout, params: Tensor, grads: Tensor, state: State, loss: Tensor | None, progress: Tensor
+    ) -> tuple[Tensor, State]:
+        """The three phases with the features computed once, not in ``measure`` and again in ``apply``."""
+        state = self.prepare(layout, grads, state)
+        raw, new = self.advance(params, grads, state)
+        channels, bias, reduced = self.condition(layout, layout.mean(raw * raw), state, loss, progress)
+        return params - self.update(raw * layout.expand(channels), bias), {**reduced, **new}
 
 
 class WideMLP(MLP):

@@ -1,12 +1,13 @@
 """When to stop trusting a learned optimizer: pure logic on losses, no tensors.
 
-The guard follows an exponential moving average (EMA) of the training loss. It is *violated* by a loss that is not finite, or, after
-a warm-up, by an EMA above
+The guard follows an exponential moving average (EMA) of the training loss. It is *violated* by a loss that is not
+finite, or, after a warm-up, by an EMA above
 
     best + (factor - 1) |best| + margin |first|
 
-with ``best`` the lowest EMA so far and ``first`` the first finite loss (for positive losses: factor x best, plus a margin that lets a loss near
-zero move). Then AdamW steps in from the last good snapshot, for a while, after which the learned optimizer gets another chance.
+with ``best`` the lowest EMA so far and ``first`` the first finite loss (for positive losses: factor x best, plus a
+margin that lets a loss near zero move). Then AdamW steps in from the last good snapshot, for a while, after which the
+learned optimizer gets another chance.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ class GuardConfig:
         warmup: steps before an average can violate the guard; a loss that is not finite always does.
         every: steps between snapshots of the parameters.
         steps: how many steps AdamW makes when it takes over.
-        lr: AdamW's learning rate; None takes the geometric mean of the learned optimizer's recent updates (RMS per parameter).
+        lr: AdamW's learning rate; None takes the geometric mean of the learned optimizer's recent updates (RMS per
+            parameter), as of the snapshot that training goes back to.
         weight_decay: AdamW's.
     """
 
@@ -66,8 +68,8 @@ class Trend:
 class Guard:
     """The guard's memory and decisions. Every method takes and returns plain numbers.
 
-    One step: ``violated(loss)``; if so ``activate()`` and go back to the snapshot; else, if ``due``, take a snapshot and ``keep()``;
-    update; ``updated(...)``.
+    One step: ``violated(loss)``; if so, ``activate()`` and go back to the snapshot; else, if ``due``, take a snapshot
+    and ``keep()``; update; ``updated(...)``.
     """
 
     def __init__(self, config: GuardConfig) -> None:
@@ -102,7 +104,7 @@ class Guard:
 
     @property
     def due(self) -> bool:
-        """Time for a snapshot: none yet, or the last one is old and the average is nearer to the best than to the limit."""
+        """Time for a snapshot: there is none, or it is old and the average is nearer to the best than to the limit."""
         if self.kept is None:
             return True
         return self.since_kept >= self.config.every and self.now.ema <= 0.5 * (self.now.best + self.limit)
@@ -125,7 +127,7 @@ class Guard:
         self.since_kept = 0
 
     def updated(self, rms: float | None = None) -> bool:
-        """An update was made, by the learned optimizer if ``rms`` (its RMS per parameter) is given. True: AdamW is done."""
+        """An update was made: by the learned optimizer if ``rms`` (per parameter) is given. True: AdamW's last one."""
         self.since_kept += 1
         if rms is not None:
             if rms > 0:

@@ -2,8 +2,9 @@
 
     measure every chunk  ->  means over tensors  ->  condition over all tensors  ->  apply to every chunk
 
-It equals ``LearnedOptimizer.forward`` on the whole arena, with memory for one chunk at a time beside the state itself. Nothing
-waits for the device: there is no number here that Python looks at.
+It equals ``LearnedOptimizer.forward`` on the whole arena, with memory for one chunk at a time beside the state
+itself. On an accelerator nothing waits for the device: Python looks at no number. On a CPU, where looking is free,
+``kernels`` has fast paths.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -42,17 +44,24 @@ class Work:
         return len(self.tensors) == 1
 
 
+class Chunk(NamedTuple):
+    """A part of a run: ``params`` and ``grads [n]``, per-parameter state ``[..., n]``, and where it lies in the run."""
+
+    params: Tensor
+    grads: Tensor
+    state: State
+    part: slice
+
+
 class Host:
     """Runs a frozen copy of ``learned`` on whichever devices the parameters are; computes in ``dtype``."""
 
-    def __init__(
-        self, learned: LearnedOptimizer, device: torch.device, dtype: torch.dtype, chunk: int | None, *, fast: bool = True
-    ) -> None:
+    def __init__(self, learned: LearnedOptimizer, device: torch.device, dtype: torch.dtype, chunk: int | None) -> None:
         self.learned = copy.deepcopy(learned).requires_grad_(False).to(device, dtype)
         self.device = device
         self.dtype = dtype
         self.chunk = chunk
-        self.kernel = kernel_for(self.learned) if device.type == "cpu" and dtype == torch.float32 and fast else None
+        self.kernel = kernel_for(self.learned) if device.type == "cpu" and dtype == torch.float32 else None
         self._on = {device: self.learned}
         self.measures = self._probe()
 
@@ -74,6 +83,10 @@ class Host:
         ``multipliers``: what scales the update, one a parameter group. ``squares`` collects the sums of squares of the
         unscaled updates (0-d tensors).
         """
+        if torch.is_autocast_enabled(self.device.type):  # half-precision products are for models
+            with torch.autocast(self.device.type, enabled=False):
+                arguments = (store, plan, params, multipliers, loss, progress)
+                return self.update(*arguments, squares=squares)
         works = [self._gather(run, params) for run in plan.runs]
         for work in works:
             self._prepare(work)
@@ -81,10 +94,11 @@ class Host:
         channels, shared, reduced = self.learned.condition(plan.layout, stats, store.take(plan), loss, progress)
         store.put(plan, reduced)
         numbers = channels.T.tolist() if self.kernel else []
+        columns = channels.unbind(-1)
         for work in works:
             multiplier = multipliers[work.run.pack.group]
             if self._is_plain(work, multiplier, numbers):
-                self._apply_fast(work, channels, numbers, shared, multiplier, squares)  # type: ignore[arg-type]
+                self._apply_fast(work, columns, numbers, shared, multiplier, squares)  # type: ignore[arg-type]
                 continue
             device = work.run.pack.device
             mine = channels.index_select(-1, work.run.positions).to(device)
@@ -111,18 +125,18 @@ class Host:
         grads = [p.grad.reshape(-1) for p in tensors]  # type: ignore[union-attr]
         if len(tensors) == 1:
             return Work(run, tensors, flat[0], grads[0])
-        return Work(run, tensors, torch.cat(flat).to(self.dtype), torch.cat(grads).to(self.dtype))
+        return Work(run, tensors, torch.cat(flat).to(self.dtype), torch.cat(grads).to(self.dtype))  # of small tensors
 
-    def _chunks(self, work: Work, size: int = 0) -> Iterator[tuple[Tensor, Tensor, State, slice]]:
-        """(params, grads, per-parameter state, which) of one chunk after the other, in the dtype of computation."""
+    def _chunks(self, work: Work, size: int = 0) -> Iterator[Chunk]:
+        """One chunk after the other, in the dtype of computation."""
         n, size = work.params.shape[0], self.chunk or size or self.chunk_size(work.run.pack.device)
         if not work.single or n <= size:
-            yield work.params.to(self.dtype), work.grads.to(self.dtype), work.run.state, slice(0, n)
+            yield Chunk(work.params.to(self.dtype), work.grads.to(self.dtype), work.run.state, slice(0, n))
             return
         for begin in range(0, n, size):
             part = slice(begin, min(begin + size, n))
             state = {name: x[..., part] for name, x in work.run.state.items()}
-            yield work.params[part].to(self.dtype), work.grads[part].to(self.dtype), state, part
+            yield Chunk(work.params[part].to(self.dtype), work.grads[part].to(self.dtype), state, part)
 
     def _prepare(self, work: Work) -> None:
         """Let the rule update state that needs whole tensors; most rules have none."""
@@ -131,16 +145,16 @@ class Host:
             _store(work.run.state, learned.prepare(work.run.layout, work.grads.to(self.dtype), work.run.state))
 
     def _means(self, work: Work) -> Tensor:
-        """Means of what the rule measures, ``[F, tensors of the run]``; sums are pairwise within chunks and over them."""
+        """Means of what the rule measures, ``[F, tensors of the run]``; sums are pairwise in chunks and over them."""
         learned = self.on(work.run.pack.device)
         if not work.single:
-            params, grads, state, _ = next(self._chunks(work))
-            return work.run.layout.mean(learned.measure(params, grads, state))
+            whole = next(self._chunks(work))
+            return work.run.layout.mean(learned.measure(whole.params, whole.grads, whole.state))
         if self.kernel and work.run.pack.device.type == "cpu":
-            parts = [x for *chunk, _ in self._chunks(work, SUM_CHUNK) for x in attention_sums(*chunk)]
+            parts = [x for c in self._chunks(work, SUM_CHUNK) for x in attention_sums(c.params, c.grads, c.state)]
             sums = torch.stack(parts).reshape(-1, len(TOKEN_STATS))
         else:
-            sums = torch.stack([learned.measure(*chunk).sum(-1) for *chunk, _ in self._chunks(work)])
+            sums = torch.stack([learned.measure(c.params, c.grads, c.state).sum(-1) for c in self._chunks(work)])
         return (sums.sum(0) / work.params.shape[0])[:, None]
 
     def _apply(
@@ -166,26 +180,22 @@ class Host:
             return False
         where = torch.device("cpu"), torch.float32
         in_place = all(p.is_contiguous() and (p.device, p.dtype) == where for p in work.tensors)
+        in_place = in_place and work.grads.dtype == torch.float32
         return in_place and multiplier > 0 and all(ordinary(numbers[k]) for k in work.run.places)
 
     def _apply_fast(
-        self, work: Work, channels: Tensor, numbers: Sequence[Sequence[float]], shared: Tensor, multiplier: float,
-        squares: list[Tensor] | None,
+        self, work: Work, columns: Sequence[Tensor], numbers: Sequence[Sequence[float]], shared: Tensor,
+        multiplier: float, squares: list[Tensor] | None,
     ) -> None:  # fmt: skip
         """The same by the kernel."""
         assert self.kernel is not None
-        grads = work.grads.to(self.dtype).split(work.run.layout.sizes)
+        grads = [work.grads] if work.single else work.grads.split(work.run.layout.sizes)
         for tensor, flat_grad, state, k in zip(work.tensors, grads, work.run.states, work.run.places):
             flat = tensor.view(-1)
-            size = min(self.chunk or flat.numel(), self.kernel.chunk or flat.numel())
-            for begin in range(0, flat.numel(), size):
-                part = slice(begin, begin + size)
-                params = flat[part]
-                old = params.clone() if squares is not None else params
-                own = {name: x[..., part] for name, x in state.items()}
-                self.kernel.apply(params, flat_grad[part], own, channels[:, k], numbers[k], shared, multiplier)
-                if squares is not None:
-                    squares.append((params - old).div_(multiplier).square_().sum())
+            old = flat.clone() if squares is not None else None
+            self.kernel.apply(flat, flat_grad, state, columns[k], numbers[k], shared, multiplier)
+            if squares is not None and old is not None:
+                squares.append((flat - old).div_(multiplier).square_().sum())
 
 
 def _store(state: State, new: State) -> None:

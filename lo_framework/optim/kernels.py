@@ -1,9 +1,9 @@
 """Fast paths of the AdamW family on a CPU: what ``host`` runs in place of a rule's ``measure`` and ``apply``.
 
-The rules in ``lo_framework.learned`` are the reference, and a test holds these equal to them. They are pure and differentiable;
-here the same arithmetic is done in place, in AdamW's own fused loop or in scratch memory that stays in cache. Each kernel works on
-one float32 tensor at a time, flat, with its hyper-parameters as plain numbers: on an accelerator that would wait for the device,
-so there the rules themselves run.
+The rules in ``lo_framework.learned`` are the reference, and a test holds these equal to them. They are pure and
+differentiable; here the same arithmetic is done in place, in AdamW's own fused loop or in scratch memory that stays
+in cache. Each kernel works on one float32 tensor at a time, flat, with its hyper-parameters as plain numbers: on an
+accelerator that would wait for the device, so there the rules themselves run.
 """
 
 from __future__ import annotations
@@ -25,19 +25,18 @@ HYPER = len(AdamWChannels._fields)
 
 
 class AdamWKernel:
-    """``hyper-adamw`` and ``attention``: torch's fused AdamW loop, with the bias corrections folded into its numbers."""
+    """``hyper-adamw`` and ``attention``: torch's fused AdamW loop, with the bias corrections folded in."""
 
-    chunk: ClassVar[int | None] = None  # one pass over the memory: nothing to keep in cache
-    small: ClassVar[bool] = True  # also worth a call for each small tensor
+    small: ClassVar[bool] = True  # worth a call for each small tensor
 
     def __init__(self, learned: LearnedOptimizer) -> None:
-        self.long_ago = torch.tensor(1e30)  # at this step AdamW's own bias corrections are 1
+        self.long_ago = torch.tensor(1e30, device="cpu")  # at this step AdamW's own bias corrections are 1
 
     def apply(
         self, params: Tensor, grads: Tensor, state: State, column: Tensor, numbers: Sequence[float], shared: Tensor,
         multiplier: float,
     ) -> None:  # fmt: skip
-        """One tensor ``[n]``; ``column [C]`` are its channels, ``numbers`` the same as floats, the first all AdamW's."""
+        """One tensor ``[n]``; ``column [C]`` are its channels, ``numbers`` the same as floats."""
         step_size, decay, keep1, keep2, unbias2, eps = numbers[:HYPER]
         root = math.sqrt(unbias2)
         lr = multiplier * step_size / root
@@ -47,60 +46,88 @@ class AdamWKernel:
         )  # fmt: skip
 
 
+class Scratch:
+    """Memory for one chunk of the network's input, layers and output, and views of its parts."""
+
+    def __init__(self, hidden: int, n: int) -> None:
+        memory = torch.ones(FEATURES + 2 * hidden + 5, n, device="cpu", dtype=torch.float32)
+        self.x, self.h, self.k, self.out, rest = memory.split([FEATURES, hidden + 1, hidden, 2, 2])
+        self.inverse, self.adam = rest.unbind(0)
+        self.view()
+
+    def view(self) -> None:
+        """Name the parts; the last rows of ``x`` and ``h`` stay 1: their weights are biases."""
+        num = len(DECAYS)
+        self.features, self.layer = self.x[:-1], self.h[:-1]
+        self.by_momenta = self.x[:num]
+        self.by_grad, self.by_m, self.by_param, self.by_v = self.x[num : num + 4].unbind(0)
+        self.direction, self.magnitude = self.out.unbind(0)
+
+    def narrow(self, n: int) -> Scratch:
+        """Views of the first ``n`` columns."""
+        part = object.__new__(Scratch)
+        for name in ("x", "h", "k", "out", "inverse", "adam"):
+            setattr(part, name, getattr(self, name)[..., :n])
+        part.view()
+        return part
+
+
 class AttentionMLPKernel:
     """``attention-mlp``: features, network and update in scratch memory; constants of a tensor enter as one bias."""
 
-    chunk: ClassVar[int | None] = 8192
-    small: ClassVar[bool] = False  # some forty operations: small tensors are better off side by side
+    chunk: ClassVar[int] = 16384
+    small: ClassVar[bool] = False  # some thirty operations: small tensors are better off side by side
 
     def __init__(self, learned: AttentionMLP) -> None:
-        hidden, rows = learned.config.hidden, FEATURES - 1
+        rows = FEATURES - 1
         self.by_feature = learned.first[:, :rows]
         self.by_context = learned.first[:, FEATURES:]
         self.constant = learned.first[:, rows] + learned.first_bias[:, 0]  # the last feature is 1
         self.second = torch.cat([learned.second, learned.second_bias], 1)
         self.last = learned.last.detach()
-        self.follow = torch.tensor([1.0 - decay for decay in DECAYS])[:, None]
-        size = self.chunk or 0
-        self.x = torch.ones(rows + 1, size)
-        self.h = torch.ones(hidden + 1, size)
-        self.k = torch.empty(hidden, size)
-        self.out = torch.empty(2, size)
-        self.inverse, self.adam = torch.empty(2, size)
+        self.follow = torch.tensor([[1.0 - decay] for decay in DECAYS], device="cpu")
+        self.scratch = Scratch(learned.config.hidden, self.chunk)
 
     def apply(
         self, params: Tensor, grads: Tensor, state: State, column: Tensor, numbers: Sequence[float], shared: Tensor,
         multiplier: float,
     ) -> None:  # fmt: skip
-        """One chunk of a tensor, ``[n]``."""
+        """One tensor ``[n]``, chunk by chunk."""
+        bias = self.constant + self.by_context @ column[HYPER:-2]
+        first = torch.cat([self.by_feature, bias[:, None]], 1)
+        unbias = shared[:, None]
+        for begin in range(0, params.shape[0], self.chunk):
+            part = slice(begin, begin + self.chunk)
+            p, g = params[part], grads[part]
+            own = {name: x[..., part] for name, x in state.items()}
+            scratch = self.scratch if p.shape[0] == self.chunk else self.scratch.narrow(p.shape[0])
+            self._chunk(p, g, own, first, unbias, numbers, multiplier, scratch)
+
+    def _chunk(
+        self, p: Tensor, g: Tensor, state: State, first: Tensor, unbias: Tensor, numbers: Sequence[float],
+        multiplier: float, s: Scratch,
+    ) -> None:  # fmt: skip
         step_size, decay, keep1, keep2, unbias2, eps = numbers[:HYPER]
         p_scale, v_scale = numbers[-2:]
-        n = params.shape[0]
-        x, h, k, out = self.x[:, :n], self.h[:, :n], self.k[:, :n], self.out[:, :n]
-        inverse, adam = self.inverse[:n], self.adam[:n]
-
         m, v, momenta = state["m"], state["v"], state["momenta"]
-        m.lerp_(grads, keep1)
-        v.mul_(1.0 - keep2).addcmul_(grads, grads, value=keep2)
-        momenta.lerp_(grads.expand_as(momenta), self.follow)
-        torch.mul(v, unbias2, out=inverse).sqrt_().add_(eps).reciprocal_()
-        torch.mul(m, inverse, out=adam)
+        m.lerp_(g, keep1)
+        v.mul_(1.0 - keep2).addcmul_(g, g, value=keep2)
+        momenta.lerp_(g.expand_as(momenta), self.follow)
+        torch.mul(v, unbias2, out=s.inverse).sqrt_().add_(eps).reciprocal_()
+        torch.mul(m, s.inverse, out=s.adam)
 
-        num = len(DECAYS)
-        features = x[:-1]  # the last row stays 1
-        torch.mul(momenta, inverse, out=features[:num]).mul_(shared[:, None])
-        torch.mul(grads, inverse, out=features[num])
-        features[num + 1].copy_(adam)
-        torch.mul(params, p_scale, out=features[num + 2])
-        torch.mul(v, v_scale * v_scale, out=features[num + 3]).add_(1e-8).log_().mul_(0.25)
-        features.clamp_(-5.0, 5.0)
+        torch.mul(momenta, s.inverse, out=s.by_momenta).mul_(unbias)
+        torch.mul(g, s.inverse, out=s.by_grad)
+        s.by_m.copy_(s.adam)
+        torch.mul(p, p_scale, out=s.by_param)
+        torch.mul(v, v_scale * v_scale, out=s.by_v).add_(1e-8).log_().mul_(0.25)
+        s.features.clamp_(-5.0, 5.0)
 
-        bias = self.constant + self.by_context @ column[HYPER:-2]
-        torch.mm(torch.cat([self.by_feature, bias[:, None]], 1), x, out=h[:-1]).relu_()
-        torch.mm(self.second, h, out=k).relu_()
-        direction, magnitude = torch.mm(self.last, k, out=out)
-        step = magnitude.exp_().mul_(adam).add_(direction)
-        params.mul_(1.0 - multiplier * decay).add_(step, alpha=-multiplier * step_size)
+        torch.mm(first, s.x, out=s.layer).relu_()
+        torch.mm(self.second, s.h, out=s.k).relu_()
+        torch.mm(self.last, s.k, out=s.out)
+        step = s.magnitude.exp_().mul_(s.adam).add_(s.direction)
+        p.mul_(1.0 - multiplier * decay).add_(step, alpha=-multiplier * step_size)
 
 
 Kernel = AdamWKernel | AttentionMLPKernel
@@ -116,7 +143,7 @@ def kernel_for(learned: LearnedOptimizer) -> Kernel | None:
 
 
 def ordinary(numbers: Sequence[float]) -> bool:
-    """Whether a kernel can fold these channels: it divides by the step size, and exact zeros and infinities are the rule's."""
+    """Whether a kernel can work with these channels: it divides by the step size; extremes are left to the rule."""
     return 0.0 < numbers[0] < math.inf and numbers[4] < math.inf
 
 

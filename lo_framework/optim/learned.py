@@ -29,21 +29,26 @@ class Learned(torch.optim.Optimizer):
     """Update parameters by a learned optimizer.
 
     Args:
-        params: parameters, named parameters or parameter groups. What a tensor is for (its role) is read off shapes and order,
-            and off names where there are some: give them in the model's order.
+        params: parameters, named parameters or parameter groups. What a tensor is for (its role) is read off shapes and
+            order, and off names where there are some: give them in the model's order.
         optimizer: path of a saved optimizer, or a ``LearnedOptimizer``, of which a frozen copy is made.
-        num_steps: how many steps this training will have. Learned schedules run over this length; later steps are made at its end.
-        lr: multiplier of the update, per parameter group; schedulers act on it. 1 is the optimizer as it was meta-trained.
-        guard: True or a `GuardConfig`: watch the loss and hand over to AdamW when training breaks. It needs the loss: a closure,
-            ``step(loss=loss)`` or ``observe(loss)`` before every step.
+        num_steps: how many steps this training will have. Learned schedules run over this length; steps beyond it are
+            made as at its end.
+        lr: multiplier of the update, per parameter group; schedulers act on it. 1 is the optimizer as meta-trained.
+        guard: True or a `GuardConfig`: watch the loss and hand over to AdamW when training breaks. It needs the loss,
+        by
+            a closure, ``step(loss=loss)`` or ``observe(loss)`` before every step, and waits for the device once a step.
         chunk: parameters per call of the rule; None chooses by device.
 
-    Parameters without a gradient take no part in a step: they are no token of the attention and their state stands still. State and
-    arithmetic are float32 for float32, bfloat16 and float16 parameters (float64 if any parameter is), the result is rounded to the
-    parameter's dtype; there is no float32 master copy. Save and copy through ``state_dict``.
+    Parameters without a gradient take no part in a step: they are no token of the attention and their state stands
+    still. State and arithmetic are float32 for float32, bfloat16 and float16 parameters (float64 if any parameter
+    is); the result is rounded to the parameter's dtype, there is no float32 master copy. Save and copy through
+    ``state_dict``.
 
     Raises:
-        UserError: no or a bad ``num_steps``, an unreadable file, complex parameters, sparse gradients, a guard without a loss.
+        UserError: no or a bad ``num_steps``, an unreadable file, complex parameters, sparse gradients, a guard
+        without a
+            loss.
     """
 
     def __init__(
@@ -67,6 +72,8 @@ class Learned(torch.optim.Optimizer):
         self._observed: list[Tensor] = []
         self._store: Store | None = None
         super().__init__(params, {"lr": lr})
+        if not self._params:
+            raise UserError("Learned needs at least one parameter")
         dtype = torch.float64 if any(p.dtype == torch.float64 for p in self._params) else torch.float32
         self._host = Host(learned, self._params[0].device, dtype, chunk)
         self._new_store()
@@ -91,12 +98,16 @@ class Learned(torch.optim.Optimizer):
             self._publish()
 
     def observe(self, loss: Tensor | float) -> None:
-        """Tell the training loss of the coming step, where neither a closure nor ``step(loss=)`` can. Several are averaged."""
+        """Tell the loss of the coming step, where neither a closure nor ``step(loss=)`` can. Several are averaged."""
         self._observed.append(self._as_loss(loss))
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None, *, loss: Tensor | float | None = None) -> Any:  # type: ignore[override]
-        """One update from the parameters' gradients. ``closure`` recomputes the loss and the gradients first, and is returned."""
+    def step(self, closure: Callable[[], Any] | None = None, *, loss: Tensor | float | None = None) -> Any:
+        """One update from the parameters' gradients.
+
+        ``closure`` recomputes loss and gradients first; its result is returned. ``loss`` is for rules and guards that
+        look at it.
+        """
         if closure is not None and loss is not None:
             raise UserError("give step a closure or a loss, not both")
         result = None
@@ -111,7 +122,7 @@ class Learned(torch.optim.Optimizer):
         return result
 
     def state_dict(self) -> dict[str, Any]:
-        """As any optimizer's, with a third entry ``"learned"``: what belongs to no single parameter. References, not copies."""
+        """As any optimizer's, and ``"learned"``: what belongs to no single parameter. References, not copies."""
         assert self._store is not None
         result = super().state_dict()
         result["learned"] = {
@@ -119,13 +130,14 @@ class Learned(torch.optim.Optimizer):
             "fingerprint": self._fingerprint,
             "updates": self._updates,
             "shared": self._store.shared(),
+            "packs": [list(pack.members) for pack in self._store.packs],
             "takeover": self._takeover.state_dict() if self._takeover else None,
         }
         return result
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue where ``state_dict`` was taken; ``num_steps`` and the guard's settings are those of this constructor.
+        """Continue where ``state_dict`` was taken; ``num_steps`` and the guard's settings stay this object's.
 
         Raises:
             UserError: the state is of another optimizer class or learned optimizer, or of other parameters.
@@ -146,7 +158,7 @@ class Learned(torch.optim.Optimizer):
         def rebuild(_: torch.optim.Optimizer) -> None:
             self._new_store()
             assert self._store is not None
-            self._store.restore(saved, learned["shared"], self._params, self._group_of)
+            self._store.restore(saved, learned["shared"], learned["packs"], self._params, self._group_of)
             self._publish()
 
         hooks = [
@@ -169,15 +181,21 @@ class Learned(torch.optim.Optimizer):
         for i, state in saved.items():
             if i >= len(self._params):
                 continue  # torch's own check of the groups says so
-            for name in self._host.learned.per_param:
-                if name in state and state[name].shape[state[name].dim() - self._params[i].dim() :] != self._params[i].shape:
+            shape = self._params[i].shape
+            for name in state.keys() & set(self._host.learned.per_param):
+                held = state[name].shape
+                if held[len(held) - len(shape) :] != shape:
                     raise UserError(
-                        f"this state is of other parameters: {name} of parameter {i} has shape {tuple(state[name].shape)}, "
-                        f"the parameter has {tuple(self._params[i].shape)}"
+                        f"this state is of other parameters: parameter {i} has shape {tuple(shape)}, "
+                        f"its {name} has {tuple(held)}"
                     )
 
     def _update(self, active: tuple[int, ...], loss: Tensor | None, squares: list[Tensor] | None = None) -> None:
         assert self._store is not None
+        if not self._store.home and self._params[active[0]].device != self._host.device:
+            # The model was moved after this optimizer was built, as many training loops do.
+            self._host = Host(self._host.learned, self._params[active[0]].device, self._host.dtype, self._host.chunk)
+            self._new_store()
         newcomers = [i for i in active if i not in self._store.home]
         if newcomers:
             self._store.admit(newcomers, self._params, self._group_of)
@@ -194,7 +212,7 @@ class Learned(torch.optim.Optimizer):
         takeover = self._takeover
         assert takeover is not None
         if loss is None:
-            raise UserError("guard needs the training loss: pass a closure, step(loss=loss), or observe(loss) before step()")
+            raise UserError("guard needs the loss: pass a closure, step(loss=loss), or observe(loss) before step()")
         if not takeover.before(float(loss)):
             self._new_store()
         elif takeover.in_charge:
@@ -245,7 +263,7 @@ class Learned(torch.optim.Optimizer):
 
 def _checked_steps(num_steps: int | None) -> int:
     if num_steps is None:
-        raise UserError("Learned needs num_steps, the number of optimizer steps of this training: its learned schedules run over it")
+        raise UserError("Learned needs num_steps, the number of steps of this training: learned schedules run over it")
     if isinstance(num_steps, bool) or int(num_steps) != num_steps or num_steps < 1:
         raise UserError(f"num_steps must be a whole number of at least 1, got {num_steps!r}")
     return int(num_steps)

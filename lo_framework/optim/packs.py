@@ -1,9 +1,9 @@
 """Where a face keeps the state of a learned optimizer: in packs of tensors, which a step works through in runs.
 
-A model has many small tensors (biases, norms) and a few large ones. One call of an update rule costs tens of microseconds
-whatever its size, so small neighbours share one block of state, a *pack*, and are updated in one call; a large tensor is a pack
-of its own and is updated chunk by chunk. A pack is formed when its tensors get their first gradient and is never moved. A step
-works on *runs*: stretches of a pack whose tensors all have a gradient.
+A model has many small tensors (biases, norms) and a few large ones. One call of an update rule costs tens of
+microseconds whatever its size, so small neighbours share one block of state, a *pack*, and are updated in one call; a
+large tensor is a pack of its own and is updated chunk by chunk. A pack is formed when its tensors get their first
+gradient and is never moved. A step works on *runs*: stretches of a pack whose tensors all have a gradient.
 """
 
 from __future__ import annotations
@@ -67,12 +67,12 @@ class Plan:
     columns: Tensor | None  # of the active tensors in the per-tensor state; None for all of them
 
 
-def per_tensor_keys(learned: LearnedOptimizer) -> frozenset[str]:
-    """The reduced state that has one column a tensor: its last dimension follows the number of tensors. CPU, float32."""
+def per_tensor_keys(learned: LearnedOptimizer, device: torch.device, dtype: torch.dtype) -> frozenset[str]:
+    """The reduced state with one column a tensor: its last dimension follows the number of tensors."""
     shapes = []
     for num in (2, 3):
-        layout = Layout.of({str(i): (2, 2) for i in range(num)})
-        state = learned.init_state(layout, torch.zeros(layout.size))
+        layout = Layout.of({str(i): (2, 2) for i in range(num)}).to(device)
+        state = learned.init_state(layout, torch.zeros(layout.size, device=device, dtype=dtype))
         shapes.append({name: x.shape for name, x in state.items() if name not in learned.per_param})
     return frozenset(name for name, shape in shapes[0].items() if shape != shapes[1][name])
 
@@ -94,7 +94,7 @@ class Store:
         self.device = device
         self.dtype = dtype
         self.pack_size = pack_size
-        self.per_tensor = per_tensor_keys(learned)
+        self.per_tensor = per_tensor_keys(learned, device, dtype)
         self.layout: Layout | None = None
         self.packs: list[Pack] = []
         self.home: dict[int, tuple[Pack, int]] = {}
@@ -113,7 +113,7 @@ class Store:
     def admit(self, newcomers: Iterable[int], params: Sequence[Tensor], group_of: Sequence[int]) -> None:
         """Fresh state for tensors that have their first gradient."""
         for members in self._packed(newcomers, params, group_of):
-            layout = self._whole(members)
+            layout = self._whole(members).to(self.device)
             flat = torch.cat([params[i].detach().reshape(-1) for i in members])
             fresh = self.learned.init_state(layout, flat.to(self.device, self.dtype))
             block = {name: fresh.pop(name) for name in self.learned.per_param if name in fresh}
@@ -125,12 +125,20 @@ class Store:
                     self.reduced.setdefault(name, x)
 
     def restore(
-        self, saved: dict[int, State], shared: State, params: Sequence[Tensor], group_of: Sequence[int]
-    ) -> None:
-        """State as it was saved: per tensor (``[*lead, *shape]``, or one column) and shared."""
+        self, saved: dict[int, State], shared: State, packs: Iterable[Sequence[int]], params: Sequence[Tensor],
+        group_of: Sequence[int],
+    ) -> None:  # fmt: skip
+        """State as it was saved: per tensor (``[*lead, *shape]``, or one column) and shared.
+
+        ``packs``: their members then. A tensor summed in another company gives other bits, so they are formed again,
+        except where tensors that were together are not in one group or on one device any more.
+        """
         self.packs, self.home, self.reduced = [], {}, {}
         self._plans.clear()
-        for members in self._packed(saved, params, group_of):
+        formed = [tuple(members) for members in packs]
+        usual = self._packed(saved, params, group_of)
+        same_tensors = sorted(i for members in formed for i in members) == sorted(saved)
+        for members in formed if same_tensors and all(_together(m, params, group_of) for m in formed) else usual:
             names = saved[members[0]].keys()
             block = {}
             for name in names - self.per_tensor:
@@ -151,7 +159,7 @@ class Store:
         """The state of one parameter as views: ``[*lead, *shape]``, and its column of the per-tensor state."""
         pack, place = self.home[index]
         begin, end = pack.offsets[place : place + 2]
-        views = {name: x[..., begin:end].reshape(*x.shape[:-1], *shape) for name, x in pack.state.items()}
+        views = {name: x[..., begin:end].reshape((*x.shape[:-1], *shape)) for name, x in pack.state.items()}
         views.update({name: self.reduced[name][..., index] for name in self.per_tensor})
         return views
 
@@ -234,14 +242,19 @@ class Store:
                 places = tuple(place[i] for i in members)
                 positions = torch.tensor(places, device=self.device)
                 layout = self._whole(members).to(pack.device)
-                columns = pack.offsets[first], pack.offsets[last]
-                runs.append(Run(pack, members, layout, places, positions, *columns))
+                begin, end = pack.offsets[first], pack.offsets[last]
+                runs.append(Run(pack, members, layout, places, positions, begin, end))
         in_runs = [i for run in runs for i in run.members]
         order = None
         if in_runs != list(active):
             order = torch.tensor([in_runs.index(i) for i in active], device=self.device)
         columns = None if len(active) == self.layout.num else torch.tensor(active, device=self.device)
         return Plan(active, self._whole(active).to(self.device), runs, order, columns)
+
+
+def _together(members: Sequence[int], params: Sequence[Tensor], group_of: Sequence[int]) -> bool:
+    """Whether these tensors can share a pack."""
+    return len({(params[i].device, group_of[i]) for i in members}) == 1
 
 
 def _stretches(flags: list[bool]) -> list[tuple[int, int]]:

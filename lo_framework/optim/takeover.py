@@ -35,7 +35,7 @@ class Takeover:
         return self.guard.remaining > 0
 
     def before(self, loss: float) -> bool:
-        """Judge the loss at the present parameters. False: they went back to the snapshot; their gradients are of no use."""
+        """Judge the loss at the present parameters. False: they went back to the snapshot, the gradients are void."""
         if self.guard.violated(loss):
             self.retreat(f"the training loss ({loss:.4g}, average limit {self.guard.limit:.4g})")
             return False
@@ -45,8 +45,8 @@ class Takeover:
         return True
 
     def after(self, squares: Sequence[Tensor], numel: int) -> bool:
-        """Judge an update of the learned optimizer by its sums of squares. False: it was not finite and was taken back."""
-        total = float(torch.stack([x.double() for x in _on_one_device(squares)]).sum())  # the one wait for the device
+        """Judge an update of the learned optimizer by its sums of squares. False: not finite, and taken back."""
+        total = float(torch.stack([x.double().to(squares[0].device) for x in squares]).sum())
         rms = (total / numel) ** 0.5
         if not rms < float("inf"):
             self.retreat("an update that is not finite")
@@ -76,8 +76,8 @@ class Takeover:
         self.guard.activate()
         self.adamw = None
         warnings.warn(
-            f"Learned: {cause} broke the guard; parameters are back at their last good snapshot and AdamW "
-            f"(lr {self.guard.lr:.2g}) makes the next {self.guard.remaining} steps (activation {self.guard.activations})",
+            f"Learned: {cause} broke the guard; parameters are back at their last good snapshot and AdamW (lr "
+            f"{self.guard.lr:.2g}) makes the next {self.guard.remaining} steps (activation {self.guard.activations})",
             stacklevel=2,
         )
 
@@ -97,7 +97,3 @@ class Takeover:
     def _new_adamw(self) -> torch.optim.AdamW:
         groups = [{"params": group["params"]} for group in self.groups]
         return torch.optim.AdamW(groups, lr=self.guard.lr, weight_decay=self.guard.config.weight_decay)
-
-
-def _on_one_device(tensors: Sequence[Tensor]) -> list[Tensor]:
-    return [x.to(tensors[0].device) for x in tensors]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import Literal
 
@@ -9,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from optimizees.models.conv import avg_pool2, conv3x3, gather_matrix, max_pool2, out_side
 from optimizees.models.model import uniform
-from optimizees.models.norms import batch_moments, group_norm, moved, normalise
-from optimizees.models.pooling import avg_pool2, max_pool2
+from optimizees.models.norms import batch_norm, group_norm, moved, normalise
 from optimizees.spec import UserError
 from optimizees.task import Buffers, Params
 
@@ -48,13 +49,17 @@ class CNN:
         self.config = config
         self.classes = classes
         self.widths = (shape[0], *config.channels)
+        self.stride = 2 if config.pool == "stride" else 1
+        self.gathers: list[Tensor | None] = []
         height, width = shape[1:]
         for _ in config.channels:
             if min(height, width) < 2:
                 deep = "x".join(map(str, config.channels))
                 raise UserError(f"cnn: channels={deep} halves a {shape[1]}x{shape[2]} image below one pixel")
-            up = config.pool == "stride"
-            height, width = (height + up) // 2, (width + up) // 2
+            self.gathers.append(gather_matrix(height, width, self.stride))
+            height, width = out_side(height, self.stride), out_side(width, self.stride)
+            if config.pool != "stride":
+                height, width = height // 2, width // 2
         self.features = config.channels[-1] * height * width
 
     def init(self, generator: torch.Generator) -> tuple[Params, Buffers]:
@@ -74,29 +79,44 @@ class CNN:
         params["head.bias"] = uniform((self.classes,), self.features, generator)
         return params, buffers
 
+    def to(self, device: torch.device | str) -> CNN:
+        """This model for parameters on `device`."""
+        other = copy.copy(self)
+        other.gathers = [None if g is None else g.to(device) for g in self.gathers]
+        return other
+
     def apply(self, params: Params, buffers: Buffers, x: Tensor, *, training: bool) -> tuple[Tensor, Buffers]:
         """Logits [B, C] for `x` [B, channels, height, width], and the buffers moved by this batch."""
-        stride = 2 if self.config.pool == "stride" else 1
         buffers = dict(buffers)
-        for i in range(len(self.config.channels)):
-            x = F.conv2d(x, params[f"convs.{i}.weight"], params[f"convs.{i}.bias"], stride=stride, padding=1)
-            x = self._norm(i, params, buffers, x, training)
+        x = x.permute(1, 2, 3, 0)  # batch-last, see conv.py
+        for i, gather in enumerate(self.gathers):
+            x = conv3x3(x, params[f"convs.{i}.weight"], self.stride, gather)
+            if self.config.pool == "max" and self.config.norm == "none":
+                # Adding a constant and ReLU are monotone: after the maximum they are the same at a quarter of the work.
+                x = F.relu(max_pool2(x) + params[f"convs.{i}.bias"][:, None, None, None])
+                continue
+            x = self._bias_and_norm(i, params, buffers, x, training)
             if self.config.pool == "max":
-                x = F.relu(max_pool2(x))  # ReLU is monotone: after the maximum it is the same and a quarter the work
+                x = F.relu(max_pool2(x))
             else:
                 x = avg_pool2(F.relu(x)) if self.config.pool == "avg" else F.relu(x)
-        return F.linear(x.flatten(1), params["head.weight"], params["head.bias"]), buffers
+        return F.linear(x.flatten(0, 2).t(), params["head.weight"], params["head.bias"]), buffers
 
-    def _norm(self, i: int, params: Params, buffers: Buffers, x: Tensor, training: bool) -> Tensor:
-        """Block i's normalisation; `buffers` (this call's own dict) is updated."""
+    def _bias_and_norm(self, i: int, params: Params, buffers: Buffers, x: Tensor, training: bool) -> Tensor:
+        """Block i's bias and normalisation of `x` [C, H, W, B]; `buffers` (this call's own dict) is updated."""
+        added = params[f"convs.{i}.bias"]
         if self.config.norm == "none":
-            return x
+            return x + added[:, None, None, None]
         weight, bias = params[f"norms.{i}.weight"], params[f"norms.{i}.bias"]
         if self.config.norm == "group":
-            return group_norm(x, weight, bias)
-        mean, var = f"norms.{i}.running_mean", f"norms.{i}.running_var"
-        moments = running = buffers[mean], buffers[var]
+            return group_norm(x + added[:, None, None, None], weight, bias)
+        names = f"norms.{i}.running_mean", f"norms.{i}.running_var"
+        flat = x.flatten(1).unsqueeze(0)  # [1, C, H * W * B]
+        # Batch normalisation takes the convolution's bias out again, so only the running mean ever sees it.
         if training:
-            moments = batch_moments(x)
-            buffers[mean], buffers[var] = moved(running, moments, x.numel() // x.shape[1])
-        return normalise(x, *moments, weight, bias)
+            flat, (mean, var) = batch_norm(flat, weight, bias)
+            running = buffers[names[0]], buffers[names[1]]
+            buffers[names[0]], buffers[names[1]] = moved(running, (mean + added.detach(), var), flat.shape[2])
+        else:
+            flat = normalise(flat, (buffers[names[0]] - added, buffers[names[1]]), weight, bias)
+        return flat.reshape(x.shape)

@@ -62,6 +62,10 @@ class MLP:
             params[f"layers.{i}.bias"] = torch.zeros(fan_out)
         return params, {}
 
+    def to(self, device: torch.device | str) -> MLP:
+        """This model for parameters on `device`: it holds no tensors."""
+        return self
+
     def apply(self, params: Params, buffers: Buffers, x: Tensor, *, training: bool) -> tuple[Tensor, Buffers]:
         """Logits [B, C] for images `x` of any shape [B, ...] with as many numbers as there are inputs."""
         x = x.flatten(1)

@@ -18,6 +18,10 @@ class Model(Protocol):
         """Fresh parameters and buffers, float32 on the CPU, drawn in a fixed order."""
         ...
 
+    def to(self, device: torch.device | str) -> Model:
+        """This model for parameters on `device`; constants that it holds are moved."""
+        ...
+
     def apply(self, params: Params, buffers: Buffers, x: Tensor, *, training: bool) -> tuple[Tensor, Buffers]:
         """Logits [B, C] for `x` [B, channels, height, width], and the new buffers."""
         ...

@@ -85,6 +85,12 @@ class Quadratic(Task):
     def batch(self, split: str, generator: torch.Generator, lead: tuple[int, ...] = ()) -> Batch:
         return (self.curvature.expand(*lead, 1, len(self.curvature)),)
 
+    def full(self, split: str) -> Batch:
+        return (self.curvature[None],)
+
+    def metrics(self, params: Params, buffers: Buffers, batch: Batch) -> dict[str, Tensor]:
+        return {"loss": self.loss(params, buffers, batch, torch.zeros((), dtype=torch.int64))[0]}
+
     def loss(self, params: Params, buffers: Buffers, batch: Batch, noise: Tensor) -> tuple[Tensor, Buffers]:
         return 0.5 * (batch[0] * params["p"] ** 2).sum(), buffers
 

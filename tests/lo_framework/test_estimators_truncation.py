@@ -107,7 +107,9 @@ def test_restart_of_finished_tasks_only(copies: int) -> None:
     assert (after.stop[done] == after.horizon[done]).all() and (after.stop[~done] == 6).all()
     assert torch.equal(after.horizon[~done], before.horizon[~done])
     mask = done.repeat(copies)
-    for x, old in zip((after.carry.params, *after.carry.state.values()), (before.carry.params, *before.carry.state.values())):
+    new, kept = ({"params": c.params, **c.state} for c in (after.carry, before.carry))
+    for name, x in new.items():
+        old = kept[name]
         assert torch.equal(x[~mask], old[~mask]) and not torch.equal(x[mask], old[mask])
     assert (after.carry.state["step"][mask] == 0).all() and (after.carry.buffers["bn.count"][mask] == 0).all()
     rows = after.carry.params.reshape(copies, 4, -1)[:, done]

@@ -32,7 +32,9 @@ def test_log_term_mixes_like_the_loss() -> None:
     assert make_objective("valid:train=0.25,log=0.2").score(TASK, given).item() == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("spec, held_out", [("valid", True), ("train", False), ("valid:train=1", False), ("valid:train=0.9", True)])
+@pytest.mark.parametrize(
+    "spec, held_out", [("valid", True), ("train", False), ("valid:train=1", False), ("valid:train=0.9", True)]
+)
 def test_held_out_data_are_drawn_only_if_scored(spec: str, held_out: bool) -> None:
     assert make_objective(spec).held_out is held_out
 
@@ -44,16 +46,16 @@ def test_scores_and_their_gradients_are_finite_whatever_the_loss(value: float) -
     leaves = [x.requires_grad_() for x in given]
     score = make_objective("valid:train=0.5,log=0.1").score(TASK, given)
     grads = torch.autograd.grad(score.sum(), leaves)
-    assert torch.isfinite(score).all() and score[1] == pytest.approx(1 + 0.1 * math.log(1 + LOG_FLOOR))
+    assert torch.isfinite(score).all() and float(score[1].detach()) == pytest.approx(1 + 0.1 * math.log(1 + LOG_FLOOR))
     assert all(torch.isfinite(g).all() and g[1] > 0 for g in grads)
 
 
-@pytest.mark.parametrize("spec", ["valid:train=1.5", "valid:train=-1", "valid:log=-1", "valid:train=nan", "valid:lgo=1", "vaild"])
-def test_bad_specs(spec: str) -> None:
-    with pytest.raises(UserError):
-        make_objective(spec)
+@pytest.mark.parametrize("options", ["train=1.5", "train=-1", "log=-1", "train=nan", "lgo=1"])
+def test_bad_specs(options: str) -> None:
+    with pytest.raises(UserError, match="objective valid"):
+        make_objective(f"valid:{options}")
 
 
 def test_a_misspelt_name_gets_a_hint() -> None:
-    with pytest.raises(UserError, match="valid"):
+    with pytest.raises(UserError, match='did you mean "valid"'):
         make_objective("vaild")

@@ -1,0 +1,52 @@
+"""How single numbers look in the tables."""
+
+from __future__ import annotations
+
+import math
+
+from eval.protocol import Metric
+from eval.result import Arm
+from eval.statistics import Estimate, mean_interval
+
+
+def reached(arm: Arm, metric: Metric) -> str | None:
+    """``0.4123 ±0.0071`` or ``95.8% ±0.6``: mean over seeds, and half the width of its 95% interval."""
+    values = arm.values(metric.key)
+    if values is None:
+        return None
+    return plus_minus(mean_interval(values, diverged_as=metric.diverged_as), metric.percent)
+
+
+def plus_minus(estimate: Estimate, percent: bool = False) -> str:
+    """The estimate with half of its interval, to the digits that the interval leaves certain."""
+    scale, sign = (100.0, "%") if percent else (1.0, "")
+    value, half = scale * estimate.value, scale * (estimate.high - estimate.low) / 2
+    if not math.isfinite(value):
+        return "inf"
+    if not math.isfinite(half):
+        return f"{value:.4g}{sign}"
+    if half <= 0:
+        return f"{value:.4g}{sign} ±0"
+    digits = max(0, 1 - math.floor(math.log10(half)))
+    if digits > 6 or abs(value) >= 1e6:
+        return f"{value:.3g}{sign} ±{half:.1g}"
+    return f"{value:.{digits}f}{sign} ±{half:.{digits}f}"
+
+
+def difference(estimate: Estimate, metric: Metric) -> str:
+    """In the metric's units, accuracies in points; without the count of divergences, which tables show elsewhere."""
+    scale = 100.0 if metric.percent else 1.0
+    scaled = Estimate(value=scale * estimate.value, low=scale * estimate.low, high=scale * estimate.high, n=estimate.n)
+    return f"{scaled} points" if metric.percent else str(scaled)
+
+
+def ratio(value: float) -> str | None:
+    """``0.94x``; huge and tiny ones in powers of ten."""
+    if math.isnan(value):
+        return None
+    return f"{value:.2f}x" if 0.01 <= value < 1000 or value in (0, math.inf) else f"{value:.1e}x"
+
+
+def seeds(numbers: tuple[int, ...]) -> str:
+    """``5 seeds (20000-20004)``."""
+    return f"{len(numbers)} seeds ({numbers[0]}-{numbers[-1]})" if len(numbers) > 1 else f"1 seed ({numbers[0]})"

@@ -1,0 +1,31 @@
+"""Fixtures of the meta-training tests: the fork server and a registry that forgets a test's plugins."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from lo_framework.learned import KINDS
+from optimizees.registry import TASKS
+from tests.meta_train.tools import Forker
+
+
+@pytest.fixture(scope="session")
+def forker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forker]:
+    server = Forker(tmp_path_factory.mktemp("forker"))
+    yield server
+    server.close()
+
+
+@pytest.fixture(autouse=True)
+def forget_plugins() -> Iterator[None]:
+    """What a plugin registers ends with its test."""
+    before = [(registry, dict(registry)) for registry in (KINDS, TASKS)]
+    yield
+    for registry, entries in before:
+        registry.clear()
+        registry.update(entries)
+    for name in [name for name in sys.modules if name.startswith("lo_plugin_")]:
+        del sys.modules[name]

@@ -1,0 +1,155 @@
+"""What decides a run's bits (settings and seed) and what does not (workers, the folder, other random numbers)."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from lo_framework.checkpoint import load_optimizer
+from lo_framework.learned import make_learned
+from meta_train.growth import build_learned
+from meta_train.host import Host, Setup
+from meta_train.outer import Outer
+from meta_train.workers import from_wire, to_wire
+from tests.meta_train.tools import Forker, command, equal, final_state, metrics, same_run, tiny, train
+
+GROWING: dict[str, Any] = {"learned": "attention:width=4,heads=1", "estimator": "tbptt", "episode_length": "4-9"}
+
+
+@pytest.fixture(scope="module")
+def one_worker(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("bits") / "run"
+    train(out, **GROWING)
+    return out
+
+
+def test_same_seed_same_bits_whatever_others_draw(one_worker: Path, tmp_path: Path) -> None:
+    """Global generators do not enter, and are not disturbed."""
+    torch.manual_seed(12345)
+    before = torch.random.get_rng_state()
+    random.seed(99)
+    legacy = np.random.get_state()  # noqa: NPY002
+    train(tmp_path / "run", **GROWING)
+    same_run(tmp_path / "run", one_worker)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert random.random() == random.Random(99).random()
+    assert np.array_equal(np.asarray(np.random.get_state()[1]), np.asarray(legacy[1]))  # noqa: NPY002
+
+
+def test_another_seed_other_bits(one_worker: Path, tmp_path: Path) -> None:
+    train(tmp_path / "run", **{**GROWING, "seed": 1})
+    ours, theirs = final_state(tmp_path / "run")[1], final_state(one_worker)[1]
+    assert ours["outer.theta.default"] != theirs["outer.theta.default"]
+    assert metrics(tmp_path / "run")[0]["meta_loss"] != metrics(one_worker)[0]["meta_loss"]
+
+
+def test_two_workers_same_bits(forker: Forker, tmp_path: Path) -> None:
+    """Three shards of two families on two processes: an uneven share, one that mixes families."""
+    settings = {"optimizees": "quadratic:dim=3,quadratic:dim=2", "num_tasks": 3, "shards": 3, "outer_steps": 2}
+    for workers in (1, 2):
+        code = forker.run(command(tmp_path / str(workers), workers=workers, **{**settings, "validate_every": 1}))
+        assert code == 0, forker.printed()
+    same_run(tmp_path / "1", tmp_path / "2")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("changes", [
+    {"estimator": "pes", "learned": "mlp:hidden=4"}, {"estimator": "tbptt:segments=0,second_order=false"},
+    {"optimizees": "mlp:hidden=4,batch=8,cnn:channels=2x2,batch=4", "learned": "attention-mlp:width=4,heads=1,hidden=2"},
+])  # fmt: skip
+def test_workers_do_not_matter(forker: Forker, tmp_path: Path, changes: dict[str, Any]) -> None:
+    for workers in (1, 2, 3):
+        assert forker.run(command(tmp_path / str(workers), workers=workers, **changes)) == 0, forker.printed()
+    same_run(tmp_path / "1", tmp_path / "2")
+    same_run(tmp_path / "1", tmp_path / "3")
+
+
+def test_more_workers_than_shards_is_fine(tmp_path: Path) -> None:
+    train(tmp_path / "run", workers=4, shards=1, num_tasks=1)
+    assert len([name for name in final_state(tmp_path / "run")[1] if name.endswith(".generator")]) == 1
+
+
+def test_other_kinds_start_the_same_in_every_process() -> None:
+    """A kind that draws its start from torch's global generator does not make a run depend on it."""
+    torch.manual_seed(3)
+    first = build_learned("lstm", {"hidden": 2}).theta()
+    torch.manual_seed(4)
+    assert equal(first, build_learned("lstm", {"hidden": 2}).theta())
+    assert torch.initial_seed() == 4
+
+
+def test_shards_have_streams_of_their_own() -> None:
+    host = Host(Setup(tiny(), None, ()), [0, 1])
+    learned = make_learned("hyper-adamw")
+    host.build(learned.kind, {}, 0, None)
+    states = host.dump()
+    assert not torch.equal(states[0]["params"], states[1]["params"])
+    host.build(learned.kind, {}, 1, None)
+    assert not torch.equal(states[0]["params"], host.dump()[0]["params"]), "every stage draws anew"
+
+
+@pytest.mark.parametrize("seed", [0, 2**31, 2**63 + 11])
+def test_any_seed(seed: int, tmp_path: Path) -> None:
+    host = Host(Setup(tiny(seed=seed), None, ()), [0])
+    host.build("hyper-adamw", {}, 0, None)
+
+
+def test_a_shard_goes_on_from_its_dump_with_the_same_bits() -> None:
+    """What a checkpoint holds of a worker is all there is."""
+    for estimator in ("tbptt", "pes", "es"):
+        host = Host(Setup(tiny(estimator=estimator, episode_length="4-9"), None, ()), [0, 1])
+        learned = make_learned("hyper-adamw")
+        host.build(learned.kind, {}, 0, None)
+        host.estimate(learned.theta())
+        saved = host.dump()
+        expected = [host.estimate(learned.theta()) for _ in range(3)]
+        other = Host(Setup(tiny(estimator=estimator, episode_length="4-9"), None, ()), [1, 0])
+        other.build(learned.kind, {}, 0, from_wire(to_wire(saved)))
+        for answer in expected:
+            again = other.estimate(learned.theta())
+            for shard, (grad, measured) in answer.items():
+                assert equal(grad, again[shard][0]) and measured == again[shard][1]
+
+
+def test_outer_goes_on_from_its_dump_with_the_same_bits() -> None:
+    learned = make_learned("attention:width=4,heads=1")
+    g = torch.Generator().manual_seed(0)
+    grads = [{n: torch.randn(x.shape, generator=g) for n, x in learned.theta().items()} for _ in range(6)]
+    whole = Outer(learned, 0.01, 1.0, 6)
+    for grad in grads[:3]:
+        whole.step(grad)
+    saved = {name: x.clone() for name, x in whole.dump().items()}
+    other = Outer(learned, 0.01, 1.0, 6)
+    other.load(saved, 3)
+    for grad in grads[3:]:
+        assert whole.step(grad) == other.step(grad)
+    assert equal(whole.theta, other.theta)
+    assert equal(whole.dump(), other.dump())
+
+
+def test_the_incumbent_shares_no_memory_with_what_goes_on_learning(tmp_path: Path) -> None:
+    """A view of the outer parameters would go on changing after it was chosen."""
+    best = train(tmp_path / "run")
+    file = load_optimizer(tmp_path / "run" / "optimizer.safetensors")
+    assert equal(dict(sorted(best.theta.items())), dict(sorted(file.tensors.items())))
+    learned = make_learned("hyper-adamw")
+    outer = Outer(learned, 0.01, 1.0, 4)
+    outer.step({name: torch.ones_like(x) for name, x in learned.theta().items()})
+    assert not learned.theta()["default"].any(), "the outer optimizer moves its own copy"
+
+
+def test_the_wire_changes_nothing() -> None:
+    tensors = {
+        "f": torch.randn(3, 2, generator=torch.Generator().manual_seed(0)), "scalar": torch.tensor(1.5),
+        "clock": torch.tensor([3, 4]), "alive": torch.tensor([True, False]), "strided": torch.arange(6.0).view(2, 3).T,
+        "empty": torch.empty(2, 0), "generator": torch.Generator().get_state(),
+    }  # fmt: skip
+    back = from_wire(to_wire(({"s": tensors}, [1.5], "kind", None)))
+    assert equal(back[0]["s"], tensors) and back[1:] == ([1.5], "kind", None)
+    assert all(x.dtype == tensors[name].dtype for name, x in back[0]["s"].items())
+    assert back[0]["s"]["f"].data_ptr() % 64 == 0, "the alignment of torch's own tensors, which kernels see"

@@ -1,0 +1,227 @@
+"""--resume, --max-seconds, folders that already hold a run, and disks that are full."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lo_framework import checkpoint
+from lo_framework.checkpoint import load_latest_state, load_optimizer
+from meta_train.cli import main
+from meta_train.workers import Workers
+from optimizees.spec import UserError
+from tests.meta_train.tools import Forker, command, final_state, metrics, same_run, snapshot, train
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run as the command line makes it; tests copy it."""
+    out = tmp_path_factory.mktemp("finished") / "run"
+    assert main(command(out)) == 0
+    return out
+
+
+@pytest.fixture
+def run(finished: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(finished, tmp_path / "run"))
+
+
+def refused(capsys: pytest.CaptureFixture[str], argv: list[str]) -> str:
+    """The one line of a command that ends with exit code 2."""
+    assert main(argv) == 2
+    captured = capsys.readouterr()
+    assert captured.out == "" and captured.err.startswith("meta_train: ") and captured.err.count("\n") == 1
+    return captured.err
+
+
+def test_without_a_checkpoint_it_starts_over(finished: Path, tmp_path: Path) -> None:
+    """Also where a run was killed before its first checkpoint: its metrics are not kept."""
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2}\n{"ste')
+    assert main(command(out, "--resume")) == 0
+    same_run(out, finished)
+
+
+def test_a_finished_run_is_left_as_it_is(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = snapshot(run)
+    assert main(command(run, "--resume")) == 0
+    assert snapshot(run) == before
+    assert "best on validation seeds" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("changes", [
+    {"outer_lr": 0.02}, {"seed": 1}, {"num_tasks": 4}, {"optimizees": "quadratic:dim=4"}, {"outer_steps": 5},
+])  # fmt: skip
+def test_changed_settings_are_named(run: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, Any]) -> None:
+    before = snapshot(run)
+    line = refused(capsys, command(run, "--resume", **changes))
+    (name,) = changes
+    assert f"--{name.replace('_', '-')} was " in line and repr(changes[name]) in line
+    assert snapshot(run) == before
+
+
+def test_another_torch_is_named(run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.__version__", "0.0.1")
+    line = refused(capsys, command(run, "--resume"))
+    assert "0.0.1" in line
+
+
+def test_workers_may_change(run: Path) -> None:
+    """What does not decide the bits is no setting of a run."""
+    assert main(command(run, "--resume", "--max-seconds", "100", workers=7)) == 0
+
+
+def test_a_folder_with_a_run_is_not_overwritten(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = snapshot(run)
+    assert "--resume" in refused(capsys, command(run))
+    assert snapshot(run) == before
+
+
+@pytest.mark.parametrize("left", ["state", "metrics.jsonl", "optimizer.safetensors"])
+def test_nor_one_with_a_part_of_a_run(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], left: str) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    (run / left).rename(other / left)
+    before = snapshot(other)
+    assert "already holds a run" in refused(capsys, command(other))
+    assert snapshot(other) == before
+
+
+def test_a_damaged_newest_state_falls_back(run: Path, finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    newest = run / "state" / "state-0000000004.safetensors"
+    whole = newest.read_bytes()
+    newest.write_bytes(whole[: len(whole) // 2])
+    assert main(command(run, "--resume")) == 0
+    assert "continuing from step 2" in capsys.readouterr().err
+    same_run(run, finished)
+
+
+def test_two_damaged_states_are_refused(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for state in (run / "state").iterdir():
+        damaged = bytearray(state.read_bytes())
+        damaged[len(damaged) // 2] ^= 1
+        state.write_bytes(bytes(damaged))
+    before = snapshot(run)
+    refused(capsys, command(run, "--resume"))
+    assert snapshot(run) == before
+
+
+def test_metrics_are_cut_back_to_the_checkpoint(run: Path, finished: Path) -> None:
+    """Steps after the last checkpoint, and a line that a kill tore, are written again."""
+    (run / "state" / "state-0000000004.safetensors").unlink()
+    with (run / "metrics.jsonl").open("a") as log:
+        log.write('{"step": 5, "meta_lo')
+    assert main(command(run, "--resume")) == 0
+    same_run(run, finished)
+
+
+def test_max_seconds_stops_early_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "run"
+    settings = {"outer_steps": 500, "checkpoint_every": 100, "validate_every": 100}
+    assert main(command(out, "--max-seconds", "1.5", **settings)) == 0
+    assert "cannot be repeated" in capsys.readouterr().err
+    step, _, meta = final_state(out)
+    assert 0 < step < 500 and not meta["finished"] and not meta["repeatable"]
+    assert [row["step"] for row in metrics(out)] == list(range(1, step + 1))
+    summary = load_optimizer(out / "optimizer.safetensors").summary
+    assert summary["steps"] == step and summary["repeatable"] is False
+    # The next part has seconds of its own, and a run that was cut once stays marked.
+    assert main(command(out, "--resume", "--max-seconds", "1.5", **settings)) == 0
+    later, _, meta = final_state(out)
+    assert step < later and not meta["repeatable"]
+    assert [row["step"] for row in metrics(out)] == list(range(1, later + 1))
+
+
+def test_a_stopped_run_goes_on_to_its_end(tmp_path: Path) -> None:
+    """Stopped before its first step: the rest is a whole run, still marked."""
+    out = tmp_path / "run"
+    train(out, max_seconds=1e-9)
+    assert final_state(out)[0] == 0 and (out / "optimizer.safetensors").exists()
+    train(out, resume=True)
+    step, _, meta = final_state(out)
+    assert step == 4 and meta["finished"] and not meta["repeatable"]
+    assert load_optimizer(out / "optimizer.safetensors").summary["repeatable"] is False
+    whole = tmp_path / "whole"
+    train(whole)
+    assert final_state(out)[1] == final_state(whole)[1], "the stop itself changed no bit"
+
+
+def test_a_run_that_was_not_cut_is_repeatable(run: Path) -> None:
+    assert load_optimizer(run / "optimizer.safetensors").summary["repeatable"] is True
+
+
+def test_a_full_disk_while_saving(
+    tmp_path: Path, finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The last state goes to a disk that refuses: the one before stays, and the run goes on from it later."""
+    out, write = tmp_path / "run", checkpoint.atomic_write_bytes
+
+    def full(path: Path, data: bytes) -> None:
+        if str(path).endswith("state-0000000004.safetensors"):
+            raise UserError(f"cannot write {str(path)!r}: No space left on device")
+        write(path, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "atomic_write_bytes", full)
+        assert main(command(out)) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("meta_train: cannot write") and "No space left" in last
+    state = load_latest_state(out / "state")
+    assert state is not None and state.step == 2
+    assert main(command(out, "--resume")) == 0
+    same_run(out, finished)
+
+
+@pytest.mark.parametrize("limit", [500, 1500, 4000])
+def test_a_disk_that_takes_no_more_bytes(forker: Forker, finished: Path, tmp_path: Path, limit: int) -> None:
+    """Whichever file meets the limit first (a log, the curves, a state): exit code 2, one last line, resume works."""
+    out = tmp_path / "run"
+    assert forker.run(command(out), file_limit=limit) == 2, forker.printed()
+    assert forker.printed().splitlines()[-1].startswith("meta_train: cannot write"), forker.printed()
+    assert forker.run(command(out, "--resume")) == 0, forker.printed()
+    same_run(out, finished)
+
+
+def test_an_out_that_cannot_be_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "file"
+    file.write_text("mine")
+    for out in (file, file / "run"):
+        for flags in ([], ["--resume"]):
+            refused(capsys, command(out, *flags))
+    assert file.read_text() == "mine"
+
+
+def test_no_process_and_no_open_file_after_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that fails while it starts closes what it opened; warnings of unclosed files are errors here."""
+    closed = []
+    close = Workers.close
+    monkeypatch.setattr(Workers, "close", lambda self: (closed.append(1), close(self)))
+    monkeypatch.setattr("meta_train.run.tuned_start", lambda *_: (_ for _ in ()).throw(UserError("no")))
+    with pytest.raises(UserError, match="no"):
+        train(tmp_path / "run")
+    assert closed
+    monkeypatch.undo()
+    train(tmp_path / "run", resume=True)
+
+
+def test_ctrl_c_ends_with_130(
+    tmp_path: Path, finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+
+    def interrupted(*_: Any) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("meta_train.run.MetaTraining._validate", interrupted)
+        assert main(command(out)) == 130
+    assert capsys.readouterr().err.splitlines()[-1] == f"meta_train: interrupted; go on with --out {out} --resume"
+    assert json.loads((out / "config.json").read_text())["seed"] == 0
+    assert main(command(out, "--resume")) == 0
+    same_run(out, finished)
