@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -61,10 +62,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             close = nearest(unknown[0].partition("=")[0], options[arguments.command])
             raise UserError(f'unknown option "{unknown[0]}"{close}; see python -m {name} --help')
         arguments.words = ["python", "-m", "eval", *words]
-        return int(arguments.run(arguments))
+        code = int(arguments.run(arguments))
+        sys.stdout.flush()
+        return code
     except UserError as error:
         print(f"{name}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"{name}: interrupted; nothing was saved", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # `| head`: the reader has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it flushes at exit
+        return 0

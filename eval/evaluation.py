@@ -24,9 +24,11 @@ from eval.provenance import provenance
 from eval.result import Arm, Result, Runs
 from eval.runner import Failure, Measured, plan_cells
 from eval.tuning import Grid, Tuning, make_grid, tune
+from lo_framework.learned import KINDS
 from lo_framework.learned.base import LearnedOptimizer, Theta
 from lo_framework.protocols import Task
-from optimizees.spec import UserError
+from optimizees.registry import TASKS
+from optimizees.spec import UserError, parse_spec
 
 SPLITS = ("train", "test")
 
@@ -132,6 +134,13 @@ def _recipe(
     data_dir: str | None,
     plugins: tuple[str, ...],
 ) -> Recipe:
+    """Fails here, in one line, rather than in every cell."""
+    for task in tasks:
+        if parse_spec(task.name.partition("/")[0])[0] not in TASKS:
+            raise UserError(f"more than one worker needs tasks by spec, and {task.name!r} is none; use workers=1")
+    for label, optimizer in optimizers.items():
+        if optimizer.kind not in KINDS:
+            raise UserError(f"more than one worker needs registered kinds, and {label!r} is of none; use workers=1")
     known = {label: ("learned", o.kind, asdict(o.config)) for label, o in optimizers.items()}
     known |= {label: ("baseline", label, {}) for label in baselines}
     device = str(tasks[0].device)

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from eval.baselines import Setting
-from eval.protocol import BY_KEY
 from eval.statistics import Array
 from optimizees.spec import UserError
 
@@ -148,15 +147,11 @@ def _result(data: dict[str, Any]) -> Result:
 def _runs(run: dict[str, Any]) -> Runs:
     return Runs(
         setting=run["setting"],
-        metrics={name: _array(x, np.nan if _higher_is_better(name) else np.inf) for name, x in run["metrics"].items()},
+        metrics={name: _array(x, np.nan if "accuracy" in name else np.inf) for name, x in run["metrics"].items()},
         curves=_array(run["curves"], np.inf).astype(np.float32),
         diverged=np.asarray(run["diverged"], dtype=bool),
         seconds_per_step=math.nan if run["seconds_per_step"] is None else run["seconds_per_step"],
     )
-
-
-def _higher_is_better(name: str) -> bool:
-    return name in BY_KEY and not BY_KEY[name].lower_is_better
 
 
 def _array(values: Sequence[Any], missing: float) -> Array:

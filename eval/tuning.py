@@ -92,7 +92,7 @@ def tune(
     settings: list[Setting] = []
     scores: dict[str, Array] = {}
     chosen: dict[str, int] = {}
-    fresh, notes = list(grid.settings), []
+    fresh, extended = list(grid.settings), []
     for extension in range(MAX_EXTENSIONS + 1):
         thetas = make_thetas(optimizer, fresh)
         outcomes = yield plan_cells(task, label, thetas, seeds, steps, SPLITS)
@@ -106,7 +106,8 @@ def tune(
         fresh = [] if "lr" in grid.fixed else beyond(settings, chosen)
         if not fresh or extension == MAX_EXTENSIONS:
             break
-        notes += [f"grid extended to {setting_label(setting)}" for setting in fresh]
+        extended += [setting_label(setting) for setting in fresh]
+    notes = [f"grid extended at its edge by {', '.join(extended)}"] if extended else []
     if fresh:
         notes.append(f"the best setting is still at the edge after {MAX_EXTENSIONS} extensions")
     return Tuning(settings=tuple(settings), scores=scores, chosen=chosen, notes=tuple(notes))

@@ -57,7 +57,9 @@ def parser() -> Parser:
     p.add_argument("--episode-length", help="inner steps of an episode: 200, or 100-1000 for log-uniform lengths")
     p.add_argument("--num-tasks", type=int, help="tasks per family (optimizee x data set) in flight")
     p.add_argument("--shards", type=int, help="virtual shards per family; unlike --workers this decides the bits")
-    p.add_argument("--augment", type=float, help="half of the episodes see parameters in units up to this factor off (1: none)")
+    p.add_argument(
+        "--augment", type=float, help="half of the episodes see parameters in units up to this factor off (1: none)"
+    )
     p.add_argument("--outer-steps", type=int, help="updates of the learned optimizer")
     p.add_argument("--outer-lr", type=float, help="learning rate of the outer Adam")
     p.add_argument("--validate-every", type=int, help="outer steps between validations of the incumbent")

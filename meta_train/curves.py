@@ -44,15 +44,15 @@ class Curves:
     def _write(self, event: Any) -> None:
         event.wall_time = time.time()
         self._records.write(event.SerializeToString())
+        self._file.flush()  # what is added is in the file, also when the process is killed
 
 
 def _new_file(folder: Path) -> BinaryIO:
-    """Unbuffered: what is added is in the file, also when the process is killed."""
     folder.mkdir(parents=True, exist_ok=True)
     for number in itertools.count():
         name = f"events.out.tfevents.{int(time.time()):010d}.{os.getpid()}.{number}"
         try:
-            return (folder / name).open("xb", buffering=0)
+            return (folder / name).open("xb")
         except FileExistsError:
             continue
     raise AssertionError

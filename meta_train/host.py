@@ -17,10 +17,9 @@ from lo_framework.inner.rollout import rollout
 from lo_framework.inner.step import Family
 from lo_framework.learned.base import LearnedOptimizer, Theta
 from lo_framework.objectives import Objective, make_objective
-from lo_framework.protocols import Task
 from meta_train.config import RunConfig
 from meta_train.growth import build_learned
-from optimizees import make_tasks
+from optimizees import Task, make_tasks
 from optimizees.augmentation import Reparametrised
 from optimizees.plugin import load_plugins
 

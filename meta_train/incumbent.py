@@ -21,6 +21,8 @@ from meta_train.workers import Workers
 
 WEIGHTS = {"mean": 0.3, "valid": 0.5, "final": 0.2}
 WORST_RATIO = 10.0  # what a diverged run counts as
+BEST_RATIO = 1e-3  # no single loss near zero decides
+TINY_LOSS = 1e-12  # below it losses are the same
 START_LRS = (0.003, 0.01, 0.02, 0.05, 0.1)
 
 Quality = list[dict[str, float]]  # per family: mean, final, valid
@@ -74,9 +76,21 @@ def score(quality: Quality, reference: Quality) -> float:
     total = 0.0
     for mine, theirs in zip(quality, reference, strict=True):
         for name, weight in WEIGHTS.items():
-            ratio = mine[name] / max(theirs[name], 1e-12)
-            total += weight * math.log(min(max(ratio, 1e-3), WORST_RATIO) if math.isfinite(ratio) else WORST_RATIO)
+            total += weight * log_ratio(mine[name], theirs[name])
     return math.exp(total / len(quality))
+
+
+def log_ratio(mine: float, theirs: float) -> float:
+    """log(mine / theirs) within bounds, 0 for equals, whatever the sign of the losses.
+
+    A negative ``theirs`` (a likelihood, a noisy minibatch) has no ratio: there it is the difference over its size, which is the
+    same near equality.
+    """
+    if theirs > 0 or not math.isfinite(mine - theirs):
+        ratio = max(mine, TINY_LOSS) / max(theirs, TINY_LOSS)
+        return math.log(min(max(ratio, BEST_RATIO), WORST_RATIO) if math.isfinite(ratio) else WORST_RATIO)
+    change = (mine - theirs) / max(-theirs, TINY_LOSS)
+    return min(max(change, math.log(BEST_RATIO)), math.log(WORST_RATIO))
 
 
 def tuned_start(workers: Workers, config: RunConfig, families: int) -> tuple[float, Quality]:

@@ -213,7 +213,9 @@ class MetaTraining:
         progress.say(f"step {run.step}: {smaller.kind} (score {run.incumbent.score:.3f}) grows into {stage.kind}")
 
     def _outer(self, learned: LearnedOptimizer, stage: Stage) -> Outer:
-        return Outer(learned, self.config.outer_lr, self.config.clip, stage.end - stage.begin)
+        # What was learned already moves more slowly: a later stage must not shake apart what it grew from.
+        lr = self.config.outer_lr / (1 + stage.index)
+        return Outer(learned, lr, self.config.clip, stage.end - stage.begin)
 
     @staticmethod
     def _rebuilt(incumbent: Incumbent) -> LearnedOptimizer:

@@ -25,7 +25,7 @@ Buffers = dict[str, Tensor]
 Batch = tuple[Tensor, ...]
 
 SPLITS = ("train", "valid", "test")
-METRIC_ROWS = 2048
+METRIC_ROWS = 256
 _KNEE, _CAP = 1.5, 10.0
 
 
@@ -147,7 +147,8 @@ class ClassificationTask(DataTask):
         return F.cross_entropy(logits, batch[1]), buffers
 
     def metrics(self, params: Params, buffers: Buffers, batch: Batch) -> dict[str, Tensor]:
-        # In chunks: the feature maps of a whole split at once can take gigabytes, and again for every vmapped task.
+        # In chunks: a whole split's feature maps take gigabytes, times the vmapped tasks. Few rows stay in the cache
+        # and are faster, too.
         losses, hits = [], []
         for x, y in zip(batch[0].split(METRIC_ROWS), batch[1].split(METRIC_ROWS), strict=True):
             logits, _ = self.model.apply(params, buffers, x, training=False)

@@ -28,13 +28,15 @@ def plus_minus(estimate: Estimate, percent: bool = False) -> str:
     if half <= 0:
         return f"{value:.4g}{sign} ±0"
     digits = max(0, 1 - math.floor(math.log10(half)))
-    if digits > 6 or abs(value) >= 1e6:
+    if digits > 5 or abs(value) >= 1e6:
         return f"{value:.3g}{sign} ±{half:.1g}"
     return f"{value:.{digits}f}{sign} ±{half:.{digits}f}"
 
 
 def difference(estimate: Estimate, metric: Metric) -> str:
-    """In the metric's units, accuracies in points; without the count of divergences, which tables show elsewhere."""
+    """In the metric's units, accuracies in points; where divergence leaves no mean, how many pairs it touched."""
+    if not math.isfinite(estimate.value):
+        return f"{estimate.diverged} of {estimate.n} diverged"
     scale = 100.0 if metric.percent else 1.0
     scaled = Estimate(value=scale * estimate.value, low=scale * estimate.low, high=scale * estimate.high, n=estimate.n)
     return f"{scaled} points" if metric.percent else str(scaled)
@@ -44,7 +46,9 @@ def ratio(value: float) -> str | None:
     """``0.94x``; huge and tiny ones in powers of ten."""
     if math.isnan(value):
         return None
-    return f"{value:.2f}x" if 0.01 <= value < 1000 or value in (0, math.inf) else f"{value:.1e}x"
+    if value in (0.0, math.inf):
+        return f"{value:g}"
+    return f"{value:.2f}x" if 0.01 <= value < 1000 else f"{value:.1e}x"
 
 
 def seeds(numbers: tuple[int, ...]) -> str:

@@ -7,8 +7,10 @@ import unicodedata
 from typing import Any
 
 GAP = "  "
-# "1.2x", "95%", "-", "0.41 ±0.02", "0.4 [0.3, 0.5]", "12 (2 of 5 never)", "0 of 5"
-_NUMBER = re.compile(r"-?|(never|[-+]?(\d[\d.,]*(e[-+]?\d+)?|inf|nan)[%x]?)( ?[±[(].*| of \d+)?", re.IGNORECASE)
+# "1.2x", "95%", "-", "0.41 ±0.02", "0.4 [0.3, 0.5]", "12 (2 of 5 never)", "2 of 5 diverged"
+_NUMBER = re.compile(
+    r"-?|(never|[-+]?(\d[\d.,]*(e[-+]?\d+)?|inf|nan)[%x]?)( ?[±[(].*| of \d+( diverged)?)?", re.IGNORECASE
+)
 
 
 def cell(value: Any) -> str:

@@ -14,13 +14,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.func import vjp
 
-from lo_framework.estimators.truncation import Truncation, Unroller, UnrollState
+from lo_framework.estimators.truncation import Truncation, Unroller, UnrollState, map_carry
 from lo_framework.inner.step import Carry, Family, Losses, tile_theta
 from lo_framework.learned.base import Theta
 from lo_framework.objectives import Objective
@@ -96,19 +95,31 @@ class TBPTT:
     ) -> tuple[Theta, dict[str, Tensor], Tensor, Carry, Tensor]:
         """Pull the score's and the next segment's cotangents back through segment ``s``."""
         moving, fixed = _split(carry)
+        theta = {name: x.detach().requires_grad_() for name, x in theta.items()}
+        if s:  # before the first segment there is nothing to pull back to
+            moving = {name: x.detach().requires_grad_() for name, x in moving.items()}
+        # Plain autograd, not torch.func.vjp: without a level of its own each operation costs less.
+        with torch.enable_grad():
+            end, score, _ = self.unroller.run(
+                self.step, theta, _join(moving, fixed), state, self.bounds[s], self.bounds[s + 1]
+            )
+        outputs = [(score, torch.ones_like(score))]
+        if cotangent is not None:
+            outputs += [(x, cotangent[name]) for name, x in _split(end)[0].items()]
+        outputs = [(x, seed) for x, seed in outputs if x.requires_grad]
+        inputs = [*theta.values(), *(x for x in moving.values() if s)]
+        found = list(_pull(outputs, inputs))
+        grads = dict(zip(theta, found))
+        before = dict(zip(moving, found[len(theta) :]))
+        return grads, before, score.detach(), map_carry(Tensor.detach, end), state.generator.get_state()
 
-        def forward(theta: Theta, moving: dict[str, Tensor]) -> tuple[tuple[Tensor, dict[str, Tensor]], Carry]:
-            start = _join(moving, fixed)
-            end, score, _ = self.unroller.run(self.step, theta, start, state, self.bounds[s], self.bounds[s + 1])
-            return (score, _split(end)[0]), end
 
-        pulled: tuple[Any, ...] = vjp(forward, theta, moving, has_aux=True)  # typed as if without aux
-        (score, outputs), pull, end = pulled
-        random_end = state.generator.get_state()
-        if cotangent is None:
-            cotangent = {name: torch.zeros_like(x) for name, x in outputs.items()}
-        grads, before = pull((torch.ones_like(score), cotangent))
-        return grads, before, score.detach(), end, random_end
+def _pull(outputs: list[tuple[Tensor, Tensor]], inputs: list[Tensor]) -> tuple[Tensor, ...]:
+    """Gradients of ``inputs`` (zero for what the outputs do not depend on), given (output, its cotangent) pairs."""
+    if not outputs:
+        return tuple(torch.zeros_like(x) for x in inputs)
+    tensors, seeds = zip(*outputs)
+    return torch.autograd.grad(tensors, inputs, seeds, allow_unused=True, materialize_grads=True)
 
 
 def _split(carry: Carry) -> tuple[dict[str, Tensor], Carry]:

@@ -121,7 +121,9 @@ class HigherTBPTT:
                 new = optimizer.step(train, override=self._hyper(draw.progress[k]), grad_callback=self._inner_gradients)
                 alive = bool(torch.isfinite(torch.stack([train.detach(), *(p.detach().sum() for p in new)])).all())
                 if alive:
-                    buffers, steps = {n: x.detach() for n, x in new_buffers.items()}, steps + 1
+                    buffers, steps = new_buffers, steps + 1
+                    if not self.config.second_order:  # there they are computed at detached parameters
+                        buffers = {name: x.detach() for name, x in buffers.items()}
                     if objective.held_out:
                         held, _ = self.patched(buffers, tuple(x[k] for x in draw.held), draw.noise[k])
                 else:
@@ -185,6 +187,7 @@ class HigherTBPTT:
             "m": flat([moment["exp_avg"] for moment in moments]),
             "v": flat([moment["exp_avg_sq"] for moment in moments]),
         }
+        buffers = {name: x.detach() for name, x in buffers.items()}
         return Carry(flat(self.patched.fast_params), buffers, state, torch.full_like(carry.alive[k], alive))
 
 

@@ -84,6 +84,10 @@ class Attention(HyperAdamW):
         self.blocks = nn.ModuleList(Block(config.width, config.heads, generator) for _ in range(config.layers))
         self.head = nn.Parameter(torch.zeros(len(HYPER), config.width))
 
+    def outer_scale(self, name: str) -> float:
+        # The head acts through ``gain`` and sums over the width: at a network's pace it would shake every step size.
+        return 0.05 if name == "head" else super().outer_scale(name)
+
     def measure(self, params: Tensor, grads: Tensor, state: State) -> Tensor:
         m = state["m"]
         return torch.stack([grads * grads, m * m, params * params, grads * m, state["v"]])

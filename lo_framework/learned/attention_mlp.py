@@ -3,7 +3,7 @@
 The network sees each parameter's gradient and moments on AdamW's own scale (divided by sqrt(v_hat)), so its inputs are of order
 one whatever the task, and the tensor's context from the attention. It returns an additive direction and a log magnitude:
 
-    p <- p - lr * ( adam * exp(magnitude) + direction ) - decay * p
+    p <- p - lr / (1 - prod beta1) * ( m / (sqrt(v_hat) + eps) * exp(magnitude) + direction ) - decay * p
 
 so that it can express what AdamW cannot (momenta of several horizons, sign-like or damped steps, shrinkage). Output layer zero:
 it starts as the ``attention`` optimizer that it grew from.
@@ -89,7 +89,6 @@ class AttentionMLP(Attention):
         m, v = adamw_rule.moments(c, grads, state["m"], state["v"])
         momenta = state["momenta"] + (1.0 - self.decays)[:, None] * (grads - state["momenta"])
         inverse = adamw_rule.inverse_rms(c, v)
-        # step_size = lr / (1 - prod beta1) carries the bias correction of m; lr itself is recovered for the network's direction.
         x = self.features(params, grads, m, v, momenta * shared[:, None], inverse, p_scale, v_scale)
         # The context is constant within a tensor: it enters as more rows of the same product.
         x = torch.cat([x, context.expand(-1, x.shape[-1])])

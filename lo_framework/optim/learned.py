@@ -35,9 +35,8 @@ class Learned(torch.optim.Optimizer):
         num_steps: how many steps this training will have. Learned schedules run over this length; steps beyond it are
             made as at its end.
         lr: multiplier of the update, per parameter group; schedulers act on it. 1 is the optimizer as meta-trained.
-        guard: True or a `GuardConfig`: watch the loss and hand over to AdamW when training breaks. It needs the loss,
-        by
-            a closure, ``step(loss=loss)`` or ``observe(loss)`` before every step, and waits for the device once a step.
+        guard: True or a `GuardConfig`: watch the loss and hand over to AdamW when training breaks. It needs the loss
+            (a closure, ``step(loss=loss)`` or ``observe(loss)`` before every step) and waits for the device every step.
         chunk: parameters per call of the rule; None chooses by device.
 
     Parameters without a gradient take no part in a step: they are no token of the attention and their state stands
@@ -46,9 +45,8 @@ class Learned(torch.optim.Optimizer):
     ``state_dict``.
 
     Raises:
-        UserError: no or a bad ``num_steps``, an unreadable file, complex parameters, sparse gradients, a guard
-        without a
-            loss.
+        UserError: no or a bad ``num_steps``, an unreadable file, complex parameters; by ``step``: sparse gradients, a
+            guard without a loss.
     """
 
     def __init__(
@@ -192,10 +190,8 @@ class Learned(torch.optim.Optimizer):
 
     def _update(self, active: tuple[int, ...], loss: Tensor | None, squares: list[Tensor] | None = None) -> None:
         assert self._store is not None
-        if not self._store.home and self._params[active[0]].device != self._host.device:
-            # The model was moved after this optimizer was built, as many training loops do.
-            self._host = Host(self._host.learned, self._params[active[0]].device, self._host.dtype, self._host.chunk)
-            self._new_store()
+        if not (self._store.home or self._store.reduced):
+            self._new_store()  # where the model is now: many training loops move it after they build the optimizer
         newcomers = [i for i in active if i not in self._store.home]
         if newcomers:
             self._store.admit(newcomers, self._params, self._group_of)
@@ -248,9 +244,11 @@ class Learned(torch.optim.Optimizer):
         return Layout.of({name: p.shape for name, p in zip(names, self._params)})
 
     def _new_store(self) -> None:
-        """The state of a fresh start."""
-        host = self._host
-        self._store = Store(host.learned, host.device, host.dtype, host.chunk or CPU_CHUNK)
+        """The state of a fresh start, where the parameters are."""
+        host, device = self._host, self._params[0].device
+        if host.device != device:
+            host = self._host = Host(host.learned, device, host.dtype, host.chunk)
+        self._store = Store(host.learned, device, host.dtype, host.chunk or CPU_CHUNK)
         self._store.set_layout(self._layout())
         self.state.clear()
 

@@ -247,7 +247,8 @@ class Store:
         in_runs = [i for run in runs for i in run.members]
         order = None
         if in_runs != list(active):
-            order = torch.tensor([in_runs.index(i) for i in active], device=self.device)
+            at = {index: k for k, index in enumerate(in_runs)}
+            order = torch.tensor([at[i] for i in active], device=self.device)
         columns = None if len(active) == self.layout.num else torch.tensor(active, device=self.device)
         return Plan(active, self._whole(active).to(self.device), runs, order, columns)
 

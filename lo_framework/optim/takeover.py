@@ -1,4 +1,8 @@
-"""What the guard does to tensors: snapshots of the parameters, and AdamW in the learned optimizer's place."""
+"""What the guard does to tensors: snapshots of the parameters, and AdamW in the learned optimizer's place.
+
+Only parameters go back: buffers such as BatchNorm statistics are the model's own, and recover by themselves unless
+they took in a value that is not finite.
+"""
 
 from __future__ import annotations
 

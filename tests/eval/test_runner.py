@@ -34,7 +34,7 @@ def cell(lrs=(0.01,), seeds=(1, 2), steps=5, name="adamw", spec=TINY, splits=("t
 
 
 def test_metrics_are_those_of_the_rollout_and_of_whole_splits(monkeypatch):
-    monkeypatch.setattr(runner, "ROWS", 100)  # 1,197 = 11 blocks of 100 and one of 97
+    monkeypatch.setattr(runner, "BLOCK", 64 * 100)  # 1,197 = 11 blocks of 100 rows and one of 97
     one, t, optimizer = cell(lrs=(0.01, 0.1))
     got = run_cell(one, t, optimizer)
     thetas = make_thetas(optimizer, [{"lr": 0.01}, {"lr": 0.1}])

@@ -109,7 +109,7 @@ def test_a_best_at_the_edge_extends_the_grid_and_says_so():
     tuned, rounds = play(RATES, lambda lr: abs(lr - 0.08))
     assert rounds == [[0.01, 0.02, 0.04], [0.08], [0.16]]
     assert tuned.settings[tuned.chosen["mean_loss"]]["lr"] == 0.08
-    assert tuned.notes == ("grid extended to lr=0.08", "grid extended to lr=0.16")
+    assert tuned.notes == ("grid extended at its edge by lr=0.08, lr=0.16",)
     assert tuned.scores["mean_loss"].shape == (5, 2)
 
 

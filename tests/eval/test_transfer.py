@@ -267,7 +267,7 @@ def test_plus_minus(value, half, text):
 
 def test_ratio_words():
     got = [numbers.ratio(x) for x in (0.94, 1234.0, 1e-5, 0.0, math.inf, math.nan)]
-    assert got == ["0.94x", "1.2e+03x", "1.0e-05x", "0.00x", "infx", None]
+    assert got == ["0.94x", "1.2e+03x", "1.0e-05x", "0", "inf", None]
 
 
 def test_curves_panels_use_the_setting_that_is_best_for_the_mean_loss(result):
@@ -304,3 +304,12 @@ def test_damaged_results_are_clear_errors(result):
 def test_arms_are_frozen(result):
     with pytest.raises(dataclasses.FrozenInstanceError):
         result.arms[0].failure = "x"
+
+
+def test_tasks_that_no_spec_makes_need_one_worker():
+    (task,) = make_tasks("quadratic")
+    task.name = "my own/net"
+    options = dict(baselines=(), steps=2, seeds=1)
+    with pytest.raises(UserError, match="'my own/net' is none; use workers=1"):
+        evaluate([task], make_learned("hyper-adamw"), workers=2, **options)
+    assert not evaluate([task], make_learned("hyper-adamw"), **options).failures

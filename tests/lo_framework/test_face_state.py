@@ -17,6 +17,7 @@ from lo_framework.learned import LearnedOptimizer, make_learned
 from lo_framework.optim import Learned
 from optimizees.spec import UserError
 from tests.lo_framework.face_tools import ALL_KINDS, SHAPES, flat, moved, parameters, run
+from tests.lo_framework.small_tasks import PlainSGD, PlainSGDConfig
 
 
 def through_file(state: dict[str, Any]) -> dict[str, Any]:
@@ -88,6 +89,17 @@ def test_state_dict_before_the_first_step() -> None:
     fresh.load_state_dict(through_file(face.state_dict()))
     run(fresh, params, range(2))
     assert face.state_dict()["state"] == {} and torch.isfinite(flat(params)).all()
+
+
+def test_rule_without_per_parameter_state() -> None:
+    """All there is to save is the step."""
+    learned = PlainSGD(PlainSGDConfig())
+    params = parameters()
+    face = Learned(params, learned, num_steps=9)
+    run(face, params, range(2))
+    face.load_state_dict(through_file(face.state_dict()))
+    run(face, params, range(1))
+    assert float(face.state_dict()["learned"]["shared"]["step"]) == 3
 
 
 def test_state_has_the_shapes_of_parameters() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -22,7 +23,8 @@ def forker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forker]:
 @pytest.fixture(autouse=True)
 def forget_plugins() -> Iterator[None]:
     """What a plugin registers ends with its test."""
-    before = [(registry, dict(registry)) for registry in (KINDS, TASKS)]
+    registries: list[dict[str, Any]] = [KINDS, TASKS]
+    before = [(registry, dict(registry)) for registry in registries]
     yield
     for registry, entries in before:
         registry.clear()

@@ -22,7 +22,7 @@ from typing import Any
 
 
 def warm_up() -> None:
-    """A whole run: what it imports late and the tables that torch builds cost a second, once instead of in every fork."""
+    """A whole run: its late imports and the tables that torch builds cost a second, once instead of in every fork."""
     import tqdm
 
     from meta_train.cli import main

@@ -199,10 +199,18 @@ def test_an_out_that_cannot_be_a_folder(tmp_path: Path, capsys: pytest.CaptureFi
 
 def test_no_process_and_no_open_file_after_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run that fails while it starts closes what it opened; warnings of unclosed files are errors here."""
-    closed = []
+    closed: list[Workers] = []
     close = Workers.close
-    monkeypatch.setattr(Workers, "close", lambda self: (closed.append(1), close(self)))
-    monkeypatch.setattr("meta_train.run.tuned_start", lambda *_: (_ for _ in ()).throw(UserError("no")))
+
+    def noted(workers: Workers) -> None:
+        closed.append(workers)
+        close(workers)
+
+    def fail(*_: Any) -> None:
+        raise UserError("no")
+
+    monkeypatch.setattr(Workers, "close", noted)
+    monkeypatch.setattr("meta_train.run.tuned_start", fail)
     with pytest.raises(UserError, match="no"):
         train(tmp_path / "run")
     assert closed

@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 # Every setting is named, so that no test depends on the presets.
 TINY: dict[str, Any] = {
-    "optimizees": "quadratic:dim=3,std=0.1", "datasets": "digits", "learned": "hyper-adamw", "estimator": "tbptt",
+    "optimizees": "quadratic:dim=3,std=0.01", "datasets": "digits", "learned": "hyper-adamw", "estimator": "tbptt",
     "objective": "valid", "unroll_length": 3, "episode_length": "6", "num_tasks": 2, "shards": 2, "outer_steps": 4,
     "outer_lr": 0.01, "clip": 1.0, "validate_every": 2, "validation_seeds": 1, "checkpoint_every": 2, "seed": 0,
     "device": "cpu", "inner_backend": "torch",

@@ -163,6 +163,17 @@ def test_purity_and_determinism(spec):
         assert not v.requires_grad
 
 
+@pytest.mark.parametrize("spec", ["mlp", "cnn:channels=4,norm=batch"])
+def test_metrics_of_a_whole_split(spec):
+    (task,) = make_tasks(spec)
+    params, buffers = task.init(seeded())
+    x, y = task.full("train")
+    logits, _ = task.model.apply(params, buffers, x, training=False)
+    metrics = task.metrics(params, buffers, (x, y))  # in chunks, the last one shorter
+    torch.testing.assert_close(metrics["loss"], nn.functional.cross_entropy(logits, y))
+    torch.testing.assert_close(metrics["accuracy"], (logits.argmax(1) == y).float().mean())
+
+
 def test_splits_of_digits_are_disjoint():
     (task,) = make_tasks("mlp")
     sizes = {split: len(task.full(split)[0]) for split in ("train", "valid", "test")}

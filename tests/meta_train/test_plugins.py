@@ -1,0 +1,90 @@
+"""A user's own task and learned optimizer from the command line, and ``--inner-backend higher``."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lo_framework.checkpoint import load_optimizer
+from lo_framework.learned import make_learned
+from meta_train.cli import main
+from optimizees.plugin import load_plugins
+from tests.meta_train.tools import Forker, command, metrics, same_run, train
+
+HERE = Path(__file__).parent
+TASKS, LEARNED = str(HERE / "plugin_tasks.py"), str(HERE / "plugin_learned.py")
+
+
+def test_a_task_of_ones_own(tmp_path: Path) -> None:
+    argv = command(tmp_path / "run", "--plugin", TASKS, optimizees="sick:share=0")
+    assert main(argv) == 0
+    assert list(metrics(tmp_path / "run")[0]["families"]) == ["sick:share=0"]
+
+
+def test_without_its_plugin_it_is_unknown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(command(tmp_path / "run", optimizees="sick")) == 2
+    assert 'unknown optimizee "sick"' in capsys.readouterr().err
+
+
+def test_a_learned_optimizer_of_ones_own(tmp_path: Path) -> None:
+    argv = command(tmp_path / "run", "--plugin", LEARNED, learned="slope:lr=0.2")
+    assert main(argv) == 0
+    file = load_optimizer(tmp_path / "run" / "optimizer.safetensors")
+    assert file.kind == "slope" and file.config == {"lr": 0.2}
+    learned = make_learned(file.kind, **file.config)
+    learned.load_theta(file.tensors)
+    assert set(learned.theta()) == {"head.weight", "head.bias"}
+
+
+def test_plugins_reach_the_workers_and_start_alike_everywhere(forker: Forker, tmp_path: Path) -> None:
+    """Three shards of two families on two processes: an uneven share. The start was drawn from the global generator."""
+    settings: dict[str, Any] = {
+        "optimizees": "sick,quadratic:dim=2", "learned": "slope", "num_tasks": 3, "shards": 3, "outer_steps": 2,
+        "validate_every": 1,
+    }  # fmt: skip
+    for workers in (1, 2):
+        argv = command(tmp_path / str(workers), "--plugin", TASKS, "--plugin", LEARNED, workers=workers, **settings)
+        assert forker.run(argv) == 0, forker.printed()
+    same_run(tmp_path / "1", tmp_path / "2")
+
+
+def test_higher_gives_the_same_run_as_vmap(tmp_path: Path) -> None:
+    """The first outer step, from the same data: the same meta-loss and the same gradient."""
+    rows = []
+    for backend in ("torch", "higher"):
+        train(tmp_path / backend, inner_backend=backend, outer_steps=3, optimizees="quadratic:dim=3,mlp:hidden=2,batch=4")
+        rows.append(metrics(tmp_path / backend)[0])
+    for key in ("meta_loss", "grad_norm"):
+        assert rows[0][key] == pytest.approx(rows[1][key], rel=1e-4)
+    assert rows[1]["nonfinite"] == 0
+
+
+def test_higher_takes_what_vmap_cannot(tmp_path: Path) -> None:
+    """Meta-training, validation and a resume, all without ``vmap``."""
+    load_plugins([TASKS])
+    settings: dict[str, Any] = {"optimizees": "recurrent", "inner_backend": "higher", "plugins": (TASKS,)}
+    best = train(tmp_path / "whole", **settings)
+    assert best.kind == "hyper-adamw" and best.score <= 1.0
+    assert all(row["skipped"] == 0 and row["grad_norm"] > 0 for row in metrics(tmp_path / "whole"))
+    train(tmp_path / "cut", max_seconds=1e-9, **settings)
+    train(tmp_path / "cut", resume=True, **settings)
+    assert metrics(tmp_path / "cut") == metrics(tmp_path / "whole")
+
+
+def test_tasks_that_fall_ill_with_higher(tmp_path: Path) -> None:
+    load_plugins([TASKS])
+    best = train(tmp_path / "run", optimizees="sick", inner_backend="higher", plugins=(TASKS,), num_tasks=4)
+    assert any(row["nonfinite"] > 0 for row in metrics(tmp_path / "run"))
+    assert all(torch.isfinite(x).all() for x in best.theta.values())
+
+
+def test_the_warnings_of_higher_are_kept_out() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        from lo_framework.inner.higher_adamw import import_higher
+
+        import_higher()
