@@ -15,7 +15,6 @@ from itertools import pairwise
 import numpy as np
 import torch
 from torch import Tensor
-from torch.func import vmap
 
 from eval.statistics import Array
 from lo_framework.inner.rollout import rollout
@@ -26,9 +25,6 @@ from lo_framework.protocols import Task
 # Settings x seeds in one vmap. CPU, AdamW, task-steps/s at 4 / 8 / 16 / 48: mlp/digits 600 / 2160 / 3720 / 6830,
 # cnn/digits 200 / 430 / 470 / 390; more also costs memory.
 CHUNK = 16
-# Numbers of a full split that go through a model at once (at least 64 rows): all of MNIST through a CNN would take
-# gigabytes, and with 64 / 256 / 1024 images of 28x28 in a block it does 10,800 / 5,700 / 3,600 rows/s.
-BLOCK = 1 << 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,14 +83,13 @@ def run_cell(
     watch = _Watch(on_step, task.device)
     runs = len(thetas) * len(cell.seeds)
     chunk = -(-runs // -(-runs // CHUNK))  # equal chunks: 20 runs are 10 + 10, not 16 + 4
-    rolled = rollout(task, optimizer, thetas, cell.seeds, cell.steps, splits=(), chunk=chunk, on_step=watch)
-    metrics = {"mean_loss": rolled.train.double().mean(-1)}
+    rolled = rollout(task, optimizer, thetas, cell.seeds, cell.steps, splits=cell.splits, chunk=chunk, on_step=watch)
     family = Family(task, optimizer)
-    for split in cell.splits:
-        for name, value in full_metrics(family, split, rolled.params, rolled.buffers).items():
-            bad = torch.inf if name == "loss" else torch.nan
-            key = "final_loss" if (split, name) == ("train", "loss") else f"{split}_{name}"
-            metrics[key] = torch.where(rolled.alive, value, bad)
+    metrics = {"mean_loss": rolled.train.double().mean(-1)}
+    for name, value in rolled.final.items():
+        bad = torch.inf if name.endswith(".loss") else torch.nan
+        key = "final_loss" if name == "train.loss" else name.replace(".", "_")
+        metrics[key] = torch.where(rolled.alive, value, bad).double()
     diverged = ~rolled.alive | ~torch.isfinite(metrics.get("final_loss", metrics["mean_loss"]))
     guard = getattr(rolled, "guard", None)
     return Measured(
@@ -106,31 +101,6 @@ def run_cell(
         state_floats=_state_floats(family, rolled.params[0, 0]),
         extra={} if guard is None else {"guard": np.asarray(guard.cpu(), dtype=np.float64)},
     )
-
-
-def full_metrics(family: Family, split: str, params: Tensor, buffers: dict[str, Tensor]) -> dict[str, Tensor]:
-    """``{metric: [C, S]}`` (float64) on a full split in evaluation mode, for ``params [C, S, N]``.
-
-    Blocks of rows at a time; metrics are means over rows, so blocks are weighed by theirs.
-    """
-    lead = params.shape[:2]
-    flat = params.flatten(0, 1)
-    flat_buffers = {name: x.flatten(0, 1) for name, x in buffers.items()}
-    data = family.task.full(split)
-    rows = len(data[0])
-    size = max(64, BLOCK // max(1, data[0][0].numel()))
-    totals: dict[str, Tensor] = {}
-    with torch.no_grad():
-        for begin in range(0, rows, size):
-            block = tuple(x[begin : begin + size] for x in data)
-
-            def measured(p: Tensor, b: dict[str, Tensor], block: tuple[Tensor, ...] = block) -> dict[str, Tensor]:
-                return family.task.metrics(family.layout.unflatten(p), b, block)
-
-            weight = len(block[0]) / rows
-            for name, x in vmap(measured, chunk_size=4)(flat, flat_buffers).items():
-                totals[name] = totals.get(name, 0.0) + weight * x.double()
-    return {name: x.reshape(lead) for name, x in totals.items()}
 
 
 def plan_cells(

@@ -2,27 +2,54 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from pathlib import Path
 
 from eval.evaluation import evaluate
 from eval.progress import Progress
 from eval.report import files, transfer
+from eval.result import Result, from_json
+from lo_framework.files.atomic import atomic_write_text
 from lo_framework.learned import make_learned
 from meta_train.incumbent import Incumbent
 from meta_train.run import MetaTraining
+from optimizees.spec import UserError
 
 SEEDS = 20
+MARK = "evaluated"  # names the optimizer file that the table is about
 
 
 def closing_report(run: MetaTraining, best: Incumbent, *, workers: int, seeds: int = SEEDS) -> str:
-    """Evaluate ``best`` on the run's own families, over the longest episode; the files go to ``evaluation/`` there."""
+    """Evaluate ``best`` on the run's own families, over the longest episode; the files go to ``evaluation/`` there.
+
+    What has been evaluated already is only told again: to resume a finished run costs nothing.
+    """
+    folder, optimizer = run.out / "evaluation", run.out / "optimizer.safetensors"
+    mark, key = folder / MARK, f"{hashlib.sha256(optimizer.read_bytes()).hexdigest()} {seeds} seeds\n"
+    result = _told(folder) if mark.exists() and mark.read_text() == key else None
+    if result is None:
+        result = _evaluated(run, best, workers, seeds)
+        files.save(result, files.prepare(folder))
+        atomic_write_text(mark, key)  # last: a killed evaluation is done again
+    written = [path for path in sorted(folder.iterdir()) if path.suffix in (".json", ".md", ".png")]
+    return f"{transfer.plain(result)}\n{files.listing(written)}"
+
+
+def _told(folder: Path) -> Result | None:
+    """The result that lies in ``folder``, if it is whole."""
+    try:
+        return from_json((folder / files.NUMBERS).read_text())
+    except (OSError, UserError):
+        return None
+
+
+def _evaluated(run: MetaTraining, best: Incumbent, workers: int, seeds: int) -> Result:
     learned = make_learned(best.kind, **best.config)
     learned.load_theta(best.theta)
-    folder: Path = run.out / "evaluation"
-    progress = Progress(0, title="evaluation")
+    progress = Progress(title="evaluation")
     try:
-        result = evaluate(
+        return evaluate(
             run.tasks,
             learned,
             baselines=("adamw",),
@@ -37,5 +64,3 @@ def closing_report(run: MetaTraining, best: Incumbent, *, workers: int, seeds: i
         )
     finally:
         progress.close()
-    written = files.save(result, files.prepare(folder))
-    return f"{transfer.plain(result)}\n{files.listing(written)}"

@@ -31,7 +31,7 @@ class RunConfig:
     outer_steps: int = 100
     outer_lr: float = 0.01
     clip: float = 1.0
-    validate_every: int = 10
+    validate_every: int = 5
     validation_seeds: int = 8
     checkpoint_every: int = 10
     seed: int = 0
@@ -88,7 +88,7 @@ class RunConfig:
 # A few minutes and about an hour on two CPU cores. Measured: docs/experiments.md.
 PRESETS: dict[str, dict[str, Any]] = {
     "quick": {},
-    "small": {"outer_steps": 1000, "num_tasks": 8},
+    "small": {"outer_steps": 600, "num_tasks": 16, "validate_every": 10, "checkpoint_every": 20},
 }
 
 

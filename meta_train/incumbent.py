@@ -83,7 +83,7 @@ def score(quality: Quality, reference: Quality) -> float:
 def log_ratio(mine: float, theirs: float) -> float:
     """log(mine / theirs) within bounds, 0 for equals, whatever the sign of the losses.
 
-    A negative ``theirs`` (a likelihood, a noisy minibatch) has no ratio: there it is the difference over its size, which is the
+    A negative ``theirs`` (a likelihood, a noisy minibatch) has no ratio: there it is the difference over its size, the
     same near equality.
     """
     if theirs > 0 or not math.isfinite(mine - theirs):

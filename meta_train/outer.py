@@ -23,6 +23,8 @@ class Outer:
         self.adam = torch.optim.Adam([{"params": [p]} for p in self.params.values()], lr=lr, betas=(0.9, 0.99))
         self.clip, self.steps = clip, steps
         self.done = 0
+        self.damping = 1.0  # halved by every return to the incumbent
+        self.stale = 0  # validations since the incumbent last changed
 
     @property
     def theta(self) -> Theta:
@@ -31,6 +33,7 @@ class Outer:
     def step(self, grad: Theta) -> dict[str, float]:
         """One update. A gradient that is not finite is skipped and reported; the clock moves on all the same."""
         rate = min(1.0, (self.done + 1) / WARM_UP)
+        rate *= self.damping
         rate *= FLOOR + (1 - FLOOR) * 0.5 * (1 + math.cos(math.pi * min(1.0, self.done / self.steps)))
         self.done += 1
         norm = float(torch.sqrt(sum((g.double() ** 2).sum() for g in grad.values())))  # type: ignore[arg-type]
@@ -44,8 +47,18 @@ class Outer:
         self.adam.step()
         return {"grad_norm": norm, "clip_ratio": ratio, "skipped": 0.0}
 
+    def back_to(self, theta: Theta) -> None:
+        """Go on from ``theta`` at half the pace and with fresh moments."""
+        with torch.no_grad():
+            for name, p in self.params.items():
+                p.copy_(theta[name])
+        self.adam.state.clear()
+        self.damping *= 0.5
+        self.stale = 0
+
     def dump(self) -> dict[str, Tensor]:
         out = {f"theta.{name}": p.detach() for name, p in self.params.items()}
+        out |= {"damping": torch.tensor(self.damping, dtype=torch.float64), "stale": torch.tensor(self.stale)}
         for i, name in enumerate(self.params):
             for key, value in self.adam.state_dict()["state"].get(i, {}).items():
                 out[f"adam.{key}.{name}"] = torch.as_tensor(value)
@@ -61,3 +74,4 @@ class Outer:
                 state[i] = found
         self.adam.load_state_dict({"state": state, "param_groups": self.adam.state_dict()["param_groups"]})
         self.done = done
+        self.damping, self.stale = float(tensors["damping"]), int(tensors["stale"])

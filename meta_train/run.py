@@ -33,6 +33,8 @@ from meta_train.progress import Progress
 from meta_train.workers import Workers
 from optimizees import UserError, make_tasks
 
+PATIENCE = 3  # validations without a better optimizer before the run goes back to the incumbent
+
 
 @dataclass
 class Run:
@@ -200,35 +202,34 @@ class MetaTraining:
         value = score(quality, run.reference)
         if value < run.incumbent.score:
             run.incumbent = Incumbent(theta, stage.kind, stage.config, value, run.step, quality)
+            run.outer.stale = 0
             self._save_optimizer(run)
+            return
+        run.outer.stale += 1
+        if run.outer.stale >= PATIENCE and run.step < stage.end:  # unrolled gradients explode now and then: go back
+            run.outer.back_to(self._grown(run.incumbent, stage).theta())
+            progress.say(f"step {run.step}: score {value:.3f}, back to the incumbent ({run.incumbent.score:.3f}) at half the pace")
 
     def _next_stage(self, run: Run, workers: Workers, progress: Progress) -> None:
         """Grow: a new kind that starts as the function that the incumbent is."""
         run.stage += 1
         stage = self.stages[run.stage]
-        smaller, learned = self._rebuilt(run.incumbent), stage.build()
-        learned.grow_from(smaller)
-        run.outer = self._outer(learned, stage)
+        run.outer = self._outer(self._grown(run.incumbent, stage), stage)
         self._build(workers, stage, None)
-        progress.say(f"step {run.step}: {smaller.kind} (score {run.incumbent.score:.3f}) grows into {stage.kind}")
+        progress.say(f"step {run.step}: {run.incumbent.kind} (score {run.incumbent.score:.3f}) grows into {stage.kind}")
 
     def _outer(self, learned: LearnedOptimizer, stage: Stage) -> Outer:
         # What was learned already moves more slowly: a later stage must not shake apart what it grew from.
-        lr = self.config.outer_lr / (1 + stage.index)
+        lr = self.config.outer_lr / (1 + 0.5 * stage.index)
         return Outer(learned, lr, self.config.clip, stage.end - stage.begin)
 
     @staticmethod
-    def _rebuilt(incumbent: Incumbent) -> LearnedOptimizer:
-        learned = build_learned(incumbent.kind, incumbent.config)
-        learned.load_theta(incumbent.theta)
+    def _grown(incumbent: Incumbent, stage: Stage) -> LearnedOptimizer:
+        """The stage's kind as the same function as the incumbent."""
+        smaller, learned = build_learned(incumbent.kind, incumbent.config), stage.build()
+        smaller.load_theta(incumbent.theta)
+        learned.grow_from(smaller)
         return learned
-
-    def _occupied(self) -> bool:
-        """There is something that a new run would overwrite."""
-        log = self.out / "metrics.jsonl"
-        return any((self.out / name).exists() for name in ("state", "optimizer.safetensors")) or (
-            log.exists() and log.stat().st_size > 0
-        )
 
     # -- files ---------------------------------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.func import functional_call, grad_and_value, vmap
+from torch.func import functional_call, vmap
 
 from lo_framework.inner.batching import over_tasks
 from lo_framework.layout import Layout
@@ -73,38 +73,49 @@ class Family:
         ``differentiable`` makes the training loss carry a meta-gradient in first-order mode as well.
         """
 
+        def loss_of(params: Tensor, buffers: State, batch: Batch, noise: Tensor) -> tuple[Tensor, State]:
+            return self.task.loss(self.layout.unflatten(params), buffers, batch, noise)
+
         def update(
-            theta: Theta, params: Tensor, buffers: State, state: State, train: Batch, noise: Tensor, progress: Tensor
-        ) -> tuple[Tensor, State, State, Tensor]:
-            def loss_of(flat: Tensor) -> tuple[Tensor, State]:
-                return self.task.loss(self.layout.unflatten(flat), buffers, train, noise)
+            theta: Theta, params: Tensor, grads: Tensor, state: State, loss: Tensor, progress: Tensor
+        ) -> tuple[Tensor, State]:
+            return functional_call(self.learned, theta, (self.layout, params, grads, state, loss, progress))
 
-            at = params if second_order else params.detach()
-            grads, (loss, new_buffers) = grad_and_value(loss_of, has_aux=True)(at)
-            if differentiable and not second_order:  # d loss / d params is the gradient at hand
-                loss = loss.detach() + (grads.detach() * (params - at)).sum()
-            seen = loss if second_order else loss.detach()  # a rule that reads the loss has a path through it
-            arguments = (self.layout, params, grads, state, seen, progress)
-            new_params, new_state = functional_call(self.learned, theta, arguments)
-            return new_params, new_buffers, new_state, loss
+        losses_of, updated = over_tasks(self.task, loss_of), over_tasks(self.task, update)
 
-        def held_loss(params: Tensor, buffers: State, held: Batch, noise: Tensor) -> Tensor:
-            return self.task.loss(self.layout.unflatten(params), buffers, held, noise)[0]
+        def slopes(carry: Carry, draw: Draw) -> tuple[Tensor, Tensor, State]:
+            """Losses ``[K]``, their gradients ``[K, N]`` and the new buffers.
 
-        updated, held_losses = over_tasks(self.task, update), over_tasks(self.task, held_loss)
+            No row's loss depends on another row's parameters, so one backward pass from all of them gives every task
+            its own gradient, without the levels and the rules that differentiation inside vmap goes through.
+            """
+            through = second_order and carry.params.requires_grad and torch.is_grad_enabled()
+            with torch.enable_grad():
+                at = carry.params if through else carry.params.detach().requires_grad_()
+                loss, buffers = losses_of(at, carry.buffers, draw.train, draw.noise)
+                grads = torch.zeros_like(at)
+                if loss.requires_grad:
+                    (grads,) = torch.autograd.grad(
+                        loss, at, torch.ones_like(loss), create_graph=through, materialize_grads=True
+                    )
+            if through:
+                return loss, grads, buffers
+            return loss.detach(), grads.detach(), {name: x.detach() for name, x in buffers.items()}
 
         # What is the same for every task and needs no rule of its own stays outside vmap, where a call costs less.
         def step(theta: Theta, carry: Carry, draw: Draw) -> tuple[Carry, Losses]:
-            new_params, new_buffers, new_state, loss = updated(
-                theta, carry.params, carry.buffers, carry.state, draw.train, draw.noise, draw.progress
-            )
+            loss, grads, new_buffers = slopes(carry, draw)
+            if differentiable and not second_order:  # d loss / d params is the gradient at hand
+                loss = loss + (grads * (carry.params - carry.params.detach())).sum(-1)
+            seen = loss if second_order else loss.detach()  # a rule that reads the loss has a path through it
+            new_params, new_state = updated(theta, carry.params, grads, carry.state, seen, draw.progress)
             alive = carry.alive & torch.isfinite(loss.detach()) & torch.isfinite(new_params.detach().sum(-1))
             params = _where(alive, new_params, carry.params)
             state = {name: _where(alive, new_state[name], old) for name, old in carry.state.items()}
             buffers = {name: _where(alive, new_buffers[name], old) for name, old in carry.buffers.items()}
             held = torch.zeros_like(loss)
             if held_out:
-                held = held_losses(params, buffers, draw.held, draw.noise)
+                held, _ = losses_of(params, buffers, draw.held, draw.noise)
             losses = Losses(_where(alive, loss, torch.inf), _where(alive, held, torch.inf))
             return Carry(params, buffers, state, alive), losses
 

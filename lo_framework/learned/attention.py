@@ -86,7 +86,7 @@ class Attention(HyperAdamW):
 
     def outer_scale(self, name: str) -> float:
         # The head acts through ``gain`` and sums over the width: at a network's pace it would shake every step size.
-        return 0.05 if name == "head" else super().outer_scale(name)
+        return 0.1 if name == "head" else super().outer_scale(name)
 
     def measure(self, params: Tensor, grads: Tensor, state: State) -> Tensor:
         m = state["m"]

@@ -1,4 +1,4 @@
-"""A user's plugin: a learned optimizer whose start comes from torch's global generator, as that of any nn.Linear does."""
+"""A user's plugin: a learned optimizer whose start comes from torch's global generator, as any nn.Linear's does."""
 
 from __future__ import annotations
 

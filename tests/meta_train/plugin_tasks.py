@@ -14,7 +14,7 @@ from optimizees.task import Batch, Buffers, Params, Task, soft_cap
 
 @dataclass(frozen=True, kw_only=True)
 class SickConfig:
-    """``share`` of the episodes fall ill at their third step: their loss (or, ``where=gradient``, its derivative) is NaN."""
+    """``share`` of the episodes fall ill at their third step: the loss (``where=gradient``: its derivative) is NaN."""
 
     share: float = 0.5
     where: str = "loss"

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -29,7 +30,8 @@ def refused(argv: list[str], out: Path, capsys: pytest.CaptureFixture[str]) -> s
 
 
 @pytest.mark.parametrize(("name", "value", "expected"), [
-    ("optimizees", "mpl", '"mlp"'), ("optimizees", "quadratic:dmi=3", '"dim"'), ("optimizees", "mlp:hidden=x", "hidden"),
+    ("optimizees", "mpl", '"mlp"'), ("optimizees", "quadratic:dmi=3", '"dim"'),
+    ("optimizees", "mlp:hidden=x", "hidden"),
     ("optimizees", "", "optimizees"), ("optimizees", "mlp:batch=8,mlp:batch=8", "twice"),
     ("datasets", "digit", '"digits"'), ("datasets", "digits:siez=4", '"size"'),
     ("learned", "attention-mpl", '"attention-mlp"'), ("learned", "lstm:hiden=3", '"hidden"'),
@@ -41,7 +43,8 @@ def test_unknown_words(
     name: str, value: str, expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "run"
-    assert expected in refused(command(out, **{name: value}), out, capsys)
+    settings: dict[str, Any] = {name: value}
+    assert expected in refused(command(out, **settings), out, capsys)
 
 
 def test_unknown_preset(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -58,7 +61,8 @@ def test_unknown_preset(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
 ])  # fmt: skip
 def test_impossible_sizes(name: str, value: object, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "run"
-    line = refused(command(out, **{name: value}), out, capsys)
+    settings: dict[str, Any] = {name: value}
+    line = refused(command(out, **settings), out, capsys)
     assert name.split("_")[0] in line and str(value) in line
 
 
@@ -99,7 +103,7 @@ def test_data_that_is_not_there(
     monkeypatch.setattr("pooch.retrieve", no_network)
     monkeypatch.setattr("pooch.os_cache", lambda name: tmp_path / "cache")
     out, empty = tmp_path / "run", tmp_path / "empty"
-    settings = {"optimizees": "mlp:hidden=4", "datasets": "mnist"}
+    settings: dict[str, Any] = {"optimizees": "mlp:hidden=4", "datasets": "mnist"}
     line = refused(command(out, "--data-dir", str(tmp_path / "none"), **settings), out, capsys)
     assert "none" in line and "does not exist" in line
     empty.mkdir()

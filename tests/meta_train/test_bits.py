@@ -49,15 +49,6 @@ def test_another_seed_other_bits(one_worker: Path, tmp_path: Path) -> None:
     assert metrics(tmp_path / "run")[0]["meta_loss"] != metrics(one_worker)[0]["meta_loss"]
 
 
-def test_two_workers_same_bits(forker: Forker, tmp_path: Path) -> None:
-    """Three shards of two families on two processes: an uneven share, one that mixes families."""
-    settings = {"optimizees": "quadratic:dim=3,quadratic:dim=2", "num_tasks": 3, "shards": 3, "outer_steps": 2}
-    for workers in (1, 2):
-        code = forker.run(command(tmp_path / str(workers), workers=workers, **{**settings, "validate_every": 1}))
-        assert code == 0, forker.printed()
-    same_run(tmp_path / "1", tmp_path / "2")
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("changes", [
     {"estimator": "pes", "learned": "mlp:hidden=4"}, {"estimator": "tbptt:segments=0,second_order=false"},

@@ -116,7 +116,7 @@ def test_a_first_stage_with_settings_of_its_own_is_measured(tmp_path: Path) -> N
 def test_families_are_the_full_product(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two optimizees x two data sets and one that needs no data; every family has metrics of its own."""
     monkeypatch.setitem(DATASETS, "others", DATASETS["digits"])
-    settings = {
+    settings: dict[str, Any] = {
         "optimizees": "mlp:hidden=2,batch=4,cnn:channels=2,batch=4,quadratic:dim=2", "datasets": "digits,others",
         "outer_steps": 1, "unroll_length": 1, "episode_length": "2", "shards": 1,
     }  # fmt: skip
@@ -128,7 +128,7 @@ def test_families_are_the_full_product(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_augmented_episodes_resume_too(tmp_path: Path) -> None:
-    settings = {"augment": 100.0, "optimizees": "mlp:hidden=2,batch=4", "num_tasks": 4, "outer_steps": 2}
+    settings: dict[str, Any] = {"augment": 100.0, "optimizees": "mlp:hidden=2,batch=4", "num_tasks": 4}
     train(tmp_path / "a", **settings)
     train(tmp_path / "b", max_seconds=1e-9, **settings)
     train(tmp_path / "b", resume=True, **settings)

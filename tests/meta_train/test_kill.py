@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import shutil
@@ -13,7 +12,17 @@ from typing import Any
 
 import pytest
 
-from tests.meta_train.tools import Forker, command, final_state, metrics, program, same_run
+from tests.meta_train.tools import (
+    Forker,
+    command,
+    descendants,
+    final_state,
+    gone,
+    metrics,
+    program,
+    same_run,
+    until_step,
+)  # fmt: skip
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="SIGKILL and fork are POSIX")
 
@@ -93,48 +102,6 @@ def test_killed_at_every_disk_operation(forker: Forker, undisturbed: tuple[Path,
     assert count > 12
     for point in range(1, count + 1):
         strike(forker, undisturbed[0], tmp_path / f"run-{point}", point)
-
-
-def descendants(pid: int) -> set[int]:
-    """All processes below ``pid``, from /proc."""
-    found: set[int] = set()
-    try:
-        tasks = list(Path(f"/proc/{pid}/task").iterdir())
-        children = [int(child) for task in tasks for child in (task / "children").read_text().split()]
-    except OSError:
-        return found
-    for child in children:
-        found |= {child} | descendants(child)
-    return found
-
-
-def running(pid: int) -> bool:
-    """The process exists and is no zombie (a container's first process may not collect those)."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except OSError:
-        return False
-
-
-def gone(pids: set[int], seconds: float) -> bool:
-    deadline = time.monotonic() + seconds
-    while any(running(pid) for pid in pids):
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.02)
-    return True
-
-
-def until_step(out: Path, step: int, seconds: float = 60.0) -> None:
-    """Wait until the log holds ``step``."""
-    deadline = time.monotonic() + seconds
-    log = out / "metrics.jsonl"
-    while time.monotonic() < deadline:
-        lines = log.read_text().splitlines() if log.exists() else []
-        if len(lines) >= step and json.loads(lines[step - 1])["step"] == step:
-            return
-        time.sleep(0.005)
-    raise AssertionError(f"no step {step} in {seconds} s")
 
 
 def test_killed_with_two_workers(forker: Forker, undisturbed: tuple[Path, float], tmp_path: Path) -> None:

@@ -56,7 +56,8 @@ def test_higher_gives_the_same_run_as_vmap(tmp_path: Path) -> None:
     """The first outer step, from the same data: the same meta-loss and the same gradient."""
     rows = []
     for backend in ("torch", "higher"):
-        train(tmp_path / backend, inner_backend=backend, outer_steps=3, optimizees="quadratic:dim=3,mlp:hidden=2,batch=4")
+        settings: dict[str, Any] = {"inner_backend": backend, "optimizees": "quadratic:dim=3,mlp:hidden=2,batch=4"}
+        train(tmp_path / backend, outer_steps=3, **settings)
         rows.append(metrics(tmp_path / backend)[0])
     for key in ("meta_loss", "grad_norm"):
         assert rows[0][key] == pytest.approx(rows[1][key], rel=1e-4)

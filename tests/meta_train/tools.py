@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
-from dataclasses import asdict
+import time
 from pathlib import Path
 from typing import Any
 
@@ -152,7 +152,43 @@ def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     return list(one) == list(other) and all(torch.equal(x, other[name]) for name, x in one.items())
 
 
-__all__ = [
-    "ROOT", "TINY", "Forker", "asdict", "command", "equal", "final_state", "metrics", "program", "raw", "same_run",
-    "snapshot", "tiny", "train",
-]  # fmt: skip
+def descendants(pid: int) -> set[int]:
+    """All processes below ``pid``, from /proc."""
+    found: set[int] = set()
+    try:
+        tasks = list(Path(f"/proc/{pid}/task").iterdir())
+        children = [int(child) for task in tasks for child in (task / "children").read_text().split()]
+    except OSError:
+        return found
+    for child in children:
+        found |= {child} | descendants(child)
+    return found
+
+
+def running(pid: int) -> bool:
+    """The process exists and is no zombie (a container's first process may not collect those)."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+def gone(pids: set[int], seconds: float) -> bool:
+    deadline = time.monotonic() + seconds
+    while any(running(pid) for pid in pids):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+def until_step(out: Path, step: int, seconds: float = 60.0) -> None:
+    """Wait until the log holds ``step``."""
+    deadline = time.monotonic() + seconds
+    log = out / "metrics.jsonl"
+    while time.monotonic() < deadline:
+        lines = log.read_text().splitlines() if log.exists() else []
+        if len(lines) >= step and json.loads(lines[step - 1])["step"] == step:
+            return
+        time.sleep(0.005)
+    raise AssertionError(f"no step {step} in {seconds} s")

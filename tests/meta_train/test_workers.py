@@ -1,0 +1,54 @@
+"""Worker processes: errors come back as what they are, and none outlives its run."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from meta_train.host import Setup
+from meta_train.workers import Workers
+from optimizees.spec import UserError
+from tests.meta_train.tools import command, descendants, gone, program, tiny, until_step
+
+
+def test_errors_of_workers(tmp_path: Path) -> None:
+    """Bad input stays bad input, a bug shows its traceback, a worker that dies is named; close ends them all."""
+    workers = Workers(Setup(tiny(), None, ()), 2, 2)
+    try:
+        with pytest.raises(UserError, match="unknown learned optimizer"):
+            workers.call("build", [("atention", {}, 0, None)] * 2)
+        workers.pipes[1].recv()  # the other one's answer
+        with pytest.raises(RuntimeError, match=r"worker 0 failed:\n(.|\n)*no_such_method"):
+            workers.everywhere("no_such_method")
+        workers.pipes[1].recv()
+        os.kill(workers.processes[1].pid, signal.SIGKILL)
+        with pytest.raises(RuntimeError, match=r"worker 1 ended unexpectedly \(exit code -9"):
+            workers.call("validate", [("hyper-adamw", {}, [], [])] * 2)
+    finally:
+        workers.close()
+    assert not any(process.is_alive() for process in workers.processes)
+    workers.close()  # twice is fine
+
+
+def test_shares_of_the_shards() -> None:
+    workers = Workers(Setup(tiny(), None, ()), 1, 5)
+    assert workers.num == 1 and workers.parts == [[0]] and not workers.processes
+    with pytest.raises(UserError, match="--workers must be at least 1"):
+        Workers(Setup(tiny(), None, ()), 2, 0)
+
+
+@pytest.mark.slow
+def test_ctrl_c_in_a_terminal(tmp_path: Path) -> None:
+    """SIGINT to the whole process group, as a terminal sends it: one line, code 130, no process left."""
+    out = tmp_path / "run"
+    process = program(command(out, workers=2, outer_steps=10_000))
+    until_step(out, 1)
+    children = descendants(process.pid)
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 130, errors
+    assert errors.splitlines()[-1].startswith("meta_train: interrupted") and "Traceback" not in errors
+    assert len(children) >= 2 and gone(children, 5.0)
