@@ -12,6 +12,7 @@ from lo_framework.learned.base import LearnedOptimizer, Theta
 
 WARM_UP = 5
 FLOOR = 0.05
+AVERAGING = 0.8  # what is validated and saved is an average over about five outer steps: a fifth of the gradient noise
 
 
 class Outer:
@@ -22,6 +23,7 @@ class Outer:
         self.rates = [lr * learned.outer_scale(name) for name in self.params]
         self.adam = torch.optim.Adam([{"params": [p]} for p in self.params.values()], lr=lr, betas=(0.9, 0.99))
         self.clip, self.steps = clip, steps
+        self.average = {name: p.detach().clone() for name, p in self.params.items()}
         self.done = 0
         self.damping = 1.0  # halved by every return to the incumbent
         self.stale = 0  # validations since the incumbent last changed
@@ -45,6 +47,8 @@ class Outer:
         for group, full in zip(self.adam.param_groups, self.rates, strict=True):
             group["lr"] = full * rate
         self.adam.step()
+        for name, p in self.params.items():
+            self.average[name].lerp_(p.detach(), 1 - AVERAGING)
         return {"grad_norm": norm, "clip_ratio": ratio, "skipped": 0.0}
 
     def back_to(self, theta: Theta) -> None:
@@ -52,12 +56,14 @@ class Outer:
         with torch.no_grad():
             for name, p in self.params.items():
                 p.copy_(theta[name])
+                self.average[name].copy_(theta[name])
         self.adam.state.clear()
         self.damping *= 0.5
         self.stale = 0
 
     def dump(self) -> dict[str, Tensor]:
         out = {f"theta.{name}": p.detach() for name, p in self.params.items()}
+        out |= {f"average.{name}": x for name, x in self.average.items()}
         out |= {"damping": torch.tensor(self.damping, dtype=torch.float64), "stale": torch.tensor(self.stale)}
         for i, name in enumerate(self.params):
             for key, value in self.adam.state_dict()["state"].get(i, {}).items():
@@ -69,6 +75,7 @@ class Outer:
         state: dict[int, dict[str, Any]] = {}
         for i, (name, p) in enumerate(self.params.items()):
             p.data.copy_(tensors[f"theta.{name}"])
+            self.average[name].copy_(tensors[f"average.{name}"])
             found = {key: tensors.get(f"adam.{key}.{name}") for key in ("step", "exp_avg", "exp_avg_sq")}
             if all(value is not None for value in found.values()):
                 state[i] = found

@@ -129,9 +129,7 @@ class MetaTraining:
         config = self.config
         while run.step < config.outer_steps:
             if max_seconds is not None and time.monotonic() - begun > max_seconds:
-                progress.say(
-                    f"stopped after {max_seconds:g} s at step {run.step}: this run cannot be repeated bit by bit"
-                )
+                progress.say(f"stopped after {max_seconds:g} s at step {run.step}: this run cannot be repeated exactly")
                 run.repeatable = False
                 break
             stage = self.stages[run.stage]
@@ -197,7 +195,7 @@ class MetaTraining:
         return out
 
     def _validate(self, run: Run, workers: Workers, stage: Stage, progress: Progress) -> None:
-        theta = {name: x.clone() for name, x in run.outer.theta.items()}
+        theta = {name: x.clone() for name, x in run.outer.average.items()}
         quality = measure(workers, self.config, len(self.tasks), stage.kind, stage.config, [theta])[0]
         value = score(quality, run.reference)
         if value < run.incumbent.score:
@@ -208,7 +206,8 @@ class MetaTraining:
         run.outer.stale += 1
         if run.outer.stale >= PATIENCE and run.step < stage.end:  # unrolled gradients explode now and then: go back
             run.outer.back_to(self._grown(run.incumbent, stage).theta())
-            progress.say(f"step {run.step}: score {value:.3f}, back to the incumbent ({run.incumbent.score:.3f}) at half the pace")
+            best = run.incumbent.score
+            progress.say(f"step {run.step}: score {value:.3f}, back to the incumbent ({best:.3f}) at half the pace")
 
     def _next_stage(self, run: Run, workers: Workers, progress: Progress) -> None:
         """Grow: a new kind that starts as the function that the incumbent is."""
@@ -220,7 +219,7 @@ class MetaTraining:
 
     def _outer(self, learned: LearnedOptimizer, stage: Stage) -> Outer:
         # What was learned already moves more slowly: a later stage must not shake apart what it grew from.
-        lr = self.config.outer_lr / (1 + 0.5 * stage.index)
+        lr = self.config.outer_lr / (1 + stage.index)
         return Outer(learned, lr, self.config.clip, stage.end - stage.begin)
 
     @staticmethod
@@ -230,6 +229,12 @@ class MetaTraining:
         smaller.load_theta(incumbent.theta)
         learned.grow_from(smaller)
         return learned
+
+    def _occupied(self) -> bool:
+        """There is something in the folder that a new run would overwrite."""
+        log = self.out / "metrics.jsonl"
+        made = any((self.out / name).exists() for name in ("state", "optimizer.safetensors"))
+        return made or (log.exists() and log.stat().st_size > 0)
 
     # -- files ---------------------------------------------------------------------------------------------------------
 
@@ -254,7 +259,7 @@ class MetaTraining:
         meta = {
             "config": asdict(self.config), "torch": torch.__version__, "finished": finished, "stage": run.stage,
             "outer_done": run.outer.done, "repeatable": run.repeatable, "start_lr": run.start_lr,
-            "reference": run.reference, "incumbent": best,
+            "reference": run.reference, "incumbent": best, "stages": self._plan(),
         }  # fmt: skip
         save_state(self.out / "state", run.step, tensors, meta)
 
@@ -262,10 +267,15 @@ class MetaTraining:
         changed = difference(meta["config"], self.config)
         if changed:
             raise UserError(f"--resume needs the settings of the run in {str(self.out)!r}: {changed}")
+        if meta.get("stages") != self._plan():
+            raise UserError(f"the run in {str(self.out)!r} was begun by another release, with other stages")
         if meta["torch"] != torch.__version__:
             raise UserError(
                 f"--resume needs torch {meta['torch']}, with which the run began; this is {torch.__version__}"
             )
+
+    def _plan(self) -> list[list[Any]]:
+        return [[stage.kind, stage.begin, stage.end] for stage in self.stages]
 
     def _incumbent(self, tensors: dict[str, Tensor], meta: dict[str, Any]) -> Incumbent:
         best = meta["incumbent"]

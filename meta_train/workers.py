@@ -95,7 +95,8 @@ class Workers:
         try:
             for part in self.parts:
                 mine, theirs = context.Pipe()
-                process = context.Process(target=_serve, args=(theirs, setup, part), daemon=True)
+                # No daemon: those may have no children, and a user's data loader has some.
+                process = context.Process(target=_serve, args=(theirs, setup, part), daemon=False)
                 process.start()
                 theirs.close()
                 self.pipes.append(mine)

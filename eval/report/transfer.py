@@ -179,7 +179,7 @@ def notes(result: Result) -> list[str]:
             "a baseline's number is from the setting that was best for that metric on the tuning seeds",
             "settings for test loss and test accuracy are chosen by validation data; test data choose nothing",
             "differences are paired by seed; wins: seeds on which the learned one is better, a tie counts one half",
-            "verdicts: by the interval of the mean difference (by wins where runs diverged); no correction for many tests",
+            "verdicts: by the mean difference's interval (by wins where runs diverged); no correction for many tests",
         ]
     if reference is not None:
         lines.append(f"steps to {reference}: median batches to a training loss (mean of {width}) <= {reference}'s last")

@@ -7,17 +7,19 @@ others.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.func import functional_call, vmap
 
 from lo_framework.inner.batching import over_tasks
+from lo_framework.inner.graph import ENGINES, Recorder
 from lo_framework.layout import Layout
 from lo_framework.learned.base import LearnedOptimizer, State, Theta
 from lo_framework.protocols import Batch, Task
+from optimizees.spec import UserError, nearest
 
 
 class Carry(NamedTuple):
@@ -47,11 +49,18 @@ Step = Callable[[Theta, Carry, Draw], tuple[Carry, Losses]]
 
 
 class Family:
-    """One optimizee family with one learned optimizer: builds starts and the vmapped step."""
+    """One optimizee family with one learned optimizer: builds starts and the vmapped step.
 
-    def __init__(self, task: Task, learned: LearnedOptimizer) -> None:
+    ``engine`` is how steps are run: ``eager``, ``graph`` (recorded once and replayed: faster, the same bits), ``inductor``
+    (recorded and compiled: fastest, other bits). A task that cannot be vmapped always runs eagerly.
+    """
+
+    def __init__(self, task: Task, learned: LearnedOptimizer, engine: str = "eager") -> None:
+        if engine not in ENGINES:
+            raise UserError(f"unknown engine {engine!r}{nearest(engine, ENGINES)}; there are {', '.join(ENGINES)}")
         self.task = task
         self.learned = learned
+        self.engine = engine
         params, _ = task.init(torch.Generator().manual_seed(0))
         self.layout = Layout.of({name: tuple(p.shape) for name, p in params.items()})
 
@@ -119,7 +128,47 @@ class Family:
             losses = Losses(_where(alive, loss, torch.inf), _where(alive, held, torch.inf))
             return Carry(params, buffers, state, alive), losses
 
-        return step
+        if self.engine == "eager" or not getattr(self.task, "vmappable", True):
+            return step
+        return _Recorded(step, self.engine)
+
+
+class _Recorded:
+    """A step by recordings of it; see ``graph``."""
+
+    def __init__(self, step: Step, engine: str) -> None:
+        self.step, self.engine = step, engine
+        self.recorders: dict[Any, Recorder] = {}
+
+    def __call__(self, theta: Theta, carry: Carry, draw: Draw) -> tuple[Carry, Losses]:
+        names = (tuple(theta), tuple(carry.buffers), tuple(carry.state), len(draw.train), len(draw.held))
+        if names not in self.recorders:
+            self.recorders[names] = Recorder(self._flat(*names), self.engine)
+        flat = [
+            *theta.values(), carry.params, *carry.buffers.values(), *carry.state.values(), carry.alive,
+            *draw.train, *draw.held, draw.noise, draw.progress,
+        ]  # fmt: skip
+        params, *rest, alive, train, held = self.recorders[names](flat)
+        buffers = dict(zip(carry.buffers, rest))
+        state = dict(zip(carry.state, rest[len(buffers) :]))
+        return Carry(params, buffers, state, alive), Losses(train, held)
+
+    def _flat(
+        self, theta: tuple[str, ...], buffers: tuple[str, ...], state: tuple[str, ...], train: int, held: int
+    ) -> Callable[[Sequence[Tensor]], list[Tensor]]:
+        def function(flat: Sequence[Tensor]) -> list[Tensor]:
+            given = iter(flat)
+            weights = {name: next(given) for name in theta}
+            params = next(given)
+            carry = Carry(params, {n: next(given) for n in buffers}, {n: next(given) for n in state}, next(given))
+            draw = Draw(
+                tuple(next(given) for _ in range(train)), tuple(next(given) for _ in range(held)),
+                next(given), next(given),
+            )  # fmt: skip
+            end, losses = self.step(weights, carry, draw)
+            return [end.params, *end.buffers.values(), *end.state.values(), end.alive, *losses]
+
+        return function
 
 
 def _where(alive: Tensor, new: Tensor, old: Tensor | float) -> Tensor:

@@ -29,12 +29,12 @@ def test_resumed_run_repeats_the_uninterrupted_one(spec: str) -> None:
     arguments = (family, make_objective("valid:train=0.5"), Truncation(unroll_length=4, episode=(6, 11)), 3)
     estimator, theta = make_estimator(spec, *arguments), learned.theta()
     state = estimator.init_state(theta, torch.Generator().manual_seed(0))
-    for killed_after in range(3):
+    for killed_after in range(2):
         data = save(state_to_tensors(state))
         resumed, fresh = state_from_tensors(load(data)), make_estimator(spec, *arguments)
         assert_same(state, resumed)
         going = state
-        for _ in range(3):
+        for _ in range(2):
             expected, going = estimator.estimate(theta, going)
             found, resumed = fresh.estimate(theta, resumed)
             assert found.metrics == expected.metrics, killed_after

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.utils.data import DataLoader, TensorDataset
 
-from optimizees import register_task
+from optimizees import register_task, task_from_module
 from optimizees.task import Batch, Buffers, Params, Task, soft_cap
 
 
@@ -89,6 +90,14 @@ class Recurrent(Task):
 
     def normalize(self, loss: Tensor) -> Tensor:
         return soft_cap(loss)
+
+
+@register_task("loaded", uses_dataset=False)
+def build_loaded(config: object) -> Task:
+    """From a data loader that has processes of its own."""
+    x = torch.linspace(0, 1, 20)[:, None]
+    loader = DataLoader(TensorDataset(x, 2 * x), batch_size=5, num_workers=1)
+    return task_from_module(nn.Linear(1, 1), nn.functional.mse_loss, loader, batch_size=4, name="loaded")
 
 
 @register_task("recurrent", uses_dataset=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,8 @@ def test_another_seed_other_bits(one_worker: Path, tmp_path: Path) -> None:
 ])  # fmt: skip
 def test_workers_do_not_matter(forker: Forker, tmp_path: Path, changes: dict[str, Any]) -> None:
     for workers in (1, 2, 3):
-        assert forker.run(command(tmp_path / str(workers), workers=workers, **changes)) == 0, forker.printed()
+        argv = command(tmp_path / str(workers), workers=workers, **{**changes, "outer_steps": 2})
+        assert forker.run(argv) == 0, forker.printed()
     same_run(tmp_path / "1", tmp_path / "2")
     same_run(tmp_path / "1", tmp_path / "3")
 
@@ -122,6 +124,19 @@ def test_outer_goes_on_from_its_dump_with_the_same_bits() -> None:
         assert whole.step(grad) == other.step(grad)
     assert equal(whole.theta, other.theta)
     assert equal(whole.dump(), other.dump())
+
+
+def test_a_return_to_the_incumbent_survives_a_resume(tmp_path: Path) -> None:
+    """Steps far too large make the run go back to its incumbent again and again, with a pace that is state too."""
+    settings: dict[str, Any] = {**GROWING, "outer_lr": 1e3, "validate_every": 1, "outer_steps": 20}
+    settings["checkpoint_every"] = 7
+    train(tmp_path / "whole", **settings)
+    damping = np.frombuffer(final_state(tmp_path / "whole")[1]["outer.damping"])
+    assert damping < 1.0, "it did go back"
+    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
+    (tmp_path / "cut" / "state" / "state-0000000020.safetensors").unlink()
+    train(tmp_path / "cut", resume=True, **settings)
+    same_run(tmp_path / "cut", tmp_path / "whole")
 
 
 def test_the_incumbent_shares_no_memory_with_what_goes_on_learning(tmp_path: Path) -> None:

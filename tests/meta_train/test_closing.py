@@ -42,8 +42,8 @@ def test_the_closing_table(
     before = snapshot(out)
     assert main(with_evaluation(out, "--resume")) == 0
     assert len(evaluations) == 2 and snapshot(out) == before, "a finished run does nothing"
-    table = capsys.readouterr().out
-    assert table in first or table.splitlines()[-8:] == first.splitlines()[-8:]
+    again = capsys.readouterr().out
+    assert "adamw" in again and str(out / "evaluation" / "curves.png") in again, "and still tells the result"
     (out / "evaluation" / "transfer.json").unlink()
     assert main(with_evaluation(out, "--resume")) == 0
     assert len(evaluations) == 3

@@ -52,6 +52,14 @@ def test_plugins_reach_the_workers_and_start_alike_everywhere(forker: Forker, tm
     same_run(tmp_path / "1", tmp_path / "2")
 
 
+@pytest.mark.slow
+def test_a_data_loader_with_processes_of_its_own(forker: Forker, tmp_path: Path) -> None:
+    for workers in (1, 2):
+        argv = command(tmp_path / str(workers), "--plugin", TASKS, workers=workers, optimizees="loaded")
+        assert forker.run(argv) == 0, forker.printed()
+    same_run(tmp_path / "1", tmp_path / "2")
+
+
 def test_higher_gives_the_same_run_as_vmap(tmp_path: Path) -> None:
     """The first outer step, from the same data: the same meta-loss and the same gradient."""
     rows = []

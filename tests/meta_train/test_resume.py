@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -66,6 +68,12 @@ def test_changed_settings_are_named(run: Path, capsys: pytest.CaptureFixture[str
     assert snapshot(run) == before
 
 
+def test_other_stages_are_named(run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A release that shares out the steps differently cannot go on with the same bits."""
+    monkeypatch.setattr("meta_train.run.MetaTraining._plan", lambda self: [["hyper-adamw", 0, 3]])
+    assert "another release" in refused(capsys, command(run, "--resume"))
+
+
 def test_another_torch_is_named(run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.__version__", "0.0.1")
     line = refused(capsys, command(run, "--resume"))
@@ -121,18 +129,21 @@ def test_metrics_are_cut_back_to_the_checkpoint(run: Path, finished: Path) -> No
     same_run(run, finished)
 
 
-def test_max_seconds_stops_early_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = tmp_path / "run"
-    settings = {"outer_steps": 500, "checkpoint_every": 100, "validate_every": 100}
-    assert main(command(out, "--max-seconds", "1.5", **settings)) == 0
+def test_max_seconds_stops_early_and_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, clock = tmp_path / "run", itertools.count()
+    monkeypatch.setattr("meta_train.run.time", SimpleNamespace(monotonic=lambda: float(next(clock))))
+    settings = {"outer_steps": 100, "checkpoint_every": 50, "validate_every": 50}
+    assert main(command(out, "--max-seconds", "20", **settings)) == 0
     assert "cannot be repeated" in capsys.readouterr().err
     step, _, meta = final_state(out)
-    assert 0 < step < 500 and not meta["finished"] and not meta["repeatable"]
+    assert 2 < step < 20 and not meta["finished"] and not meta["repeatable"]
     assert [row["step"] for row in metrics(out)] == list(range(1, step + 1))
     summary = load_optimizer(out / "optimizer.safetensors").summary
     assert summary["steps"] == step and summary["repeatable"] is False
     # The next part has seconds of its own, and a run that was cut once stays marked.
-    assert main(command(out, "--resume", "--max-seconds", "1.5", **settings)) == 0
+    assert main(command(out, "--resume", "--max-seconds", "20", **settings)) == 0
     later, _, meta = final_state(out)
     assert step < later and not meta["repeatable"]
     assert [row["step"] for row in metrics(out)] == list(range(1, later + 1))

@@ -1,0 +1,233 @@
+"""A vmapped step as a flat list of tensor operations, recorded once and replayed.
+
+Python, vmap and autograd together cost milliseconds a step, more than the arithmetic of a small family. What they do is the
+same at every step, so it is recorded at the first one (``make_fx`` on tensors without data), without the operations that repeat
+or change nothing, and from then on replayed. The bits are those of the plain step. Where a meta-gradient is wanted, the
+backward pass is recorded with the forward pass and the list is cut in two, as AOTAutograd does.
+
+With ``engine="inductor"`` the lists also go through ``torch.compile``: faster still, other bits, and it needs a C++ compiler.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from optimizees.spec import UserError
+
+ENGINES = ("eager", "graph", "inductor")
+Flat = Sequence[Tensor]
+_aten = torch.ops.aten
+_SAME = (  # change nothing if shape, strides and dtype stay
+    _aten.expand.default, _aten.view.default, _aten._unsafe_view.default, _aten.reshape.default, _aten.alias.default,
+    _aten.permute.default, _aten.transpose.int, _aten.detach.default, _aten.lift_fresh_copy.default,
+)  # fmt: skip
+# Made again in the backward pass rather than kept: views and constants.
+_FREE = (
+    *_SAME, _aten.unsqueeze.default, _aten.squeeze.dim, _aten.squeeze.dims, _aten.select.int, _aten.slice.Tensor,
+    _aten.split_with_sizes.default, _aten.unbind.int, _aten.t.default, _aten.scalar_tensor.default,
+    _aten.zeros_like.default, _aten.ones_like.default, _aten.new_zeros.default, _aten.zeros.default,
+)  # fmt: skip
+
+
+class Recorder:
+    """``function`` of a flat list of tensors to a list of tensors, by replaying recordings; one for each kind of input.
+
+    Where gradients are enabled and some input requires one, the outputs have them too (first derivatives only).
+    ``function`` must be pure and make the same operations whatever the values.
+    """
+
+    def __init__(self, function: Callable[[Flat], list[Tensor]], engine: str) -> None:
+        self.function, self.engine = function, engine
+        self.recordings: dict[Any, Recording] = {}
+
+    def __call__(self, inputs: Flat) -> Sequence[Tensor]:
+        wanted = tuple(x.requires_grad for x in inputs) if torch.is_grad_enabled() else (False,) * len(inputs)
+        key = (wanted, tuple((x.shape, x.stride(), x.dtype, x.device) for x in inputs))
+        if key not in self.recordings:
+            self.recordings[key] = record(self.function, inputs, wanted, self.engine)
+        recording = self.recordings[key]
+        if recording.backward is None:
+            return recording.forward(*inputs)
+        return _Replay.apply(recording, *inputs)
+
+
+class Recording:
+    """``forward(*inputs)`` gives ``count`` outputs (then, if there is a ``backward``, what that needs beside cotangents)."""
+
+    def __init__(
+        self, forward: Callable[..., Any], count: int, backward: Callable[..., Any] | None = None,
+        wanted: Sequence[bool] = (),
+    ) -> None:  # fmt: skip
+        self.forward, self.count, self.backward, self.wanted = forward, count, backward, wanted
+
+
+class _Replay(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, recording: Recording, *inputs: Tensor) -> tuple[Tensor, ...]:
+        results = recording.forward(*inputs)
+        outputs, kept = results[: recording.count], results[recording.count :]
+        ctx.recording = recording
+        ctx.save_for_backward(*kept)
+        ctx.mark_non_differentiable(*(x for x in outputs if not x.is_floating_point()))
+        return tuple(outputs)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
+        seeds = [x.contiguous() for x in cotangents if x.is_floating_point()]
+        found = iter(ctx.recording.backward(*ctx.saved_tensors, *seeds))
+        return (None, *(next(found) if wanted else None for wanted in ctx.recording.wanted))
+
+
+def record(
+    function: Callable[[Flat], list[Tensor]], inputs: Flat, wanted: Sequence[bool], engine: str
+) -> Recording:
+    """Record ``function`` at inputs like these; ``wanted`` says whose gradients will be asked for."""
+    plain = [x.detach() for x in inputs]
+    if not any(wanted):
+        with torch.no_grad():
+            graph = _traced(function, plain)
+        return Recording(_executable(graph, engine), len(_results(graph.graph)))
+    with torch.no_grad():
+        outputs = _shapes(function, plain)
+    seeds = [x for x in outputs if x.is_floating_point()]
+
+    def joint(values: Flat) -> list[Tensor]:
+        given = [x.detach().requires_grad_() if w else x for x, w in zip(values, wanted)]
+        with torch.enable_grad():
+            results = function(given)
+        pairs = zip([x for x in results if x.is_floating_point()], values[len(given) :], strict=True)
+        reached = [(x, seed) for x, seed in pairs if x.requires_grad]
+        leaves = [x for x, w in zip(given, wanted) if w]
+        grads = torch.autograd.grad(
+            [x for x, _ in reached], leaves, [seed for _, seed in reached], allow_unused=True, materialize_grads=True
+        )
+        return [*(x.detach() for x in results), *grads]
+
+    graph = _traced(joint, [*plain, *seeds])
+    forward, backward = _cut(graph, len(plain), len(outputs))
+    return Recording(_executable(forward, engine), len(outputs), _executable(backward, engine), wanted)
+
+
+def _traced(function: Callable[[Flat], list[Tensor]], inputs: Flat) -> fx.GraphModule:
+    """The operations of ``function``; constants that it holds stay tensors of the module."""
+    traced = make_fx(lambda *values: function(values), tracing_mode="fake", _allow_non_fake_inputs=True)
+    graph = traced(*inputs)
+    _out_of_place(graph.graph)
+    _simplify(graph.graph)
+    graph.recompile()
+    return graph
+
+
+def _shapes(function: Callable[[Flat], list[Tensor]], inputs: Flat) -> list[Tensor]:
+    """Outputs with the right shapes and dtypes."""
+    return [x.detach() for x in function(inputs)]
+
+
+def _out_of_place(graph: fx.Graph) -> None:
+    """Derivative formulas write into fresh intermediates: the same without writing, so that equal calls have equal results."""
+    for node in list(graph.nodes):
+        if not getattr(getattr(node.target, "_schema", None), "is_mutable", False):
+            continue
+        written, name = node.args[0] if node.args else None, node.target._schema.name.rpartition("::")[2]
+        fresh = isinstance(written, fx.Node) and written.op == "call_function" and not _is_view(written)
+        if not (name.endswith("_") and fresh) or any(_is_view(user) for user in written.users if user is not node):
+            raise UserError(f"this task cannot be recorded, because it changes a tensor in place ({name}); use engine eager")
+        node.target = getattr(getattr(_aten, name[:-1]), node.target._overloadname)
+        after = {later for later in graph.nodes if later > node}
+        written.replace_all_uses_with(node, delete_user_cb=after.__contains__)
+
+
+def _is_view(node: fx.Node) -> bool:
+    if node.target is operator.getitem:
+        return _is_view(node.args[0])  # type: ignore[arg-type]
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and not schema.is_mutable and any(r.alias_info is not None for r in schema.returns)
+
+
+def _simplify(graph: fx.Graph) -> None:
+    """Drop operations that change nothing, and all but the first of equal ones: the list has no side effects."""
+    seen: dict[tuple[Any, str, str], fx.Node] = {}
+    for node in list(graph.nodes):
+        if node.op == "get_attr":
+            key: tuple[Any, str, str] = ("get_attr", str(node.target), "")
+        elif node.op == "call_function":
+            key = (node.target, repr(node.args), repr(node.kwargs))
+        else:
+            continue
+        same = seen.get(key)
+        if same is None and node.target in _SAME and _alike(node, node.args[0]):
+            same = node.args[0]
+        if same is None:
+            seen[key] = node
+        else:
+            node.replace_all_uses_with(same)
+            graph.erase_node(node)
+    graph.eliminate_dead_code()
+
+
+def _alike(a: fx.Node, b: Any) -> bool:
+    x, y = a.meta.get("val"), b.meta.get("val") if isinstance(b, fx.Node) else None
+    if not (isinstance(x, Tensor) and isinstance(y, Tensor)):
+        return False
+    return x.shape == y.shape and x.stride() == y.stride() and x.dtype == y.dtype
+
+
+def _results(graph: fx.Graph) -> list[Any]:
+    (output,) = (node for node in graph.nodes if node.op == "output")
+    return list(output.args[0])
+
+
+def _cut(joint: fx.GraphModule, num_inputs: int, num_outputs: int) -> tuple[fx.GraphModule, fx.GraphModule]:
+    """(inputs) -> (outputs, kept) and (kept, cotangents) -> gradients: whatever needs no cotangent goes forward."""
+    nodes = list(joint.graph.nodes)
+    given = [node for node in nodes if node.op == "placeholder"]
+    late = set(given[num_inputs:])
+    for node in nodes:
+        if node.op == "call_function" and any(x in late for x in node.all_input_nodes):
+            late.add(node)
+    results = _results(joint.graph)
+    outputs, grads = results[:num_outputs], results[num_outputs:]
+    needed = {x for node in late for x in node.all_input_nodes} | {x for x in grads if isinstance(x, fx.Node)}
+    needed -= late
+    again: set[fx.Node] = set()  # made in both passes
+    for node in reversed(nodes):
+        if node in needed and (node.op == "get_attr" or _free(node)):
+            again.add(node)
+            needed |= set(node.all_input_nodes)
+    kept = [node for node in nodes if node in needed and node not in again]
+    early = [node for node in nodes if node not in late and node.op != "output"]
+    forward = _part(joint, given[:num_inputs], early, [*outputs, *kept])
+    backward = _part(joint, [*kept, *given[num_inputs:]], [n for n in nodes if n in again or n in late], grads)
+    return forward, backward
+
+
+def _free(node: fx.Node) -> bool:
+    if node.target is operator.getitem:
+        return _free(node.args[0])  # type: ignore[arg-type]
+    return node.op == "call_function" and node.target in _FREE
+
+
+def _part(
+    whole: fx.GraphModule, inputs: Iterable[fx.Node], nodes: Iterable[fx.Node], results: list[Any]
+) -> fx.GraphModule:
+    graph, copies = fx.Graph(), {}
+    for node in inputs:
+        copies[node] = graph.placeholder(node.name)
+        copies[node].meta = node.meta
+    for node in nodes:
+        if node not in copies:
+            copies[node] = graph.node_copy(node, copies.__getitem__)
+    graph.output([copies[x] if isinstance(x, fx.Node) else x for x in results])
+    graph.eliminate_dead_code()
+    return fx.GraphModule(whole, graph)
+
+
+def _executable(graph: fx.GraphModule, engine: str) -> Callable[..., Any]:
+    return torch.compile(graph, dynamic=False) if engine == "inductor" else graph.forward
