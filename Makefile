@@ -32,7 +32,7 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $@
 
 train: env
-	$(RUN) -m meta_train --optimizees mlp,cnn --out $(OUT)
+	$(RUN) -m meta_train --optimizees mlp,cnn --out $(OUT) --resume
 
 test: env
 	$(RUN) -m pytest $(ARGS)

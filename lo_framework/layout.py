@@ -1,9 +1,10 @@
 """The frozen description of a flat parameter arena.
 
-An optimizee's parameters live in one flat vector ``[N]`` (``[K, N]`` for K tasks). A :class:`Layout` says which part of it is
-which tensor, and what that tensor is *for* (its role), so that an update rule written for ``[F, N]`` features can reduce per
-tensor and broadcast back. Reductions go through split: they are exact on uneven tensors, deterministic on every device (an
-atomic scatter is not), and need no one-hot matrix (tensors x parameters: 3.5 GB for 88 tensors of 10M parameters).
+An optimizee's parameters live in one flat vector ``[N]`` (``[K, N]`` for K tasks). A :class:`Layout` says which part of
+it is which tensor, and what that tensor is *for* (its role), so that an update rule written for ``[F, N]`` features can
+reduce per tensor and broadcast back. Reductions go through split: they are exact on uneven tensors, deterministic on
+every device (an atomic scatter is not), and need no one-hot matrix (tensors x parameters: 3.5 GB for 88 tensors of 10M
+parameters).
 """
 
 from __future__ import annotations
@@ -39,13 +40,15 @@ class Slot:
 
     @property
     def role_key(self) -> int:
-        """Row of a (role x depth third) table: the name under which per-group values mean something on another model."""
+        """Row of a (role x depth third) table: the name under which per-group values mean something on another model.
+        """
         return ROLES.index(self.role) * DEPTH_THIRDS + self.third
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Names, shapes, offsets and roles of the tensors of one flat arena; ``device`` is where its constant tensors lie."""
+    """Names, shapes, offsets and roles of the tensors of one flat arena; ``device`` is where its constant tensors lie.
+    """
 
     DESCRIPTORS: ClassVar[int] = 2 + len(ROLES)
     slots: tuple[Slot, ...]
@@ -53,7 +56,9 @@ class Layout:
 
     @staticmethod
     def of(shapes: Mapping[str, Sequence[int]]) -> Layout:
-        """Lay out tensors in the given order; roles and depth come from shapes, and from names only for embeddings and norms."""
+        """Lay out tensors in the given order; roles and depth come from shapes, and from names only for embeddings and
+        norms.
+        """
         sizes = [tuple(int(d) for d in shape) for shape in shapes.values()]
         if not sizes:
             raise ValueError("a layout needs at least one tensor")
@@ -122,7 +127,9 @@ class Layout:
         return torch.cat(parts, dim=-1)
 
     def factored(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Row and column means of each tensor over its two largest axes, tiled back: two ``[N]``. A vector is its own mean."""
+        """Row and column means of each tensor over its two largest axes, tiled back: two ``[N]``. A vector is its own
+        mean.
+        """
         rows, cols = [], []
         for slot, part in zip(self.slots, x.split(self.sizes, dim=-1), strict=True):
             if len(slot.shape) < 2:
@@ -153,8 +160,9 @@ def _layer_index(sizes: list[tuple[int, ...]]) -> list[int]:
 def _roles(names: list[str], sizes: list[tuple[int, ...]]) -> list[str]:
     """Roles by shape and order, so that a bare ``model.parameters()`` gives the same ones as named parameters.
 
-    In a run of equal vectors after a weight, pairs from the end are (gain, shift) of normalisations and a left-over first one
-    is the weight's bias. Only an embedding looks like any other matrix: there the name decides, where there is one.
+    In a run of equal vectors after a weight, pairs from the end are (gain, shift) of normalisations and a left-over
+    first one is the weight's bias. Only an embedding looks like any other matrix: there the name decides, where there
+    is one.
     """
     roles: list[str] = []
     i = 0

@@ -37,7 +37,8 @@ class MetaGradient(NamedTuple):
 
 
 class Estimator(Protocol):
-    """Turns unrolls of one shard into a meta-gradient. All state is tensors, so that a run can be killed and resumed."""
+    """Turns unrolls of one shard into a meta-gradient. All state is tensors, so that a run can be killed and resumed.
+    """
 
     def init_state(self, theta: Theta, generator: torch.Generator) -> Any: ...
     def estimate(self, theta: Theta, state: Any) -> tuple[MetaGradient, Any]: ...

@@ -16,7 +16,7 @@ from lo_framework.learned import KINDS, PREDECESSOR, LearnedOptimizer, make_lear
 from optimizees.spec import parse_spec
 
 # Share of the outer steps for the last, the last but one and the first stage of a chain.
-SHARES = {1: (1.0,), 2: (0.5, 0.5), 3: (0.25, 0.15, 0.6)}
+SHARES = {1: (1.0,), 2: (0.5, 0.5), 3: (0.25, 0.2, 0.55)}
 
 
 @dataclass(frozen=True)

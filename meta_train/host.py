@@ -24,7 +24,7 @@ from optimizees.augmentation import Reparametrised
 from optimizees.plugin import load_plugins
 
 VALIDATION_SEED = 30_000  # tuning and reports use other ranges; see eval
-VALIDATION_CHUNK = 4
+VALIDATION_CHUNK = 8
 _STREAM = 0x5EED
 
 

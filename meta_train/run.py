@@ -188,16 +188,18 @@ class MetaTraining:
         out = {}
         with torch.no_grad():
             for task in self.tasks:
-                layout = Family(task, learned).layout
+                layout = Family(task, learned).layout.to(torch.device("cpu"))
                 for progress in (0.0, 0.5, 1.0):
                     raw = learned.hyper(layout, torch.tensor(progress))
                     out[f"log10_step_size/{task.name}/{progress:g}"] = float(raw[0].mean()) / 2.302585
         return out
 
     def _validate(self, run: Run, workers: Workers, stage: Stage, progress: Progress) -> None:
-        theta = {name: x.clone() for name, x in run.outer.average.items()}
-        quality = measure(workers, self.config, len(self.tasks), stage.kind, stage.config, [theta])[0]
-        value = score(quality, run.reference)
+        # Theta itself is ahead, its average is calmer: early on the one is better, later the other.
+        thetas = [{name: x.clone() for name, x in source.items()} for source in (run.outer.theta, run.outer.average)]
+        qualities = measure(workers, self.config, len(self.tasks), stage.kind, stage.config, thetas)
+        value, best = min((score(quality, run.reference), i) for i, quality in enumerate(qualities))
+        theta, quality = thetas[best], qualities[best]
         if value < run.incumbent.score:
             run.incumbent = Incumbent(theta, stage.kind, stage.config, value, run.step, quality)
             run.outer.stale = 0
@@ -218,9 +220,7 @@ class MetaTraining:
         progress.say(f"step {run.step}: {run.incumbent.kind} (score {run.incumbent.score:.3f}) grows into {stage.kind}")
 
     def _outer(self, learned: LearnedOptimizer, stage: Stage) -> Outer:
-        # What was learned already moves more slowly: a later stage must not shake apart what it grew from.
-        lr = self.config.outer_lr / (1 + stage.index)
-        return Outer(learned, lr, self.config.clip, stage.end - stage.begin)
+        return Outer(learned, self.config.outer_lr, self.config.clip, stage.end - stage.begin)
 
     @staticmethod
     def _grown(incumbent: Incumbent, stage: Stage) -> LearnedOptimizer:

@@ -1,9 +1,9 @@
 """Task augmentation: the same problem in other units.
 
-A reparametrised task stores ``p / s`` and computes its loss at ``s * (p / s)``: nothing about the problem changes but the scale
-on which an optimizer sees its parameters (and, inversely, its gradients). An optimizer that was meta-trained on many scales must
-read the right step size off what it observes instead of remembering it, which is the cheapest known lever for generalisation from
-few problems (Metz et al. 2022, "VeLO"; Moudgil et al. 2025, "Celo").
+A reparametrised task stores ``p / s`` and computes its loss at ``s * (p / s)``: nothing about the problem changes but
+the scale on which an optimizer sees its parameters (and, inversely, its gradients). An optimizer that was meta-trained
+on many scales must read the right step size off what it observes instead of remembering it, which is the cheapest known
+lever for generalisation from few problems (Metz et al. 2022, "VeLO"; Moudgil et al. 2025, "Celo").
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ _PREFIX = "scale of "
 
 
 class Reparametrised(Task):
-    """``task`` with a log-uniform scale in [1/span, span] per tensor, drawn anew at every init; one init in two keeps scale 1.
+    """``task`` with a log-uniform scale in [1/span, span] per tensor, drawn anew at every init; one init in two keeps
+    scale 1.
 
     The scales travel in the buffers, one 0-d tensor a parameter tensor, so the task stays pure and vmappable.
     """
@@ -32,6 +33,7 @@ class Reparametrised(Task):
         self.task = task
         self.span = span
         self.device = task.device
+        self.vmappable = getattr(task, "vmappable", True)
 
     def init(self, generator: torch.Generator) -> tuple[Params, Buffers]:
         params, buffers = self.task.init(generator)

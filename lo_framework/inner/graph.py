@@ -1,11 +1,12 @@
 """A vmapped step as a flat list of tensor operations, recorded once and replayed.
 
-Python, vmap and autograd together cost milliseconds a step, more than the arithmetic of a small family. What they do is the
-same at every step, so it is recorded at the first one (``make_fx`` on tensors without data), without the operations that repeat
-or change nothing, and from then on replayed. The bits are those of the plain step. Where a meta-gradient is wanted, the
-backward pass is recorded with the forward pass and the list is cut in two, as AOTAutograd does.
+Python, vmap and autograd together cost milliseconds a step, more than the arithmetic of a small family. What they do is
+the same at every step, so it is recorded at the first one (``make_fx`` on tensors without data), without the operations
+that repeat or change nothing, and from then on replayed. The bits are those of the plain step. Where a meta-gradient is
+wanted, the backward pass is recorded with the forward pass and the list is cut in two, as AOTAutograd does.
 
-With ``engine="inductor"`` the lists also go through ``torch.compile``: faster still, other bits, and it needs a C++ compiler.
+With ``engine="inductor"`` the lists also go through ``torch.compile``: faster still, other bits, and it needs a C++
+compiler.
 """
 
 from __future__ import annotations
@@ -58,7 +59,9 @@ class Recorder:
 
 
 class Recording:
-    """``forward(*inputs)`` gives ``count`` outputs (then, if there is a ``backward``, what that needs beside cotangents)."""
+    """``forward(*inputs)`` gives ``count`` outputs (then, if there is a ``backward``, what that needs beside
+    cotangents).
+    """
 
     def __init__(
         self, forward: Callable[..., Any], count: int, backward: Callable[..., Any] | None = None,
@@ -90,12 +93,11 @@ def record(
 ) -> Recording:
     """Record ``function`` at inputs like these; ``wanted`` says whose gradients will be asked for."""
     plain = [x.detach() for x in inputs]
-    if not any(wanted):
-        with torch.no_grad():
-            graph = _traced(function, plain)
-        return Recording(_executable(graph, engine), len(_results(graph.graph)))
     with torch.no_grad():
-        outputs = _shapes(function, plain)
+        # Also fills caches (constants of a layout, say) with tensors that have data.
+        outputs = [x.detach() for x in function(plain)]
+        if not any(wanted):
+            return Recording(_executable(_traced(function, plain), engine), len(outputs))
     seeds = [x for x in outputs if x.is_floating_point()]
 
     def joint(values: Flat) -> list[Tensor]:
@@ -125,20 +127,19 @@ def _traced(function: Callable[[Flat], list[Tensor]], inputs: Flat) -> fx.GraphM
     return graph
 
 
-def _shapes(function: Callable[[Flat], list[Tensor]], inputs: Flat) -> list[Tensor]:
-    """Outputs with the right shapes and dtypes."""
-    return [x.detach() for x in function(inputs)]
-
-
 def _out_of_place(graph: fx.Graph) -> None:
-    """Derivative formulas write into fresh intermediates: the same without writing, so that equal calls have equal results."""
+    """Derivative formulas write into fresh intermediates: the same without writing, so that equal calls have equal
+    results.
+    """
     for node in list(graph.nodes):
         if not getattr(getattr(node.target, "_schema", None), "is_mutable", False):
             continue
         written, name = node.args[0] if node.args else None, node.target._schema.name.rpartition("::")[2]
         fresh = isinstance(written, fx.Node) and written.op == "call_function" and not _is_view(written)
         if not (name.endswith("_") and fresh) or any(_is_view(user) for user in written.users if user is not node):
-            raise UserError(f"this task cannot be recorded, because it changes a tensor in place ({name}); use engine eager")
+            raise UserError(
+                f"this task cannot be recorded, because it changes a tensor in place ({name}); use engine eager"
+            )
         node.target = getattr(getattr(_aten, name[:-1]), node.target._overloadname)
         after = {later for later in graph.nodes if later > node}
         written.replace_all_uses_with(node, delete_user_cb=after.__contains__)

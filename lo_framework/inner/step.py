@@ -51,8 +51,8 @@ Step = Callable[[Theta, Carry, Draw], tuple[Carry, Losses]]
 class Family:
     """One optimizee family with one learned optimizer: builds starts and the vmapped step.
 
-    ``engine`` is how steps are run: ``eager``, ``graph`` (recorded once and replayed: faster, the same bits), ``inductor``
-    (recorded and compiled: fastest, other bits). A task that cannot be vmapped always runs eagerly.
+    ``engine`` is how steps are run: ``eager``, ``graph`` (recorded once and replayed: faster, the same bits),
+    ``inductor`` (recorded and compiled: fastest, other bits). A task that cannot be vmapped always runs eagerly.
     """
 
     def __init__(self, task: Task, learned: LearnedOptimizer, engine: str = "eager") -> None:
@@ -62,7 +62,7 @@ class Family:
         self.learned = learned
         self.engine = engine
         params, _ = task.init(torch.Generator().manual_seed(0))
-        self.layout = Layout.of({name: tuple(p.shape) for name, p in params.items()})
+        self.layout = Layout.of({name: tuple(p.shape) for name, p in params.items()}).to(task.device)
 
     def start(self, generator: torch.Generator, num: int) -> Carry:
         """``num`` fresh episodes; initial parameters come from ``generator`` in order."""

@@ -1,6 +1,7 @@
 """Learned optimizers and their registry.
 
-``make_learned("attention-mlp:hidden=16")`` builds one from a spec string. A plugin adds its own with ``@register_learned``.
+``make_learned("attention-mlp:hidden=16")`` builds one from a spec string. A plugin adds its own with
+``@register_learned``.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def make_learned(spec: str, **values: Any) -> LearnedOptimizer:
     if kind not in KINDS:
         raise UserError(f"unknown learned optimizer {kind!r}{nearest(kind, KINDS)}; there are {', '.join(KINDS)}")
     config_type, build = KINDS[kind]
-    config = build_config(config_type, options, owner=kind)
+    config: Any = build_config(config_type, options, owner=kind)
     if values:
         try:
             config = config_type(**{**asdict(config), **values})

@@ -1,8 +1,8 @@
 """``attention``: a transformer encoder over per-tensor tokens modulates AdamW's hyper-parameters, step by step.
 
-MetaAdamW's rule (self-attention over parameter groups, arXiv 2605.04055) with decoupled decay, tokens bounded by construction,
-and a head that starts at zero, so that the optimizer starts as the ``hyper-adamw`` it grew from. Attention never runs over single
-parameters: the sequence is the 10-300 tensors of a model.
+MetaAdamW's rule (self-attention over parameter groups, arXiv 2605.04055) with decoupled decay, tokens bounded by
+construction, and a head that starts at zero, so that the optimizer starts as the ``hyper-adamw`` it grew from.
+Attention never runs over single parameters: the sequence is the 10-300 tensors of a model.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ from lo_framework.learned.hyper_adamw import HYPER, HyperAdamW, HyperAdamWConfig
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionConfig(HyperAdamWConfig):
-    """``head``: ``exp`` adds to every hyper-parameter in log space; ``bounded`` keeps MetaAdamW's factors in (1/2, 3/2)."""
+    """``head``: ``exp`` adds to every hyper-parameter in log space; ``bounded`` keeps MetaAdamW's factors in (1/2,
+    3/2).
+    """
 
     width: int = 16
     heads: int = 4
@@ -32,7 +34,9 @@ class AttentionConfig(HyperAdamWConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.width < 1 or self.heads < 1 or self.layers < 1 or self.width % self.heads:
-            raise ValueError(f"width ({self.width}) must be a positive multiple of heads ({self.heads}), layers at least 1")
+            raise ValueError(
+                f"width ({self.width}) must be a positive multiple of heads ({self.heads}), layers at least 1"
+            )
         if self.head not in ("exp", "bounded"):
             raise ValueError(f"head must be exp or bounded, not {self.head!r}")
 
@@ -48,7 +52,8 @@ def matrix(rows: int, cols: int, generator: torch.Generator, scale: float = 1.0)
 
 
 class Block(nn.Module):
-    """Pre-norm encoder block on ``[D, S]`` tokens. Softmax attention is written out (the fused one has no second derivative);
+    """Pre-norm encoder block on ``[D, S]`` tokens. Softmax attention is written out (the fused one has no second
+    derivative);
     keys have no bias, which softmax would ignore."""
 
     def __init__(self, width: int, heads: int, generator: torch.Generator) -> None:
@@ -84,10 +89,6 @@ class Attention(HyperAdamW):
         self.blocks = nn.ModuleList(Block(config.width, config.heads, generator) for _ in range(config.layers))
         self.head = nn.Parameter(torch.zeros(len(HYPER), config.width))
 
-    def outer_scale(self, name: str) -> float:
-        # The head acts through ``gain`` and sums over the width: at a network's pace it would shake every step size.
-        return 0.1 if name == "head" else super().outer_scale(name)
-
     def measure(self, params: Tensor, grads: Tensor, state: State) -> Tensor:
         m = state["m"]
         return torch.stack([grads * grads, m * m, params * params, grads * m, state["v"]])
@@ -109,7 +110,8 @@ class Attention(HyperAdamW):
         change = self.config.gain * (self.head @ x)
         if self.config.head == "bounded":  # 1 + range (sigmoid - 1/2), range 1, on the factors of lr and weight decay
             factor = 0.5 + torch.sigmoid(change)
-            change = torch.stack([factor[0].log(), *torch.zeros_like(change[1:3]), factor[3].log(), torch.zeros_like(change[4])])
+            still = torch.zeros_like(change[1:3])
+            change = torch.stack([factor[0].log(), *still, factor[3].log(), still[0]])
         return raw + change, self.extra(x)
 
     def extra(self, x: Tensor) -> Tensor:

@@ -1,12 +1,13 @@
 """``attention-mlp``, the flagship: the attention over tensors also conditions a tiny per-parameter network.
 
-The network sees each parameter's gradient and moments on AdamW's own scale (divided by sqrt(v_hat)), so its inputs are of order
-one whatever the task, and the tensor's context from the attention. It returns an additive direction and a log magnitude:
+The network sees each parameter's gradient and moments on AdamW's own scale (divided by sqrt(v_hat)), so its inputs are
+of order one whatever the task, and the tensor's context from the attention. It returns an additive direction and a log
+magnitude:
 
     p <- p - lr / (1 - prod beta1) * ( m / (sqrt(v_hat) + eps) * exp(magnitude) + direction ) - decay * p
 
-so that it can express what AdamW cannot (momenta of several horizons, sign-like or damped steps, shrinkage). Output layer zero:
-it starts as the ``attention`` optimizer that it grew from.
+so that it can express what AdamW cannot (momenta of several horizons, sign-like or damped steps, shrinkage). Output
+layer zero: it starts as the ``attention`` optimizer that it grew from.
 """
 
 from __future__ import annotations
@@ -80,7 +81,7 @@ class AttentionMLP(Attention):
         # The momenta's decays are fixed, so their bias correction is shared by all tensors: [decays].
         return channels, 1.0 / (1.0 - self.decays ** reduced["step"]), reduced
 
-    def apply(
+    def apply(  # type: ignore[override]
         self, channels: Tensor, shared: Tensor, params: Tensor, grads: Tensor, state: State
     ) -> tuple[Tensor, State]:
         c = adamw_rule.unstack(channels)
@@ -101,8 +102,9 @@ class AttentionMLP(Attention):
 
     @staticmethod
     def features(
-        params: Tensor, grads: Tensor, m: Tensor, v: Tensor, momenta: Tensor, inverse: Tensor, p_scale: Tensor, v_scale: Tensor
-    ) -> Tensor:
+        params: Tensor, grads: Tensor, m: Tensor, v: Tensor, momenta: Tensor, inverse: Tensor,
+        p_scale: Tensor, v_scale: Tensor,
+    ) -> Tensor:  # fmt: skip
         """``[FEATURES, n]``, each clipped to [-5, 5]."""
         x = torch.cat([(momenta * inverse), torch.stack([
             grads * inverse, m * inverse, params * p_scale,

@@ -1,7 +1,7 @@
 """Input features of learned optimizers. The only copy: a change of any of them is a new ``FEATURE_VERSION``.
 
-Sources: time embedding, moment decays, per-tensor normalisation and the factored second moment follow Metz et al. 2020/2022
-(MLPLOpt, Adafac-MLP); the log-and-sign gradient preprocessing is Andrychowicz et al. 2016.
+Sources: time embedding, moment decays, per-tensor normalisation and the factored second moment follow Metz et al.
+2020/2022 (MLPLOpt, Adafac-MLP); the log-and-sign gradient preprocessing is Andrychowicz et al. 2016.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ def second_moment_scale(mean_square: Tensor, eps: float = 1e-5) -> Tensor:
 
 
 def time_embedding(step: Tensor) -> Tensor:
-    """``tanh(t / tau - 1)`` for eleven time scales tau: ``[11]``. The same for every parameter, so never tiled over them."""
+    """``tanh(t / tau - 1)`` for eleven time scales tau: ``[11]``. The same for every parameter, so never tiled over
+    them.
+    """
     return torch.tanh(step / step.new_tensor(TIME_SCALES) - 1.0)
 
 
@@ -40,8 +42,9 @@ TOKEN_WIDTH = 5 + Layout.DESCRIPTORS + 5
 def token_features(layout: Layout, stats: Tensor, state: dict[str, Tensor], progress: Tensor) -> Tensor:
     """What attention attends over: ``[TOKEN_WIDTH, S]``, each entry bounded or logarithmic.
 
-    ``stats [5, S]`` are the means of :data:`TOKEN_STATS` with the OLD moments, at meta-training and at use alike. Means instead of
-    norms, so that a bias does not weigh as much as an embedding and nothing scales with the number of parameters.
+    ``stats [5, S]`` are the means of :data:`TOKEN_STATS` with the OLD moments, at meta-training and at use alike. Means
+    instead of norms, so that a bias does not weigh as much as an embedding and nothing scales with the number of
+    parameters.
     """
     unbias = 1.0 / (-torch.expm1(state["log_power"])).clamp_min(1e-3)  # zero moments at the first step stay zero
     tiny = 1e-14

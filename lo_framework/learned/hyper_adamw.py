@@ -4,16 +4,18 @@ For every hyper-parameter the value in force is (in log or logit space)
 
     start value + gain * ( default + by_role[role x depth third] + schedule(progress) )
 
-with everything learned starting at zero: it begins exactly as torch's AdamW. ``default`` serves every tensor, also on a model
-whose roles were never seen; ``schedule`` is piecewise linear in the fraction of the episode done, with knots dense early, where
-most of the loss falls. ``gain`` puts perturbations of size .01 in theta at 10% in the hyper-parameter, so one ES noise and one
-outer learning rate suit these few scalars and the networks that grow on them alike.
+with everything learned starting at zero: it begins exactly as torch's AdamW. ``default`` serves every tensor, also on a
+model whose roles were never seen; ``schedule`` is piecewise linear in the fraction of the episode done, with knots
+dense early, where most of the loss falls. ``gain`` puts perturbations of size .01 in theta at 10% in the
+hyper-parameter, so one ES noise and one outer learning rate suit these few scalars and the networks that grow on them
+alike.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -53,7 +55,7 @@ class HyperAdamW(LearnedOptimizer):
 
     kind = "hyper-adamw"
     Config = HyperAdamWConfig
-    per_param = ("m", "v")
+    per_param: ClassVar[tuple[str, ...]] = ("m", "v")
     knots: Tensor
     start: Tensor
 
@@ -89,7 +91,8 @@ class HyperAdamW(LearnedOptimizer):
         return grads.new_zeros(0, layout.num)
 
     def scheduled(self, progress: Tensor) -> Tensor:
-        """Piecewise-linear schedule at ``progress``: ``[H]``. Hat functions instead of a search: no branch, vmappable."""
+        """Piecewise-linear schedule at ``progress``: ``[H]``. Hat functions instead of a search: no branch, vmappable.
+        """
         width = self.knots.diff()
         left = torch.cat([width[:1], width])
         right = torch.cat([width, width[-1:]])
@@ -118,7 +121,7 @@ class HyperAdamW(LearnedOptimizer):
         reduced = {"step": state["step"] + 1, "log_power": log_power}
         return torch.cat([adamw_rule.stack(c), extra]), progress[None], reduced
 
-    def apply(
+    def apply(  # type: ignore[override]
         self, channels: Tensor, shared: Tensor, params: Tensor, grads: Tensor, state: State
     ) -> tuple[Tensor, State]:
         c = adamw_rule.unstack(channels)

@@ -1,7 +1,8 @@
 """``lstm``: the coordinate-wise recurrent optimizer (Andrychowicz et al. 2016; the L2O-DM baseline).
 
-One small LSTM is shared by all parameters, each with its own hidden state; the gradient enters as log size and sign, and the step
-is ``scale`` times the output. The cell is written from linear operations because the library's has no batching rule under vmap.
+One small LSTM is shared by all parameters, each with its own hidden state; the gradient enters as log size and sign,
+and the step is ``scale`` times the output. The cell is written from linear operations because the library's has no
+batching rule under vmap.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ class LSTM(LearnedOptimizer):
     ) -> tuple[Tensor, Tensor, State]:
         return stats, progress[None], {"step": state["step"] + 1}
 
-    def apply(
+    def apply(  # type: ignore[override]
         self, channels: Tensor, shared: Tensor, params: Tensor, grads: Tensor, state: State
     ) -> tuple[Tensor, State]:
         x, hs, cs = log_and_sign(grads), [], []

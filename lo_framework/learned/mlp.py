@@ -1,10 +1,12 @@
-"""``mlp``: one small network per parameter, the classical learned optimizer (Metz et al. 2020/2022; the best-studied baseline).
+"""``mlp``: one small network per parameter, the classical learned optimizer (Metz et al. 2020/2022; the best-studied
+baseline).
 
     p <- p - direction * exp(magnitude * exp_mult) * step_mult
 
-``features=19``: gradient, parameter and six momenta, each over its RMS within the tensor, and eleven time features; 19-32-32-2.
-``features=39``: also second moments, factored (row and column) second moments and their products with gradient and momentum.
-The time features are the same for all parameters, so their part of the first layer is one vector, not a product over N columns.
+``features=19``: gradient, parameter and six momenta, each over its RMS within the tensor, and eleven time features;
+19-32-32-2. ``features=39``: also second moments, factored (row and column) second moments and their products with
+gradient and momentum. The time features are the same for all parameters, so their part of the first layer is one
+vector, not a product over N columns.
 """
 
 from __future__ import annotations
@@ -88,7 +90,7 @@ class MLP(LearnedOptimizer):
         bias = self.first_bias + self.first_time @ time_embedding(state["step"])
         return second_moment_scale(stats), bias, {"step": state["step"] + 1}
 
-    def apply(
+    def apply(  # type: ignore[override]
         self, channels: Tensor, shared: Tensor, params: Tensor, grads: Tensor, state: State
     ) -> tuple[Tensor, State]:
         raw, new = self.advance(params, grads, state)

@@ -2,10 +2,11 @@
 
     y = last @ relu(second @ relu(first @ x + first_bias) + second_bias) + last_bias
 
-Its hidden layers are by far the largest tensors of an inner step: with 32 units and 16 tasks of 2,400 parameters each of them is
-5 MB, and a plain product, addition and ReLU spend more time moving them through memory (and on page faults) than computing. Here
-they are computed in blocks of columns (and of tasks) that stay in the second-level cache, and the backward pass computes them
-again, so that an unroll keeps ``x`` and no hidden layer. The result is that of the formula up to rounding.
+Its hidden layers are by far the largest tensors of an inner step: with 32 units and 16 tasks of 2,400 parameters each
+of them is 5 MB, and a plain product, addition and ReLU spend more time moving them through memory (and on page faults)
+than computing. Here they are computed in blocks of columns (and of tasks) that stay in the second-level cache, and the
+backward pass computes them again, so that an unroll keeps ``x`` and no hidden layer. The result is that of the formula
+up to rounding.
 """
 
 from __future__ import annotations

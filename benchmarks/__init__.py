@@ -1,0 +1,1 @@
+"""Speed and memory of the framework beside other ways to do the same; run by hand, never by the tests."""
