@@ -208,8 +208,8 @@ class MetaTraining:
         run.outer.stale += 1
         if run.outer.stale >= PATIENCE and run.step < stage.end:  # unrolled gradients explode now and then: go back
             run.outer.back_to(self._grown(run.incumbent, stage).theta())
-            best = run.incumbent.score
-            progress.say(f"step {run.step}: score {value:.3f}, back to the incumbent ({best:.3f}) at half the pace")
+            found = run.incumbent.score
+            progress.say(f"step {run.step}: score {value:.3f}, back to the incumbent ({found:.3f}) at half the pace")
 
     def _next_stage(self, run: Run, workers: Workers, progress: Progress) -> None:
         """Grow: a new kind that starts as the function that the incumbent is."""

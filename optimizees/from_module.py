@@ -34,6 +34,7 @@ def task_from_module(
     batch_size: int = 64,
     name: str | None = None,
     num_classes: int | None = None,
+    vmappable: bool = True,
 ) -> ModuleTask:
     """A task that trains (a private copy of) `module` by ``loss_fn(module(inputs), *targets)``.
 
@@ -50,6 +51,8 @@ def task_from_module(
         num_classes: C of a classifier with integer targets: losses are normalised by log C and metrics have
             "accuracy". Default: recognised from [B, C] outputs and one int64 target below C; otherwise losses are
             normalised by the loss at one fixed initialisation.
+        vmappable: False for a module that `torch.func.vmap` cannot take (recurrent layers, branches on data): its
+            tasks then run one at a time, for which ``--learned hyper-adamw --inner-backend higher`` is made.
 
     Raises:
         UserError: no trainable float32 parameter, unusable data, BatchNorm with batches of 1, a module that draws
@@ -66,12 +69,15 @@ def task_from_module(
         raise UserError(f"{name}: BatchNorm(momentum=None), a cumulative average, cannot be vmapped; set a momentum")
     splits = make_splits(data, valid, test, name)
     task = ModuleTask(module, loss_fn, splits, name=name, batch_size=batch_size, num_classes=num_classes)
+    task.vmappable = vmappable
     task.probe()
     return task
 
 
 class ModuleTask(DataTask):
     """See `task_from_module`. `module` is the private copy; its trainable parameters and buffers are never read."""
+
+    vmappable = True
 
     def __init__(
         self,
@@ -173,7 +179,8 @@ class ModuleTask(DataTask):
             if isinstance(loss, Tensor):
                 found = str(float(loss)) if loss.dim() == 0 else f"shape {list(loss.shape)}"
             raise UserError(f"{self.name}: the loss must be one finite number (0-d tensor), found {found}")
-        self._check_vmap(params, buffers, batch, noise)
+        if self.vmappable:
+            self._check_vmap(params, buffers, batch, noise)
         self._find_scale(output, batch, loss)
 
     def _check_vmap(self, params: Params, buffers: Buffers, batch: Batch, noise: Tensor) -> None:
@@ -185,7 +192,10 @@ class ModuleTask(DataTask):
         try:
             torch.func.vmap(gradient)(pairs, states, tuple(twice(x) for x in batch), twice(noise))
         except Exception as error:
-            raise UserError(f"{self.name}: the module cannot run under torch.func.vmap: {first_line(error)}") from error
+            raise UserError(
+                f"{self.name}: the module cannot run under torch.func.vmap: {first_line(error)}; "
+                "vmappable=False trains it one task at a time"
+            ) from error
 
     def _find_scale(self, output: Any, batch: Batch, loss: Tensor) -> None:
         logits = isinstance(output, Tensor) and output.dim() == 2 and output.shape[1] > 1

@@ -134,9 +134,10 @@ def _out_of_place(graph: fx.Graph) -> None:
     for node in list(graph.nodes):
         if not getattr(getattr(node.target, "_schema", None), "is_mutable", False):
             continue
-        written, name = node.args[0] if node.args else None, node.target._schema.name.rpartition("::")[2]
-        fresh = isinstance(written, fx.Node) and written.op == "call_function" and not _is_view(written)
-        if not (name.endswith("_") and fresh) or any(_is_view(user) for user in written.users if user is not node):
+        written: Any = node.args[0] if node.args else None
+        name = node.target._schema.name.rpartition("::")[2]
+        plain = name.endswith("_") and isinstance(written, fx.Node) and written.op == "call_function"
+        if not plain or _is_view(written) or any(_is_view(user) for user in written.users if user is not node):
             raise UserError(
                 f"this task cannot be recorded, because it changes a tensor in place ({name}); use engine eager"
             )

@@ -321,3 +321,11 @@ def test_to_another_device():
         *other.init(seeded()), other.full("valid"), torch.zeros((), dtype=torch.int64, device="meta")
     )
     assert buffers["1.running_mean"].device.type == "meta"
+
+
+def test_a_module_that_vmap_cannot_take_is_a_task_all_the_same():
+    task = task_from_module(Noisy(lambda x, m: x if x.sum() > 0 else -x), CE, rows(), vmappable=False)
+    assert not task.vmappable and not task.to("cpu").vmappable
+    params, buffers = task.init(torch.Generator().manual_seed(0))
+    loss, _ = task.loss(params, buffers, task.batch("train", torch.Generator().manual_seed(1)), torch.tensor(0))
+    assert torch.isfinite(loss)
