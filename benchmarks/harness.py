@@ -1,7 +1,8 @@
 """Interleaved timing, and what every benchmark's file says about where its numbers come from.
 
-On a machine that does other work too, two programs timed one after the other are not comparable. Here every contender runs
-once a round and rounds are repeated; a ratio is taken within each round, so that both sides saw the same neighbours.
+On a machine that does other work too, two programs timed one after the other are not comparable. Here every contender
+runs once a round and rounds are repeated; a ratio is taken within each round, so that both sides saw the same
+neighbours.
 """
 
 from __future__ import annotations
@@ -43,10 +44,8 @@ class Contender:
         return self.steps / statistics.median(self.seconds)
 
     def ratio(self, peer: Contender) -> tuple[float, float]:
-        """How many times as fast as ``peer``: of the two best rounds, and the median over rounds of that round's ratio."""
-        rounds = [
-            (b / peer.steps) / (a / self.steps) for a, b in zip(self.seconds, peer.seconds)
-        ]
+        """How many times as fast as ``peer``: of the best rounds, and the median over rounds of the round's ratio."""
+        rounds = [(b / peer.steps) / (a / self.steps) for a, b in zip(self.seconds, peer.seconds)]
         return self.best / peer.best, statistics.median(rounds)
 
 

@@ -2,10 +2,11 @@
 
     python -m benchmarks.meta_throughput [--quick] [--device cuda] [--out results]
 
-The learned optimizer is ``mlp`` (19-32-32-2), the optimizee an MLP on 8x8 digits with batches of 64, an unroll is 20 steps, the
-objective the training loss, on one thread. A step is one inner step of one task: loss, gradient and update, and its part of
-the estimate (a PES pair is two steps). Contenders run in turn, round after round (``harness``); the plain code's meta-gradient
-is first checked against the engine's. Then curves over tasks in one ``vmap`` and over parameters, and on a GPU the memory.
+The learned optimizer is ``mlp`` (19-32-32-2), the optimizee an MLP on 8x8 digits with batches of 64, an unroll is 20
+steps, the objective the training loss, on one thread. A step is one inner step of one task: loss, gradient and
+update, and its part of the estimate (a PES pair is two steps). Contenders run in turn, round after round
+(``harness``); the plain code's meta-gradient is first checked against the engine's. Then curves over tasks in one
+``vmap`` and over parameters, and on a GPU the memory.
 """
 
 from __future__ import annotations
@@ -59,6 +60,7 @@ class Ours:
 
 def plain_code(kind: str, ours: Ours, num: int) -> Contender:
     """Plain code for the first ``num`` of the engine's tasks, drawing its own data."""
+    num = min(num, len(ours.state.t))
     generator = torch.Generator().manual_seed(1)
     starts = ours.state.carry.params[:num]
 
@@ -74,7 +76,7 @@ def plain_code(kind: str, ours: Ours, num: int) -> Contender:
 
 
 def difference(kind: str, num: int, hidden: int, device: str, engine: str = "eager") -> float:
-    """Relative distance of the plain code's meta-gradient from the engine's, on the same starts, data and perturbations."""
+    """Relative distance of the plain code's meta-gradient from the engine's: same starts, data and perturbations."""
     ours = Ours(kind, engine, num, hidden, device)
     random = ours.state.generator.get_state()
     found = ours()

@@ -1,11 +1,13 @@
-"""Two libraries for differentiable optimization on the same inner problem, with one meta-learned number: Adam's step size.
+"""Two libraries for differentiable optimization on the same inner problem, with one meta-learned number: Adam's step
+size.
 
-This is far less than a learned optimizer does per step, so it is an upper bound for anything built on them this way. Each returns
-the gradient of the mean training loss of an unroll with respect to the logarithm of the step size.
+This is far less than a learned optimizer does per step, so it is an upper bound for anything built on them this way.
+Each returns the gradient of the mean training loss of an unroll with respect to the logarithm of the step size.
 """
 
 from __future__ import annotations
 
+import importlib
 import math
 import warnings
 from collections.abc import Callable, Sequence
@@ -52,12 +54,12 @@ def higher_peer() -> Peer:
 
 def torchopt_peer() -> Peer:
     """Raises ImportError where the package is missing."""
-    import torchopt
+    torchopt = importlib.import_module("torchopt")
 
     def run(model: nn.Module, batches: Sequence[Batch]) -> Tensor:
         log_lr = torch.tensor(math.log(START), requires_grad=True)
         params: dict[str, Any] = {name: p.detach().requires_grad_() for name, p in model.named_parameters()}
-        # Without eps_root its meta-gradient is NaN: pixels that are always 0 have gradients of exactly 0 under the root.
+        # Without eps_root its meta-gradient is NaN: pixels that are always 0 bring exact zeros under the root.
         optimizer = torchopt.adam(lr=lambda _: log_lr.exp(), eps_root=1e-16)
         state = optimizer.init(params)
         losses = []

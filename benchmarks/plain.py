@@ -1,14 +1,15 @@
 """The ``mlp`` learned optimizer as one would write it for a single experiment: the yardstick for the vmapped engine.
 
-One task at a time in a Python loop, features last (``[N, 19] @ W``), the time features tiled over the parameters as in
-the published optimizer, inner gradients by ``torch.autograd.grad``, the two members of a PES pair one after the other,
-meta-gradients of TBPTT by ``torch.autograd.grad`` through the unroll. Nothing is computed twice and nothing is masked: it is
-meant to be as fast as such code gets. It is only for ``mlp`` optimizees with sigmoid and the objective ``train``.
+One task at a time in a Python loop, features last (``[N, 19] @ W``), the time features tiled over the parameters as
+in the published optimizer, inner gradients by ``torch.autograd.grad``, the two members of a PES pair one after the
+other, meta-gradients of TBPTT by ``torch.autograd.grad`` through the unroll. Nothing is computed twice and nothing is
+masked: it is meant to be as fast as such code gets. It is only for ``mlp`` optimizees with sigmoid and the objective
+``train``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -19,13 +20,13 @@ from lo_framework.learned.features import TIME_SCALES
 from lo_framework.learned.mlp import MOMENTUM_19
 from optimizees.task import ClassificationTask
 
-Batches = Callable[[], tuple[Tensor, Tensor]]
+Shapes = Sequence[tuple[int, ...]]
 
 
 class PlainRule:
     """19-32-32-2 over flat parameters ``[N]``; momenta are ``[N, 6]``."""
 
-    def __init__(self, theta: Theta, shapes: Sequence[tuple[int, ...]], exp_mult: float = 1e-3, step_mult: float = 1e-3):
+    def __init__(self, theta: Theta, shapes: Shapes, exp_mult: float = 1e-3, step_mult: float = 1e-3) -> None:
         self.w1 = torch.cat([theta["first"], theta["first_time"]], 1).T
         self.b1 = theta["first_bias"]
         self.w2, self.b2 = theta["second"].T, theta["second_bias"][:, 0]
@@ -60,8 +61,8 @@ def inner_loss(parts: Sequence[Tensor], batch: tuple[Tensor, Tensor]) -> Tensor:
 
 
 def unroll(
-    task: ClassificationTask, rule: PlainRule, params: Tensor, momenta: Tensor, step: int, batches: Iterable[tuple[Tensor, Tensor]],
-    differentiable: bool,
+    task: ClassificationTask, rule: PlainRule, params: Tensor, momenta: Tensor, step: int,
+    batches: Iterable[tuple[Tensor, Tensor]], differentiable: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Mean score of the training losses, and the parameters and momenta after the last step."""
     losses = []
@@ -80,10 +81,10 @@ def unroll(
 
 
 def pes(
-    task: ClassificationTask, theta: Theta, eps: Tensor, xi: Tensor, sigma: float, starts: Tensor, batches: Sequence[list],
-    shapes: Sequence[tuple[int, ...]],
+    task: ClassificationTask, theta: Theta, eps: Tensor, xi: Tensor, sigma: float, starts: Tensor,
+    batches: Sequence[list], shapes: Shapes,
 ) -> Theta:  # fmt: skip
-    """One truncation of one pair for each row of ``eps [K, P]``, from step 0; ``xi [K, P]`` are the sums over truncations."""
+    """One truncation from step 0 of a pair for each row of ``eps [K, P]``; ``xi [K, P]``: sums over truncations."""
     total = torch.zeros_like(eps[0])
     with torch.no_grad():
         for k in range(len(eps)):
@@ -96,7 +97,7 @@ def pes(
 
 
 def tbptt(
-    task: ClassificationTask, theta: Theta, starts: Tensor, batches: Sequence[list], shapes: Sequence[tuple[int, ...]]
+    task: ClassificationTask, theta: Theta, starts: Tensor, batches: Sequence[list], shapes: Shapes
 ) -> Theta:
     """Second-order truncated back-propagation, one task after the other, from step 0."""
     leaves = {name: x.detach().requires_grad_() for name, x in theta.items()}

@@ -59,7 +59,7 @@ def _evaluated(run: MetaTraining, best: Incumbent, workers: int, seeds: int) -> 
             data_dir=run.setup.data_dir,
             plugins=run.setup.plugins,
             files={best.kind: str(run.out / "optimizer.safetensors")},
-            command=sys.argv,
+            command=["python", "-m", "meta_train", *sys.argv[1:]],
             progress=progress,
         )
     finally:
