@@ -96,9 +96,7 @@ def pes(
     return split(theta, total / len(eps))
 
 
-def tbptt(
-    task: ClassificationTask, theta: Theta, starts: Tensor, batches: Sequence[list], shapes: Shapes
-) -> Theta:
+def tbptt(task: ClassificationTask, theta: Theta, starts: Tensor, batches: Sequence[list], shapes: Shapes) -> Theta:
     """Second-order truncated back-propagation, one task after the other, from step 0."""
     leaves = {name: x.detach().requires_grad_() for name, x in theta.items()}
     total: list[Tensor] = []
