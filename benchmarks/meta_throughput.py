@@ -152,25 +152,32 @@ def headline(args: argparse.Namespace, engines: Sequence[str]) -> dict[str, Any]
 def curve(args: argparse.Namespace, engines: Sequence[str], points: Sequence[tuple[int, int]], what: str) -> list[dict]:
     """Best and median over a few rounds at each (tasks, hidden width)."""
     out, rows = [], []
+    gpu = args.device.startswith("cuda")
     for num, hidden in points:
         size = hidden * (INPUTS + 1) + CLASSES * (hidden + 1)
         for kind in ESTIMATORS:
+            name = f"{kind}, {num} tasks, {size:,} parameters"
             group = []
             for engine in engines:
                 x = Ours(kind, engine, num, hidden, args.device)
                 group.append(Contender(engine, x, x.steps))
             if what == "parameters":
                 group.append(plain_code(kind, x, 1))
-            if args.device.startswith("cuda"):
+            if gpu:
                 torch.cuda.reset_peak_memory_stats()
-            harness.interleave(group, args.curve_rounds, args.device)
-            point = {"estimator": kind, "tasks": num, "parameters": size}
+            try:
+                harness.interleave(group, args.curve_rounds, args.device)
+            except torch.OutOfMemoryError:
+                print(f"{name}: the GPU's memory is too small")
+                continue
+            point: dict[str, Any] = {"estimator": kind, "tasks": num, "parameters": size}
             point |= {c.name: {"best": c.best, "median": c.median} for c in group}
-            if args.device.startswith("cuda"):
+            rows.append([name, *(c.best for c in group)])
+            if gpu:
                 point["peak_bytes"] = torch.cuda.max_memory_allocated()
+                rows[-1].append(point["peak_bytes"] / 2**20)
             out.append(point)
-            rows.append([f"{kind}, {num} tasks, {size:,} parameters", *(c.best for c in group)])
-    names = [*engines, *(["plain code"] if what == "parameters" else [])]
+    names = [*engines, *(["plain code"] if what == "parameters" else []), *(["peak MiB"] if gpu else [])]
     harness.print_table([f"best inner steps/s over {what}", *names], rows)
     return out
 

@@ -96,7 +96,9 @@ class TBPTT:
         """Pull the score's and the next segment's cotangents back through segment ``s``."""
         moving, fixed = _split(carry)
         theta = {name: x.detach().requires_grad_() for name, x in theta.items()}
-        if s:  # before the first segment there is nothing to pull back to
+        # There is nothing to pull back to before the first segment, but a first step unlike all others would have to
+        # be recorded (and compiled) too.
+        if s or self.unroller.family.engine != "eager":
             moving = {name: x.detach().requires_grad_() for name, x in moving.items()}
         # Plain autograd, not torch.func.vjp: without a level of its own each operation costs less.
         with torch.enable_grad():
