@@ -200,7 +200,7 @@ def plot(path: Path, content: dict[str, Any]) -> None:
                 if seen:
                     axis.loglog(*zip(*seen), style, marker="o", color=color, label=f"{kind}, {name}")
     axes[0].invert_yaxis()
-    axes[0].set(xlabel="inner steps/s (median)", title="MLP 64-32-10, one thread")
+    axes[0].set(xlabel="inner steps/s (median)", title=f"MLP 64-{content['headline']['hidden']}-10")
     axes[1].set(xlabel="tasks in one vmap", ylabel="inner steps/s", title="over tasks")
     axes[2].set(xlabel="parameters of the optimizee", ylabel="inner steps/s", title="over parameters")
     axes[1].legend(fontsize=7)
@@ -232,7 +232,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     gpu = args.device.startswith("cuda")
     args.tasks = args.tasks or (256 if gpu else 16)
     args.rounds = args.rounds or (4 if args.quick else 15)
-    args.curve_rounds = args.curve_rounds or (2 if args.quick else 5)
+    args.curve_rounds = args.curve_rounds or (2 if args.quick else 3)
     args.plain_tasks = {"pes": 1, "tbptt": 1} if gpu else {"pes": 4, "tbptt": 3}
     engines = (args.engines or ("eager,graph" if args.quick else "eager,graph,inductor")).split(",")
     content = harness.environment("benchmarks.meta_throughput", args.device)

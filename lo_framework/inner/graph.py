@@ -88,9 +88,7 @@ class _Replay(torch.autograd.Function):
         return (None, *(next(found) if wanted else None for wanted in ctx.recording.wanted))
 
 
-def record(
-    function: Callable[[Flat], list[Tensor]], inputs: Flat, wanted: Sequence[bool], engine: str
-) -> Recording:
+def record(function: Callable[[Flat], list[Tensor]], inputs: Flat, wanted: Sequence[bool], engine: str) -> Recording:
     """Record ``function`` at inputs like these; ``wanted`` says whose gradients will be asked for."""
     plain = [x.detach() for x in inputs]
     with torch.no_grad():
@@ -232,4 +230,8 @@ def _part(
 
 
 def _executable(graph: fx.GraphModule, engine: str) -> Callable[..., Any]:
-    return torch.compile(graph, dynamic=False) if engine == "inductor" else graph.forward
+    if engine != "inductor":
+        return graph.forward
+    compiled = torch.compile(graph, dynamic=False)
+    # Whether an input requires a gradient is none of the compiler's business: it would compile once for each case.
+    return lambda *inputs: compiled(*(x.detach() for x in inputs))

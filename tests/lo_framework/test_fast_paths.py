@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import shutil
 from collections.abc import Callable
 
 import pytest
@@ -109,6 +110,22 @@ def test_recorded_steps_have_the_bits_of_plain_ones(kind: str, spec: str) -> Non
     assert metrics == other_metrics and torch.equal(carry.params, other_carry.params)
     assert all(torch.equal(g, others[name]) for name, g in grads.items())
     assert all(torch.equal(x, other_carry.state[name]) for name, x in carry.state.items())
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("spec", ["pes", "tbptt"])
+def test_compiled_steps(spec: str) -> None:
+    learned = doubled("mlp:hidden=4")
+    grads = []
+    for engine in ("eager", "inductor"):
+        family = Family(TinyNet(), copy.deepcopy(learned), engine)
+        estimator = make_estimator(spec, family, make_objective("valid:train=0.3"), once(3), 2)
+        state = in_step(estimator.init_state(learned.theta(), torch.Generator().manual_seed(2)))
+        grads.append(estimator.estimate(learned.theta(), state)[0].grad)
+    for name, g in grads[0].items():
+        torch.testing.assert_close(g, grads[1][name], rtol=1e-7, atol=1e-9)
 
 
 def test_recordings_follow_shapes_and_gradients() -> None:
