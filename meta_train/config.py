@@ -85,7 +85,7 @@ class RunConfig:
         return self.num_tasks // self.shards
 
 
-# A few minutes and about an hour on two CPU cores. Measured: docs/experiments.md.
+# Meant as a few minutes and about an hour on two free CPU cores. Only `quick` was run to its end so far: README.
 PRESETS: dict[str, dict[str, Any]] = {
     "quick": {},
     "small": {"outer_steps": 600, "num_tasks": 16, "validate_every": 10, "checkpoint_every": 20},
