@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from lo_framework.estimators import Truncation
+from lo_framework.inner.graph import ENGINES
 from optimizees.spec import UserError, nearest
 
 
@@ -37,6 +38,7 @@ class RunConfig:
     seed: int = 0
     device: str = "cpu"
     inner_backend: str = "torch"
+    engine: str = "eager"  # how inner steps run: eager, graph (recorded, the same bits) or inductor (compiled)
 
     def __post_init__(self) -> None:
         for name in (
@@ -64,6 +66,8 @@ class RunConfig:
             raise UserError(
                 f"unknown --inner-backend {self.inner_backend!r}{nearest(self.inner_backend, known)}; torch or higher"
             )
+        if self.engine not in ENGINES:
+            raise UserError(f"unknown --engine {self.engine!r}{nearest(self.engine, ENGINES)}; {', '.join(ENGINES)}")
         _ = self.truncation
 
     @property

@@ -48,7 +48,7 @@ def build_estimator(config: RunConfig, task: Task, learned: LearnedOptimizer, ob
     """The estimator of one shard, with the inner loop that ``--inner-backend`` names."""
     if config.augment > 1:  # for meta-training only: validation and reports see the task as it is
         task = Reparametrised(task, config.augment)
-    family, make = Family(task, learned), make_estimator
+    family, make = Family(task, learned, config.engine), make_estimator
     if config.inner_backend == "higher":
         from lo_framework.inner.higher_backend import make_higher as make
     return make(config.estimator, family, objective, config.truncation, config.tasks_per_shard)

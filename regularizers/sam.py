@@ -1,0 +1,61 @@
+"""``sam``: sharpness-aware minimisation (Foret et al. 2021, arXiv 2010.01412).
+
+    R(w) = L(w + rho u),  u = g / ||g||,  G = grad L at w + rho u
+
+with ``u`` a constant; ``value(attached=True)`` differentiates through it as well.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from regularizers import vectors
+from regularizers.base import (
+    Correction,
+    Cost,
+    Landscape,
+    Params,
+    Point,
+    Regularizer,
+    State,
+    frozen,
+    register,
+    require_positive,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SAMConfig:
+    """``rho``: radius of the neighbourhood, l2 over all parameters."""
+
+    rho: float = 0.05
+
+    def __post_init__(self) -> None:
+        require_positive(rho=self.rho)
+
+
+@register("sam")
+class SAM(Regularizer):
+    Config = SAMConfig
+    RANGES: ClassVar = {"rho": (0.01, 0.5)}
+    cost = Cost(2)
+    has_value = True
+
+    def __init__(self, config: SAMConfig, rho: Tensor | None = None) -> None:
+        super().__init__(config)
+        self.rho: Tensor | float = config.rho if rho is None else rho  # a tensor where it is a meta-parameter
+
+    def perturbation(self, params: Params, grad: Params) -> Params:
+        return vectors.scaled(vectors.unit(grad), self.rho)
+
+    def correction(self, landscape: Landscape, here: Point, state: State) -> Correction:
+        loss, grad = landscape.gradient(vectors.add(here.params, self.perturbation(here.params, here.grad)))
+        return Correction(vectors.sub(grad, here.grad), loss - here.loss, state)
+
+    def value(self, landscape: Landscape, params: Params, *, attached: bool = False) -> Tensor:
+        _, grad = landscape.gradient(params)
+        step = self.perturbation(params, grad)
+        return landscape.loss(vectors.add(params, step if attached else frozen(step)))
