@@ -30,10 +30,14 @@ class Task(Protocol):
 
 
 class MetaGradient(NamedTuple):
-    """A shard's estimate: ``grad`` is the mean over its tasks; ``meta_loss`` its mean objective."""
+    """A shard's estimate: ``grad`` is the mean over its tasks; ``meta_loss`` its mean objective.
+
+    ``plain`` is the same without the absorbed regularizer, where that decomposes meta-gradients (GSAM).
+    """
 
     grad: Theta
     metrics: dict[str, float]
+    plain: Theta | None = None
 
 
 class Estimator(Protocol):

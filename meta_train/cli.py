@@ -17,6 +17,8 @@ examples:
   python -m meta_train --optimizees mlp,cnn --preset small          about an hour
   python -m meta_train --optimizees mlp:hidden=64x64,act=tanh --datasets digits,mnist:size=8
   python -m meta_train --learned mlp --estimator pes --unroll-length 20 --episode-length 100-1000
+  python -m meta_train --optimizees mlp,mlp-relu,cnn --regularizer sam:rho=0.05
+                                                                    an optimizer that acts like SAM at no cost
   python -m meta_train --out runs/a --resume                        go on after a kill: the same bits
 
 --optimizees and --datasets make the full product. A plugin (--plugin my_tasks.py) adds tasks and learned optimizers of
@@ -53,6 +55,15 @@ def parser() -> Parser:
     p.add_argument("--learned", help="attention-mlp (default), attention, hyper-adamw, mlp, lstm, with options")
     p.add_argument("--estimator", help="tbptt, pes or es, with options, as pes:sigma=0.01")
     p.add_argument("--objective", help="valid (held-out loss, default) or train")
+    p.add_argument(
+        "--regularizer", help="absorb one: sam, gsam, gam, ... with options, or a mixture, as sam:rho=0.05+gam"
+    )
+    p.add_argument(
+        "--absorb",
+        help="how: batch=own|independent, attached=true, when=every|last|end|late, last=20, strength=1, "
+        "through=value|field",
+    )
+    p.add_argument("--control", help="no regularizer, but as many more outer steps as this one would have cost")
     p.add_argument("--unroll-length", type=int, help="inner steps of one truncation")
     p.add_argument("--episode-length", help="inner steps of an episode: 200, or 100-1000 for log-uniform lengths")
     p.add_argument("--num-tasks", type=int, help="tasks per family (optimizee x data set) in flight")
@@ -69,6 +80,7 @@ def parser() -> Parser:
     p.add_argument(
         "--inner-backend", help="torch (default), or higher: for modules that vmap cannot take (hyper-adamw only)"
     )
+    p.add_argument("--engine", help="eager (default), graph (recorded: the same bits) or inductor (compiled)")
     p.add_argument("--preset", default="quick", help="quick (default: a few minutes) or small (about an hour)")
     p.add_argument(
         "--max-seconds", type=float, help="stop meta-training early after this time; the run is then not repeatable"

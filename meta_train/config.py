@@ -10,9 +10,11 @@ import math
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
+from lo_framework.absorption import Absorption, make_absorption
 from lo_framework.estimators import Truncation
 from lo_framework.inner.graph import ENGINES
-from optimizees.spec import UserError, nearest
+from optimizees.spec import UserError, nearest, parse_spec
+from regularizers.base import HVP_COST
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +40,9 @@ class RunConfig:
     seed: int = 0
     device: str = "cpu"
     inner_backend: str = "torch"
+    regularizer: str = "none"  # absorbed: in the meta-objective, never in the gradients that the optimizer sees
+    absorb: str = ""  # how; see lo_framework.absorption.AbsorbConfig
+    control: str = "none"  # a regularizer whose meta-compute this unregularized run gets, as more outer steps
     engine: str = "eager"  # how inner steps run: eager, graph (recorded, the same bits) or inductor (compiled)
 
     def __post_init__(self) -> None:
@@ -68,7 +73,25 @@ class RunConfig:
             )
         if self.engine not in ENGINES:
             raise UserError(f"unknown --engine {self.engine!r}{nearest(self.engine, ENGINES)}; {', '.join(ENGINES)}")
+        self._check_regularizer()
         _ = self.truncation
+
+    def _check_regularizer(self) -> None:
+        if self.regularizer == "none" and self.control == "none":
+            if self.absorb:
+                raise UserError("--absorb says how a regularizer is absorbed: give one (--regularizer)")
+            return
+        if "none" not in (self.regularizer, self.control):
+            raise UserError("--control is the run without the regularizer: give one of --regularizer and --control")
+        if self.inner_backend != "torch":
+            raise UserError("--regularizer needs --inner-backend torch")
+        absorption = make_absorption(self.regularizer if self.control == "none" else self.control, self.absorb)
+        if absorption.config.attached and not self.estimator.startswith("tbptt"):
+            raise UserError("--absorb attached=true is for the estimator tbptt: es and pes differentiate nothing")
+
+    @property
+    def absorption(self) -> Absorption | None:
+        return None if self.regularizer == "none" else make_absorption(self.regularizer, self.absorb)
 
     @property
     def episode(self) -> tuple[int, int]:
@@ -109,12 +132,32 @@ def make_config(preset: str = "quick", **given: Any) -> RunConfig:
     for name in values:
         if name not in known:
             raise UserError(f"unknown setting {name!r}{nearest(name, known)}")
-    return replace(RunConfig(), **values)
+    config = replace(RunConfig(), **values)
+    if config.control == "none":
+        return config
+    return replace(config, outer_steps=math.ceil(config.outer_steps * compute_factor(config)))
+
+
+def compute_factor(config: RunConfig) -> float:
+    """How many times the gradient evaluations of the plain run the regularized one takes (``--control``).
+
+    Plain, per inner step: the gradient, the held-out loss with its pull-back, and under second-order TBPTT the
+    Hessian-vector product that pulls back through the gradient.
+    """
+    absorption = make_absorption(config.control, config.absorb)
+    name, options = parse_spec(config.estimator)
+    second_order = name == "tbptt" and options.get("second_order", "true") in ("true", "1", "yes", "on")
+    plain = 1.0 + float(config.objective != "train") + HVP_COST * second_order
+    extra = absorption.regularizer.cost.total - (0.0 if absorption.independent else 1.0)
+    length = sum(config.episode) / 2
+    share = {"last": min(1.0, absorption.config.last / length), "end": 1.0 / length}.get(absorption.config.when, 1.0)
+    return 1.0 + share * extra / plain
 
 
 def difference(old: dict[str, Any], new: RunConfig) -> str:
     """The first setting in which a resumed run would differ, as one phrase; empty if none does."""
     for name, value in asdict(new).items():
-        if old.get(name) != value:
-            return f"{flag(name)} was {old.get(name)!r} and is now {value!r}"
+        before = old.get(name, getattr(RunConfig, name))  # a run of before there was such a setting
+        if before != value:
+            return f"{flag(name)} was {before!r} and is now {value!r}"
     return ""

@@ -48,7 +48,7 @@ def build_estimator(config: RunConfig, task: Task, learned: LearnedOptimizer, ob
     """The estimator of one shard, with the inner loop that ``--inner-backend`` names."""
     if config.augment > 1:  # for meta-training only: validation and reports see the task as it is
         task = Reparametrised(task, config.augment)
-    family, make = Family(task, learned, config.engine), make_estimator
+    family, make = Family(task, learned, config.engine, config.absorption), make_estimator
     if config.inner_backend == "higher":
         from lo_framework.inner.higher_backend import make_higher as make
     return make(config.estimator, family, objective, config.truncation, config.tasks_per_shard)
@@ -84,13 +84,14 @@ class Host:
             else:  # clocks stay on the host
                 self.states[shard] = state_from_tensors(tensors[shard], config.device)
 
-    def estimate(self, theta: Theta) -> dict[int, tuple[Theta, dict[str, float]]]:
-        """One truncation of every shard here: meta-gradient and metrics by shard."""
+    def estimate(self, theta: Theta) -> dict[int, tuple[Theta, dict[str, float], Theta | None]]:
+        """One truncation of every shard here: meta-gradient, metrics and the plain meta-gradient (GSAM) by shard."""
         theta = {name: x.to(self.config.device) for name, x in theta.items()}
         out = {}
         for shard in self.mine:
             estimate, self.states[shard] = self.estimators[shard].estimate(theta, self.states[shard])
-            out[shard] = ({name: x.cpu() for name, x in estimate.grad.items()}, estimate.metrics)
+            grads = [x and {name: g.cpu() for name, g in x.items()} for x in (estimate.grad, estimate.plain)]
+            out[shard] = (grads[0], estimate.metrics, grads[1])
         return out
 
     def validate(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lo_framework.absorption import decompose
 from lo_framework.checkpoint import load_latest_state, save_optimizer, save_state
 from lo_framework.files.atomic import atomic_write_text, clean_temporaries
 from lo_framework.inner.step import Family
@@ -61,6 +63,8 @@ class MetaTraining:
         if workers < 1:
             raise UserError(f"--workers must be at least 1, not {workers}")
         self.num_workers = workers
+        absorption = self.config.absorption
+        self.alpha = absorption.alpha if absorption is not None else 0.0
         self.shards = len(self.tasks) * self.config.shards
         self._check()
 
@@ -158,19 +162,19 @@ class MetaTraining:
         """One outer step: the mean over families of the mean over shards, summed in a fixed order."""
         answers = workers.everywhere("estimate", run.outer.theta)
         by_shard = {int(shard): answer for part in answers for shard, answer in part.items()}
-        grad: Theta = {name: torch.zeros_like(x) for name, x in run.outer.theta.items()}
+        estimates, metrics, plains = zip(*(by_shard[shard] for shard in range(self.shards)))
+        grad = _mean(estimates)
+        if self.alpha:
+            grad = decompose(_mean(plains), grad, self.alpha)
         record: dict[str, Any] = {"stage": stage.index, "kind": stage.kind, "families": {}}
         curves: dict[str, float] = {}
-        for shard in range(self.shards):
-            estimate, metrics = by_shard[shard]
-            for name, g in estimate.items():
-                grad[name] += g / self.shards
+        for shard, found in enumerate(metrics):
             family = record["families"].setdefault(self.tasks[shard // self.config.shards].name, {})
-            for name, value in metrics.items():
+            for name, value in found.items():
                 family[name] = family.get(name, 0.0) + value / self.config.shards
         outcome = run.outer.step(grad)
-        for name, metrics in record["families"].items():
-            for key, value in metrics.items():
+        for name, family in record["families"].items():
+            for key, value in family.items():
                 curves[f"{key}/{name}"] = value
         for key in ("meta_loss", "nonfinite", "diverged"):
             record[key] = sum(m.get(key, 0.0) for m in record["families"].values()) / len(self.tasks)
@@ -297,3 +301,12 @@ class MetaTraining:
         incumbent = self._incumbent(tensors, meta)
         incumbent.theta = {name: x.clone() for name, x in incumbent.theta.items()}
         return Run(step, meta["stage"], outer, incumbent, meta["reference"], meta["start_lr"], meta["repeatable"])
+
+
+def _mean(grads: Sequence[Theta]) -> Theta:
+    """Over shards, summed in their order."""
+    out = {name: torch.zeros_like(x) for name, x in grads[0].items()}
+    for grad in grads:
+        for name, x in grad.items():
+            out[name] += x / len(grads)
+    return out

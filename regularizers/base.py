@@ -164,3 +164,13 @@ def require_positive(**values: float) -> None:
 def frozen(params: Params) -> Params:
     """Stop-gradient."""
     return {name: x.detach() for name, x in params.items()}
+
+
+def stored(key: str, vectors: Params) -> State:
+    """Parameter-shaped tensors as entries of a state; `restored` gives them back."""
+    return {f"{key}/{name}": x for name, x in vectors.items()}
+
+
+def restored(key: str, state: State) -> Params:
+    """What `stored` put into ``state`` under ``key``."""
+    return {name[len(key) + 1 :]: x for name, x in state.items() if name.startswith(f"{key}/")}

@@ -43,7 +43,7 @@ class Perturbed:
         self, family: Family, objective: Objective, truncation: Truncation, num_tasks: int, config: PerturbedConfig
     ) -> None:
         self.unroller = Unroller(family, objective, truncation, num_tasks, copies=2)
-        self.step = family.step(held_out=objective.held_out)
+        self.step = family.step(held_out=self.unroller.second_batch, pairs=True)
         self.config = config
 
     def init_state(self, theta: Theta, generator: torch.Generator) -> UnrollState:
@@ -60,24 +60,27 @@ class Perturbed:
         state, restarted = unroller.restart_finished(state)
         size = sum(x.numel() for x in theta.values())
         eps = self.config.sigma * torch.randn(num, size, generator=state.generator)
-        carry, total, _ = unroller.run(
+        carry, total, penalty = unroller.run(
             self.step, self._pairs(theta, eps), state.carry, state, 0, unroller.truncation.unroll_length
         )
-        length = unroller.truncation.unroll_length
-        scores = (total / length).cpu()
-        positive, negative = scores[:num], scores[num:]
         xi = eps
         if self.persistent:
             xi = torch.where(restarted[:, None], 0.0, state.extra["xi"]) + eps
-        weight = (positive - negative) / (2 * self.config.sigma**2)
-        # Scores are capped per step, so they are finite even where a task diverged; a user's `normalize` may not be.
-        weight = torch.where(torch.isfinite(weight), weight, 0.0)
-        flat = (weight[:, None] * xi).mean(0)
-        metrics = {**unroller.summary(state, total), "nonfinite": float((~carry.alive).float().mean())}
+        grad = unflatten_theta(theta, self._slope(total + penalty, xi))
+        plain = unflatten_theta(theta, self._slope(total, xi)) if unroller.alpha else None
+        metrics = {**unroller.summary(state, total, penalty), "nonfinite": float((~carry.alive).float().mean())}
         if not self.persistent:  # both members of the next pair start from the positive one's state
             carry = _share_first(carry, num)
         new = replace(unroller.advance(state, carry), extra={"xi": xi} if self.persistent else {})
-        return MetaGradient(unflatten_theta(theta, flat), metrics), new
+        return MetaGradient(grad, metrics, plain), new
+
+    def _slope(self, total: Tensor, xi: Tensor) -> Tensor:
+        """Meta-gradient ``[P]`` from summed scores ``[2K]`` and the perturbations ``[K, P]`` that made them."""
+        positive, negative = (total / self.unroller.truncation.unroll_length).cpu().chunk(2)
+        weight = (positive - negative) / (2 * self.config.sigma**2)
+        # Scores are capped per step, so they are finite even where a task diverged; a user's `normalize` may not be.
+        weight = torch.where(torch.isfinite(weight), weight, 0.0)
+        return (weight[:, None] * xi).mean(0)
 
     def _pairs(self, theta: Theta, eps: Tensor) -> Theta:
         """theta + eps_k for k < K, then theta - eps_k: every tensor ``[2K, ...]``."""

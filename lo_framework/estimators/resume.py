@@ -1,7 +1,8 @@
 """An :class:`UnrollState` as a flat dict of tensors and back, so that a killed run goes on with the same bits.
 
-Names: ``params``, ``alive``, ``buffers.<name>``, ``state.<name>``, ``t``, ``horizon``, ``stop``, ``extra.<name>`` and
-``generator`` (the random state, uint8). The dict is all there is: data positions are implied by the generator.
+Names: ``params``, ``alive``, ``buffers.<name>``, ``state.<name>``, ``memory.<name>``, ``t``, ``horizon``, ``stop``,
+``extra.<name>`` and ``generator`` (the random state, uint8). The dict is all there is: data positions are implied by
+the generator.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ def state_to_tensors(state: UnrollState) -> dict[str, Tensor]:
     carry = state.carry
     tensors = {"params": carry.params, "alive": carry.alive, "generator": state.generator.get_state()}
     tensors |= {name: getattr(state, name) for name in _CLOCKS}
-    for prefix, group in (("buffers", carry.buffers), ("state", carry.state), ("extra", state.extra)):
+    for prefix, group in (
+        ("buffers", carry.buffers), ("state", carry.state), ("memory", carry.memory), ("extra", state.extra)
+    ):  # fmt: skip
         tensors |= {f"{prefix}.{name}": x for name, x in group.items()}
     return {
         name: x.detach().to("cpu", copy=True, memory_format=torch.contiguous_format) for name, x in tensors.items()
@@ -47,7 +50,10 @@ def state_from_tensors(tensors: Mapping[str, Tensor], device: torch.device | str
     def moved(named: dict[str, Tensor]) -> dict[str, Tensor]:
         return {name: x.to(device) for name, x in named.items()}
 
-    carry = Carry(copy("params").to(device), moved(group("buffers")), moved(group("state")), copy("alive").to(device))
+    carry = Carry(
+        copy("params").to(device), moved(group("buffers")), moved(group("state")), copy("alive").to(device),
+        moved(group("memory")),
+    )  # fmt: skip
     generator = torch.Generator()
     generator.set_state(copy("generator"))
     clocks = {name: copy(name) for name in _CLOCKS}

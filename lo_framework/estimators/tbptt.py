@@ -19,8 +19,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from lo_framework.estimators.truncation import Truncation, Unroller, UnrollState, map_carry
-from lo_framework.inner.step import Carry, Family, Losses, tile_theta
+from lo_framework.estimators.truncation import Truncation, Unrolled, Unroller, UnrollState, map_carry
+from lo_framework.inner.step import Carry, Family, tile_theta
 from lo_framework.learned.base import Theta
 from lo_framework.objectives import Objective
 from lo_framework.protocols import MetaGradient
@@ -46,7 +46,9 @@ class TBPTT:
         self, family: Family, objective: Objective, truncation: Truncation, num_tasks: int, config: TBPTTConfig
     ) -> None:
         self.unroller = Unroller(family, objective, truncation, num_tasks)
-        self.step = family.step(held_out=objective.held_out, second_order=config.second_order, differentiable=True)
+        self.step = family.step(
+            held_out=self.unroller.second_batch, second_order=config.second_order, differentiable=True
+        )
         self.config = config
         length = truncation.unroll_length
         segments = min(config.segments or round(math.sqrt(length)), length)
@@ -60,25 +62,27 @@ class TBPTT:
         state, _ = self.unroller.restart_finished(state)
         tiled = tile_theta(theta, self.unroller.num)
         starts = self._forward(tiled, state)
-        grads: Theta | None = None
-        cotangent: dict[str, Tensor] | None = None
-        total = torch.zeros(self.unroller.num, device=state.carry.params.device)
+        # One sweep pulls back the whole objective; where GSAM decomposes meta-gradients, another the plain one.
+        sweeps = 2 if self.unroller.alpha else 1
+        grads: list[Theta] = [{name: torch.zeros_like(x) for name, x in tiled.items()} for _ in range(sweeps)]
+        cotangents: list[dict[str, Tensor]] = [{} for _ in range(sweeps)]
+        total = penalty = torch.zeros(self.unroller.num, device=state.carry.params.device)
         last = len(starts) - 1
         for s in range(last, -1, -1):
             carry, random_state = starts[s]
             state.generator.set_state(random_state)
-            pulled, cotangent, score, end, random_end = self._segment(tiled, carry, state, s, cotangent)
-            grads = pulled if grads is None else {name: g + pulled[name] for name, g in grads.items()}
-            total = total + score
+            end, pulled = self._segment(tiled, carry, state, s, cotangents)
+            cotangents = [before for _, before in pulled]
+            grads = [{n: g + found[n] for n, g in each.items()} for each, (found, _) in zip(grads, pulled)]
+            total, penalty = total + end.score, penalty + end.penalty
             if s == last:
-                final, final_random = end, random_end
+                final, final_random = end.carry, state.generator.get_state()
         state.generator.set_state(final_random)
-        assert grads is not None
         length = self.unroller.truncation.unroll_length
-        scaled = {n: g / length for n, g in grads.items()}
-        mean, bad, clipped = combine(scaled, self.config.clip_task, final.alive)
-        metrics = {**self.unroller.summary(state, total), "nonfinite": bad, "task_clipped": clipped}
-        return MetaGradient(mean, metrics), self.unroller.advance(state, final)
+        scaled = [{n: g / length for n, g in each.items()} for each in grads]
+        (mean, *plain), bad, clipped = combine(scaled, self.config.clip_task, final.alive)
+        metrics = {**self.unroller.summary(state, total, penalty), "nonfinite": bad, "task_clipped": clipped}
+        return MetaGradient(mean, metrics, plain[0] if plain else None), self.unroller.advance(state, final)
 
     def _forward(self, theta: Theta, state: UnrollState) -> list[tuple[Carry, Tensor]]:
         """Start of every segment and the generator's state there; the last segment itself is not run."""
@@ -86,14 +90,14 @@ class TBPTT:
         starts = [(carry, state.generator.get_state())]
         with torch.no_grad():
             for begin, end in zip(self.bounds[:-2], self.bounds[1:-1], strict=True):
-                carry, _, _ = self.unroller.run(self.step, theta, carry, state, begin, end)
+                carry = self.unroller.run(self.step, theta, carry, state, begin, end).carry
                 starts.append((carry, state.generator.get_state()))
         return starts
 
     def _segment(
-        self, theta: Theta, carry: Carry, state: UnrollState, s: int, cotangent: dict[str, Tensor] | None
-    ) -> tuple[Theta, dict[str, Tensor], Tensor, Carry, Tensor]:
-        """Pull the score's and the next segment's cotangents back through segment ``s``."""
+        self, theta: Theta, carry: Carry, state: UnrollState, s: int, cotangents: list[dict[str, Tensor]]
+    ) -> tuple[Unrolled, list[tuple[Theta, dict[str, Tensor]]]]:
+        """Run segment ``s`` and pull back through it, for each sweep, its score and the next segment's cotangents."""
         moving, fixed = _split(carry)
         theta = {name: x.detach().requires_grad_() for name, x in theta.items()}
         # There is nothing to pull back to before the first segment, but a first step unlike all others would have to
@@ -102,26 +106,28 @@ class TBPTT:
             moving = {name: x.detach().requires_grad_() for name, x in moving.items()}
         # Plain autograd, not torch.func.vjp: without a level of its own each operation costs less.
         with torch.enable_grad():
-            end, score, _ = self.unroller.run(
-                self.step, theta, _join(moving, fixed), state, self.bounds[s], self.bounds[s + 1]
-            )
-        outputs = [(score, torch.ones_like(score))]
-        if cotangent is not None:
-            outputs += [(x, cotangent[name]) for name, x in _split(end)[0].items()]
-        outputs = [(x, seed) for x, seed in outputs if x.requires_grad]
+            end = self.unroller.run(self.step, theta, _join(moving, fixed), state, self.bounds[s], self.bounds[s + 1])
         inputs = [*theta.values(), *(x for x in moving.values() if s)]
-        found = list(_pull(outputs, inputs))
-        grads = dict(zip(theta, found))
-        before = dict(zip(moving, found[len(theta) :]))
-        return grads, before, score.detach(), map_carry(Tensor.detach, end), state.generator.get_state()
+        pulled = []
+        for sweep, cotangent in enumerate(cotangents):
+            score = end.score if sweep else end.score + end.penalty
+            outputs = [(score, torch.ones_like(score))]
+            outputs += [(x, cotangent[name]) for name, x in _split(end.carry)[0].items() if name in cotangent]
+            outputs = [(x, seed) for x, seed in outputs if x.requires_grad]
+            found = list(_pull(outputs, inputs, keep=sweep + 1 < len(cotangents)))
+            pulled.append((dict(zip(theta, found)), dict(zip(moving, found[len(theta) :]))))
+        done = Unrolled(map_carry(Tensor.detach, end.carry), end.score.detach(), end.penalty.detach())
+        return done, pulled
 
 
-def _pull(outputs: list[tuple[Tensor, Tensor]], inputs: list[Tensor]) -> tuple[Tensor, ...]:
+def _pull(outputs: list[tuple[Tensor, Tensor]], inputs: list[Tensor], keep: bool) -> tuple[Tensor, ...]:
     """Gradients of ``inputs`` (zero for what the outputs do not depend on), given (output, its cotangent) pairs."""
     if not outputs:
         return tuple(torch.zeros_like(x) for x in inputs)
     tensors, seeds = zip(*outputs)
-    return torch.autograd.grad(tensors, inputs, seeds, allow_unused=True, materialize_grads=True)
+    return torch.autograd.grad(
+        tensors, inputs, seeds, allow_unused=True, materialize_grads=True, retain_graph=keep or None
+    )
 
 
 def _split(carry: Carry) -> tuple[dict[str, Tensor], Carry]:
@@ -129,6 +135,7 @@ def _split(carry: Carry) -> tuple[dict[str, Tensor], Carry]:
     moving = {"params": carry.params}
     moving |= {f"state.{n}": x for n, x in carry.state.items() if x.is_floating_point()}
     moving |= {f"buffers.{n}": x for n, x in carry.buffers.items() if x.is_floating_point()}
+    moving |= {f"memory.{n}": x for n, x in carry.memory.items() if x.is_floating_point()}
     return moving, carry
 
 
@@ -138,31 +145,43 @@ def _join(moving: dict[str, Tensor], carry: Carry) -> Carry:
         {n: moving.get(f"buffers.{n}", x) for n, x in carry.buffers.items()},
         {n: moving.get(f"state.{n}", x) for n, x in carry.state.items()},
         carry.alive,
+        {n: moving.get(f"memory.{n}", x) for n, x in carry.memory.items()},
     )
 
 
-def combine(grads: Theta, clip_task: float = 0.0, alive: Tensor | None = None) -> tuple[Theta, float, float]:
-    """Mean over tasks of per-task gradients ``[K, ...]``; the fractions of non-finite and of clipped tasks.
+def combine(
+    grads: list[Theta], clip_task: float = 0.0, alive: Tensor | None = None
+) -> tuple[list[Theta], float, float]:
+    """Means over tasks of per-task gradients ``[K, ...]``; the fractions of non-finite and of clipped tasks.
 
-    A non-finite gradient is left out, but the sum is still divided by K: a shard in trouble takes smaller steps, not
-    noisier ones. The non-finite fraction also counts tasks that are no longer ``alive [K]``.
+    There may be several gradients of the same tasks: the first decides on the clipping of all. A non-finite gradient is
+    left out, but the sum is still divided by K: a shard in trouble takes smaller steps, not noisier ones. The
+    non-finite fraction also counts tasks that are no longer ``alive [K]``.
     """
-    square = sum((g.reshape(g.shape[0], -1) ** 2).sum(1) for g in grads.values())
-    assert isinstance(square, Tensor)
-    norm = square.sqrt()
-    good = torch.isfinite(norm)
+    norms = [_norms(each) for each in grads]
+    norm = norms[0]
+    good = torch.stack([torch.isfinite(x) for x in norms]).all(0)
     scale = good.to(norm.dtype) / len(norm)
     clipped = 0.0
     if clip_task:
         over = good & (norm > clip_task)
         scale = torch.where(over, scale * clip_task / norm, scale)
         clipped = float(over.float().mean())
-    mean = {}
-    for name, g in grads.items():
+
+    def mean(g: Tensor) -> Tensor:
         safe = torch.where(good.reshape(-1, *[1] * (g.dim() - 1)), g, 0.0)
-        mean[name] = torch.tensordot(scale, safe, dims=1)
+        return torch.tensordot(scale, safe, dims=1)
+
     whole = good if alive is None else good & alive
-    return mean, float((~whole).float().mean()), clipped
+    means = [{name: mean(g) for name, g in each.items()} for each in grads]
+    return means, float((~whole).float().mean()), clipped
 
 
-__all__ = ["TBPTT", "Losses", "TBPTTConfig", "combine"]
+def _norms(grads: Theta) -> Tensor:
+    """``[K]``: of each task's gradient."""
+    square = sum((g.reshape(g.shape[0], -1) ** 2).sum(1) for g in grads.values())
+    assert isinstance(square, Tensor)
+    return square.sqrt()
+
+
+__all__ = ["TBPTT", "TBPTTConfig", "combine"]

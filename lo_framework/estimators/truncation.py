@@ -14,11 +14,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from lo_framework.inner.step import Carry, Draw, Family, Losses, Step
+from lo_framework.inner.step import Carry, Draw, Family, Step
 from lo_framework.learned.base import Theta
 from lo_framework.objectives import Objective
 from lo_framework.protocols import Batch, Task
@@ -58,6 +59,14 @@ class UnrollState:
     extra: dict[str, Tensor]  # the estimator's own (PES: accumulated perturbations)
 
 
+class Unrolled(NamedTuple):
+    """What some inner steps gave; sums over them ``[copies K]``."""
+
+    carry: Carry
+    score: Tensor
+    penalty: Tensor  # of the absorbed regularizer: to be added to the score
+
+
 class Unroller:
     """Starts, restarts and runs truncations of ``num`` tasks of one family."""
 
@@ -70,6 +79,17 @@ class Unroller:
     @property
     def task(self) -> Task:
         return self.family.task
+
+    @property
+    def second_batch(self) -> bool:
+        """Steps see a batch beside the training one: held-out data, or for a regularizer more training data."""
+        absorption = self.family.absorption
+        return self.objective.held_out or (absorption is not None and absorption.independent)
+
+    @property
+    def alpha(self) -> float:
+        """Of GSAM's decomposition of meta-gradients; 0: none."""
+        return self.family.absorption.alpha if self.family.absorption is not None else 0.0
 
     def init(self, generator: torch.Generator) -> UnrollState:
         carry = self._repeat_carry(self.family.start(generator, self.num))
@@ -102,31 +122,38 @@ class Unroller:
         """Data of the truncation's i-th step for all copies, and each task's weight ``[copies K]``, 0 past its end."""
         task, generator = self.task, state.generator
         train = task.batch("train", generator, (self.num,))
-        held: Batch = task.batch("valid", generator, (self.num,)) if self.objective.held_out else ()
+        split = "valid" if self.objective.held_out else "train"
+        held: Batch = task.batch(split, generator, (self.num,)) if self.second_batch else ()
         noise = torch.randint(2**62, (self.num,), generator=generator)
         now = state.t + i
         progress = (now / state.horizon).clamp_max(1.0).float()
         live = (now < state.stop).float()
+        weight = None
+        if self.family.absorption is not None:
+            weight = live * self.family.absorption.weights(now, state.horizon)
+            weight = self._repeat(weight.to(task.device)) if bool(weight.any()) else None  # nobody's turn: no cost
         draw = Draw(
             self._repeat_batch(train), self._repeat_batch(held), self._repeat(noise.to(task.device)),
-            self._repeat(progress.to(task.device)),
+            self._repeat(progress.to(task.device)), weight,
         )  # fmt: skip
         return draw, self._repeat(live.to(task.device))
 
     def run(
         self, step: Step, theta: Theta, carry: Carry, state: UnrollState, begin: int, end: int
-    ) -> tuple[Carry, Tensor, Losses]:
-        """Inner steps [begin, end): the carry after them, the summed score ``[copies K]``, the last losses."""
+    ) -> Unrolled:
+        """Inner steps [begin, end)."""
         total: Tensor | None = None
+        penalty: Tensor | None = None
         for i in range(begin, end):
             draw, live = self.draw(state, i)
             carry, losses = step(theta, carry, draw)
             scored = self.objective.score(self.task, losses) * live
             total = scored if total is None else total + scored
-        assert total is not None
-        return carry, total, losses
+            penalty = losses.penalty if penalty is None else penalty + losses.penalty
+        assert total is not None and penalty is not None
+        return Unrolled(carry, total, penalty)
 
-    def summary(self, state: UnrollState, total: Tensor) -> dict[str, float]:
+    def summary(self, state: UnrollState, total: Tensor, penalty: Tensor) -> dict[str, float]:
         """Metrics of the summed scores ``[copies K]`` of a truncation from ``state``, over the steps that counted.
 
         Masked steps add nothing to ``total``: dividing by the unroll length would make the meta-loss dip at every
@@ -134,10 +161,13 @@ class Unroller:
         """
         live = (state.stop - state.t).clamp(1, self.truncation.unroll_length).to(total.dtype)
         live, total = self._repeat(live), total.cpu()
-        return {
-            "meta_loss": float(total.sum() / live.sum()),
+        found = {
+            "meta_loss": float((total.sum() + penalty.sum().cpu()) / live.sum()),
             "diverged": float((total / live > 1.5).double().mean()),
         }
+        if self.family.absorption is not None:
+            found["penalty"] = float(penalty.sum().cpu() / live.sum())
+        return found
 
     def advance(self, state: UnrollState, carry: Carry) -> UnrollState:
         """After a truncation: move every clock; a task that went non-finite ends its episode."""
@@ -164,6 +194,7 @@ def map_carry(f: Callable[..., Tensor], *carries: Carry) -> Carry:
         {name: f(*(c.buffers[name] for c in carries)) for name in first.buffers},
         {name: f(*(c.state[name] for c in carries)) for name in first.state},
         f(*(c.alive for c in carries)),
+        {name: f(*(c.memory[name] for c in carries)) for name in first.memory},
     )
 
 

@@ -95,8 +95,8 @@ class HigherTBPTT:
         grads = {name: torch.stack([grad[name] for grad, _, _ in rows]) / length for name in theta}
         total = torch.stack([score for _, score, _ in rows])
         final = _stacked([carry for _, _, carry in rows])
-        mean, bad, clipped = combine(grads, self.config.clip_task, final.alive)
-        metrics = {**unroller.summary(state, total), "nonfinite": bad, "task_clipped": clipped}
+        (mean,), bad, clipped = combine([grads], self.config.clip_task, final.alive)
+        metrics = {**unroller.summary(state, total, torch.zeros_like(total)), "nonfinite": bad, "task_clipped": clipped}
         return MetaGradient(mean, metrics), unroller.advance(state, final)
 
     def _kernels(self) -> contextlib.AbstractContextManager[Any]:
@@ -131,7 +131,7 @@ class HigherTBPTT:
                     self.patched.update_params(kept[0])
                     for group, moments in zip(optimizer.state, kept[1]):
                         group[0] = moments
-            total = total + objective.score(task, Losses(train[None], held[None]))[0] * live[k]
+            total = total + objective.score(task, Losses(train[None], held[None], torch.zeros(1)))[0] * live[k]
         row = self._row(k, carry, optimizer, buffers, alive, steps)
         return self._pull(total, alive), total.detach(), row
 
@@ -188,7 +188,7 @@ class HigherTBPTT:
             "v": flat([moment["exp_avg_sq"] for moment in moments]),
         }
         buffers = {name: x.detach() for name, x in buffers.items()}
-        return Carry(flat(self.patched.fast_params), buffers, state, torch.full_like(carry.alive[k], alive))
+        return Carry(flat(self.patched.fast_params), buffers, state, torch.full_like(carry.alive[k], alive), {})
 
 
 def _stacked(rows: list[Carry]) -> Carry:
@@ -197,6 +197,7 @@ def _stacked(rows: list[Carry]) -> Carry:
         {name: torch.stack([r.buffers[name] for r in rows]) for name in rows[0].buffers},
         {name: torch.stack([r.state[name] for r in rows]) for name in rows[0].state},
         torch.stack([r.alive for r in rows]),
+        {},
     )
 
 

@@ -49,11 +49,13 @@ def rollout(
     splits: Sequence[str] = ("train", "test"),
     chunk: int = 16,
     on_step: Callable[[int], None] | None = None,
+    on_carry: Callable[[int, Carry, Draw | None], None] | None = None,
 ) -> Rollout:
     """Train ``task`` for ``steps`` with ``learned`` at each of ``thetas``, from each of ``seeds``.
 
     ``num_steps`` is the horizon that progress refers to (default ``steps``); ``chunk`` settings x seeds run in one
-    vmap, to stay in cache. ``on_step(n)`` is told of every ``n`` finished task-steps. No meta-gradient.
+    vmap, to stay in cache. ``on_step(n)`` is told of every ``n`` finished task-steps; ``on_carry(t, carry, draw)`` sees
+    the carry after ``t`` updates and the data of the last of them (t = 0: the start, None). No meta-gradient.
     """
     settings = [(c, s) for c in range(len(thetas)) for s in range(len(seeds))]
     family = Family(task, learned)
@@ -62,8 +64,8 @@ def rollout(
         for begin in range(0, len(settings), chunk):
             part = settings[begin : begin + chunk]
             theta = {name: torch.stack([thetas[c][name] for c, _ in part]) for name in thetas[0]}
-            arguments = (family, theta, [seeds[s] for _, s in part], steps, num_steps or steps, held_out, on_step)
-            carry, train, held = _episodes(*arguments)
+            arguments = (family, theta, [seeds[s] for _, s in part], steps, num_steps or steps, held_out)
+            carry, train, held = _episodes(*arguments, on_step, on_carry)
             parts.append((carry, train, held, final_metrics(family, carry, splits)))
     shape = (len(thetas), len(seeds))
 
@@ -83,7 +85,7 @@ def rollout(
 
 def _episodes(
     family: Family, theta: Theta, seeds: list[int], steps: int, num_steps: int, held_out: bool,
-    on_step: Callable[[int], None] | None,
+    on_step: Callable[[int], None] | None, on_carry: Callable[[int, Carry, Draw | None], None] | None,
 ) -> tuple[Carry, Tensor, Tensor]:  # fmt: skip
     """One chunk of K episodes, curves ``[K, T]``."""
     task, num = family.task, len(seeds)
@@ -95,6 +97,8 @@ def _episodes(
     held_streams = [seeded(s, _HELD) for s in unique]
     step = family.step(held_out=held_out)
     train, held = [], []
+    if on_carry is not None:
+        on_carry(0, carry, None)
     for t in range(steps):
         draw = Draw(
             _paired(task, "train", train_streams, row),
@@ -108,6 +112,8 @@ def _episodes(
             held.append(losses.held)
         if on_step is not None:
             on_step(num)
+        if on_carry is not None:
+            on_carry(t + 1, carry, draw)
     empty = torch.empty(num, 0, device=task.device)
     return carry, torch.stack(train, 1), torch.stack(held, 1) if held else empty
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call, vmap
 
+from lo_framework.absorption import Absorption, corrected
 from lo_framework.inner.batching import over_tasks
 from lo_framework.inner.graph import ENGINES, Recorder
 from lo_framework.layout import Layout
@@ -29,6 +30,7 @@ class Carry(NamedTuple):
     buffers: State
     state: State  # of the learned optimizer
     alive: Tensor  # [K] bool: False once a loss or a parameter was not finite; the task then stands still
+    memory: State  # of regularizers: what they carry
 
 
 class Draw(NamedTuple):
@@ -38,11 +40,13 @@ class Draw(NamedTuple):
     held: Batch
     noise: Tensor  # [K] int64
     progress: Tensor  # [K] in [0, 1]
+    weight: Tensor | None = None  # [K] of the absorbed regularizer's penalty; None: not at this step
 
 
 class Losses(NamedTuple):
     train: Tensor  # [K] minibatch loss before the update
     held: Tensor  # [K] held-out loss after it (zeros if none was asked for)
+    penalty: Tensor  # [K] of the absorbed regularizer, times its weight
 
 
 Step = Callable[[Theta, Carry, Draw], tuple[Carry, Losses]]
@@ -53,14 +57,20 @@ class Family:
 
     ``engine`` is how steps are run: ``eager``, ``graph`` (recorded once and replayed: faster, the same bits),
     ``inductor`` (recorded and compiled: fastest, other bits). A task that cannot be vmapped always runs eagerly.
+
+    ``absorption`` puts a regularizer into the score of each step. A learned optimizer with an ``explicit`` regularizer
+    is given corrected gradients.
     """
 
-    def __init__(self, task: Task, learned: LearnedOptimizer, engine: str = "eager") -> None:
+    def __init__(
+        self, task: Task, learned: LearnedOptimizer, engine: str = "eager", absorption: Absorption | None = None
+    ) -> None:
         if engine not in ENGINES:
             raise UserError(f"unknown engine {engine!r}{nearest(engine, ENGINES)}; there are {', '.join(ENGINES)}")
         self.task = task
         self.learned = learned
         self.engine = engine
+        self.absorption = absorption
         params, _ = task.init(torch.Generator().manual_seed(0))
         self.layout = Layout.of({name: tuple(p.shape) for name, p in params.items()}).to(task.device)
 
@@ -74,13 +84,30 @@ class Family:
         buffers = {name: torch.stack([b[name] for _, b in inits]) for name in inits[0][1]}
         state = vmap(lambda p: self.learned.init_state(self.layout, p))(params)
         state = {name: x.clone(memory_format=torch.contiguous_format) for name, x in state.items()}
-        return Carry(params, buffers, state, torch.ones(len(inits), dtype=torch.bool, device=params.device))
+        alive = torch.ones(len(inits), dtype=torch.bool, device=params.device)
+        return Carry(params, buffers, state, alive, self._memory(params))
 
-    def step(self, *, held_out: bool, second_order: bool = False, differentiable: bool = False) -> Step:
+    def _memory(self, params: Tensor) -> State:
+        """What regularizers carry, by ``explicit.`` and ``absorbed.`` names."""
+        explicit = self.learned.explicit(self.learned.theta())
+        found: State = {}
+        if explicit is not None:
+            start = vmap(lambda p: explicit.init_state({"params": p}))(params)
+            found |= {f"explicit.{name}": x for name, x in start.items()}
+        if self.absorption is not None:
+            found |= {f"absorbed.{name}": x for name, x in vmap(self.absorption.init_state)(params).items()}
+        return {name: x.clone(memory_format=torch.contiguous_format) for name, x in found.items()}
+
+    def step(
+        self, *, held_out: bool, second_order: bool = False, differentiable: bool = False, pairs: bool = False
+    ) -> Step:
         """The vmapped step. ``second_order`` lets meta-gradients flow through the inner gradients (and so Hessians).
 
-        ``differentiable`` makes the training loss carry a meta-gradient in first-order mode as well.
+        ``differentiable`` makes the training loss carry a meta-gradient in first-order mode as well. ``pairs``: the
+        second half of the tasks are the antithetic twins of the first.
         """
+        absorption = self.absorption
+        explicit = self.learned.explicit(self.learned.theta()) is not None
 
         def loss_of(params: Tensor, buffers: State, batch: Batch, noise: Tensor) -> tuple[Tensor, State]:
             return self.task.loss(self.layout.unflatten(params), buffers, batch, noise)
@@ -111,11 +138,28 @@ class Family:
                 return loss, grads, buffers
             return loss.detach(), grads.detach(), {name: x.detach() for name, x in buffers.items()}
 
+        def correct(
+            theta: Theta, carry: Carry, draw: Draw, loss: Tensor, grads: Tensor
+        ) -> tuple[Tensor, State]:
+            """Gradients with the learned optimizer's own explicit correction."""
+            old = {name.removeprefix("explicit."): x for name, x in carry.memory.items() if name[0] == "e"}
+            _, _, field, _, new = corrected(
+                self.task, self.learned.explicit, loss_of, carry.params, carry.buffers, draw.train, draw.noise,
+                (loss, grads), old, theta,
+            )  # fmt: skip
+            return grads + field, {f"explicit.{name}": x for name, x in new.items()}
+
         # What is the same for every task and needs no rule of its own stays outside vmap, where a call costs less.
         def step(theta: Theta, carry: Carry, draw: Draw) -> tuple[Carry, Losses]:
             loss, grads, new_buffers = slopes(carry, draw)
+            through = second_order and grads.requires_grad
+            memory, plain = dict(carry.memory), (loss.detach(), grads.detach())
+            if explicit:
+                with torch.set_grad_enabled(through):
+                    grads, new = correct(theta, carry, draw, loss, grads)
+                memory |= new
             if differentiable and not second_order:  # d loss / d params is the gradient at hand
-                loss = loss + (grads * (carry.params - carry.params.detach())).sum(-1)
+                loss = loss + (plain[1] * (carry.params - carry.params.detach())).sum(-1)
             seen = loss if second_order else loss.detach()  # a rule that reads the loss has a path through it
             new_params, new_state = updated(theta, carry.params, grads, carry.state, seen, draw.progress)
             alive = carry.alive & torch.isfinite(loss.detach()) & torch.isfinite(new_params.detach().sum(-1))
@@ -125,8 +169,18 @@ class Family:
             held = torch.zeros_like(loss)
             if held_out:
                 held, _ = losses_of(params, buffers, draw.held, draw.noise)
-            losses = Losses(_where(alive, loss, torch.inf), _where(alive, held, torch.inf))
-            return Carry(params, buffers, state, alive), losses
+            penalty = torch.zeros_like(held)
+            if absorption is not None and draw.weight is not None:
+                old = {name.removeprefix("absorbed."): x for name, x in carry.memory.items() if name[0] == "a"}
+                after = absorption.independent
+                where = (params, buffers, draw.held) if after else (carry.params, carry.buffers, draw.train)
+                here = None if after else plain
+                penalty, new = absorption.penalty(self.task, loss_of, *where, draw.noise, here, old, pairs)
+                penalty = draw.weight * _where(alive, penalty, 0.0)
+                memory |= {f"absorbed.{name}": x for name, x in new.items()}
+            memory = {name: _where(alive, x, carry.memory[name]) for name, x in memory.items()}
+            losses = Losses(_where(alive, loss, torch.inf), _where(alive, held, torch.inf), penalty)
+            return Carry(params, buffers, state, alive, memory), losses
 
         if self.engine == "eager" or not getattr(self.task, "vmappable", True):
             return step
@@ -141,32 +195,39 @@ class _Recorded:
         self.recorders: dict[Any, Recorder] = {}
 
     def __call__(self, theta: Theta, carry: Carry, draw: Draw) -> tuple[Carry, Losses]:
-        names = (tuple(theta), tuple(carry.buffers), tuple(carry.state), len(draw.train), len(draw.held))
+        names = (
+            tuple(theta), tuple(carry.buffers), tuple(carry.state), tuple(carry.memory), len(draw.train),
+            len(draw.held), draw.weight is not None,
+        )  # fmt: skip
         if names not in self.recorders:
             self.recorders[names] = Recorder(self._flat(*names), self.engine)
         flat = [
-            *theta.values(), carry.params, *carry.buffers.values(), *carry.state.values(), carry.alive,
-            *draw.train, *draw.held, draw.noise, draw.progress,
+            *theta.values(), carry.params, *carry.buffers.values(), *carry.state.values(), *carry.memory.values(),
+            carry.alive, *draw.train, *draw.held, draw.noise, draw.progress,
+            *(() if draw.weight is None else (draw.weight,)),
         ]  # fmt: skip
-        params, *rest, alive, train, held = self.recorders[names](flat)
-        buffers = dict(zip(carry.buffers, rest))
-        state = dict(zip(carry.state, rest[len(buffers) :]))
-        return Carry(params, buffers, state, alive), Losses(train, held)
+        params, *rest, alive, train, held, penalty = self.recorders[names](flat)
+        given = iter(rest)
+        buffers, state, memory = ({n: next(given) for n in x} for x in (carry.buffers, carry.state, carry.memory))
+        return Carry(params, buffers, state, alive, memory), Losses(train, held, penalty)
 
     def _flat(
-        self, theta: tuple[str, ...], buffers: tuple[str, ...], state: tuple[str, ...], train: int, held: int
+        self, theta: tuple[str, ...], buffers: tuple[str, ...], state: tuple[str, ...], memory: tuple[str, ...],
+        train: int, held: int, weighted: bool,
     ) -> Callable[[Sequence[Tensor]], list[Tensor]]:
         def function(flat: Sequence[Tensor]) -> list[Tensor]:
             given = iter(flat)
             weights = {name: next(given) for name in theta}
             params = next(given)
-            carry = Carry(params, {n: next(given) for n in buffers}, {n: next(given) for n in state}, next(given))
+            parts = [{n: next(given) for n in names} for names in (buffers, state, memory)]
+            carry = Carry(params, parts[0], parts[1], next(given), parts[2])
             draw = Draw(
                 tuple(next(given) for _ in range(train)), tuple(next(given) for _ in range(held)),
-                next(given), next(given),
+                next(given), next(given), next(given) if weighted else None,
             )  # fmt: skip
             end, losses = self.step(weights, carry, draw)
-            return [end.params, *end.buffers.values(), *end.state.values(), end.alive, *losses]
+            carried = (*end.buffers.values(), *end.state.values(), *end.memory.values())
+            return [end.params, *carried, end.alive, *losses]
 
         return function
 

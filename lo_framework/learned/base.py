@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from lo_framework.layout import Layout
+from regularizers.base import Regularizer
 
 State = dict[str, Tensor]
 Theta = dict[str, Tensor]
@@ -81,6 +82,13 @@ class LearnedOptimizer(nn.Module):
         channels, shared, reduced = self.condition(layout, stats, state, loss, progress)
         params, chunk_state = self.apply(layout.expand(channels), shared, params, grads, state)
         return params, {**reduced, **chunk_state}
+
+    def explicit(self, theta: Theta) -> Regularizer | None:
+        """A regularizer whose correction the gradients get before this rule sees them (None: plain gradients).
+
+        ``theta`` may hold its settings, so that they are meta-trained.
+        """
+        return None
 
     def outer_scale(self, name: str) -> float:
         """Outer learning rate of the meta-parameter ``name`` relative to the run's: weights of networks move more

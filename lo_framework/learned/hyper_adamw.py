@@ -22,7 +22,8 @@ from torch import Tensor, nn
 
 from lo_framework.layout import DEPTH_THIRDS, ROLES, Layout
 from lo_framework.learned import adamw_rule
-from lo_framework.learned.base import LearnedOptimizer, State
+from lo_framework.learned.base import LearnedOptimizer, State, Theta
+from regularizers.sam import SAM, SAMConfig
 
 HYPER = ("log_lr", "logit_beta1", "logit_beta2", "log_weight_decay", "log_eps")
 KNOTS = (0.0, 0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 1.0)
@@ -30,7 +31,10 @@ KNOTS = (0.0, 0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 1.0)
 
 @dataclass(frozen=True, kw_only=True)
 class HyperAdamWConfig:
-    """Start values (torch's defaults) and the gain from theta to log space."""
+    """Start values (torch's defaults) and the gain from theta to log space.
+
+    ``sam_rho`` above 0: the rule works on explicit SAM's gradients, and that radius is where the learned one starts.
+    """
 
     lr: float = 1e-3
     beta1: float = 0.9
@@ -38,10 +42,13 @@ class HyperAdamWConfig:
     weight_decay: float = 1e-2
     eps: float = 1e-8
     gain: float = 10.0
+    sam_rho: float = 0.0
 
     def __post_init__(self) -> None:
         if not (self.lr > 0 and self.eps > 0 and self.weight_decay >= 0):
             raise ValueError("lr and eps must be positive and weight_decay at least 0: they are learned as logarithms")
+        if not 0 <= self.sam_rho < math.inf:
+            raise ValueError(f"sam_rho must be a radius, or 0 for plain gradients, not {self.sam_rho:g}")
         if not (0 < self.beta1 < 1 and 0 < self.beta2 < 1):
             raise ValueError("beta1 and beta2 must be between 0 and 1, both excluded: they are learned as logits")
 
@@ -66,6 +73,8 @@ class HyperAdamW(LearnedOptimizer):
         self.default = nn.Parameter(torch.zeros(h))
         self.by_role = nn.Parameter(torch.zeros(len(ROLES) * DEPTH_THIRDS, h))
         self.schedule = nn.Parameter(torch.zeros(h, len(KNOTS)))
+        if config.sam_rho:
+            self.log_rho = nn.Parameter(torch.zeros(()))
         start = [
             math.log(config.lr), _logit(config.beta1), _logit(config.beta2),
             math.log(max(config.weight_decay, 1e-12)), math.log(config.eps),
@@ -74,7 +83,15 @@ class HyperAdamW(LearnedOptimizer):
         self.register_buffer("knots", torch.tensor(KNOTS), persistent=False)
 
     def outer_scale(self, name: str) -> float:
-        return 1.0 if name in ("default", "by_role", "schedule") else super().outer_scale(name)
+        return 1.0 if name in ("default", "by_role", "schedule", "log_rho") else super().outer_scale(name)
+
+    def explicit(self, theta: Theta) -> SAM | None:
+        """Explicit SAM whose radius is a meta-parameter. It is learned well only on held-out data: on the training
+        loss, the best radius is 0."""
+        if not self.config.sam_rho:
+            return None
+        rho = self.config.sam_rho * torch.exp(self.config.gain * theta["log_rho"])
+        return SAM(SAMConfig(rho=self.config.sam_rho), rho=rho)
 
     def init_state(self, layout: Layout, params: Tensor) -> State:
         return {

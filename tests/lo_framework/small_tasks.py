@@ -192,4 +192,4 @@ def draw_row(draw: Draw, k: int) -> Draw:
 
 def carry_row(carry: Carry, k: int) -> Carry:
     buffers, state = ({n: x[k : k + 1] for n, x in group.items()} for group in (carry.buffers, carry.state))
-    return Carry(carry.params[k : k + 1], buffers, state, carry.alive[k : k + 1])
+    return Carry(carry.params[k : k + 1], buffers, state, carry.alive[k : k + 1], {})

@@ -139,7 +139,7 @@ class Frozen:
                 family.learned, theta, (layout, params, grads, inner, loss, draw.progress[k])
             )
             held, _ = task.loss(layout.unflatten(params), buffers, tuple(x[k] for x in draw.held), noise)
-            total = total + self.objective.score(task, Losses(tangent[None], held[None]))[0] * live[k]
+            total = total + self.objective.score(task, Losses(tangent[None], held[None], torch.zeros(1)))[0] * live[k]
         return total
 
 
@@ -272,13 +272,13 @@ def test_meta_loss_counts_live_steps_only() -> None:
 
 def test_combine() -> None:
     grads = {"a": torch.tensor([[3.0, 4.0], [torch.nan, 0.0], [0.3, 0.4]]), "b": torch.tensor([0.0, 1.0, 0.0])}
-    mean, bad, clipped = combine(grads, clip_task=1.0)
+    (mean,), bad, clipped = combine([grads], clip_task=1.0)
     torch.testing.assert_close(mean["a"], torch.tensor([0.6 + 0.3, 0.8 + 0.4]) / 3)
     assert mean["b"] == 0 and bad == pytest.approx(1 / 3) and clipped == pytest.approx(1 / 3)
-    mean, bad, clipped = combine(grads, alive=torch.tensor([True, True, False]))
+    (mean,), bad, clipped = combine([grads], alive=torch.tensor([True, True, False]))
     torch.testing.assert_close(mean["a"], torch.tensor([3.3, 4.4]) / 3)
     assert bad == pytest.approx(2 / 3) and clipped == 0
-    mean, bad, _ = combine({"a": torch.full((2, 1), torch.inf)})
+    (mean,), bad, _ = combine([{"a": torch.full((2, 1), torch.inf)}])
     assert mean["a"] == 0 and bad == 1
 
 

@@ -16,7 +16,7 @@ TASK = TinyNet()  # normalises by 0.7
 
 
 def losses(train: list[float], held: list[float]) -> Losses:
-    return Losses(torch.tensor(train, dtype=torch.float64), torch.tensor(held, dtype=torch.float64))
+    return Losses(*(torch.tensor(x, dtype=torch.float64) for x in (train, held)), torch.zeros(len(train)))
 
 
 def test_valid_and_train() -> None:
@@ -43,7 +43,7 @@ def test_held_out_data_are_drawn_only_if_scored(spec: str, held_out: bool) -> No
 def test_scores_and_their_gradients_are_finite_whatever_the_loss(value: float) -> None:
     """A loss below zero (a user's log-likelihood) has a score as well, although it has no logarithm."""
     given = losses([value, 0.7], [value, 0.7])
-    leaves = [x.requires_grad_() for x in given]
+    leaves = [x.requires_grad_() for x in (given.train, given.held)]
     score = make_objective("valid:train=0.5,log=0.1").score(TASK, given)
     grads = torch.autograd.grad(score.sum(), leaves)
     assert torch.isfinite(score).all() and float(score[1].detach()) == pytest.approx(1 + 0.1 * math.log(1 + LOG_FLOOR))

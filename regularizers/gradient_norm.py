@@ -1,0 +1,60 @@
+"""``gradient_norm``: penalty on the gradient norm (Zhao et al. 2022, arXiv 2202.03599).
+
+    R(w) = (1 - a) L(w) + a L(w + r u),  a = lam / r,  G = (1 - a) g + a grad L at w + r u
+
+with ``u = g / ||g||`` a constant: the finite-difference form, ``R = L + lam ||g|| + O(lam r)``. a = 1 is SAM with
+rho = r; a > 1 extrapolates. The released code mixes the *normalised* g by default, unlike the formula.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from regularizers import vectors
+from regularizers.base import (
+    Correction,
+    Cost,
+    Landscape,
+    Params,
+    Point,
+    Regularizer,
+    State,
+    register,
+    require_positive,
+)
+from regularizers.sam import SAM, SAMConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class GradientNormConfig:
+    """``lam``: weight of the norm. ``r``: length of the finite difference."""
+
+    lam: float = 0.04
+    r: float = 0.05
+
+    def __post_init__(self) -> None:
+        require_positive(lam=self.lam, r=self.r)
+
+
+@register("gradient_norm")
+class GradientNorm(Regularizer):
+    Config = GradientNormConfig
+    RANGES: ClassVar = {"lam": (0.005, 0.05), "r": (0.05, 0.5)}
+    cost = Cost(2)
+    has_value = True
+
+    def __init__(self, config: GradientNormConfig) -> None:
+        super().__init__(config)
+        self.sam, self.share = SAM(SAMConfig(rho=config.r)), config.lam / config.r
+
+    def correction(self, landscape: Landscape, here: Point, state: State) -> Correction:
+        loss, grad = landscape.gradient(vectors.add(here.params, self.sam.perturbation(here.params, here.grad)))
+        field = vectors.scaled(vectors.sub(grad, here.grad), self.share)
+        return Correction(field, self.share * (loss - here.loss), state)
+
+    def value(self, landscape: Landscape, params: Params, *, attached: bool = False) -> Tensor:
+        perturbed = self.sam.value(landscape, params, attached=attached)
+        return (1 - self.share) * landscape.loss(params) + self.share * perturbed

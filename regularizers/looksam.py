@@ -1,0 +1,90 @@
+"""``looksam``: SAM whose extra gradient is taken every k steps only (Liu et al. 2022, arXiv 2203.02714).
+
+    step divisible by k:  G = g_s = grad L at w + rho u;  keep g_v = g_s - <g_s, u> u
+    other steps:          G = g + alpha (||g|| / ||g_v||) g_v
+
+g_v is what SAM adds orthogonally to g, and it changes slowly. Norms are over all parameters; some versions take them
+per tensor. Pitfall: g_v is rescaled to the length of g, so where SAM hardly turns the gradient it is mostly noise.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from regularizers import vectors
+from regularizers.base import (
+    Correction,
+    Cost,
+    Landscape,
+    Params,
+    Point,
+    Regularizer,
+    State,
+    register,
+    require_positive,
+    restored,
+    stored,
+)
+from regularizers.sam import SAM, SAMConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class LookSAMConfig:
+    """``rho``: radius. ``k``: steps from one SAM gradient to the next. ``alpha``: weight of the kept direction."""
+
+    rho: float = 0.05
+    k: int = 5
+    alpha: float = 0.7
+
+    def __post_init__(self) -> None:
+        require_positive(rho=self.rho, alpha=self.alpha)
+        if self.k < 1:
+            raise ValueError(f"k must be at least 1, not {self.k}")
+
+
+@register("looksam")
+class LookSAM(Regularizer):
+    """A loop that knows its step number calls `refresh` where it is `due` and `reuse` otherwise."""
+
+    Config = LookSAMConfig
+    RANGES: ClassVar = {"rho": (0.01, 0.5), "k": (2, 10), "alpha": (0.1, 1.0)}
+
+    def __init__(self, config: LookSAMConfig) -> None:
+        super().__init__(config)
+        self.sam = SAM(SAMConfig(rho=config.rho))
+
+    @property
+    def cost(self) -> Cost:
+        """Of a loop that evaluates only what is due. `correction` has no branch, so it always pays 2."""
+        return Cost(1 + 1 / self.config.k)
+
+    def init_state(self, params: Params) -> State:
+        step = next(iter(params.values())).new_zeros((), dtype=torch.int64)
+        return {"step": step, **stored("g_v", {name: torch.zeros_like(x) for name, x in params.items()})}
+
+    def due(self, step: int | Tensor) -> bool | Tensor:
+        """Whether step number ``step``, from 0, takes a new gradient; for a tensor, a boolean tensor."""
+        return step % self.config.k == 0
+
+    def refresh(self, landscape: Landscape, here: Point, state: State) -> Correction:
+        sharp = self.sam.correction(landscape, here, {}).field  # g_s - g
+        kept = vectors.without(vectors.add(here.grad, sharp), here.grad)
+        return Correction(sharp, None, {"step": state["step"] + 1, **stored("g_v", kept)})
+
+    def reuse(self, here: Point, state: State) -> Correction:
+        kept = vectors.unit(restored("g_v", state))
+        field = vectors.scaled(kept, self.config.alpha * vectors.norm(here.grad))
+        return Correction(field, None, {**state, "step": state["step"] + 1})
+
+    def correction(self, landscape: Landscape, here: Point, state: State) -> Correction:
+        new, old = self.refresh(landscape, here, state), self.reuse(here, state)
+        due = torch.as_tensor(self.due(state["step"]))
+
+        def pick(a: Params, b: Params) -> Params:
+            return {name: torch.where(due, a[name], b[name]) for name in a}
+
+        return Correction(pick(new.field, old.field), None, pick(new.state, old.state))

@@ -1,0 +1,54 @@
+"""``weight_decay``: the L2 penalty.
+
+    R(w) = L(w) + lam/2 ||w||^2,  G = g + lam w
+
+The coupled form: under Adam the penalty's gradient is divided by the gradient's scale like the rest. Decoupled decay,
+``w <- (1 - lr lam) w``, is an option of the base optimizer (AdamW), not a regularizer. Every tensor decays, biases too.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from regularizers import vectors
+from regularizers.base import (
+    Correction,
+    Cost,
+    Landscape,
+    Params,
+    Point,
+    Regularizer,
+    State,
+    register,
+    require_positive,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightDecayConfig:
+    """``lam``: weight of the penalty."""
+
+    lam: float = 5e-4
+
+    def __post_init__(self) -> None:
+        require_positive(lam=self.lam)
+
+
+@register("weight_decay")
+class WeightDecay(Regularizer):
+    Config = WeightDecayConfig
+    RANGES: ClassVar = {"lam": (1e-5, 0.01)}
+    cost = Cost(1)
+    has_value = True
+
+    def correction(self, landscape: Landscape, here: Point, state: State) -> Correction:
+        return Correction(vectors.scaled(here.params, self.config.lam), self._penalty(here.params), state)
+
+    def value(self, landscape: Landscape, params: Params, *, attached: bool = False) -> Tensor:
+        return landscape.loss(params) + self._penalty(params)
+
+    def _penalty(self, params: Params) -> Tensor:
+        return self.config.lam / 2 * vectors.dot(params, params)
