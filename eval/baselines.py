@@ -222,3 +222,6 @@ def _one_minus_power(beta: float, step: Tensor) -> Tensor:
 def _require_positive_lr(lr: float) -> None:
     if not lr > 0:
         raise UserError(f"lr must be positive, got {lr}")
+
+
+import eval.explicit  # noqa: E402, F401  (registers explicit SAM and its kin, which stand on AdamW)

@@ -21,6 +21,7 @@ from regularizers.base import Batch, Params
 
 LossFn = Callable[[Params, Batch, Tensor], Tensor]
 _WORD = 0xFFFFFFFF
+_SALT = 0x5A17  # or stream 0 would repeat the words of the first dropout layer
 
 
 class FunctionalLandscape:
@@ -45,6 +46,6 @@ class FunctionalLandscape:
     def uniform(self, shape: tuple[int, ...], stream: int) -> Tensor:
         """A hash of (element, stream, noise): no random operation, so it can be vmapped and replayed."""
         count = torch.Size(shape).numel()
-        key = mix(mix(mix(self.noise & _WORD) ^ (self.noise >> 32 & _WORD)) ^ mix(self.noise.new_tensor(stream)))
+        key = mix(mix(mix(self.noise & _WORD) ^ (self.noise >> 32 & _WORD)) ^ mix(self.noise.new_tensor(stream ^ _SALT)))
         words = mix(mix(torch.arange(count, device=self.noise.device)) ^ key)
         return (words.to(torch.float64) / 2**32).reshape(shape)

@@ -1,0 +1,187 @@
+"""The loss behind a training loop's closure as a `regularizers.base.Landscape`.
+
+A closure can only be run: it computes the loss of the model's parameters as they are, and puts the gradient into
+``.grad``. So `ClosureLandscape.gradient` moves the parameters, runs the closure, and puts everything back, from copies,
+whatever happens in between: parameters, gradients, random state, and the model's buffers where the model is known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor, nn
+
+from optimizees.spec import UserError
+from regularizers.base import Batch, Landscape, Params
+
+_SEEDED = ("cuda", "xpu")  # accelerators whose generators are read and set per device
+_WORD = (1 << 63) - 1
+
+
+class NotFiniteError(FloatingPointError):
+    """A loss or a gradient away from the current point is infinite or NaN."""
+
+
+class Surroundings:
+    """What a pass touches beside the parameters. Made before the first pass, whose noise it remembers.
+
+    Args:
+        params: the optimizer's parameters.
+        model: its buffers (running statistics) and the gradients of its other parameters are protected as well.
+        same_noise: later passes draw the same random numbers as the first, and do not move the generators.
+    """
+
+    def __init__(self, params: Sequence[Tensor], model: nn.Module | None, same_noise: bool) -> None:
+        self.params = list(dict.fromkeys([*params, *(model.parameters() if model else ())]))
+        self.model = model
+        devices = {p.device for p in self.params if p.device.type in _SEEDED}
+        self.devices = sorted(devices, key=str) if same_noise else []
+        self.first_noise = self._noise() if same_noise else None
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Around a later pass: it starts without gradients, and afterwards everything is as it was."""
+        grads = [p.grad for p in self.params]
+        modules = self.model.modules() if self.model else ()
+        buffers = [
+            (m, name, b, b.clone() if _is_writable(b) else None)
+            for m in modules
+            for name, b in m.named_buffers(recurse=False)
+        ]
+        noise = self._noise() if self.first_noise else None
+        try:
+            for p in self.params:
+                p.grad = None
+            if self.first_noise:
+                self._set_noise(self.first_noise)
+            yield
+        finally:
+            for p, grad in zip(self.params, grads):
+                p.grad = grad
+            for module, name, buffer, copy in buffers:
+                if copy is not None:
+                    buffer.copy_(copy)
+                if getattr(module, name) is not buffer:  # some modules put a new tensor in the place of a buffer
+                    setattr(module, name, buffer)
+            if noise:
+                self._set_noise(noise)
+
+    def _noise(self) -> list[Tensor]:
+        states = [torch.get_device_module(device).get_rng_state(device) for device in self.devices]
+        return [torch.get_rng_state(), *states]
+
+    def _set_noise(self, states: Sequence[Tensor]) -> None:
+        torch.set_rng_state(states[0])
+        for device, state in zip(self.devices, states[1:]):
+            torch.get_device_module(device).set_rng_state(state, device)
+
+
+class ClosureLandscape:
+    """The loss of one batch, that of ``run``, as a function of ``params``.
+
+    Args:
+        run: computes loss and gradients at the parameters' values, and returns the loss.
+        params: the parameters themselves, those with a gradient.
+        home: copies of them, to go back to.
+        seed: of `uniform`; another one each step.
+    """
+
+    def __init__(
+        self, run: Callable[[], Any], params: Mapping[str, Tensor], home: Params, surroundings: Surroundings, seed: int
+    ) -> None:
+        self.run, self.params, self.home, self.surroundings, self.seed = run, params, home, surroundings, seed
+
+    @torch.no_grad()
+    def gradient(self, params: Params) -> tuple[Tensor, Params]:
+        """One run of the closure.
+
+        Raises:
+            NotFiniteError: the loss or the gradient is infinite or NaN.
+        """
+        with self.surroundings.kept():
+            try:
+                _assign(self.params, params)
+                loss = loss_of(self.run(), self.home)
+                grad = gradients(self.params, self.home)
+            finally:
+                _assign(self.params, self.home)
+        if not is_finite(loss, grad):
+            raise NotFiniteError(
+                "the loss or gradient at a perturbed point is not finite; the weights are as before the step: "
+                "try a smaller rho or learning rate"
+            )
+        return loss, grad
+
+    def loss(self, params: Params) -> NoReturn:
+        raise UserError("a closure gives a loss that nothing can be differentiated through; use its gradient")
+
+    def hvp(self, params: Params, direction: Params) -> NoReturn:
+        raise UserError("a closure gives no Hessian-vector products; choose a regularizer that needs gradients only")
+
+    @property
+    def batch(self) -> Batch:
+        raise UserError("this regularizer changes the data, and a closure hides them: change them in the closure")
+
+    def on(self, batch: Batch) -> Landscape:
+        raise UserError("this regularizer needs the loss on other data, and a closure hides the data")
+
+    def uniform(self, shape: tuple[int, ...], stream: int) -> Tensor:
+        """By a generator of its own: the global ones stay where they are."""
+        device = next(iter(self.home.values())).device
+        generator = torch.Generator(device).manual_seed(mixed(self.seed, stream))
+        return torch.rand(shape, generator=generator, device=device, dtype=torch.float64)
+
+
+def mixed(seed: int, stream: int) -> int:
+    """A seed of its own for every pair: splitmix64."""
+    x = (seed + 0x9E3779B97F4A7C15 * (stream + 1)) & ((1 << 64) - 1)
+    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & ((1 << 64) - 1)
+    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & ((1 << 64) - 1)
+    return (x ^ (x >> 31)) & _WORD
+
+
+def copies(params: Mapping[str, Tensor], dtype: torch.dtype) -> Params:
+    return {name: p.detach().to(dtype, copy=True) for name, p in params.items()}
+
+
+def gradients(params: Mapping[str, Tensor], like: Params) -> Params:
+    """Copies of the gradients, in the dtype of ``like``: a reducer of gradients may use their memory again. None is 0.
+
+    Raises:
+        UserError: a gradient is sparse.
+    """
+    result = {}
+    for name, p in params.items():
+        if p.grad is not None and p.grad.layout != torch.strided:
+            raise UserError("regularizers cannot use sparse gradients; build the embedding with sparse=False")
+        same = like[name]
+        result[name] = torch.zeros_like(same) if p.grad is None else p.grad.detach().to(same.dtype, copy=True)
+    return result
+
+
+def loss_of(result: Any, like: Params) -> Tensor:
+    """What a closure returned, 0-d, where and in the dtype of ``like``."""
+    if result is None or (isinstance(result, Tensor) and result.numel() != 1):
+        found = "nothing" if result is None else f"a tensor of shape {tuple(result.shape)}"
+        raise UserError(f"the closure must return the loss, one number; it returned {found}")
+    first = next(iter(like.values()))
+    return torch.as_tensor(result).detach().reshape(()).to(first)
+
+
+def is_finite(loss: Tensor, grad: Params) -> bool:
+    """Loss and norm of the gradient, which the rules divide by, in one look: on an accelerator it waits."""
+    return bool(torch.nn.utils.get_total_norm(list(grad.values())).isfinite() & loss.isfinite())
+
+
+def _is_writable(x: Tensor) -> bool:
+    """Whether it can be changed in place: an expanded tensor cannot."""
+    return x.layout == torch.strided and all(step > 0 or size <= 1 for step, size in zip(x.stride(), x.shape))
+
+
+def _assign(params: Mapping[str, Tensor], values: Params) -> None:
+    for name, p in params.items():
+        p.copy_(values[name])
+    torch.clear_autocast_cache()  # where autocast was entered outside of the closure, casts of the old weights remain

@@ -1,0 +1,64 @@
+"""What a regularizer carries from step to step inside an optimizer, while parameters come and go."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from optimizees.spec import UserError
+from regularizers.base import Params, Regularizer, State
+
+
+class RuleState:
+    """The state of ``rule``, known by ``name`` in saved files.
+
+    Attributes:
+        steps: how many steps it has made.
+        seed: of its random numbers; drawn from nothing, so that no generator moves.
+    """
+
+    def __init__(self, rule: Regularizer, name: str) -> None:
+        self.rule, self.name = rule, name
+        self.seed, self.steps = torch.initial_seed(), 0
+        self._held: State = {}
+        self._of: tuple[Any, ...] = ()  # the parameters that the entries in use belong to
+        self._used: tuple[str, ...] = ()
+
+    def of(self, params: Params) -> State:
+        """The entries for these parameters. Those of absent ones wait until they are back; newcomers start.
+
+        Raises:
+            UserError: an entry was saved for parameters of other shapes.
+        """
+        key = tuple((name, x.device, x.dtype) for name, x in params.items())
+        if key != self._of:
+            fresh = self.rule.init_state(params)
+            for name, value in fresh.items():
+                held = self._held.get(name, value)
+                if held.shape != value.shape:
+                    raise UserError(
+                        f"this state is of other parameters: {self.name}'s {name} has shape {tuple(held.shape)}, "
+                        f"not {tuple(value.shape)}"
+                    )
+                self._held[name] = held.to(value)
+            self._of, self._used = key, tuple(fresh)
+        return {name: self._held[name] for name in self._used}
+
+    def advance(self, new: State) -> None:
+        self._held.update(new)
+        self.steps += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"name": self.name, "seed": self.seed, "steps": self.steps, "state": dict(self._held)}
+
+    def check(self, saved: dict[str, Any]) -> None:
+        if saved["name"] != self.name:
+            raise UserError(f'this state is of the regularizer "{saved["name"]}", not of "{self.name}"')
+
+    def load_state_dict(self, saved: dict[str, Any] | None) -> None:
+        """None: start."""
+        self.steps = saved["steps"] if saved else 0
+        self.seed = saved["seed"] if saved else torch.initial_seed()
+        self._held = dict(saved["state"]) if saved else {}
+        self._of = ()
