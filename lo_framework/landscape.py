@@ -46,6 +46,7 @@ class FunctionalLandscape:
     def uniform(self, shape: tuple[int, ...], stream: int) -> Tensor:
         """A hash of (element, stream, noise): no random operation, so it can be vmapped and replayed."""
         count = torch.Size(shape).numel()
-        key = mix(mix(mix(self.noise & _WORD) ^ (self.noise >> 32 & _WORD)) ^ mix(self.noise.new_tensor(stream ^ _SALT)))
+        seed = mix(mix(self.noise & _WORD) ^ (self.noise >> 32 & _WORD))
+        key = mix(seed ^ mix(self.noise.new_tensor(stream ^ _SALT)))
         words = mix(mix(torch.arange(count, device=self.noise.device)) ^ key)
         return (words.to(torch.float64) / 2**32).reshape(shape)

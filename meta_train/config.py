@@ -13,6 +13,7 @@ from typing import Any
 from lo_framework.absorption import Absorption, make_absorption
 from lo_framework.estimators import Truncation
 from lo_framework.inner.graph import ENGINES
+from lo_framework.objectives import make_objective
 from optimizees.spec import UserError, nearest, parse_spec
 from regularizers.base import HVP_COST
 
@@ -73,6 +74,8 @@ class RunConfig:
             )
         if self.engine not in ENGINES:
             raise UserError(f"unknown --engine {self.engine!r}{nearest(self.engine, ENGINES)}; {', '.join(ENGINES)}")
+        if "sam_rho" in self.learned and make_objective(self.objective).config.train > 0:
+            raise UserError("a radius (sam_rho) is learned on held-out data only: use --objective valid")
         self._check_regularizer()
         _ = self.truncation
 

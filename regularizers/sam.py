@@ -57,5 +57,6 @@ class SAM(Regularizer):
 
     def value(self, landscape: Landscape, params: Params, *, attached: bool = False) -> Tensor:
         _, grad = landscape.gradient(params)
-        step = self.perturbation(params, grad)
-        return landscape.loss(vectors.add(params, step if attached else frozen(step)))
+        # Not the step is frozen but what it is made of: rho may be a tensor to differentiate in.
+        step = self.perturbation(params, grad) if attached else self.perturbation(frozen(params), frozen(grad))
+        return landscape.loss(vectors.add(params, step))

@@ -66,6 +66,8 @@ class HigherTBPTT:
                 f"the inner backend higher meta-trains hyper-adamw only, not {family.learned.kind}: "
                 "choose hyper-adamw or the default inner backend"
             )
+        if family.learned.explicit(family.learned.theta()) is not None:
+            raise UserError("the inner backend higher has plain gradients only: leave sam_rho at 0")
         if config.segments != 1:
             raise UserError(f"the inner backend higher has no segments: expected 1, found {config.segments}")
         higher = import_higher()

@@ -46,7 +46,7 @@ class Learned(torch.optim.Optimizer):
 
     Raises:
         UserError: no or a bad ``num_steps``, an unreadable file, complex parameters; by ``step``: sparse gradients, a
-            guard without a loss.
+            guard without a loss, an optimizer of corrected gradients (`explicit`) outside `Regularized`.
     """
 
     def __init__(
@@ -66,6 +66,8 @@ class Learned(torch.optim.Optimizer):
             raise UserError(f"chunk must be at least 1, got {chunk}")
         learned = learned_from(optimizer)
         self._fingerprint = fingerprint(learned)
+        # What its gradients were corrected by when it was meta-trained (SAM with a learned radius), or None.
+        self.explicit = learned.explicit(learned.theta())
         self._updates = 0
         self._observed: list[Tensor] = []
         self._store: Store | None = None
@@ -108,6 +110,11 @@ class Learned(torch.optim.Optimizer):
         """
         if closure is not None and loss is not None:
             raise UserError("give step a closure or a loss, not both")
+        if self.explicit is not None and loss is None:
+            raise UserError(
+                f"this optimizer was meta-trained on the gradients of explicit {self.explicit.name}: step "
+                "Regularized(optimizer, optimizer.explicit) of lo_framework.optim instead of it"
+            )
         result = None
         if closure is not None:
             with torch.enable_grad():

@@ -130,7 +130,6 @@ class Regularized(torch.optim.Optimizer):
         result = run()
         active = self._active(params)
         if not active:
-            self.base.step()
             return result
         home = copies(active, torch.float64 if torch.float64 in {p.dtype for p in active.values()} else torch.float32)
         here = Point(home, loss_of(result, home), gradients(active, home))
