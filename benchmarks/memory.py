@@ -34,8 +34,12 @@ SERIES = {"PES": "pes", "TBPTT, root-T segments": "tbptt:segments=0", "TBPTT": "
 FLAT, ROOT = 1.1, 0.55  # required: ratio of PES's ends; exponent of the segmented curve (0.5 and the fit's slack)
 
 
-def measure(spec: str, steps: int, tasks: int, optimizee: str, learned: str, engine: str) -> dict[str, float]:
+def measure(
+    spec: str, steps: int, tasks: int, optimizee: str, learned: str, engine: str, objective: str = "train",
+    regularizer: str = "none", absorb: str = "",
+) -> dict[str, float]:  # fmt: skip
     """Bytes of one estimate over ``steps`` inner steps, in this process."""
+    from lo_framework.absorption import make_absorption
     from lo_framework.estimators import Truncation, make_estimator
     from lo_framework.inner.step import Family
     from lo_framework.learned import make_learned
@@ -44,12 +48,13 @@ def measure(spec: str, steps: int, tasks: int, optimizee: str, learned: str, eng
 
     torch.set_num_threads(1)
     rule = make_learned(learned)
-    family = Family(make_tasks(optimizee, "digits")[0], rule, engine)
+    absorption = None if regularizer == "none" else make_absorption(regularizer, absorb)
+    family = Family(make_tasks(optimizee, "digits")[0], rule, engine, absorption)
     theta = rule.theta()
 
     def estimator(length: int) -> tuple[Any, Any]:
         truncation = Truncation(unroll_length=length, episode=(FOREVER, FOREVER))
-        built = make_estimator(spec, family, make_objective("train"), truncation, tasks)
+        built = make_estimator(spec, family, make_objective(objective), truncation, tasks)
         state = built.init_state(theta, torch.Generator().manual_seed(0))
         return built, replace(state, stop=state.horizon.clone())
 

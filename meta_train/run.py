@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,11 +20,10 @@ from torch import Tensor
 from lo_framework.absorption import decompose
 from lo_framework.checkpoint import load_latest_state, save_optimizer, save_state
 from lo_framework.files.atomic import atomic_write_text, clean_temporaries
-from lo_framework.inner.step import Family
 from lo_framework.learned import LearnedOptimizer
-from lo_framework.learned.base import Theta
 from lo_framework.learned.hyper_adamw import HyperAdamW
 from lo_framework.objectives import make_objective
+from meta_train import record
 from meta_train.config import difference
 from meta_train.growth import Stage, build_learned, plan_stages
 from meta_train.host import Setup, build_estimator
@@ -141,16 +139,16 @@ class MetaTraining:
                 self._next_stage(run, workers, progress)
                 stage = self.stages[run.stage]
             started = time.monotonic()
-            record, curves = self._step(run, workers, stage)
+            row, curves = self._step(run, workers, stage)
             run.step += 1
             if run.step % config.validate_every == 0 or run.step in (stage.end, config.outer_steps):
                 self._validate(run, workers, stage, progress)
                 curves |= {"validation/incumbent": run.incumbent.score}
             seconds = time.monotonic() - started
             steps = self.shards * config.tasks_per_shard * config.unroll_length
-            record |= {"step": run.step, "score": run.incumbent.score, "seconds": seconds, "rate": steps / seconds}
-            curves["rate/inner_steps_per_second"] = record["rate"]
-            progress.step(record, curves)
+            row |= {"step": run.step, "score": run.incumbent.score, "seconds": seconds, "rate": steps / seconds}
+            curves["rate/inner_steps_per_second"] = row["rate"]
+            progress.step(row, curves)
             if run.step % config.checkpoint_every == 0 and run.step < config.outer_steps:
                 self._save(run, workers, finished=False)
         if run.step and run.step < config.outer_steps:
@@ -162,41 +160,14 @@ class MetaTraining:
         """One outer step: the mean over families of the mean over shards, summed in a fixed order."""
         answers = workers.everywhere("estimate", run.outer.theta)
         by_shard = {int(shard): answer for part in answers for shard, answer in part.items()}
-        estimates, metrics, plains = zip(*(by_shard[shard] for shard in range(self.shards)))
-        grad = _mean(estimates)
+        grads, metrics, plains = zip(*(by_shard[shard] for shard in range(self.shards)))
+        grad = record.mean(grads)
         if self.alpha:
-            grad = decompose(_mean(plains), grad, self.alpha)
-        record: dict[str, Any] = {"stage": stage.index, "kind": stage.kind, "families": {}}
-        curves: dict[str, float] = {}
-        for shard, found in enumerate(metrics):
-            family = record["families"].setdefault(self.tasks[shard // self.config.shards].name, {})
-            for name, value in found.items():
-                family[name] = family.get(name, 0.0) + value / self.config.shards
+            grad = decompose(record.mean(plains), grad, self.alpha)
+        families = record.by_family(metrics, [task.name for task in self.tasks], self.config.shards)
         outcome = run.outer.step(grad)
-        for name, family in record["families"].items():
-            for key, value in family.items():
-                curves[f"{key}/{name}"] = value
-        for key in ("meta_loss", "nonfinite", "diverged"):
-            record[key] = sum(m.get(key, 0.0) for m in record["families"].values()) / len(self.tasks)
-        record |= outcome
-        curves |= {f"outer/{key}": value for key, value in outcome.items()}
-        curves |= self._log_steps(run, stage)
-        return record, curves
-
-    def _log_steps(self, run: Run, stage: Stage) -> dict[str, float]:
-        """Learned log10 step sizes per family at the start, middle and end of an episode, where the kind has them."""
-        learned = stage.build()
-        if not isinstance(learned, HyperAdamW):
-            return {}
-        learned.load_theta(run.outer.theta)
-        out = {}
-        with torch.no_grad():
-            for task in self.tasks:
-                layout = Family(task, learned).layout.to(torch.device("cpu"))
-                for progress in (0.0, 0.5, 1.0):
-                    raw = learned.hyper(layout, torch.tensor(progress))
-                    out[f"log10_step_size/{task.name}/{progress:g}"] = float(raw[0].mean()) / 2.302585
-        return out
+        row = record.row(stage, families, outcome)
+        return row, record.curves(families, outcome) | record.step_sizes(stage, run.outer.theta, self.tasks)
 
     def _validate(self, run: Run, workers: Workers, stage: Stage, progress: Progress) -> None:
         # Theta itself is ahead, its average is calmer: early on the one is better, later the other.
@@ -302,11 +273,3 @@ class MetaTraining:
         incumbent.theta = {name: x.clone() for name, x in incumbent.theta.items()}
         return Run(step, meta["stage"], outer, incumbent, meta["reference"], meta["start_lr"], meta["repeatable"])
 
-
-def _mean(grads: Sequence[Theta]) -> Theta:
-    """Over shards, summed in their order."""
-    out = {name: torch.zeros_like(x) for name, x in grads[0].items()}
-    for grad in grads:
-        for name, x in grad.items():
-            out[name] += x / len(grads)
-    return out

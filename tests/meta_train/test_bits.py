@@ -106,7 +106,7 @@ def test_a_shard_goes_on_from_its_dump_with_the_same_bits() -> None:
         other.build(learned.kind, {}, 0, from_wire(to_wire(saved)))
         for answer in expected:
             again = other.estimate(learned.theta())
-            for shard, (grad, measured) in answer.items():
+            for shard, (grad, measured, _) in answer.items():
                 assert equal(grad, again[shard][0]) and measured == again[shard][1]
 
 

@@ -113,7 +113,7 @@ def test_a_learned_radius_moves_and_the_face_asks_for_its_wrapper(tmp_path: Path
         inner.step(closure)
     assert inner.explicit is not None
     optimizer = Regularized(inner, inner.explicit)
-    losses = [float(optimizer.step(closure)) for _ in range(5)]
+    losses = [float(optimizer.step(closure).detach()) for _ in range(5)]
     assert losses[-1] < losses[0]
 
 

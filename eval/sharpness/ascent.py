@@ -1,0 +1,237 @@
+"""The worst point near a minimum, by projected gradient ascent (PGA), and what is read off it.
+
+    ball = Ball.of(surface)                                       # l2 over all parameters
+    found = neighbourhoods(surface, relative_radii(surface, [0.001, 0.01, 0.1]), ball, STANDARD)
+    found[-1].gap, found[-1].first_order                          # h(r) = M(r) - L and R1(r) = r N1(r)
+
+With ``M(r) = max L(w + d)`` and ``N1(r) = max ||grad L(w + d)||`` over ``||d|| <= r`` (Foret et al. 2021,
+arXiv 2010.01412; Zhang et al. 2023, arXiv 2303.03108, who call ``h`` the zeroth-order and ``R1`` the first-order
+flatness). At a quadratic minimum with top eigenvalue lambda, ``h = lambda r^2 / 2`` and ``R1 = 2 h``. At small radii
+``h`` is ``r ||g||`` and says how far training has come: `Neighbourhood.curvature_part` is the rest.
+
+The ascent is Auto-PGD from several starts, see `auto_pgd`. What it finds is a lower bound of the maximum: the best over
+all restarts and all points on their way. By construction ``h >= 0``, ``h`` is at least the one-step gap of SAM and does
+not fall with r (the best point of a smaller radius is a candidate), and ``h <= R1`` (`_Climb._norm_between`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from eval.sharpness.auto_pgd import Evaluate, ascend
+from eval.sharpness.ball import Ball
+from eval.sharpness.surface import Surface
+
+SEGMENT = 9  # points on the way to the worst point at which the gradient norm is looked at
+BISECTIONS = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Effort:
+    """How hard to look for a maximum.
+
+    Attributes:
+        steps: gradient steps towards the maximal loss, K.
+        norm_steps: steps towards the maximal gradient norm; each costs a Hessian product (two to four gradients).
+        random_starts: restarts from random points of the sphere, beside the gradient's direction, the point itself and
+            the maximiser of the radius before.
+        step: length of the first steps over the radius.
+        seed: of the random starts.
+    """
+
+    steps: int = 50
+    norm_steps: int = 25
+    random_starts: int = 4
+    step: float = 2.0
+    seed: int = 0
+
+
+QUICK = Effort(steps=20, norm_steps=10, random_starts=1)
+STANDARD = Effort()
+FULL = Effort(steps=100, norm_steps=50, random_starts=6)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Neighbourhood:
+    """What was found within one ``radius``.
+
+    Attributes:
+        max_loss: M(r).
+        gap: the surrogate gap h(r) = M(r) - L.
+        one_step_gap: ``L(w + r u) - L`` after SAM's one step; may be negative.
+        linear_part: ``r ||g||``: the gap of a plane.
+        max_gradient_norm: N1(r), in the ball's dual norm; nan if not asked for.
+        first_order: R1(r) = r N1(r).
+        worst: the perturbation ``[N]`` that gives max_loss.
+    """
+
+    radius: float
+    max_loss: float
+    gap: float
+    one_step_gap: float
+    linear_part: float
+    max_gradient_norm: float
+    first_order: float
+    worst: Tensor
+
+    @property
+    def curvature_part(self) -> float:
+        """``h(r) - r ||g||``: what the gradient at the point does not explain. Negative where the loss bends down."""
+        return self.gap - self.linear_part
+
+
+def neighbourhoods(
+    surface: Surface,
+    radii: Sequence[float],
+    ball: Ball | None = None,
+    effort: Effort = STANDARD,
+    *,
+    norms: bool = True,
+) -> list[Neighbourhood]:
+    """One for every radius (positive, in any order; see `relative_radii`), in ascending order.
+
+    Args:
+        ball: default plain l2.
+        norms: find N1 and R1 too, which is most of the cost.
+
+    Raises:
+        FloatingPointError: a loss or a gradient on the way is not finite.
+    """
+    ball = ball or Ball.of(surface)
+    climb = _Climb(surface, ball, effort)
+    return [climb.to(radius, norms) for radius in sorted(float(r) for r in radii)]
+
+
+def doubling_radius(
+    surface: Surface, ball: Ball | None = None, effort: Effort = QUICK, *, bisections: int = 6, limit: float = 4.0
+) -> float:
+    """The smallest radius found at which ``M(r) >= 2 L``, to within a factor of 4^(2^-bisections); a scale-free radius.
+
+    inf if ``limit * ||w||`` does not double it; nan for ``L <= 0``, of which the double means nothing.
+    """
+    ball = ball or Ball.of(surface)
+    here, reach = float(surface.loss_here), ball.reach(surface.params)
+    if not here > 0:
+        return math.nan
+    top = limit * reach if reach > 0 else limit
+    slope = float(ball.slope(surface.gradient_here))
+    # A convex loss has doubled at the latest where its tangent has.
+    high = min(here / slope if slope > 0 else math.inf, top) / 64
+    climb, low = _Climb(surface, ball, effort), 0.0
+    while climb.to(high, norms=False).max_loss < 2 * here:
+        if high >= top:
+            return math.inf
+        low, high = high, min(4 * high, top)
+    if low == 0.0:  # the loss bends up so sharply that the first radius is beyond: look below it
+        while _Climb(surface, ball, effort).to(high / 4, norms=False).max_loss >= 2 * here:
+            high /= 4
+        low = high / 4
+    for _ in range(bisections):
+        middle = math.sqrt(low * high)
+        # A climb of its own: what was found at a larger radius is no candidate for a smaller one.
+        if _Climb(surface, ball, effort).to(middle, norms=False).max_loss >= 2 * here:
+            high = middle
+        else:
+            low = middle
+    return high
+
+
+@dataclass
+class _Best:
+    value: float
+    z: Tensor  # [N]
+
+
+class _Climb:
+    """Radii from small to large, each beginning with what the one before found."""
+
+    def __init__(self, surface: Surface, ball: Ball, effort: Effort) -> None:
+        self.surface, self.ball, self.effort = surface, ball, effort
+        self.here = float(surface.loss_here)
+        self.slope = float(ball.slope(surface.gradient_here))
+        zero = torch.zeros_like(surface.params)
+        self.loss = _Best(self.here, zero)
+        self.norm = _Best(self.slope, zero)
+        # The first step from 0 goes along the gradient and, of length 2 r, ends at r u: 0 is no start of its own.
+        gradient = ball.direction(surface.gradient_here)[None]
+        self.starts = torch.cat([gradient, ball.random(effort.random_starts, effort.seed)])
+
+    def to(self, radius: float, norms: bool) -> Neighbourhood:
+        ball, surface = self.ball, self.surface
+        one_step = float(surface.loss(self._at(radius * self.starts[0]))) - self.here
+        self._ascend(self.loss, radius, [], surface.gradients, self.effort.steps)
+        self._keep(self.loss, self.here + one_step, radius * self.starts[0])
+        gap = max(0.0, self.loss.value - self.here)
+        top = math.nan
+        if norms:
+            self._ascend(self.norm, radius, [self.loss.z], self._gradient_norms, self.effort.norm_steps)
+            self._norm_between(radius, gap)
+            top = self.norm.value
+        return Neighbourhood(
+            radius=radius,
+            max_loss=self.loss.value,
+            gap=gap,
+            one_step_gap=one_step,
+            linear_part=radius * self.slope,
+            max_gradient_norm=top,
+            first_order=radius * top,
+            worst=ball.scale * self.loss.z,
+        )
+
+    def _at(self, z: Tensor) -> Tensor:
+        return self.surface.params + self.ball.scale * z
+
+    def _gradient_norms(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        """The dual norm of the gradient and its own gradient, ``H(w + d) u(w + d)``."""
+        grads, products = self.surface.hvps(points, self.ball.dual)
+        return self.ball.slope(grads), products
+
+    def _keep(self, best: _Best, value: float, z: Tensor) -> None:
+        if value > best.value:
+            best.value, best.z = value, z.clone()
+
+    def _ascend(self, best: _Best, radius: float, extra: list[Tensor], evaluate: Evaluate, steps: int) -> None:
+        """Raise ``best`` to the best point of all restarts."""
+        warm = self.ball.length(best.z[None])
+        starts = [radius * self.starts, *(z[None] for z in extra)]
+        if float(warm) > 0:
+            starts.append(best.z[None] * (radius / warm)[:, None])
+        value, z = ascend(
+            lambda z: evaluate(self._at(z)), self.ball, torch.cat(starts), radius, steps, self.effort.step
+        )
+        i = int(value.argmax())
+        self._keep(best, float(value[i]), z[i])
+
+    def _norm_between(self, radius: float, gap: float) -> None:
+        """See that ``h <= r N1``: on the way to the worst point, some point is at least as steep as the average.
+
+        That is the mean value theorem, and bisection finds such a point: the half that rises more is at least as steep
+        on average as the whole.
+        """
+        far = self.loss.z
+
+        def look(ts: Tensor) -> Tensor:
+            losses, grads = self.surface.gradients(self._at(ts[:, None] * far))
+            norms = self.ball.slope(grads)
+            i = int(norms.argmax())
+            self._keep(self.norm, float(norms[i]), ts[i] * far)
+            return losses
+
+        ts = torch.linspace(0, 1, SEGMENT, dtype=far.dtype, device=far.device)
+        losses = look(ts)
+        i = int((losses[1:] - losses[:-1]).argmax())
+        (low, high), (at_low, at_high) = ts[i : i + 2], losses[i : i + 2]
+        for _ in range(BISECTIONS):
+            if radius * self.norm.value >= gap:
+                return
+            middle = (low + high) / 2
+            at_middle = look(middle[None])[0]
+            if at_middle - at_low > at_high - at_middle:
+                high, at_high = middle, at_middle
+            else:
+                low, at_low = middle, at_middle

@@ -1,0 +1,65 @@
+"""What one outer step gave, put together from the shards: the meta-gradient, the line in the log, the curves."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from lo_framework.inner.step import Family
+from lo_framework.learned.base import Theta
+from lo_framework.learned.hyper_adamw import HyperAdamW
+from lo_framework.protocols import Task
+from meta_train.growth import Stage
+
+Metrics = dict[str, float]
+
+
+def mean(grads: Sequence[Theta]) -> Theta:
+    """Over shards, summed in their order."""
+    out = {name: torch.zeros_like(x) for name, x in grads[0].items()}
+    for grad in grads:
+        for name, x in grad.items():
+            out[name] += x / len(grads)
+    return out
+
+
+def by_family(metrics: Sequence[Metrics], names: Sequence[str], shards: int) -> dict[str, Metrics]:
+    """Means over the ``shards`` of each family; shard s is of family s // shards."""
+    families: dict[str, Metrics] = {}
+    for shard, found in enumerate(metrics):
+        family = families.setdefault(names[shard // shards], {})
+        for name, value in found.items():
+            family[name] = family.get(name, 0.0) + value / shards
+    return families
+
+
+def row(stage: Stage, families: dict[str, Metrics], outcome: Metrics) -> dict[str, Any]:
+    """The step's line in ``metrics.jsonl``."""
+    line: dict[str, Any] = {"stage": stage.index, "kind": stage.kind, "families": families}
+    for key in ("meta_loss", "nonfinite", "diverged"):
+        line[key] = sum(m.get(key, 0.0) for m in families.values()) / len(families)
+    return line | outcome
+
+
+def curves(families: dict[str, Metrics], outcome: Metrics) -> dict[str, float]:
+    found = {f"{key}/{name}": value for name, family in families.items() for key, value in family.items()}
+    return found | {f"outer/{key}": value for key, value in outcome.items()}
+
+
+def step_sizes(stage: Stage, theta: Theta, tasks: Sequence[Task]) -> dict[str, float]:
+    """Learned log10 step sizes per family at the start, middle and end of an episode, where the kind has them."""
+    learned = stage.build()
+    if not isinstance(learned, HyperAdamW):
+        return {}
+    learned.load_theta(theta)
+    out = {}
+    with torch.no_grad():
+        for task in tasks:
+            layout = Family(task, learned).layout.to(torch.device("cpu"))
+            for progress in (0.0, 0.5, 1.0):
+                raw = learned.hyper(layout, torch.tensor(progress))
+                out[f"log10_step_size/{task.name}/{progress:g}"] = float(raw[0].mean()) / math.log(10)
+    return out
