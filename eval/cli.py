@@ -16,6 +16,7 @@ from optimizees.spec import UserError, nearest
 
 COMMANDS = {
     "transfer": "eval.transfer",
+    "sharpness": "eval.sharpness.command",
     "report": "eval.report.command",
 }
 

@@ -71,7 +71,7 @@ def evaluate(
     optimizers, own_thetas = _learned(learned, thetas)
     grids = {label: make_grid(label, grid_size) for label in baselines}
     made = {label: make_baseline(label) for label in baselines}
-    _check(tasks, [*optimizers, *baselines], steps, workers)
+    check(tasks, [*optimizers, *baselines], steps, workers)
     chosen_on, reported_on = protocol.tuning_seeds(tuning_seeds, seed_offset), protocol.report_seeds(seeds, seed_offset)
 
     plans: dict[str, Plan[Arm]] = {}
@@ -83,7 +83,7 @@ def evaluate(
             plans[f"{task.name} {label}"] = arm
     workshop = Workshop(tasks={task.name: task for task in tasks}, optimizers={**optimizers, **made})
     if workers > 1:
-        workshop.recipe = _recipe(tasks, optimizers, made, data_dir, tuple(plugins))
+        workshop.recipe = make_recipe(tasks, optimizers, made, data_dir, tuple(plugins))
     if progress is not None:
         runs = sum(len(grid.settings) * tuning_seeds + 2 * seeds for grid in grids.values()) + len(optimizers) * seeds
         progress.begin(len(tasks) * runs * steps)
@@ -116,7 +116,7 @@ def _learned(
     return dict(learned), chosen  # type: ignore[return-value]
 
 
-def _check(tasks: Sequence[Task], labels: Sequence[str], steps: int, workers: int) -> None:
+def check(tasks: Sequence[Task], labels: Sequence[str], steps: int, workers: int) -> None:
     if not tasks or not labels:
         raise UserError("nothing to evaluate: expected at least one task and one optimizer")
     for what, names in (("task", [task.name for task in tasks]), ("optimizer", list(labels))):
@@ -127,7 +127,7 @@ def _check(tasks: Sequence[Task], labels: Sequence[str], steps: int, workers: in
             raise UserError(f"{name}: expected at least 1, got {value}")
 
 
-def _recipe(
+def make_recipe(
     tasks: Sequence[Task],
     optimizers: Mapping[str, LearnedOptimizer],
     baselines: Mapping[str, LearnedOptimizer],
@@ -160,7 +160,7 @@ def _learned_arm(
         learned=True,
         runs=(runs,),
         chosen={metric.key: 0 for metric in METRICS if metric.key in runs.metrics},
-        gradients_per_step=_gradients(optimizer),
+        gradients_per_step=gradients_per_step(optimizer),
         parameters=outcome.parameters,
         state_floats=outcome.state_floats,
     )
@@ -191,9 +191,9 @@ def _baseline_arm(
         learned=False,
         runs=tuple(runs),
         chosen={key: distinct.index(i) for key, i in tuned.chosen.items() if key in runs[0].metrics},
-        tuned=_record(tuned),
+        tuned=tuning_record(tuned),
         notes=tuned.notes,
-        gradients_per_step=_gradients(optimizer),
+        gradients_per_step=gradients_per_step(optimizer),
         parameters=parameters,
         state_floats=state,
     )
@@ -210,7 +210,7 @@ def _runs(outcome: Measured, index: int, setting: dict[str, float]) -> Runs:
     )
 
 
-def _record(tuned: Tuning) -> tuple[dict, ...]:
+def tuning_record(tuned: Tuning) -> tuple[dict, ...]:
     return tuple(
         {
             "setting": setting,
@@ -222,6 +222,6 @@ def _record(tuned: Tuning) -> tuple[dict, ...]:
     )
 
 
-def _gradients(optimizer: LearnedOptimizer) -> float:
+def gradients_per_step(optimizer: LearnedOptimizer) -> float:
     """Gradient evaluations per update: one, unless the optimizer says otherwise (SAM: two)."""
     return float(getattr(optimizer, "gradients_per_step", 1.0))

@@ -17,20 +17,41 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 
 from eval.progress import Progress
-from eval.runner import Cell, Failure, Measured, run_cell
+from eval.runner import Failure
 from lo_framework.learned.base import LearnedOptimizer
 from lo_framework.protocols import Task
 from optimizees.spec import UserError
 
 R = TypeVar("R")
-Outcome = Measured | Failure
-Arm = Generator[list[Cell], list[Outcome], R]
+Outcome = Any  # what the plan's cells give (`eval.runner.Measured`), or a `Failure`
 REPORT_EVERY = 0.2  # seconds between a worker's messages about its progress
+
+
+class Cell(Protocol):
+    """One task under one optimizer, and how to compute what is asked of it. Travels to other processes."""
+
+    @property
+    def task(self) -> str: ...
+    @property
+    def optimizer(self) -> str: ...
+    @property
+    def work(self) -> int: ...
+    def compute(self, task: Task, optimizer: LearnedOptimizer, on_step: Callable[[int], None]) -> Outcome: ...
+
+
+class Store(Protocol):
+    """Keeps what cells gave, so that an interrupted evaluation need not compute them again."""
+
+    def get(self, cell: Any) -> Outcome | None: ...
+    def put(self, cell: Any, outcome: Outcome) -> None: ...
+
+
+Arm = Generator[list[Any], list[Outcome], R]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +81,7 @@ class Workshop:
     def compute(self, cell: Cell, on_step: Callable[[int], None]) -> Outcome:
         """What the cell gave. An error in it is a `Failure`, so that it costs nothing but this cell."""
         try:
-            return run_cell(cell, self._task(cell.task), self._optimizer(cell.optimizer), on_step)
+            return cell.compute(self._task(cell.task), self._optimizer(cell.optimizer), on_step)
         except Exception as error:
             return Failure(reason=describe(error))
 
@@ -95,43 +116,60 @@ def describe(error: BaseException) -> str:
 
 
 def drive(
-    arms: Mapping[str, Arm[R]], workshop: Workshop, *, workers: int = 1, progress: Progress | None = None
+    arms: Mapping[str, Arm[R]],
+    workshop: Workshop,
+    *,
+    workers: int = 1,
+    progress: Progress | None = None,
+    store: Store | None = None,
 ) -> dict[str, R]:
-    """Run all arms to their end; results by the same names, in the same order."""
+    """Run all arms to their end; results by the same names, in the same order.
+
+    What ``store`` has of an earlier run is not computed again; it is handed every outcome but failures, as they come.
+    """
     progress = progress or Progress(mode="none")
     results: dict[str, R] = {}
     waiting: dict[str, list[Outcome | None]] = {}
     queue: deque[tuple[str, int, Cell]] = deque()
 
     def advance(name: str, outcomes: list[Outcome] | None) -> None:
-        try:
-            cells = next(arms[name]) if outcomes is None else arms[name].send(outcomes)
-        except StopIteration as stop:
-            results[name] = stop.value
-            return
-        waiting[name] = [None] * len(cells)
-        progress.expect(sum(cell.work for cell in cells))
-        queue.extend((name, i, cell) for i, cell in enumerate(cells))
+        while True:
+            try:
+                cells = next(arms[name]) if outcomes is None else arms[name].send(outcomes)
+            except StopIteration as stop:
+                results[name] = stop.value
+                return
+            known = [None if store is None else store.get(cell) for cell in cells]
+            progress.estimate -= sum(cell.work for cell, got in zip(cells, known) if got is not None)
+            if not all(got is not None for got in known):
+                break
+            outcomes = known
+        waiting[name] = known
+        missing = [(name, i, cell) for i, cell in enumerate(cells) if known[i] is None]
+        progress.expect(sum(cell.work for _, _, cell in missing))
+        queue.extend(missing)
 
     for name in arms:
         advance(name, None)
     source = _here(queue, workshop, progress) if workers == 1 else _there(queue, workshop, workers, progress)
     with _single_thread(), closing(source):
-        for name, i, outcome in source:
+        for (name, i, cell), outcome in source:
+            if store is not None and not isinstance(outcome, Failure):
+                store.put(cell, outcome)
             waiting[name][i] = outcome
             if all(got is not None for got in waiting[name]):
-                advance(name, waiting.pop(name))  # type: ignore[arg-type]
+                advance(name, waiting.pop(name))
     return {name: results[name] for name in arms}
 
 
 Item = tuple[str, int, Cell]
-Source = Generator[tuple[str, int, Outcome], None, None]
+Source = Generator[tuple[Item, Outcome], None, None]
 
 
 def _here(queue: deque[Item], workshop: Workshop, progress: Progress) -> Source:
     while queue:
-        name, i, cell = queue.popleft()
-        yield name, i, workshop.compute(cell, progress.advance)
+        item = queue.popleft()
+        yield item, workshop.compute(item[2], progress.advance)
 
 
 def _there(queue: deque[Item], workshop: Workshop, workers: int, progress: Progress) -> Source:
@@ -155,7 +193,7 @@ def _there(queue: deque[Item], workshop: Workshop, workers: int, progress: Progr
                 busy[pipe] = (process, item)
             for ready in wait(list(busy)):
                 pipe = ready  # type: ignore[assignment]
-                process, (name, i, _) = busy[pipe]
+                process, item = busy[pipe]
                 try:
                     message = pipe.recv()
                 except (EOFError, OSError):
@@ -167,7 +205,7 @@ def _there(queue: deque[Item], workshop: Workshop, workers: int, progress: Progr
                             "a worker process could not start; its own message is above "
                             "(a script that uses workers must begin its work under `if __name__ == '__main__':`)"
                         ) from None
-                    yield name, i, Failure(reason=f"its process died (exit code {process.exitcode}; out of memory?)")
+                    yield item, Failure(reason=f"its process died (exit code {process.exitcode}; out of memory?)")
                     continue
                 started.add(pipe)
                 if isinstance(message, int):
@@ -175,7 +213,7 @@ def _there(queue: deque[Item], workshop: Workshop, workers: int, progress: Progr
                     continue
                 del busy[pipe]
                 idle.append((pipe, process))
-                yield name, i, message
+                yield item, message
     finally:
         for pipe, process in [*idle, *((pipe, process) for pipe, (process, _) in busy.items())]:
             pipe.close()

@@ -46,6 +46,9 @@ class Cell:
         """Task-steps."""
         return len(self.thetas) * len(self.seeds) * self.steps
 
+    def compute(self, task: Task, optimizer: LearnedOptimizer, on_step: Callable[[int], None]) -> Measured:
+        return run_cell(self, task, optimizer, on_step)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:

@@ -74,6 +74,9 @@ class RunConfig:
             )
         if self.engine not in ENGINES:
             raise UserError(f"unknown --engine {self.engine!r}{nearest(self.engine, ENGINES)}; {', '.join(ENGINES)}")
+        if self.unroll_length > self.episode[1]:
+            longest = f"--episode-length {self.episode_length}"
+            raise UserError(f"--unroll-length {self.unroll_length} is longer than any episode ({longest})")
         if "sam_rho" in self.learned and make_objective(self.objective).config.train > 0:
             raise UserError("a radius (sam_rho) is learned on held-out data only: use --objective valid")
         self._check_regularizer()

@@ -20,6 +20,7 @@ from torch import Tensor
 from lo_framework.absorption import decompose
 from lo_framework.checkpoint import load_latest_state, save_optimizer, save_state
 from lo_framework.files.atomic import atomic_write_text, clean_temporaries
+from lo_framework.files.lock import exclusive
 from lo_framework.learned import LearnedOptimizer
 from lo_framework.learned.hyper_adamw import HyperAdamW
 from lo_framework.objectives import make_objective
@@ -77,6 +78,10 @@ class MetaTraining:
 
     def train(self, *, resume: bool = False, max_seconds: float | None = None) -> Incumbent:
         """Run (or go on) to the end and save the incumbent; returns it. A finished run is left as it is."""
+        with exclusive(self.out):
+            return self._train(resume, max_seconds)
+
+    def _train(self, resume: bool, max_seconds: float | None) -> Incumbent:
         begun = time.monotonic()
         saved = load_latest_state(self.out / "state") if resume else None
         if not resume and self._occupied():

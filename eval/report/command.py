@@ -1,15 +1,18 @@
-"""Rebuild the tables and curves of an earlier evaluation from its numbers; nothing is run again."""
+"""Rebuild the tables and pictures of an earlier evaluation from its numbers; nothing is run again."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
-HELP = "rebuild the tables and curves of an earlier evaluation from its numbers"
+HELP = "rebuild the tables and pictures of an earlier evaluation from its numbers"
 EXAMPLES = """\
-example:
+examples:
   python -m eval report runs/transfer
       reads runs/transfer/transfer.json, writes transfer.md and curves.png beside it
+
+  python -m eval report runs/sharpness
+      reads runs/sharpness/sharpness.json, writes sharpness.html beside it
 """
 
 
@@ -18,10 +21,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from eval.report import files, transfer
+    from eval.report import files, sharpness, transfer
+    from optimizees.spec import UserError
 
-    result = files.load(arguments.folder)
-    written = files.redraw(result, Path(arguments.folder))
-    print(transfer.plain(result))
-    print(f"\n{files.listing(written)}")
+    folder = Path(arguments.folder)
+    kinds = [name for name in (files.NUMBERS, sharpness.NUMBERS) if (folder / name).exists()]
+    if not kinds:
+        names = f"{files.NUMBERS} and no {sharpness.NUMBERS}"
+        raise UserError(f"there is no {names} in {str(folder)!r}; expected the --out folder of an evaluation")
+    for name in kinds:
+        if name == files.NUMBERS:
+            result = files.load(folder)
+            written = files.redraw(result, folder)
+            print(transfer.plain(result))
+            print(f"\n{files.listing(written)}")
+        else:
+            found = sharpness.load(folder)
+            pages = sharpness.redraw(found, folder)
+            print(sharpness.plain(found))
+            print(f"\n{sharpness.listing(pages)}")
     return 0

@@ -66,7 +66,7 @@ def test_an_outer_step_that_is_not_finite_is_skipped_and_counted(
         calls.append({name: x.clone() for name, x in theta.items()})
         answer = estimate(self, theta)
         if len(calls) in (1, 3):  # the first one too, when Adam has no state yet
-            for grad, _ in answer.values():
+            for grad, _, _ in answer.values():
                 grad["default"][0] = torch.nan if len(calls) == 1 else torch.inf
         return answer
 

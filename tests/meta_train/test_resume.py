@@ -14,6 +14,7 @@ import pytest
 
 from lo_framework import checkpoint
 from lo_framework.checkpoint import load_latest_state, load_optimizer
+from lo_framework.files.lock import exclusive
 from meta_train.cli import main
 from meta_train.workers import Workers
 from optimizees.spec import UserError
@@ -244,3 +245,9 @@ def test_ctrl_c_ends_with_130(
     assert json.loads((out / "config.json").read_text())["seed"] == 0
     assert main(command(out, "--resume")) == 0
     same_run(out, finished)
+
+
+def test_two_runs_cannot_share_a_folder(tmp_path: Path) -> None:
+    with exclusive(tmp_path), pytest.raises(UserError, match="another process"):
+        train(tmp_path)
+    train(tmp_path)

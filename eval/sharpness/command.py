@@ -1,0 +1,180 @@
+"""Measure how sharp the minima are that learned optimizers and tuned baselines find.
+
+All optimizers start from the same parameters and see the same batches of a seed. Every run is
+measured after its last step, and at its first step whose training loss is at most that of the
+worst optimizer's last step on the same seed: near a minimum, small sharpness mostly means that
+training has come far. The sample of the training data is the same for all. Baselines are tuned as
+in `eval transfer`, by the final loss.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from eval.progress import MODES, Progress
+from optimizees.spec import UserError, split_specs
+
+if TYPE_CHECKING:
+    from eval.learned_files import Loaded
+    from eval.sharpness.settings import Settings
+    from lo_framework.protocols import Task
+
+HELP = "how sharp the minima are that learned optimizers and tuned baselines find"
+EXAMPLES = """\
+examples:
+  python -m eval sharpness --learned runs/latest/optimizer.safetensors --out runs/sharpness
+      mlp on digits: 200 steps, 5 seeds, against tuned AdamW; a few minutes
+
+  python -m eval sharpness --learned runs/a/optimizer.safetensors,runs/sam/optimizer.safetensors \\
+          --optimizees mlp,cnn --baselines adamw,sgdm --effort standard --workers 4
+      two learned optimizers, more variants of sharpness, four processes
+
+  python -m eval sharpness --learned FILE --radii 0.01,0.1,1 --probe sam:rho=0.1
+      other radii; does the update point along the SAM correction with radius 0.1?
+
+DIR gets sharpness.json (every number of every seed), sharpness.html (one page with all tables and
+pictures) and cells/ (finished parts). A killed run continues when the same command is given again.
+Nothing but measured times depends on --workers. Exit code: 0 if anything worked (what failed is
+named), 1 if nothing did, 2 for bad input.
+"""
+CELLS = "cells"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    from eval.sharpness.settings import EFFORTS, PROBE, RADII
+
+    add = parser.add_argument
+    radii = ",".join(f"{r:g}" for r in RADII)
+    add("--learned", required=True, metavar="FILE[,FILE...]", help="optimizer files, as meta-training saves them")
+    add("--optimizees", default="mlp", help="problems, as mlp:hidden=64x64,cnn (default: %(default)s)")
+    add("--datasets", default="digits", help="data sets, as digits,mnist:size=8 (default: %(default)s)")
+    add("--radii", default=radii, help="l2 radii of the neighbourhoods (default: %(default)s)")
+    add("--effort", default="quick", help=f"{', '.join(EFFORTS)}: how much is measured (default: %(default)s)")
+    add("--probe", default=PROBE, help="regularizer that updates are compared with, or none (default: %(default)s)")
+    add("--steps", type=int, default=200, help="updates per run (default: %(default)s)")
+    add("--seeds", type=int, default=5, help="reported seeds (default: %(default)s)")
+    add("--baselines", default="adamw", help="what to compare with, or none (default: %(default)s)")
+    add("--out", default="runs/sharpness", metavar="DIR", help="folder of the results (default: %(default)s)")
+    add("--fresh", action="store_true", help="forget the finished cells that an earlier run left in DIR")
+    add("--tuning-seeds", type=int, default=3, help="other seeds, to tune baselines on (default: %(default)s)")
+    add("--grid-size", type=int, metavar="N", help="learning rates per schedule (default: the baseline's 7 or more)")
+    add("--seed-offset", type=int, default=0, help="shift all seeds, to repeat on fresh ones (default: %(default)s)")
+    add("--workers", type=int, default=1, metavar="N", help="processes of one thread each (default: %(default)s)")
+    add("--device", default="cpu", help="cpu, cuda, cuda:1, ... (default: %(default)s)")
+    add("--data-dir", metavar="DIR", help="folder with data files (default: LO_DATA_DIR)")
+    add("--plugin", action="append", default=[], metavar="FILE", help="file or module with problems or optimizers")
+    add("--progress", choices=MODES, default="auto", help="bar, plain lines or none (default: a bar on a terminal)")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from eval.baselines import make_baseline
+    from eval.learned_files import load_learned
+    from eval.report import files, sharpness
+    from eval.sharpness.plan import evaluate
+    from eval.sharpness.probing import check_probe
+    from eval.sharpness.settings import Settings, check_effort, parse_radii
+    from eval.sharpness.store import CellStore
+    from optimizees import make_tasks
+    from optimizees.plugin import load_plugins
+
+    load_plugins(arguments.plugin)
+    effort = check_effort(arguments.effort)
+    settings = Settings(
+        steps=arguments.steps, radii=parse_radii(arguments.radii), effort=effort, probe=check_probe(arguments.probe)
+    )
+    baselines = [] if arguments.baselines == "none" else split_specs(arguments.baselines)
+    for label in baselines:
+        make_baseline(label)
+    learned = load_learned(arguments.learned)
+    tasks = make_tasks(arguments.optimizees, arguments.datasets, arguments.data_dir, arguments.device)
+    check_tasks(tasks)
+    if arguments.seeds < 1:
+        raise UserError(f"--seeds: expected at least 1, got {arguments.seeds}")
+    folder = files.prepare(arguments.out)
+    store = CellStore(folder / CELLS, plan_of(arguments, settings, tasks, learned), fresh=arguments.fresh)
+    progress = Progress(mode=arguments.progress, title="sharpness")
+    try:
+        result = evaluate(
+            tasks,
+            {label: loaded.optimizer for label, loaded in learned.items()},
+            settings=settings,
+            baselines=baselines,
+            seeds=arguments.seeds,
+            tuning_seeds=arguments.tuning_seeds,
+            grid_size=arguments.grid_size,
+            seed_offset=arguments.seed_offset,
+            workers=arguments.workers,
+            data_dir=arguments.data_dir,
+            plugins=arguments.plugin,
+            files={label: loaded.path for label, loaded in learned.items()},
+            command=arguments.words,
+            progress=progress,
+            store=store,
+        )
+    except KeyboardInterrupt:
+        progress.close()
+        print("eval sharpness: interrupted; the same command continues from the finished cells", file=sys.stderr)
+        return 130
+    finally:
+        progress.close()
+    written = sharpness.save(result, folder)
+    print(sharpness.plain(result))
+    print(f"\n{sharpness.listing(written)}")
+    if store.reused:
+        print(f"{store.reused} finished cells of an earlier run were used again", file=sys.stderr)
+    for line in result.failures:
+        print(f"eval sharpness: failed: {line}", file=sys.stderr)
+    return 0 if result.worked else 1
+
+
+def check_tasks(tasks: Sequence[Task]) -> None:
+    """Raises UserError: training is undefined, or there is nothing to measure."""
+    import torch
+
+    for task in tasks:
+        params, buffers = task.init(torch.Generator().manual_seed(0))
+        if task.batch_size < 2 and any("running_var" in name for name in buffers):
+            raise UserError(f"{task.name}: batch normalisation needs batches of at least 2 rows, and batch is 1")
+        params = {name: x.detach().requires_grad_() for name, x in params.items() if x.is_floating_point()}
+        if not params:
+            raise UserError(f"{task.name}: the model has no parameters that need gradients, so nothing to measure")
+
+
+def plan_of(
+    arguments: argparse.Namespace, settings: Settings, tasks: Sequence[Task], learned: Mapping[str, Loaded]
+) -> dict[str, Any]:
+    """Everything that decides the numbers."""
+    import torch
+
+    from eval.provenance import provenance
+    from eval.sharpness.store import digest
+
+    data = {}
+    for task in tasks:
+        tensors = [x for split in ("train", "valid", "test") for x in task.full(split)]
+        data[task.name] = digest(*(x.detach().cpu().contiguous().numpy().tobytes() for x in tensors))
+    root = Path(__file__).resolve().parents[2]
+    rooms = [*root.glob("eval/*.py"), *(root / "eval" / "sharpness").rglob("*.py")]
+    rooms += [path for room in ("optimizees", "regularizers", "lo_framework") for path in (root / room).rglob("*.py")]
+    return {
+        "steps": settings.steps,
+        "seeds": arguments.seeds,
+        "radii": [f"{r:g}" for r in settings.radii],
+        "effort": settings.effort,
+        "probe": settings.probe,
+        "baselines": arguments.baselines,
+        "tuning-seeds": arguments.tuning_seeds,
+        "grid-size": arguments.grid_size,
+        "seed-offset": arguments.seed_offset,
+        "optimizees": [task.name for task in tasks],
+        "device": str(torch.device(arguments.device)),
+        "learned": {label: digest(Path(loaded.path).read_bytes()) for label, loaded in learned.items()},
+        "plugin": {path: digest(Path(path).read_bytes()) for path in arguments.plugin if Path(path).is_file()},
+        "data of": data,
+        "versions": provenance()["versions"],
+        "code": digest(*(path.read_bytes() for path in sorted(rooms))),
+    }

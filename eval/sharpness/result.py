@@ -1,0 +1,154 @@
+"""What a sharpness evaluation found: every number of every seed, and its JSON form (`sharpness.json`).
+
+The runs are kept as plain JSON values (None: not finite, or not measured), exactly as the cells gave them: what is
+saved, loaded and drawn is the same.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from eval.sharpness.metrics import EQUAL, PLACES, read
+from eval.statistics import Array
+from optimizees.spec import UserError
+
+FORMAT, VERSION = "lo-framework sharpness", 1
+
+_NUMBERS = re.compile(r"\[\n[^\[\]{}\"]*\]")
+Point = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeedRun:
+    """One seed of one optimizer on one task.
+
+    Attributes:
+        train: what `cells.TrainCell` gave: final metrics, the curves, the probe; empty if that failed.
+        step: the step of matched training loss; None: censored. target: that loss.
+        equal, matched: what `measuring.measure_point` gave at the last step and at `step`; None: nothing.
+        failure: why something is missing, in one line, or "".
+    """
+
+    seed: int
+    train: dict[str, Any] = field(default_factory=dict)
+    target: float | None = None
+    step: int | None = None
+    equal: Point | None = None
+    matched: Point | None = None
+    failure: str = ""
+
+    @property
+    def diverged(self) -> bool:
+        return bool(self.train.get("diverged", False))
+
+    def point(self, place: str) -> Point | None:
+        return self.equal if place == EQUAL else self.matched
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """One optimizer on one task, all seeds. ``setting``, ``tuned``, ``notes``: of a baseline, from its tuning."""
+
+    task: str
+    optimizer: str
+    learned: bool
+    runs: tuple[SeedRun, ...] = ()
+    setting: dict[str, float] = field(default_factory=dict)
+    tuned: tuple[dict[str, Any], ...] = ()
+    notes: tuple[str, ...] = ()
+    gradients_per_step: float = 1.0
+    failure: str = ""
+
+    def values(self, key: str, place: str) -> Array:
+        """``[S]`` of a measured number by its key (`metrics.read`); nan where there is none."""
+        return np.array([read(run.point(place), key) for run in self.runs], dtype=np.float64)
+
+    @property
+    def diverged(self) -> int:
+        return sum(run.diverged for run in self.runs)
+
+    @property
+    def censored(self) -> int:
+        """Trained runs that never came to the matched loss."""
+        return sum(bool(run.train) and run.step is None for run in self.runs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """A whole evaluation. ``arms`` by (task, optimizer), tasks outermost. ``settings``: what was asked for."""
+
+    tasks: tuple[str, ...]
+    learned: tuple[str, ...]
+    baselines: tuple[str, ...]
+    arms: tuple[Arm, ...]
+    settings: dict[str, Any]
+    seeds: tuple[int, ...]
+    tuning_seeds: tuple[int, ...]
+    files: dict[str, str] = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    def arm(self, task: str, optimizer: str) -> Arm:
+        return next(arm for arm in self.arms if (arm.task, arm.optimizer) == (task, optimizer))
+
+    @property
+    def optimizers(self) -> tuple[str, ...]:
+        return self.learned + self.baselines
+
+    @property
+    def failures(self) -> list[str]:
+        """One line for everything that is missing."""
+        lines = []
+        for arm in self.arms:
+            name = f"{arm.task}, {arm.optimizer}"
+            lines += [f"{name}: {arm.failure}"] if arm.failure else []
+            lines += [f"{name}, seed {run.seed}: {run.failure}" for run in arm.runs if run.failure]
+            for run in arm.runs:
+                if why := run.train.get("probe_failure"):
+                    lines.append(f"{name}, seed {run.seed}, probe: {why}")
+                for place in PLACES:
+                    lost = (run.point(place) or {}).get("failures", {})
+                    lines += [f"{name}, seed {run.seed}, {PLACES[place]}, {what}: {why}" for what, why in lost.items()]
+        return list(dict.fromkeys(lines))
+
+    @property
+    def worked(self) -> bool:
+        return any(run.equal is not None for arm in self.arms for run in arm.runs)
+
+
+def to_json(result: Result, derived: dict[str, Any] | None = None) -> str:
+    """Strict JSON. ``derived``: what follows from the rest, for other programs to read."""
+    data = {"format": FORMAT, "version": VERSION} | asdict(result) | {"derived": derived or {}}
+    text = json.dumps(data, indent=1, allow_nan=False)
+    # A list of numbers on one line. Strings hold no line breaks, so none of them is changed.
+    return _NUMBERS.sub(lambda match: " ".join(match[0].split()), text) + "\n"
+
+
+def from_json(text: str, source: str = "the file") -> Result:
+    """The result again. ``source`` names it in errors.
+
+    Raises:
+        UserError: not JSON, not such a result, or one of another version.
+    """
+    try:
+        data = json.loads(text)
+    except ValueError as error:
+        raise UserError(f"{source} is not valid JSON ({error}); expected what `eval sharpness` writes") from None
+    if not isinstance(data, dict) or data.get("format") != FORMAT:
+        raise UserError(f"{source} is not a result of `eval sharpness`")
+    if data.get("version") != VERSION:
+        raise UserError(f"{source} has version {data.get('version')}, and this release reads version {VERSION}")
+    try:
+        arms = []
+        for arm in data["arms"]:
+            runs = tuple(SeedRun(**run) for run in arm["runs"])
+            arms.append(Arm(**{**arm, "runs": runs, "tuned": tuple(arm["tuned"]), "notes": tuple(arm["notes"])}))
+        fields = {key: x for key, x in data.items() if key not in ("format", "version", "arms", "derived")}
+        sequences = ("tasks", "learned", "baselines", "seeds", "tuning_seeds")
+        return Result(arms=tuple(arms), **{**fields, **{key: tuple(fields[key]) for key in sequences}})
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{source} is damaged: {type(error).__name__} {error}") from None

@@ -1,0 +1,123 @@
+"""What is asked of a sharpness evaluation: radii, and how much an effort measures."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from eval.sharpness.ascent import FULL, QUICK, STANDARD, Effort
+from optimizees.spec import UserError, nearest
+
+RADII = (0.001, 0.005, 0.05, 0.1)
+PROBE, NO_PROBE = "sam:rho=0.05", "none"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Level:
+    """How much an effort measures.
+
+    Attributes:
+        rows: of the training split, the same ones for every run; None: all.
+        ascent: how hard every maximum is looked for.
+        points: of the full-split training loss along a run, and so of the matched steps.
+        probes: steps at which the probe looks.
+        relative: radii in multiples of the parameters' norm; doubling: the radius at which the loss has doubled.
+        linf, adaptive: radii of these balls, in the units of each.
+        m: rows of the batches of m-sharpness.
+        sigma, average: average-case sharpness: standard deviations of the noise, and pairs of random directions.
+        eigenvalues, trace: largest eigenvalues of the Hessian, and probes of its trace; 0: none.
+        density, lanczos: probes and steps of the spectral density; for the first seed only, as it is a picture.
+        ggn: eigenvalues and trace of the Gauss-Newton matrix too.
+        line, plane: points of the slices along one and (squared) two directions, of the first seed.
+    """
+
+    rows: int | None
+    ascent: Effort
+    points: int
+    probes: int
+    relative: tuple[float, ...]
+    doubling: bool
+    linf: tuple[float, ...]
+    adaptive: tuple[float, ...]
+    m: tuple[int, ...]
+    sigma: tuple[float, ...]
+    average: int
+    eigenvalues: int
+    trace: int
+    density: int
+    lanczos: int
+    ggn: bool
+    line: int
+    plane: int
+
+
+EFFORTS = {
+    "quick": Level(
+        rows=512, ascent=QUICK, points=100, probes=20, relative=(), doubling=False, linf=(), adaptive=(), m=(),
+        sigma=(0.01,), average=20, eigenvalues=1, trace=10, density=0, lanczos=0, ggn=False, line=41, plane=21,
+    ),
+    "standard": Level(
+        rows=1024, ascent=STANDARD, points=200, probes=40, relative=(0.01, 0.05), doubling=True, linf=(0.0005, 0.002),
+        adaptive=(0.25, 1.0), m=(128,), sigma=(0.005, 0.02), average=64, eigenvalues=2, trace=50, density=4,
+        lanczos=40, ggn=True, line=51, plane=31,
+    ),
+    "full": Level(
+        rows=None, ascent=FULL, points=1000, probes=100, relative=(0.01, 0.05, 0.1), doubling=True,
+        linf=(0.0005, 0.001, 0.002, 0.004), adaptive=(0.25, 0.5, 1.0, 2.0), m=(32, 128),
+        sigma=(0.005, 0.01, 0.02, 0.05), average=256, eigenvalues=5, trace=100, density=10, lanczos=80, ggn=True,
+        line=51, plane=51,
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Of all runs of an evaluation; travels inside the cells. ``probe``: a regularizer's spec, or "none"."""
+
+    steps: int
+    radii: tuple[float, ...] = RADII
+    effort: str = "quick"
+    probe: str = PROBE
+
+    @property
+    def level(self) -> Level:
+        return EFFORTS[self.effort]
+
+    @property
+    def watched(self) -> tuple[int, ...]:
+        """The steps after which the full training split is evaluated; the first and the last are among them."""
+        every = max(1, math.ceil(self.steps / self.level.points))
+        return tuple(sorted({*range(0, self.steps + 1, every), self.steps}))
+
+    @property
+    def probed(self) -> tuple[int, ...]:
+        """The steps whose update the probe looks at, by the number of updates before them."""
+        every = max(1, math.ceil(self.steps / self.level.probes))
+        return () if self.probe == NO_PROBE else tuple(range(0, self.steps, every))
+
+
+def parse_radii(text: str) -> tuple[float, ...]:
+    """``"0.001,0.05"``, sorted.
+
+    Raises:
+        UserError: a piece that is no number, not positive or not finite, or one given twice.
+    """
+    radii = []
+    for piece in text.split(","):
+        try:
+            value = float(piece)
+        except ValueError:
+            raise UserError(f'--radii "{text}": {piece.strip()!r} is not a number; expected as 0.001,0.05') from None
+        if not (math.isfinite(value) and value > 0):
+            raise UserError(f'--radii "{text}": {piece.strip()} is no radius; expected positive finite numbers')
+        radii.append(value)
+    if len({f"{r:g}" for r in radii}) < len(radii):
+        raise UserError(f'--radii "{text}": a radius is given twice')
+    return tuple(sorted(radii))
+
+
+def check_effort(name: str) -> str:
+    """Raises UserError: unknown."""
+    if name not in EFFORTS:
+        raise UserError(f'--effort: unknown "{name}"{nearest(name, EFFORTS)}; known: {", ".join(EFFORTS)}')
+    return name
