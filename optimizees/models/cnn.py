@@ -36,6 +36,8 @@ class CNNConfig:
     def __post_init__(self) -> None:
         if not self.channels or min((*self.channels, self.batch)) < 1:
             raise ValueError("channels needs at least one entry; channels and batch must be at least 1")
+        if self.norm == "batch" and self.batch < 2:
+            raise ValueError("batch normalisation needs batches of at least 2 rows, and batch is 1")
 
 
 class CNN:
