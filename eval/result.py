@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -12,12 +10,10 @@ from typing import Any
 import numpy as np
 
 from eval.baselines import Setting
+from eval.envelope import Envelope
 from eval.statistics import Array
-from optimizees.spec import UserError
 
-_NUMBERS = re.compile(r"\[\n[^\[\]{}\"]*\]")
-
-FORMAT, VERSION = "lo-framework transfer", 1
+FILE = Envelope("transfer", "transfer.json", version=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,31 +102,13 @@ class Result:
 
 
 def to_json(result: Result, derived: dict[str, Any] | None = None) -> str:
-    """Strict JSON: what is not finite is null. ``derived``: what follows from the rest, for other programs to read."""
-    data = {"format": FORMAT, "version": VERSION} | asdict(result) | {"derived": derived or {}}
-    text = json.dumps(_plain(data), indent=1, allow_nan=False)
-    # A list of numbers on one line. Strings hold no line breaks, so none of them is changed.
-    return _NUMBERS.sub(lambda match: " ".join(match[0].split()), text) + "\n"
+    """Strict JSON: what is not finite is null."""
+    return FILE.write(_plain(asdict(result)), _plain(derived))
 
 
 def from_json(text: str, source: str = "the file") -> Result:
-    """The result again. ``source`` names it in errors.
-
-    Raises:
-        UserError: not JSON, not such a result, or one of another version.
-    """
-    try:
-        data = json.loads(text)
-    except ValueError as error:
-        raise UserError(f"{source} is not valid JSON ({error}); expected what `eval transfer` writes") from None
-    if not isinstance(data, dict) or data.get("format") != FORMAT:
-        raise UserError(f"{source} is not a result of `eval transfer`")
-    if data.get("version") != VERSION:
-        raise UserError(f"{source} has version {data.get('version')}, and this release reads version {VERSION}")
-    try:
-        return _result(data)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"{source} is damaged: {type(error).__name__} {error}") from None
+    """The result again; raises UserError. ``source`` names it in errors."""
+    return FILE.read(text, source, _result)
 
 
 def _result(data: dict[str, Any]) -> Result:
@@ -140,7 +118,7 @@ def _result(data: dict[str, Any]) -> Result:
         fixed = {"runs": runs, "tuned": tuple(arm["tuned"]), "notes": tuple(arm["notes"])}
         arms.append(Arm(**{**arm, **fixed}))
     sequences = ("tasks", "learned", "baselines", "tuning_seeds", "report_seeds")
-    fields = {key: value for key, value in data.items() if key not in ("format", "version", "arms", "derived")}
+    fields = {key: value for key, value in data.items() if key != "arms"}
     return Result(arms=tuple(arms), **{**fields, **{key: tuple(fields[key]) for key in sequences}})
 
 

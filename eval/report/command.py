@@ -25,12 +25,12 @@ def run(arguments: argparse.Namespace) -> int:
     from optimizees.spec import UserError
 
     folder = Path(arguments.folder)
-    kinds = [name for name in (files.NUMBERS, sharpness.NUMBERS) if (folder / name).exists()]
+    kinds = [name for name in (files.FILE.name, sharpness.FILE.name) if (folder / name).exists()]
     if not kinds:
-        names = f"{files.NUMBERS} and no {sharpness.NUMBERS}"
+        names = f"{files.FILE.name} and no {sharpness.FILE.name}"
         raise UserError(f"there is no {names} in {str(folder)!r}; expected the --out folder of an evaluation")
     for name in kinds:
-        if name == files.NUMBERS:
+        if name == files.FILE.name:
             result = files.load(folder)
             written = files.redraw(result, folder)
             print(transfer.plain(result))

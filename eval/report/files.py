@@ -13,11 +13,10 @@ from eval.comparison import aggregate, compare, matched_steps
 from eval.protocol import smoothing_width
 from eval.report import transfer
 from eval.report.curves import Curve, Panel, draw_curves
-from eval.result import Result, from_json, to_json
+from eval.result import FILE, Result, from_json, to_json
 from lo_framework.files.atomic import atomic_write_text, reason
 from optimizees.spec import UserError
 
-NUMBERS = "transfer.json"
 PANELS = 6  # more tasks than this also get a figure each
 
 
@@ -48,8 +47,8 @@ def save(result: Result, folder: str | os.PathLike[str]) -> list[Path]:
             task: {label: asdict(s) for label, s in found.items()} for task, found in matched.items()
         },
     }
-    atomic_write_text(path / NUMBERS, to_json(result, derived))
-    return [path / NUMBERS, *redraw(result, path)]
+    atomic_write_text(path / FILE.name, to_json(result, derived))
+    return [path / FILE.name, *redraw(result, path)]
 
 
 def redraw(result: Result, folder: Path) -> list[Path]:
@@ -91,18 +90,5 @@ def panels(result: Result) -> list[Panel]:
 
 
 def load(folder: str | os.PathLike[str]) -> Result:
-    """The result saved in a folder.
-
-    Raises:
-        UserError: there is none, or it cannot be read.
-    """
-    path = Path(folder) / NUMBERS
-    try:
-        text = path.read_text("utf-8")
-    except FileNotFoundError:
-        expected = "expected the --out folder of `eval transfer`"
-        raise UserError(f"there is no {NUMBERS} in {str(folder)!r}; {expected}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        words = reason(error) if isinstance(error, OSError) else "not text"
-        raise UserError(f"cannot read {str(path)!r}: {words}") from None
-    return from_json(text, str(path))
+    """The result saved in a folder; raises UserError."""
+    return FILE.load(folder, from_json)

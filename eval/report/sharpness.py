@@ -14,11 +14,10 @@ from eval.report import html, numbers, sharpness_landscapes, sharpness_pictures,
 from eval.report.sharpness_tables import Sheet
 from eval.sharpness.comparison import HIGHER, LOWER, Comparison, compare, pairs
 from eval.sharpness.metrics import EQUAL, PLACES
-from eval.sharpness.result import Result, from_json, to_json
-from lo_framework.files.atomic import atomic_write_text, reason
-from optimizees.spec import UserError
+from eval.sharpness.result import FILE, Result, from_json, to_json
+from lo_framework.files.atomic import atomic_write_text
 
-NUMBERS, PAGE = "sharpness.json", "sharpness.html"
+PAGE = "sharpness.html"
 
 READING = (
     "Equal steps: after the last step. Matched training loss: at the first watched step whose loss on the full "
@@ -37,7 +36,7 @@ READING = (
 
 def save(result: Result, folder: str | os.PathLike[str]) -> list[Path]:
     """Numbers first, then the page drawn from them; returns the files."""
-    path = Path(folder) / NUMBERS
+    path = Path(folder) / FILE.name
     derived = {"comparisons": [_json(asdict(c)) for c in compare(result)], "failures": result.failures}
     atomic_write_text(path, to_json(result, derived))
     return [path, *redraw(result, Path(folder))]
@@ -51,21 +50,8 @@ def redraw(result: Result, folder: Path) -> list[Path]:
 
 
 def load(folder: str | os.PathLike[str]) -> Result:
-    """The result saved in a folder.
-
-    Raises:
-        UserError: there is none, or it cannot be read.
-    """
-    path = Path(folder) / NUMBERS
-    try:
-        text = path.read_text("utf-8")
-    except FileNotFoundError:
-        expected = "expected the --out folder of `eval sharpness`"
-        raise UserError(f"there is no {NUMBERS} in {str(folder)!r}; {expected}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        words = reason(error) if isinstance(error, OSError) else "not text"
-        raise UserError(f"cannot read {str(path)!r}: {words}") from None
-    return from_json(text, str(path))
+    """The result saved in a folder; raises UserError."""
+    return FILE.load(folder, from_json)
 
 
 def plain(result: Result) -> str:

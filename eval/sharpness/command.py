@@ -15,7 +15,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eval.progress import MODES, Progress
+from eval.options import add_common
+from eval.progress import Progress
 from optimizees.spec import UserError, split_specs
 
 if TYPE_CHECKING:
@@ -47,27 +48,12 @@ CELLS = "cells"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     from eval.sharpness.settings import EFFORTS, PROBE, RADII
 
-    add = parser.add_argument
-    radii = ",".join(f"{r:g}" for r in RADII)
-    add("--learned", required=True, metavar="FILE[,FILE...]", help="optimizer files, as meta-training saves them")
-    add("--optimizees", default="mlp", help="problems, as mlp:hidden=64x64,cnn (default: %(default)s)")
-    add("--datasets", default="digits", help="data sets, as digits,mnist:size=8 (default: %(default)s)")
+    add_common(parser, optimizees="mlp", baselines="adamw", out="runs/sharpness")
+    add, radii = parser.add_argument, ",".join(f"{r:g}" for r in RADII)
     add("--radii", default=radii, help="l2 radii of the neighbourhoods (default: %(default)s)")
     add("--effort", default="quick", help=f"{', '.join(EFFORTS)}: how much is measured (default: %(default)s)")
     add("--probe", default=PROBE, help="regularizer that updates are compared with, or none (default: %(default)s)")
-    add("--steps", type=int, default=200, help="updates per run (default: %(default)s)")
-    add("--seeds", type=int, default=5, help="reported seeds (default: %(default)s)")
-    add("--baselines", default="adamw", help="what to compare with, or none (default: %(default)s)")
-    add("--out", default="runs/sharpness", metavar="DIR", help="folder of the results (default: %(default)s)")
     add("--fresh", action="store_true", help="forget the finished cells that an earlier run left in DIR")
-    add("--tuning-seeds", type=int, default=3, help="other seeds, to tune baselines on (default: %(default)s)")
-    add("--grid-size", type=int, metavar="N", help="learning rates per schedule (default: the baseline's 7 or more)")
-    add("--seed-offset", type=int, default=0, help="shift all seeds, to repeat on fresh ones (default: %(default)s)")
-    add("--workers", type=int, default=1, metavar="N", help="processes of one thread each (default: %(default)s)")
-    add("--device", default="cpu", help="cpu, cuda, cuda:1, ... (default: %(default)s)")
-    add("--data-dir", metavar="DIR", help="folder with data files (default: LO_DATA_DIR)")
-    add("--plugin", action="append", default=[], metavar="FILE", help="file or module with problems or optimizers")
-    add("--progress", choices=MODES, default="auto", help="bar, plain lines or none (default: a bar on a terminal)")
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -6,20 +6,17 @@ saved, loaded and drawn is the same.
 
 from __future__ import annotations
 
-import json
-import re
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 
+from eval.envelope import Envelope
 from eval.sharpness.metrics import EQUAL, PLACES, read
 from eval.statistics import Array
-from optimizees.spec import UserError
 
-FORMAT, VERSION = "lo-framework sharpness", 1
+FILE = Envelope("sharpness", "sharpness.json", version=1)
 
-_NUMBERS = re.compile(r"\[\n[^\[\]{}\"]*\]")
 Point = dict[str, Any]
 
 
@@ -121,34 +118,20 @@ class Result:
 
 
 def to_json(result: Result, derived: dict[str, Any] | None = None) -> str:
-    """Strict JSON. ``derived``: what follows from the rest, for other programs to read."""
-    data = {"format": FORMAT, "version": VERSION} | asdict(result) | {"derived": derived or {}}
-    text = json.dumps(data, indent=1, allow_nan=False)
-    # A list of numbers on one line. Strings hold no line breaks, so none of them is changed.
-    return _NUMBERS.sub(lambda match: " ".join(match[0].split()), text) + "\n"
+    """Strict JSON."""
+    return FILE.write(asdict(result), derived)
 
 
 def from_json(text: str, source: str = "the file") -> Result:
-    """The result again. ``source`` names it in errors.
+    """The result again; raises UserError. ``source`` names it in errors."""
+    return FILE.read(text, source, _result)
 
-    Raises:
-        UserError: not JSON, not such a result, or one of another version.
-    """
-    try:
-        data = json.loads(text)
-    except ValueError as error:
-        raise UserError(f"{source} is not valid JSON ({error}); expected what `eval sharpness` writes") from None
-    if not isinstance(data, dict) or data.get("format") != FORMAT:
-        raise UserError(f"{source} is not a result of `eval sharpness`")
-    if data.get("version") != VERSION:
-        raise UserError(f"{source} has version {data.get('version')}, and this release reads version {VERSION}")
-    try:
-        arms = []
-        for arm in data["arms"]:
-            runs = tuple(SeedRun(**run) for run in arm["runs"])
-            arms.append(Arm(**{**arm, "runs": runs, "tuned": tuple(arm["tuned"]), "notes": tuple(arm["notes"])}))
-        fields = {key: x for key, x in data.items() if key not in ("format", "version", "arms", "derived")}
-        sequences = ("tasks", "learned", "baselines", "seeds", "tuning_seeds")
-        return Result(arms=tuple(arms), **{**fields, **{key: tuple(fields[key]) for key in sequences}})
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"{source} is damaged: {type(error).__name__} {error}") from None
+
+def _result(data: dict[str, Any]) -> Result:
+    arms = []
+    for arm in data["arms"]:
+        runs = tuple(SeedRun(**run) for run in arm["runs"])
+        arms.append(Arm(**{**arm, "runs": runs, "tuned": tuple(arm["tuned"]), "notes": tuple(arm["notes"])}))
+    sequences = ("tasks", "learned", "baselines", "seeds", "tuning_seeds")
+    fields: dict[str, Any] = {key: tuple(x) if key in sequences else x for key, x in data.items() if key != "arms"}
+    return Result(arms=tuple(arms), **fields)
