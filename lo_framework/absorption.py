@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -63,8 +63,8 @@ class Absorption:
 
     def __init__(self, regularizer: Regularizer, config: AbsorbConfig) -> None:
         split = regularizer.meta_split()
+        self.source, self.config = regularizer, config
         self.regularizer, self.alpha = split or (regularizer, 0.0)
-        self.config = config
         for option, wanted in (("attached=true", config.attached), ("through=value", config.through == "value")):
             if wanted and not self.regularizer.has_value:
                 raise UserError(f"{option} needs a regularizer with a scalar value; {regularizer.name} is only a field")
@@ -73,6 +73,21 @@ class Absorption:
     @property
     def independent(self) -> bool:
         return self.config.batch == "independent"
+
+    @property
+    def radius(self) -> float:
+        """The regularizer's ``rho``.
+
+        Raises:
+            UserError: it has none, or is a mixture.
+        """
+        if not hasattr(self.source.config, "rho"):
+            raise UserError(f"{self.source.name} has no radius (rho) to learn; one of sam, asam, gsam, gam, ... has")
+        return float(self.source.config.rho)
+
+    def with_radius(self, rho: float) -> Absorption:
+        """The same with another ``rho``."""
+        return Absorption(type(self.source)(replace(self.source.config, rho=rho)), self.config)
 
     def weights(self, t: Tensor, horizon: Tensor) -> Tensor:
         """Weight ``[K]`` of the step after ``t [K]`` finished ones, by the episode's clock."""

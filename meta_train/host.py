@@ -44,11 +44,19 @@ class Unit(NamedTuple):
     chunk: int
 
 
-def build_estimator(config: RunConfig, task: Task, learned: LearnedOptimizer, objective: Objective) -> Any:
-    """The estimator of one shard, with the inner loop that ``--inner-backend`` names."""
+def build_estimator(
+    config: RunConfig, task: Task, learned: LearnedOptimizer, objective: Objective, rho: float | None = None
+) -> Any:
+    """The estimator of one shard, with the inner loop that ``--inner-backend`` names.
+
+    ``rho``: of the absorbed regularizer, where it is being learned.
+    """
     if config.augment > 1:  # for meta-training only: validation and reports see the task as it is
         task = Reparametrised(task, config.augment)
-    family, make = Family(task, learned, config.engine, config.absorption), make_estimator
+    absorption = config.absorption
+    if absorption is not None and rho is not None:
+        absorption = absorption.with_radius(rho)
+    family, make = Family(task, learned, config.engine, absorption), make_estimator
     if config.inner_backend == "higher":
         from lo_framework.inner.higher_backend import make_higher as make
     return make(config.estimator, family, objective, config.truncation, config.tasks_per_shard)
@@ -68,14 +76,15 @@ class Host:
         self.states: dict[int, Any] = {}
 
     def build(
-        self, kind: str, values: dict[str, Any], stage: int, tensors: dict[int, dict[str, Tensor]] | None
-    ) -> None:
+        self, kind: str, values: dict[str, Any], stage: int, tensors: dict[int, dict[str, Tensor]] | None,
+        rho: float | None = None,
+    ) -> None:  # fmt: skip
         """Estimators of one stage; worker states fresh, or from ``tensors`` of a resume state."""
         config = self.config
         self.estimators, self.states = {}, {}
         for shard in self.mine:
             learned = build_learned(kind, values).to(config.device)
-            estimator = build_estimator(config, self.tasks[shard // config.shards], learned, self.objective)
+            estimator = build_estimator(config, self.tasks[shard // config.shards], learned, self.objective, rho)
             self.estimators[shard] = estimator
             if tensors is None:
                 seed = (config.seed * 1_000_003 + stage * 10_007 + shard) * 2 + _STREAM

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -28,26 +28,16 @@ from meta_train import record
 from meta_train.config import difference
 from meta_train.growth import Stage, build_learned, plan_stages
 from meta_train.host import Setup, build_estimator
-from meta_train.incumbent import Incumbent, Quality, is_plain, measure, score, tuned_start, with_lr
+from meta_train.incumbent import Incumbent, is_plain, measure, score, tuned_start, with_lr
 from meta_train.outer import Outer
 from meta_train.progress import Progress
+from meta_train.radius import Radius, RadiusConfig, held_out
+from meta_train.state import Run, incumbent_of, merged, pack, part
 from meta_train.workers import Workers
 from optimizees import UserError, make_tasks
+from optimizees.spec import build_config, parse_spec
 
 PATIENCE = 3  # validations without a better optimizer before the run goes back to the incumbent
-
-
-@dataclass
-class Run:
-    """What a run is in the middle of; everything here is in its checkpoints."""
-
-    step: int
-    stage: int
-    outer: Outer
-    incumbent: Incumbent
-    reference: Quality
-    start_lr: float
-    repeatable: bool
 
 
 class MetaTraining:
@@ -64,6 +54,8 @@ class MetaTraining:
         self.num_workers = workers
         absorption = self.config.absorption
         self.alpha = absorption.alpha if absorption is not None else 0.0
+        _, options = parse_spec(f"rho:{self.config.learn_rho}") if self.config.learn_rho else ("", {})
+        self.radius_config = build_config(RadiusConfig, options, owner="--learn-rho")
         self.shards = len(self.tasks) * self.config.shards
         self._check()
 
@@ -89,7 +81,7 @@ class MetaTraining:
         if saved is not None:
             self._same_run(saved.meta)
             if saved.meta["finished"]:
-                return self._incumbent(saved.tensors, saved.meta)
+                return incumbent_of(saved.tensors, saved.meta)
         clean_temporaries(self.out)  # of a killed run
         atomic_write_text(self.out / "config.json", json.dumps(asdict(self.config), indent=2) + "\n")
         with contextlib.ExitStack() as stack:
@@ -123,13 +115,15 @@ class MetaTraining:
         incumbent = Incumbent(theta, first.kind, first.config, score(quality, reference), 0, quality)
         learned.load_theta(theta)
         self._build(workers, first, None)
-        return Run(0, 0, self._outer(learned, first), incumbent, reference, lr, True)
+        return Run(0, 0, self._outer(learned, first), incumbent, reference, lr, True, self._radius())
 
-    def _build(self, workers: Workers, stage: Stage, tensors: dict[int, dict[str, Tensor]] | None) -> None:
+    def _build(
+        self, workers: Workers, stage: Stage, tensors: dict[int, dict[str, Tensor]] | None, rho: float | None = None
+    ) -> None:
         parts: list[tuple[Any, ...]] = []
         for mine in workers.parts:
             own = None if tensors is None else {shard: tensors[shard] for shard in mine}
-            parts.append((stage.kind, stage.config, stage.index, own))
+            parts.append((stage.kind, stage.config, stage.index, own, rho))
         workers.call("build", parts)
 
     def _loop(self, run: Run, workers: Workers, progress: Progress, begun: float, max_seconds: float | None) -> None:
@@ -143,18 +137,19 @@ class MetaTraining:
             if run.step == stage.end:
                 self._next_stage(run, workers, progress)
                 stage = self.stages[run.stage]
-            started = time.monotonic()
-            row, curves = self._step(run, workers, stage)
-            run.step += 1
-            if run.step % config.validate_every == 0 or run.step in (stage.end, config.outer_steps):
+            started, before = time.monotonic(), run.step
+            rows = [self._step(run, workers, stage)] if run.radius is None else self._phase(run, workers, stage)
+            run.step += len(rows)
+            if _passed(config.validate_every, before, run.step) or run.step in (stage.end, config.outer_steps):
                 self._validate(run, workers, stage, progress)
-                curves |= {"validation/incumbent": run.incumbent.score}
-            seconds = time.monotonic() - started
+                rows[-1][1]["validation/incumbent"] = run.incumbent.score
+            seconds = (time.monotonic() - started) / len(rows)
             steps = self.shards * config.tasks_per_shard * config.unroll_length
-            row |= {"step": run.step, "score": run.incumbent.score, "seconds": seconds, "rate": steps / seconds}
-            curves["rate/inner_steps_per_second"] = row["rate"]
-            progress.step(row, curves)
-            if run.step % config.checkpoint_every == 0 and run.step < config.outer_steps:
+            for step, (row, curves) in enumerate(rows, before + 1):
+                row |= {"step": step, "score": run.incumbent.score, "seconds": seconds, "rate": steps / seconds}
+                curves["rate/inner_steps_per_second"] = row["rate"]
+                progress.step(row, curves)
+            if _passed(config.checkpoint_every, before, run.step) and run.step < config.outer_steps:
                 self._save(run, workers, finished=False)
         if run.step and run.step < config.outer_steps:
             self._validate(run, workers, self.stages[run.stage], progress)
@@ -173,6 +168,38 @@ class MetaTraining:
         outcome = run.outer.step(grad)
         row = record.row(stage, families, outcome)
         return row, record.curves(families, outcome) | record.step_sizes(stage, run.outer.theta, self.tasks)
+
+    def _phase(self, run: Run, workers: Workers, stage: Stage) -> list[tuple[dict[str, Any], dict[str, float]]]:
+        """Some outer steps in two branches that differ in the radius; the run goes on in the better one (`radius`)."""
+        radius = run.radius
+        assert radius is not None
+        count = min(radius.config.phase, stage.end - run.step)
+        outer, shards, done = run.outer.dump(), merged(workers.everywhere("dump")), run.outer.done
+        outer = {name: x.clone() for name, x in outer.items()}
+        eps, rhos = radius.pair()
+        branches = []
+        for rho in rhos:
+            run.outer = self._outer(stage.build(), stage)
+            run.outer.load({name: x.clone() for name, x in outer.items()}, done)  # Adam writes into what it loads
+            self._build(workers, stage, shards, rho)
+            rows = [self._step(run, workers, stage) for _ in range(count)]
+            for row, curves in rows:
+                row["rho"] = curves["regularizer/rho"] = rho
+            theta = run.outer.average
+            quality = measure(workers, self.config, len(self.tasks), stage.kind, stage.config, [theta])[0]
+            branches.append((held_out(quality, run.reference), run.outer, merged(workers.everywhere("dump")), rows))
+        radius.learn(eps, [branch[0] for branch in branches])
+        best = min(range(2), key=lambda b: branches[b][0])
+        if best == 0:  # the workers are in the other branch
+            self._build(workers, stage, branches[0][2], rhos[0])
+        run.outer = branches[best][1]
+        return branches[best][3]
+
+    def _radius(self) -> Radius | None:
+        absorption = self.config.absorption
+        if not self.config.learn_rho or absorption is None:
+            return None
+        return Radius(self.radius_config, absorption.radius, self.config.seed)
 
     def _validate(self, run: Run, workers: Workers, stage: Stage, progress: Progress) -> None:
         # Theta itself is ahead, its average is calmer: early on the one is better, later the other.
@@ -230,18 +257,9 @@ class MetaTraining:
         )
 
     def _save(self, run: Run, workers: Workers, *, finished: bool) -> None:
-        tensors = {f"outer.{name}": x for name, x in run.outer.dump().items()}
-        tensors |= {f"incumbent.{name}": x for name, x in run.incumbent.theta.items()}
-        for part in workers.everywhere("dump"):
-            for shard, state in part.items():
-                tensors |= {f"shard.{shard}.{name}": x for name, x in state.items()}
-        best = {name: value for name, value in vars(run.incumbent).items() if name != "theta"}
-        meta = {
-            "config": asdict(self.config), "torch": torch.__version__, "finished": finished, "stage": run.stage,
-            "outer_done": run.outer.done, "repeatable": run.repeatable, "start_lr": run.start_lr,
-            "reference": run.reference, "incumbent": best, "stages": self._plan(),
-        }  # fmt: skip
-        save_state(self.out / "state", run.step, tensors, meta)
+        tensors, meta = pack(run, merged(workers.everywhere("dump")))
+        fixed = {"config": asdict(self.config), "torch": torch.__version__, "stages": self._plan()}
+        save_state(self.out / "state", run.step, tensors, {**meta, **fixed, "finished": finished})
 
     def _same_run(self, meta: dict[str, Any]) -> None:
         changed = difference(meta["config"], self.config)
@@ -257,24 +275,19 @@ class MetaTraining:
     def _plan(self) -> list[list[Any]]:
         return [[stage.kind, stage.begin, stage.end] for stage in self.stages]
 
-    def _incumbent(self, tensors: dict[str, Tensor], meta: dict[str, Any]) -> Incumbent:
-        best = meta["incumbent"]
-        theta = {name.removeprefix("incumbent."): x for name, x in tensors.items() if name.startswith("incumbent.")}
-        values = {key: tuple(x) if isinstance(x, list) else x for key, x in best["config"].items()}
-        return Incumbent(theta, best["kind"], values, best["score"], best["step"], best["quality"])
-
     def _load(self, workers: Workers, tensors: dict[str, Tensor], meta: dict[str, Any]) -> Run:
         stage = self.stages[meta["stage"]]
         outer = self._outer(stage.build(), stage)
-        outer.load({name.removeprefix("outer."): x for name, x in tensors.items()}, meta["outer_done"])
-        shards: dict[int, dict[str, Tensor]] = {shard: {} for shard in range(self.shards)}
-        for name, x in tensors.items():
-            if name.startswith("shard."):
-                _, shard, rest = name.split(".", 2)
-                shards[int(shard)][rest] = x
+        outer.load(part(tensors, "outer"), meta["outer_done"])
+        shards = {shard: part(tensors, f"shard.{shard}") for shard in range(self.shards)}
         self._build(workers, stage, shards)
-        step = stage.begin + meta["outer_done"]
-        incumbent = self._incumbent(tensors, meta)
-        incumbent.theta = {name: x.clone() for name, x in incumbent.theta.items()}
-        return Run(step, meta["stage"], outer, incumbent, meta["reference"], meta["start_lr"], meta["repeatable"])
+        radius = self._radius()
+        if radius is not None:
+            radius.load(part(tensors, "radius"))
+        known = (meta["reference"], meta["start_lr"], meta["repeatable"])
+        return Run(stage.begin + meta["outer_done"], meta["stage"], outer, incumbent_of(tensors, meta), *known, radius)
 
+
+def _passed(every: int, before: int, after: int) -> bool:
+    """Whether a multiple of ``every`` lies in (before, after]."""
+    return after // every > before // every

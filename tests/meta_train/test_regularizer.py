@@ -15,6 +15,7 @@ from lo_framework.checkpoint import load_optimizer
 from lo_framework.optim import Learned, Regularized
 from meta_train.config import compute_factor
 from meta_train.host import Host, Setup
+from meta_train.radius import Radius, RadiusConfig
 from optimizees.spec import UserError
 from tests.meta_train.test_bad_input import refused
 from tests.meta_train.tools import Forker, command, final_state, metrics, same_run, tiny, train
@@ -75,6 +76,32 @@ def test_resumed_and_shared_out_runs_have_the_same_bits(forker: Forker, tmp_path
     same_run(tmp_path / "cut", tmp_path / "1")
 
 
+def test_a_radius_learned_across_phases_resumes_to_the_same_bits(forker: Forker, tmp_path: Path) -> None:
+    settings = {**REAL, "regularizer": "fsam:rho=0.3", "learn_rho": "phase=2,sigma=0.5,lr=50", "outer_steps": 5}
+    for workers in (1, 2):
+        assert forker.run(command(tmp_path / str(workers), workers=workers, **settings)) == 0, forker.printed()
+    same_run(tmp_path / "1", tmp_path / "2")
+    rows = metrics(tmp_path / "1")
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5]
+    assert rows[0]["rho"] == rows[1]["rho"] != rows[2]["rho"] and all(0.01 < row["rho"] < 10 for row in rows)
+    assert forker.run(command(tmp_path / "cut", **settings), crash=12) == -signal.SIGKILL, forker.printed()
+    assert len(metrics(tmp_path / "cut")) in range(2, 5)
+    assert forker.run(command(tmp_path / "cut", "--resume", **settings)) == 0, forker.printed()
+    same_run(tmp_path / "cut", tmp_path / "1")
+
+
+def test_the_radius_moves_towards_the_better_branch() -> None:
+    radius = Radius(RadiusConfig(sigma=0.3, lr=1.0), 0.1, 0)
+    for _ in range(200):  # held-out log loss: a parabola in log rho, best at 0.4
+        eps, rhos = radius.pair()
+        radius.learn(eps, [0.5 * math.log(rho / 0.4) ** 2 for rho in rhos])
+    assert radius.rho == pytest.approx(0.4, rel=0.02)
+    eps, _ = radius.pair()
+    before = radius.rho
+    radius.learn(eps, [math.inf, math.inf])
+    assert radius.rho == before
+
+
 def test_engine_graph_has_the_same_bits(tmp_path: Path) -> None:
     for engine in ("eager", "graph"):
         train(tmp_path / engine, engine=engine, **REAL)
@@ -118,6 +145,11 @@ def test_a_learned_radius_moves_and_the_face_asks_for_its_wrapper(tmp_path: Path
 
 
 @pytest.mark.parametrize(("settings", "expected"), [
+    ({"learn_rho": "phase=2"}, "--regularizer"), ({"regularizer": "weight_decay", "learn_rho": "phase=2"}, "radius"),
+    ({"regularizer": "sam+gam", "learn_rho": "phase=2"}, "radius"),
+    ({"regularizer": "sam", "learn_rho": "phsae=2"}, '"phase"'),
+    ({"regularizer": "sam", "learn_rho": "sigma=0"}, "sigma"),
+    ({"regularizer": "sam", "learn_rho": "lr=1", "objective": "train"}, "held-out"),
     ({"regularizer": "smm"}, '"sam"'), ({"regularizer": "sam:roh=1"}, '"rho"'), ({"regularizer": "sam:rho=0"}, "rho"),
     ({"regularizer": "sam:rho=-0.1"}, "rho"), ({"regularizer": "sam", "absorb": "wehn=end"}, '"when"'),
     ({"regularizer": "sam", "absorb": "when=lats"}, "late"), ({"absorb": "when=end"}, "--regularizer"),

@@ -1,0 +1,60 @@
+"""What a run is in the middle of, and its form in a checkpoint: tensors by name, and a record."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from meta_train.incumbent import Incumbent, Quality
+from meta_train.outer import Outer
+from meta_train.radius import Radius
+
+Tensors = dict[str, Tensor]
+
+
+@dataclass
+class Run:
+    """What a run is in the middle of; everything here is in its checkpoints."""
+
+    step: int
+    stage: int
+    outer: Outer
+    incumbent: Incumbent
+    reference: Quality
+    start_lr: float
+    repeatable: bool
+    radius: Radius | None = None
+
+
+def pack(run: Run, shards: dict[int, Tensors]) -> tuple[Tensors, dict[str, Any]]:
+    """Tensors ``outer.*``, ``incumbent.*``, ``shard.N.*`` and ``radius.*``; the rest as a record."""
+    groups: dict[str, Tensors] = {"outer": run.outer.dump(), "incumbent": run.incumbent.theta}
+    groups |= {f"shard.{shard}": state for shard, state in shards.items()}
+    groups |= {} if run.radius is None else {"radius": run.radius.dump()}
+    tensors = {f"{group}.{name}": x for group, named in groups.items() for name, x in named.items()}
+    best = {name: value for name, value in vars(run.incumbent).items() if name != "theta"}
+    meta = {
+        "stage": run.stage, "outer_done": run.outer.done, "repeatable": run.repeatable, "start_lr": run.start_lr,
+        "reference": run.reference, "incumbent": best,
+    }  # fmt: skip
+    return tensors, meta
+
+
+def part(tensors: Tensors, group: str) -> Tensors:
+    """One group of what :func:`pack` made."""
+    return {name[len(group) + 1 :]: x for name, x in tensors.items() if name.startswith(group + ".")}
+
+
+def incumbent_of(tensors: Tensors, meta: dict[str, Any]) -> Incumbent:
+    """The incumbent of a checkpoint, with tensors of its own."""
+    best = meta["incumbent"]
+    theta = {name: x.clone() for name, x in part(tensors, "incumbent").items()}
+    values = {key: tuple(x) if isinstance(x, list) else x for key, x in best["config"].items()}
+    return Incumbent(theta, best["kind"], values, best["score"], best["step"], best["quality"])
+
+
+def merged(parts: list[dict[int, Tensors]]) -> dict[int, Tensors]:
+    """What the shards of all workers carry."""
+    return {int(shard): state for part in parts for shard, state in part.items()}
