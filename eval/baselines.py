@@ -225,3 +225,4 @@ def _require_positive_lr(lr: float) -> None:
 
 
 import eval.explicit  # noqa: E402, F401  (registers explicit SAM and its kin, which stand on AdamW)
+from eval import meta_optimize as _meta_optimize  # noqa: E402, F401  (registers MetaOptimize)

@@ -1,0 +1,348 @@
+"""``MetaOptimize``: an optimizer that learns its own step sizes while it trains.
+
+    optimizer = MetaOptimize(model.parameters(), base="adamw", meta="lion", alpha0=1e-4)
+
+Sharifnassab, Salehkaleybar & Sutton 2025, "MetaOptimize". A thin class: rules, traces, memory and diagnostics are in
+``metaopt``; how to use it is told in ``docs/metaoptimize.md``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lo_framework.optim.metaopt.arena import Plan
+from lo_framework.optim.metaopt.bases import State, checked_betas, find_base
+from lo_framework.optim.metaopt.blocks import Blocks, Spec, assign
+from lo_framework.optim.metaopt.bounds import MAX_CHANGE, limits_of
+from lo_framework.optim.metaopt.diagnostics import Watch
+from lo_framework.optim.metaopt.exact import ExactTrace, check_trace
+from lo_framework.optim.metaopt.hessian_free import StepSizes, hessian_free_step, reset_traces
+from lo_framework.optim.metaopt.kernels import Scratch
+from lo_framework.optim.metaopt.metas import find_meta, fresh, meta_step
+from lo_framework.optim.metaopt.products import NEEDS, differentiable_gradients
+from lo_framework.optim.metaopt.settings import Settings, check_group
+from lo_framework.optim.metaopt.store import Store
+from optimizees.spec import UserError
+
+
+class MetaOptimize(torch.optim.Optimizer):
+    """A base optimizer whose log step sizes ``beta``, one a block, follow the gradient of the discounted future loss.
+
+    Args:
+        params: parameters, named parameters or parameter groups. A group may set ``weight_decay``, ``betas``, ``eps``
+            and ``lr``, a multiplier of its step sizes (1.0) on which schedulers act.
+        base: how weights move: "sgd", "sgdm", "rmsprop", "adamw" or "lion".
+        meta: how log step sizes move: "fixed", "sgd", "rmsprop", "adam" or "lion".
+        alpha0: the step size at the start.
+        meta_lr: the step size of the log step sizes.
+        gamma: discount of the future: 1 looks at the whole past, 0 at the last step only.
+        weight_decay: decoupled, times the step size.
+        meta_every: a meta step in every so many steps; the trace is carried on in all.
+        blocks: what shares a step size: "scalar" (all), "group", "tensor", "node" (row of a tensor), "weight", or a
+            dict of names to a regular expression (searched in parameter names), a list of parameter names, or None
+            (all others).
+        trace: how the past is followed: "hessian-free"; "l" and "2x2" with exact Hessian-vector products, for which
+            ``step`` needs a closure; "full" for sgd by sgd.
+        betas: of the base: rho for sgdm, lambda for rmsprop, (rho, lambda) for adamw, (c, rho) for lion.
+        meta_betas: the same of the meta.
+        beta_bounds: (low, high) of the log step size; "auto": wide ones of the base; None: no bounds.
+        products: of exact traces with several blocks: "joint" (one product: blocks are followed together) or
+            "per-block" (one each, at most 64).
+        max_change: the cap on what one meta step changes a log step size by; None for no cap.
+        eps: of rmsprop (inside the root) and adamw (outside).
+
+    Parameters without a gradient take no part in a step. State and arithmetic are float32 for float32, bfloat16 and
+    float16 parameters, float64 for float64.
+
+    Raises:
+        UserError: arguments that cannot be; by ``step``: sparse gradients, an exact trace without its closure.
+    """
+
+    def __init__(
+        self, params: Any, base: str = "adamw", meta: str = "lion", alpha0: float = 1e-6, meta_lr: float = 1e-3,
+        gamma: float = 1.0, weight_decay: float = 0.1, meta_every: int = 1, blocks: Spec = "scalar",
+        trace: str = "hessian-free", betas: Sequence[float] | None = None, meta_betas: Sequence[float] | None = None,
+        beta_bounds: str | Sequence[float] | None = "auto", *, products: str = "joint",
+        max_change: float | None = MAX_CHANGE, eps: float | None = None,
+    ) -> None:  # fmt: skip
+        self._base, self._meta = find_base(base), find_meta(meta)
+        check_trace(trace, products, base, meta, blocks)
+        limits = limits_of(self._base, alpha0, beta_bounds, max_change)
+        usual = checked_betas(meta_betas, self._meta.betas, f'meta "{meta}"', "meta_betas")
+        self.settings = Settings(meta_lr, gamma, meta_every, usual, limits)
+        self._alpha0, self._spec, self._trace, self._products = alpha0, blocks, trace, products
+        self._ready = False
+        self._updates, self._scratch = 0, Scratch()
+        own = self._base.eps if eps is None else eps
+        super().__init__(params, {"lr": 1.0, "weight_decay": weight_decay, "betas": betas, "eps": own})
+        self._list_params()
+        if not self._params:
+            raise UserError("MetaOptimize needs at least one parameter")
+        self._blocks = self._assign()
+        self._meta_state = fresh(self._meta, self._first_beta(self._blocks.size))
+        self._exact = self._exact_trace()
+        self._watch = Watch(self._meta_state["beta"], self._name)
+        self._store = Store(self._rows(), self._show)
+        self._store.set_params(self._params, self._group_of, self._blocks)
+        self._ready = True
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As any optimizer's; new blocks start at ``alpha0``."""
+        super().add_param_group(param_group)
+        try:
+            check_group(self.param_groups[-1], self._base, self.param_groups[-1]["params"])
+            if self._ready:
+                self._extend()
+        except UserError:
+            self.param_groups.pop()
+            self._list_params()
+            raise
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One update from the parameters' gradients.
+
+        ``closure`` recomputes them first and its result is returned. For an exact trace it returns the loss and does
+        not call backward, or calls ``backward(create_graph=True)``.
+        """
+        result, graph = None, list[Tensor | None]()
+        if self._exact is not None:
+            if closure is None:
+                raise UserError(f'MetaOptimize with trace "{self._trace}" {NEEDS}')
+            result, graph = differentiable_gradients(closure, self._params, f'MetaOptimize with trace "{self._trace}"')
+        elif closure is not None:
+            with torch.enable_grad():
+                result = closure()
+        active = self._active()
+        if not active:
+            return result
+        device = self._params[0].device.type
+        if torch.is_autocast_enabled(device):  # half-precision products are for models
+            with torch.autocast(device, enabled=False):
+                self._update(active, graph)
+        else:
+            self._update(active, graph)
+        return result
+
+    @torch.no_grad()
+    def step_sizes(self) -> dict[str, Tensor]:
+        """exp(beta) by name of the block; for "node" and "weight" by tensor, with one value a row or an element."""
+        blocks, alphas = self._blocks, self._meta_state["beta"].exp()
+        if not blocks.by_tensor:
+            return dict(zip(blocks.names, alphas.unbind()))
+        parts = [alphas[first : first + count] for first, count in blocks.spreads]
+        shapes = [p.shape if self._spec == "weight" else part.shape for p, part in zip(self._params, parts)]
+        return {name: part.view(shape) for name, part, shape in zip(blocks.names, parts, shapes)}
+
+    def log(self, writer: Any, step: int, prefix: str = "step_size") -> None:
+        """Write the step sizes to a TensorBoard ``SummaryWriter``; least, median and greatest where many."""
+        by_tensor, values = self._blocks.by_tensor, {}
+        for name, x in self.step_sizes().items():
+            if not by_tensor:
+                values[name] = x
+            elif x.numel():
+                values.update({f"{name}/min": x.min(), f"{name}/median": x.median(), f"{name}/max": x.max()})
+        for name, value in zip(values, torch.stack([*values.values()]).tolist()):
+            writer.add_scalar(f"{prefix}/{name}", value, step)
+        writer.add_scalar(f"{prefix}/skipped", int(self._watch.skipped), step)
+
+    def diagnostics(self) -> dict[str, Any]:
+        """Counts: ``meta_steps``; ``skipped`` meta-gradients that were not finite; ``oscillating``, ``collapsing`` and
+        ``exploding``, blocks times windows of 50 meta steps; ``blocks``: names of some of them.
+        """
+        return self._watch.report()
+
+    def state_dict(self) -> dict[str, Any]:
+        """As any optimizer's, and ``"metaoptimize"``: what belongs to no single parameter. References, not copies."""
+        for i, p in enumerate(self._params):
+            if p in self.state:
+                self.state[p]["step"] = self._store.ages[i]
+        result = super().state_dict()
+        result["metaoptimize"] = {
+            "kind": self._kind(),
+            "settings": self.settings.state_dict(),
+            "updates": self._updates,
+            "meta": dict(self._meta_state),
+            "tangents": dict(self._exact.tangents) if self._exact else None,
+            "watch": self._watch.state_dict(),
+        }
+        return result
+
+    @torch.no_grad()
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue where ``state_dict`` was taken, with its settings.
+
+        Raises:
+            UserError: the state is of another optimizer class, base, meta, trace or blocks, or of other parameters.
+        """
+        mine = state_dict.get("metaoptimize")
+        if mine is None:
+            raise UserError("this state is of another optimizer class, not of MetaOptimize")
+        for word, value in self._kind().items():
+            found = mine["kind"][word]
+            if found != value:
+                what = (
+                    "other blocks or parameters" if word == "blocks" else f'another {word} ("{found}", not "{value}")'
+                )
+                raise UserError(f"this state is of {what}: build MetaOptimize as it was saved")
+        saved: dict[int, dict[str, Any]] = {}
+
+        # torch would cast the state to the parameters' dtype, so it is taken out before (after any hooks of the user).
+        def capture(_: torch.optim.Optimizer, adapted: dict[str, Any]) -> dict[str, Any]:
+            places = [k for group in adapted["param_groups"] for k in group["params"]]
+            saved.update({i: adapted["state"][k] for i, k in enumerate(places) if adapted["state"].get(k)})
+            self._store.check(saved)
+            return {**adapted, "state": {}}
+
+        def rebuild(_: torch.optim.Optimizer) -> None:
+            self._restore(mine, saved)
+
+        hooks = [
+            self.register_load_state_dict_pre_hook(capture),
+            self.register_load_state_dict_post_hook(rebuild, prepend=True),
+        ]
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def __getstate__(self) -> dict[str, Any]:
+        raise TypeError("a MetaOptimize optimizer is copied and saved through state_dict() and load_state_dict()")
+
+    def _update(self, active: Sequence[int], graph: Sequence[Tensor | None]) -> None:
+        plan = self._plan(active)
+        due = self._meta.name != "fixed" and (self._updates + 1) % self.settings.meta_every == 0
+        if self._exact is not None:
+            self._exact_update(self._exact, plan, graph, due)
+        else:
+            self._hessian_free_update(plan, due)
+        for i in active:
+            self._store.ages[i] += 1
+        self._updates += 1
+
+    def _hessian_free_update(self, plan: Plan, due: bool) -> None:
+        beta = self._meta_state["beta"]
+        z = torch.zeros_like(beta) if due else None
+        sizes = StepSizes(beta, as_numbers=beta.device.type == "cpu" and not self._blocks.by_tensor)
+        gamma = self.settings.gamma
+        hessian_free_step(
+            plan, self._params, self.param_groups, self._store.ages, self._base, sizes, gamma, self._scratch, z
+        )
+        if z is not None:
+            broken = self._meta_update(plan, z)
+            if broken is not None:
+                reset_traces(plan, broken)
+
+    def _exact_update(self, exact: ExactTrace, plan: Plan, graph: Sequence[Tensor | None], due: bool) -> None:
+        before, settings = self._meta_state, self.settings
+        gamma = settings.gamma
+        z, dz = exact.step(plan, self._params, graph, self.param_groups, self._store.ages, before["beta"], gamma)
+        broken = self._meta_update(plan, z) if due else None
+        taken = self._meta_state["count"] > before["count"]
+        exact.carry(before, z, dz, taken, settings.meta_lr, settings.meta_betas, gamma)
+        if broken is not None:
+            exact.reset(plan, before["beta"])
+
+    def _meta_update(self, plan: Plan, z: Tensor) -> Tensor | None:
+        """Move the log step sizes; gives the blocks whose trace is broken."""
+        s, old = self.settings, self._meta_state
+        self._meta_state, bad = meta_step(self._meta, old, z, s.meta_lr, s.meta_betas, s.limits, plan.active)
+        return self._watch.note(old["beta"], self._meta_state["beta"], bad, s.limits)
+
+    def _active(self) -> list[int]:
+        """Places of the parameters that take part in this step."""
+        active = []
+        for i, p in enumerate(self._params):
+            if p.grad is not None and p.numel():
+                if p.grad.layout != torch.strided:
+                    raise UserError("MetaOptimize cannot use sparse gradients; build the embedding with sparse=False")
+                active.append(i)
+        return active
+
+    def _plan(self, active: Sequence[int]) -> Plan:
+        """What to work on; the meta state follows the parameters until the first step."""
+        device = self._params[0].device
+        if self._updates == 0 and self._meta_state["beta"].device != device:
+            self._meta_state = {name: x.to(device) for name, x in self._meta_state.items()}
+            self._exact = self._exact_trace()
+            self._watch = Watch(self._meta_state["beta"], self._name)
+        return self._store.plan(active, self._meta_state["beta"].device)
+
+    def _rows(self) -> dict[str, int | None]:
+        """Names of the per-parameter state."""
+        rows: dict[str, int | None] = dict.fromkeys(self._base.state)
+        if self._exact is not None:
+            rows.update(dict.fromkeys(self._exact.state_names(), self._exact.columns))
+        elif self._meta.name != "fixed":
+            rows["h"] = None
+        return rows
+
+    def _show(self, i: int, views: State) -> None:
+        self.state[self._params[i]] = dict(views)
+
+    def _exact_trace(self) -> ExactTrace | None:
+        """None where no product is needed: lion's sign does not feel the Hessian, so there "l" is exact without."""
+        free = self._trace == "hessian-free" or (self._trace, self._base.name) == ("l", "lion")
+        if free or self._meta.name == "fixed":
+            return None
+        return ExactTrace(self._trace, self._products, self._base, self._meta, self._meta_state["beta"])
+
+    def _list_params(self) -> None:
+        self._params = [p for group in self.param_groups for p in group["params"]]
+        self._group_of = [g for g, group in enumerate(self.param_groups) for _ in group["params"]]
+
+    def _assign(self) -> Blocks:
+        names = [name for group in self.param_groups for name in group.get("param_names", [])]
+        unique = len(set(names)) == len(self._params)
+        return assign(self._spec, self._params, self._group_of, names if unique else None)
+
+    def _name(self, block: int) -> str:
+        return self._blocks.name(block)
+
+    def _first_beta(self, num: int) -> Tensor:
+        """Double precision, since small meta steps would round away; single where there is one for each weight."""
+        device = self._params[0].device
+        single = (self._spec == "weight" and self._params[0].dtype != torch.float64) or device.type == "mps"
+        dtype = torch.float32 if single else torch.float64
+        return torch.full((num,), math.log(self._alpha0), device=device, dtype=dtype)
+
+    def _extend(self) -> None:
+        """Take in the parameters of a new group."""
+        self._list_params()
+        blocks = self._assign()
+        extra = blocks.size - self._blocks.size
+        if self._exact is not None:
+            self._exact.columns_for(blocks.size)
+        self._blocks = blocks
+        self._store.set_params(self._params, self._group_of, blocks)
+        if extra:
+            added = fresh(self._meta, self._first_beta(extra).to(self._meta_state["beta"].device))
+            self._meta_state = {name: torch.cat([x, added[name]]) for name, x in self._meta_state.items()}
+            self._watch.resize(self._meta_state["beta"])
+            if self._exact is not None:
+                self._exact.grow(self._meta_state["beta"])
+                self._store.grow_rows(self._rows())
+
+    def _kind(self) -> dict[str, Any]:
+        trace = self._trace if self._exact is None else f"{self._trace}, {self._products}"
+        blocks = [list(spread) for spread in self._blocks.spreads]
+        return {"base": self._base.name, "meta": self._meta.name, "trace": trace, "blocks": blocks}
+
+    def _restore(self, mine: dict[str, Any], saved: dict[int, dict[str, Any]]) -> None:
+        device = self._params[0].device
+        self.state.clear()
+        self.settings, self._updates = Settings.loaded(mine["settings"]), mine["updates"]
+        dtype = self._meta_state["beta"].dtype
+        self._meta_state = {name: x.to(device, dtype).clone() for name, x in mine["meta"].items()}
+        self._exact = self._exact_trace()
+        if self._exact is not None:
+            self._exact.tangents = {name: x.to(device, dtype).clone() for name, x in mine["tangents"].items()}
+        self._watch = Watch(self._meta_state["beta"], self._name)
+        self._watch.load_state_dict(mine["watch"])
+        self._store.restore(saved)

@@ -1,0 +1,177 @@
+"""Steps with an exact trace: Hessian-vector products from the gradients' graph, tangents through the rules.
+
+State beside the base's own: ``h [C, n]``, ``h_m`` and ``h_v`` (tangents of the moments), ``q`` for the 3x3 form; and Y,
+the tangents of the meta state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lo_framework.optim.metaopt import trace as formulas
+from lo_framework.optim.metaopt.arena import Plan, Run, compute_dtype
+from lo_framework.optim.metaopt.bases import Base, State
+from lo_framework.optim.metaopt.hessian_free import Groups, multiplier
+from lo_framework.optim.metaopt.metas import Meta
+from lo_framework.optim.metaopt.products import product
+from optimizees.spec import UserError, nearest
+
+
+def check_trace(trace: str, products: str, base: str, meta: str, blocks: object) -> None:
+    """
+    Raises:
+        UserError: an unknown name, or a combination that there is not.
+    """
+    for word, value, known in (("trace", trace, formulas.TRACES), ("products", products, formulas.PRODUCTS)):
+        if value not in known:
+            raise UserError(f'unknown {word} "{value}"{nearest(str(value), known)}; known: {", ".join(known)}')
+    if trace in ("l", "2x2") and base == "rmsprop":
+        raise UserError(f'trace "{trace}" is for the bases sgd, sgdm, adamw and lion; base "{base}" has "hessian-free"')
+    if trace == "full" and (base, meta, blocks) != ("sgd", "sgd", "scalar"):
+        raise UserError('trace "full" is for base "sgd", meta "sgd" and blocks "scalar" only')
+
+
+class ExactTrace:
+    """The tangents of one optimizer.
+
+    Attributes:
+        columns: C, shifts of beta that are followed.
+        tangents: Y, ``[C, m]`` each.
+    """
+
+    def __init__(self, kind: str, products: str, base: Base, meta: Meta, beta: Tensor) -> None:
+        self.kind, self.products, self.base, self.meta = kind, products, base, meta
+        formulas.load_forward_mode()
+        self.start(beta)
+
+    def start(self, beta: Tensor) -> None:
+        """Y as in the beginning.
+
+        Raises:
+            UserError: more blocks than can be followed one by one.
+        """
+        blocks = beta.shape[0]
+        self.columns = self.columns_for(blocks)
+        self._shifts = formulas.unit_shifts(self.columns, blocks, beta)
+        self.tangents = formulas.fresh_tangents(self.meta, self._shifts)
+
+    def columns_for(self, blocks: int) -> int:
+        if self.products == "joint":
+            return 1
+        if blocks > formulas.MAX_COLUMNS:
+            raise UserError(
+                f'products "per-block" makes one Hessian-vector product a block and step: {blocks} blocks are more '
+                f'than {formulas.MAX_COLUMNS}; use "joint" or fewer blocks'
+            )
+        return blocks
+
+    def grow(self, beta: Tensor) -> None:
+        """Blocks were added at the end."""
+        old, columns = self.tangents, self.columns
+        self.start(beta)
+        for name, x in old.items():
+            self.tangents[name][:columns, : x.shape[1]] = x
+
+    def state_names(self) -> tuple[str, ...]:
+        """Per-parameter state with one row a column."""
+        return ("h", "q") if self.kind == "full" else ("h", *(f"h_{name}" for name in self.base.state))
+
+    def step(
+        self, plan: Plan, params: Sequence[Tensor], graph: Sequence[Tensor | None], groups: Groups, ages: Sequence[int],
+        beta: Tensor, gamma: float,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """Update parameters and state; gives the meta-gradients ``[m]`` of before and their tangents ``[C, m]``."""
+        members = [i for run in plan.runs for i in run.members]
+        leaves, grads = [params[i] for i in members], [graph[i] for i in members]
+        vectors = {name: self._views(plan, params, name) for name in ("h", "q")[: 1 + (self.kind == "full")]}
+        z, dz = torch.zeros_like(beta), torch.zeros_like(self._shifts)
+        shift = formulas.injected(self.tangents, self._shifts, gamma)
+        if self.kind == "full":
+            ch = product(grads, leaves, vectors["h"][0], create_graph=True)  # type: ignore[arg-type]
+            third = product(ch, leaves, vectors["h"][0])
+            cq = product(grads, leaves, vectors["q"][0])  # type: ignore[arg-type]
+            lists = [[x.detach() for x in ch], third, cq]
+        else:
+            lists = [product(grads, leaves, v) for v in vectors["h"]]  # type: ignore[arg-type]
+        at = 0
+        for run in plan.runs:
+            tensors = leaves[at : at + len(run.members)]
+            rows = [run.gathered(x[at : at + len(run.members)]) for x in lists]
+            at += len(run.members)
+            products = torch.stack(rows).to(compute_dtype(run.pack.dtype))
+            self._run(
+                run, tensors, products, groups[run.pack.group], ages[run.members[0]] + 1, beta, shift, gamma, z, dz
+            )
+        return z, gamma * dz
+
+    def carry(
+        self, before: State, z: Tensor, dz: Tensor, taken: Tensor, lr: float, betas: Sequence[float], gamma: float
+    ) -> None:
+        """Y after the meta step (``taken [m]``: where there was one); ``before``: the meta state that it began with."""
+        if self.kind == "l":
+            return
+        shift = formulas.injected(self.tangents, self._shifts, gamma)
+        moved = formulas.meta_tangents(self.meta, before, z, lr, betas, shift, self.tangents, dz, gamma)
+        still = {name: shift if name == "beta" else gamma * x for name, x in self.tangents.items()}
+        self.tangents = {name: torch.where(taken, moved[name], x) for name, x in still.items()}
+
+    def reset(self, plan: Plan, beta: Tensor) -> None:
+        """All tangents as in the beginning."""
+        self.start(beta)
+        for run in plan.runs:
+            for name in self.state_names():
+                run.pack.state[name].zero_()
+
+    def _views(self, plan: Plan, params: Sequence[Tensor], name: str) -> list[list[Tensor]]:
+        """A tangent of the weights as one list of tensors for each column."""
+        whole = []
+        for run in plan.runs:
+            first = run.pack.members.index(run.members[0])
+            for k, i in enumerate(run.members):
+                whole.append(run.pack.views(first + k, params[i].shape)[name])
+        return [[x[c] for x in whole] for c in range(self.columns)]
+
+    def _run(
+        self, run: Run, tensors: Sequence[Tensor], products: Tensor, group: dict, age: int, beta: Tensor, shift: Tensor,
+        gamma: float, z: Tensor, dz: Tensor,
+    ) -> None:  # fmt: skip
+        """One run: its part of z and dz, then its step."""
+        dtype, device = compute_dtype(run.pack.dtype), run.pack.device
+        weights, grads = run.gathered(tensors), run.gathered([p.grad for p in tensors])  # type: ignore[misc]
+        lr, kappa = multiplier(group), group["weight_decay"]
+        for piece, state in zip(run.pieces, run.states):
+            w, g = weights[piece.part].to(dtype), grads[piece.part].to(dtype)
+            p, h = products[:, piece.part], state["h"]
+            if self.columns == 1:
+                piece.add_sums(h[0] * g, z)
+                piece.add_sums(h[0] * p[0] + (g * state["q"][0] if self.kind == "full" else 0.0), dz[0])
+            else:
+                z += (h @ g).to(z)
+                dz += (p @ h.T).to(dz)
+            own_beta = piece.spread(beta.to(device), beta.dtype)
+            own_shift = piece.spread(shift.to(device), beta.dtype)
+            if self.kind == "full":
+                alpha, moved = lr * own_beta.exp(), own_shift[0]
+                ch, third, cq = p
+                new_w, h1, q1 = formulas.full_step(w, g, h[0], state["q"][0], ch, third, cq, alpha, kappa, moved, gamma)
+                h[0], state["q"][0] = h1, q1
+            else:
+                columns = []
+                for c in range(self.columns):
+                    of_state = {name: gamma * state[f"h_{name}"][c] for name in self.base.state}
+                    columns.append((gamma * h[c], gamma * p[c], of_state, own_shift[c]))
+                own = {name: state[name] for name in self.base.state}
+                new_w, new_state, new_columns = formulas.base_tangents(
+                    self.base, w, g, own, own_beta, lr, kappa, group["betas"], group["eps"], age, columns
+                )
+                for name, x in new_state.items():
+                    state[name].copy_(x)
+                for c, (tangent, of_state) in enumerate(new_columns):
+                    h[c] = tangent
+                    for name, x in of_state.items():
+                        state[f"h_{name}"][c] = x
+            weights[piece.part].copy_(new_w)
+        run.write_back(weights, tensors)

@@ -1,0 +1,82 @@
+"""What the tests of MetaOptimize share: parameters of several shapes, and runs on given losses or gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lo_framework.optim import MetaOptimize
+from tests.lo_framework.metaopt_reference import D, Loss
+
+SHAPES = [(3, 2), (3,), (), (2, 2, 2)]
+NAMES = ["body.weight", "body.bias", "scale", "head.weight"]
+
+
+def parameters(seed: int = 0, shapes: Sequence[tuple[int, ...]] = SHAPES, dtype: torch.dtype = D) -> list[nn.Parameter]:
+    g = torch.Generator().manual_seed(seed)
+    return [nn.Parameter(torch.randn(shape, generator=g, dtype=D).to(dtype)) for shape in shapes]
+
+
+def named(params: Sequence[nn.Parameter]) -> list[tuple[str, nn.Parameter]]:
+    return list(zip(NAMES, params))
+
+
+def flat(tensors: Sequence[Tensor]) -> Tensor:
+    return torch.cat([x.detach().reshape(-1).clone() for x in tensors])
+
+
+def held(optimizer: MetaOptimize, params: Sequence[nn.Parameter], name: str = "h") -> Tensor:
+    """State of all parameters: ``[n]``, or ``[C, n]`` of an exact trace."""
+    lead = [optimizer.state[p][name] for p in params]
+    return torch.cat([x.reshape(*x.shape[: x.dim() - p.dim()], -1) for x, p in zip(lead, params)], -1).clone()
+
+
+def beta_of(optimizer: MetaOptimize) -> Tensor:
+    return torch.cat([x.reshape(-1) for x in optimizer.step_sizes().values()]).log()
+
+
+def give_grads(params: Sequence[nn.Parameter], t: int, skip: Sequence[int] = ()) -> None:
+    """The gradients of step ``t``, whatever the parameters are; alike from step to step, so that step sizes move."""
+    g, fixed = torch.Generator().manual_seed(1000 + t), torch.Generator().manual_seed(7)
+    for i, p in enumerate(params):
+        grad = torch.randn(p.shape, generator=g, dtype=D) + torch.randn(p.shape, generator=fixed, dtype=D)
+        p.grad = None if i in skip else (grad * 10.0 ** -(i % 3)).to(p.dtype)
+
+
+def loss_of(params: Sequence[nn.Parameter], t: int) -> Tensor:
+    """A smooth loss in which all parameters meet."""
+    g = torch.Generator().manual_seed(50 + t)
+    w = torch.cat([p.reshape(-1) for p in params])
+    a = torch.randn(5, w.numel(), generator=g, dtype=D).to(w.dtype)
+    return torch.tanh(a @ w / 2).square().sum() + 0.1 * w.pow(3).sum()
+
+
+def run(optimizer: MetaOptimize, params: Sequence[nn.Parameter], steps: Sequence[int]) -> None:
+    """Steps on `give_grads`, or on `loss_of` for an exact trace."""
+    for t in steps:
+        if optimizer._exact is None:
+            give_grads(params, t)
+            optimizer.step()
+        else:
+            optimizer.step(lambda t=t: loss_of(params, t))
+
+
+def on_losses(optimizer: MetaOptimize, params: Sequence[nn.Parameter], loss: Loss, t: int) -> None:
+    """One step on a loss of the flat vector, by the closure that the trace wants."""
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        value = loss(t, torch.cat([p.reshape(-1) for p in params]))
+        if optimizer._exact is None:
+            value.backward()
+        return value
+
+    optimizer.step(closure)
+
+
+def make(params: Any, *args: Any, **kwargs: Any) -> MetaOptimize:
+    """With step sizes large enough to see, and no bounds unless asked for."""
+    return MetaOptimize(params, *args, **{"alpha0": 0.02, "meta_lr": 0.05, "beta_bounds": None, **kwargs})
