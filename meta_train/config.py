@@ -162,6 +162,7 @@ def compute_factor(config: RunConfig) -> float:
     second_order = name == "tbptt" and options.get("second_order", "true") in ("true", "1", "yes", "on")
     plain = 1.0 + float(config.objective != "train") + HVP_COST * second_order
     extra = absorption.regularizer.cost.total - (0.0 if absorption.independent else 1.0)
+    extra += 2.0 if absorption.alpha and name == "tbptt" else 0.0  # GSAM pulls back twice: so much, as measured
     length = sum(config.episode) / 2
     share = {"last": min(1.0, absorption.config.last / length), "end": 1.0 / length}.get(absorption.config.when, 1.0)
     return 1.0 + share * extra / plain

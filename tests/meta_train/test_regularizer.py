@@ -115,6 +115,7 @@ def test_control_gets_the_same_meta_compute(tmp_path: Path) -> None:
     assert config.outer_steps == 12 and config.regularizer == "none"
     assert compute_factor(config) == pytest.approx(6 / 5)
     assert compute_factor(tiny(control="sam", absorb="batch=independent")) == pytest.approx(7 / 5)
+    assert compute_factor(tiny(control="gsam")) == pytest.approx(8 / 5)  # it pulls back twice
     assert compute_factor(tiny(control="sam", absorb="when=end")) == pytest.approx(1 + 1 / 6 / 5)
     assert compute_factor(tiny(control="sam", absorb="when=last,last=3")) == pytest.approx(1 + 1 / 2 / 5)
     assert compute_factor(tiny(control="gam:exact=false", estimator="pes")) == pytest.approx(5 / 2)
