@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lo_framework.optim.metaopt import saving, shown
 from lo_framework.optim.metaopt.arena import Plan
 from lo_framework.optim.metaopt.bases import State, checked_betas, find_base
 from lo_framework.optim.metaopt.blocks import Blocks, Spec, assign
@@ -26,7 +27,7 @@ from lo_framework.optim.metaopt.kernels import Scratch
 from lo_framework.optim.metaopt.metas import find_meta, fresh, meta_step
 from lo_framework.optim.metaopt.products import NEEDS, differentiable_gradients
 from lo_framework.optim.metaopt.settings import Settings, check_group
-from lo_framework.optim.metaopt.store import Store
+from lo_framework.optim.metaopt.store import Store, with_gradient
 from optimizees.spec import UserError
 
 
@@ -118,7 +119,7 @@ class MetaOptimize(torch.optim.Optimizer):
         elif closure is not None:
             with torch.enable_grad():
                 result = closure()
-        active = self._active()
+        active = with_gradient(self._params)
         if not active:
             return result
         device = self._params[0].device.type
@@ -132,22 +133,12 @@ class MetaOptimize(torch.optim.Optimizer):
     @torch.no_grad()
     def step_sizes(self) -> dict[str, Tensor]:
         """exp(beta) by name of the block; for "node" and "weight" by tensor, with one value a row or an element."""
-        blocks, alphas = self._blocks, self._meta_state["beta"].exp()
-        if not blocks.by_tensor:
-            return dict(zip(blocks.names, alphas.unbind()))
-        parts = [alphas[first : first + count] for first, count in blocks.spreads]
-        shapes = [p.shape if self._spec == "weight" else part.shape for p, part in zip(self._params, parts)]
-        return {name: part.view(shape) for name, part, shape in zip(blocks.names, parts, shapes)}
+        alphas = self._meta_state["beta"].exp()
+        return shown.by_name(self._blocks, alphas, self._params, self._spec == "weight")
 
     def log(self, writer: Any, step: int, prefix: str = "step_size") -> None:
         """Write the step sizes to a TensorBoard ``SummaryWriter``; least, median and greatest where many."""
-        by_tensor, values = self._blocks.by_tensor, {}
-        for name, x in self.step_sizes().items():
-            if not by_tensor:
-                values[name] = x
-            elif x.numel():
-                values.update({f"{name}/min": x.min(), f"{name}/median": x.median(), f"{name}/max": x.max()})
-        for name, value in zip(values, torch.stack([*values.values()]).tolist()):
+        for name, value in shown.scalars(self.step_sizes(), self._blocks.by_tensor).items():
             writer.add_scalar(f"{prefix}/{name}", value, step)
         writer.add_scalar(f"{prefix}/skipped", int(self._watch.skipped), step)
 
@@ -180,37 +171,8 @@ class MetaOptimize(torch.optim.Optimizer):
         Raises:
             UserError: the state is of another optimizer class, base, meta, trace or blocks, or of other parameters.
         """
-        mine = state_dict.get("metaoptimize")
-        if mine is None:
-            raise UserError("this state is of another optimizer class, not of MetaOptimize")
-        for word, value in self._kind().items():
-            found = mine["kind"][word]
-            if found != value:
-                what = (
-                    "other blocks or parameters" if word == "blocks" else f'another {word} ("{found}", not "{value}")'
-                )
-                raise UserError(f"this state is of {what}: build MetaOptimize as it was saved")
-        saved: dict[int, dict[str, Any]] = {}
-
-        # torch would cast the state to the parameters' dtype, so it is taken out before (after any hooks of the user).
-        def capture(_: torch.optim.Optimizer, adapted: dict[str, Any]) -> dict[str, Any]:
-            places = [k for group in adapted["param_groups"] for k in group["params"]]
-            saved.update({i: adapted["state"][k] for i, k in enumerate(places) if adapted["state"].get(k)})
-            self._store.check(saved)
-            return {**adapted, "state": {}}
-
-        def rebuild(_: torch.optim.Optimizer) -> None:
-            self._restore(mine, saved)
-
-        hooks = [
-            self.register_load_state_dict_pre_hook(capture),
-            self.register_load_state_dict_post_hook(rebuild, prepend=True),
-        ]
-        try:
-            super().load_state_dict(state_dict)
-        finally:
-            for hook in hooks:
-                hook.remove()
+        mine = saving.checked(state_dict, self._kind())
+        saving.load_uncast(self, state_dict, self._store.check, lambda saved: self._restore(mine, saved))
 
     def __getstate__(self) -> dict[str, Any]:
         raise TypeError("a MetaOptimize optimizer is copied and saved through state_dict() and load_state_dict()")
@@ -240,8 +202,7 @@ class MetaOptimize(torch.optim.Optimizer):
                 reset_traces(plan, broken)
 
     def _exact_update(self, exact: ExactTrace, plan: Plan, graph: Sequence[Tensor | None], due: bool) -> None:
-        before, settings = self._meta_state, self.settings
-        gamma = settings.gamma
+        before, settings, gamma = self._meta_state, self.settings, self.settings.gamma
         z, dz = exact.step(plan, self._params, graph, self.param_groups, self._store.ages, before["beta"], gamma)
         broken = self._meta_update(plan, z) if due else None
         taken = self._meta_state["count"] > before["count"]
@@ -254,16 +215,6 @@ class MetaOptimize(torch.optim.Optimizer):
         s, old = self.settings, self._meta_state
         self._meta_state, bad = meta_step(self._meta, old, z, s.meta_lr, s.meta_betas, s.limits, plan.active)
         return self._watch.note(old["beta"], self._meta_state["beta"], bad, s.limits)
-
-    def _active(self) -> list[int]:
-        """Places of the parameters that take part in this step."""
-        active = []
-        for i, p in enumerate(self._params):
-            if p.grad is not None and p.numel():
-                if p.grad.layout != torch.strided:
-                    raise UserError("MetaOptimize cannot use sparse gradients; build the embedding with sparse=False")
-                active.append(i)
-        return active
 
     def _plan(self, active: Sequence[int]) -> Plan:
         """What to work on; the meta state follows the parameters until the first step."""

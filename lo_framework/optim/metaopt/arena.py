@@ -15,8 +15,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lo_framework.optim.metaopt.bases import State
+from lo_framework.optim.metaopt.bases import Number, State
 from lo_framework.optim.metaopt.blocks import Blocks
+from lo_framework.optim.metaopt.kernels import Scratch
 
 CPU_CHUNK, CPU_SMALL = 1 << 16, 1 << 14
 # An accelerator wants few, large kernels; the limit only bounds the memory of intermediates.
@@ -46,11 +47,15 @@ class Piece(NamedTuple):
     block: int
     segments: Segments | None
 
-    def spread(self, values: Tensor, dtype: torch.dtype) -> Tensor:
-        """Values ``[..., m]`` of the blocks, one an element of the piece; without that dimension for one block."""
+    def spread(self, values: Tensor, dtype: torch.dtype, factor: Number | None = None) -> Tensor:
+        """Values ``[..., m]`` of the blocks, one an element of the piece; without that dimension for one block.
+
+        ``factor`` multiplies them.
+        """
+        chosen = values[..., self.block] if self.segments is None else values.index_select(-1, self.segments.ids)
+        chosen = chosen.to(dtype) if factor is None else chosen.to(dtype) * factor
         if self.segments is None:
-            return values[..., self.block].to(dtype)
-        chosen = values.index_select(-1, self.segments.ids).to(dtype)
+            return chosen
         lengths, size = self.segments.lengths, self.part.stop - self.part.start
         return chosen if lengths is None else chosen.repeat_interleave(lengths, dim=-1, output_size=size)
 
@@ -81,6 +86,13 @@ class Pack:
         return {name: x[..., begin:end].view((*x.shape[:-1], *shape)) for name, x in self.state.items()}
 
 
+class _Side(NamedTuple):
+    """Tensors side by side, and views of each."""
+
+    flat: Tensor
+    parts: list[Tensor]
+
+
 @dataclass(eq=False)
 class Run:
     pack: Pack
@@ -88,12 +100,45 @@ class Run:
     begin: int
     end: int
     pieces: list[Piece]
+    shapes: list[torch.Size]  # of the members
+    _side: tuple[_Side, _Side] | None = field(default=None, init=False)
+
+    @cached_property
+    def sizes(self) -> list[int]:
+        """Elements of each piece."""
+        return [piece.part.stop - piece.part.start for piece in self.pieces]
 
     @cached_property
     def states(self) -> list[State]:
         """Views of each piece's columns of the state."""
         parts = [slice(self.begin + piece.part.start, self.begin + piece.part.stop) for piece in self.pieces]
         return [{name: x[..., part] for name, x in self.pack.state.items()} for part in parts]
+
+    def loaded(self, params: Sequence[Tensor], scratch: Scratch) -> tuple[Tensor, Tensor]:
+        """Weights and gradients like `gathered`; several tensors side by side in ``scratch``, in the dtype of state."""
+        grads = [p.grad for p in params]
+        if len(params) == 1:
+            return params[0].reshape(-1), grads[0].reshape(-1)  # type: ignore[union-attr]
+        if self._side is None:
+            self._side = (self._place(scratch, "weights"), self._place(scratch, "grads"))
+        for side, tensors in zip(self._side, (params, grads)):
+            torch._foreach_copy_(side.parts, tensors)  # type: ignore[arg-type]
+        return self._side[0].flat, self._side[1].flat
+
+    def unload(self, flat: Tensor, params: Sequence[Tensor]) -> None:
+        """From `loaded` into the parameters, unless it is their own memory."""
+        if len(params) > 1:
+            assert self._side is not None
+            torch._foreach_copy_(list(params), self._side[0].parts)
+        else:
+            self.write_back(flat, params)
+
+    def _place(self, scratch: Scratch, name: str) -> _Side:
+        """The run's part of working memory; views of it are kept, since making them takes longer than copying."""
+        pack = self.pack
+        flat = scratch.of(pack.device, compute_dtype(pack.dtype), self.end - self.begin, name)
+        sizes = [shape.numel() for shape in self.shapes]
+        return _Side(flat, [part.view(shape) for part, shape in zip(flat.split(sizes), self.shapes)])
 
     def gathered(self, tensors: Sequence[Tensor]) -> Tensor:
         """One tensor a member, side by side; a single one where it lies if it is contiguous."""
@@ -177,7 +222,7 @@ def _runs(
                 last += 1
             members, begin, end = pack.members[first:last], pack.offsets[first], pack.offsets[last]
             pieces = list(_pieces(members, params, blocks, chunk_size(pack.device), pack.device))
-            runs.append(Run(pack, members, begin, end, pieces))
+            runs.append(Run(pack, members, begin, end, pieces, [params[i].shape for i in members]))
             first = last
     return runs
 

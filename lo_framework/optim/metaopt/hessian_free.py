@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lo_framework.optim.metaopt.arena import Piece, Plan, Run, chunk_size, compute_dtype
+from lo_framework.optim.metaopt import kernels
+from lo_framework.optim.metaopt.arena import Piece, Plan, Run, compute_dtype
 from lo_framework.optim.metaopt.bases import Base, Number
-from lo_framework.optim.metaopt.kernels import Scratch, move, negative_direction
+from lo_framework.optim.metaopt.kernels import Scratch
 
 Groups = Sequence[dict[str, Any]]
 
@@ -26,7 +27,7 @@ class StepSizes:
         """Step size times ``lr``: a number, 0-d or one an element."""
         if piece.segments is None and self._numbers is not None:
             return lr * self._numbers[piece.block]
-        return piece.spread(self._alphas.to(run.pack.device), compute_dtype(run.pack.dtype)) * lr
+        return piece.spread(self._alphas.to(run.pack.device), compute_dtype(run.pack.dtype), lr)
 
 
 def multiplier(group: dict[str, Any]) -> Number:
@@ -45,22 +46,23 @@ def hessian_free_step(
         group = groups[run.pack.group]
         lr, kappa, betas, eps = multiplier(group), group["weight_decay"], group["betas"], group["eps"]
         tensors = [params[i] for i in run.members]
-        weights, grads = run.gathered(tensors), run.gathered([p.grad for p in tensors])  # type: ignore[misc]
-        age, dtype = ages[run.members[0]] + 1, compute_dtype(run.pack.dtype)
-        for piece, state in zip(run.pieces, run.states):
-            stored = weights[piece.part]
-            w, g, h = stored.to(dtype), grads[piece.part].to(dtype), state.get("h")
-            if z is not None and h is not None:
+        weights, grads = run.loaded(tensors, scratch)
+        age, device, dtype = ages[run.members[0]] + 1, run.pack.device, compute_dtype(run.pack.dtype)
+        out, count = scratch.of(device, dtype, max(run.sizes), "change"), scratch.count(age)
+        parts = weights.split(run.sizes), grads.split(run.sizes)
+        for piece, state, size, stored, grad in zip(run.pieces, run.states, run.sizes, *parts):
+            w, g = stored.to(dtype), grad.to(dtype)
+            if z is not None and "h" in state:
                 if piece.segments is None:
-                    dots.append(torch.dot(h, g).to(z.device))
+                    dots.append(torch.dot(state["h"], g).to(z.device))
                 else:
-                    piece.add_sums(h * g, z)
-            out = scratch.of(g, chunk_size(run.pack.device))
-            minus_u = negative_direction(base.name, g, state, betas, eps, age, out)
-            move(w, h, minus_u, sizes.of(piece, run, lr), kappa, gamma)
+                    piece.add_sums(state["h"] * g, z)
+            alpha = sizes.of(piece, run, lr)
+            own = out if out.shape[0] == size else out[:size]
+            kernels.update(base.name, w, g, state, alpha, kappa, gamma, betas, eps, age, count, own)
             if w is not stored:
                 stored.copy_(w)
-        run.write_back(weights, tensors)
+        run.unload(weights, tensors)
     if z is not None and dots:
         z.index_add_(0, plan.owners, torch.stack(dots).to(z.dtype))
 

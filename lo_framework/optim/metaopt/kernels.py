@@ -18,17 +18,47 @@ HAS_FUSED = hasattr(torch, "_fused_adamw_")
 
 
 class Scratch:
-    """One chunk of working memory for each device and dtype."""
+    """Working memory, one chunk for each device, dtype and purpose."""
 
     def __init__(self) -> None:
-        self._held: dict[tuple[torch.device, torch.dtype], Tensor] = {}
+        self._held: dict[tuple[torch.device, torch.dtype, str], Tensor] = {}
+        self._count = 0, torch.zeros((), device="cpu")
 
-    def of(self, like: Tensor, size: int) -> Tensor:
-        """Memory for ``like``'s size, at most ``size`` elements; every call gives the same."""
-        key = (like.device, like.dtype)
-        if key not in self._held or self._held[key].numel() < like.numel():
-            self._held[key] = torch.empty(max(size, like.numel()), device=like.device, dtype=like.dtype)
-        return self._held[key][: like.numel()]
+    def count(self, step: int) -> Tensor:
+        """``step`` as torch's loops want it."""
+        if self._count[0] != step:
+            self._count = step, torch.tensor(float(step), device="cpu")
+        return self._count[1]
+
+    def of(self, device: torch.device, dtype: torch.dtype, size: int, purpose: str) -> Tensor:
+        """Memory ``[size]``; for the same purpose the same, as far as it goes."""
+        key = (device, dtype, purpose)
+        held = self._held.get(key)
+        if held is None or held.numel() < size:
+            held = self._held[key] = torch.empty(size, device=device, dtype=dtype)
+        return held if held.numel() == size else held[:size]
+
+
+def update(
+    name: str, w: Tensor, g: Tensor, state: State, alpha: Number, kappa: float, gamma: float, betas: Sequence[float],
+    eps: float, step: int, count: Tensor, out: Tensor,
+) -> None:  # fmt: skip
+    """One step of weights, base state and trace (if ``state`` has one) in place.
+
+    ``count`` is ``step`` as a tensor on the CPU, ``out`` scratch memory.
+    """
+    h = state.get("h")
+    if name != "adamw" or isinstance(alpha, Tensor) or not _is_fused(out):
+        move(w, h, negative_direction(name, g, state, betas, eps, step, out), alpha, kappa, gamma)
+        return
+    # AdamW's loop makes w's whole change, if it starts at the decay and has the step size itself.
+    if kappa:
+        torch.mul(w, -alpha * kappa, out=out)
+    else:
+        out.zero_()
+    w.add_(_fused(g, state, betas, eps, count, alpha, out))
+    if h is not None:
+        torch.add(out, h, alpha=gamma * (1.0 - kappa * alpha), out=h)
 
 
 def negative_direction(
@@ -52,20 +82,30 @@ def negative_direction(
 
 
 def _adamw(g: Tensor, state: State, betas: Sequence[float], eps: float, step: int, out: Tensor) -> Tensor:
+    if _is_fused(out):
+        return _fused(g, state, betas, eps, torch.tensor(float(step), device="cpu"), 1.0, out.zero_())
     m, v = state["m"], state["v"]
-    if out.device.type == "cpu" and HAS_FUSED:
-        count = torch.tensor(float(step), device="cpu")
-        torch._fused_adamw_(
-            [out.zero_()], [g], [m], [v], [], [count], lr=1.0, beta1=betas[0], beta2=betas[1], weight_decay=0.0,
-            eps=eps, amsgrad=False, maximize=False,
-        )  # fmt: skip
-        return out
     m.lerp_(g, 1.0 - betas[0])
     v.mul_(betas[1]).addcmul_(g, g, value=1.0 - betas[1])
     correction1, correction2 = float(one_minus_power(betas[0], step)), float(one_minus_power(betas[1], step))
     # -u = m / (-c1 (sqrt(v / c2) + eps))
     torch.sqrt(v, out=out).mul_(-correction1 / math.sqrt(correction2)).sub_(correction1 * eps)
     return torch.div(m, out, out=out)
+
+
+def _is_fused(out: Tensor) -> bool:
+    return HAS_FUSED and out.device.type == "cpu"
+
+
+def _fused(
+    g: Tensor, state: State, betas: Sequence[float], eps: float, count: Tensor, alpha: float, out: Tensor
+) -> Tensor:
+    """Subtracts ``alpha u`` from ``out``."""
+    torch._fused_adamw_(
+        [out], [g], [state["m"]], [state["v"]], [], [count], lr=alpha, beta1=betas[0], beta2=betas[1],
+        weight_decay=0.0, eps=eps, amsgrad=False, maximize=False,
+    )  # fmt: skip
+    return out
 
 
 def move(w: Tensor, h: Tensor | None, minus_u: Tensor, alpha: Number, kappa: float, gamma: float) -> None:
@@ -79,8 +119,7 @@ def move(w: Tensor, h: Tensor | None, minus_u: Tensor, alpha: Number, kappa: flo
     w.add_(dw)
     if h is None:
         return
-    decay = gamma * (1.0 - kappa * alpha)
-    if isinstance(decay, Tensor):
-        torch.addcmul(dw, h, decay, out=h)
+    if isinstance(alpha, Tensor) and kappa:
+        torch.addcmul(dw, h, torch.rsub(alpha, gamma, alpha=gamma * kappa), out=h)
     else:
-        torch.add(dw, h, alpha=decay, out=h)
+        torch.add(dw, h, alpha=gamma if isinstance(alpha, Tensor) else gamma * (1.0 - kappa * alpha), out=h)

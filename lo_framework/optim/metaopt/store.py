@@ -16,6 +16,22 @@ from optimizees.spec import UserError
 KEPT_PLANS = 8  # few sets of gradients occur in a training
 
 
+def with_gradient(params: Sequence[Tensor]) -> list[int]:
+    """Places of the parameters that take part in this step.
+
+    Raises:
+        UserError: a gradient is sparse.
+    """
+    active = []
+    for i, p in enumerate(params):
+        g = p.grad
+        if g is not None and p.numel():
+            if g.layout != torch.strided:
+                raise UserError("MetaOptimize cannot use sparse gradients; build the embedding with sparse=False")
+            active.append(i)
+    return active
+
+
 class Store:
     """State of ``params``; ``rows`` names it: None for ``[n]``, C for ``[C, n]``.
 
