@@ -136,7 +136,7 @@ def _pictures(result: Result, task: str) -> Iterator[tuple[bytes, str]]:
     """PNG and caption, whatever there is."""
     yield (
         sharpness_pictures.training(result, task),
-        "Training loss on the full split, one line per seed. The dots are the points of matched loss; where an "
+        "Training loss in evaluation mode, one line per seed. The dots are the points of matched loss; where an "
         "optimizer is at its dot early, the comparison at matched loss looks at it long before its end.",
     )
     yield (

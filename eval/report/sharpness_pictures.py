@@ -167,7 +167,7 @@ def training(result: Result, task: str) -> bytes:
         axes.set_yscale("log")
         readable(axes.yaxis)
         axes.set_xlabel(words, fontsize=9)
-        axes.set_ylabel("training loss, full split", fontsize=9)
+        axes.set_ylabel("training loss, evaluation mode", fontsize=9)
     legend(figure, look)
     return png(figure)
 

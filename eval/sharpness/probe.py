@@ -56,7 +56,7 @@ class Correlation:
 
     Attributes:
         loss: of the step's batch, at the parameters before the step.
-        train_loss: evaluation-mode loss on the full training split there; nan if not asked for.
+        train_loss: evaluation-mode loss there on ``train_data``; nan if none are given.
     """
 
     cosine_correction: Array
@@ -72,9 +72,11 @@ class Correlation:
 class Probe:
     """Looks at steps as a run goes by; `found` gives the curves. Several runs share one regularizer."""
 
-    def __init__(self, task: Task, layout: Layout, regularizer: Regularizer, *, train_loss: bool = False) -> None:
+    def __init__(
+        self, task: Task, layout: Layout, regularizer: Regularizer, *, train_data: Batch | None = None
+    ) -> None:
         self.task, self.layout, self.regularizer = task, layout, regularizer
-        self.full = task.full("train") if train_loss else None
+        self.full = train_data
         self._state: State | None = None
         self._path: Tensor | None = None
         self._rows: list[dict[str, Tensor]] = []
@@ -149,10 +151,10 @@ class Probe:
 
 
 def correction_cosines(
-    task: Task, layout: Layout, regularizer: Regularizer, steps: Iterable[Step], *, train_loss: bool = False
+    task: Task, layout: Layout, regularizer: Regularizer, steps: Iterable[Step], *, train_data: Batch | None = None
 ) -> Correlation:
     """Of a whole run at once; see `Probe`."""
-    probe = Probe(task, layout, regularizer, train_loss=train_loss)
+    probe = Probe(task, layout, regularizer, train_data=train_data)
     for step in steps:
         probe.look(step)
     return probe.found()

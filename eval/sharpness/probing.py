@@ -11,6 +11,7 @@ from eval.parallel import describe
 from eval.sharpness.numbers import number, numbers
 from eval.sharpness.probe import Correlation, Probe, Step
 from eval.sharpness.settings import NO_PROBE, Settings
+from eval.sharpness.surface import sample
 from lo_framework.inner.step import Carry, Draw
 from lo_framework.layout import Layout
 from lo_framework.protocols import Task
@@ -24,7 +25,8 @@ class Watcher:
 
     def __init__(self, task: Task, layout: Layout, settings: Settings) -> None:
         self.task, self.layout, self.settings = task, layout, settings
-        self.data = task.full("train")
+        # On big data the whole split at a hundred steps takes many times as long as the training.
+        self.data = sample(task.full("train"), settings.level.watched_rows, seed=0)
         self.watched = set(settings.watched)
         self.steps: list[int] = []
         self.losses: list[float | None] = []
@@ -35,7 +37,7 @@ class Watcher:
         self.probe: Probe | None = None
         self.failure = ""
         if settings.probe != NO_PROBE:
-            self.probe = Probe(task, layout, make_regularizer(settings.probe), train_loss=True)
+            self.probe = Probe(task, layout, make_regularizer(settings.probe), train_data=self.data)
 
     def __call__(self, t: int, carry: Carry, draw: Draw | None) -> None:
         if self.before is not None:

@@ -20,6 +20,7 @@ class Level:
         rows: of the training split, the same ones for every run; None: all.
         ascent: how hard every maximum is looked for.
         points: of the full-split training loss along a run, and so of the matched steps.
+        watched_rows: where the training split has more, that loss is the one of a fixed sample of so many; None: all.
         probes: steps at which the probe looks.
         relative: radii in multiples of the parameters' norm; doubling: the radius at which the loss has doubled.
         linf, adaptive: radii of these balls, in the units of each.
@@ -34,6 +35,7 @@ class Level:
     rows: int | None
     ascent: Effort
     points: int
+    watched_rows: int | None
     probes: int
     relative: tuple[float, ...]
     doubling: bool
@@ -53,16 +55,18 @@ class Level:
 
 EFFORTS = {
     "quick": Level(
-        rows=512, ascent=QUICK, points=100, probes=20, relative=(), doubling=False, linf=(), adaptive=(), m=(),
+        rows=512, ascent=QUICK, points=100, watched_rows=4096, probes=20, relative=(), doubling=False,
+        linf=(), adaptive=(), m=(),
         sigma=(0.01,), average=20, eigenvalues=1, trace=10, density=0, lanczos=0, ggn=False, line=41, plane=21,
     ),
     "standard": Level(
-        rows=1024, ascent=STANDARD, points=200, probes=40, relative=(0.01, 0.05), doubling=True, linf=(0.0005, 0.002),
+        rows=1024, ascent=STANDARD, points=200, watched_rows=16384, probes=40, relative=(0.01, 0.05),
+        doubling=True, linf=(0.0005, 0.002),
         adaptive=(0.25, 1.0), m=(128,), sigma=(0.005, 0.02), average=64, eigenvalues=2, trace=50, density=4,
         lanczos=40, ggn=True, line=51, plane=31,
     ),
     "full": Level(
-        rows=None, ascent=FULL, points=1000, probes=100, relative=(0.01, 0.05, 0.1), doubling=True,
+        rows=None, ascent=FULL, points=1000, watched_rows=None, probes=100, relative=(0.01, 0.05, 0.1), doubling=True,
         linf=(0.0005, 0.001, 0.002, 0.004), adaptive=(0.25, 0.5, 1.0, 2.0), m=(32, 128),
         sigma=(0.005, 0.01, 0.02, 0.05), average=256, eigenvalues=5, trace=100, density=10, lanczos=80, ggn=True,
         line=51, plane=51,

@@ -80,7 +80,7 @@ class Surface:
         self.task, self.layout, self.dtype = task, layout, dtype
         self.params = params.detach().to(dtype)
         self.buffers = {name: _cast(x.detach(), dtype) for name, x in buffers.items()}
-        self.data = tuple(_cast(x, dtype) for x in _sample(data, rows, seed))
+        self.data = tuple(_cast(x, dtype) for x in sample(data, rows, seed))
         self.used = Evaluations()
         self._share = 1.0
         on_cpu = self.params.device.type == "cpu"
@@ -214,7 +214,8 @@ def _cast(x: Tensor, dtype: torch.dtype) -> Tensor:
     return x.to(dtype) if x.is_floating_point() else x
 
 
-def _sample(data: Batch, rows: int | None, seed: int) -> Batch:
+def sample(data: Batch, rows: int | None, seed: int) -> Batch:
+    """``rows`` of ``data`` without replacement; None or more than there are: all, in order."""
     count = len(data[0])
     if rows is not None and rows < 1:
         raise UserError(f"the sample needs at least one row, not {rows}")

@@ -104,7 +104,7 @@ def test_steps_between_count_for_the_path():
 def test_a_network_with_running_statistics_on_real_data():
     task = make_tasks("cnn:channels=4,norm=batch,batch=16", "digits", None, "cpu")[0]
     layout, steps, _, _ = run(task, lambda g, c: -0.1 * (g + c), steps=2)
-    found = correction_cosines(task, layout, SAM(SAMConfig(rho=RHO)), steps, train_loss=True)
+    found = correction_cosines(task, layout, SAM(SAMConfig(rho=RHO)), steps, train_data=task.full("train"))
     assert (found.cosine_orthogonal > 0.99).all()
     buffers = {name: b[1] for name, b in steps[1].buffers.items()}
     expected = task.metrics(layout.unflatten(steps[1].params[1]), buffers, task.full("train"))["loss"]
