@@ -5,6 +5,7 @@ Colours: Okabe & Ito 2008, "Color universal design", without the yellow (too pal
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -37,7 +38,8 @@ class Look(NamedTuple):
 def looks(labels: Iterable[str]) -> dict[str, Look]:
     """A look for each label. The first word of a label ("adamw" of "adamw lr=0.01 cosine") finds its fixed place.
 
-    Variants of one optimizer share its colour and differ in dashes; strangers take the colours that are left, in order.
+    Two variants of one optimizer share its colour and differ in dashes; more take the colours that are left, in order,
+    as strangers do: five dash patterns of one colour cannot be told apart.
     """
     unique = list(dict.fromkeys(labels))
     bases = {label: label.replace(":", " ").split()[0] if label.split() else label for label in unique}
@@ -48,11 +50,14 @@ def looks(labels: Iterable[str]) -> dict[str, Look]:
             free = (place for place in range(len(COLOURS)) if place not in taken)
             # More optimizers than colours: begin again with the next dash pattern.
             places[base] = next(free, next(i for i in range(len(COLOURS), 1000) if i not in places.values()))
+    count = Counter(bases.values())
+    left = [c for i, c in enumerate(COLOURS) if i not in {place % len(COLOURS) for place in places.values()}]
     used: dict[str, int] = {}
     result = {}
     for label in unique:
         base = bases[label]
         place, variant = places[base], used.get(base, 0)
         used[base] = variant + 1
-        result[label] = Look(COLOURS[place % len(COLOURS)], DASHES[(variant + place // len(COLOURS)) % len(DASHES)])
+        colour = left.pop(0) if variant and count[base] > 2 and left else COLOURS[place % len(COLOURS)]
+        result[label] = Look(colour, DASHES[(variant + place // len(COLOURS)) % len(DASHES)])
     return result

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import os
 import shlex
 import textwrap
@@ -17,7 +19,7 @@ from eval.sharpness.metrics import EQUAL, PLACES
 from eval.sharpness.result import FILE, Result, from_json, to_json
 from lo_framework.files.atomic import atomic_write_text
 
-PAGE = "sharpness.html"
+PAGE, TABLE = "sharpness.html", "sharpness.csv"
 
 READING = (
     "Equal steps: after the last step. Matched training loss: at the first watched step whose loss on the full "
@@ -43,10 +45,36 @@ def save(result: Result, folder: str | os.PathLike[str]) -> list[Path]:
 
 
 def redraw(result: Result, folder: Path) -> list[Path]:
-    """The page from the numbers."""
-    path = folder / PAGE
-    atomic_write_text(path, page(result))
-    return [path]
+    """The page and the table from the numbers."""
+    written = {PAGE: page(result), TABLE: csv_of(result)}
+    for name, text in written.items():
+        atomic_write_text(folder / name, text)
+    return [folder / name for name in written]
+
+
+def csv_of(result: Result) -> str:
+    """One row for each run and place: all of its numbers, for other programs."""
+    rows: list[dict[str, object]] = []
+    for arm in result.arms:
+        for run in arm.runs:
+            for place in PLACES:
+                point = run.point(place)
+                if point is None:
+                    continue
+                step = run.step if place != EQUAL else result.settings["steps"]
+                row = {"task": arm.task, "optimizer": arm.optimizer, "seed": run.seed, "place": place, "step": step}
+                row |= point["values"]
+                for ball, found in point["balls"].items():
+                    for key, values in found.items():
+                        if key not in ("labels", "radii"):
+                            row |= {f"{ball}.{key}({r:g})": x for r, x in zip(found["radii"], values)}
+                rows.append(row)
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    out = io.StringIO()
+    writer = csv.DictWriter(out, names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({k: f"{x:.7g}" if isinstance(x, float) else x for k, x in row.items()} for row in rows)
+    return out.getvalue()
 
 
 def load(folder: str | os.PathLike[str]) -> Result:
@@ -62,7 +90,7 @@ def plain(result: Result) -> str:
         for place in PLACES:
             parts.append(sharpness_tables.reached(result, task, place, brief=True).plain())
         parts.append(sharpness_tables.by_radius(result, task, EQUAL).plain())
-        for a, b in pairs(result):
+        for a, b in pairs(result) if _few(result) else ():
             sheet = sharpness_tables.differences(result, comparisons, task, a, b, brief=True)
             parts += [sheet.plain()] if sheet.rows else []
     if comparisons:
@@ -74,9 +102,14 @@ def plain(result: Result) -> str:
     return "\n\n".join(parts)
 
 
+def _few(result: Result) -> bool:
+    """Few enough pairs to show each at once."""
+    return len(pairs(result)) <= sharpness_tables.FEW_PAIRS
+
+
 def listing(written: list[Path]) -> str:
     """Where everything is, a line per file."""
-    titles = {".json": "numbers", ".html": "page"}
+    titles = {".json": "numbers", ".html": "page", ".csv": "table"}
     return "\n".join(f"{titles[path.suffix]:9}{path}" for path in written)
 
 
@@ -122,8 +155,12 @@ def _task(result: Result, task: str, comparisons: list[Comparison]) -> Iterator[
         if variants := sharpness_tables.variants(result, task, place):
             yield html.folded("Other neighbourhoods", _sheet(variants))
     for a, b in pairs(result):
-        yield html.heading(3, f"{a} minus {b}")
-        yield _sheet(sharpness_tables.differences(result, comparisons, task, a, b))
+        sheet = _sheet(sharpness_tables.differences(result, comparisons, task, a, b))
+        if _few(result):
+            yield html.heading(3, f"{a} minus {b}")
+            yield sheet
+        else:
+            yield html.folded(f"{a} minus {b}", sheet)
     if not sharpness_pictures.arms_of(result, task):
         yield html.paragraph("Nothing was measured: no pictures.")
         return

@@ -133,28 +133,45 @@ def excludes_zero(estimate: Estimate) -> bool:
     return math.isfinite(estimate.low) and (estimate.low > 0 or estimate.high < 0)
 
 
+FEW_PAIRS = 3  # more are summed up, and their tables folded
+
+
 def verdicts(result: Result, comparisons: list[Comparison]) -> list[str]:
-    """One sentence for each pair, task and place: what differs, after Holm's correction and before it."""
-    titles = {m.key: m.title for m in metrics_of(result)}
-    groups: dict[tuple[str, str, str, str], list[Comparison]] = {}
+    """What differs, after Holm's correction and before it: a sentence for each pair, task and place; where there are
+    many pairs, those without any significant difference share one."""
+    groups: dict[tuple[str, str], dict[tuple[str, str], list[Comparison]]] = {}
     for c in comparisons:
-        groups.setdefault((c.task, c.a, c.b, c.place), []).append(c)
+        groups.setdefault((c.task, c.place), {}).setdefault((c.a, c.b), []).append(c)
     lines = []
-    for (task, a, b, place), found in groups.items():
-        tested = [c for c in found if not math.isnan(c.p)]
-        sure = [f"{titles[c.metric]} {c.verdict}" for c in tested if c.verdict != SAME]
-        only = [titles[c.metric] for c in tested if c.verdict == SAME and _apart(c)]
-        head = f"{task}, {a} against {b}, {PLACES[place]}: "
-        if not tested:
-            lines.append(head + "too few pairs for a test")
-            continue
-        text = ", ".join(sure) if sure else "nothing significant"
-        text += f" ({len(sure)} of {len(tested)} after Holm's correction)"
-        if only:
-            words = f"{len(only)} intervals exclude zero" if len(only) > 4 else f"also {', '.join(only)}"
-            text += f"; without correction {words}"
-        lines.append(head + text)
+    for (task, place), found in groups.items():
+        quiet = []
+        for (a, b), tested in found.items():
+            text, sure = _verdict(result, [c for c in tested if not math.isnan(c.p)])
+            if sure or len(found) <= FEW_PAIRS:
+                lines.append(f"{task}, {a} against {b}, {PLACES[place]}: {text}")
+            else:
+                quiet.append(sum(c.verdict == SAME and _apart(c) for c in tested))
+        if quiet:
+            text = f"nothing significant in {len(quiet)} of {len(found)} pairs after Holm's correction"
+            count = sum(n > 0 for n in quiet)
+            text += f"; without it some interval excludes zero in {count} of them" if count else ""
+            lines.append(f"{task}, {PLACES[place]}: {text}")
     return lines
+
+
+def _verdict(result: Result, tested: list[Comparison]) -> tuple[str, bool]:
+    """Of one pair; and whether anything is significant."""
+    if not tested:
+        return "too few pairs for a test", False
+    titles = {m.key: m.title for m in metrics_of(result)}
+    sure = [f"{titles[c.metric]} {c.verdict}" for c in tested if c.verdict != SAME]
+    only = [titles[c.metric] for c in tested if c.verdict == SAME and _apart(c)]
+    text = ", ".join(sure) if sure else "nothing significant"
+    text += f" ({len(sure)} of {len(tested)} after Holm's correction)"
+    if only:
+        words = f"{len(only)} intervals exclude zero" if len(only) > 4 else f"also {', '.join(only)}"
+        text += f"; without correction {words}"
+    return text, bool(sure)
 
 
 def costs(result: Result) -> Sheet:

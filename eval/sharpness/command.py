@@ -38,7 +38,8 @@ examples:
       other radii; does the update point along the SAM correction with radius 0.1?
 
 DIR gets sharpness.json (every number of every seed), sharpness.html (one page with all tables and
-pictures) and cells/ (finished parts). A killed run continues when the same command is given again.
+pictures), sharpness.csv (a row for each run) and cells/ (finished parts). A killed run continues
+when the same command is given again.
 Nothing but measured times depends on --workers. Exit code: 0 if anything worked (what failed is
 named), 1 if nothing did, 2 for bad input.
 """
