@@ -139,14 +139,12 @@ def judge(sizes: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def plot(path: Path, content: dict[str, Any]) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
+    from matplotlib.figure import Figure
 
     sizes = content["sizes"]
     labels = [*next(iter(sizes.values()))["optimizers"]]
-    figure, axes = plt.subplots(1, 2, figsize=(10, 0.5 * len(labels) + 1.4), sharey=True)
+    figure = Figure(figsize=(10, 0.5 * len(labels) + 1.4))
+    axes = figure.subplots(1, 2, sharey=True)
     height = 0.8 / len(sizes)
     for k, (name, found) in enumerate(sizes.items()):
         at = [i + (k - (len(sizes) - 1) / 2) * height for i in range(len(labels))]

@@ -240,7 +240,11 @@ def test_ctrl_c_ends_with_130(
 
     with monkeypatch.context() as patch:
         patch.setattr("meta_train.run.MetaTraining._validate", interrupted)
-        assert main(command(out)) == 130
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job is born ignoring it
+        try:
+            assert main(command(out)) == 130
+        finally:
+            signal.signal(signal.SIGINT, before)
     assert capsys.readouterr().err.splitlines()[-1] == f"meta_train: interrupted; go on with --out {out} --resume"
     assert json.loads((out / "config.json").read_text())["seed"] == 0
     assert main(command(out, "--resume")) == 0
