@@ -223,5 +223,6 @@ def tuning_record(tuned: Tuning) -> tuple[dict, ...]:
 
 
 def gradients_per_step(optimizer: LearnedOptimizer) -> float:
-    """Gradient evaluations per update: one, unless the optimizer says otherwise (SAM: two)."""
-    return float(getattr(optimizer, "gradients_per_step", 1.0))
+    """Gradient evaluations per update: one, or what its explicit regularizer takes (SAM: two)."""
+    explicit = optimizer.explicit(optimizer.theta())
+    return 1.0 if explicit is None else explicit.cost.total

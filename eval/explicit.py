@@ -28,10 +28,6 @@ class ExplicitAdamW(AdamW):
         own = {f.name: getattr(self.config, f.name) for f in fields(self.rule.Config)}
         return self.rule(self.rule.Config(**own))
 
-    @property
-    def gradients_per_step(self) -> float:
-        return self.explicit({}).cost.total
-
 
 def _baseline(name: str, changed: dict[str, Any]) -> None:
     rule = REGULARIZERS[name]

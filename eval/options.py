@@ -1,10 +1,16 @@
-"""The options that every evaluation of learned optimizers against baselines has."""
+"""The options that every evaluation of learned optimizers against baselines has, and what they say to `evaluate`."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from eval.progress import MODES
+from optimizees.spec import split_specs
+
+if TYPE_CHECKING:
+    from eval.learned_files import Loaded
 
 
 def add_common(parser: argparse.ArgumentParser, *, optimizees: str, baselines: str, out: str) -> None:
@@ -25,3 +31,15 @@ def add_common(parser: argparse.ArgumentParser, *, optimizees: str, baselines: s
     add("--data-dir", metavar="DIR", help="folder with data files (default: LO_DATA_DIR)")
     add("--plugin", action="append", default=[], metavar="FILE", help="file or module with problems or optimizers")
     add("--progress", choices=MODES, default="auto", help="bar, plain lines or none (default: a bar on a terminal)")
+
+
+def baselines_of(arguments: argparse.Namespace) -> list[str]:
+    return [] if arguments.baselines == "none" else split_specs(arguments.baselines)
+
+
+def common(arguments: argparse.Namespace, learned: Mapping[str, Loaded]) -> dict[str, Any]:
+    """Keyword arguments that all evaluations take."""
+    names = ("seeds", "tuning_seeds", "grid_size", "seed_offset", "workers", "data_dir")
+    given = {name: getattr(arguments, name) for name in names}
+    given |= {"baselines": baselines_of(arguments), "plugins": arguments.plugin, "command": arguments.words}
+    return given | {"files": {label: loaded.path for label, loaded in learned.items()}}

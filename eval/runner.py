@@ -14,7 +14,6 @@ from itertools import pairwise
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from eval.statistics import Array
 from lo_framework.inner.rollout import rollout
@@ -101,7 +100,7 @@ def run_cell(
         diverged=diverged.cpu().numpy(),
         seconds_per_step=watch.seconds_per_step(),
         parameters=family.layout.size,
-        state_floats=_state_floats(family, rolled.params[0, 0]),
+        state_floats=_state_floats(family),
         extra={} if guard is None else {"guard": np.asarray(guard.cpu(), dtype=np.float64)},
     )
 
@@ -120,9 +119,10 @@ def plan_cells(
     ]
 
 
-def _state_floats(family: Family, params: Tensor) -> float:
-    state = family.learned.init_state(family.layout, params)
-    return sum(x.numel() for x in state.values()) / family.layout.size
+def _state_floats(family: Family) -> float:
+    """Of the optimizer, and of an explicit regularizer where it has one."""
+    carry = family.start(torch.Generator().manual_seed(0), 1)
+    return sum(x.numel() for x in (*carry.state.values(), *carry.memory.values())) / family.layout.size
 
 
 class _Watch:

@@ -11,9 +11,8 @@ from __future__ import annotations
 import argparse
 import sys
 
-from eval.options import add_common
+from eval.options import add_common, common
 from eval.progress import Progress
-from optimizees.spec import split_specs
 
 HELP = "train unseen problems with learned optimizers and with tuned AdamW, SGD, ..."
 EXAMPLES = """\
@@ -59,17 +58,8 @@ def run(arguments: argparse.Namespace) -> int:
         result = evaluate(
             tasks,
             {label: loaded.optimizer for label, loaded in learned.items()},
-            baselines=() if arguments.baselines == "none" else split_specs(arguments.baselines),
             steps=arguments.steps,
-            seeds=arguments.seeds,
-            tuning_seeds=arguments.tuning_seeds,
-            grid_size=arguments.grid_size,
-            seed_offset=arguments.seed_offset,
-            workers=arguments.workers,
-            data_dir=arguments.data_dir,
-            plugins=arguments.plugin,
-            files={label: loaded.path for label, loaded in learned.items()},
-            command=arguments.words,
+            **common(arguments, learned),
             progress=progress,
         )
     finally:

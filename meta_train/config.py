@@ -11,7 +11,8 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from lo_framework.absorption import Absorption, make_absorption
-from lo_framework.estimators import Truncation
+from lo_framework.estimators import Truncation, estimator_config
+from lo_framework.estimators.tbptt import TBPTTConfig
 from lo_framework.inner.graph import ENGINES
 from lo_framework.objectives import make_objective
 from optimizees.spec import UserError, nearest, parse_spec
@@ -78,8 +79,6 @@ class RunConfig:
         if self.unroll_length > self.episode[1]:
             longest = f"--episode-length {self.episode_length}"
             raise UserError(f"--unroll-length {self.unroll_length} is longer than any episode ({longest})")
-        if "sam_rho" in self.learned and make_objective(self.objective).config.train > 0:
-            raise UserError("a radius (sam_rho) is learned on held-out data only: use --objective valid")
         self._check_regularizer()
         _ = self.truncation
 
@@ -94,7 +93,7 @@ class RunConfig:
         if self.inner_backend != "torch":
             raise UserError("--regularizer needs --inner-backend torch")
         absorption = make_absorption(self.regularizer if self.control == "none" else self.control, self.absorb)
-        if absorption.config.attached and not self.estimator.startswith("tbptt"):
+        if absorption.config.attached and parse_spec(self.estimator)[0] != "tbptt":
             raise UserError("--absorb attached=true is for the estimator tbptt: es and pes differentiate nothing")
 
         if self.learn_rho:
@@ -158,11 +157,12 @@ def compute_factor(config: RunConfig) -> float:
     Hessian-vector product that pulls back through the gradient.
     """
     absorption = make_absorption(config.control, config.absorb)
-    name, options = parse_spec(config.estimator)
-    second_order = name == "tbptt" and options.get("second_order", "true") in ("true", "1", "yes", "on")
-    plain = 1.0 + float(config.objective != "train") + HVP_COST * second_order
+    settings = estimator_config(config.estimator)
+    unrolled = isinstance(settings, TBPTTConfig)
+    second_order = isinstance(settings, TBPTTConfig) and settings.second_order
+    plain = 1.0 + make_objective(config.objective).held_out + HVP_COST * second_order
     extra = absorption.regularizer.cost.total - (0.0 if absorption.independent else 1.0)
-    extra += 2.0 if absorption.alpha and name == "tbptt" else 0.0  # GSAM pulls back twice: so much, as measured
+    extra += 2.0 if absorption.alpha and unrolled else 0.0  # GSAM pulls back twice: so much, as measured
     length = sum(config.episode) / 2
     share = {"last": min(1.0, absorption.config.last / length), "end": 1.0 / length}.get(absorption.config.when, 1.0)
     return 1.0 + share * extra / plain

@@ -66,6 +66,8 @@ class MetaTraining:
             learned = stage.build()
             if not sum(x.numel() for x in learned.theta().values()):
                 raise UserError(f"the learned optimizer {stage.kind!r} has no meta-parameters to train")
+            if learned.explicit(learned.theta()) is not None and objective.config.train > 0:
+                raise UserError("a radius (sam_rho) is learned on held-out data only: use --objective valid")
             build_estimator(self.config, self.tasks[0], learned.to(self.config.device), objective)
 
     def train(self, *, resume: bool = False, max_seconds: float | None = None) -> Incumbent:

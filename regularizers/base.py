@@ -23,7 +23,7 @@ Batch = tuple[Tensor, ...]
 R = TypeVar("R", bound="type[Regularizer]")
 
 REGULARIZERS: dict[str, type[Regularizer]] = {}
-# Gradient evaluations that a Hessian-vector product is counted as: measured 2.1 (convolutions) to 3.7 (a small MLP).
+# Gradient evaluations that a Hessian-vector product is counted as: it takes two to four, by model and size.
 HVP_COST = 3.0
 
 

@@ -15,9 +15,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eval.options import add_common
+from eval.options import add_common, baselines_of, common
 from eval.progress import Progress
-from optimizees.spec import UserError, split_specs
+from optimizees.spec import UserError
 
 if TYPE_CHECKING:
     from eval.learned_files import Loaded
@@ -73,8 +73,7 @@ def run(arguments: argparse.Namespace) -> int:
     settings = Settings(
         steps=arguments.steps, radii=parse_radii(arguments.radii), effort=effort, probe=check_probe(arguments.probe)
     )
-    baselines = [] if arguments.baselines == "none" else split_specs(arguments.baselines)
-    for label in baselines:
+    for label in baselines_of(arguments):
         make_baseline(label)
     learned = load_learned(arguments.learned)
     tasks = make_tasks(arguments.optimizees, arguments.datasets, arguments.data_dir, arguments.device)
@@ -89,16 +88,7 @@ def run(arguments: argparse.Namespace) -> int:
             tasks,
             {label: loaded.optimizer for label, loaded in learned.items()},
             settings=settings,
-            baselines=baselines,
-            seeds=arguments.seeds,
-            tuning_seeds=arguments.tuning_seeds,
-            grid_size=arguments.grid_size,
-            seed_offset=arguments.seed_offset,
-            workers=arguments.workers,
-            data_dir=arguments.data_dir,
-            plugins=arguments.plugin,
-            files={label: loaded.path for label, loaded in learned.items()},
-            command=arguments.words,
+            **common(arguments, learned),
             progress=progress,
             store=store,
         )

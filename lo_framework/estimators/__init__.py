@@ -17,11 +17,21 @@ ESTIMATORS: dict[str, Any] = {"tbptt": TBPTT, "es": ES, "pes": PES}
 
 def make_estimator(spec: str, family: Family, objective: Objective, truncation: Truncation, num_tasks: int) -> Any:
     """``"pes"`` or ``"tbptt:second_order=false,segments=0"`` for one shard of ``num_tasks`` tasks."""
+    cls, config = _parsed(spec)
+    return cls(family, objective, truncation, num_tasks, config)
+
+
+def estimator_config(spec: str) -> Any:
+    """The settings that ``spec`` stands for; raises UserError."""
+    return _parsed(spec)[1]
+
+
+def _parsed(spec: str) -> tuple[Any, Any]:
     name, options = parse_spec(spec)
     if name not in ESTIMATORS:
         raise UserError(f"unknown estimator {name!r}{nearest(name, ESTIMATORS)}; there are {', '.join(ESTIMATORS)}")
     cls = ESTIMATORS[name]
-    return cls(family, objective, truncation, num_tasks, build_config(cls.Config, options, owner=name))
+    return cls, build_config(cls.Config, options, owner=name)
 
 
-__all__ = ["ESTIMATORS", "Truncation", "make_estimator"]
+__all__ = ["ESTIMATORS", "Truncation", "estimator_config", "make_estimator"]

@@ -93,9 +93,9 @@ class Family:
         found: State = {}
         if explicit is not None:
             start = vmap(lambda p: explicit.init_state({"params": p}))(params)
-            found |= {f"explicit.{name}": x for name, x in start.items()}
+            found |= _named("explicit", start)
         if self.absorption is not None:
-            found |= {f"absorbed.{name}": x for name, x in vmap(self.absorption.init_state)(params).items()}
+            found |= _named("absorbed", vmap(self.absorption.init_state)(params))
         return {name: x.clone(memory_format=torch.contiguous_format) for name, x in found.items()}
 
     def step(
@@ -138,25 +138,25 @@ class Family:
                 return loss, grads, buffers
             return loss.detach(), grads.detach(), {name: x.detach() for name, x in buffers.items()}
 
-        def correct(
-            theta: Theta, carry: Carry, draw: Draw, loss: Tensor, grads: Tensor
-        ) -> tuple[Tensor, State]:
-            """Gradients with the learned optimizer's own explicit correction."""
-            old = {name.removeprefix("explicit."): x for name, x in carry.memory.items() if name[0] == "e"}
+        def correct(theta: Theta, carry: Carry, draw: Draw, loss: Tensor, grads: Tensor) -> tuple[Tensor, State]:
+            """Gradients with the learned optimizer's own explicit correction.
+
+            Its settings may be in theta, so it is differentiated wherever theta is; in first-order mode the parameters
+            are constants here as they are in the gradients.
+            """
+            params = carry.params if second_order else carry.params.detach()
             _, _, field, _, new = corrected(
-                self.task, self.learned.explicit, loss_of, carry.params, carry.buffers, draw.train, draw.noise,
-                (loss, grads), old, theta,
+                self.task, self.learned.explicit, loss_of, params, carry.buffers, draw.train, draw.noise,
+                (loss, grads), _group(carry.memory, "explicit"), theta,
             )  # fmt: skip
-            return grads + field, {f"explicit.{name}": x for name, x in new.items()}
+            return grads + field, _named("explicit", new)
 
         # What is the same for every task and needs no rule of its own stays outside vmap, where a call costs less.
         def step(theta: Theta, carry: Carry, draw: Draw) -> tuple[Carry, Losses]:
             loss, grads, new_buffers = slopes(carry, draw)
-            through = second_order and grads.requires_grad
             memory, plain = dict(carry.memory), (loss.detach(), grads.detach())
             if explicit:
-                with torch.set_grad_enabled(through):
-                    grads, new = correct(theta, carry, draw, loss, grads)
+                grads, new = correct(theta, carry, draw, loss, grads)
                 memory |= new
             if differentiable and not second_order:  # d loss / d params is the gradient at hand
                 loss = loss + (plain[1] * (carry.params - carry.params.detach())).sum(-1)
@@ -171,13 +171,13 @@ class Family:
                 held, _ = losses_of(params, buffers, draw.held, draw.noise)
             penalty = torch.zeros_like(held)
             if absorption is not None and draw.weight is not None:
-                old = {name.removeprefix("absorbed."): x for name, x in carry.memory.items() if name[0] == "a"}
+                old = _group(carry.memory, "absorbed")
                 after = absorption.independent
                 where = (params, buffers, draw.held) if after else (carry.params, carry.buffers, draw.train)
                 here = None if after else plain
                 penalty, new = absorption.penalty(self.task, loss_of, *where, draw.noise, here, old, pairs)
                 penalty = draw.weight * _where(alive, penalty, 0.0)
-                memory |= {f"absorbed.{name}": x for name, x in new.items()}
+                memory |= _named("absorbed", new)
             memory = {name: _where(alive, x, carry.memory[name]) for name, x in memory.items()}
             losses = Losses(_where(alive, loss, torch.inf), _where(alive, held, torch.inf), penalty)
             return Carry(params, buffers, state, alive, memory), losses
@@ -230,6 +230,16 @@ class _Recorded:
             return [end.params, *carried, end.alive, *losses]
 
         return function
+
+
+def _named(group: str, state: State) -> State:
+    """What one regularizer carries, as a part of ``Carry.memory``."""
+    return {f"{group}.{name}": x for name, x in state.items()}
+
+
+def _group(memory: State, group: str) -> State:
+    """One regularizer's part of ``Carry.memory``, by its own names."""
+    return {name[len(group) + 1 :]: x for name, x in memory.items() if name.startswith(group + ".")}
 
 
 def _where(alive: Tensor, new: Tensor, old: Tensor | float) -> Tensor:

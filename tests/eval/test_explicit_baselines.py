@@ -9,8 +9,10 @@ import torch
 from torch import nn
 
 from eval.baselines import GRIDS, make_baseline, make_thetas
+from eval.evaluation import gradients_per_step
 from eval.explicit import EXPLICIT
 from lo_framework.inner.rollout import _INIT, _TRAIN, rollout, seeded
+from lo_framework.learned import make_learned
 from lo_framework.optim import Regularized
 from optimizees import make_tasks
 from optimizees.spec import UserError
@@ -44,9 +46,10 @@ def test_equals_the_wrapper_around_torch_adamw(name: str) -> None:
 
 
 def test_costs_and_grids() -> None:
-    costs = {name: make_baseline(name).gradients_per_step for name in EXPLICIT}
+    costs = {name: gradients_per_step(make_baseline(name)) for name in EXPLICIT}
     assert costs == {"sam": 2, "asam": 2, "gsam": 2, "gam": 4, "looksam": 1.2, "fsam": 2}
-    assert make_baseline("gam:exact=true").gradients_per_step == 8
+    assert gradients_per_step(make_baseline("gam:exact=true")) == 8 and gradients_per_step(make_baseline("adamw")) == 1
+    assert gradients_per_step(make_learned("hyper-adamw:sam_rho=0.1")) == 2
     assert all(GRIDS[name] == GRIDS["adamw"] for name in EXPLICIT)
 
 

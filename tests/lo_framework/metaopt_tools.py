@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from typing import Any
 
@@ -80,3 +81,50 @@ def on_losses(optimizer: MetaOptimize, params: Sequence[nn.Parameter], loss: Los
 def make(params: Any, *args: Any, **kwargs: Any) -> MetaOptimize:
     """With step sizes large enough to see, and no bounds unless asked for."""
     return MetaOptimize(params, *args, **{"alpha0": 0.02, "meta_lr": 0.05, "beta_bounds": None, **kwargs})
+
+
+NAMED = {"head": "head", "rest": None}
+
+BLOCKS: list[Any] = ["scalar", "group", "tensor", "node", "weight", NAMED]
+
+
+def groups(params: list[nn.Parameter]) -> list[dict[str, Any]]:
+    pairs = named(params)
+    return [{"params": pairs[:2]}, {"params": pairs[2:], "weight_decay": 0.0}]
+
+
+def snapshot(optimizer: MetaOptimize) -> str:
+    """The whole state, to the last bit."""
+
+    def exact(x: Any) -> Any:
+        if isinstance(x, Tensor):
+            return str(x.dtype), x.tolist()
+        if isinstance(x, dict):
+            return {key: exact(value) for key, value in x.items()}
+        return [exact(value) for value in x] if isinstance(x, (list, tuple)) else x
+
+    return repr(exact(optimizer.state_dict()))
+
+
+def same_state(one: MetaOptimize, two: MetaOptimize) -> bool:
+    return snapshot(one) == snapshot(two)
+
+
+def through_a_file(state: dict[str, Any]) -> dict[str, Any]:
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+def check_resume(dtype: torch.dtype, **options: Any) -> None:
+    whole, parted = (parameters(dtype=dtype) for _ in range(2))
+    one, two = make(groups(whole), **options), make(groups(parted), **options)
+    run(one, whole, range(5))
+    run(two, parted, range(3))
+    state = through_a_file(two.state_dict())
+    three = make(groups(parted), **{**options, "meta_lr": 9.0, "alpha0": 0.5})
+    three.load_state_dict(state)
+    run(three, parted, range(3, 5))
+    assert torch.equal(flat(whole), flat(parted)) and flat(whole).isfinite().all()
+    assert torch.equal(beta_of(one), beta_of(three)) and same_state(one, three)
