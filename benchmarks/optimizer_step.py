@@ -21,9 +21,8 @@ from torch.utils._pytree import tree_leaves
 
 from benchmarks import harness
 from benchmarks.harness import Contender
-from lo_framework import optim
 from lo_framework.learned import make_learned
-from lo_framework.optim import Learned, MetaOptimize
+from lo_framework.optim import Learned, MetaAdamW, MetaOptimize
 
 
 class Transformer(NamedTuple):
@@ -44,6 +43,7 @@ YARDS = ("AdamW foreach", "AdamW fused")
 BOUNDS = {  # at most so many times the time of AdamW foreach
     "MetaOptimize adamw/lion, scalar": 1.4,
     "MetaOptimize adamw/lion, tensor": 1.6,
+    "MetaAdamW, 8 layers": 2.0,
 }
 MIN_SECONDS = 0.05  # of one contender's turn in a round, by AdamW's time
 
@@ -71,15 +71,19 @@ def optimizers() -> dict[str, Build]:
     def learned(kind: str) -> Build:
         return lambda named: Learned(named, make_learned(kind), num_steps=10**6)
 
-    found: dict[str, Build] = {
+    def attending(**settings: Any) -> Build:
+        return lambda named: MetaAdamW(named, lr=1e-6, attention={"layers": 8, "width": 16, "heads": 4}, **settings)
+
+    return {
         "AdamW foreach": lambda named: torch.optim.AdamW(named, lr=1e-6, weight_decay=0.1, foreach=True),
         "AdamW fused": lambda named: torch.optim.AdamW(named, lr=1e-6, weight_decay=0.1, fused=True),
         "MetaOptimize adamw/lion, scalar": lambda named: MetaOptimize(named, "adamw", "lion", alpha0=1e-6),
         "MetaOptimize adamw/lion, tensor": lambda named: MetaOptimize(named, alpha0=1e-6, blocks="tensor"),
         **{f"Learned {kind}": learned(kind) for kind in ("hyper-adamw", "attention", "attention-mlp")},
+        "MetaAdamW, 8 layers": attending(),
+        "MetaAdamW, 8 layers, every 10th": attending(attend_every=10),
+        "MetaAdamW, 8 layers as published": attending(reproduce="paper"),
     }
-    meta_adamw = getattr(optim, "MetaAdamW", None)
-    return found if meta_adamw is None else found | {"MetaAdamW": lambda named: meta_adamw(named, lr=1e-6)}
 
 
 def state_bytes(optimizer: torch.optim.Optimizer) -> int:

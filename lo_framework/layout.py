@@ -13,7 +13,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -88,6 +88,11 @@ class Layout:
     def num(self) -> int:
         """S, the number of tensors."""
         return len(self.slots)
+
+    @cached_property
+    def groupings(self) -> dict[Any, Any]:
+        """Groupings of these tensors that have been made; see `learned.grouping`."""
+        return {}
 
     @cached_property
     def role_keys(self) -> Tensor:

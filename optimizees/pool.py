@@ -11,7 +11,16 @@ import torch
 from optimizees import analytic as _analytic  # noqa: F401 (registers quadratic and rosenbrock)
 from optimizees import datasets as datasets_room
 from optimizees.datasets import Dataset
-from optimizees.models import CNN, MLP, CNNConfig, MLPConfig, MLPReluConfig
+from optimizees.models import (
+    CNN,
+    MLP,
+    CNNConfig,
+    MLPConfig,
+    MLPReluConfig,
+    Transformer,
+    TransformerConfig,
+    TransformerTask,
+)
 from optimizees.registry import TASKS, Entry, register_task
 from optimizees.spec import UserError, build_config, canonical, first_line, nearest, parse_spec, split_specs
 from optimizees.task import ClassificationTask, Task
@@ -33,6 +42,12 @@ def build_mlp_relu(config: MLPReluConfig, dataset: Dataset) -> Task:
 def build_cnn(config: CNNConfig, dataset: Dataset) -> Task:
     model = CNN(config, dataset.shape, dataset.num_classes)
     return ClassificationTask(model, dataset, name="cnn", batch_size=config.batch)
+
+
+@register_task("transformer", config=TransformerConfig)
+def build_transformer(config: TransformerConfig, dataset: Dataset) -> Task:
+    model = Transformer(config, dataset.shape, dataset.num_classes)
+    return TransformerTask(model, dataset, name="transformer", batch_size=config.batch)
 
 
 def make_tasks(

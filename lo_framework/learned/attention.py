@@ -1,8 +1,10 @@
-"""``attention``: a transformer encoder over per-tensor tokens modulates AdamW's hyper-parameters, step by step.
+"""``attention``: a transformer encoder over tokens modulates AdamW's hyper-parameters, step by step.
 
-MetaAdamW's rule (self-attention over parameter groups, arXiv 2605.04055) with decoupled decay, tokens bounded by
-construction, and a head that starts at zero, so that the optimizer starts as the ``hyper-adamw`` it grew from.
-Attention never runs over single parameters: the sequence is the 10-300 tensors of a model.
+MetaAdamW's rule (self-attention over parameter groups, arXiv 2605.04055) with decoupled decay. A token is a tensor or a
+group of them (`grouping`), never a single parameter; its features are bounded by construction; the head starts at zero,
+so that the optimizer starts as the ``hyper-adamw`` it grew from. `lo_framework.optim.MetaAdamW` trains the same network
+online. ``encoder="published"`` is the network of the paper: raw features without an embedding, norms and biases in the
+blocks, a random head.
 """
 
 from __future__ import annotations
@@ -15,14 +17,23 @@ from torch import Tensor, nn
 
 from lo_framework.layout import Layout
 from lo_framework.learned.base import State
-from lo_framework.learned.features import TOKEN_WIDTH, token_features
+from lo_framework.learned.encoder import Block, layer_norm, matrix, xavier
+from lo_framework.learned.group_features import FeatureSpec, group_features, measured
+from lo_framework.learned.grouping import KEYS, Grouping, check_grouping, make_grouping
 from lo_framework.learned.hyper_adamw import HYPER, HyperAdamW, HyperAdamWConfig
+
+EMBEDDING = 4  # numbers of a group's embedding
+PUBLISHED_HEAD = 4  # rows for alpha, beta, lambda1, lambda2
 
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionConfig(HyperAdamWConfig):
-    """``head``: ``exp`` adds to every hyper-parameter in log space; ``bounded`` keeps MetaAdamW's factors in (1/2,
-    3/2).
+    """``head``: ``exp`` adds to every hyper-parameter in log space; ``bounded`` has MetaAdamW's factors of learning
+    rate and decay, in ``1 +- alpha_range / 2`` and ``1 +- beta_range / 2``.
+
+    ``features``, ``scale``, ``v_norms``, ``time``: see `group_features.FeatureSpec`; ``gating``: learned factors on
+    them. ``learn``: ``all``, or ``factors``: nothing but the factors (of AdamW at the tuned learning rate).
+    ``hidden_units`` of a block; 0: twice the width. ``head_scale``: of a random start of the head.
     """
 
     width: int = 16
@@ -30,6 +41,18 @@ class AttentionConfig(HyperAdamWConfig):
     layers: int = 1
     head: str = "exp"
     seed: int = 0
+    features: str = "tokens"
+    grouping: str = "tensor"
+    scale: str = "log"
+    v_norms: bool = False
+    time: bool = True
+    gating: bool = False
+    alpha_range: float = 1.0
+    beta_range: float = 1.0
+    encoder: str = "own"
+    hidden_units: int = 0
+    learn: str = "all"
+    head_scale: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -37,44 +60,29 @@ class AttentionConfig(HyperAdamWConfig):
             raise ValueError(
                 f"width ({self.width}) must be a positive multiple of heads ({self.heads}), layers at least 1"
             )
-        if self.head not in ("exp", "bounded"):
-            raise ValueError(f"head must be exp or bounded, not {self.head!r}")
+        for name, value, known in (
+            ("head", self.head, ("exp", "bounded")),
+            ("encoder", self.encoder, ("own", "published")),
+            ("learn", self.learn, ("all", "factors")),
+        ):
+            if value not in known:
+                raise ValueError(f"{name} must be {' or '.join(known)}, not {value!r}")
+        if not (0 <= self.alpha_range < 2 and 0 <= self.beta_range < 2):
+            raise ValueError("alpha_range and beta_range must be in [0, 2): factors are positive")
+        if self.hidden_units < 0 or not 0 <= self.head_scale < math.inf:
+            raise ValueError("hidden_units and head_scale must not be negative")
+        check_grouping(self.grouping)
+        needed = self.spec.columns + EMBEDDING * (self.features == "enhanced")
+        if self.encoder == "published" and (self.head != "bounded" or self.width < needed):
+            raise ValueError(f"the published encoder needs head=bounded and a width of at least {needed} features")
 
-
-def _norm(x: Tensor) -> Tensor:
-    """Layer normalisation over features, ``[D, S]``; the next matrix holds any gain."""
-    x = x - x.mean(0)
-    return x * torch.rsqrt((x * x).mean(0) + 1e-5)
-
-
-def matrix(rows: int, cols: int, generator: torch.Generator, scale: float = 1.0) -> nn.Parameter:
-    return nn.Parameter(torch.randn(rows, cols, generator=generator) * (scale / math.sqrt(cols)))
-
-
-class Block(nn.Module):
-    """Pre-norm encoder block on ``[D, S]`` tokens. Softmax attention is written out (the fused one has no second
-    derivative);
-    keys have no bias, which softmax would ignore."""
-
-    def __init__(self, width: int, heads: int, generator: torch.Generator) -> None:
-        super().__init__()
-        self.heads = heads
-        self.qkv = matrix(3 * width, width, generator)
-        self.out = matrix(width, width, generator)
-        self.up = matrix(2 * width, width, generator)
-        self.up_bias = nn.Parameter(torch.zeros(2 * width, 1))
-        self.down = matrix(width, 2 * width, generator)
-
-    def forward(self, x: Tensor) -> Tensor:
-        width, num = x.shape
-        q, k, v = (self.qkv @ _norm(x)).reshape(3, self.heads, width // self.heads, num).unbind(0)
-        weights = torch.softmax(q.transpose(-1, -2) @ k * math.sqrt(self.heads / width), dim=-1)  # [heads, S, S]
-        x = x + self.out @ (v @ weights.transpose(-1, -2)).reshape(width, num)
-        return x + self.down @ torch.relu(self.up @ _norm(x) + self.up_bias)
+    @property
+    def spec(self) -> FeatureSpec:
+        return FeatureSpec(version=self.features, scale=self.scale, v_norms=self.v_norms, time=self.time)
 
 
 class Attention(HyperAdamW):
-    """hyper-adamw + encoder over tensors; ``head [H + E, D]`` starts at zero."""
+    """hyper-adamw + encoder over groups; ``head [H, D]`` starts at zero."""
 
     kind = "attention"
     Config = AttentionConfig
@@ -84,35 +92,87 @@ class Attention(HyperAdamW):
     def __init__(self, config: AttentionConfig) -> None:
         super().__init__(config)
         generator = torch.Generator().manual_seed(config.seed)
-        self.embed = matrix(config.width, TOKEN_WIDTH, generator)
-        self.embed_bias = nn.Parameter(torch.zeros(config.width, 1))
-        self.blocks = nn.ModuleList(Block(config.width, config.heads, generator) for _ in range(config.layers))
+        self.spec = config.spec
+        published = config.encoder == "published"
+        inputs = self.spec.columns
+        if config.features == "enhanced":
+            inputs += EMBEDDING
+        if not published:
+            self.embed = matrix(config.width, inputs, generator)
+            self.embed_bias = nn.Parameter(torch.zeros(config.width, 1))
+        self.blocks = nn.ModuleList(
+            Block(config.width, config.heads, generator, config.hidden_units, published) for _ in range(config.layers)
+        )
         self.head = nn.Parameter(torch.zeros(len(HYPER), config.width))
+        if config.head_scale:
+            self.head = matrix(len(HYPER), config.width, generator, config.head_scale)
+        if published:
+            self.head = xavier(PUBLISHED_HEAD, config.width, generator)
+            self.head_bias = nn.Parameter(torch.zeros(PUBLISHED_HEAD, 1))
+        if config.features == "enhanced":
+            self.group_embedding = nn.Parameter(0.1 * torch.randn(EMBEDDING, KEYS, generator=generator))
+        if config.gating:
+            gates = self.spec.columns
+            self.gates = nn.Parameter(torch.ones(gates) if published else torch.zeros(gates))
+
+    def outer_scale(self, name: str) -> float:
+        fixed = self.config.learn == "factors" and name in ("default", "by_role", "schedule", "log_rho")
+        return 0.0 if fixed else super().outer_scale(name)
 
     def measure(self, params: Tensor, grads: Tensor, state: State) -> Tensor:
-        m = state["m"]
-        return torch.stack([grads * grads, m * m, params * params, grads * m, state["v"]])
+        return measured(self.spec, params, grads, state["m"], state["v"])
 
     def stats(self, layout: Layout, params: Tensor, grads: Tensor, state: State) -> Tensor:
         return layout.mean(self.measure(params, grads, state))
 
-    def encode(self, layout: Layout, stats: Tensor, state: State, progress: Tensor) -> Tensor:
-        """Statistics ``[F, S]`` to encoded tokens ``[D, S]``."""
-        x = self.embed @ token_features(layout, stats, state, progress) + self.embed_bias
+    def tokens(
+        self, layout: Layout, grouping: Grouping, stats: Tensor, state: State, progress: Tensor
+    ) -> Tensor:
+        """Statistics ``[F, S]`` to the encoder's input ``[columns, G]``."""
+        factor = None
+        if self.config.gating:  # at the start 1, or .73 as published
+            factor = torch.sigmoid(self.gates) * (1.0 if self.config.encoder == "published" else 2.0)
+        found = group_features(self.spec, layout, grouping, stats, state, progress, factor)
+        if self.config.encoder == "published":
+            own = self.config.width - EMBEDDING * (self.config.features == "enhanced")
+            found = torch.cat([found, found.new_zeros(own - found.shape[0], grouping.num)])
+        if self.config.features == "enhanced":
+            found = torch.cat([found, self.group_embedding.index_select(1, grouping.keys)])
+        return found
+
+    def encode(self, tokens: Tensor) -> Tensor:
+        """``[columns, G]`` to ``[D, G]``."""
+        published = self.config.encoder == "published"
+        x = tokens if published else self.embed @ tokens + self.embed_bias
         for block in self.blocks:
             x = block(x)
-        return _norm(x)
+        return x if published else layer_norm(x)
+
+    def raw(self, x: Tensor) -> Tensor:
+        """The head's output ``[H, G]``, or ``[4, G]`` as published, from encoded tokens."""
+        if self.config.encoder == "published":
+            return self.head @ x + self.head_bias
+        return self.config.gain * (self.head @ x)
+
+    def factors(self, raw: Tensor) -> tuple[Tensor, Tensor]:
+        """MetaAdamW's alpha and beta ``[G]`` of a bounded head: 1 + range (sigmoid - 1/2)."""
+        decay = 1 if self.config.encoder == "published" else 3
+        ranges = self.config.alpha_range, self.config.beta_range
+        alpha, beta = (1.0 + r * (torch.sigmoid(row) - 0.5) for r, row in zip(ranges, (raw[0], raw[decay])))
+        return alpha, beta
 
     def modulate(
         self, layout: Layout, raw: Tensor, stats: Tensor, state: State, progress: Tensor
     ) -> tuple[Tensor, Tensor]:
-        x = self.encode(layout, stats, state, progress)
-        change = self.config.gain * (self.head @ x)
-        if self.config.head == "bounded":  # 1 + range (sigmoid - 1/2), range 1, on the factors of lr and weight decay
-            factor = 0.5 + torch.sigmoid(change)
-            still = torch.zeros_like(change[1:3])
-            change = torch.stack([factor[0].log(), *still, factor[3].log(), still[0]])
-        return raw + change, self.extra(x)
+        grouping = make_grouping(layout, self.config.grouping)
+        self.spec.check(grouping)
+        x = self.encode(self.tokens(layout, grouping, stats, state, progress))
+        change = self.raw(x)
+        if self.config.head == "bounded":
+            alpha, beta = self.factors(change)
+            still = torch.zeros_like(alpha)
+            change = torch.stack([alpha.log(), still, still, beta.log(), still])
+        return raw + grouping.spread(change), self.extra(grouping.spread(x))
 
     def extra(self, x: Tensor) -> Tensor:
         """Extra channels ``[E, S]`` from the encoded tokens; none here."""

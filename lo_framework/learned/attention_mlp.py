@@ -19,8 +19,9 @@ from torch import Tensor, nn
 
 from lo_framework.layout import Layout
 from lo_framework.learned import adamw_rule
-from lo_framework.learned.attention import Attention, AttentionConfig, matrix
+from lo_framework.learned.attention import Attention, AttentionConfig
 from lo_framework.learned.base import State
+from lo_framework.learned.encoder import matrix
 
 DECAYS = (0.5, 0.97)  # a fast and a slow momentum beside AdamW's own
 FEATURES = 7

@@ -69,6 +69,11 @@ class Surroundings:
             if noise:
                 self._set_noise(noise)
 
+    def rewind(self) -> None:
+        """Draw the numbers of the first pass again."""
+        assert self.first_noise is not None
+        self._set_noise(self.first_noise)
+
     def _noise(self) -> list[Tensor]:
         states = [torch.get_device_module(device).get_rng_state(device) for device in self.devices]
         return [torch.get_rng_state(), *states]

@@ -19,6 +19,7 @@ from lo_framework.learned.adamw_rule import AdamWChannels
 from lo_framework.learned.attention import Attention
 from lo_framework.learned.attention_mlp import DECAYS, FEATURES, AttentionMLP
 from lo_framework.learned.base import LearnedOptimizer, State
+from lo_framework.learned.features import TOKEN_STATS
 from lo_framework.learned.hyper_adamw import HyperAdamW
 
 HYPER = len(AdamWChannels._fields)
@@ -135,6 +136,8 @@ Kernel = AdamWKernel | AttentionMLPKernel
 
 def kernel_for(learned: LearnedOptimizer) -> Kernel | None:
     """The fast path of exactly this class, with its frozen weights; None where there is none."""
+    if isinstance(learned, Attention) and learned.spec.stats != TOKEN_STATS:
+        return None  # it measures more than `attention_sums`
     if type(learned) is AttentionMLP:
         return AttentionMLPKernel(learned)
     if type(learned) in (HyperAdamW, Attention) and hasattr(torch, "_fused_adamw_"):

@@ -28,6 +28,7 @@ from lo_framework.optim.metaopt.metas import find_meta, fresh, meta_step
 from lo_framework.optim.metaopt.products import NEEDS, differentiable_gradients
 from lo_framework.optim.metaopt.settings import Settings, check_group
 from lo_framework.optim.metaopt.store import Store, with_gradient
+from lo_framework.optim.uncast import load_uncast
 from optimizees.spec import UserError
 
 
@@ -172,7 +173,7 @@ class MetaOptimize(torch.optim.Optimizer):
             UserError: the state is of another optimizer class, base, meta, trace or blocks, or of other parameters.
         """
         mine = saving.checked(state_dict, self._kind())
-        saving.load_uncast(self, state_dict, self._store.check, lambda saved: self._restore(mine, saved))
+        load_uncast(self, state_dict, self._store.check, lambda saved: self._restore(mine, saved))
 
     def __getstate__(self) -> dict[str, Any]:
         raise TypeError("a MetaOptimize optimizer is copied and saved through state_dict() and load_state_dict()")

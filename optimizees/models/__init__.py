@@ -2,5 +2,15 @@
 
 from optimizees.models.cnn import CNN, CNNConfig
 from optimizees.models.mlp import MLP, MLPConfig, MLPReluConfig
+from optimizees.models.transformer import Transformer, TransformerConfig, TransformerTask
 
-__all__ = ["CNN", "MLP", "CNNConfig", "MLPConfig", "MLPReluConfig"]
+__all__ = [
+    "CNN",
+    "MLP",
+    "CNNConfig",
+    "MLPConfig",
+    "MLPReluConfig",
+    "Transformer",
+    "TransformerConfig",
+    "TransformerTask",
+]

@@ -20,6 +20,7 @@ KINDS = [
     "cnn:channels=4,norm=batch,pool=avg",
     "cnn:channels=4x4,norm=group,pool=stride",
     "cnn:channels=4x4,norm=batch",
+    "transformer:width=8,ffn=8,heads=2,dropout=0.2",
     "quadratic:dim=5,std=0.1",
     "rosenbrock:dim=3",
 ]

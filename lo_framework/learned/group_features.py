@@ -1,0 +1,177 @@
+"""MetaAdamW's five feature versions: statistics of the tensors of a group (arXiv 2605.04055, section 2).
+
+    basic            means over the group's tensors of |g|, |m|, |p|, cos(g, m), and |v| where asked for
+    basic_plus       and their standard deviations over the tensors
+    norm_*           the same, standardised across groups
+    enhanced         means and variances of |g| and |m|, shares of exact zeros, size, share of vectors, depth
+
+and the time. ``scale="log"``, the default, has logarithms of root mean squares with unbiased moments in the place of
+raw norms: bounded, and free of the number of parameters. ``scale="raw"`` is what was published.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lo_framework.layout import Layout
+from lo_framework.learned.features import TOKEN_STATS, TOKEN_WIDTH, token_features
+from lo_framework.learned.grouping import Grouping, layer_number
+from optimizees.spec import UserError, nearest
+
+VERSIONS = ("tokens", "basic", "norm_basic", "basic_plus", "norm_basic_plus", "enhanced")
+TINY = 1e-14
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureSpec:
+    """``version``: one of VERSIONS, ``tokens`` being the features of `features.token_features`, averaged over groups.
+
+    ``v_norms``: also the second moment. ``time``: also how far training is. ``truncated``: `basic_plus` as released,
+    which was `enhanced` without its end.
+    """
+
+    version: str = "tokens"
+    scale: str = "log"
+    v_norms: bool = False
+    time: bool = True
+    truncated: bool = False
+
+    def __post_init__(self) -> None:
+        if self.version not in VERSIONS:
+            raise UserError(
+                f'unknown features "{self.version}"{nearest(self.version, VERSIONS)}; known: {", ".join(VERSIONS)}'
+            )
+        if self.scale not in ("log", "raw"):
+            raise UserError(f'unknown scale of features "{self.scale}"; known: log, raw')
+
+    @property
+    def plus(self) -> bool:
+        return self.version.endswith("plus")
+
+    @property
+    def normed(self) -> bool:
+        return self.version.startswith("norm_") and not self.truncated
+
+    @property
+    def enhanced(self) -> bool:
+        return self.version == "enhanced" or (self.truncated and self.plus)
+
+    @property
+    def columns(self) -> int:
+        """How many there are, without a group embedding."""
+        if self.version == "tokens":
+            return TOKEN_WIDTH
+        statistics = 9 if self.version == "enhanced" else (4 + self.v_norms) * (1 + self.plus)
+        return statistics + self.time
+
+    @property
+    def stats(self) -> tuple[str, ...]:
+        """Means over each tensor that they are made of; the first are always `features.TOKEN_STATS`."""
+        raw_v = ("v^2",) if self.v_norms and self.scale == "raw" else ()
+        return TOKEN_STATS + raw_v + (("g=0", "m=0") if self.enhanced else ())
+
+    def check(self, grouping: Grouping) -> None:
+        """Raises UserError for what cannot be standardised."""
+        if self.normed and grouping.num < 2:
+            raise UserError(
+                f'features "{self.version}" standardise across groups and there is one: use '
+                f'"{self.version.removeprefix("norm_")}", or a grouping with more'
+            )
+
+
+def measured(spec: FeatureSpec, params: Tensor, grads: Tensor, m: Tensor, v: Tensor) -> Tensor:
+    """``[n]`` each to ``[len(spec.stats), n]``, whose means over tensors are the statistics."""
+    rows = [grads * grads, m * m, params * params, grads * m, v]
+    rows += [v * v] * ("v^2" in spec.stats)
+    rows += [(x == 0).to(x.dtype) for x in (grads, m)] if spec.enhanced else []
+    return torch.stack(rows)
+
+
+def group_features(
+    spec: FeatureSpec, layout: Layout, grouping: Grouping, stats: Tensor, state: dict[str, Tensor], progress: Tensor,
+    gates: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """``[columns, G]`` from ``stats [len(spec.stats), S]``.
+
+    Args:
+        state: ``step``, and ``log_power [2, S]``, the logarithms of the betas' products, for unbiased moments.
+        progress: 0-d, the time feature.
+        gates: ``[columns]``, factors on columns. On the raw scale they come before the standardisation, as published.
+    """
+    if spec.version == "tokens":
+        found = grouping.mean(token_features(layout, stats, state, progress))
+        return found if gates is None else gates[:, None] * found
+    found = _statistics(spec, layout, grouping, stats, state)
+    if spec.truncated and spec.plus:  # no time either, and zeros where the rest would be
+        return torch.cat([found[:7], found.new_zeros(spec.columns - 7, grouping.num)])
+    early = gates is not None and spec.scale == "raw"
+    if gates is not None and early:
+        found = gates[: found.shape[0], None] * found
+    if spec.normed:
+        found = standardised(found, 1e-8 if spec.scale == "raw" else 1e-3)
+    if spec.time:
+        time = progress[None, None].expand(1, grouping.num).to(found.dtype)
+        found = torch.cat([found, gates[-1] * time if gates is not None and early else time])
+    return found if gates is None or early else gates[:, None] * found
+
+
+def standardised(x: Tensor, eps: float) -> Tensor:
+    """Rows of ``[F, G]`` to mean 0 and standard deviation (of G - 1) about 1."""
+    centred = x - x.mean(-1, keepdim=True)
+    return centred / (_root((centred * centred).sum(-1, keepdim=True) / (x.shape[-1] - 1)) + eps)
+
+
+def _statistics(
+    spec: FeatureSpec, layout: Layout, grouping: Grouping, stats: Tensor, state: dict[str, Tensor]
+) -> Tensor:
+    tensors = _raw(spec, layout, stats) if spec.scale == "raw" else _log(spec, stats, state)
+    if not spec.enhanced:
+        means = grouping.mean(tensors)
+        return torch.cat([means, _root(grouping.variance(tensors))]) if spec.plus else means
+    means, variances = grouping.mean(tensors[:2]), grouping.variance(tensors[:2])
+    zeros = grouping.mean(stats[-2:])
+    sizes, vectors, depth = grouping.mean(_shapes(layout, spec.scale).to(stats))
+    return torch.stack([means[0], variances[0], means[1], variances[1], *zeros, sizes, vectors, depth])
+
+
+def _raw(spec: FeatureSpec, layout: Layout, stats: Tensor) -> Tensor:
+    """Norms of g, m, p, the cosine, and the norm of v: ``[4 or 5, S]``."""
+    numel = torch.tensor(layout.sizes, device=stats.device, dtype=stats.dtype)
+    g, m, p = _root(stats[:3] * numel)
+    cosine = stats[3] * numel / (g.clamp_min(1e-8) * m.clamp_min(1e-8))
+    rows = [g, m, p, cosine]
+    return torch.stack(rows + [_root(stats[5] * numel)] * spec.v_norms)
+
+
+def _log(spec: FeatureSpec, stats: Tensor, state: dict[str, Tensor]) -> Tensor:
+    """ln of root mean squares over 5, the cosine, and the same of sqrt(v): ``[4 or 5, S]``."""
+    unbias = 1.0 / (-torch.expm1(state["log_power"])).clamp_min(1e-3)
+    g2, m2, p2, gm, v = stats[:5]
+    cosine = gm * torch.rsqrt(m2 + TINY) * torch.rsqrt(g2 + TINY)
+    squares = [g2, m2 * unbias[0] ** 2, p2]
+    logs = 0.1 * torch.log(torch.stack(squares + [v * unbias[1]] * spec.v_norms) + TINY)
+    return torch.cat([logs[:3], cosine[None], logs[3:]])
+
+
+def _shapes(layout: Layout, scale: str) -> Tensor:
+    """ln(size + 1), whether it is a vector, and depth in [0, 1]: ``[3, S]``; the first over 10 on the log scale.
+
+    Depth as published is the first number in the name, over the greatest of them all.
+    """
+    sizes = torch.tensor(layout.sizes, device=layout.device, dtype=torch.float32)
+    vectors = [float(len(s.shape) < 2 or s.name.endswith("bias")) for s in layout.slots]
+    depths = [s.depth for s in layout.slots]
+    if scale == "raw":
+        numbers = [layer_number(s.name) or 0 for s in layout.slots]
+        depths = [number / max(*numbers, 1) for number in numbers]
+    size = torch.log(sizes + 1) * (1.0 if scale == "raw" else 0.1)
+    return torch.stack([size, torch.tensor(vectors, device=layout.device), torch.tensor(depths, device=layout.device)])
+
+
+def _root(x: Tensor) -> Tensor:
+    """Square root whose derivative at 0 is 0, not infinite."""
+    positive = x > 0
+    return torch.where(positive, torch.where(positive, x, torch.ones_like(x)).sqrt(), torch.zeros_like(x))

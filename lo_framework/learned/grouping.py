@@ -1,0 +1,160 @@
+"""Which tensors share a token: the groups that attention runs over.
+
+``tensor``: each alone. ``original``: all of a parameter group together. ``fine_grained``: by what they are for, how
+deep they lie, and whether they are vectors (MetaAdamW, arXiv 2605.04055). A group's key is the row of tables that mean
+something on another model as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from lo_framework.layout import DEPTH_THIRDS, Layout, Slot
+from optimizees.spec import UserError, nearest
+
+GROUPINGS = ("tensor", "original", "fine_grained")
+TYPES = ("embedding", "attention", "ffn", "norm", "linear", "conv", "other")
+BY_NAME = {
+    "embedding": ("embed",),
+    "attention": ("attn", "attention"),
+    "ffn": ("ffn", "mlp", "feed_forward"),
+    "norm": ("norm",),
+}
+BY_ROLE = {"embedding": "embedding", "matrix": "linear", "conv": "conv", "norm": "norm"}
+KEYS = len(TYPES) * DEPTH_THIRDS * 2  # type x depth third x vector
+
+
+@dataclass(frozen=True, eq=False)
+class Grouping:
+    """S tensors in G groups, in order of first appearance."""
+
+    index: Tensor  # [S] group of each tensor
+    keys: Tensor  # [G] row of each group in a table of KEYS rows
+    labels: tuple[str, ...]
+    alone: bool  # every tensor is its own group, in order
+
+    @property
+    def num(self) -> int:
+        return len(self.labels)
+
+    @cached_property
+    def weights(self) -> Tensor:
+        """``[S, G]``; a product with it is the mean over each group's tensors. Tensors are few, so one-hot is cheap."""
+        member = torch.nn.functional.one_hot(self.index, self.num).float()
+        return member / member.sum(0)
+
+    def mean(self, x: Tensor) -> Tensor:
+        """``[F, S]`` to ``[F, G]``, every tensor with the same weight."""
+        return x if self.alone else x @ self.weights.to(x.dtype)
+
+    def variance(self, x: Tensor) -> Tensor:
+        """Population variance over each group's tensors, ``[F, G]``."""
+        return torch.zeros_like(x) if self.alone else self.mean((x - self.spread(self.mean(x))) ** 2)
+
+    def spread(self, x: Tensor) -> Tensor:
+        """``[F, G]`` back to ``[F, S]``."""
+        return x if self.alone else x.index_select(-1, self.index)
+
+
+def by_key(found: Sequence[tuple[Hashable, int, str]], device: torch.device) -> Grouping:
+    """Tensors with equal first entries share a group; the others are its key and its label."""
+    order: dict[Hashable, tuple[int, int, str]] = {}
+    for name, key, label in found:
+        order.setdefault(name, (len(order), key, label))
+    index = torch.tensor([order[name][0] for name, _, _ in found], device=device)
+    keys = torch.tensor([key for _, key, _ in order.values()], device=device)
+    labels = tuple(label for _, _, label in order.values())
+    return Grouping(index, keys, labels, len(order) == len(found))
+
+
+def make_grouping(
+    layout: Layout, grouping: str, parts: Sequence[int] | None = None, *, published: bool = False
+) -> Grouping:
+    """Groups of ``layout``'s tensors.
+
+    Args:
+        parts: parameter group of each tensor, for ``original``; None: one.
+        published: ``fine_grained`` as the released code has it.
+
+    Raises:
+        UserError: an unknown grouping.
+    """
+    key = (grouping, None if parts is None else tuple(parts), published)
+    if key not in layout.groupings:
+        check_grouping(grouping)
+        layout.groupings[key] = _made(layout, *key)
+    return layout.groupings[key]
+
+
+def check_grouping(grouping: str) -> None:
+    if grouping not in GROUPINGS:
+        raise UserError(f'unknown grouping "{grouping}"{nearest(grouping, GROUPINGS)}; known: {", ".join(GROUPINGS)}')
+
+
+def _made(layout: Layout, grouping: str, parts: tuple[int, ...] | None, published: bool) -> Grouping:
+    device = layout.device
+    if grouping == "tensor":
+        return by_key([(i, _fine(layout, slot), slot.name) for i, slot in enumerate(layout.slots)], device)
+    if grouping == "original":
+        numbers = parts if parts is not None else (0,) * layout.num
+        return by_key([(k, k % KEYS, f"group {k}") for k in numbers], device)
+    rows = [_published(layout, slot) if published else _fine(layout, slot) for slot in layout.slots]
+    return by_key([(row, row, _label(row)) for row in rows], device)
+
+
+def type_of(layout: Layout, slot: Slot) -> str:
+    """By name where it says so, else by role; a bias is of its layer's type."""
+    named = _named(slot.name)
+    if named:
+        return named
+    if slot.role != "bias":
+        return BY_ROLE[slot.role]
+    owner = slot.name.rpartition(".")[0]
+    for other in layout.slots if owner else ():
+        if other.name.rpartition(".")[0] == owner and other.role in BY_ROLE:
+            return BY_ROLE[other.role]
+    before = [s for s in layout.slots if s.offset < slot.offset and s.role in BY_ROLE]  # where names say nothing
+    return BY_ROLE[before[-1].role] if before else "other"
+
+
+def _named(name: str) -> str:
+    return next((kind for kind, words in BY_NAME.items() if any(word in name.lower() for word in words)), "")
+
+
+def _row(kind: str, bucket: int, vector: bool) -> int:
+    return (TYPES.index(kind) * DEPTH_THIRDS + bucket) * 2 + vector
+
+
+def _label(row: int) -> str:
+    rest, vector = divmod(row, 2)
+    kind, bucket = divmod(rest, DEPTH_THIRDS)
+    return f"{TYPES[kind]} {('early', 'middle', 'late')[bucket]} {'vectors' if vector else 'weights'}"
+
+
+def _fine(layout: Layout, slot: Slot) -> int:
+    """The intended groups: depth in layers, also in a net whose names carry no number; convolutions are a type."""
+    return _row(type_of(layout, slot), slot.third, len(slot.shape) < 2)
+
+
+def _published(layout: Layout, slot: Slot) -> int:
+    """The released groups: convolutions and normalisations that are not named so are "other"; depth is the first number
+    in the name against the greatest of them all, and "middle" where there is none or only two."""
+    kind = _named(slot.name) or type_of(layout, slot)
+    if not _named(slot.name) and kind in ("conv", "norm"):
+        kind = "other"
+    numbers = [layer_number(s.name) for s in layout.slots]
+    last, layer = max((n for n in numbers if n is not None), default=0), layer_number(slot.name)
+    bucket = 1
+    if layer is not None and last > 1:
+        bucket = 0 if layer < last / 3 else 2 if layer > 2 * last / 3 else 1
+    return _row(kind, bucket, len(slot.shape) < 2 or slot.name.endswith("bias"))
+
+
+def layer_number(name: str) -> int | None:
+    """The first number in a dotted name."""
+    return next((int(word) for word in name.split(".") if word.isdigit()), None)

@@ -1,0 +1,185 @@
+"""How the terms of a meta-objective are weighted: fixed, or by homoscedastic uncertainty with priorities (HUW).
+
+HUW (Kendall et al. 2018; with priorities p: MetaAdamW, arXiv 2605.04055) learns one number s_i = log sigma_i^2 a term:
+
+    total = sum_i [ 1/2 exp(-s_i) L_i + 1/2 p_i s_i ],      d total / d s_i = 1/2 (p_i - exp(-s_i) L_i)
+
+so that at rest exp(-s_i) = p_i / L_i: every term counts in relation to its own size, a higher priority for more. As
+published this has no minimum once a term is negative (s_i falls without end), and a term that reaches 0 gets all the
+weight. Here L_i counts as 0 in the slope where it is negative and s_i stays in [-bound, bound]; ``bound=None`` is the
+published form. The slope is known in closed form, so whoever learns s needs no graph, and within one outer step the
+weights are constants: every estimator can use them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lo_framework.objectives.terms import TERMS
+from optimizees.spec import UserError, build_config, nearest, parse_spec
+
+WEIGHTINGS = ("sum", "fixed", "huw")
+
+
+def huw_total(values: Tensor, s: Tensor, priorities: Tensor) -> Tensor:
+    """``sum_i [1/2 exp(-s_i) L_i + 1/2 p_i s_i]`` of three ``[n]``."""
+    return 0.5 * (torch.exp(-s) * values + priorities * s).sum()
+
+
+def huw_slope(values: Tensor, s: Tensor, priorities: Tensor) -> Tensor:
+    """``1/2 (p_i - exp(-s_i) L_i)``: the derivative of :func:`huw_total` by s, ``[n]``."""
+    return 0.5 * (priorities - torch.exp(-s) * values)
+
+
+class FixedWeights:
+    """Constant weights."""
+
+    learns = False
+
+    def __init__(self, weights: Sequence[float] = (1.0,) * len(TERMS)) -> None:
+        self._weights = tuple(float(w) for w in weights)
+
+    def weights(self) -> tuple[float, ...]:
+        return self._weights
+
+    def total(self, values: Tensor) -> Tensor:
+        """The weighted sum of the terms ``values [n]``."""
+        return sum(w * v for w, v in zip(self._weights, values.unbind(), strict=True))  # type: ignore[return-value]
+
+    def learn(self, values: Tensor, lr: float | None = None) -> None:
+        """Nothing to learn."""
+
+    def dump(self) -> dict[str, Tensor]:
+        return {}
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Nothing to load."""
+
+
+class HUW:
+    """Homoscedastic uncertainty weighting: ``s [n]`` starts at 0, which is a weight of 1/2 each.
+
+    ``lr``: of :meth:`learn` where that is given none.
+    """
+
+    learns = True
+
+    def __init__(
+        self, priorities: Sequence[float] = (1.0,) * len(TERMS), bound: float | None = 3.0, lr: float = 0.05
+    ) -> None:
+        self.priorities = torch.tensor([float(p) for p in priorities], dtype=torch.float64)
+        self.bound, self.lr = bound, lr
+        self.s = torch.zeros_like(self.priorities)  # on the host, in double precision, wherever the terms are
+
+    def weights(self) -> tuple[float, ...]:
+        """``1/2 exp(-s_i)``."""
+        return tuple((0.5 * torch.exp(-self.s)).tolist())
+
+    def total(self, values: Tensor) -> Tensor:
+        """The weighted sum of the terms ``values [n]``, with the constant ``1/2 sum_i p_i s_i``."""
+        weighted = sum(w * v for w, v in zip(self.weights(), values.unbind(), strict=True))
+        return weighted + 0.5 * float((self.priorities * self.s).sum())  # type: ignore[return-value]
+
+    def slope(self, values: Tensor) -> Tensor:
+        """The step's direction uphill, ``[n]``, at the terms ``values [n]``; 0 for a term that is not finite."""
+        values = values.detach().to("cpu", torch.float64)
+        if self.bound is not None:
+            values = values.clamp_min(0.0)
+        slope = huw_slope(values, self.s, self.priorities)
+        return torch.where(torch.isfinite(slope), slope, 0.0)
+
+    def learn(self, values: Tensor, lr: float | None = None) -> None:
+        """One plain gradient step on s from the terms ``values [n]``."""
+        s = self.s - (self.lr if lr is None else lr) * self.slope(values)
+        self.s = s if self.bound is None else s.clamp(-self.bound, self.bound)
+
+    def dump(self) -> dict[str, Tensor]:
+        return {"s": self.s.clone()}
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Go on from what :meth:`dump` gave."""
+        s = tensors["s"]
+        if s.shape != self.s.shape:
+            raise ValueError(f"s has shape {tuple(s.shape)}, not {tuple(self.s.shape)}")
+        self.s = s.detach().to("cpu", torch.float64, copy=True)
+
+
+Weighting = FixedWeights | HUW
+
+
+@dataclass(frozen=True, kw_only=True)
+class FixedConfig:
+    """``weights``: one a term, as ``1x0.3x0.3``."""
+
+    weights: tuple[float, ...] = (1.0,) * len(TERMS)
+
+    def __post_init__(self) -> None:
+        wanted = f"weights must be {len(TERMS)} numbers, for {', '.join(TERMS)}"
+        if len(self.weights) != len(TERMS):
+            raise ValueError(f"{wanted}, not {len(self.weights)}")
+        if not all(0 <= w < math.inf for w in self.weights) or not any(self.weights):
+            raise ValueError(f"{wanted}: finite, not negative and not all 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class HUWConfig:
+    """``lr``: step of s; ``bound``: largest |s| (none: the published form, without bounds)."""
+
+    lr: float = 0.05
+    bound: float | None = 3.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.lr < math.inf:
+            raise ValueError(f"lr must be positive and finite, not {self.lr:g}")
+        if self.bound is not None and not 0 < self.bound <= 20:
+            raise ValueError(f"bound must be in (0, 20] or none, not {self.bound:g}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SumConfig:
+    """Every term has weight 1; there is nothing to set."""
+
+
+def make_weighting(spec: str, priorities: Sequence[float] | None = None) -> Weighting:
+    """``sum``, ``fixed:weights=1x0.3x0.3`` or ``huw:lr=0.05,bound=3``; ``priorities`` (default all 1) are HUW's.
+
+    Raises:
+        UserError: an unknown name or option, a wrong number of weights or priorities, an impossible value.
+    """
+    name, options = parse_spec(spec)
+    if name not in WEIGHTINGS:
+        raise UserError(f"unknown weighting {name!r}{nearest(name, WEIGHTINGS)}; there are {', '.join(WEIGHTINGS)}")
+    owner = f"weighting {name}"
+    if name == "huw":
+        config = build_config(HUWConfig, options, owner=owner)
+        return HUW(_checked((1.0,) * len(TERMS) if priorities is None else priorities), config.bound, config.lr)
+    if priorities is not None:
+        raise UserError(f"priorities are for the weighting huw, not for {name!r}")
+    if name == "sum":
+        build_config(SumConfig, options, owner=owner)
+        return FixedWeights()
+    return FixedWeights(build_config(FixedConfig, options, owner=owner).weights)
+
+
+def parse_priorities(text: str) -> tuple[float, ...]:
+    """``"2,5,1"`` to numbers, one for each of :data:`~lo_framework.objectives.terms.TERMS`; raises UserError."""
+    try:
+        return _checked([float(piece) for piece in text.split(",")])
+    except UserError:
+        raise
+    except ValueError:
+        raise UserError(f"priorities {text!r}: expected numbers, as 2,5,1, for {', '.join(TERMS)}") from None
+
+
+def _checked(priorities: Sequence[float]) -> tuple[float, ...]:
+    if len(priorities) != len(TERMS):
+        raise UserError(f"there must be {len(TERMS)} priorities, for {', '.join(TERMS)}, not {len(priorities)}")
+    for p in priorities:
+        if not 0 < p < math.inf:
+            raise UserError(f"priorities must be positive and finite, not {p:g}")
+    return tuple(float(p) for p in priorities)

@@ -1,0 +1,1 @@
+"""The parts of `lo_framework.optim.MetaAdamW`."""

@@ -1,0 +1,80 @@
+"""The update of a set of tensors with one alpha and one beta (arXiv 2605.04055, equations 1 to 4):
+
+    p <- p - lr alpha ( m_hat / (sqrt(v_hat) + eps) + beta wd p )
+
+by torch's fused loop where the tensors allow it, else written out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+State = dict[str, Tensor]
+FUSED = hasattr(torch, "_fused_adamw_")
+_LONG_AGO: dict[torch.device, Tensor] = {}
+
+
+class Numbers(NamedTuple):
+    """Of one set, at one step. ``rate`` is lr alpha and ``shrink`` lr alpha beta wd; on an accelerator 0-d tensors."""
+
+    rate: float | Tensor
+    shrink: float | Tensor
+    beta1: float
+    beta2: float
+    eps: float
+    correction1: float  # 1 - beta1^t
+    correction2: float
+
+
+def one_minus_power(beta: float, t: int) -> float:
+    """1 - beta^t without cancellation."""
+    return -math.expm1(t * math.log(beta)) if beta > 0 else 1.0
+
+
+def simple(p: Tensor, g: Tensor, state: State) -> bool:
+    """Whether the fused loop can update it in place; moments are laid out as ``p`` is."""
+    return p.dtype == g.dtype == state["exp_avg"].dtype and p.is_contiguous() and g.is_contiguous()
+
+
+def update(params: Sequence[Tensor], grads: Sequence[Tensor], states: Sequence[State], n: Numbers) -> None:
+    """In place."""
+    fast = FUSED and all(simple(*each) for each in zip(params, grads, states))
+    if fast and not (isinstance(n.rate, float) and n.rate == 0):
+        return _fused(params, grads, states, n)
+    for p, g, state in zip(params, grads, states):
+        _written_out(p, g, state, n)
+
+
+def _fused(params: Sequence[Tensor], grads: Sequence[Tensor], states: Sequence[State], n: Numbers) -> None:
+    """Bias corrections are folded into the rate and eps, so that no tensor counts steps."""
+    device, root = params[0].device, math.sqrt(n.correction2)
+    if device not in _LONG_AGO:
+        _LONG_AGO[device] = torch.full((), 1e30, device=device)  # at this step the loop's own corrections are 1
+    lr, decay = n.rate * (root / n.correction1), 0.0
+    if isinstance(n.rate, float) and isinstance(n.shrink, float):
+        decay = n.shrink / lr
+    else:
+        torch._foreach_mul_(list(params), 1.0 - n.shrink)  # type: ignore[arg-type]
+    torch._fused_adamw_(
+        list(params), list(grads), [s["exp_avg"] for s in states], [s["exp_avg_sq"] for s in states], [],
+        [_LONG_AGO[device]] * len(params), lr=lr, beta1=n.beta1, beta2=n.beta2, weight_decay=decay, eps=n.eps * root,
+        amsgrad=False, maximize=False,
+    )  # fmt: skip
+
+
+def _written_out(p: Tensor, g: Tensor, state: State, n: Numbers) -> None:
+    m, v = state["exp_avg"], state["exp_avg_sq"]
+    g, old = g.to(m.dtype), p.to(m.dtype)
+    m.lerp_(g, 1.0 - n.beta1)
+    v.mul_(n.beta2).addcmul_(g, g, value=1.0 - n.beta2)
+    p.copy_(old * (1.0 - n.shrink) - n.rate * adam_direction(m, v, n))
+
+
+def adam_direction(m: Tensor, v: Tensor, n: Numbers) -> Tensor:
+    """m_hat / (sqrt(v_hat) + eps)."""
+    return (m / n.correction1) / ((v / n.correction2).sqrt() + n.eps)

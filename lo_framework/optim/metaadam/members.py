@@ -1,0 +1,123 @@
+"""The parameters of one optimizer: their groups, ages and moments, and plans over those that have a gradient."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lo_framework.layout import Layout
+from lo_framework.optim.metaadam.adam_step import Numbers, one_minus_power
+from lo_framework.optim.metaadam.plan import Grouped, Named, Plan, make_plan, name_groups
+from optimizees.spec import UserError
+
+KEPT_PLANS = 8  # few sets of gradients occur in a training
+
+
+class Members:
+    """
+    Attributes:
+        params: all, in the order of the parameter groups; ``part``: group of each; ``ages``: updates of each.
+        layout: of all, frozen ones too: what a tensor is for does not depend on who has a gradient.
+        groups: the token group of each.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, grouping: Grouped, published: bool, scaled: bool) -> None:
+        self.optimizer, self.grouping = optimizer, grouping
+        self.published, self.scaled = published, scaled
+        self.ages: list[int] = []
+        self.gather()
+
+    def gather(self) -> None:
+        """Take in the optimizer's parameters: those of before, and new ones after them."""
+        groups = self.optimizer.param_groups
+        self.params: list[Tensor] = [p for group in groups for p in group["params"]]
+        self.part = [g for g, group in enumerate(groups) for _ in group["params"]]
+        if not self.params:
+            raise UserError("MetaAdamW needs at least one parameter")
+        self.ages = self.ages[: len(self.params)] + [0] * (len(self.params) - len(self.ages))
+        names = [name for group in groups for name in group.get("param_names", [])]
+        named = len(set(names)) == len(self.params)
+        if not named:
+            names = [f"parameter{i}" for i in range(len(self.params))]
+        self.layout = Layout.of({name: p.shape for name, p in zip(names, self.params)})
+        self.groups: list[Named] = name_groups(
+            self.grouping, self.layout, self.params, self.part, named, self.published
+        )
+        self.forget()
+
+    def forget(self) -> None:
+        self._plans: dict[Any, Plan] = {}
+
+    @property
+    def device(self) -> torch.device:
+        return self.params[0].device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the network computes in."""
+        return torch.float64 if any(p.dtype == torch.float64 for p in self.params) else torch.float32
+
+    def with_gradient(self) -> tuple[int, ...]:
+        """Places of the parameters that take part in this step, with moments.
+
+        Raises:
+            UserError: a gradient is sparse.
+        """
+        active = tuple(i for i, p in enumerate(self.params) if p.grad is not None and p.numel())
+        for i in active:
+            if self.params[i].grad.layout != torch.strided:  # type: ignore[union-attr]
+                raise UserError("MetaAdamW cannot use sparse gradients; build the embedding with sparse=False")
+        for i in active:
+            self.start(i)
+        return active
+
+    def start(self, i: int) -> None:
+        p = self.params[i]
+        state = self.optimizer.state[p]
+        if not state:
+            dtype = torch.float64 if p.dtype == torch.float64 else torch.float32
+            state["step"] = torch.zeros((), dtype=torch.float32)
+            for name in ("exp_avg", "exp_avg_sq"):
+                state[name] = torch.zeros_like(p, dtype=dtype, memory_format=torch.preserve_format)
+
+    def plan(self, active: tuple[int, ...]) -> Plan:
+        first = self.ages[active[0]]
+        key = active, tuple(self.ages[i] - first for i in active)
+        if key not in self._plans:
+            if len(self._plans) >= KEPT_PLANS:
+                self.forget()
+            self._plans[key] = make_plan(active, self.layout, self.groups, self.part, self.ages, self.device)
+        return self._plans[key]
+
+    def group(self, i: int) -> dict[str, Any]:
+        return self.optimizer.param_groups[self.part[i]]
+
+    def states(self, places: Sequence[int]) -> list[dict[str, Tensor]]:
+        return [self.optimizer.state[self.params[i]] for i in places]
+
+    def numbers(self, group: dict[str, Any], t: int, rate: Any, shrink: Any) -> Numbers:
+        """Of the t-th update; ``shrink`` as if the decay were decoupled."""
+        beta1, beta2 = group["betas"]
+        first, second = one_minus_power(beta1, t), one_minus_power(beta2, t)
+        return Numbers(rate, shrink / first if self.scaled else shrink, beta1, beta2, group["eps"], first, second)
+
+    def older(self, active: Sequence[int]) -> None:
+        for i in active:
+            self.ages[i] += 1
+            self.optimizer.state[self.params[i]]["step"] += 1
+
+
+def check_group(group: dict[str, Any]) -> None:
+    """Raises UserError for settings that cannot be."""
+    beta1, beta2 = group["betas"]
+    if not (0 <= beta1 < 1 and 0 <= beta2 < 1):
+        raise UserError(f"betas must be in [0, 1), not {beta1} and {beta2}")
+    for name in ("lr", "eps", "weight_decay"):
+        if not 0 <= float(group[name]) < math.inf:
+            raise UserError(f"{name} must be at least 0 and finite, not {group[name]}")
+    if any(p.is_complex() for p in group["params"]):
+        raise UserError("MetaAdamW cannot update complex parameters; use torch.view_as_real of them")
