@@ -19,6 +19,8 @@ examples:
   python -m meta_train --learned mlp --estimator pes --unroll-length 20 --episode-length 100-1000
   python -m meta_train --optimizees mlp,mlp-relu,cnn --regularizer sam:rho=0.05
                                                                     an optimizer that acts like SAM at no cost
+  python -m meta_train --objective combined --weighting huw --priorities 2,5,1
+                                                                    MetaAdamW's objectives
   python -m meta_train --out runs/a --resume                        go on after a kill: the same bits
 
 --optimizees and --datasets make the full product. A plugin (--plugin my_tasks.py) adds tasks and learned optimizers of
@@ -54,7 +56,17 @@ def parser() -> Parser:
     p.add_argument("--datasets", help="data sets, as digits,fashion_mnist:size=8 (default: digits, which is built in)")
     p.add_argument("--learned", help="attention-mlp (default), attention, hyper-adamw, mlp, lstm, with options")
     p.add_argument("--estimator", help="tbptt, pes or es, with options, as pes:sigma=0.01")
-    p.add_argument("--objective", help="valid (held-out loss, default) or train")
+    p.add_argument(
+        "--objective",
+        help="valid (held-out loss, default) or train; or what each step does: gradient, loss_decrease, gen_gap or all "
+        "three combined",
+    )
+    p.add_argument(
+        "--weighting",
+        help="of the terms of combined: sum (default), fixed:weights=1x0.3x0.3, or huw, which learns them: "
+        "huw:lr=0.05,bound=3",
+    )
+    p.add_argument("--priorities", help="of gradient, loss_decrease and gen_gap under --weighting huw, as 2,5,1")
     p.add_argument(
         "--regularizer", help="absorb one: sam, gsam, gam, ... with options, or a mixture, as sam:rho=0.05+gam"
     )

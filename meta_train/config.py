@@ -15,6 +15,7 @@ from lo_framework.estimators import Truncation, estimator_config
 from lo_framework.estimators.tbptt import TBPTTConfig
 from lo_framework.inner.graph import ENGINES
 from lo_framework.objectives import make_objective
+from lo_framework.objectives.weighting import Weighting, make_weighting, parse_priorities
 from optimizees.spec import UserError, nearest, parse_spec
 from regularizers.base import HVP_COST
 
@@ -46,6 +47,8 @@ class RunConfig:
     absorb: str = ""  # how; see lo_framework.absorption.AbsorbConfig
     learn_rho: str = ""  # "phase=10,sigma=0.3,lr=1": the regularizer's radius by ES on held-out loss
     control: str = "none"  # a regularizer whose meta-compute this unregularized run gets, as more outer steps
+    weighting: str = ""  # of the terms of the objective combined: sum (which "" stands for), fixed or huw
+    priorities: str = ""  # "2,5,1": of the terms under the weighting huw
     engine: str = "eager"  # how inner steps run: eager, graph (recorded, the same bits) or inductor (compiled)
 
     def __post_init__(self) -> None:
@@ -80,6 +83,7 @@ class RunConfig:
             longest = f"--episode-length {self.episode_length}"
             raise UserError(f"--unroll-length {self.unroll_length} is longer than any episode ({longest})")
         self._check_regularizer()
+        self._check_weighting()
         _ = self.truncation
 
     def _check_regularizer(self) -> None:
@@ -98,8 +102,24 @@ class RunConfig:
 
         if self.learn_rho:
             _ = absorption.radius
-            if make_objective(self.objective).config.train > 0:
+            if not make_objective(self.objective).only_held_out:
                 raise UserError("a radius (--learn-rho) is learned on held-out data only: use --objective valid")
+
+    def _check_weighting(self) -> None:
+        name, _ = parse_spec(self.objective)
+        for field in ("weighting", "priorities"):
+            if getattr(self, field) and name != "combined":
+                raise UserError(f"{flag(field)} is for --objective combined, which has several terms, not for {name!r}")
+        if self.priorities and parse_spec(self.weighting or "sum")[0] != "huw":
+            raise UserError("--priorities are for --weighting huw")
+        _ = self.make_weighting()
+
+    def make_weighting(self) -> Weighting | None:
+        """A fresh weighting of the objective's terms; None where there is one score and nothing to weigh."""
+        if parse_spec(self.objective)[0] != "combined":
+            return None
+        priorities = parse_priorities(self.priorities) if self.priorities else None
+        return make_weighting(self.weighting or "sum", priorities)
 
     @property
     def absorption(self) -> Absorption | None:
@@ -153,14 +173,14 @@ def make_config(preset: str = "quick", **given: Any) -> RunConfig:
 def compute_factor(config: RunConfig) -> float:
     """How many times the gradient evaluations of the plain run the regularized one takes (``--control``).
 
-    Plain, per inner step: the gradient, the held-out loss with its pull-back, and under second-order TBPTT the
-    Hessian-vector product that pulls back through the gradient.
+    Plain, per inner step: the gradient, whatever the objective adds (the held-out loss with its pull-back, say), and
+    under second-order TBPTT the Hessian-vector product that pulls back through the gradient.
     """
     absorption = make_absorption(config.control, config.absorb)
     settings = estimator_config(config.estimator)
     unrolled = isinstance(settings, TBPTTConfig)
     second_order = isinstance(settings, TBPTTConfig) and settings.second_order
-    plain = 1.0 + make_objective(config.objective).held_out + HVP_COST * second_order
+    plain = 1.0 + make_objective(config.objective).cost(unrolled=unrolled) + HVP_COST * second_order
     extra = absorption.regularizer.cost.total - (0.0 if absorption.independent else 1.0)
     extra += 2.0 if absorption.alpha and unrolled else 0.0  # GSAM pulls back twice: so much, as measured
     length = sum(config.episode) / 2

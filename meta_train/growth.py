@@ -41,11 +41,14 @@ def build_learned(kind: str, config: dict[str, Any]) -> LearnedOptimizer:
 
 
 def plan_stages(spec: str, outer_steps: int) -> list[Stage]:
-    """Stages for a learned-optimizer spec; predecessors take over the settings they share with it."""
+    """Stages for a learned-optimizer spec; predecessors take over the settings they share with it.
+
+    One that learns its own factors only (``learn=factors``) has none: it would take over what they have learned.
+    """
     final = make_learned(spec)
     kind, _ = parse_spec(spec)
     chain = [kind]
-    while chain[0] in PREDECESSOR:
+    while chain[0] in PREDECESSOR and getattr(final.config, "learn", "all") == "all":
         chain.insert(0, PREDECESSOR[chain[0]])
     chain = chain[-outer_steps:]  # a very short run has fewer stages than kinds
     values = asdict(final.config)

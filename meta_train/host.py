@@ -16,7 +16,7 @@ from lo_framework.estimators.resume import state_from_tensors, state_to_tensors
 from lo_framework.inner.rollout import rollout
 from lo_framework.inner.step import Family
 from lo_framework.learned.base import LearnedOptimizer, Theta
-from lo_framework.objectives import Objective, make_objective
+from lo_framework.objectives import AnyObjective, StepObjective, make_objective
 from meta_train.config import RunConfig
 from meta_train.growth import build_learned
 from optimizees import Task, make_tasks
@@ -45,7 +45,7 @@ class Unit(NamedTuple):
 
 
 def build_estimator(
-    config: RunConfig, task: Task, learned: LearnedOptimizer, objective: Objective, rho: float | None = None
+    config: RunConfig, task: Task, learned: LearnedOptimizer, objective: AnyObjective, rho: float | None = None
 ) -> Any:
     """The estimator of one shard, with the inner loop that ``--inner-backend`` names.
 
@@ -93,8 +93,18 @@ class Host:
             else:  # clocks stay on the host
                 self.states[shard] = state_from_tensors(tensors[shard], config.device)
 
-    def estimate(self, theta: Theta) -> dict[int, tuple[Theta, dict[str, float], Theta | None]]:
-        """One truncation of every shard here: meta-gradient, metrics and the plain meta-gradient (GSAM) by shard."""
+    def estimate(
+        self, theta: Theta, weights: tuple[float, ...] | None = None
+    ) -> dict[int, tuple[Theta, dict[str, float], Theta | None]]:
+        """One truncation of every shard here: meta-gradient, metrics and the plain meta-gradient (GSAM) by shard.
+
+        ``weights``: of the objective's terms, in this outer step.
+        """
+        if weights is not None:
+            assert isinstance(self.objective, StepObjective)
+            self.objective = self.objective.weighted(weights)
+            for estimator in self.estimators.values():
+                estimator.unroller.objective = self.objective
         theta = {name: x.to(self.config.device) for name, x in theta.items()}
         out = {}
         for shard in self.mine:

@@ -1,12 +1,14 @@
 """What a run shows while it goes: a progress bar or plain lines, TensorBoard curves, ``metrics.jsonl``.
 
 ``metrics.jsonl`` has one line an outer step: ``step stage kind meta_loss diverged nonfinite grad_norm clip_ratio
-skipped score seconds rate`` and ``families``, which has the metrics of every family. A number that is not finite stands
-as null. Only ``seconds`` and ``rate`` differ when a run is repeated.
+skipped score seconds rate`` and ``families``, which has the metrics of every family; with ``--objective combined`` also
+``terms`` and their ``weights``. A number that is not finite stands as null. Only ``seconds`` and ``rate`` differ when a
+run is repeated.
 
 TensorBoard has the same as ``meta_loss/FAMILY`` (and ``diverged``, ``nonfinite``), ``outer/grad_norm``,
 ``outer/clip_ratio``, ``outer/skipped``, ``log10_step_size/FAMILY/PROGRESS`` (the learned step size at the start, middle
-and end of an episode), ``validation/incumbent`` and ``rate/inner_steps_per_second``.
+and end of an episode), ``validation/incumbent`` and ``rate/inner_steps_per_second``; for objectives about steps also
+``term_NAME/FAMILY``, and ``weight/NAME`` where there are several terms.
 """
 
 from __future__ import annotations

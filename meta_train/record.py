@@ -11,6 +11,8 @@ import torch
 from lo_framework.inner.step import Family
 from lo_framework.learned.base import Theta
 from lo_framework.learned.hyper_adamw import HyperAdamW
+from lo_framework.objectives.terms import TERMS
+from lo_framework.objectives.weighting import Weighting
 from lo_framework.protocols import Task
 from meta_train.growth import Stage
 
@@ -47,6 +49,18 @@ def row(stage: Stage, families: dict[str, Metrics], outcome: Metrics) -> dict[st
 def curves(families: dict[str, Metrics], outcome: Metrics) -> dict[str, float]:
     found = {f"{key}/{name}": value for name, family in families.items() for key, value in family.items()}
     return found | {f"outer/{key}": value for key, value in outcome.items()}
+
+
+def weigh(line: dict[str, Any], weighting: Weighting) -> dict[str, float]:
+    """Adds the terms (means over families, in their order) and the weights they had; then these are learned.
+
+    Returns the weights' curves.
+    """
+    families = list(line["families"].values())
+    line["terms"] = {name: sum(m[f"term_{name}"] for m in families) / len(families) for name in TERMS}
+    line["weights"] = dict(zip(TERMS, weighting.weights(), strict=True))
+    weighting.learn(torch.tensor(list(line["terms"].values()), dtype=torch.float64))
+    return {f"weight/{name}": weight for name, weight in line["weights"].items()}
 
 
 def step_sizes(stage: Stage, theta: Theta, tasks: Sequence[Task]) -> dict[str, float]:

@@ -66,7 +66,7 @@ class MetaTraining:
             learned = stage.build()
             if not sum(x.numel() for x in learned.theta().values()):
                 raise UserError(f"the learned optimizer {stage.kind!r} has no meta-parameters to train")
-            if learned.explicit(learned.theta()) is not None and objective.config.train > 0:
+            if learned.explicit(learned.theta()) is not None and not objective.only_held_out:
                 raise UserError("a radius (sam_rho) is learned on held-out data only: use --objective valid")
             build_estimator(self.config, self.tasks[0], learned.to(self.config.device), objective)
 
@@ -117,7 +117,8 @@ class MetaTraining:
         incumbent = Incumbent(theta, first.kind, first.config, score(quality, reference), 0, quality)
         learned.load_theta(theta)
         self._build(workers, first, None)
-        return Run(0, 0, self._outer(learned, first), incumbent, reference, lr, True, self._radius())
+        known = (reference, lr, True, self._radius(), self.config.make_weighting())
+        return Run(0, 0, self._outer(learned, first), incumbent, *known)
 
     def _build(
         self, workers: Workers, stage: Stage, tensors: dict[int, dict[str, Tensor]] | None, rho: float | None = None
@@ -160,7 +161,8 @@ class MetaTraining:
 
     def _step(self, run: Run, workers: Workers, stage: Stage) -> tuple[dict[str, Any], dict[str, float]]:
         """One outer step: the mean over families of the mean over shards, summed in a fixed order."""
-        answers = workers.everywhere("estimate", run.outer.theta)
+        weights = () if run.weighting is None else (run.weighting.weights(),)
+        answers = workers.everywhere("estimate", run.outer.theta, *weights)
         by_shard = {int(shard): answer for part in answers for shard, answer in part.items()}
         grads, metrics, plains = zip(*(by_shard[shard] for shard in range(self.shards)))
         grad = record.mean(grads)
@@ -169,7 +171,8 @@ class MetaTraining:
         families = record.by_family(metrics, [task.name for task in self.tasks], self.config.shards)
         outcome = run.outer.step(grad)
         row = record.row(stage, families, outcome)
-        return row, record.curves(families, outcome) | record.step_sizes(stage, run.outer.theta, self.tasks)
+        curves = record.weigh(row, run.weighting) if run.weighting is not None else {}
+        return row, curves | record.curves(families, outcome) | record.step_sizes(stage, run.outer.theta, self.tasks)
 
     def _phase(self, run: Run, workers: Workers, stage: Stage) -> list[tuple[dict[str, Any], dict[str, float]]]:
         """Some outer steps in two branches that differ in the radius; the run goes on in the better one (`radius`)."""
@@ -283,11 +286,12 @@ class MetaTraining:
         outer.load(part(tensors, "outer"), meta["outer_done"])
         shards = {shard: part(tensors, f"shard.{shard}") for shard in range(self.shards)}
         self._build(workers, stage, shards)
-        radius = self._radius()
-        if radius is not None:
-            radius.load(part(tensors, "radius"))
-        known = (meta["reference"], meta["start_lr"], meta["repeatable"])
-        return Run(stage.begin + meta["outer_done"], meta["stage"], outer, incumbent_of(tensors, meta), *known, radius)
+        radius, weighting = self._radius(), self.config.make_weighting()
+        for group, learner in (("radius", radius), ("weighting", weighting)):
+            if learner is not None:
+                learner.load(part(tensors, group))
+        known = (meta["reference"], meta["start_lr"], meta["repeatable"], radius, weighting)
+        return Run(stage.begin + meta["outer_done"], meta["stage"], outer, incumbent_of(tensors, meta), *known)
 
 
 def _passed(every: int, before: int, after: int) -> bool:

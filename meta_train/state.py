@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from lo_framework.objectives.weighting import Weighting
 from meta_train.incumbent import Incumbent, Quality
 from meta_train.outer import Outer
 from meta_train.radius import Radius
@@ -26,13 +27,15 @@ class Run:
     start_lr: float
     repeatable: bool
     radius: Radius | None = None
+    weighting: Weighting | None = None
 
 
 def pack(run: Run, shards: dict[int, Tensors]) -> tuple[Tensors, dict[str, Any]]:
-    """Tensors ``outer.*``, ``incumbent.*``, ``shard.N.*`` and ``radius.*``; the rest as a record."""
+    """Tensors ``outer.*``, ``incumbent.*``, ``shard.N.*``, ``radius.*`` and ``weighting.*``; the rest as a record."""
     groups: dict[str, Tensors] = {"outer": run.outer.dump(), "incumbent": run.incumbent.theta}
     groups |= {f"shard.{shard}": state for shard, state in shards.items()}
     groups |= {} if run.radius is None else {"radius": run.radius.dump()}
+    groups |= {} if run.weighting is None else {"weighting": run.weighting.dump()}
     tensors = {f"{group}.{name}": x for group, named in groups.items() for name, x in named.items()}
     best = {name: value for name, value in vars(run.incumbent).items() if name != "theta"}
     meta = {

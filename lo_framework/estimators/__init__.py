@@ -9,13 +9,13 @@ from lo_framework.estimators.pes import PES
 from lo_framework.estimators.tbptt import TBPTT
 from lo_framework.estimators.truncation import Truncation
 from lo_framework.inner.step import Family
-from lo_framework.objectives import Objective
+from lo_framework.objectives import AnyObjective
 from optimizees.spec import UserError, build_config, nearest, parse_spec
 
 ESTIMATORS: dict[str, Any] = {"tbptt": TBPTT, "es": ES, "pes": PES}
 
 
-def make_estimator(spec: str, family: Family, objective: Objective, truncation: Truncation, num_tasks: int) -> Any:
+def make_estimator(spec: str, family: Family, objective: AnyObjective, truncation: Truncation, num_tasks: int) -> Any:
     """``"pes"`` or ``"tbptt:second_order=false,segments=0"`` for one shard of ``num_tasks`` tasks."""
     cls, config = _parsed(spec)
     return cls(family, objective, truncation, num_tasks, config)

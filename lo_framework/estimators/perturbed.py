@@ -17,7 +17,7 @@ from torch import Tensor
 from lo_framework.estimators.truncation import Truncation, Unroller, UnrollState, map_carry
 from lo_framework.inner.step import Carry, Family
 from lo_framework.learned.base import Theta
-from lo_framework.objectives import Objective
+from lo_framework.objectives import AnyObjective
 from lo_framework.protocols import MetaGradient
 from optimizees.spec import UserError
 
@@ -40,10 +40,10 @@ class Perturbed:
     persistent: ClassVar[bool]
 
     def __init__(
-        self, family: Family, objective: Objective, truncation: Truncation, num_tasks: int, config: PerturbedConfig
+        self, family: Family, objective: AnyObjective, truncation: Truncation, num_tasks: int, config: PerturbedConfig
     ) -> None:
         self.unroller = Unroller(family, objective, truncation, num_tasks, copies=2)
-        self.step = family.step(held_out=self.unroller.second_batch, pairs=True)
+        self.step = family.step(held_out=self.unroller.second_batch, pairs=True, needs=objective.needs)
         self.config = config
 
     def init_state(self, theta: Theta, generator: torch.Generator) -> UnrollState:
@@ -60,7 +60,7 @@ class Perturbed:
         state, restarted = unroller.restart_finished(state)
         size = sum(x.numel() for x in theta.values())
         eps = self.config.sigma * torch.randn(num, size, generator=state.generator)
-        carry, total, penalty = unroller.run(
+        carry, total, penalty, terms = unroller.run(
             self.step, self._pairs(theta, eps), state.carry, state, 0, unroller.truncation.unroll_length
         )
         xi = eps
@@ -68,7 +68,7 @@ class Perturbed:
             xi = torch.where(restarted[:, None], 0.0, state.extra["xi"]) + eps
         grad = unflatten_theta(theta, self._slope(total + penalty, xi))
         plain = unflatten_theta(theta, self._slope(total, xi)) if unroller.alpha else None
-        metrics = {**unroller.summary(state, total, penalty), "nonfinite": float((~carry.alive).float().mean())}
+        metrics = {**unroller.summary(state, total, penalty, terms), "nonfinite": float((~carry.alive).float().mean())}
         if not self.persistent:  # both members of the next pair start from the positive one's state
             carry = _share_first(carry, num)
         new = replace(unroller.advance(state, carry), extra={"xi": xi} if self.persistent else {})

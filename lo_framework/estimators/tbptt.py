@@ -19,10 +19,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from lo_framework.estimators.truncation import Truncation, Unrolled, Unroller, UnrollState, map_carry
+from lo_framework.estimators.truncation import Truncation, Unrolled, Unroller, UnrollState, added, map_carry
 from lo_framework.inner.step import Carry, Family, tile_theta
 from lo_framework.learned.base import Theta
-from lo_framework.objectives import Objective
+from lo_framework.objectives import AnyObjective
 from lo_framework.protocols import MetaGradient
 
 
@@ -43,12 +43,13 @@ class TBPTT:
     Config: ClassVar[type] = TBPTTConfig
 
     def __init__(
-        self, family: Family, objective: Objective, truncation: Truncation, num_tasks: int, config: TBPTTConfig
+        self, family: Family, objective: AnyObjective, truncation: Truncation, num_tasks: int, config: TBPTTConfig
     ) -> None:
         self.unroller = Unroller(family, objective, truncation, num_tasks)
         self.step = family.step(
-            held_out=self.unroller.second_batch, second_order=config.second_order, differentiable=True
-        )
+            held_out=self.unroller.second_batch, second_order=config.second_order, differentiable=True,
+            needs=objective.needs,
+        )  # fmt: skip
         self.config = config
         length = truncation.unroll_length
         segments = min(config.segments or round(math.sqrt(length)), length)
@@ -67,6 +68,7 @@ class TBPTT:
         grads: list[Theta] = [{name: torch.zeros_like(x) for name, x in tiled.items()} for _ in range(sweeps)]
         cotangents: list[dict[str, Tensor]] = [{} for _ in range(sweeps)]
         total = penalty = torch.zeros(self.unroller.num, device=state.carry.params.device)
+        terms: dict[str, Tensor] = {}
         last = len(starts) - 1
         for s in range(last, -1, -1):
             carry, random_state = starts[s]
@@ -74,14 +76,14 @@ class TBPTT:
             end, pulled = self._segment(tiled, carry, state, s, cotangents)
             cotangents = [before for _, before in pulled]
             grads = [{n: g + found[n] for n, g in each.items()} for each, (found, _) in zip(grads, pulled)]
-            total, penalty = total + end.score, penalty + end.penalty
+            total, penalty, terms = total + end.score, penalty + end.penalty, added(terms, end.terms)
             if s == last:
                 final, final_random = end.carry, state.generator.get_state()
         state.generator.set_state(final_random)
         length = self.unroller.truncation.unroll_length
         scaled = [{n: g / length for n, g in each.items()} for each in grads]
         (mean, *plain), bad, clipped = combine(scaled, self.config.clip_task, final.alive)
-        metrics = {**self.unroller.summary(state, total, penalty), "nonfinite": bad, "task_clipped": clipped}
+        metrics = {**self.unroller.summary(state, total, penalty, terms), "nonfinite": bad, "task_clipped": clipped}
         return MetaGradient(mean, metrics, plain[0] if plain else None), self.unroller.advance(state, final)
 
     def _forward(self, theta: Theta, state: UnrollState) -> list[tuple[Carry, Tensor]]:
@@ -116,7 +118,7 @@ class TBPTT:
             outputs = [(x, seed) for x, seed in outputs if x.requires_grad]
             found = list(_pull(outputs, inputs, keep=sweep + 1 < len(cotangents)))
             pulled.append((dict(zip(theta, found)), dict(zip(moving, found[len(theta) :]))))
-        done = Unrolled(map_carry(Tensor.detach, end.carry), end.score.detach(), end.penalty.detach())
+        done = Unrolled(map_carry(Tensor.detach, end.carry), end.score.detach(), end.penalty.detach(), end.terms)
         return done, pulled
 
 

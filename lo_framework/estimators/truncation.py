@@ -21,7 +21,7 @@ from torch import Tensor
 
 from lo_framework.inner.step import Carry, Draw, Family, Step
 from lo_framework.learned.base import Theta
-from lo_framework.objectives import Objective
+from lo_framework.objectives import AnyObjective
 from lo_framework.protocols import Batch, Task
 from optimizees.spec import UserError
 
@@ -65,12 +65,15 @@ class Unrolled(NamedTuple):
     carry: Carry
     score: Tensor
     penalty: Tensor  # of the absorbed regularizer: to be added to the score
+    terms: dict[str, Tensor]  # what else the objective reports; constants
 
 
 class Unroller:
     """Starts, restarts and runs truncations of ``num`` tasks of one family."""
 
-    def __init__(self, family: Family, objective: Objective, truncation: Truncation, num: int, copies: int = 1) -> None:
+    def __init__(
+        self, family: Family, objective: AnyObjective, truncation: Truncation, num: int, copies: int = 1
+    ) -> None:
         if num < 1:
             raise UserError(f"a shard needs at least one task, not {num}")
         self.family, self.objective, self.truncation = family, objective, truncation
@@ -124,6 +127,8 @@ class Unroller:
         train = task.batch("train", generator, (self.num,))
         split = "valid" if self.objective.held_out else "train"
         held: Batch = task.batch(split, generator, (self.num,)) if self.second_batch else ()
+        third = "gradient" in self.objective.needs or "gen_gap" in self.objective.needs
+        second: Batch = task.batch("train", generator, (self.num,)) if third else ()
         noise = torch.randint(2**62, (self.num,), generator=generator)
         now = state.t + i
         progress = (now / state.horizon).clamp_max(1.0).float()
@@ -134,7 +139,7 @@ class Unroller:
             weight = self._repeat(weight.to(task.device)) if bool(weight.any()) else None  # nobody's turn: no cost
         draw = Draw(
             self._repeat_batch(train), self._repeat_batch(held), self._repeat(noise.to(task.device)),
-            self._repeat(progress.to(task.device)), weight,
+            self._repeat(progress.to(task.device)), weight, self._repeat_batch(second),
         )  # fmt: skip
         return draw, self._repeat(live.to(task.device))
 
@@ -144,27 +149,36 @@ class Unroller:
         """Inner steps [begin, end)."""
         total: Tensor | None = None
         penalty: Tensor | None = None
+        terms: dict[str, Tensor] = {}
         for i in range(begin, end):
             draw, live = self.draw(state, i)
             carry, losses = step(theta, carry, draw)
-            scored = self.objective.score(self.task, losses) * live
+            score, found = self.objective.measure(self.task, losses, self.copies == 2)
+            scored = score * live
             total = scored if total is None else total + scored
             penalty = losses.penalty if penalty is None else penalty + losses.penalty
+            terms = added(terms, {name: value * live for name, value in found.items()})
         assert total is not None and penalty is not None
-        return Unrolled(carry, total, penalty)
+        return Unrolled(carry, total, penalty, terms)
 
-    def summary(self, state: UnrollState, total: Tensor, penalty: Tensor) -> dict[str, float]:
+    def summary(
+        self, state: UnrollState, total: Tensor, penalty: Tensor, terms: dict[str, Tensor] | None = None
+    ) -> dict[str, float]:
         """Metrics of the summed scores ``[copies K]`` of a truncation from ``state``, over the steps that counted.
+
+        Terms of the objective are ``term_NAME``; where it has a ``level`` that tells who diverged, else the score does.
 
         Masked steps add nothing to ``total``: dividing by the unroll length would make the meta-loss dip at every
         episode's end.
         """
         live = (state.stop - state.t).clamp(1, self.truncation.unroll_length).to(total.dtype)
-        live, total = self._repeat(live), total.cpu()
+        live, total, terms = self._repeat(live), total.cpu(), dict(terms or {})
+        level = terms.pop("level", total).cpu()
         found = {
             "meta_loss": float((total.sum() + penalty.sum().cpu()) / live.sum()),
-            "diverged": float((total / live > 1.5).double().mean()),
+            "diverged": float((level / live > 1.5).double().mean()),
         }
+        found |= {f"term_{name}": float(value.sum().cpu() / live.sum()) for name, value in terms.items()}
         if self.family.absorption is not None:
             found["penalty"] = float(penalty.sum().cpu() / live.sum())
         return found
@@ -184,6 +198,11 @@ class Unroller:
 
     def _repeat_carry(self, carry: Carry) -> Carry:
         return map_carry(self._repeat, carry)
+
+
+def added(sums: dict[str, Tensor], more: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Sums by name; empty ``sums`` are zeros."""
+    return {name: sums[name] + x if sums else x for name, x in more.items()}
 
 
 def map_carry(f: Callable[..., Tensor], *carries: Carry) -> Carry:

@@ -23,7 +23,7 @@ from lo_framework.inner.step import Carry, Draw, Family, Losses
 from lo_framework.layout import Layout
 from lo_framework.learned.base import Theta
 from lo_framework.learned.hyper_adamw import HyperAdamW
-from lo_framework.objectives import Objective
+from lo_framework.objectives import AnyObjective
 from lo_framework.protocols import Batch, Buffers, MetaGradient, Task
 from optimizees.spec import UserError, build_config, parse_spec
 
@@ -59,7 +59,7 @@ class HigherTBPTT:
     Config: ClassVar[type] = TBPTTConfig
 
     def __init__(
-        self, family: Family, objective: Objective, truncation: Truncation, num_tasks: int, config: TBPTTConfig
+        self, family: Family, objective: AnyObjective, truncation: Truncation, num_tasks: int, config: TBPTTConfig
     ) -> None:
         if type(family.learned) is not HyperAdamW:
             raise UserError(
@@ -68,6 +68,8 @@ class HigherTBPTT:
             )
         if family.learned.explicit(family.learned.theta()) is not None:
             raise UserError("the inner backend higher has plain gradients only: leave sam_rho at 0")
+        if objective.needs:
+            raise UserError(f"the inner backend higher has the objectives valid and train only, not {objective.name}")
         if config.segments != 1:
             raise UserError(f"the inner backend higher has no segments: expected 1, found {config.segments}")
         higher = import_higher()
@@ -203,7 +205,9 @@ def _stacked(rows: list[Carry]) -> Carry:
     )
 
 
-def make_higher(spec: str, family: Family, objective: Objective, truncation: Truncation, num_tasks: int) -> HigherTBPTT:
+def make_higher(
+    spec: str, family: Family, objective: AnyObjective, truncation: Truncation, num_tasks: int
+) -> HigherTBPTT:
     """``make_estimator`` for this backend: ``"tbptt"`` or ``"tbptt:second_order=false,clip_task=1"``."""
     name, options = parse_spec(spec)
     if name != "tbptt":

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.func import functional_call, vmap
 
 from lo_framework.absorption import Absorption, corrected
+from lo_framework.inner.after import After, look
 from lo_framework.inner.batching import over_tasks
 from lo_framework.inner.graph import ENGINES, Recorder
 from lo_framework.layout import Layout
@@ -41,12 +42,14 @@ class Draw(NamedTuple):
     noise: Tensor  # [K] int64
     progress: Tensor  # [K] in [0, 1]
     weight: Tensor | None = None  # [K] of the absorbed regularizer's penalty; None: not at this step
+    second: Batch = ()  # a second training batch, for objectives about steps, or an empty tuple
 
 
 class Losses(NamedTuple):
     train: Tensor  # [K] minibatch loss before the update
     held: Tensor  # [K] held-out loss after it (zeros if none was asked for)
     penalty: Tensor  # [K] of the absorbed regularizer, times its weight
+    after: After | None = None  # for objectives about steps
 
 
 Step = Callable[[Theta, Carry, Draw], tuple[Carry, Losses]]
@@ -99,12 +102,13 @@ class Family:
         return {name: x.clone(memory_format=torch.contiguous_format) for name, x in found.items()}
 
     def step(
-        self, *, held_out: bool, second_order: bool = False, differentiable: bool = False, pairs: bool = False
-    ) -> Step:
+        self, *, held_out: bool, second_order: bool = False, differentiable: bool = False, pairs: bool = False,
+        needs: tuple[str, ...] = (),
+    ) -> Step:  # fmt: skip
         """The vmapped step. ``second_order`` lets meta-gradients flow through the inner gradients (and so Hessians).
 
         ``differentiable`` makes the training loss carry a meta-gradient in first-order mode as well. ``pairs``: the
-        second half of the tasks are the antithetic twins of the first.
+        second half of the tasks are the antithetic twins of the first. ``needs``: terms of an objective about steps.
         """
         absorption = self.absorption
         explicit = self.learned.explicit(self.learned.theta()) is not None
@@ -172,48 +176,56 @@ class Family:
             penalty = torch.zeros_like(held)
             if absorption is not None and draw.weight is not None:
                 old = _group(carry.memory, "absorbed")
-                after = absorption.independent
-                where = (params, buffers, draw.held) if after else (carry.params, carry.buffers, draw.train)
-                here = None if after else plain
+                later = absorption.independent
+                where = (params, buffers, draw.held) if later else (carry.params, carry.buffers, draw.train)
+                here = None if later else plain
                 penalty, new = absorption.penalty(self.task, loss_of, *where, draw.noise, here, old, pairs)
                 penalty = draw.weight * _where(alive, penalty, 0.0)
                 memory |= _named("absorbed", new)
             memory = {name: _where(alive, x, carry.memory[name]) for name, x in memory.items()}
-            losses = Losses(_where(alive, loss, torch.inf), _where(alive, held, torch.inf), penalty)
+            after = None
+            if needs:
+                after = look(
+                    needs, self.layout, losses_of, carry.params, params, buffers, draw.held, draw.second, draw.noise,
+                    grads, alive,
+                )  # fmt: skip
+            losses = Losses(_where(alive, loss, torch.inf), _where(alive, held, torch.inf), penalty, after)
             return Carry(params, buffers, state, alive, memory), losses
 
         if self.engine == "eager" or not getattr(self.task, "vmappable", True):
             return step
-        return _Recorded(step, self.engine)
+        return _Recorded(step, self.engine, bool(needs))
 
 
 class _Recorded:
     """A step by recordings of it; see ``graph``."""
 
-    def __init__(self, step: Step, engine: str) -> None:
-        self.step, self.engine = step, engine
+    def __init__(self, step: Step, engine: str, looks: bool) -> None:
+        self.step, self.engine, self.looks = step, engine, looks
         self.recorders: dict[Any, Recorder] = {}
 
     def __call__(self, theta: Theta, carry: Carry, draw: Draw) -> tuple[Carry, Losses]:
         names = (
             tuple(theta), tuple(carry.buffers), tuple(carry.state), tuple(carry.memory), len(draw.train),
-            len(draw.held), draw.weight is not None,
+            len(draw.held), draw.weight is not None, len(draw.second),
         )  # fmt: skip
         if names not in self.recorders:
             self.recorders[names] = Recorder(self._flat(*names), self.engine)
         flat = [
             *theta.values(), carry.params, *carry.buffers.values(), *carry.state.values(), *carry.memory.values(),
             carry.alive, *draw.train, *draw.held, draw.noise, draw.progress,
-            *(() if draw.weight is None else (draw.weight,)),
+            *(() if draw.weight is None else (draw.weight,)), *draw.second,
         ]  # fmt: skip
-        params, *rest, alive, train, held, penalty = self.recorders[names](flat)
+        params, *rest = self.recorders[names](flat)
         given = iter(rest)
         buffers, state, memory = ({n: next(given) for n in x} for x in (carry.buffers, carry.state, carry.memory))
-        return Carry(params, buffers, state, alive, memory), Losses(train, held, penalty)
+        carry = Carry(params, buffers, state, next(given), memory)
+        losses = Losses(next(given), next(given), next(given))
+        return carry, losses._replace(after=After(*given)) if self.looks else losses
 
     def _flat(
         self, theta: tuple[str, ...], buffers: tuple[str, ...], state: tuple[str, ...], memory: tuple[str, ...],
-        train: int, held: int, weighted: bool,
+        train: int, held: int, weighted: bool, second: int,
     ) -> Callable[[Sequence[Tensor]], list[Tensor]]:
         def function(flat: Sequence[Tensor]) -> list[Tensor]:
             given = iter(flat)
@@ -224,10 +236,11 @@ class _Recorded:
             draw = Draw(
                 tuple(next(given) for _ in range(train)), tuple(next(given) for _ in range(held)),
                 next(given), next(given), next(given) if weighted else None,
+                tuple(next(given) for _ in range(second)),
             )  # fmt: skip
             end, losses = self.step(weights, carry, draw)
             carried = (*end.buffers.values(), *end.state.values(), *end.memory.values())
-            return [end.params, *carried, end.alive, *losses]
+            return [end.params, *carried, end.alive, *losses[:3], *(losses.after or ())]
 
         return function
 

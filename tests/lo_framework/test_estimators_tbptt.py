@@ -65,7 +65,7 @@ def score(estimator: TBPTT, theta: Theta, state: UnrollState) -> Tensor:
     """What the meta-gradient is the gradient of: the mean over tasks and steps of the masked score."""
     state, unroller = copied(state), estimator.unroller
     length = unroller.truncation.unroll_length
-    _, total, _ = unroller.run(estimator.step, tile_theta(theta, unroller.num), state.carry, state, 0, length)
+    _, total, *_ = unroller.run(estimator.step, tile_theta(theta, unroller.num), state.carry, state, 0, length)
     return total.mean() / length
 
 

@@ -24,7 +24,7 @@ def unroller(unroll_length: int, episode: tuple[int, int], num: int, copies: int
 def step_on(u: Unroller, state: UnrollState) -> UnrollState:
     theta = tile_theta(u.family.learned.theta(), u.num * u.copies)
     with torch.no_grad():
-        carry, _, _ = u.run(u.family.step(held_out=True), theta, state.carry, state, 0, u.truncation.unroll_length)
+        carry, *_ = u.run(u.family.step(held_out=True), theta, state.carry, state, 0, u.truncation.unroll_length)
     return u.advance(state, carry)
 
 
@@ -83,7 +83,7 @@ def test_masks_and_progress() -> None:
     torch.testing.assert_close(progress, torch.tensor([[4 / 6, 5 / 6, 1, 1], [0, 1 / 8, 2 / 8, 3 / 8]]))
     step = u.family.step(held_out=True)
     theta = tile_theta(u.family.learned.theta(), 2)
-    carry, total, _ = u.run(step, theta, state.carry, copied(state), 0, 4)
+    carry, total, *_ = u.run(step, theta, state.carry, copied(state), 0, 4)
     by_hand, again = torch.zeros(2, dtype=torch.float64), copied(state)
     at = state.carry
     for i in range(4):
