@@ -225,4 +225,5 @@ def _require_positive_lr(lr: float) -> None:
 
 
 import eval.explicit  # noqa: E402, F401  (registers explicit SAM and its kin, which stand on AdamW)
-from eval import meta_optimize as _meta_optimize  # noqa: E402, F401  (registers MetaOptimize)
+from eval import meta_adamw as _meta_adamw  # noqa: E402, F401  (registers MetaAdamW)
+from eval import meta_optimize as _meta_optimize  # noqa: E402, F401  (registers MetaOptimize, vmapped and as it is)

@@ -16,13 +16,17 @@ from optimizees.spec import UserError, nearest
 
 COMMANDS = {
     "transfer": "eval.transfer",
+    "compare": "eval.compare",
     "sharpness": "eval.sharpness.command",
+    "robustness": "eval.robustness",
+    "ablation": "eval.ablation",
     "report": "eval.report.command",
 }
 
 EPILOG = """\
 examples:
   python -m eval transfer --learned runs/latest/optimizer.safetensors --optimizees mlp,cnn
+  python -m eval ablation --optimizees mlp,cnn
   python -m eval report runs/transfer
 
 `python -m eval COMMAND --help` explains a command and its options, with examples.

@@ -23,6 +23,7 @@ from eval.protocol import METRICS
 from eval.provenance import provenance
 from eval.result import Arm, Result, Runs
 from eval.runner import Failure, Measured, plan_cells
+from eval.torch_runs import TorchBaseline
 from eval.tuning import Grid, Tuning, make_grid, tune
 from lo_framework.learned import KINDS
 from lo_framework.learned.base import LearnedOptimizer, Theta
@@ -79,7 +80,7 @@ def evaluate(
         for label, optimizer in optimizers.items():
             plans[f"{task.name} {label}"] = _learned_arm(task, label, optimizer, own_thetas[label], reported_on, steps)
         for label, baseline in made.items():
-            arm = _baseline_arm(task, label, baseline, grids[label], chosen_on, reported_on, steps)
+            arm = baseline_arm(task, label, baseline, grids[label], chosen_on, reported_on, steps)
             plans[f"{task.name} {label}"] = arm
     workshop = Workshop(tasks={task.name: task for task in tasks}, optimizers={**optimizers, **made})
     if workers > 1:
@@ -153,7 +154,7 @@ def _learned_arm(
     (outcome,) = yield plan_cells(task.name, label, [theta], seeds, steps, SPLITS)
     if isinstance(outcome, Failure):
         return Arm(task=task.name, optimizer=label, learned=True, failure=outcome.reason)
-    runs = _runs(outcome, 0, {})
+    runs = runs_of(outcome, 0, {})
     return Arm(
         task=task.name,
         optimizer=label,
@@ -166,7 +167,7 @@ def _learned_arm(
     )
 
 
-def _baseline_arm(
+def baseline_arm(
     task: Task, label: str, optimizer: LearnedOptimizer, grid: Grid,
     chosen_on: Sequence[int], seeds: Sequence[int], steps: int,
 ) -> Plan[Arm]:  # fmt: skip
@@ -183,7 +184,7 @@ def _baseline_arm(
     for index, outcome in zip(distinct, outcomes, strict=True):
         if isinstance(outcome, Failure):
             return Arm(task=task.name, optimizer=label, learned=False, failure=outcome.reason)
-        runs.append(_runs(outcome, 0, tuned.settings[index]))
+        runs.append(runs_of(outcome, 0, tuned.settings[index]))
         parameters, state = outcome.parameters, outcome.state_floats
     return Arm(
         task=task.name,
@@ -199,7 +200,7 @@ def _baseline_arm(
     )
 
 
-def _runs(outcome: Measured, index: int, setting: dict[str, float]) -> Runs:
+def runs_of(outcome: Measured, index: int, setting: dict[str, float]) -> Runs:
     metrics = {name: values[index] for name, values in (outcome.metrics | outcome.extra).items()}
     return Runs(
         setting=setting,
@@ -224,5 +225,7 @@ def tuning_record(tuned: Tuning) -> tuple[dict, ...]:
 
 def gradients_per_step(optimizer: LearnedOptimizer) -> float:
     """Gradient evaluations per update: one, or what its explicit regularizer takes (SAM: two)."""
+    if isinstance(optimizer, TorchBaseline):
+        return optimizer.gradients
     explicit = optimizer.explicit(optimizer.theta())
     return 1.0 if explicit is None else explicit.cost.total

@@ -108,3 +108,6 @@ class MetaOptimizeBaseline(Baseline):
         u, new = self.base.direction(grads, own, self.base.betas, self.base.eps, shared[0])
         new_params, h = bases.hessian_free(params, u, state["h"], channels[0], c.weight_decay, c.gamma)
         return new_params, {**new, "h": h}
+
+
+from eval import torch_metaoptimize as _torch_metaoptimize  # noqa: E402, F401  (registers the class as it is)

@@ -17,14 +17,20 @@ def add_common(parser: argparse.ArgumentParser, *, optimizees: str, baselines: s
     """With these defaults."""
     add = parser.add_argument
     add("--learned", required=True, metavar="FILE[,FILE...]", help="optimizer files, as meta-training saves them")
-    add("--optimizees", default=optimizees, help="problems, as mlp:hidden=64x64,cnn (default: %(default)s)")
-    add("--datasets", default="digits", help="data sets, as digits,mnist:size=8 (default: %(default)s)")
-    add("--steps", type=int, default=200, help="updates per run (default: %(default)s)")
-    add("--seeds", type=int, default=5, help="reported seeds (default: %(default)s)")
+    add_runs(parser, optimizees=optimizees, out=out, steps=200)
     add("--baselines", default=baselines, help="what to compare with, or none (default: %(default)s)")
-    add("--out", default=out, metavar="DIR", help="folder of the results (default: %(default)s)")
     add("--tuning-seeds", type=int, default=3, help="other seeds, to tune baselines on (default: %(default)s)")
     add("--grid-size", type=int, metavar="N", help="learning rates per schedule (default: the baseline's 7 or more)")
+
+
+def add_runs(parser: argparse.ArgumentParser, *, optimizees: str, out: str, steps: int) -> None:
+    """What is trained, how long, from which seeds, where: the options of every evaluation."""
+    add = parser.add_argument
+    add("--optimizees", default=optimizees, help="problems, as mlp:hidden=64x64,cnn (default: %(default)s)")
+    add("--datasets", default="digits", help="data sets, as digits,mnist:size=8 (default: %(default)s)")
+    add("--steps", type=int, default=steps, help="updates per run (default: %(default)s)")
+    add("--seeds", type=int, default=5, help="reported seeds (default: %(default)s)")
+    add("--out", default=out, metavar="DIR", help="folder of the results (default: %(default)s)")
     add("--seed-offset", type=int, default=0, help="shift all seeds, to repeat on fresh ones (default: %(default)s)")
     add("--workers", type=int, default=1, metavar="N", help="processes of one thread each (default: %(default)s)")
     add("--device", default="cpu", help="cpu, cuda, cuda:1, ... (default: %(default)s)")

@@ -11,11 +11,13 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
 
 from eval.statistics import Array
+from eval.torch_runs import TorchBaseline, torch_rollout
 from lo_framework.inner.rollout import rollout
 from lo_framework.inner.step import Family
 from lo_framework.learned.base import LearnedOptimizer, Theta
@@ -53,7 +55,8 @@ class Cell:
 class Measured:
     """What a cell gave: ``metrics[name] [C, S]`` (float64), ``curves [C, S, T]`` of minibatch losses (float32).
 
-    ``extra``: per-run counts of a special kind of optimizer ``[C, S]`` (guard activations), where it has them.
+    ``extra``: per-run counts of a special kind of optimizer ``[C, S]`` (guard activations, diagnostics), where it has
+    them.
     ``state_floats``: numbers of optimizer state per parameter of the task.
     """
 
@@ -83,25 +86,32 @@ def run_cell(
     optimizer = copy.deepcopy(optimizer).to(task.device)  # the caller's may live elsewhere, and stays as it is
     thetas = [{name: torch.tensor(x, device=task.device) for name, x in theta.items()} for theta in cell.thetas]
     watch = _Watch(on_step, task.device)
-    runs = len(thetas) * len(cell.seeds)
-    chunk = -(-runs // -(-runs // CHUNK))  # equal chunks: 20 runs are 10 + 10, not 16 + 4
-    rolled = rollout(task, optimizer, thetas, cell.seeds, cell.steps, splits=cell.splits, chunk=chunk, on_step=watch)
     family = Family(task, optimizer)
+    rest = (thetas, cell.seeds, cell.steps)
+    rolled: Any
+    if isinstance(optimizer, TorchBaseline):
+        rolled = torch_rollout(task, optimizer, *rest, splits=cell.splits, on_step=watch)
+        state_floats, extra = rolled.state_numel / family.layout.size, rolled.extra
+    else:
+        runs = len(thetas) * len(cell.seeds)
+        chunk = -(-runs // -(-runs // CHUNK))  # equal chunks: 20 runs are 10 + 10, not 16 + 4
+        rolled = rollout(task, optimizer, *rest, splits=cell.splits, chunk=chunk, on_step=watch)
+        guard = getattr(rolled, "guard", None)
+        state_floats, extra = _state_floats(family), {} if guard is None else {"guard": guard}
     metrics = {"mean_loss": rolled.train.double().mean(-1)}
     for name, value in rolled.final.items():
         bad = torch.inf if name.endswith(".loss") else torch.nan
         key = "final_loss" if name == "train.loss" else name.replace(".", "_")
         metrics[key] = torch.where(rolled.alive, value, bad).double()
     diverged = ~rolled.alive | ~torch.isfinite(metrics.get("final_loss", metrics["mean_loss"]))
-    guard = getattr(rolled, "guard", None)
     return Measured(
         curves=rolled.train.float().cpu().numpy(),
         metrics={name: value.cpu().numpy() for name, value in metrics.items()},
         diverged=diverged.cpu().numpy(),
         seconds_per_step=watch.seconds_per_step(),
         parameters=family.layout.size,
-        state_floats=_state_floats(family),
-        extra={} if guard is None else {"guard": np.asarray(guard.cpu(), dtype=np.float64)},
+        state_floats=state_floats,
+        extra={name: np.asarray(value.cpu(), dtype=np.float64) for name, value in extra.items()},
     )
 
 

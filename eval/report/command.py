@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 HELP = "rebuild the tables and pictures of an earlier evaluation from its numbers"
 EXAMPLES = """\
@@ -13,6 +14,9 @@ examples:
 
   python -m eval report runs/sharpness
       reads runs/sharpness/sharpness.json, writes sharpness.html beside it
+
+  python -m eval report runs/robustness
+      the same for eval robustness and eval ablation
 """
 
 
@@ -21,13 +25,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from eval.report import files, sharpness, transfer
+    from eval.report import ablation, files, robustness, sharpness, transfer
     from optimizees.spec import UserError
 
     folder = Path(arguments.folder)
-    kinds = [name for name in (files.FILE.name, sharpness.FILE.name) if (folder / name).exists()]
+    studies = {module.FILE.name: module for module in (robustness, ablation)}
+    kinds = [name for name in (files.FILE.name, sharpness.FILE.name, *studies) if (folder / name).exists()]
     if not kinds:
-        names = f"{files.FILE.name} and no {sharpness.FILE.name}"
+        names = f"{files.FILE.name} and no {sharpness.FILE.name}, {' or '.join(studies)}"
         raise UserError(f"there is no {names} in {str(folder)!r}; expected the --out folder of an evaluation")
     for name in kinds:
         if name == files.FILE.name:
@@ -35,6 +40,12 @@ def run(arguments: argparse.Namespace) -> int:
             written = files.redraw(result, folder)
             print(transfer.plain(result))
             print(f"\n{files.listing(written)}")
+        elif name in studies:
+            study: Any = studies[name]
+            again = study.load(folder)
+            remade = study.redraw(again, folder)
+            print(study.plain(again))
+            print(f"\n{study.listing(remade)}")
         else:
             found = sharpness.load(folder)
             pages = sharpness.redraw(found, folder)

@@ -114,7 +114,7 @@ def _settings(arms: Iterable[Arm]) -> list[str]:
 
 
 def _differences(comparisons: list[Comparison]) -> Table:
-    table = Table("learned", "against", "metric", "difference [95%]", "ratio", "wins", "verdict")
+    table = Table("optimizer", "against", "metric", "difference [95%]", "ratio", "wins", "verdict")
     before = ("", "")
     for c in comparisons:
         pair = (c.learned, c.baseline)
@@ -178,7 +178,7 @@ def notes(result: Result) -> list[str]:
         lines += [
             "a baseline's number is from the setting that was best for that metric on the tuning seeds",
             "settings for test loss and test accuracy are chosen by validation data; test data choose nothing",
-            "differences are paired by seed; wins: seeds on which the learned one is better, a tie counts one half",
+            "differences are paired by seed; wins: seeds on which it is better than the other, a tie counts one half",
             "verdicts: by the mean difference's interval (by wins where runs diverged); no correction for many tests",
         ]
     if reference is not None:

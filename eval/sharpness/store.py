@@ -115,19 +115,26 @@ def _encode(outcome: Measured | Found) -> dict[str, Any]:
         return {"kind": "found", "data": outcome.data}
     kept = {"seconds_per_step": _number(outcome.seconds_per_step), "diverged": outcome.diverged.tolist()}
     metrics = {name: [[_number(x) for x in row] for row in rows] for name, rows in outcome.metrics.items()}
+    extra = {name: [[_number(x) for x in row] for row in rows] for name, rows in outcome.extra.items()}
     sizes = {"parameters": outcome.parameters, "state_floats": outcome.state_floats}
-    return {"kind": "measured", "metrics": metrics, **kept, **sizes}
+    # Nothing asks for the curves of tuning runs, which see no test data; float32 has nine digits.
+    shown = outcome.curves if "test_loss" in outcome.metrics else outcome.curves[..., :0]
+    curves = [[[_number(float(f"{x:.9g}")) for x in run] for run in rows] for rows in shown.tolist()]
+    return {"kind": "measured", "metrics": metrics, "extra": extra, "curves": curves, **kept, **sizes}
 
 
 def _decode(data: dict[str, Any]) -> Measured | Found:
-    """Curves of tuning runs are not kept: nothing asks for them."""
     if data.pop("kind") == "found":
         return Found(data=data["data"])
-    metrics = {name: np.array([[float(x) for x in row] for row in rows]) for name, rows in data.pop("metrics").items()}
+    metrics, extra = (
+        {name: np.array([[float(x) for x in row] for row in rows]) for name, rows in data.pop(key).items()}
+        for key in ("metrics", "extra")
+    )
     diverged = np.array(data.pop("diverged"), dtype=bool)
     seconds = float(data.pop("seconds_per_step"))
-    curves = np.empty((*diverged.shape, 0), dtype=np.float32)
-    return Measured(curves=curves, metrics=metrics, diverged=diverged, seconds_per_step=seconds, **data)
+    rows = [[[float(x) for x in run] for run in runs] for runs in data.pop("curves")]
+    curves: Any = np.array(rows, dtype=np.float32).reshape(*diverged.shape, -1)
+    return Measured(curves=curves, metrics=metrics, diverged=diverged, seconds_per_step=seconds, extra=extra, **data)
 
 
 def _number(x: float) -> float | str:

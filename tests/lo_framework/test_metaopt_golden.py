@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from lo_framework.optim.metaopt.bases import BASES, hessian_free
-from lo_framework.optim.metaopt.kernels import _adamw, move, negative_direction
+from lo_framework.optim.metaopt.kernels import _adamw, move, negative_direction, update
 from tests.lo_framework import metaopt_tools as tools
 from tests.lo_framework.metaopt_reference import BASES as BASE_NAMES
 from tests.lo_framework.metaopt_reference import METAS, D, Slow, base_rule, vec
@@ -150,3 +150,35 @@ def _adamw_by_operations(*args: object) -> Tensor:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("lo_framework.optim.metaopt.kernels.HAS_FUSED", False)
         return _adamw(*args)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("fused", [True, False], ids=["fused", "plain"])
+@pytest.mark.parametrize("traced", [True, False], ids=["trace", "no trace"])
+@pytest.mark.parametrize("kappa", [0.1, 0.0])
+@pytest.mark.parametrize("alpha", [0.01, torch.linspace(0.001, 0.02, 50, dtype=D)], ids=["number", "tensor"])
+@pytest.mark.parametrize("base", BASE_NAMES)
+def test_the_whole_update_equals_the_pure_rule(
+    base: str, alpha: float | Tensor, kappa: float, traced: bool, fused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`kernels.update`, which chooses the path: AdamW's one-pass change of the weights is its own arithmetic."""
+    if not fused:
+        monkeypatch.setattr("lo_framework.optim.metaopt.kernels.HAS_FUSED", False)
+    rule, g = BASES[base], torch.Generator().manual_seed(1)
+    w, h = (torch.randn(50, generator=g, dtype=D) for _ in range(2))
+    pure_w, pure_h, pure_state = w.clone(), h.clone(), {k: torch.zeros(50, dtype=D) for k in rule.state}
+    state = {k: x.clone() for k, x in pure_state.items()} | ({"h": h} if traced else {})
+    out, given_alpha = torch.full((50,), torch.nan, dtype=D), alpha.clone() if isinstance(alpha, Tensor) else alpha
+    for step in range(1, 5):
+        grad = torch.randn(50, generator=g, dtype=D)
+        grad[:3] = 0.0
+        given = grad.clone()
+        u, pure_state = rule.direction(grad, pure_state, rule.betas, rule.eps, step)
+        pure_w, pure_h = hessian_free(pure_w, u, pure_h, alpha, kappa, 0.9)
+        count = torch.tensor(float(step))
+        update(base, w, given, state, given_alpha, kappa, 0.9, rule.betas, rule.eps, step, count, out)
+        assert torch.equal(given, grad) and float(count) == step
+    torch.testing.assert_close(w, pure_w, rtol=0, atol=1e-12)
+    for key, x in (pure_state | ({"h": pure_h} if traced else {})).items():
+        torch.testing.assert_close(state[key], x, rtol=0, atol=1e-12)
+    if isinstance(alpha, Tensor):
+        assert torch.equal(given_alpha, alpha)

@@ -1,0 +1,138 @@
+"""Heat maps of an ablation: a panel per pair of options, the colour the final loss, the text its value and what was
+counted; references as lines on the colour bar.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from eval.ablate import Ablation, Entry
+from eval.ablation_panels import Panel
+from eval.report import numbers
+from eval.statistics import iqm, mean_interval
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+KEY = "final_loss"
+MAP = "cividis_r"  # light is low; made for all kinds of colour vision
+HEADROOM = 1.3  # colours end this factor above the largest reference: what is worse than that is simply bad
+
+
+def draw(result: Ablation, task: str, path: str | Path | None = None) -> Figure:
+    """All panels of one task under one colour scale, saved as PNG if ``path`` is given."""
+    from matplotlib import colormaps
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import LogNorm
+    from matplotlib.figure import Figure
+
+    panels = result.study.panels
+    columns = min(2, len(panels))
+    rows = math.ceil(len(panels) / columns)
+    wide = max(len(panel.columns.values) for panel in panels)
+    high = max(len(panel.rows.values) for panel in panels)
+    figure = Figure(
+        figsize=((1.02 * wide + 0.9) * columns + 2.2, (0.72 * high + 0.9) * rows + 0.9), layout="constrained"
+    )
+    FigureCanvasAgg(figure)
+    grid = figure.subplots(rows, columns, squeeze=False)
+    beside = [(entry, _centre(entry)) for entry in result.references_of(task) if not entry.failure]
+    low, top = _range(result, task, [value for _, value in beside])
+    scale = ScalarMappable(norm=LogNorm(low, top), cmap=colormaps[MAP])
+    for i, axes in enumerate(grid.flat):
+        if i < len(panels):
+            _panel(axes, result, task, panels[i], scale)
+        else:
+            axes.set_axis_off()
+    bar = figure.colorbar(scale, ax=grid, extend="max", fraction=0.045, pad=0.015, aspect=35)
+    bar.set_label("final training loss (log scale)", fontsize=9)
+    _plain_ticks(bar.ax.yaxis, low, top)
+    for entry, value in beside:
+        if low <= value <= top:
+            bar.ax.axhline(value, color="#D55E00", linewidth=1.6)
+            name = f"{entry.spec.partition(':')[0]} {entry.setting}"
+            bar.ax.text(-0.25, value, name, ha="right", va="center", fontsize=7, color="#B04A00", rotation=0,
+                        transform=bar.ax.get_yaxis_transform(), backgroundcolor=(1, 1, 1, 0.7))  # fmt: skip
+    seeds = f"{result.steps} steps, mean ± half of the 95% interval over {len(result.seeds)} seeds"
+    figure.suptitle(f"{task}: {result.study.baseline}\n{seeds}{_key(result)}", fontsize=10)
+    if path is not None:
+        # No software version in the file: the same data give the same bytes.
+        figure.savefig(path, format="png", dpi=120, metadata={"Software": None})
+    return figure
+
+
+def _panel(axes: Any, result: Ablation, task: str, panel: Panel, scale: Any) -> None:
+    from eval.report.ablation import marked  # tables and pictures show the same words
+
+    shape = (len(panel.rows.values), len(panel.columns.values))
+    colours = np.ones((*shape, 4))
+    for i, row in enumerate(panel.rows.values):
+        for j, column in enumerate(panel.columns.values):
+            entry = result.entry(task, panel, row, column)
+            value = math.inf if entry.failure else _centre(entry)
+            colour = (0.75, 0.75, 0.75, 1.0) if not math.isfinite(value) else scale.to_rgba(max(value, 1e-30))
+            colours[i, j] = colour
+            light = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2]
+            ink = "black" if light > 0.5 else "white"
+            axes.text(j, i, _words(entry, marked(entry, result.study.marks)), ha="center", va="center", fontsize=7,
+                      color=ink, linespacing=1.25)  # fmt: skip
+    axes.imshow(colours, aspect="auto")
+    axes.set_xticks(range(shape[1]), panel.columns.values, fontsize=8)
+    axes.set_yticks(range(shape[0]), panel.rows.values, fontsize=8)
+    axes.set_xlabel(panel.columns.option, fontsize=9)
+    axes.set_ylabel(panel.rows.option, fontsize=9)
+    axes.set_title(panel.title, fontsize=10)
+    axes.tick_params(length=0)
+    axes.set_xticks(np.arange(shape[1] - 1) + 0.5, minor=True)
+    axes.set_yticks(np.arange(shape[0] - 1) + 0.5, minor=True)
+    axes.grid(which="minor", color="white", linewidth=1.5)
+    axes.tick_params(which="minor", length=0)
+    axes.spines[:].set_visible(False)
+
+
+def _centre(entry: Entry) -> float:
+    """The mean, and where some runs diverged the interquartile mean, which bears a quarter of them."""
+    values = entry.metrics[KEY]
+    return float(values.mean() if np.isfinite(values).all() else iqm(np.where(np.isfinite(values), values, np.inf)))
+
+
+def _range(result: Ablation, task: str, beside: list[float]) -> tuple[float, float]:
+    own = [_centre(entry) for entry in result.entries if entry.task == task and not entry.failure]
+    values = [value for value in (*own, *beside) if math.isfinite(value) and value > 0]
+    if not values:
+        return 0.1, 1.0
+    known = [value for value in beside if math.isfinite(value)]
+    low, top = min(values), max(values)
+    if known:
+        top = min(top, HEADROOM * max(*known, float(np.median(values))))
+    return low, max(top, 1.001 * low)
+
+
+def _words(entry: Entry, marks: str) -> str:
+    if entry.failure:
+        return "FAILED"
+    bad = int(entry.diverged.sum())
+    if bad:
+        lines = [f"{bad} of {entry.diverged.size}", "diverged"]
+    else:
+        value, _, half = numbers.plus_minus(mean_interval(entry.metrics[KEY])).partition(" ")
+        lines = [value, half] if half else [value]
+    return "\n".join(lines + [marks] * bool(marks))
+
+
+def _key(result: Ablation) -> str:
+    words = [f"{mark.symbol} {mark.count}" + " (%)" * bool(mark.over) for mark in result.study.marks]
+    return f"\n{', '.join(words)}; grey: no finite mean" if words else ""
+
+
+def _plain_ticks(axis: Any, low: float, top: float) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if top / low < 1000 else (1.0,)))
+    axis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
+    axis.set_minor_formatter(NullFormatter())

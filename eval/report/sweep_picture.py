@@ -1,0 +1,100 @@
+"""Final loss against the step size at the start: a panel per task, log-log, bands, diverged runs as crosses."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from eval.report.curves import _readable_log_ticks
+from eval.report.palette import Look, looks
+from eval.statistics import bootstrap_interval, iqm
+from eval.sweep import Line, Sweep
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+HEADROOM = 2.0  # the axis ends this factor above the loss from the smallest step size: what explodes leaves at the top
+
+
+def draw(result: Sweep, path: str | Path | None = None, *, level: float = 0.95) -> Figure:
+    """The picture, saved as PNG if ``path`` is given. Line: interquartile mean over seeds; band: its interval."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+    shown = [task for task in result.tasks if any(not x.failure for x in result.lines if x.task == task)]
+    columns = min(2, len(shown))
+    rows = math.ceil(len(shown) / columns)
+    figure = Figure(figsize=(max(6.0, 4.8 * columns), 3.4 * rows + 1.3), layout="constrained")
+    FigureCanvasAgg(figure)
+    look = looks(result.optimizers)
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for i, axes in enumerate(grid.flat):
+        if i >= len(shown):
+            axes.remove()
+            continue
+        lines = [line for line in result.lines if line.task == shown[i] and not line.failure]
+        _panel(axes, shown[i], result.lrs, lines, look, level)
+        if i % columns == 0:
+            axes.set_ylabel("final training loss")
+        if i + columns >= len(shown):
+            axes.set_xlabel("step size at the start (lr, alpha0)")
+    handles = []
+    for label, (colour, dashes) in look.items():
+        runs = [line.diverged for line in result.lines if line.optimizer == label]
+        bad, total = sum(int(x.sum()) for x in runs), sum(x.size for x in runs)
+        handle = Line2D([], [], color=colour, marker="o", markersize=3.5, linewidth=1.8)
+        handle.set_label(f"{label} ({bad} of {total} diverged)" if bad else label)
+        if dashes:
+            handle.set_dashes(dashes)
+        handles.append(handle)
+    words = [f"{result.steps} steps; line: IQM of {len(result.seeds)} seeds", f"band: {level:.0%} bootstrap interval"]
+    if any(line.diverged.any() for line in result.lines):
+        words.append("×: runs diverged (at the upper edge)")
+    figure.legend(
+        handles=handles, loc="outside lower center", ncols=2, frameon=False, fontsize=9, title="; ".join(words),
+        title_fontproperties={"size": 8},
+    )  # fmt: skip
+    if path is not None:
+        # No software version in the file: the same data give the same bytes.
+        figure.savefig(path, format="png", dpi=150, metadata={"Software": None})
+    return figure
+
+
+def _panel(
+    axes: Any, title: str, lrs: tuple[float, ...], lines: list[Line], look: dict[str, Look], level: float
+) -> None:
+    drawn = {}
+    for line in lines:
+        found = [bootstrap_interval(x, iqm, level=level, resamples=500) for x in line.metrics["final_loss"]]
+        drawn[line.optimizer] = np.array([[x.value, x.low, x.high] for x in found])
+    values = np.concatenate([x[:, 0] for x in drawn.values()])
+    values = values[np.isfinite(values) & (values > 0)]
+    starts = [x[0, 0] for x in drawn.values() if np.isfinite(x[0, 0])]
+    top = min(values.max(), HEADROOM * max(starts, default=math.inf)) if values.size else 1.0
+    bottom = min(values.min(), top) if values.size else 0.1
+    bottom, top = bottom / 1.3, top * 1.3
+    axes.set_ylim(bottom, top)
+    axes.set_xlim(lrs[0] / 1.5, lrs[-1] * 1.5)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    _readable_log_ticks(axes, bottom, top)
+    x = np.array(lrs)
+    for line in lines:
+        (colour, dashes), (centre, low, high) = look[line.optimizer], drawn[line.optimizer].T
+        usable = np.isfinite(centre)
+        style = dict(color=colour, dashes=dashes or (None, None), linewidth=1.6, marker="o", markersize=3.5, zorder=3)
+        axes.plot(x, np.where(usable, centre, np.nan), **style)
+        low = np.where(usable & np.isfinite(low), np.maximum(low, bottom / 2), np.nan)
+        high = np.where(usable, np.minimum(np.where(np.isfinite(high), high, 2 * top), 2 * top), np.nan)
+        axes.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0, zorder=2)
+        bad = line.diverged.any(axis=1)
+        if bad.any():
+            edge = np.full(int(bad.sum()), top)
+            axes.scatter(x[bad], edge, marker="x", s=40, color=colour, linewidth=1.6, zorder=4, clip_on=False)
+    axes.set_title(title, fontsize=11)
+    axes.grid(True, which="major", color="0.88", linewidth=0.8, zorder=0)
+    axes.spines[["top", "right"]].set_visible(False)

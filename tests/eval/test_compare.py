@@ -1,0 +1,90 @@
+"""`eval compare`: tuned arms, arms at the reference's settings, and MetaAdamW as one of them."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from eval.cli import main
+from eval.compare_arms import compare_arms, factors, plan_arms
+from eval.report import files
+from optimizees import make_tasks
+from optimizees.spec import UserError
+
+TINY = "mlp:hidden=4,batch=8"
+STILL = "metaadamw:alpha_range=0,beta_range=0"  # AdamW by another name
+RUN = ["--optimizees", TINY, "--steps", "8", "--seeds", "2", "--tuning-seeds", "1", "--grid-size", "2"]
+QUIET = ["--progress", "none"]
+
+
+def compared(*arms, at=(), scaled="", against=()):
+    plan = plan_arms("adamw", list(arms), list(at), scaled, list(against), 2)
+    return compare_arms(plan, make_tasks(TINY), steps=8, seeds=2, tuning_seeds=1)
+
+
+def test_arms_at_the_references_settings_differ_from_it_by_their_rule_alone():
+    result = compared(at=[STILL], scaled="0.5")
+    task = result.tasks[0]
+    reference, still, half = (result.arm(task, x) for x in ("adamw", f"{STILL} @adamw", "adamw lr x0.5"))
+    assert result.learned == (f"{STILL} @adamw", "adamw lr x0.5") and result.baselines == ("adamw",)
+    for metric in ("mean_loss", "final_loss", "test_loss"):
+        np.testing.assert_allclose(still.values(metric), reference.values(metric), rtol=1e-4)
+    assert [runs.setting["lr"] for runs in half.runs] == [
+        pytest.approx(runs.setting["lr"] / 2) for runs in reference.runs
+    ]
+    assert half.chosen == reference.chosen and not np.allclose(half.values("mean_loss"), reference.values("mean_loss"))
+
+
+def test_every_arm_has_as_many_settings_to_choose_from():
+    plan = plan_arms("adamw", ["metaadamw", "metaadamw:online=false", "metaoptimize"], [], "", [], None)
+    assert len({len(grid.settings) for grid in plan.grids.values()}) == 1
+
+
+def test_a_tuned_arm_and_its_frozen_twin(tmp_path, capsys):
+    out = tmp_path / "out"
+    arms = "metaadamw:meta_every=2,metaadamw:online=false"
+    words = ["compare", "--arms", arms, "--against", "metaadamw:online=false", *RUN, *QUIET, "--out", str(out)]
+    assert main(words) == 0
+    first = capsys.readouterr()
+    result = files.load(out)
+    task = result.tasks[0]
+    frozen, online = (result.arm(task, x) for x in ("metaadamw:online=false", "metaadamw:meta_every=2"))
+    np.testing.assert_allclose(
+        frozen.values("mean_loss"), result.arm(task, "adamw").values("mean_loss"), rtol=1e-4
+    )  # a network that starts at zero and is never trained
+    assert np.abs(online.values("mean_loss") - frozen.values("mean_loss")).min() > 1e-6
+    assert "metaadamw:meta_every=2" in first.out and not first.err
+    assert online.gradients_per_step > frozen.gradients_per_step == 1.0
+    assert main(words) == 0
+    again = capsys.readouterr()
+    assert "finished cells of an earlier run" in again.err
+    data = json.loads((out / "transfer.json").read_text())
+    assert data["provenance"]["command"][:4] == ["python", "-m", "eval", "compare"]
+
+
+@pytest.mark.parametrize(
+    ("words", "wanted"),
+    [
+        (["--arms", "metadamw"], 'did you mean "metaadamw"'),
+        (["--arms", "metaadamw:features=basics"], "basic"),
+        (["--arms", "metaadamw:file=missing.safetensors"], "missing.safetensors"),
+        (["--arms", "metaadamw:objective=gradient,priorities=1x2x3"], "combined"),
+        (["--scaled", "0.5,-1"], "positive factors"),
+        (["--scaled", "half"], "positive factors"),
+        (["--at-reference", "sgdm", "--against", "sgdm"], "there is no such arm"),
+        ([], "nothing to compare"),
+    ],
+)
+def test_bad_input_is_one_line_and_makes_nothing(words, wanted, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert main(["compare", *words, *RUN, *QUIET, "--out", str(out)]) == 2
+    line = capsys.readouterr().err
+    assert line.count("\n") == 1 and wanted in line and not out.exists()
+
+
+def test_factors():
+    assert factors("") == [] and factors("0.5,2") == [0.5, 2.0]
+    with pytest.raises(UserError):
+        factors("0")
