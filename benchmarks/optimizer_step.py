@@ -6,6 +6,7 @@ One ``optimizer.step()`` on the tensors of a GPT-like transformer (embeddings; q
 matrices; biases; norms) of about 0.1, 1 and 10 million float32 parameters, on one thread. Gradients are fixed random
 tensors, the same for all. Contenders run in turn, round after round (``harness``); a time is the median over rounds of
 the round's ratio, and the bounds are judged by it. Memory is the bytes of all tensors in the optimizer's state.
+MetaAdamW's meta steps are timed against a forward and backward pass (`meta_step`).
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from benchmarks import harness
+from benchmarks import harness, meta_step
 from benchmarks.harness import Contender
 from lo_framework.learned import make_learned
 from lo_framework.optim import Learned, MetaAdamW, MetaOptimize
@@ -190,6 +191,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         header = [f"{found['parameters']:,} parameters", "ms/step", "x foreach", "x fused", "bytes/param", "x AdamW's"]
         keys = ["milliseconds", *(f"time / {y}" for y in YARDS), "state_bytes_per_parameter", f"memory / {YARDS[0]}"]
         harness.print_table(header, [[label, *(row[k] for k in keys)] for label, row in found["optimizers"].items()])
+    content["meta_step"] = meta_step.measure(3 if args.quick else 15, args.device)
+    meta_step.show(content["meta_step"])
     content["bounds"] = judge(content["sizes"])
     for b in content["bounds"]:
         word = "fulfilled" if b["fulfilled"] else "NOT fulfilled"

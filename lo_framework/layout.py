@@ -24,7 +24,9 @@ DEPTH_THIRDS = 3
 
 @dataclass(frozen=True)
 class Slot:
-    """One tensor of the arena. ``depth``: 0 at the first layer, 1 at the last; ``role``: one of :data:`ROLES`."""
+    """One tensor of the arena. ``depth``: 0 at the first layer, 1 at the last; ``role``: one of :data:`ROLES`;
+    ``numbered``: the first number in its name over the greatest of all names (0 without one).
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -32,6 +34,7 @@ class Slot:
     numel: int
     role: str
     depth: float
+    numbered: float = 0.0
 
     @property
     def third(self) -> int:
@@ -64,10 +67,11 @@ class Layout:
             raise ValueError("a layout needs at least one tensor")
         roles, layers = _roles(list(shapes), sizes), _layer_index(sizes)
         last = max(max(layers), 1)
+        numbers = [layer_number(name) or 0 for name in shapes]
         slots, offset = [], 0
-        for name, shape, role, layer in zip(shapes, sizes, roles, layers, strict=True):
+        for name, shape, role, layer, number in zip(shapes, sizes, roles, layers, numbers, strict=True):
             numel = math.prod(shape)
-            slots.append(Slot(name, shape, offset, numel, role, layer / last))
+            slots.append(Slot(name, shape, offset, numel, role, layer / last, number / max(*numbers, 1)))
             offset += numel
         return Layout(tuple(slots))
 
@@ -151,6 +155,11 @@ class Layout:
     def vector_mask(self) -> Tensor:
         """True at parameters of tensors with fewer than two dimensions, ``[N]``."""
         return torch.cat([torch.full((s.numel,), len(s.shape) < 2, device=self.device) for s in self.slots])
+
+
+def layer_number(name: str) -> int | None:
+    """The first number in a dotted name."""
+    return next((int(word) for word in name.split(".") if word.isdecimal()), None)
 
 
 def _layer_index(sizes: list[tuple[int, ...]]) -> list[int]:

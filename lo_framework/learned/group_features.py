@@ -11,6 +11,7 @@ raw norms: bounded, and free of the number of parameters. ``scale="raw"`` is wha
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from lo_framework.layout import Layout
 from lo_framework.learned.features import TOKEN_STATS, TOKEN_WIDTH, token_features
-from lo_framework.learned.grouping import Grouping, layer_number
+from lo_framework.learned.grouping import Grouping
 from optimizees.spec import UserError, nearest
 
 VERSIONS = ("tokens", "basic", "norm_basic", "basic_plus", "norm_basic_plus", "enhanced")
@@ -29,15 +30,15 @@ TINY = 1e-14
 class FeatureSpec:
     """``version``: one of VERSIONS, ``tokens`` being the features of `features.token_features`, averaged over groups.
 
-    ``v_norms``: also the second moment. ``time``: also how far training is. ``truncated``: `basic_plus` as released,
-    which was `enhanced` without its end.
+    ``v_norms``: also the second moment. ``time``: also how far training is. ``truncated``: above 0, `basic_plus` as
+    released, which was so many columns of `enhanced`.
     """
 
     version: str = "tokens"
     scale: str = "log"
     v_norms: bool = False
     time: bool = True
-    truncated: bool = False
+    truncated: int = 0
 
     def __post_init__(self) -> None:
         if self.version not in VERSIONS:
@@ -53,11 +54,15 @@ class FeatureSpec:
 
     @property
     def normed(self) -> bool:
-        return self.version.startswith("norm_") and not self.truncated
+        return self.version.startswith("norm_") and not self.shortened
 
     @property
     def enhanced(self) -> bool:
-        return self.version == "enhanced" or (self.truncated and self.plus)
+        return self.version == "enhanced" or self.shortened
+
+    @property
+    def shortened(self) -> bool:
+        return self.truncated > 0 and self.plus
 
     @property
     def columns(self) -> int:
@@ -70,7 +75,7 @@ class FeatureSpec:
     @property
     def stats(self) -> tuple[str, ...]:
         """Means over each tensor that they are made of; the first are always `features.TOKEN_STATS`."""
-        raw_v = ("v^2",) if self.v_norms and self.scale == "raw" else ()
+        raw_v = ("v^2",) if self.v_norms and self.scale == "raw" and self.version != "tokens" else ()
         return TOKEN_STATS + raw_v + (("g=0", "m=0") if self.enhanced else ())
 
     def check(self, grouping: Grouping) -> None:
@@ -105,9 +110,7 @@ def group_features(
         found = grouping.mean(token_features(layout, stats, state, progress))
         return found if gates is None else gates[:, None] * found
     found = _statistics(spec, layout, grouping, stats, state)
-    if spec.truncated and spec.plus:  # no time either, and zeros where the rest would be
-        return torch.cat([found[:7], found.new_zeros(spec.columns - 7, grouping.num)])
-    early = gates is not None and spec.scale == "raw"
+    early = gates is not None and spec.scale == "raw" and not spec.shortened
     if gates is not None and early:
         found = gates[: found.shape[0], None] * found
     if spec.normed:
@@ -115,6 +118,9 @@ def group_features(
     if spec.time:
         time = progress[None, None].expand(1, grouping.num).to(found.dtype)
         found = torch.cat([found, gates[-1] * time if gates is not None and early else time])
+    if spec.shortened:  # zeros where the rest would be
+        found = found[: min(spec.truncated, spec.columns)]
+        found = torch.cat([found, found.new_zeros(spec.columns - found.shape[0], grouping.num)])
     return found if gates is None or early else gates[:, None] * found
 
 
@@ -133,7 +139,7 @@ def _statistics(
         return torch.cat([means, _root(grouping.variance(tensors))]) if spec.plus else means
     means, variances = grouping.mean(tensors[:2]), grouping.variance(tensors[:2])
     zeros = grouping.mean(stats[-2:])
-    sizes, vectors, depth = grouping.mean(_shapes(layout, spec.scale).to(stats))
+    sizes, vectors, depth = grouping.mean(_shapes(layout, spec.scale, stats))
     return torch.stack([means[0], variances[0], means[1], variances[1], *zeros, sizes, vectors, depth])
 
 
@@ -143,7 +149,9 @@ def _raw(spec: FeatureSpec, layout: Layout, stats: Tensor) -> Tensor:
     g, m, p = _root(stats[:3] * numel)
     cosine = stats[3] * numel / (g.clamp_min(1e-8) * m.clamp_min(1e-8))
     rows = [g, m, p, cosine]
-    return torch.stack(rows + [_root(stats[5] * numel)] * spec.v_norms)
+    if spec.v_norms:
+        rows.append(_root(stats[spec.stats.index("v^2")] * numel))
+    return torch.stack(rows)
 
 
 def _log(spec: FeatureSpec, stats: Tensor, state: dict[str, Tensor]) -> Tensor:
@@ -156,19 +164,16 @@ def _log(spec: FeatureSpec, stats: Tensor, state: dict[str, Tensor]) -> Tensor:
     return torch.cat([logs[:3], cosine[None], logs[3:]])
 
 
-def _shapes(layout: Layout, scale: str) -> Tensor:
+def _shapes(layout: Layout, scale: str, like: Tensor) -> Tensor:
     """ln(size + 1), whether it is a vector, and depth in [0, 1]: ``[3, S]``; the first over 10 on the log scale.
 
     Depth as published is the first number in the name, over the greatest of them all.
     """
-    sizes = torch.tensor(layout.sizes, device=layout.device, dtype=torch.float32)
+    raw = scale == "raw"
+    sizes = [math.log(s.numel + 1) * (1.0 if raw else 0.1) for s in layout.slots]
     vectors = [float(len(s.shape) < 2 or s.name.endswith("bias")) for s in layout.slots]
-    depths = [s.depth for s in layout.slots]
-    if scale == "raw":
-        numbers = [layer_number(s.name) or 0 for s in layout.slots]
-        depths = [number / max(*numbers, 1) for number in numbers]
-    size = torch.log(sizes + 1) * (1.0 if scale == "raw" else 0.1)
-    return torch.stack([size, torch.tensor(vectors, device=layout.device), torch.tensor(depths, device=layout.device)])
+    depths = [s.numbered if raw else s.depth for s in layout.slots]
+    return torch.tensor([sizes, vectors, depths], device=like.device, dtype=like.dtype)
 
 
 def _root(x: Tensor) -> Tensor:

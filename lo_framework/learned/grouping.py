@@ -14,7 +14,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from lo_framework.layout import DEPTH_THIRDS, Layout, Slot
+from lo_framework.layout import DEPTH_THIRDS, Layout, Slot, layer_number
 from optimizees.spec import UserError, nearest
 
 GROUPINGS = ("tensor", "original", "fine_grained")
@@ -43,14 +43,19 @@ class Grouping:
         return len(self.labels)
 
     @cached_property
-    def weights(self) -> Tensor:
+    def _weights(self) -> dict[torch.dtype, Tensor]:
+        return {}
+
+    def weights(self, dtype: torch.dtype) -> Tensor:
         """``[S, G]``; a product with it is the mean over each group's tensors. Tensors are few, so one-hot is cheap."""
-        member = torch.nn.functional.one_hot(self.index, self.num).float()
-        return member / member.sum(0)
+        if dtype not in self._weights:
+            member = torch.nn.functional.one_hot(self.index, self.num).to(dtype)
+            self._weights[dtype] = member / member.sum(0)
+        return self._weights[dtype]
 
     def mean(self, x: Tensor) -> Tensor:
         """``[F, S]`` to ``[F, G]``, every tensor with the same weight."""
-        return x if self.alone else x @ self.weights.to(x.dtype)
+        return x if self.alone else x @ self.weights(x.dtype)
 
     def variance(self, x: Tensor) -> Tensor:
         """Population variance over each group's tensors, ``[F, G]``."""
@@ -112,6 +117,8 @@ def type_of(layout: Layout, slot: Slot) -> str:
     named = _named(slot.name)
     if named:
         return named
+    if _recurrent(slot.name):  # its pair of biases looks like a normalisation
+        return "linear"
     if slot.role != "bias":
         return BY_ROLE[slot.role]
     owner = slot.name.rpartition(".")[0]
@@ -142,19 +149,23 @@ def _fine(layout: Layout, slot: Slot) -> int:
 
 
 def _published(layout: Layout, slot: Slot) -> int:
-    """The released groups: convolutions and normalisations that are not named so are "other"; depth is the first number
-    in the name against the greatest of them all, and "middle" where there is none or only two."""
+    """The released groups: convolutions, recurrent layers and normalisations that are not named so are "other"; depth
+    is the first number in the name against the greatest of them all, and "middle" where there is none or only two.
+
+    The released code asks modules for their class, which an optimizer does not see. So a LayerNorm is "other" here, and
+    an Embedding or a MultiheadAttention "linear", where the name does not tell.
+    """
     kind = _named(slot.name) or type_of(layout, slot)
-    if not _named(slot.name) and kind in ("conv", "norm"):
+    if not _named(slot.name) and (kind in ("conv", "norm") or _recurrent(slot.name)):
         kind = "other"
     numbers = [layer_number(s.name) for s in layout.slots]
     last, layer = max((n for n in numbers if n is not None), default=0), layer_number(slot.name)
     bucket = 1
     if layer is not None and last > 1:
         bucket = 0 if layer < last / 3 else 2 if layer > 2 * last / 3 else 1
-    return _row(kind, bucket, len(slot.shape) < 2 or slot.name.endswith("bias"))
+    return _row(kind, bucket, len(slot.shape) == 1 or slot.name.endswith("bias"))
 
 
-def layer_number(name: str) -> int | None:
-    """The first number in a dotted name."""
-    return next((int(word) for word in name.split(".") if word.isdigit()), None)
+def _recurrent(name: str) -> bool:
+    """Whether it is of torch's LSTM, GRU or RNN."""
+    return name.rpartition(".")[2].startswith(("weight_ih", "weight_hh", "weight_hr", "bias_ih", "bias_hh"))

@@ -47,7 +47,7 @@ class Surroundings:
         grads = [p.grad for p in self.params]
         modules = self.model.modules() if self.model else ()
         buffers = [
-            (m, name, b, b.clone() if _is_writable(b) else None)
+            (m, name, b, b.clone() if is_writable(b) else None)
             for m in modules
             for name, b in m.named_buffers(recurse=False)
         ]
@@ -181,7 +181,7 @@ def is_finite(loss: Tensor, grad: Params) -> bool:
     return bool(torch.nn.utils.get_total_norm(list(grad.values())).isfinite() & loss.isfinite())
 
 
-def _is_writable(x: Tensor) -> bool:
+def is_writable(x: Tensor) -> bool:
     """Whether it can be changed in place: an expanded tensor cannot."""
     return x.layout == torch.strided and all(step > 0 or size <= 1 for step, size in zip(x.stride(), x.shape))
 

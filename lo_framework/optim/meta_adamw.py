@@ -13,7 +13,7 @@ is told in ``docs/metaadamw.md``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -31,7 +31,8 @@ from lo_framework.optim.metaadam.meta_gradient import Goal, meta_gradient, seen_
 from lo_framework.optim.metaadam.meta_loss import ORDERS, LossFn, terms_of
 from lo_framework.optim.metaadam.network import Source, as_learned, hyper_of, make_network
 from lo_framework.optim.metaadam.outer import MetaOptimizer, mean_over_processes
-from lo_framework.optim.metaadam.plan import Grouped, Plan
+from lo_framework.optim.metaadam.plan import Grouped, Held, Plan
+from lo_framework.optim.metaadam.untouched import as_outside
 from optimizees.spec import UserError, nearest
 
 
@@ -58,7 +59,8 @@ class MetaAdamW(torch.optim.Optimizer):
         v_norms, time, gating: the second moment and the time as features; learned factors on features.
         total_steps: of this training, for the time feature; None: a time that saturates after some thousands.
         attend_every: new factors in every so many steps.
-        order: of the meta-gradient: "exact", "difference" (for models that cannot be differentiated twice) or "first".
+        order: of the meta-gradient's Hessian-vector product: as a "difference" of two gradients, "exact" (for models
+            that can be differentiated twice), or "first": without it. None: "difference", or "exact" as published.
         meta_lr: of the network's own optimizer.
         reproduce: "paper" or "reference" (the released code) in all that they do differently.
 
@@ -74,17 +76,18 @@ class MetaAdamW(torch.optim.Optimizer):
         beta_range: float = 1.0, features: str = "basic", grouping: Grouped = "fine_grained", attention: Source = None,
         meta_every: int = 100, objective: str = "combined", weighting: str = "huw",
         priorities: Sequence[float] | None = None, decay: str | None = None, v_norms: bool = True, time: bool = True,
-        gating: bool = False, total_steps: int | None = None, attend_every: int = 1, order: str = "exact",
+        gating: bool = False, total_steps: int | None = None, attend_every: int = 1, order: str | None = None,
         meta_lr: float | None = None, reproduce: str | None = None,
     ) -> None:  # fmt: skip
         self.differences = find_differences(reproduce)
+        order = ("exact" if reproduce else "difference") if order is None else order
         self._terms, self.objective, self.order = terms_of(objective), objective, order
         for name, value, known in (("order", order, ORDERS), ("decay", decay, (None, "decoupled", "scaled"))):
             if value not in known:
                 names = [x for x in known if x]
                 raise UserError(f'unknown {name} "{value}"{nearest(str(value), names)}; known: {", ".join(names)}')
         for name, number in (("meta_every", meta_every), ("attend_every", attend_every), ("total_steps", total_steps)):
-            if number is not None and (number != int(number) or number < 1):
+            if number is not None and not (float(number).is_integer() and number >= 1):
                 raise UserError(f"{name} must be a whole number of at least 1, not {number}")
         scaled = self.differences.scaled_decay if decay is None else decay == "scaled"
         kind = grouping if isinstance(grouping, str) else "tensor"
@@ -92,28 +95,29 @@ class MetaAdamW(torch.optim.Optimizer):
             attention, self.differences, features=features, grouping=kind, v_norms=v_norms, time=time, gating=gating,
             alpha_range=alpha_range, beta_range=beta_range,
         )  # fmt: skip
-        taken = attention is not None and not isinstance(attention, dict)
+        taken = attention is not None and not isinstance(attention, Mapping)
         self._grouping: Grouped = self.network.config.grouping if taken and isinstance(grouping, str) else grouping
         if self.network.config.features == "tokens" and total_steps is None:
             raise UserError('features "tokens" look at how far training is: give total_steps')
         self.meta_every, self.attend_every, self.total_steps = meta_every, attend_every, total_steps
-        self.weighting = None
-        if objective == "combined":
-            self.weighting = make_weighting(weighting, priorities)
-            if isinstance(self.weighting, HUW) and self.differences.published_terms:
-                self.weighting.bound = self.differences.huw_bound
-        elif priorities is not None:
+        weighted = make_weighting(weighting, priorities)
+        if priorities is not None and objective != "combined":
             raise UserError('priorities weigh the terms of objective="combined"')
+        if isinstance(weighted, HUW) and self.differences.published_terms:
+            weighted.bound = self.differences.huw_bound
+        self.weighting = weighted if objective == "combined" else None
         self._meta = MetaOptimizer(self.network, self.differences, meta_lr)
         self._attending = Attending(self.network, self.differences, total_steps)
         self.updates = 0
         self._ready, self._stale = False, False
-        self._factors: tuple[Plan, Tensor, Tensor] | None = None  # those of the last step
+        self._factors: Held | None = None
         own = hyper_of(self.network)
         given = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         super().__init__(params, own | {name: value for name, value in given.items() if value is not None})
         published = self.differences.network == "published"
         self.members = Members(self, self._grouping, published, scaled)
+        self.network.spec.check(self.members.plan(tuple(range(len(self.members.params)))).grouping)
+        self.members.forget()  # the model may be moved before the first step
         self._ready = True
 
     @property
@@ -132,6 +136,7 @@ class MetaAdamW(torch.optim.Optimizer):
             check_group(self.param_groups[-1])
             if self._ready:
                 self.members.gather()
+                self._stale = True  # what is deep in the model, and who shares a group, may be others now
         except UserError:
             self.param_groups.pop()
             if self._ready:
@@ -147,8 +152,10 @@ class MetaAdamW(torch.optim.Optimizer):
                 result = closure()
         active = self.members.with_gradient()
         if active:
+            plan = self.members.plan(active)
+            self.network.spec.check(plan.grouping)
             with torch.autocast(self.members.device.type, enabled=False):  # half-precision products are for models
-                self._update(active)
+                self._update(plan)
         return result
 
     def meta_step(self, loss_fn: LossFn, train_1: Any, train_2: Any, valid: Any = None) -> dict[str, float]:
@@ -167,11 +174,14 @@ class MetaAdamW(torch.optim.Optimizer):
             raise UserError("meta_step looks one step ahead of the last one: make a step first")
         if valid is None and self._terms != ("gradient",):
             raise UserError(f'objective "{self.objective}" needs a batch of validation data: meta_step(..., valid)')
-        goal = Goal(self._terms, self.weighting, self.order)
-        found = meta_gradient(self.members, self._attending, goal, loss_fn, (train_1, train_2, valid), self.updates)
-        self._meta.take(found.outputs, found.slopes)
-        self._meta.step()
+        goal, batches = Goal(self._terms, self.weighting, self.order), (train_1, train_2, valid)
+        kind = self.members.device.type
+        outside = as_outside(loss_fn, kind)
+        with torch.enable_grad(), torch.autocast(kind, enabled=False):
+            found = meta_gradient(self.members, self._attending, goal, outside, batches, self.updates)
+            self._meta.take(found.outputs, found.slopes)
         values = mean_over_processes(found.values)
+        self._meta.step(values)
         weights = tuple(float(name in self._terms) for name in TERMS)
         if self.weighting is not None:
             weights = self.weighting.weights()
@@ -186,8 +196,8 @@ class MetaAdamW(torch.optim.Optimizer):
         """(alpha, beta) of every group at the last step, by its label."""
         if self._factors is None:
             return {}
-        plan, alpha, beta = self._factors
-        return {k: (a, b) for k, a, b in zip(plan.grouping.labels, alpha.tolist(), beta.tolist(), strict=True)}
+        _, labels, alpha, beta = self._factors
+        return {k: (a, b) for k, a, b in zip(labels, alpha.tolist(), beta.tolist(), strict=True)}
 
     def log(self, writer: Any, step: int, prefix: str = "meta_adamw") -> None:
         """Write the factors to a TensorBoard ``SummaryWriter``."""
@@ -200,10 +210,13 @@ class MetaAdamW(torch.optim.Optimizer):
         settings of the first parameter group.
 
         Raises:
-            UserError: the groups are the user's own, which no other model has.
+            UserError: the groups are the user's own, which no other model has; the rule is a published one, which
+                learned optimizers have not.
         """
         if not isinstance(self._grouping, str):
             raise UserError("groups of one's own mean nothing on another model: this network cannot be given away")
+        if self.differences.network == "published" or self.members.scaled:
+            raise UserError("a learned optimizer has no scaled decay and no published groups: it cannot be given away")
         return as_learned(self.network, self.param_groups[0])
 
     def state_dict(self) -> dict[str, Any]:
@@ -220,23 +233,23 @@ class MetaAdamW(torch.optim.Optimizer):
             UserError: the state is of another optimizer class, network or grouping, or of other parameters.
         """
         saving.load(self, state_dict)
-        self._factors = None
 
     def __getstate__(self) -> dict[str, Any]:
         raise TypeError("a MetaAdamW optimizer is copied and saved through state_dict() and load_state_dict()")
 
-    def _update(self, active: tuple[int, ...]) -> None:
+    def _update(self, plan: Plan) -> None:
         members = self.members
         if self.updates == 0:
             self._settle()
-        plan = members.plan(active)
-        old = self._factors
-        if self._stale or old is None or old[0].active != active or self.updates % self.attend_every == 0:
-            seen = seen_by(members, plan, [members.params[i].grad for i in active])
+        for i in plan.active:
+            members.start(i)
+        held = self._factors
+        if self._stale or held is None or held.active != plan.active or self.updates % self.attend_every == 0:
+            seen = seen_by(members, plan, [members.params[i].grad for i in plan.active])
             found = self._attending(plan, seen, self.updates)
-            self._factors, self._stale = (plan, found.alpha, found.beta), False
-        assert self._factors is not None
-        _, alpha, beta = self._factors
+            held = Held(plan.active, plan.grouping.labels, found.alpha, found.beta)
+            self._factors, self._stale = held, False
+        _, _, alpha, beta = held
         # On an accelerator the factors stay there: nothing waits for them.
         alphas, betas = (alpha.tolist(), beta.tolist()) if alpha.device.type == "cpu" else (alpha, beta)
         for each in plan.sets:
@@ -244,10 +257,12 @@ class MetaAdamW(torch.optim.Optimizer):
             lr = float(group["lr"]) if alpha.device.type == "cpu" else group["lr"]
             rate = lr * alphas[each.token]
             shrink = rate * betas[each.token] * group["weight_decay"]
-            numbers = members.numbers(group, members.ages[each.members[0]] + 1, rate, shrink)
             params = [members.params[i] for i in each.members]
+            if isinstance(rate, Tensor):
+                rate, shrink = rate.to(params[0].device), shrink.to(params[0].device)
+            numbers = members.numbers(group, members.ages[each.members[0]] + 1, rate, shrink)
             update(params, [p.grad for p in params], members.states(each.members), numbers)  # type: ignore[misc]
-        members.older(active)
+        members.older(plan.active)
         self.updates += 1
 
     def _settle(self) -> None:

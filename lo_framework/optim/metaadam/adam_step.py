@@ -44,7 +44,11 @@ def simple(p: Tensor, g: Tensor, state: State) -> bool:
 def update(params: Sequence[Tensor], grads: Sequence[Tensor], states: Sequence[State], n: Numbers) -> None:
     """In place."""
     fast = FUSED and all(simple(*each) for each in zip(params, grads, states))
-    if fast and not (isinstance(n.rate, float) and n.rate == 0):
+    if isinstance(n.rate, Tensor):
+        fast = fast and n.rate.dtype == torch.float32  # what the fused loop takes
+    elif n.rate == 0:
+        fast = False
+    if fast:
         return _fused(params, grads, states, n)
     for p, g, state in zip(params, grads, states):
         _written_out(p, g, state, n)
@@ -57,9 +61,9 @@ def _fused(params: Sequence[Tensor], grads: Sequence[Tensor], states: Sequence[S
         _LONG_AGO[device] = torch.full((), 1e30, device=device)  # at this step the loop's own corrections are 1
     lr, decay = n.rate * (root / n.correction1), 0.0
     if isinstance(n.rate, float) and isinstance(n.shrink, float):
-        decay = n.shrink / lr
+        decay = n.shrink / (n.rate * (root / n.correction1))
     else:
-        torch._foreach_mul_(list(params), 1.0 - n.shrink)  # type: ignore[arg-type]
+        torch._foreach_mul_(list(params), 1.0 - n.shrink)
     torch._fused_adamw_(
         list(params), list(grads), [s["exp_avg"] for s in states], [s["exp_avg_sq"] for s in states], [],
         [_LONG_AGO[device]] * len(params), lr=lr, beta1=n.beta1, beta2=n.beta2, weight_decay=decay, eps=n.eps * root,

@@ -62,9 +62,12 @@ class Attending:
         return Factors(alpha, beta, torch.full((2, plan.grouping.num), 0.5).to(alpha))
 
     def time(self, updates: int) -> float:
-        """As published, the update that is being made counts."""
-        now = updates + (self.differences.network == "published")
-        return min(now / self.total_steps, 1.0) if self.total_steps else math.tanh(now / 2000)
+        """As published, the update that is being made counts, and time goes on after ``total_steps``."""
+        published = self.differences.network == "published"
+        now = updates + published
+        if not self.total_steps:
+            return math.tanh(now / 2000)
+        return now / self.total_steps if published else min(now / self.total_steps, 1.0)
 
 
 def _log_power(beta: float, t: int) -> float:

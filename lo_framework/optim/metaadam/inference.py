@@ -32,16 +32,22 @@ class Weights(NamedTuple):
 
 
 class Inference:
-    """Views of a network's weights: they follow whatever trains it."""
+    """Views of a network's weights: they follow whatever trains it or moves it."""
 
     def __init__(self, network: Attention) -> None:
         self.network = network
         self.published = network.config.encoder == "published"
-        self.blocks = [_weights(block) for block in network.blocks]  # type: ignore[arg-type]
+        self._look()
+
+    def _look(self) -> None:
+        self.head = self.network.head.detach()  # held, so that no other memory gets its address
+        self.blocks = [_weights(block) for block in self.network.blocks]  # type: ignore[arg-type]
 
     def __call__(self, tokens: Tensor) -> Tensor:
         """``[columns, G]`` to the head's output ``[H, G]``, as ``network.raw(network.encode(tokens))``."""
         network = self.network
+        if network.head.data_ptr() != self.head.data_ptr():  # `Module.to` has put new memory under its parameters
+            self._look()
         x = tokens.t()
         if not self.published:
             x = torch.addmm(network.embed_bias.view(-1), x, network.embed.t())

@@ -11,7 +11,9 @@ from torch import Tensor
 
 from lo_framework.layout import Layout
 from lo_framework.optim.metaadam.adam_step import Numbers, one_minus_power
-from lo_framework.optim.metaadam.plan import Grouped, Named, Plan, make_plan, name_groups
+from lo_framework.optim.metaadam.plan import Grouped, Named, Plan, make_plan, model_order, name_groups
+from lo_framework.optim.packs import sub_layout
+from lo_framework.optim.uncast import names_of
 from optimizees.spec import UserError
 
 KEPT_PLANS = 8  # few sets of gradients occur in a training
@@ -39,11 +41,14 @@ class Members:
         if not self.params:
             raise UserError("MetaAdamW needs at least one parameter")
         self.ages = self.ages[: len(self.params)] + [0] * (len(self.params) - len(self.ages))
-        names = [name for group in groups for name in group.get("param_names", [])]
+        names = names_of(groups)
         named = len(set(names)) == len(self.params)
         if not named:
             names = [f"parameter{i}" for i in range(len(self.params))]
-        self.layout = Layout.of({name: p.shape for name, p in zip(names, self.params)})
+        places = {name: i for i, name in enumerate(names)}
+        order = model_order(names) if named else names
+        whole = Layout.of({name: self.params[places[name]].shape for name in order})
+        self.layout = sub_layout(whole, [k for _, k in sorted((places[name], k) for k, name in enumerate(order))])
         self.groups: list[Named] = name_groups(
             self.grouping, self.layout, self.params, self.part, named, self.published
         )
@@ -62,7 +67,7 @@ class Members:
         return torch.float64 if any(p.dtype == torch.float64 for p in self.params) else torch.float32
 
     def with_gradient(self) -> tuple[int, ...]:
-        """Places of the parameters that take part in this step, with moments.
+        """Places of the parameters that take part in this step.
 
         Raises:
             UserError: a gradient is sparse.
@@ -71,8 +76,6 @@ class Members:
         for i in active:
             if self.params[i].grad.layout != torch.strided:  # type: ignore[union-attr]
                 raise UserError("MetaAdamW cannot use sparse gradients; build the embedding with sparse=False")
-        for i in active:
-            self.start(i)
         return active
 
     def start(self, i: int) -> None:
@@ -86,11 +89,11 @@ class Members:
 
     def plan(self, active: tuple[int, ...]) -> Plan:
         first = self.ages[active[0]]
-        key = active, tuple(self.ages[i] - first for i in active)
+        key = active, tuple(self.ages[i] - first for i in active), self.device
         if key not in self._plans:
             if len(self._plans) >= KEPT_PLANS:
                 self.forget()
-            self._plans[key] = make_plan(active, self.layout, self.groups, self.part, self.ages, self.device)
+            self._plans[key] = make_plan(active, self.params, self.layout, self.groups, self.part, self.ages)
         return self._plans[key]
 
     def group(self, i: int) -> dict[str, Any]:
@@ -113,6 +116,8 @@ class Members:
 
 def check_group(group: dict[str, Any]) -> None:
     """Raises UserError for settings that cannot be."""
+    if len(group["betas"]) != 2:
+        raise UserError(f"betas must be two numbers, not {len(group['betas'])}")
     beta1, beta2 = group["betas"]
     if not (0 <= beta1 < 1 and 0 <= beta2 < 1):
         raise UserError(f"betas must be in [0, 1), not {beta1} and {beta2}")

@@ -15,6 +15,7 @@ from lo_framework.optim.metaadam.members import Members
 from lo_framework.optim.metaadam.meta_loss import Here, LossFn, loss_at, slopes_ahead
 from lo_framework.optim.metaadam.plan import Plan
 from lo_framework.optim.metaadam.untouched import untouched
+from optimizees.spec import UserError
 
 
 class MetaGradient(NamedTuple):
@@ -51,11 +52,17 @@ def meta_gradient(
     """
     rules = attending.differences
     places = [i for i, p in enumerate(members.params) if p.requires_grad and p in members.optimizer.state]
+    last = [p.grad for p in members.params]  # `untouched` hides them
     with untouched(members.params) as rewind:
         rewind()
         train = loss_at(loss_fn, batches[0])
+        if any(p.grad is not None for p in members.params):
+            raise UserError("loss_fn(batch) must return the loss and must not call backward")
         found = torch.autograd.grad(train, [members.params[i] for i in places], allow_unused=True)
-        plan = members.plan(tuple(i for i, g in zip(places, found) if g is not None))
+        active = tuple(i for i, g in zip(places, found) if g is not None)
+        if not active:
+            raise UserError("meta_step: the loss of the first batch depends on none of the parameters that have moved")
+        plan = members.plan(active)
         grads = [g for g in found if g is not None]
         params = [members.params[i] for i in plan.active]
         valid = None
@@ -63,7 +70,7 @@ def meta_gradient(
             rewind()
             valid = loss_at(loss_fn, batches[2], graph=False)
         # As released, the features are those of the last gradient, at the last step's time, after the moments saw it.
-        seen = list(grads) if rules.features_of_fold else [p.grad for p in params]
+        seen = list(grads) if rules.features_of_fold else [last[i] for i in plan.active]
         with torch.enable_grad():
             factors = attending(plan, seen_by(members, plan, seen), updates - (not rules.features_of_fold))
         moves = moves_of(members, plan, grads, rules.fold)

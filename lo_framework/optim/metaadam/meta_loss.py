@@ -1,8 +1,8 @@
 """The meta-loss of MetaAdamW at the parameters one step ahead, and its derivative by them (arXiv 2605.04055).
 
-The terms and their weighting are those of the outer loop, `lo_framework.objectives`. ``exact`` differentiates the
-gradient term's |g2|^2 and cosine through the Hessian; ``difference`` takes that product as a difference of two
-gradients, for models that cannot be differentiated twice; ``first`` leaves it out.
+The terms and their weighting are those of the outer loop, `lo_framework.objectives`. The gradient term's |g2|^2 and
+cosine are differentiated through the Hessian: ``exact``; as a ``difference`` of two gradients, which is cheaper and
+serves models that cannot be differentiated twice; or not at all, ``first``.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ from torch import Tensor
 from lo_framework.objectives.terms import TERMS, cosine, generalization_gap, gradient_alignment, loss_decrease
 from lo_framework.objectives.weighting import Weighting
 from lo_framework.optim.metaadam.differences import Differences
-from optimizees.spec import UserError, nearest
+from optimizees.spec import UserError, first_line, nearest
 
 OBJECTIVES = (*TERMS, "combined")
 ORDERS = ("exact", "difference", "first")
-RADIUS = 1e-3  # of the difference of gradients, relative to the parameters' norm
+RADIUS = 3.0  # of the difference of gradients, relative to the parameters' norm and in roots of their precision
+FURTHEST = 1e-2
 
 LossFn = Callable[[Any], Tensor]
 
@@ -57,6 +58,8 @@ def loss_at(loss_fn: LossFn, batch: Any, graph: bool = True) -> Tensor:
     if not isinstance(loss, Tensor) or loss.numel() != 1:
         found = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
         raise UserError(f"loss_fn(batch) must return the loss, one number with its graph; it returned {found}")
+    if graph and not loss.requires_grad:
+        raise UserError("loss_fn(batch) must return the loss with its graph; it returned one without a graph")
     return loss.reshape(())
 
 
@@ -73,42 +76,64 @@ def slopes_ahead(
         lambdas: ``[2, G]``, weights of flatness and direction.
         weighting: of the three terms; None: the one in use as it is.
     """
-    published = differences.published_terms
-    lambdas = lambdas.detach().requires_grad_()
-    values = [torch.zeros_like(here.train, dtype=lambdas.dtype) for _ in TERMS]
-    after = second = None
-    wanted: list[Tensor] = []
-    if "gradient" in terms or ("gen_gap" in terms and differences.gap_ahead):
+    exact = order == "exact" and "gradient" in terms
+    ahead = "gen_gap" in terms and differences.gap_ahead
+    second = after = _Point(here.train, [])
+    if "gradient" in terms or ahead:
         rewind()
-        second = loss_at(loss_fn, batches[1])
-    if "gradient" in terms:
-        assert second is not None
-        found = torch.autograd.grad(
-            second, params, create_graph=order == "exact", retain_graph=True, materialize_grads=True
-        )
-        if order != "exact":
-            wanted = [g.detach().requires_grad_() for g in found]
-        values[0] = _gradient_term(here.grads, wanted or found, tokens, lambdas, published)
-    if "loss_decrease" in terms or ("gen_gap" in terms and differences.gap_ahead):
+        second = _point(loss_fn, batches[1], params, graph=exact)
+    if "loss_decrease" in terms or ahead:
         rewind()
-        after = loss_at(loss_fn, batches[2])
-    if "loss_decrease" in terms:
-        values[1] = loss_decrease(after, here.valid, published=published)  # type: ignore[arg-type]
-    if "gen_gap" in terms:
-        pair = (second, after) if differences.gap_ahead else (here.train, here.valid)
-        values[2] = generalization_gap(*pair)  # type: ignore[arg-type]
-    stacked = torch.stack([x.to(lambdas) for x in values])
-    total = stacked[TERMS.index(terms[0])] if weighting is None else weighting.total(stacked)
+        after = _point(loss_fn, batches[2], params)
+    # What the terms are made of becomes leaves: their own derivatives by theta' are known, or one product away.
+    lambdas, train, valid = _leaf(lambdas), _leaf(second.loss), _leaf(after.loss)
+    gradients = [_leaf(g) for g in second.grads]
+    with torch.enable_grad():
+        values = [torch.zeros_like(train) for _ in TERMS]
+        published = differences.published_terms
+        if "gradient" in terms:
+            values[0] = _gradient_term(here.grads, gradients, tokens, lambdas, published)
+        if "loss_decrease" in terms:
+            values[1] = loss_decrease(valid, here.valid, published=published)  # type: ignore[arg-type]
+        if "gen_gap" in terms:
+            pair = (train, valid) if ahead else (here.train, here.valid)
+            values[2] = generalization_gap(*pair)  # type: ignore[arg-type]
+        stacked = torch.stack([x.to(lambdas) for x in values])
+        total = stacked[TERMS.index(terms[0])] if weighting is None else weighting.total(stacked)
     slopes = [torch.zeros_like(p) for p in params]
-    by_lambdas = torch.zeros_like(lambdas)
-    if total.requires_grad:
-        sources = [*params, lambdas, *wanted]
-        pulled = torch.autograd.grad(total, sources, allow_unused=True, materialize_grads=True)
-        slopes, by_lambdas = list(pulled[: len(params)]), pulled[len(params)]
-        if wanted and order == "difference":
-            product = _product(loss_fn, batches[1], rewind, params, found, pulled[len(params) + 1 :])
-            slopes = [a + b for a, b in zip(slopes, product)]
+    if not total.requires_grad:
+        return Slopes(stacked.detach(), slopes, torch.zeros_like(lambdas))
+    leaves = [lambdas, train, valid, *gradients]
+    pulled = torch.autograd.grad(total, leaves, allow_unused=True, materialize_grads=True)
+    by_lambdas, by_train, by_valid, *along = pulled
+    for point, by in ((second, by_train), (after, by_valid)):
+        if bool(by):
+            slopes = [a + by * g.detach() for a, g in zip(slopes, point.grads)]
+    if "gradient" in terms and order != "first":
+        product: Sequence[Tensor]
+        if exact:
+            product = _exact_product(params, second.grads, along)
+        else:
+            product = _product(loss_fn, batches[1], rewind, params, second.grads, along)
+        slopes = [a + b for a, b in zip(slopes, product)]
     return Slopes(stacked.detach(), slopes, by_lambdas)
+
+
+class _Point(NamedTuple):
+    """The loss of a batch and its gradient."""
+
+    loss: Tensor
+    grads: Sequence[Tensor]
+
+
+def _point(loss_fn: LossFn, batch: Any, params: Sequence[Tensor], graph: bool = False) -> _Point:
+    loss = loss_at(loss_fn, batch)
+    grads = torch.autograd.grad(loss, params, create_graph=graph, allow_unused=True, materialize_grads=True)
+    return _Point(loss.detach(), grads)
+
+
+def _leaf(x: Tensor) -> Tensor:
+    return x.detach().requires_grad_()
 
 
 def _gradient_term(
@@ -125,6 +150,21 @@ def _gradient_term(
     return gradient_alignment(flatness, cosine(dot, one, two), lambdas[0], lambdas[1], published=published)
 
 
+def _exact_product(params: Sequence[Tensor], at: Sequence[Tensor], along: Sequence[Tensor]) -> Sequence[Tensor]:
+    """Hessian times ``along``, from the graph of the gradients ``at``; where one has none, its derivative is zero."""
+    pairs = [(g, d) for g, d in zip(at, along) if g.requires_grad]
+    if not pairs:
+        return [torch.zeros_like(p) for p in params]
+    grads, slopes = zip(*pairs)
+    try:
+        return torch.autograd.grad(grads, params, slopes, allow_unused=True, materialize_grads=True)
+    except RuntimeError as error:
+        if "derivative" not in str(error):
+            raise
+        reason = first_line(error)
+        raise UserError(f'order="exact" differentiates twice: use order="difference" or "first" ({reason})') from None
+
+
 def _product(
     loss_fn: LossFn, batch: Any, rewind: Callable[[], None], params: Sequence[Tensor], at: Sequence[Tensor],
     along: Sequence[Tensor],
@@ -132,13 +172,14 @@ def _product(
     """Hessian times ``along``, from the gradients ``at`` here and those a little further."""
     size = torch.nn.utils.get_total_norm([p.detach() for p in params])
     length = torch.nn.utils.get_total_norm(list(along)).clamp_min(1e-30)
-    step = RADIUS * size.clamp_min(1e-3) / length
+    precision = max(torch.finfo(p.dtype).eps for p in params)
+    step = min(RADIUS * precision**0.5, FURTHEST) * size.clamp_min(1e-3) / length
     home = [p.detach().clone() for p in params]
     with torch.no_grad():
         for p, d in zip(params, along):
             p.add_(step.to(p) * d)
     rewind()
-    further = torch.autograd.grad(loss_at(loss_fn, batch), params, materialize_grads=True)
+    further = _point(loss_fn, batch, params).grads
     with torch.no_grad():
         for p, x in zip(params, home):
             p.copy_(x)

@@ -19,7 +19,7 @@ from lo_framework.optim.metaadam.differences import Differences
 from lo_framework.optim.source import learned_from
 from optimizees.spec import UserError, nearest
 
-Source = Attention | str | os.PathLike[str] | Mapping[str, Any] | None
+Source = LearnedOptimizer | str | os.PathLike[str] | Mapping[str, Any] | None
 SIZES = ("width", "heads", "layers", "hidden_units", "head_scale", "seed")
 HYPER_PART = tuple(name for name, _ in HyperAdamW(HyperAdamW.Config()).named_parameters())
 
@@ -33,16 +33,19 @@ def make_network(
     Raises:
         UserError: sizes or ranges that cannot be, a file of another kind of optimizer.
     """
+    published = differences.network == "published"
     if source is not None and not isinstance(source, Mapping):
-        return _taken(learned_from(source))
+        network = _taken(learned_from(source))
+        if published and network.config.encoder != "published":
+            raise UserError("reproduce is for the published network, and this optimizer has another: give no reproduce")
+        return network
     sizes: dict[str, Any] = {"width": 16, "heads": 4, "layers": 2, **(source or {})}
     for name in sizes:
         if name not in SIZES:
             raise UserError(f'attention: no setting "{name}"{nearest(name, SIZES)}; known: {", ".join(SIZES)}')
-    published = differences.network == "published"
     spec = FeatureSpec(version=features, scale="raw" if published else "log", v_norms=v_norms, time=time)
     if published:
-        needed, heads = spec.columns + EMBEDDING * (features == "enhanced"), sizes["heads"]
+        needed, heads = spec.columns + EMBEDDING * (features == "enhanced"), max(sizes["heads"], 1)
         sizes.setdefault("hidden_units", 32)
         if "width" not in (source or {}):
             sizes["width"] = -(-needed // heads) * heads
@@ -51,11 +54,13 @@ def make_network(
             **sizes, features=features, grouping=grouping, scale=spec.scale, v_norms=v_norms, time=time, gating=gating,
             alpha_range=alpha_range, beta_range=beta_range, head="bounded", encoder=differences.network,
         )  # fmt: skip
+    except UserError:
+        raise
     except ValueError as error:
         raise UserError(f"attention: {error}") from None
     network = Attention(config)
     if differences.truncated_plus:
-        network.spec = replace(network.spec, truncated=True)
+        network.spec = replace(network.spec, truncated=network.config.width - EMBEDDING)
     return network
 
 
@@ -71,7 +76,7 @@ def _taken(learned: LearnedOptimizer) -> Attention:
             "this optimizer has learned schedules or values for roles, which MetaAdamW has not: use Learned, or "
             "meta-train with --learned attention:head=bounded,learn=factors"
         )
-    return copy.deepcopy(learned)
+    return copy.deepcopy(learned).requires_grad_()
 
 
 def hyper_of(network: Attention) -> dict[str, Any]:
@@ -87,12 +92,19 @@ def hyper_of(network: Attention) -> dict[str, Any]:
 
 
 def as_learned(network: Attention, group: Mapping[str, Any]) -> Attention:
-    """A learned optimizer that does what MetaAdamW does with this network and the settings of ``group``."""
+    """A learned optimizer that does what MetaAdamW does with this network and the settings of ``group``.
+
+    Raises:
+        UserError: settings that have no logarithm, such as a learning rate of 0.
+    """
     own = {f.name: getattr(network.config, f.name) for f in fields(AttentionConfig)}
     beta1, beta2 = group["betas"]
     own |= {"lr": float(group["lr"]), "beta1": beta1, "beta2": beta2, "eps": group["eps"]}
     own["weight_decay"] = group["weight_decay"]
-    learned = Attention(AttentionConfig(**own))
+    try:
+        learned = Attention(AttentionConfig(**own))
+    except ValueError as error:
+        raise UserError(f"a learned optimizer cannot have these settings: {error}") from None
     learned.load_theta({name: x for name, x in network.theta().items() if name not in HYPER_PART})
     return learned
 
@@ -107,7 +119,10 @@ def penalty(network: Attention, differences: Differences) -> Tensor:
     """What is added to the meta-loss: as released, norms (not squared) of encoder and head; and sizes of gates."""
     total = network.head.new_zeros(())
     if differences.norm_penalty:
-        weights = [network.head, *network.blocks.parameters()]
+        weights: list[Tensor] = [network.head]
+        for name, w in network.blocks.named_parameters():
+            # Two norms' gains, and two norms' shifts, are one tensor each here.
+            weights += w.unbind() if name.endswith(("gains", "shifts")) else [w]
         total = total + differences.norm_penalty * sum(_norm(w) for w in weights)
     if network.config.gating and differences.gates_learn:
         published = network.config.encoder == "published"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -28,7 +29,7 @@ def mean_over_processes(x: Tensor) -> Tensor:
 class MetaOptimizer:
     """
     Attributes:
-        skipped: meta steps left out because their gradient was not finite.
+        skipped: meta steps left out because their gradient or a term was not finite.
     """
 
     def __init__(self, network: Attention, differences: Differences, lr: float | None) -> None:
@@ -54,11 +55,11 @@ class MetaOptimizer:
             torch.autograd.backward([x for x, _ in pairs], [d for _, d in pairs], inputs=self.params)
         self._agree()
 
-    def step(self) -> None:
-        """Move the network along its gradient, unless that is not finite."""
+    def step(self, values: Tensor) -> None:
+        """Move the network along its gradient, unless that or one of the ``values`` of the terms is not finite."""
         grads = [p.grad for p in self.params if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(grads)
-        if not bool(torch.isfinite(norm)):
+        if not bool(torch.isfinite(norm) & torch.isfinite(values).all()):
             self.skipped += 1
             return
         if self.differences.clip:
@@ -76,5 +77,5 @@ class MetaOptimizer:
         return {"optimizer": self.optimizer.state_dict(), "skipped": self.skipped}
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        self.optimizer.load_state_dict(saved["optimizer"])
+        self.optimizer.load_state_dict(copy.deepcopy(saved["optimizer"]))  # torch would share its tensors
         self.skipped = saved["skipped"]

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from lo_framework.layout import Layout
-from lo_framework.learned.grouping import KEYS, Grouping, by_key, make_grouping
+from lo_framework.learned.grouping import GROUPINGS, KEYS, Grouping, by_key, make_grouping
 from lo_framework.optim.metaopt.blocks import assign
 from lo_framework.optim.packs import sub_layout
 from optimizees.spec import UserError
@@ -20,7 +20,7 @@ Named = tuple[Hashable, int, str]  # of a group: what tells it from others, its 
 
 @dataclass(frozen=True, eq=False)
 class Set:
-    """Tensors of one parameter group, one token group and one age."""
+    """Tensors of one parameter group, one token group, one age, one dtype and one device."""
 
     group: int
     token: int
@@ -35,6 +35,44 @@ class Plan:
     layout: Layout
     grouping: Grouping
     sets: tuple[Set, ...]
+
+
+class Held(NamedTuple):
+    """The factors of the last step: of which tensors, and by group."""
+
+    active: tuple[int, ...]
+    labels: tuple[str, ...]
+    alpha: Tensor
+    beta: Tensor
+
+
+def model_order(names: Sequence[str]) -> list[str]:
+    """Dotted names as their model has them, also where parameter groups have parted a layer's weight and bias.
+
+    What belongs together by its name comes together, at the place of its first; numbers count, parameters between which
+    a child of their module was are before it, and a weight is before its bias. So a model's order stays as it is.
+    """
+    tree: dict[str, Any] = {}
+    for name in names:
+        at = tree
+        for word in name.split("."):
+            at = at.setdefault(word, {})
+
+    def walk(at: dict[str, Any], path: str) -> Iterator[str]:
+        words = sorted(at, key=int) if all(word.isdecimal() for word in at) else list(at)
+        own = [k for k, word in enumerate(words) if not at[word]]
+        if own and own[-1] - own[0] >= len(own):
+            words.sort(key=lambda word: bool(at[word]))
+        if "bias" in words and "weight" in words[words.index("bias") :]:
+            words.remove("bias")
+            words.insert(words.index("weight") + 1, "bias")
+        for word in words:
+            if path + word in known:
+                yield path + word
+            yield from walk(at[word], f"{path}{word}.")
+
+    known = set(names)
+    return list(walk(tree, ""))
 
 
 def name_groups(
@@ -63,19 +101,25 @@ def name_groups(
         except TypeError:
             raise UserError("grouping: the function must return something hashable, such as a string") from None
         return [(value, order[value] % KEYS, str(value)) for value in found]
-    blocks = assign(grouping, params, parts, names if named else None)
+    if not isinstance(grouping, Mapping):
+        raise UserError(f"grouping must be one of {', '.join(GROUPINGS)}, a dict or a function, not {grouping!r}")
+    try:
+        blocks = assign(grouping, params, parts, names if named else None)
+    except UserError as error:
+        raise UserError(f"grouping: {error}") from None
     owners = [spread.first for spread in blocks.spreads]
     return [(k, k % KEYS, blocks.names[k]) for k in owners]
 
 
 def make_plan(
-    active: tuple[int, ...], layout: Layout, groups: Sequence[Named], parts: Sequence[int], ages: Sequence[int],
-    device: torch.device,
+    active: tuple[int, ...], params: Sequence[Tensor], layout: Layout, groups: Sequence[Named], parts: Sequence[int],
+    ages: Sequence[int],
 ) -> Plan:  # fmt: skip
+    device = params[0].device
     grouping = by_key([groups[i] for i in active], device)
     tokens = grouping.index.tolist()
-    sets: dict[tuple[int, int, int], list[int]] = {}
+    sets: dict[tuple[Hashable, ...], list[int]] = {}
     for i, token in zip(active, tokens, strict=True):
-        sets.setdefault((parts[i], token, ages[i]), []).append(i)
-    made = tuple(Set(group, token, tuple(members)) for (group, token, _), members in sets.items())
+        sets.setdefault((parts[i], token, ages[i], params[i].dtype, params[i].device), []).append(i)
+    made = tuple(Set(key[0], key[1], tuple(members)) for key, members in sets.items())  # type: ignore[arg-type]
     return Plan(active, sub_layout(layout, active).to(device), grouping, made)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from lo_framework.optim.metaadam.plan import Held
 from lo_framework.optim.uncast import ByPlace, load_uncast
 from optimizees.spec import UserError
 
@@ -17,10 +18,12 @@ STARTS = ("seed", "head_scale", "lr", "beta1", "beta2", "eps", "weight_decay", "
 
 
 def dump(optimizer: MetaAdamW) -> dict[str, Any]:
-    weighting = optimizer.weighting
+    weighting, held = optimizer.weighting, optimizer._factors
     return {
         "kind": _kind(optimizer),
         "updates": optimizer.updates,
+        "factors": None if held is None else {"active": list(held.active), "alpha": held.alpha, "beta": held.beta},
+        "stale": optimizer._stale,
         "network": optimizer.network.theta(),
         "meta": optimizer._meta.state_dict(),
         "weighting": weighting.dump() if weighting is not None else {},
@@ -59,12 +62,21 @@ def load(optimizer: MetaAdamW, state_dict: dict[str, Any]) -> None:
             optimizer.members.ages[i] = int(state["step"])
 
     load_uncast(optimizer, state_dict, check, rebuild)
-    optimizer.updates = mine["updates"]
+    optimizer.updates, optimizer._stale = mine["updates"], mine["stale"]
     optimizer._settle()
+    optimizer._factors = _held(optimizer, mine["factors"])
     optimizer.network.load_theta(mine["network"])
     optimizer._meta.load_state_dict(mine["meta"])
     if optimizer.weighting is not None:
         optimizer.weighting.load(mine["weighting"])
+
+
+def _held(optimizer: MetaAdamW, saved: dict[str, Any] | None) -> Held | None:
+    if saved is None:
+        return None
+    active, like = tuple(saved["active"]), optimizer.network.head
+    labels = optimizer.members.plan(active).grouping.labels
+    return Held(active, labels, saved["alpha"].to(like, copy=True), saved["beta"].to(like, copy=True))
 
 
 def _kind(optimizer: MetaAdamW) -> dict[str, Any]:

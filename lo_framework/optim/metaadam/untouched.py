@@ -2,7 +2,7 @@
 
 Inside :func:`untouched`, parameters may be moved and modules run; afterwards parameters, gradients, buffers (running
 statistics) and generators are bit for bit what they were. Buffers are found without knowing the model: a hook on every
-module's forward copies those of a module before its first run.
+module's forward copies those of a module and of all in it before its first run.
 """
 
 from __future__ import annotations
@@ -15,9 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from lo_framework.optim.closure_landscape import Surroundings
-
-Kept = dict[tuple[int, str], tuple[nn.Module, str, Tensor, Tensor]]
+from lo_framework.optim.closure_landscape import Surroundings, is_writable
 
 
 @contextmanager
@@ -25,13 +23,17 @@ def untouched(params: Sequence[Tensor]) -> Iterator[Callable[[], None]]:
     """Gives ``rewind``: call it before a pass that must draw the same random numbers as the others."""
     surroundings = Surroundings(params, None, same_noise=True)
     home = [p.detach().clone() for p in params]
-    kept: Kept = {}
+    known: dict[int, nn.Module] = {}  # held, so that no other gets its id
+    kept: list[tuple[nn.Module, str, Tensor, Tensor | None]] = []
 
     def keep(module: nn.Module, _: Any) -> None:
-        for name, buffer in module.named_buffers(recurse=False):
-            key = id(module), name
-            if key not in kept:
-                kept[key] = module, name, buffer, buffer.detach().clone()
+        if id(module) in known:
+            return
+        for part in module.modules():
+            if id(part) not in known:
+                known[id(part)] = part
+                for name, buffer in part.named_buffers(recurse=False):
+                    kept.append((part, name, buffer, buffer.detach().clone() if is_writable(buffer) else None))
 
     hook = register_module_forward_pre_hook(keep)
     try:
@@ -42,8 +44,24 @@ def untouched(params: Sequence[Tensor]) -> Iterator[Callable[[], None]]:
         with torch.no_grad():
             for p, x in zip(params, home):
                 p.copy_(x)
-            for module, name, buffer, copy in kept.values():
-                buffer.copy_(copy)
+            for module, name, buffer, copy in kept:
+                if copy is not None:
+                    buffer.copy_(copy)
                 if getattr(module, name) is not buffer:  # some modules put a new tensor in the place of a buffer
                     setattr(module, name, buffer)
         torch.clear_autocast_cache()
+
+
+def as_outside(loss_fn: Callable[[Any], Any], kind: str) -> Callable[[Any], Any]:
+    """``loss_fn`` under the autocast of a ``kind`` of device that is on now, whatever is on when it is called.
+
+    Its casts are made anew in every call: parameters move between them.
+    """
+    on, dtype = torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
+
+    def run(batch: Any) -> Any:
+        torch.clear_autocast_cache()
+        with torch.autocast(kind, dtype=dtype, enabled=on):
+            return loss_fn(batch)
+
+    return run

@@ -1,0 +1,254 @@
+"""What MetaAdamW refuses: in one line that names the nearest known, before anything changes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lo_framework.learned import make_learned
+from lo_framework.optim import MetaAdamW
+from optimizees.spec import UserError
+from tests.lo_framework import metaadamw_face_tools as tools
+from tests.lo_framework.metaadamw_face_tools import snapshot, weights
+
+NAN = math.nan
+BAD: list[tuple[dict[str, Any], str]] = [
+    ({"features": "basik"}, r'unknown features "basik" \(did you mean "basic"\?\)'),
+    ({"features": "enhansed"}, r'unknown features "enhansed" \(did you mean "enhanced"\?\)'),
+    ({"features": "tokens"}, "look at how far training is: give total_steps"),
+    ({"grouping": "fine-grained"}, r'^unknown grouping "fine-grained" \(did you mean "fine_grained"\?\)'),
+    ({"grouping": None}, "grouping must be one of tensor, original, fine_grained, a dict or a function, not None"),
+    ({"objective": "combine"}, r'unknown objective "combine" \(did you mean "combined"\?\)'),
+    ({"objective": "gen-gap"}, r'unknown objective "gen-gap" \(did you mean "gen_gap"\?\)'),
+    ({"order": "frist"}, r'unknown order "frist" \(did you mean "first"\?\)'),
+    ({"decay": "decouple"}, r'unknown decay "decouple" \(did you mean "decoupled"\?\)'),
+    ({"reproduce": "papers"}, r'unknown reproduce "papers" \(did you mean "paper"\?\)'),
+    ({"weighting": "hwu"}, r"unknown weighting 'hwu' \(did you mean \"huw\"\?\)"),
+    ({"weighting": "hwu", "objective": "gradient"}, "unknown weighting"),
+    ({"weighting": "huw:bond=2"}, "bound"),
+    ({"weighting": "fixed:weights=1x2"}, "weights must be 3 numbers"),
+    ({"weighting": "sum", "priorities": (1, 1, 1)}, "priorities are for the weighting huw"),
+    ({"priorities": (1, 1)}, "there must be 3 priorities"),
+    ({"priorities": (1, 0, 1)}, "priorities must be positive and finite, not 0"),
+    ({"priorities": (1, NAN, 1)}, "priorities must be positive and finite"),
+    ({"priorities": (1, 1, 1), "objective": "gradient"}, 'priorities weigh the terms of objective="combined"'),
+    ({"features": "norm_basic", "grouping": "original"}, 'there is one: use "basic", or a grouping with more'),
+    ({"features": "norm_basic_plus", "grouping": lambda n, p: 0}, 'there is one: use "basic_plus"'),
+    ({"features": "norm_basic", "grouping": {"all": None}}, "there is one"),
+    ({"attention": {"width": 10, "heads": 4}}, r"attention: width \(10\) must be a positive multiple of heads \(4\)"),
+    ({"attention": {"width": 10, "heads": 4}, "reproduce": "paper"}, "multiple of heads"),
+    ({"attention": {"heads": 0}, "reproduce": "paper"}, "multiple of heads"),
+    ({"attention": {"heads": 0}}, "multiple of heads"),
+    ({"attention": {"width": 4, "heads": 4}, "reproduce": "paper"}, "a width of at least 6 features"),
+    ({"attention": {"layers": 0}}, "layers at least 1"),
+    ({"attention": {"witdh": 8}}, r'attention: no setting "witdh" \(did you mean "width"\?\)'),
+    ({"attention": "nowhere.safetensors"}, "nowhere.safetensors"),
+    ({"alpha_range": 2.0}, r"alpha_range and beta_range must be in \[0, 2\)"),
+    ({"beta_range": -0.1}, r"alpha_range and beta_range must be in \[0, 2\)"),
+    ({"alpha_range": NAN}, r"alpha_range and beta_range must be in \[0, 2\)"),
+    ({"lr": -1.0}, "lr must be at least 0 and finite, not -1.0"),
+    ({"lr": NAN}, "lr must be at least 0 and finite, not nan"),
+    ({"lr": torch.tensor(-1.0)}, "lr must be at least 0"),
+    ({"betas": (1.0, 0.9)}, r"betas must be in \[0, 1\), not 1.0 and 0.9"),
+    ({"betas": (0.9, -0.1)}, r"betas must be in \[0, 1\)"),
+    ({"betas": (NAN, 0.9)}, r"betas must be in \[0, 1\)"),
+    ({"betas": (0.9,)}, "betas must be two numbers"),
+    ({"eps": -1e-8}, "eps must be at least 0"),
+    ({"weight_decay": -0.1}, "weight_decay must be at least 0"),
+    ({"weight_decay": NAN}, "weight_decay must be at least 0"),
+    ({"meta_every": 0}, "meta_every must be a whole number of at least 1, not 0"),
+    ({"meta_every": 2.5}, "meta_every must be a whole number"),
+    ({"meta_every": NAN}, "meta_every must be a whole number"),
+    ({"attend_every": 0}, "attend_every must be a whole number of at least 1"),
+    ({"total_steps": 0}, "total_steps must be a whole number of at least 1"),
+    ({"meta_lr": -1.0}, "meta_lr must be at least 0 and finite"),
+    ({"meta_lr": NAN}, "meta_lr must be at least 0 and finite"),
+    ({"grouping": {}}, "grouping: .*empty"),
+    ({"grouping": {"a": "0", "b": "tail"}}, '"b": "tail" matches no parameter'),
+    ({"grouping": {"a": "0", "b": "weight", "c": None}}, 'overlap: both hold parameter "0.weight"'),
+    ({"grouping": {"a": ["0.wieght"], "b": None}}, r'no parameter "0.wieght" \(did you mean "0.weight"\?\)'),
+    ({"grouping": {"a": "0"}}, 'parameter "2.weight" is in no'),
+    ({"grouping": {"a": "."  , "b": None}}, '"b" is empty'),
+    ({"grouping": {"a": "("}}, "is not a regular expression"),
+    ({"grouping": lambda name, p: [name]}, "the function must return something hashable"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("options", "words"), BAD, ids=lambda x: ",".join(x) if isinstance(x, dict) else "")
+def test_bad_arguments(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=words) as caught:
+        MetaAdamW(tools.network().named_parameters(), **options)
+    assert "\n" not in str(caught.value)
+
+
+def test_bad_parameters() -> None:
+    with pytest.raises(UserError, match="need named parameters: pass model.named_parameters"):
+        MetaAdamW(tools.network().parameters(), grouping={"a": "."})
+    with pytest.raises(ValueError, match="empty parameter list"):
+        MetaAdamW([])
+    with pytest.raises(UserError, match="at least one parameter"):
+        MetaAdamW([{"params": []}])
+    for group in ({"lr": -1.0}, {"betas": (0.9, 1.0)}, {"eps": NAN}):
+        with pytest.raises(UserError, match="must be"):
+            MetaAdamW([{"params": tools.network().parameters(), **group}])
+
+
+def rejected(optimizer: MetaAdamW, model: nn.Module, call: Callable[[], Any], words: str) -> None:
+    """``call`` is refused in one line and changes nothing."""
+    before, state, noise = weights(model), snapshot(optimizer), torch.get_rng_state()
+    with pytest.raises(UserError, match=words) as caught:
+        call()
+    assert "\n" not in str(caught.value) and snapshot(optimizer) == state
+    assert torch.equal(weights(model), before) and torch.equal(torch.get_rng_state(), noise)
+
+
+def test_a_meta_step_before_the_first_step() -> None:
+    """D21."""
+    model = tools.network()
+    optimizer = tools.make(model.named_parameters())
+    rejected(optimizer, model, lambda: tools.meta(optimizer, model), "make a step first")
+
+
+@pytest.mark.parametrize("objective", ["combined", "loss_decrease", "gen_gap"])
+def test_a_meta_step_without_a_validation_batch(objective: str) -> None:
+    model = tools.network()
+    optimizer = tools.make(model.named_parameters(), objective=objective)
+    tools.run(optimizer, model, range(2))
+    loss, pairs = tools.loss_of(model), (tools.batch(0), tools.batch(1))
+    rejected(optimizer, model, lambda: optimizer.meta_step(loss, *pairs), f'"{objective}" needs a batch of validation')
+
+
+def test_the_gradient_term_needs_no_validation_batch() -> None:
+    model = tools.network()
+    optimizer = tools.make(model.named_parameters(), objective="gradient")
+    tools.run(optimizer, model, range(2))
+    assert set(optimizer.meta_step(tools.loss_of(model), tools.batch(0), tools.batch(1))) == {
+        "gradient", "weight/gradient",
+    }  # fmt: skip
+
+
+def test_a_loss_that_is_none() -> None:
+    model = tools.noisy_network()
+    optimizer = tools.make(model.named_parameters())
+    tools.run(optimizer, model, range(2))
+    pairs = [tools.batch(t) for t in range(3)]
+
+    def backward(pair: tools.Batch) -> Tensor:
+        loss = tools.loss_of(model)(pair)
+        loss.backward()
+        return loss
+
+    cases: list[tuple[Callable[[Any], Any], str]] = [
+        (lambda pair: model(pair[0]), r"returned a tensor of shape \(12, 3\)"),
+        (lambda pair: None, "it returned NoneType"),
+        (lambda pair: 1.0, "it returned float"),
+        (lambda pair: float(tools.loss_of(model)(pair).detach()), "it returned float"),
+        (lambda pair: tools.loss_of(model)(pair).detach(), "without a graph"),
+        (lambda pair: torch.ones(()), "without a graph"),
+        (lambda pair: model(pair[0]).argmax(), "without a graph"),
+        (backward, "must not call backward"),
+    ]
+    for loss, words in cases:
+        rejected(optimizer, model, partial(optimizer.meta_step, loss, *pairs), words)
+    assert optimizer.skipped == 0 and model[1].num_batches_tracked == 2
+
+
+def test_standardising_where_one_group_has_gradients() -> None:
+    """Before the state of the first step is made."""
+    model = tools.network()
+    optimizer = tools.make(model.named_parameters(), features="norm_basic", grouping={"first": "0", "rest": None})
+    for p in model[2:].parameters():
+        p.requires_grad_(False)
+    tools.loss_of(model)(tools.batch(0)).backward()
+    rejected(optimizer, model, optimizer.step, 'there is one: use "basic"')
+    assert not optimizer.state and optimizer.updates == 0
+
+
+OTHERS: list[tuple[dict[str, Any], str]] = [
+    ({"features": "basic_plus"}, "another network"), ({"attention": {"width": 16, "heads": 2}}, "another network"),
+    ({"attention": {**tools.SMALL, "layers": 2}}, "another network"), ({"gating": True}, "another network"),
+    ({"alpha_range": 0.5}, "another network"), ({"grouping": "tensor"}, "another network"),
+    ({"grouping": {"first": "0", "rest": None}}, "another network|another grouping"),
+    ({"objective": "gradient"}, "another objective"), ({"weighting": "sum"}, "another objective"),
+    ({"reproduce": "paper", "attention": {"width": 12}}, "another network"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("options", "words"), OTHERS, ids=lambda x: ",".join(x) if isinstance(x, dict) else "")
+def test_states_of_another_kind(options: dict[str, Any], words: str) -> None:
+    model, twin = tools.network(), tools.network()
+    other, optimizer = tools.make(twin.named_parameters(), **options), tools.make(model.named_parameters())
+    tools.run(other, twin, range(2), meta_every=2)
+    tools.run(optimizer, model, range(3), meta_every=2)
+    rejected(optimizer, model, lambda: optimizer.load_state_dict(other.state_dict()), f"of {words}.*as it was saved")
+
+
+def test_states_of_another_grouping() -> None:
+    model = tools.network()
+    one, two = (
+        tools.make(model.named_parameters(), grouping=g)
+        for g in ({"first": "0", "rest": None}, {"last": "4", "rest": None})
+    )
+    tools.run(one, model, range(2))
+    tools.run(two, model, range(1))
+    rejected(two, model, lambda: two.load_state_dict(one.state_dict()), "another grouping or other parameters")
+
+
+def test_states_of_other_behaviour() -> None:
+    model = tools.network()
+    paper, reference = (
+        tools.make(model.named_parameters(), attention={"width": 12}, reproduce=r) for r in ("paper", "reference")
+    )
+    tools.run(paper, model, range(2))
+    rejected(reference, model, lambda: reference.load_state_dict(paper.state_dict()), "another behaviour")
+
+
+def test_states_of_other_classes_and_parameters() -> None:
+    model = tools.network()
+    optimizer = tools.make(model.named_parameters())
+    tools.run(optimizer, model, range(2))
+    adamw = torch.optim.AdamW(tools.network().parameters())
+    rejected(optimizer, model, lambda: optimizer.load_state_dict(adamw.state_dict()), "another optimizer class")
+    wide = nn.Sequential(nn.Linear(4, 7), nn.Tanh(), nn.Linear(7, 6), nn.Tanh(), nn.Linear(6, 3)).double()
+    wrong = tools.make(wide.named_parameters())
+    tools.run(wrong, wide, range(1))
+    words = r"other parameters: parameter 0 has shape \(6, 4\), its moments \(7, 4\)"
+    rejected(optimizer, model, lambda: optimizer.load_state_dict(wrong.state_dict()), words)
+
+
+def test_files_of_other_kinds() -> None:
+    named = list(tools.network().named_parameters())
+    with pytest.raises(UserError, match='needs an optimizer of kind "attention", not "lstm"; use Learned'):
+        MetaAdamW(named, attention=make_learned("lstm"))
+    with pytest.raises(UserError, match='not "attention-mlp"'):
+        MetaAdamW(named, attention=make_learned("attention-mlp"))
+    with pytest.raises(UserError, match="bounded head and plain gradients"):
+        MetaAdamW(named, attention=make_learned("attention"), total_steps=9)
+    with pytest.raises(UserError, match="bounded head and plain gradients"):
+        MetaAdamW(named, attention=make_learned("attention:head=bounded,sam_rho=0.1"), total_steps=9)
+    with pytest.raises(UserError, match="give total_steps"):
+        MetaAdamW(named, attention=make_learned("attention:head=bounded"))
+    with pytest.raises(UserError, match="give no reproduce"):
+        MetaAdamW(named, attention=make_learned("attention:head=bounded,features=basic"), reproduce="paper")
+
+
+def test_what_cannot_be_given_away() -> None:
+    model = tools.network()
+    for grouping in ({"first": "0", "rest": None}, lambda name, p: p.dim()):
+        optimizer = tools.make(model.named_parameters(), grouping=grouping)
+        rejected(optimizer, model, optimizer.learned, "groups of one's own mean nothing on another model")
+    optimizer = tools.make(model.named_parameters())
+    for name, value in (("lr", 0.0), ("betas", (0.0, 0.9)), ("eps", 0.0)):
+        group = optimizer.param_groups[0]
+        kept, group[name] = group[name], value
+        rejected(optimizer, model, optimizer.learned, "a learned optimizer cannot have these settings")
+        group[name] = kept
+    for options in ({"decay": "scaled"}, {"reproduce": "reference", "attention": {"width": 12}}):
+        other = tools.make(model.named_parameters(), **options)
+        rejected(other, model, other.learned, "no scaled decay and no published groups")
