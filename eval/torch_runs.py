@@ -24,11 +24,13 @@ import torch
 from torch import Tensor, nn
 
 from lo_framework.inner.rollout import _INIT, _TRAIN, seeded
+from lo_framework.inner.step import Carry, Draw
 from lo_framework.layout import Layout
 from lo_framework.learned.base import LearnedOptimizer, State, Theta
 from lo_framework.protocols import Batch, Buffers, Task
 from optimizees.spec import UserError
 
+OnCarry = Callable[[int, Carry, Draw | None], None]
 # Streams of `Run.draw`, one a split: neither shifts the other, nor the training batches. Test data is for nobody.
 _DRAWN = {"train": 0xD7A1, "valid": 0xD7A2}
 
@@ -47,6 +49,8 @@ class Run:
         self.params = {name: nn.Parameter(x.detach().clone()) for name, x in params.items()}
         self.task, self.steps, self.seed = task, steps, seed
         self.t = 0
+        self.layout = Layout.of({name: tuple(x.shape) for name, x in params.items()})
+        self.batch: Batch = ()
         self._train = seeded(seed, _TRAIN)
         self._drawn = {split: seeded(seed, stream) for split, stream in _DRAWN.items()}
 
@@ -74,9 +78,21 @@ class Run:
 
     def training_loss(self) -> Tensor:
         """The loss of the next training batch, with its graph; updates the buffers."""
-        loss, new = self._loss(self.task.batch("train", self._train))
+        self.batch = self.task.batch("train", self._train)
+        loss, new = self._loss(self.batch)
         self.buffers = {name: x.detach() for name, x in new.items()}
         return loss
+
+    def carry(self) -> Carry:
+        """Where the run is, as `rollout` tells it: with one task in front, and no state."""
+        params = self.layout.flatten({name: p.detach() for name, p in self.params.items()})[None]
+        alive = torch.ones(1, dtype=torch.bool, device=params.device)
+        return Carry(params, {name: x[None] for name, x in self.buffers.items()}, {}, alive, {})
+
+    def drawn(self) -> Draw:
+        """The data of the last update."""
+        progress = torch.full((1,), self.t / self.steps, device=self.task.device)
+        return Draw(tuple(x[None] for x in self.batch), (), self.noise[None], progress)
 
     def _loss(self, batch: Batch) -> tuple[Tensor, Buffers]:
         return self.task.loss(dict(self.params), self.buffers, batch, self.noise)
@@ -158,13 +174,15 @@ def torch_rollout(
     *,
     splits: Sequence[str] = ("train", "test"),
     on_step: Callable[[int], None] | None = None,
+    on_carry: OnCarry | None = None,
 ) -> TorchRollout:
-    """Train ``task`` at each of ``thetas`` from each of ``seeds``, one after the other.
+    """Train ``task`` at each of ``thetas`` from each of ``seeds``, one after the other; `rollout` tells the arguments.
 
     A run has diverged once a loss or a parameter is not finite; its losses are infinite from that step on, and no step
     is made any more.
     """
-    runs = [_run(task, baseline, theta, seed, steps, splits, on_step) for theta in thetas for seed in seeds]
+    told = splits, on_step, on_carry
+    runs = [_run(task, baseline, theta, seed, steps, *told) for theta in thetas for seed in seeds]
     shape = (len(thetas), len(seeds))
 
     def table(rows: Iterable[Mapping[str, float]]) -> dict[str, Tensor]:
@@ -192,7 +210,7 @@ class _Ended:
 
 def _run(
     task: Task, baseline: TorchBaseline, theta: Theta, seed: int, steps: int, splits: Sequence[str],
-    on_step: Callable[[int], None] | None,
+    on_step: Callable[[int], None] | None, on_carry: OnCarry | None,
 ) -> _Ended:  # fmt: skip
     devices = [task.device] if task.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), warnings.catch_warnings(), torch.enable_grad():
@@ -201,7 +219,7 @@ def _run(
             warnings.filterwarnings("ignore", message=baseline.silenced)
         run = Run(task, steps, seed)
         optimizer = baseline.build(theta, list(run.params.items()), task, steps, seed)
-        train, alive = _train(baseline, optimizer, run, float(theta["cosine"]), on_step)
+        train, alive = _train(baseline, optimizer, run, float(theta["cosine"]), on_step, on_carry)
     final = {}
     with torch.no_grad():
         params = {name: p.detach() for name, p in run.params.items()}
@@ -214,11 +232,14 @@ def _run(
 
 def _train(
     baseline: TorchBaseline, optimizer: torch.optim.Optimizer, run: Run, cosine: float,
-    on_step: Callable[[int], None] | None,
+    on_step: Callable[[int], None] | None, on_carry: OnCarry | None,
 ) -> tuple[Tensor, bool]:  # fmt: skip
     """Minibatch losses ``[T]`` and whether the run lived to the end."""
     start = [group.get("lr") for group in optimizer.param_groups]
     losses = torch.full((run.steps,), math.inf)
+    here = run.carry() if on_carry is not None else None
+    if on_carry is not None and here is not None:
+        on_carry(0, here, None)
     for t in range(run.steps):
         run.t = t
         if cosine:
@@ -231,13 +252,17 @@ def _train(
             baseline.after_step(optimizer, t, run)
             with torch.no_grad():
                 alive = math.isfinite(sum(p.sum() for p in run.params.values()))
-        if not alive:
-            if on_step is not None:
-                on_step(run.steps - t)
-            return losses, False
-        losses[t] = value
+        if alive:
+            losses[t] = value
+        rest = 1 if alive else run.steps - t
         if on_step is not None:
-            on_step(1)
+            on_step(rest)
+        if on_carry is not None and here is not None:  # a diverged run stands still where it was
+            here = run.carry() if alive else here._replace(alive=torch.zeros_like(here.alive))
+            for k in range(rest):
+                on_carry(t + k + 1, here, run.drawn())
+        if not alive:
+            return losses, False
     return losses, True
 
 

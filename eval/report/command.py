@@ -15,20 +15,32 @@ examples:
   python -m eval report runs/sharpness
       reads runs/sharpness/sharpness.json, writes sharpness.html beside it
 
-  python -m eval report runs/robustness
-      the same for eval robustness and eval ablation
+  python -m eval report runs/compare runs/ablation --join runs/report.md
+      eval compare, eval robustness and eval ablation too; several as one page
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", metavar="DIR", help="the --out folder of an evaluation")
+    parser.add_argument("folders", nargs="+", metavar="DIR", help="the --out folder of an evaluation")
+    parser.add_argument("--join", metavar="FILE", help="also write all of them as one Markdown page")
 
 
 def run(arguments: argparse.Namespace) -> int:
+    from eval.report.joined import join
+
+    folders = [Path(folder) for folder in arguments.folders]
+    for folder in folders:
+        _again(folder)
+    if arguments.join:
+        join(folders, Path(arguments.join))
+        print(f"page     {arguments.join}")
+    return 0
+
+
+def _again(folder: Path) -> None:
     from eval.report import ablation, files, robustness, sharpness, transfer
     from optimizees.spec import UserError
 
-    folder = Path(arguments.folder)
     studies = {module.FILE.name: module for module in (robustness, ablation)}
     kinds = [name for name in (files.FILE.name, sharpness.FILE.name, *studies) if (folder / name).exists()]
     if not kinds:
@@ -51,4 +63,3 @@ def run(arguments: argparse.Namespace) -> int:
             pages = sharpness.redraw(found, folder)
             print(sharpness.plain(found))
             print(f"\n{sharpness.listing(pages)}")
-    return 0

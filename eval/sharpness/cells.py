@@ -21,6 +21,7 @@ from eval.sharpness.numbers import number, numbers
 from eval.sharpness.probing import Watcher
 from eval.sharpness.settings import Settings
 from eval.statistics import Array
+from eval.torch_runs import TorchBaseline, TorchRollout, torch_rollout
 from lo_framework.inner.rollout import Rollout, rollout
 from lo_framework.inner.step import Carry, Draw, Family
 from lo_framework.learned.base import LearnedOptimizer
@@ -51,14 +52,14 @@ class Run:
         on_step: Callable[[int], None],
         on_carry: Callable[[int, Carry, Draw | None], None],
         splits: tuple[str, ...] = (),
-    ) -> Rollout:
+    ) -> Rollout | TorchRollout:
         """The episode; always the same bits."""
         optimizer = copy.deepcopy(optimizer).to(task.device)
         theta = {name: torch.tensor(x, device=task.device) for name, x in self.theta.items()}
-        steps = self.settings.steps
-        return rollout(
-            task, optimizer, [theta], [self.seed], steps, splits=splits, chunk=1, on_step=on_step, on_carry=on_carry
-        )
+        told: dict[str, Any] = dict(splits=splits, on_step=on_step, on_carry=on_carry)
+        if isinstance(optimizer, TorchBaseline):
+            return torch_rollout(task, optimizer, [theta], [self.seed], self.settings.steps, **told)
+        return rollout(task, optimizer, [theta], [self.seed], self.settings.steps, chunk=1, **told)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -88,3 +88,23 @@ def test_factors():
     assert factors("") == [] and factors("0.5,2") == [0.5, 2.0]
     with pytest.raises(UserError):
         factors("0")
+
+
+def test_several_reports_make_one_page_with_their_pictures(tmp_path, capsys):
+    run = [*RUN, *QUIET]
+    assert main(["compare", "--scaled", "0.5", *run, "--out", str(tmp_path / "a")]) == 0
+    panel = ["--baseline", "sgdm", "--panel", "lr=0.01/0.1,momentum=0/0.9", "--references", "none"]
+    words = ["--optimizees", TINY, "--steps", "8", "--seeds", "2", *QUIET, "--out", str(tmp_path / "b")]
+    assert main(["ablation", *panel, *words]) == 0
+    page = tmp_path / "pages" / "all.md"
+    assert main(["report", str(tmp_path / "a"), str(tmp_path / "b"), "--join", str(page)]) == 0
+    text = page.read_text()
+    links = [link.partition(")")[0] for link in text.split("](")[1:]]
+    assert "adamw lr x0.5" in text and "momentum" in text
+    assert {link.split("/")[1] for link in links} == {"a", "b"} or len(links) >= 2
+    assert all((page.parent / link).exists() for link in links)
+    capsys.readouterr()
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert main(["report", str(empty), "--join", str(page)]) == 2
+    assert capsys.readouterr().err.count("\n") == 1 and page.read_text() == text

@@ -211,3 +211,16 @@ def test_nothing_to_train_is_bad_input(plugin, file, tmp_path, capsys):
     words = ["--optimizees", "constant_by_test", "--plugin", plugin, "--out", str(tmp_path / "out")]
     assert main(["sharpness", "--learned", str(file), *words]) == 2
     assert "no parameters that need gradients" in capsys.readouterr().err
+
+
+def test_torch_optimizers_are_measured_like_any_other(file, tmp_path):
+    """MetaAdamW without meta steps is AdamW, and so are its minima."""
+    words = ["sharpness", "--learned", str(file), *SMALL, "--baselines", "adamw,metaadamw:online=false"]
+    with tiny_level():
+        assert main([*words, "--out", str(tmp_path)]) == 0
+    data = numbers((tmp_path / "sharpness.json").read_text())
+    found = {arm["optimizer"]: arm["runs"] for arm in data["arms"]}
+    for mine, theirs in zip(found["metaadamw:online=false"], found["adamw"], strict=True):
+        assert mine["failure"] == theirs["failure"] == ""
+        assert mine["train"]["watch"]["loss"] == pytest.approx(theirs["train"]["watch"]["loss"], rel=1e-3)
+        assert mine["equal"]["balls"]["l2"]["gap"] == pytest.approx(theirs["equal"]["balls"]["l2"]["gap"], rel=1e-2)

@@ -14,7 +14,8 @@ from eval.baselines import AdamWConfig, make_baseline, make_thetas, register_bas
 from eval.evaluation import evaluate, gradients_per_step
 from eval.parallel import Workshop, drive
 from eval.runner import Failure, Measured, plan_cells, run_cell
-from eval.torch_runs import TorchBaseline
+from eval.torch_runs import TorchBaseline, torch_rollout
+from lo_framework.inner.rollout import rollout
 from lo_framework.learned import make_learned
 from lo_framework.optim import MetaOptimize
 from optimizees import make_tasks
@@ -170,3 +171,32 @@ def test_an_exact_trace_runs_by_its_closure() -> None:
         losses.append(optimizer.step(lambda b=batch: task.loss(dict(leaves), buffers, b, torch.tensor(0))[0]))
     np.testing.assert_allclose(got.curves[0, 0], [float(x) for x in losses], rtol=1e-5)
     assert math.isfinite(got.metrics["final_loss"][0, 0])
+
+
+@pytest.mark.parametrize("spec", [TINY, "cnn:channels=2x2,norm=batch,batch=8"])
+def test_what_watches_a_run_sees_what_it_sees_of_a_vmapped_one(spec):
+    (task,) = make_tasks(spec)
+    mine, theirs = make_baseline("torch-adamw"), make_baseline("adamw")
+    seen: list[list] = [[], []]
+    for k, (run, baseline) in enumerate(((torch_rollout, mine), (rollout, theirs))):
+        run(
+            task, baseline, make_thetas(baseline, [{"lr": 0.01}]), [3], 6,
+            on_carry=lambda t, carry, draw, k=k: seen[k].append((t, carry, draw)),
+        )  # fmt: skip
+    for (t, a, first), (u, b, second) in zip(*seen, strict=True):
+        assert t == u and bool(a.alive.all())
+        torch.testing.assert_close(a.params, b.params, rtol=1e-3, atol=1e-4)
+        assert a.buffers.keys() == b.buffers.keys()
+        if first is not None:
+            assert all(torch.equal(x, y) for x, y in zip((*first.train, first.noise), (*second.train, second.noise)))
+    assert [t for t, _, _ in seen[0]] == list(range(7))
+
+
+def test_a_diverged_run_stands_still_for_whoever_watches_it():
+    (task,) = make_tasks(TINY)
+    baseline, seen = make_baseline("torch-adamw"), []
+    torch_rollout(
+        task, baseline, make_thetas(baseline, [{"lr": 1e30}]), [3], 6, on_carry=lambda *given: seen.append(given)
+    )
+    assert [t for t, _, _ in seen] == list(range(7)) and not bool(seen[-1][1].alive)
+    assert all(bool(torch.isfinite(carry.params).all()) for _, carry, _ in seen)

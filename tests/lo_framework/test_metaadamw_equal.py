@@ -114,6 +114,29 @@ def test_fused_and_written_out_paths_are_equal(decay: str, monkeypatch: pytest.M
     torch.testing.assert_close(found[0], found[1], rtol=0, atol=1e-13)
 
 
+@pytest.mark.parametrize("fused", [True, False], ids=["fused", "written out"])
+@pytest.mark.parametrize("dtype", [torch.float32, D], ids=str)
+def test_rates_that_stay_on_the_device_are_the_same_numbers(
+    dtype: torch.dtype, fused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on an accelerator, where nothing reads a factor back."""
+    monkeypatch.setattr(adam_step, "FUSED", fused)
+    found = []
+    for on_device in (False, True):
+        params = parameters(dtype=dtype)
+        states = [{name: torch.zeros_like(p) for name in ("exp_avg", "exp_avg_sq")} for p in params]
+        for t in range(1, 6):
+            give_grads(params, t)
+            corrections = [adam_step.one_minus_power(beta, t) for beta in (0.9, 0.99)]
+            rate, shrink = (torch.tensor(x, dtype=dtype) if on_device else x for x in (0.02, 0.003))
+            numbers = adam_step.Numbers(rate, shrink, 0.9, 0.99, 1e-8, *corrections)
+            with torch.no_grad():
+                adam_step.update(params, [p.grad for p in params if p.grad is not None], states, numbers)
+        found.append(flat(params))
+    assert not torch.equal(found[0], flat(parameters(dtype=dtype)))
+    torch.testing.assert_close(found[0], found[1], rtol=0, atol=2e-7 if dtype == torch.float32 else 1e-15)
+
+
 def test_the_fused_path_is_taken_where_it_can_be(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
     fused = adam_step._fused

@@ -115,8 +115,8 @@ def test_autocast_does_not_reach_the_update() -> None:
 def test_autocast_in_a_meta_step_is_for_the_model_only(order: str) -> None:
     """Around `meta_step` or within its loss, it is the same: the network's own arithmetic stays float32, and no cast
     of weights that have moved since is used."""
-    models = [tools.network(torch.float32) for _ in range(2)]
-    around, within = (tools.make(m.named_parameters(), order=order) for m in models)
+    models = [tools.network(torch.float32) for _ in range(3)]
+    around, within, anew = (tools.make(m.named_parameters(), order=order) for m in models)
     products: list[torch.dtype] = []
 
     def plain(pair: tools.Batch) -> Tensor:
@@ -127,14 +127,19 @@ def test_autocast_in_a_meta_step_is_for_the_model_only(order: str) -> None:
         with torch.autocast("cpu", dtype=torch.bfloat16):
             return tools.loss_of(models[1])(pair)
 
+    def cast_anew(pair: tools.Batch) -> Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16, cache_enabled=False):
+            return tools.loss_of(models[2])(pair)
+
     for t in range(4):
         batches = [tools.batch(100 + 3 * t + k, torch.float32) for k in range(3)]
-        for optimizer, model in zip((around, within), models):
+        for optimizer, model in zip((around, within, anew), models):
             tools.step(optimizer, model, t)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             models[0](batches[0][0])  # leaves casts of the weights behind
             one = around.meta_step(plain, *batches)
         two = within.meta_step(cast, *batches)
-        assert one == two
-    assert set(products) == {torch.bfloat16} and torch.equal(theta(around), theta(within))
-    assert torch.equal(weights(models[0]), weights(models[1]))
+        assert one == two == anew.meta_step(cast_anew, *batches)
+    assert set(products) == {torch.bfloat16}
+    assert torch.equal(theta(around), theta(within)) and torch.equal(theta(around), theta(anew))
+    assert torch.equal(weights(models[0]), weights(models[1])) and torch.equal(weights(models[0]), weights(models[2]))

@@ -158,16 +158,33 @@ def test_is_copied_and_saved_by_its_state_only() -> None:
 
 def test_the_same_parameters_in_another_order_are_refused() -> None:
     """Tensors of one shape would be swapped in silence, as in torch's own optimizers."""
-    model, twin = tools.network(), tools.network()
-    named = list(model.named_parameters())
-    one = tools.make(named)
-    tools.run(one, model, range(2))
-    two = tools.make([{"params": named[2:]}, {"params": named[:2]}])
+    pairs = [("a", nn.Parameter(torch.ones(2, 2))), ("b", nn.Parameter(torch.ones(2, 2)))]
+    one, two = (tools.make(p, grouping="original") for p in (pairs, pairs[::-1]))
+    for k, (_, p) in enumerate(pairs):
+        p.grad = torch.full((2, 2), 1.0 + k)
+    one.step()
     before = snapshot(two)
-    for other in (two, tools.make(list(twin.named_parameters())[::-1])):
-        with pytest.raises(UserError, match="another order|other parameters"):
-            other.load_state_dict(one.state_dict())
+    with pytest.raises(UserError, match="the same parameters in another order: build MetaAdamW as it was saved"):
+        two.load_state_dict(one.state_dict())
     assert snapshot(two) == before
+
+
+def test_a_users_hook_may_bring_parameters_into_order() -> None:
+    """As torch's documentation has it: by names."""
+    pairs = [("a", nn.Parameter(torch.ones(2, 2))), ("b", nn.Parameter(torch.ones(2, 2)))]
+    one, two = (tools.make(p, grouping="original") for p in (pairs, pairs[::-1]))
+    for k, (_, p) in enumerate(pairs):
+        p.grad = torch.full((2, 2), 1.0 + k)
+    one.step()
+
+    def by_name(_: Any, state: dict[str, Any]) -> dict[str, Any]:
+        group = {**state["param_groups"][0], "param_names": ["b", "a"]}
+        return {**state, "state": {0: state["state"][1], 1: state["state"][0]}, "param_groups": [group]}
+
+    two.register_load_state_dict_pre_hook(by_name)
+    two.load_state_dict(one.state_dict())
+    for _, p in pairs:
+        assert torch.equal(one.state[p]["exp_avg"], two.state[p]["exp_avg"])
 
 
 def test_names_of_a_wrapper_do_not_matter() -> None:
