@@ -107,8 +107,8 @@ def slopes_ahead(
     pulled = torch.autograd.grad(total, leaves, allow_unused=True, materialize_grads=True)
     by_lambdas, by_train, by_valid, *along = pulled
     for point, by in ((second, by_train), (after, by_valid)):
-        if bool(by):
-            slopes = [a + by * g.detach() for a, g in zip(slopes, point.grads)]
+        if (weight := float(by)) != 0:
+            slopes = [a + weight * g.detach() for a, g in zip(slopes, point.grads)]
     if "gradient" in terms and order != "first":
         product: Sequence[Tensor]
         if exact:
@@ -143,7 +143,8 @@ def _gradient_term(
     square1, square2, dots = ([lambdas.new_zeros(()) for _ in range(num)] for _ in range(3))
     for k, a, b in zip(tokens, first, second, strict=True):
         a, b = a.reshape(-1).to(lambdas.dtype), b.reshape(-1).to(lambdas.dtype)
-        square1[k], square2[k], dots[k] = square1[k] + a @ a, square2[k] + b @ b, dots[k] + a @ b
+        for sums, x in ((square1, a @ a), (square2, b @ b), (dots, a @ b)):
+            sums[k] = sums[k] + x.to(lambdas.device)  # a model may lie on several devices
     one, two, dot = (torch.stack(x) for x in (square1, square2, dots))
     # Relative to the gradient before the step: neither the number of parameters nor the loss's scale counts.
     flatness = two if published else two / one.clamp_min(1e-20)
