@@ -24,9 +24,10 @@ examples:
       is it MetaAdamW's rule, its training, or the learning rate that it changes?
 
 DIR gets transfer.json, transfer.md and curves.png, as `eval transfer` writes them (`eval report`
-shows them again), and cells/ (finished parts: a killed run continues when the same command is given
-again). Nothing but measured times depends on --workers. Exit code: 0 if anything worked (what
-failed is named), 1 if nothing did, 2 for bad input.
+shows them again; arms.png where there are too many for curves), and cells/ (finished parts: a
+killed run continues when the same command is given again). Nothing but measured times depends on
+--workers. Exit code: 0 if anything worked (what failed is named), 1 if nothing did, 2 for bad
+input.
 """
 
 

@@ -59,7 +59,7 @@ def plan_arms(
     found = Arms(tuned=tuned, taken=tuple(taken), against=tuple(dict.fromkeys((reference, *against))), grids=grids)
     if unknown := [label for label in against if label not in found.labels]:
         raise UserError(f'--against {unknown[0]}: there is no such arm; there are {", ".join(found.labels)}')
-    if not set(found.labels) - set(found.against):
+    if len(found.labels) < 2:
         raise UserError("nothing to compare: give --arms, --at-reference or --scaled")
     return found
 
@@ -102,7 +102,7 @@ def compare_arms(
     ordered = tuple(by_place[task.name, label] for task in tasks for label in arms.labels)
     return Result(
         tasks=tuple(task.name for task in tasks),
-        learned=tuple(label for label in arms.labels if label not in arms.against),
+        learned=tuple(label for label in arms.labels if label != arms.tuned[0]),
         baselines=arms.against,
         arms=ordered,
         steps=steps,

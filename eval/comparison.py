@@ -75,6 +75,7 @@ def compare(result: Result) -> list[Comparison]:
         for task in result.tasks
         for learned in result.learned
         for baseline in result.baselines
+        if baseline != learned
         for metric in METRICS
         if metric.key in result.arm(task, learned).chosen and metric.key in result.arm(task, baseline).chosen
     ]

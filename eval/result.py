@@ -74,7 +74,8 @@ class Result:
     """A whole evaluation. ``arms`` by (task, optimizer), tasks outermost.
 
     Attributes:
-        tasks, learned, baselines: names and labels in their order.
+        tasks: names in their order.
+        learned: labels of what is compared with the ``baselines``, some of which may be among them.
         files: label -> the file a learned optimizer came from.
         provenance: versions, command, commit, time.
     """
@@ -94,7 +95,7 @@ class Result:
 
     @property
     def optimizers(self) -> tuple[str, ...]:
-        return self.learned + self.baselines
+        return tuple(dict.fromkeys(self.learned + self.baselines))
 
     @property
     def failures(self) -> list[Arm]:

@@ -13,11 +13,13 @@ from eval.comparison import aggregate, compare, matched_steps
 from eval.protocol import smoothing_width
 from eval.report import transfer
 from eval.report.curves import Curve, Panel, draw_curves
+from eval.report.forest import draw_forest
 from eval.result import FILE, Result, from_json, to_json
 from lo_framework.files.atomic import atomic_write_text, reason
 from optimizees.spec import UserError
 
 PANELS = 6  # more tasks than this also get a figure each
+CURVES = 8  # more optimizers than this cannot be told apart as curves: they get a row each
 
 
 def prepare(folder: str | os.PathLike[str]) -> Path:
@@ -58,6 +60,8 @@ def redraw(result: Result, folder: Path) -> list[Path]:
     found = panels(result)
     if not found:
         return files
+    if len(result.optimizers) > CURVES and draw_forest(result, folder / "arms.png") is not None:
+        return [*files, folder / "arms.png"]
     title = f"{result.steps} steps; baselines at their best setting for the mean loss"
     figures = {"curves.png": found}
     if len(found) > PANELS:
@@ -71,7 +75,7 @@ def redraw(result: Result, folder: Path) -> list[Path]:
 
 def listing(written: list[Path]) -> str:
     """Where everything is, a line per kind of file."""
-    titles = {".json": "numbers", ".md": "tables", ".png": "curves"}
+    titles = {".json": "numbers", ".md": "tables", ".png": "picture"}
     return "\n".join(f"{titles.get(path.suffix, ''):9}{path}" for path in written)
 
 
@@ -81,7 +85,7 @@ def panels(result: Result) -> list[Panel]:
     steps = np.arange(result.steps)
     for task in result.tasks:
         # Learned ones last, so that they are drawn on top.
-        arms = [result.arm(task, label) for label in result.baselines + result.learned]
+        arms = [result.arm(task, label) for label in dict.fromkeys(result.baselines + result.learned)]
         shown = [(arm.optimizer, arm.of("mean_loss")) for arm in arms]
         curves = [Curve(label=label, steps=steps, values=runs.curves) for label, runs in shown if runs is not None]
         if curves:

@@ -151,8 +151,11 @@ def overview(result: Result) -> list[str]:
     """One paragraph: how often each learned optimizer was better or worse than each baseline; nothing for one task."""
     comparisons = compare(result)
     lines = []
+    few = result.baselines if len(result.learned) * len(result.baselines) <= 12 else result.baselines[:1]
     for learned in result.learned if len(result.tasks) > 1 else ():
-        for baseline in result.baselines:
+        for baseline in few:
+            if learned == baseline:
+                continue
             verdicts = [c.verdict for c in comparisons if (c.learned, c.baseline) == (learned, baseline)]
             counts = [f"{word} in {verdicts.count(word)}" for word in (BETTER, WORSE, SAME)]
             if verdicts:

@@ -9,7 +9,9 @@ import pytest
 
 from eval.cli import main
 from eval.compare_arms import compare_arms, factors, plan_arms
+from eval.comparison import compare
 from eval.report import files
+from eval.report.forest import mark
 from optimizees import make_tasks
 from optimizees.spec import UserError
 
@@ -108,3 +110,13 @@ def test_several_reports_make_one_page_with_their_pictures(tmp_path, capsys):
     empty.mkdir()
     assert main(["report", str(empty), "--join", str(page)]) == 2
     assert capsys.readouterr().err.count("\n") == 1 and page.read_text() == text
+
+
+def test_many_arms_get_a_row_each_in_place_of_curves(tmp_path):
+    result = compared(scaled="0.5,0.6,0.7,0.8,0.9,1.1,1.2,1.3")
+    assert [path.name for path in files.save(result, tmp_path)] == ["transfer.json", "transfer.md", "arms.png"]
+    found = next(c for c in compare(result) if c.metric == "mean_loss")
+    a, b = (result.arm(found.task, x).values("mean_loss") for x in (found.learned, "adamw"))
+    shown = mark(found)
+    assert shown is not None and shown.value == pytest.approx(a.mean() / b.mean())
+    assert shown.low == pytest.approx(1 + found.difference.low / b.mean(), rel=1e-6) and shown.low < shown.high
