@@ -13,6 +13,9 @@ from eval.report.table import Table
 from eval.result import Arm, Result
 
 
+MEASURED = ("guard", "train_accuracy", "valid_loss", "valid_accuracy")  # no counts of the optimizer's own
+
+
 def plain(result: Result) -> str:
     """Everything, for a terminal."""
     first, last = "\n".join(heading(result)), "\n".join(notes(result))
@@ -109,6 +112,9 @@ def _settings(arms: Iterable[Arm]) -> list[str]:
             every = "every metric" if len(arm.runs) == 1 else ", ".join(titles)
             words.append(f"{setting_label(runs.setting)} ({every})")
         lines.append(f"{arm.optimizer}: {'; '.join(words)}")
+        counted = (arm.of("final_loss") or arm.runs[0]).metrics
+        told = [f"{name} {x.mean():.3g}" for name, x in counted.items() if name not in (*BY_KEY, *MEASURED)]
+        lines += [f"{' ' * len(arm.optimizer)}  counted (mean): {', '.join(told)}"] if told else []
         lines += [f"{' ' * len(arm.optimizer)}  {note}" for note in arm.notes]
     return lines
 
