@@ -111,7 +111,7 @@ class Members:
     def older(self, active: Sequence[int]) -> None:
         for i in active:
             self.ages[i] += 1
-            self.optimizer.state[self.params[i]]["step"] += 1
+        torch._foreach_add_([state["step"] for state in self.states(active)], 1)
 
 
 def check_group(group: dict[str, Any]) -> None:
