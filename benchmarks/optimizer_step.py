@@ -191,7 +191,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         header = [f"{found['parameters']:,} parameters", "ms/step", "x foreach", "x fused", "bytes/param", "x AdamW's"]
         keys = ["milliseconds", *(f"time / {y}" for y in YARDS), "state_bytes_per_parameter", f"memory / {YARDS[0]}"]
         harness.print_table(header, [[label, *(row[k] for k in keys)] for label, row in found["optimizers"].items()])
-    content["meta_step"] = meta_step.measure(3 if args.quick else 15, args.device)
+    content["meta_step"] = meta_step.measure(3 if args.quick else 30, args.device)
     meta_step.show(content["meta_step"])
     content["bounds"] = judge(content["sizes"])
     for b in content["bounds"]:

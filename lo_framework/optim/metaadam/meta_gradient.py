@@ -66,7 +66,7 @@ def meta_gradient(
         grads = [g for g in found if g is not None]
         params = [members.params[i] for i in plan.active]
         valid = None
-        if batches[2] is not None:
+        if "loss_decrease" in goal.terms or ("gen_gap" in goal.terms and not rules.gap_ahead):
             rewind()
             valid = loss_at(loss_fn, batches[2], graph=False)
         # As released, the features are those of the last gradient, at the last step's time, after the moments saw it.
