@@ -36,7 +36,9 @@ def test_d20_parameters_are_known_by_themselves_not_by_their_place(order: str) -
         groups: list[dict[str, Any]] = [{"params": weights}, {"params": vectors, "weight_decay": 0.0}]
         if reorder and order == "decay last":
             groups.reverse()
-        optimizer = MetaAdamW(groups, lr=0.05, weight_decay=0.1, grouping=lambda name, _: name.rpartition(".")[0])
+        optimizer = MetaAdamW(  # a difference of gradients would magnify the rounding of sums in another order
+            groups, lr=0.05, weight_decay=0.1, grouping=lambda name, _: name.rpartition(".")[0], order="exact"
+        )
         tools.train(model, optimizer)
         tools.shaken(optimizer)
         results.append(tools.meta_gradients(optimizer, model))
@@ -226,7 +228,7 @@ def test_d29_a_step_waits_for_no_tensors_number(features: str) -> None:
 
 @pytest.mark.parametrize(("objective", "order", "losses"), [
     ("combined", "exact", 4), ("combined", "first", 4), ("combined", "difference", 5), ("gradient", "exact", 2),
-    ("loss_decrease", "exact", 3), ("gen_gap", "exact", 4),
+    ("loss_decrease", "exact", 3), ("gen_gap", "exact", 3),
 ])  # fmt: skip
 def test_d30_a_meta_step_evaluates_no_loss_twice(objective: str, order: str, losses: int) -> None:
     """Six before, for the combined one."""
