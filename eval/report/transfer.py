@@ -12,7 +12,6 @@ from eval.report import numbers
 from eval.report.table import Table
 from eval.result import Arm, Result
 
-
 MEASURED = ("guard", "train_accuracy", "valid_loss", "valid_accuracy")  # no counts of the optimizer's own
 
 
