@@ -94,7 +94,7 @@ def _reached(result: Result, task: str, arms: list[Arm]) -> Table:
         if guarded:
             cells.append(float(runs.metrics["guard"].mean()) if "guard" in runs.metrics else None)
         milliseconds = None if math.isnan(runs.seconds_per_step) else f"{1e3 * runs.seconds_per_step:.2g}"
-        cells += [milliseconds, f"{arm.gradients_per_step:g}", f"{arm.state_floats:.1f}"]
+        cells += [milliseconds, f"{arm.gradients_per_step:.3g}", f"{arm.state_floats:.1f}"]
         table.add(*cells)
     return table
 
