@@ -9,6 +9,7 @@ from eval.baselines import setting_label
 from eval.comparison import BETTER, SAME, WORSE, Comparison, aggregate, compare, matched_steps, reference_of
 from eval.protocol import BY_KEY, METRICS, smoothing_width
 from eval.report import numbers
+from eval.report.origin import origin
 from eval.report.table import Table
 from eval.result import Arm, Result
 
@@ -24,10 +25,9 @@ def plain(result: Result) -> str:
 
 def markdown(result: Result) -> str:
     """The same as a Markdown document, with where it comes from."""
-    origin = [f"{key}: {_words(value)}" for key, value in result.provenance.items() if value]
     parts = ["# Transfer", _bullets(heading(result)), *map(_bullets, map(str.splitlines, overview(result)))]
     parts += [*(table.markdown() for table in tables(result)), *failures(result)]
-    parts += ["## How to read this", _bullets(notes(result)), "## Where this comes from", _bullets(origin)]
+    parts += ["## How to read this", _bullets(notes(result)), *origin(result.provenance)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -199,9 +199,3 @@ def notes(result: Result) -> list[str]:
 
 def _bullets(lines: list[str]) -> str:
     return "\n".join(f"- {line}" for line in lines)
-
-
-def _words(value: object) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{key} {x}" for key, x in value.items() if x)
-    return "`" + " ".join(map(str, value)) + "`" if isinstance(value, list) else str(value)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +11,8 @@ from torch import Tensor, nn
 from lo_framework.optim import MetaAdamW
 from lo_framework.optim.metaadam.meta_loss import LossFn
 from tests.lo_framework.face_tools import generator
+from tests.lo_framework.metaopt_tools import snapshot as snapshot
+from tests.lo_framework.metaopt_tools import through_a_file as through_a_file
 
 D = torch.float64
 SMALL = {"width": 8, "heads": 2, "layers": 1, "head_scale": 0.3}  # a head that is not zero: factors are not 1
@@ -84,23 +85,3 @@ def flat(tensors: Any) -> Tensor:
 def theta(optimizer: MetaAdamW) -> Tensor:
     """All numbers of the network."""
     return flat(optimizer.network.theta().values())
-
-
-def snapshot(optimizer: torch.optim.Optimizer) -> str:
-    """The whole state, to the last bit."""
-
-    def exact(x: Any) -> Any:
-        if isinstance(x, Tensor):
-            return str(x.dtype), x.tolist()
-        if isinstance(x, dict):
-            return {key: exact(value) for key, value in x.items()}
-        return [exact(value) for value in x] if isinstance(x, (list, tuple)) else x
-
-    return repr(exact(optimizer.state_dict()))
-
-
-def through_a_file(state: dict[str, Any]) -> dict[str, Any]:
-    file = io.BytesIO()
-    torch.save(state, file)
-    file.seek(0)
-    return torch.load(file, weights_only=True)

@@ -93,7 +93,7 @@ def groups(params: list[nn.Parameter]) -> list[dict[str, Any]]:
     return [{"params": pairs[:2]}, {"params": pairs[2:], "weight_decay": 0.0}]
 
 
-def snapshot(optimizer: MetaOptimize) -> str:
+def snapshot(optimizer: torch.optim.Optimizer) -> str:
     """The whole state, to the last bit."""
 
     def exact(x: Any) -> Any:

@@ -18,7 +18,7 @@ from meta_train.host import Host, Setup
 from meta_train.radius import Radius, RadiusConfig
 from optimizees.spec import UserError
 from tests.meta_train.test_bad_input import refused
-from tests.meta_train.tools import Forker, command, final_state, metrics, same_run, tiny, train
+from tests.meta_train.tools import Forker, command, final_state, metrics, same_run, shared_out_and_resumed, tiny, train
 
 REAL: dict[str, Any] = {"optimizees": "mlp:hidden=4,batch=8", "unroll_length": 3, "episode_length": "6"}
 
@@ -67,13 +67,7 @@ def start_of(out: Path) -> dict[str, torch.Tensor]:
 def test_resumed_and_shared_out_runs_have_the_same_bits(forker: Forker, tmp_path: Path, regularizer: str) -> None:
     """Friendly SAM carries a state of its own from truncation to truncation."""
     settings = {**REAL, "regularizer": regularizer, "absorb": "when=late", "outer_steps": 6}
-    for workers in (1, 2):
-        assert forker.run(command(tmp_path / str(workers), workers=workers, **settings)) == 0, forker.printed()
-    same_run(tmp_path / "1", tmp_path / "2")
-    assert forker.run(command(tmp_path / "cut", **settings), crash=14) == -signal.SIGKILL, forker.printed()
-    assert len(metrics(tmp_path / "cut")) in range(2, 6)  # after the first checkpoint, before the last step
-    assert forker.run(command(tmp_path / "cut", "--resume", **settings)) == 0, forker.printed()
-    same_run(tmp_path / "cut", tmp_path / "1")
+    shared_out_and_resumed(forker, tmp_path, settings)
 
 
 def test_a_radius_learned_across_phases_resumes_to_the_same_bits(forker: Forker, tmp_path: Path) -> None:

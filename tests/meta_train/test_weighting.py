@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from meta_train.config import compute_factor
 from optimizees.spec import UserError
 from tests.meta_train.test_bad_input import refused
 from tests.meta_train.test_records import KEYS, scalars
-from tests.meta_train.tools import Forker, command, final_state, metrics, same_run, tiny, train
+from tests.meta_train.tools import Forker, command, final_state, metrics, shared_out_and_resumed, tiny, train
 
 REAL: dict[str, Any] = {"optimizees": "mlp:hidden=4,batch=8,quadratic:dim=3", "unroll_length": 3, "episode_length": "6"}
 HUW: dict[str, Any] = {**REAL, "objective": "combined", "weighting": "huw:lr=0.5", "priorities": "2,5,1"}
@@ -71,13 +70,7 @@ def test_one_term_alone(tmp_path: Path, name: str) -> None:
 def test_resumed_and_shared_out_runs_are_the_same(forker: Forker, tmp_path: Path, changes: dict[str, Any]) -> None:
     """Also where the run grows into another kind: the weights stay."""
     settings = {**HUW, "outer_steps": 6, **changes}
-    for workers in (1, 2):
-        assert forker.run(command(tmp_path / str(workers), workers=workers, **settings)) == 0, forker.printed()
-    same_run(tmp_path / "1", tmp_path / "2")
-    assert forker.run(command(tmp_path / "cut", **settings), crash=14) == -signal.SIGKILL, forker.printed()
-    assert len(metrics(tmp_path / "cut")) in range(2, 6)  # after the first checkpoint, before the last step
-    assert forker.run(command(tmp_path / "cut", "--resume", **settings)) == 0, forker.printed()
-    same_run(tmp_path / "cut", tmp_path / "1")
+    shared_out_and_resumed(forker, tmp_path, settings)
     assert np.frombuffer(final_state(tmp_path / "1")[1]["weighting.s"]).any()
 
 

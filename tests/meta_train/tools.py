@@ -142,6 +142,17 @@ def same_run(one: Path, other: Path) -> None:
     assert metrics(one) == metrics(other)
 
 
+def shared_out_and_resumed(forker: Forker, tmp_path: Path, settings: dict[str, Any]) -> None:
+    """A run of six steps has the same bits with two workers, and where it is killed and goes on."""
+    for workers in (1, 2):
+        assert forker.run(command(tmp_path / str(workers), workers=workers, **settings)) == 0, forker.printed()
+    same_run(tmp_path / "1", tmp_path / "2")
+    assert forker.run(command(tmp_path / "cut", **settings), crash=14) == -signal.SIGKILL, forker.printed()
+    assert len(metrics(tmp_path / "cut")) in range(2, 6)  # after the first checkpoint, before the last step
+    assert forker.run(command(tmp_path / "cut", "--resume", **settings)) == 0, forker.printed()
+    same_run(tmp_path / "cut", tmp_path / "1")
+
+
 def snapshot(folder: Path) -> dict[str, tuple[bytes, int]]:
     """Content and modification time of every file."""
     files = (path for path in sorted(folder.rglob("*")) if path.is_file())
