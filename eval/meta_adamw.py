@@ -90,16 +90,17 @@ class MetaAdamWBaseline(TorchBaseline):
 
     @property
     def gradients(self) -> float:  # type: ignore[override]
-        """With the meta steps' share: a gradient of each batch, one Hessian-vector product, a forward pass."""
+        """With the meta steps' share: a gradient of each batch, a Hessian-vector product, a forward pass at need."""
         c = self.config
         if not c.online:
             return 1.0
-        terms = terms_of(c.objective)
-        second = "gradient" in terms or "gen_gap" in terms
-        usual = "difference" if c.reproduce == "none" else "exact"
-        cost = {"exact": HVP_COST, "difference": 1.0, "first": 0.0}[usual if c.order == "usual" else c.order]
-        product = cost if "gradient" in terms else 0.0
-        meta = 1.0 + second + product + (terms != ("gradient",)) * 4 / 3
+        terms, published = terms_of(c.objective), c.reproduce != "none"
+        order = ("exact" if published else "difference") if c.order == "usual" else c.order
+        gap_ahead = "gen_gap" in terms and not published
+        second, after = "gradient" in terms or gap_ahead, "loss_decrease" in terms or gap_ahead
+        before = terms != ("gradient",) if published else order == "exact" and "loss_decrease" in terms
+        product = {"exact": HVP_COST, "difference": 1.0, "first": 0.0}[order] if "gradient" in terms else 0.0
+        meta = 1.0 + second + product + after + before / 3
         return 1.0 + meta / c.meta_every
 
     def build(

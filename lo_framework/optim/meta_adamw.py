@@ -61,6 +61,8 @@ class MetaAdamW(torch.optim.Optimizer):
         attend_every: new factors in every so many steps.
         order: of the meta-gradient's Hessian-vector product: as a "difference" of two gradients, "exact" (for models
             that can be differentiated twice), or "first": without it. None: "difference", or "exact" as published.
+            Only "exact" measures the held-out loss before the step, by which the one after it is divided; the others
+            take it from the slope after it.
         meta_lr: of the network's own optimizer.
         reproduce: "paper" or "reference" (the released code) in all that they do differently.
 

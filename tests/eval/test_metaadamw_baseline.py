@@ -76,3 +76,22 @@ def test_meta_trained_attention_from_a_file_does_what_the_learned_optimizer_does
 def test_settings_that_cannot_be_are_refused_where_the_baseline_is_made(spec, wanted):
     with pytest.raises(UserError, match=wanted):
         make_baseline(spec)
+
+
+@pytest.mark.parametrize("objective", ["combined", "gradient", "loss_decrease", "gen_gap"])
+@pytest.mark.parametrize("rule", ["order=first", "order=difference", "reproduce=paper,order=first"])
+def test_its_gradients_are_the_losses_it_evaluates(rule, objective):
+    """A loss with its graph is one, a forward pass a third."""
+    baseline = make_baseline(f"metaadamw:meta_every=10,objective={objective},{rule}")
+    model, costs = torch.nn.Linear(3, 1), []
+    optimizer = baseline.build(make_thetas(baseline, [{"lr": 0.02}])[0], list(model.named_parameters()), TASK, 12, 0)
+    batches = torch.randn(3, 5, 3)
+    model(batches[0]).square().mean().backward()
+    optimizer.step()
+
+    def loss_fn(batch):
+        costs.append(1.0 if torch.is_grad_enabled() else 1 / 3)
+        return model(batch).square().mean()
+
+    optimizer.meta_step(loss_fn, *batches)
+    assert baseline.gradients == pytest.approx(1 + sum(costs) / 10)

@@ -34,6 +34,7 @@ class Meta:
         self.theta = {name: p.detach().clone() for name, p in zip(self.names, self.own)}
         self.stopped: dict[str, Tensor] = {}
         self.second_order = True
+        self.measured = optimizer.order == "exact" or self.rules.published_terms
         members = optimizer.members
         places = {id(p): i for i, p in enumerate(members.params)}
         self.places = [places[id(p)] for p in self.own]
@@ -115,14 +116,22 @@ class Meta:
                 total = total + (lambda1[k] * o2.norm() ** 2 - lambda2[k] * cos) / num
             else:
                 total = total + (lambda1[k] * o2.norm() ** 2 / o1.norm() ** 2 + lambda2[k] * (1 - cos)) / num
-        before = self.stop("before", self.loss(self.theta, valid))
         after = self.loss(moved, valid)
+        before = self.stop("before", self.loss(self.theta, valid) if self.measured else self.before(moved, valid))
         decrease = after - before if rules.published_terms else after / before
         if rules.gap_ahead:
             gap = (self.loss(moved, second) - self.stop("valid after", after)).abs()
         else:
             gap = (self.loss(self.theta, first) - before).abs()
         return [total, decrease, gap]
+
+    def before(self, moved: Theta, valid: Batch) -> Tensor:
+        """log L(theta) = log L(theta') - (theta' - theta) . grad log L(theta'), to first order."""
+        leaves = {name: x.detach().requires_grad_() for name, x in moved.items()}
+        log_loss = self.loss(leaves, valid).log()
+        slope = torch.autograd.grad(log_loss, list(leaves.values()))
+        rise = sum((d * (moved[name] - self.theta[name])).sum() for d, name in zip(slope, moved))
+        return torch.exp(log_loss - rise)
 
     def total(self) -> tuple[Tensor, Tensor]:
         """The meta-loss without penalties, and the values of the terms."""

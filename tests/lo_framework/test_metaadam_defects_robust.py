@@ -227,8 +227,8 @@ def test_d29_a_step_waits_for_no_tensors_number(features: str) -> None:
 
 
 @pytest.mark.parametrize(("objective", "order", "losses"), [
-    ("combined", "exact", 4), ("combined", "first", 4), ("combined", "difference", 5), ("gradient", "exact", 2),
-    ("loss_decrease", "exact", 3), ("gen_gap", "exact", 3),
+    ("combined", "exact", 4), ("combined", "first", 3), ("combined", "difference", 4), ("gradient", "exact", 2),
+    ("loss_decrease", "exact", 3), ("loss_decrease", "difference", 2), ("gen_gap", "exact", 3),
 ])  # fmt: skip
 def test_d30_a_meta_step_evaluates_no_loss_twice(objective: str, order: str, losses: int) -> None:
     """Six before, for the combined one."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from lo_framework.objectives.weighting import HUW
 from lo_framework.optim import MetaAdamW
+from lo_framework.optim.metaadam.meta_loss import LARGEST_LOG
 from lo_framework.optim.metaadam.network import trained_names
 from tests.lo_framework import metaadam_math_tools as tools
 from tests.lo_framework.metaadam_slow_meta import Meta
@@ -142,9 +144,28 @@ def test_a_difference_of_gradients_is_close_to_the_exact_product(goal: str, repr
 @pytest.mark.parametrize("order", ["difference", "first"])
 @pytest.mark.parametrize("goal", ["loss_decrease", "gen_gap"])
 def test_losses_need_no_second_order(goal: str, order: str) -> None:
-    """All orders are exact for them."""
+    """All orders are exact for them; ``[L(theta; Bval)]`` comes from the slope of its logarithm."""
     optimizer, model, slow = ready(goal, None, order=order)
     check(optimizer, model, slow)
+
+
+def decrease(order: str, lr: float, sign: float = 1.0) -> float:
+    """The term's value; at equal states, since the learning rate changes only before the meta step."""
+    model, optimizer = tools.ready(objective="loss_decrease", order=order)
+    optimizer.param_groups[0]["lr"] = lr
+    loss, batches = tools.loss_fn(model), (tools.batch(SEED + i) for i in range(3))
+    return optimizer.meta_step(lambda data: sign * loss(data), *batches)["loss_decrease"]
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_the_loss_before_the_step_is_known_to_first_order(sign: float) -> None:
+    """Its error is a quarter at half the step, whatever the loss's sign."""
+    errors = [decrease("difference", lr, sign) - decrease("exact", lr, sign) for lr in (0.01, 0.005)]
+    assert errors[0] != 0 and errors[1] == pytest.approx(errors[0] / 4, rel=0.1)
+
+
+def test_the_loss_before_a_step_that_ruins_it_is_positive_and_finite() -> None:
+    assert 0 < decrease("difference", 1e4) <= 1.001 * math.exp(LARGEST_LOG)
 
 
 @pytest.mark.parametrize("reproduce", KINDS)

@@ -52,7 +52,7 @@ def test_nothing_of_the_model_changes(objective: str, order: str, reproduce: str
     assert model[1].num_batches_tracked == 4
 
 
-@pytest.mark.parametrize("fail_at", range(1, 6))
+@pytest.mark.parametrize("fail_at", range(1, 5))
 def test_nothing_changes_when_the_loss_raises(fail_at: int) -> None:
     """In each of the passes; nor does the optimizer."""
     model = tools.noisy_network()
@@ -80,7 +80,7 @@ def test_all_passes_see_the_same_dropout_masks() -> None:
     masks: list[Tensor] = []
     model[3].register_forward_hook(lambda module, inputs, out: masks.append(out.detach() == 0))
     optimizer.meta_step(tools.loss_of(model), *(tools.batch(t) for t in range(3)))
-    assert len(masks) == 5 and masks[0].any() and not masks[0].all()
+    assert len(masks) == 4 and masks[0].any() and not masks[0].all()
     assert all(torch.equal(mask, masks[0]) for mask in masks)
 
 

@@ -66,7 +66,8 @@ def meta_gradient(
         grads = [g for g in found if g is not None]
         params = [members.params[i] for i in plan.active]
         valid = None
-        if "loss_decrease" in goal.terms or ("gen_gap" in goal.terms and not rules.gap_ahead):
+        measured = goal.order == "exact" or rules.published_terms
+        if ("loss_decrease" in goal.terms and measured) or ("gen_gap" in goal.terms and not rules.gap_ahead):
             rewind()
             valid = loss_at(loss_fn, batches[2], graph=False)
         # As released, the features are those of the last gradient, at the last step's time, after the moments saw it.
@@ -79,8 +80,9 @@ def meta_gradient(
             for p, move in zip(params, moves):
                 p.copy_(ahead(move, alphas[move.token], betas[move.token]).view_as(p))
         ahead_of = slopes_ahead(
-            loss_fn, batches, rewind, params, [move.token for move in moves], Here(train.detach(), valid, grads),
-            factors.lambdas, goal.terms, goal.weighting, goal.order, rules,
+            loss_fn, batches, rewind, params, [move.token for move in moves],
+            Here(train.detach(), valid, grads, [move.theta for move in moves]), factors.lambdas, goal.terms,
+            goal.weighting, goal.order, rules,
         )  # fmt: skip
     by_alpha, by_beta = pulled_back(moves, ahead_of.params, factors.alpha.detach(), factors.beta.detach())
     pulled = [(factors.alpha, by_alpha)]
