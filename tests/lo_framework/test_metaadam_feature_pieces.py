@@ -13,7 +13,7 @@ from lo_framework.learned.attention import Attention, AttentionConfig
 from lo_framework.learned.group_features import VERSIONS
 from lo_framework.learned.grouping import make_grouping
 from lo_framework.optim import MetaAdamW
-from lo_framework.optim.metaadam.statistics import statistics
+from lo_framework.optim.metaadam.statistics import make_order, statistics
 from tests.lo_framework import metaadam_math_tools as tools
 
 SHAPES = {"embed.weight": (5, 3), "a.weight": (4, 3), "a.bias": (4,), "norm.weight": (4,), "b.weight": (2, 4), "s": ()}
@@ -47,7 +47,7 @@ def test_statistics_by_lists_equal_the_means_that_define_them(version: str, scal
     some: list[Tensor | None] = [None, *(x.bfloat16() if i % 2 else x for i, x in enumerate(grads[1:]))]
     params = [x.bfloat16() if i % 2 else x.mT if x.dim() == 2 else x for i, x in enumerate(params)]
     states = [{"exp_avg": m, "exp_avg_sq": v} for m, v in zip(ms, vs)]
-    found = statistics(network, params, some, states)
+    found = statistics(network, make_order(params), params, some, states)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
 
 

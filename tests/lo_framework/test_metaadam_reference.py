@@ -166,9 +166,9 @@ def test_meta_features_are_those_of_the_last_gradient_and_of_moments_that_absorb
     model, optimizer = tools.ready(reproduce=reproduce)
     given: list[Any] = []
 
-    def spy(network: Any, params: Any, grads: Any, states: Any) -> Tensor:
+    def spy(network: Any, order: Any, params: Any, grads: Any, states: Any) -> Tensor:
         given.append(([None if g is None else g.clone() for g in grads], [s["exp_avg"].clone() for s in states]))
-        return real(network, params, grads, states)
+        return real(network, order, params, grads, states)
 
     real = attending.statistics
     monkeypatch.setattr(attending, "statistics", spy)

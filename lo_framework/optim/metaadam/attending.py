@@ -47,13 +47,8 @@ class Attending:
         """With the graph to the network where gradients are enabled; ``updates``: those before this one."""
         network = self.network
         network.spec.check(plan.grouping)
-        stats = statistics(network, seen.params, seen.grads, seen.states)
-        state = {
-            "step": stats.new_tensor(float(max(seen.ages))),
-            "log_power": stats.new_tensor(
-                [[_log_power(betas[k], t) for betas, t in zip(seen.betas, seen.ages)] for k in range(2)]
-            ),
-        }
+        stats = statistics(network, plan.order, seen.params, seen.grads, seen.states)
+        state = {"step": stats.new_tensor(float(max(seen.ages))), "log_power": _log_powers(seen, stats)}
         tokens = network.tokens(plan.layout, plan.grouping, stats, state, stats.new_tensor(self.time(updates)))
         raw = network.raw(network.encode(tokens)) if torch.is_grad_enabled() else self.inference(tokens)
         alpha, beta = network.factors(raw)
@@ -68,6 +63,14 @@ class Attending:
         if not self.total_steps:
             return math.tanh(now / 2000)
         return now / self.total_steps if published else min(now / self.total_steps, 1.0)
+
+
+def _log_powers(seen: Seen, like: Tensor) -> Tensor:
+    """``[2, S]``: logarithms of the betas' powers."""
+    kinds = list(zip(seen.betas, seen.ages))
+    alike = all(kind == kinds[0] for kind in kinds)  # one column for all: nearly always, and then cheaper
+    rows = [[_log_power(betas[k], t) for betas, t in (kinds[:1] if alike else kinds)] for k in range(2)]
+    return like.new_tensor(rows).expand(2, len(kinds))
 
 
 def _log_power(beta: float, t: int) -> float:

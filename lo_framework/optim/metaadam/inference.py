@@ -55,7 +55,7 @@ class Inference:
             x = _block(x, w)
         if self.published:
             return torch.addmm(network.head_bias, network.head, x.t())
-        return network.config.gain * (network.head @ F.layer_norm(x, x.shape[1:]).t())
+        return network.config.gain * (network.head @ torch.layer_norm(x, x.shape[1:]).t())
 
 
 def _weights(block: Block) -> Weights:
@@ -75,12 +75,12 @@ def _weights(block: Block) -> Weights:
 def _block(x: Tensor, w: Weights) -> Tensor:
     num, width = x.shape
     shape = x.shape[1:]
-    qkv = F.linear(F.layer_norm(x, shape, *w.norms[0]), w.qkv, w.qkv_bias)
+    qkv = F.linear(torch.layer_norm(x, shape, *w.norms[0]), w.qkv, w.qkv_bias)
     q, k, v = qkv.view(1, num, 3, w.heads, width // w.heads).permute(2, 0, 3, 1, 4).unbind(0)  # [1, heads, S, d]
     mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(num, width)
     x = torch.addmm(x, mixed, w.out)
     if w.out_bias is not None:
         x = x.add_(w.out_bias)
-    h = F.linear(F.layer_norm(x, shape, *w.norms[1]), w.up, w.up_bias).relu_()
+    h = F.linear(torch.layer_norm(x, shape, *w.norms[1]), w.up, w.up_bias).relu_()
     x = torch.addmm(x, h, w.down)
     return x if w.down_bias is None else x.add_(w.down_bias)

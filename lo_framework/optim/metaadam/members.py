@@ -16,6 +16,7 @@ from lo_framework.optim.packs import sub_layout
 from lo_framework.optim.uncast import names_of
 from optimizees.spec import UserError
 
+ONE = torch.tensor(1.0, dtype=torch.float32, device="cpu")  # a number, or no factor: a new tensor for each
 KEPT_PLANS = 8  # few sets of gradients occur in a training
 
 
@@ -111,7 +112,7 @@ class Members:
     def older(self, active: Sequence[int]) -> None:
         for i in active:
             self.ages[i] += 1
-        torch._foreach_add_([state["step"] for state in self.states(active)], 1)
+        torch._foreach_add_([state["step"] for state in self.states(active)], ONE, alpha=1.0)
 
 
 def check_group(group: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lo_framework.layout import Layout
 from lo_framework.learned.grouping import GROUPINGS, KEYS, Grouping, by_key, make_grouping
+from lo_framework.optim.metaadam.statistics import Order, make_order
 from lo_framework.optim.metaopt.blocks import assign
 from lo_framework.optim.packs import sub_layout
 from optimizees.spec import UserError
@@ -29,11 +30,12 @@ class Set:
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """``layout`` and ``grouping`` are those of the active tensors, on the network's device."""
+    """``layout``, ``grouping`` and ``order`` are those of the active tensors, on the network's device."""
 
     active: tuple[int, ...]
     layout: Layout
     grouping: Grouping
+    order: Order
     sets: tuple[Set, ...]
 
 
@@ -122,4 +124,5 @@ def make_plan(
     for i, token in zip(active, tokens, strict=True):
         sets.setdefault((parts[i], token, ages[i], params[i].dtype, params[i].device), []).append(i)
     made = tuple(Set(key[0], key[1], tuple(members)) for key, members in sets.items())  # type: ignore[arg-type]
-    return Plan(active, sub_layout(layout, active).to(device), grouping, made)
+    order = make_order([params[i] for i in active])
+    return Plan(active, sub_layout(layout, active).to(device), grouping, order, made)

@@ -8,6 +8,7 @@ written to memory.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,64 +20,79 @@ FEW = 4  # small tensors side by side are worth it from here on
 State = dict[str, Tensor]
 
 
-@torch.no_grad()
-def statistics(
-    network: Attention, params: Sequence[Tensor], grads: Sequence[Tensor | None], states: Sequence[State]
-) -> Tensor:
-    """A missing gradient is zero."""
-    first, numel = params[0].device, [p.numel() for p in params]
-    alike = [n <= SMALL and p.device == first for n, p in zip(numel, params)]
+class Order(NamedTuple):
+    """In which tensors are measured: ``places [S]`` in their list, the first ``cut`` side by side."""
+
+    places: tuple[int, ...]
+    cut: int
+    numel: Tensor  # [S], in this order
+    back: Tensor  # [S], to the order of the list
+
+
+def make_order(params: Sequence[Tensor]) -> Order:
+    """Small ones first."""
+    first = params[0].device
+    alike = [p.numel() <= SMALL and p.device == first for p in params]
     if sum(alike) < FEW:
         alike = [False] * len(params)
-    order = sorted(range(len(params)), key=lambda k: not alike[k])  # small ones first
-    ms = [states[k]["exp_avg"] for k in order]
-    vs = [states[k]["exp_avg_sq"] for k in order]
-    gs = [torch.zeros_like(m) if (g := grads[k]) is None else _as(g, m) for k, m in zip(order, ms)]
-    ps = [_as(params[k], m) for k, m in zip(order, ms)]
-    cut, sizes = sum(alike), [numel[k] for k in order]
-    found = []
+    places = sorted(range(len(params)), key=lambda k: not alike[k])
+    back = sorted(range(len(params)), key=places.__getitem__)
+    numel = torch.tensor([params[k].numel() for k in places], device=first)
+    return Order(tuple(places), sum(alike), numel, torch.tensor(back, device=first))
+
+
+@torch.no_grad()
+def statistics(
+    network: Attention, order: Order, params: Sequence[Tensor], grads: Sequence[Tensor | None], states: Sequence[State]
+) -> Tensor:
+    """A missing gradient is zero."""
+    ms = [states[k]["exp_avg"] for k in order.places]
+    vs = [states[k]["exp_avg_sq"] for k in order.places]
+    gs = [torch.zeros_like(m) if (g := grads[k]) is None else _as(g, m) for k, m in zip(order.places, ms)]
+    ps = [_as(params[k], m) for k, m in zip(order.places, ms)]
+    cut, found = order.cut, []
     if cut:
-        found.append(_side_by_side(network, ps[:cut], gs[:cut], ms[:cut], vs[:cut], sizes[:cut]))
+        found.append(_side_by_side(network, ps[:cut], gs[:cut], ms[:cut], vs[:cut], order.numel[:cut]))
     if cut < len(params):
-        found.append(_by_norms(network, ps[cut:], gs[cut:], ms[cut:], vs[cut:], sizes[cut:], first))
-    means = torch.cat(found, dim=1) / found[0].new_tensor(sizes)
-    if cut:
-        back = sorted(range(len(params)), key=order.__getitem__)
-        means = means.index_select(1, torch.tensor(back, device=first))
-    return means.to(network.head.dtype)
+        found.append(_by_norms(network, ps[cut:], gs[cut:], ms[cut:], vs[cut:], order.numel[cut:]))
+    means = torch.cat(found, dim=1) / order.numel
+    return (means.index_select(1, order.back) if cut else means).to(network.head.dtype)
 
 
 def _side_by_side(
     network: Attention, ps: list[Tensor], gs: list[Tensor], ms: list[Tensor], vs: list[Tensor],
-    sizes: Sequence[int],
+    numel: Tensor,
 ) -> Tensor:  # fmt: skip
     """Sums ``[F, tensors]``."""
     p, g, m, v = (torch.cat([_flat(x) for x in rows]) for rows in (ps, gs, ms, vs))
     measured = network.measure(p, g, {"m": m, "v": v})
-    lengths = torch.tensor(sizes, device=measured.device).expand(measured.shape[0], -1).contiguous()
+    lengths = numel.expand(measured.shape[0], -1).contiguous()
     return torch.segment_reduce(measured, "sum", lengths=lengths, axis=1, unsafe=True)
 
 
 def _by_norms(
     network: Attention, ps: list[Tensor], gs: list[Tensor], ms: list[Tensor], vs: list[Tensor],
-    sizes: Sequence[int], first: torch.device,
+    numel: Tensor,
 ) -> Tensor:  # fmt: skip
     """The same; tensors may be on several devices."""
-    one_place = all(m.device == first for m in ms)
-
-    def stacked(parts: Sequence[Tensor]) -> Tensor:
-        return torch.stack(list(parts) if one_place else [x.to(first) for x in parts])
-
-    rows = [stacked(torch._foreach_norm(x)).square_() for x in (gs, ms, ps)]
-    rows.append(stacked([torch.dot(_flat(g), _flat(m)) for g, m in zip(gs, ms)]))
-    rows.append(stacked([v.sum() for v in vs]))
     names = network.spec.stats
+    rows: list[Sequence[Tensor]] = [torch._foreach_norm(x) for x in (gs, ms, ps)]
+    rows.append([torch.dot(_flat(g), _flat(m)) for g, m in zip(gs, ms)])
+    rows.append([v.sum() for v in vs])
     if "v^2" in names:
-        rows.append(stacked(torch._foreach_norm(vs)).square_())
+        rows.append(torch._foreach_norm(vs))
     if "g=0" in names:
-        numel = rows[0].new_tensor(sizes)
-        rows += [numel - stacked(torch._foreach_norm(x, 0)) for x in (gs, ms)]
-    return torch.stack(rows)
+        rows += [torch._foreach_norm(x, 0) for x in (gs, ms)]
+    parts = [x for row in rows for x in row]
+    if any(m.device != numel.device for m in ms):
+        parts = [x.to(numel.device) for x in parts]
+    found = torch.stack(parts).view(len(rows), -1)
+    found[:3].square_()
+    if "v^2" in names:
+        found[5].square_()
+    if "g=0" in names:
+        found[-2:] = numel - found[-2:]
+    return found
 
 
 def _as(x: Tensor, like: Tensor) -> Tensor:
