@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from eval.result import Result
 
 HELP = "rebuild the tables and pictures of an earlier evaluation from its numbers"
 EXAMPLES = """\
@@ -16,7 +19,7 @@ examples:
       reads runs/sharpness/sharpness.json, writes sharpness.html beside it
 
   python -m eval report runs/compare runs/ablation --join runs/report.md
-      eval compare, eval robustness and eval ablation too; several as one page
+      eval compare, eval robustness and eval ablation too; several as one page, with a table of ratios over all tasks
 """
 
 
@@ -29,15 +32,15 @@ def run(arguments: argparse.Namespace) -> int:
     from eval.report.joined import join
 
     folders = [Path(folder) for folder in arguments.folders]
-    for folder in folders:
-        _again(folder)
+    found = [result for folder in folders for result in _again(folder)]
     if arguments.join:
-        join(folders, Path(arguments.join))
+        join(folders, found, Path(arguments.join))
         print(f"page     {arguments.join}")
     return 0
 
 
-def _again(folder: Path) -> None:
+def _again(folder: Path) -> list[Result]:
+    """Made again and printed; gives the results of transfer."""
     from eval.report import ablation, files, robustness, sharpness, transfer
     from optimizees.spec import UserError
 
@@ -46,9 +49,11 @@ def _again(folder: Path) -> None:
     if not kinds:
         names = f"{files.FILE.name} and no {sharpness.FILE.name}, {' or '.join(studies)}"
         raise UserError(f"there is no {names} in {str(folder)!r}; expected the --out folder of an evaluation")
+    transfers = []
     for name in kinds:
         if name == files.FILE.name:
             result = files.load(folder)
+            transfers.append(result)
             written = files.redraw(result, folder)
             print(transfer.plain(result))
             print(f"\n{files.listing(written)}")
@@ -63,3 +68,4 @@ def _again(folder: Path) -> None:
             pages = sharpness.redraw(found, folder)
             print(sharpness.plain(found))
             print(f"\n{sharpness.listing(pages)}")
+    return transfers

@@ -19,7 +19,6 @@ from lo_framework.files.atomic import atomic_write_text, reason
 from optimizees.spec import UserError
 
 PANELS = 6  # more tasks than this also get a figure each
-CURVES = 8  # more optimizers than this cannot be told apart as curves: they get a row each
 
 
 def prepare(folder: str | os.PathLike[str]) -> Path:
@@ -60,7 +59,7 @@ def redraw(result: Result, folder: Path) -> list[Path]:
     found = panels(result)
     if not found:
         return files
-    if len(result.optimizers) > CURVES and draw_forest(result, folder / "arms.png") is not None:
+    if len(result.optimizers) > transfer.MANY and draw_forest(result, folder / "arms.png") is not None:
         return [*files, folder / "arms.png"]
     title = f"{result.steps} steps; baselines at their best setting for the mean loss"
     figures = {"curves.png": found}

@@ -1,4 +1,4 @@
-"""Several reports as one Markdown page: their texts in order, with their pictures."""
+"""Several reports as one Markdown page: ratios over the tasks of all, then their texts in order with their pictures."""
 
 from __future__ import annotations
 
@@ -7,19 +7,22 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from eval.report.ratios import ratios
+from eval.result import Result
 from lo_framework.files.atomic import atomic_write_text
 from optimizees.spec import UserError
 
 _LINK = re.compile(r"\]\(([^)/:]+\.png)\)")
 
 
-def join(folders: Sequence[Path], path: Path) -> None:
-    """Write ``path`` from the Markdown and PNG files of ``folders``.
+def join(folders: Sequence[Path], results: Sequence[Result], path: Path) -> None:
+    """Write ``path`` from the Markdown and PNG files of ``folders``, and from the ``results`` of transfer among them.
 
     Raises:
         UserError: a folder has no Markdown file; `eval report` makes it.
     """
-    parts = []
+    together = [table.markdown() for table in ratios(results)] if len(results) > 1 else []
+    parts = ["\n\n".join(["# Together", *together])] if together else []
     for folder in folders:
         texts = sorted(folder.glob("*.md"))
         if not texts:

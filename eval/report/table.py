@@ -7,9 +7,9 @@ import unicodedata
 from typing import Any
 
 GAP = "  "
-# "1.2x", "95%", "-", "0.41 ±0.02", "0.4 [0.3, 0.5]", "12 (2 of 5 never)", "2 of 5 diverged"
+# "1.2x", "95%", "0.87*", "-", "0.41 ±0.02", "0.4 [0.3, 0.5]", "12 (2 of 5 never)", "2 of 5 diverged"
 _NUMBER = re.compile(
-    r"-?|(never|[-+]?(\d[\d.,]*(e[-+]?\d+)?|inf|nan)[%x]?)( ?[±[(].*| of \d+( diverged)?)?", re.IGNORECASE
+    r"-?|(never|[-+]?(\d[\d.,]*(e[-+]?\d+)?|inf|nan)[%x]?\*?)( ?[±[(].*| of \d+( diverged)?)?", re.IGNORECASE
 )
 
 

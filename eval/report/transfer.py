@@ -10,9 +10,11 @@ from eval.comparison import BETTER, SAME, WORSE, Comparison, aggregate, compare,
 from eval.protocol import BY_KEY, METRICS, smoothing_width
 from eval.report import numbers
 from eval.report.origin import origin
+from eval.report.ratios import ratios
 from eval.report.table import Table
 from eval.result import Arm, Result
 
+MANY = 8  # optimizers: more of them also get a table of ratios, and a row each in place of a curve
 MEASURED = ("guard", "train_accuracy", "valid_loss", "valid_accuracy")  # no counts of the optimizer's own
 
 
@@ -60,9 +62,9 @@ def heading(result: Result) -> list[str]:
 
 
 def tables(result: Result) -> list[Table]:
-    """Per task what every optimizer reached and how the learned ones differ; then the aggregate over tasks."""
+    """Many optimizers at a glance; per task what each reached and how learned ones differ; the aggregate over tasks."""
     comparisons = compare(result)
-    found = []
+    found = ratios([result]) if len(result.optimizers) > MANY else []
     for task in result.tasks:
         arms = [result.arm(task, label) for label in result.optimizers]
         if all(arm.failure for arm in arms):

@@ -12,6 +12,7 @@ from eval.compare_arms import compare_arms, factors, plan_arms
 from eval.comparison import compare
 from eval.report import files
 from eval.report.forest import mark
+from eval.report.ratios import ratios
 from optimizees import make_tasks
 from optimizees.spec import UserError
 
@@ -24,6 +25,10 @@ QUIET = ["--progress", "none"]
 def compared(*arms, at=(), scaled="", against=()):
     plan = plan_arms("adamw", list(arms), list(at), scaled, list(against), 2)
     return compare_arms(plan, make_tasks(TINY), steps=8, seeds=2, tuning_seeds=1)
+
+
+def compared_with(reference):
+    return compare_arms(plan_arms(reference, [], [], "0.5", [], 2), make_tasks(TINY), steps=8, seeds=2, tuning_seeds=1)
 
 
 def test_arms_at_the_references_settings_differ_from_it_by_their_rule_alone():
@@ -112,6 +117,36 @@ def test_several_reports_make_one_page_with_their_pictures(tmp_path, capsys):
     assert capsys.readouterr().err.count("\n") == 1 and page.read_text() == text
 
 
+def test_ratios_over_the_tasks_of_several_results():
+    plan = plan_arms("adamw", [], [], "0.5,3", [], 2)
+    results = [compare_arms(plan, make_tasks(task), steps=8, seeds=3, tuning_seeds=1) for task in (TINY, "quadratic")]
+    table = ratios(results)[0]
+    tasks = [result.tasks[0] for result in results]
+    assert table.title == "mean loss in parts of adamw's"
+    assert table.headers == ["optimizer", *tasks, "better", "worse"]
+    rows = {row[0]: row[1:] for row in table._body() if row}
+    for label in ("adamw lr x0.5", "adamw lr x3"):
+        found = [next(c for c in compare(r) if (c.learned, c.metric) == (label, "mean_loss")) for r in results]
+        sure = [c.verdict in ("better", "worse") for c in found]
+        assert [cell.endswith("*") for cell in rows[label][:2]] == sure
+        shown = [float(cell.rstrip("*")) for cell in rows[label][:2]]
+        assert shown == pytest.approx([c.ratio for c in found], rel=1e-2)
+        counts = [[c.verdict for c in found].count(word) for word in ("better", "worse")]
+        assert rows[label][2:] == [str(count) for count in counts]
+    assert ratios([results[0], compared_with("sgdm")]) == [] and ratios([]) == []
+
+
+def test_ratios_open_a_page_of_several_results(tmp_path, capsys):
+    for name, task in (("a", TINY), ("b", "quadratic")):
+        words = ["--optimizees", task, *RUN[2:], *QUIET, "--scaled", "0.5"]
+        assert main(["compare", *words, "--out", str(tmp_path / name)]) == 0
+    page = tmp_path / "all.md"
+    assert main(["report", str(tmp_path / "a"), str(tmp_path / "b"), "--join", str(page)]) == 0
+    first = page.read_text().split("\n---\n")[0]
+    assert first.startswith("# Together") and "quadratic" in first and "mlp" in first and "test loss in parts" in first
+    assert "in parts of" not in page.read_text().removeprefix(first)  # few arms: no table of their own
+
+
 def test_many_arms_get_a_row_each_in_place_of_curves(tmp_path):
     result = compared(scaled="0.5,0.6,0.7,0.8,0.9,1.1,1.2,1.3")
     assert [path.name for path in files.save(result, tmp_path)] == ["transfer.json", "transfer.md", "arms.png"]
@@ -119,4 +154,5 @@ def test_many_arms_get_a_row_each_in_place_of_curves(tmp_path):
     a, b = (result.arm(found.task, x).values("mean_loss") for x in (found.learned, "adamw"))
     shown = mark(found)
     assert shown is not None and shown.value == pytest.approx(a.mean() / b.mean())
+    assert "**mean loss in parts of adamw's**" in (tmp_path / "transfer.md").read_text()
     assert shown.low == pytest.approx(1 + found.difference.low / b.mean(), rel=1e-6) and shown.low < shown.high
