@@ -66,7 +66,10 @@ def run(arguments: argparse.Namespace) -> int:
         return find_study(arguments.baseline, arguments.panels, arguments.panel)
 
     more = dict(references=references, tuning_seeds=arguments.tuning_seeds)
-    done = run_study(arguments, "ablation", plan, lambda study, tasks, **kw: ablate(study, tasks, **more, **kw))
+    done = run_study(
+        arguments, "ablation", plan, lambda study: references or [study.baseline],
+        lambda study, tasks, **kw: ablate(study, tasks, **more, **kw),
+    )  # fmt: skip
     if isinstance(done, int):
         return done
     result, folder = done

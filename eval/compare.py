@@ -60,7 +60,10 @@ def run(arguments: argparse.Namespace) -> int:
         )  # fmt: skip
 
     tuning = {"tuning_seeds": arguments.tuning_seeds}
-    done = run_study(arguments, "compare", plan, lambda arms, tasks, **kw: compare_arms(arms, tasks, **tuning, **kw))
+    done = run_study(
+        arguments, "compare", plan, lambda arms: arms.labels,
+        lambda arms, tasks, **kw: compare_arms(arms, tasks, **tuning, **kw),
+    )  # fmt: skip
     if isinstance(done, int):
         return done
     result, folder = done

@@ -57,7 +57,9 @@ def run(arguments: argparse.Namespace) -> int:
         check_specs(specs, lrs)
         return specs, lrs
 
-    done = run_study(arguments, "robustness", plan, lambda p, tasks, **options: sweep(tasks, *p, **options))
+    done = run_study(
+        arguments, "robustness", plan, lambda p: p[0], lambda p, tasks, **options: sweep(tasks, *p, **options)
+    )
     if isinstance(done, int):
         return done
     result, folder = done

@@ -1,4 +1,4 @@
-"""What `eval robustness` and `eval ablation` share: options in a spec, finished cells, the frame of a run."""
+"""What the commands share: options in a spec, finished cells, input checked before a run, the frame of a run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from eval import protocol
 from eval.baselines import BASELINES, make_baseline
+from eval.evaluation import check
 from eval.parallel import Outcome
 from eval.progress import Progress
 from eval.provenance import provenance
@@ -87,16 +89,30 @@ def plan_of(tasks: Sequence[Task], device: str, plugins: Sequence[str]) -> dict[
     }
 
 
+def check_input(arguments: argparse.Namespace, tasks: Sequence[Task], optimizers: Sequence[str]) -> None:
+    """What an evaluation would refuse only once its folder is made.
+
+    Raises:
+        UserError: a task or an optimizer given twice, steps, seeds or workers out of range.
+    """
+    check(tasks, optimizers, arguments.steps, arguments.workers)
+    protocol.report_seeds(arguments.seeds, arguments.seed_offset)
+    if hasattr(arguments, "tuning_seeds"):
+        protocol.tuning_seeds(arguments.tuning_seeds, arguments.seed_offset)
+
+
 def run_study(
     arguments: argparse.Namespace,
     name: str,
     plan: Callable[[], Any],
+    optimizers: Callable[[Any], Sequence[str]],
     compute: Callable[..., R],
 ) -> tuple[R, Path] | int:
     """Set up, compute and keep finished cells; the exit code of an interrupted run.
 
     Args:
         plan: what can be wrong with the input, checked before anything is computed or any folder made; given on.
+        optimizers: of ``plan()``, those that a person may have given twice.
         compute: ``(plan(), tasks, **options of `drive`)``.
     """
     from eval.report import files
@@ -106,6 +122,7 @@ def run_study(
     load_plugins(arguments.plugin)
     planned = plan()
     tasks = make_tasks(arguments.optimizees, arguments.datasets, arguments.data_dir, arguments.device)
+    check_input(arguments, tasks, optimizers(planned))
     folder = files.prepare(arguments.out)
     store = CellStore(folder / CELLS, plan_of(tasks, arguments.device, arguments.plugin), fresh=arguments.fresh)
     progress = Progress(mode=arguments.progress, title=name)

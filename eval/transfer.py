@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from eval.options import add_common, common
+from eval.options import add_common, baselines_of, common
 from eval.progress import Progress
 
 HELP = "train unseen problems with learned optimizers and with tuned AdamW, SGD, ..."
@@ -46,12 +46,18 @@ def run(arguments: argparse.Namespace) -> int:
     from eval.evaluation import evaluate
     from eval.learned_files import load_learned
     from eval.report import files, transfer
+    from eval.study import check_input
+    from eval.tuning import make_grid
     from optimizees import make_tasks
     from optimizees.plugin import load_plugins
 
     load_plugins(arguments.plugin)
     learned = load_learned(arguments.learned)
     tasks = make_tasks(arguments.optimizees, arguments.datasets, arguments.data_dir, arguments.device)
+    baselines = baselines_of(arguments)
+    for label in baselines:
+        make_grid(label, arguments.grid_size)
+    check_input(arguments, tasks, [*learned, *baselines])
     folder = files.prepare(arguments.out)
     progress = Progress(mode=arguments.progress, title="transfer")
     try:

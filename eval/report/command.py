@@ -19,7 +19,8 @@ examples:
       reads runs/sharpness/sharpness.json, writes sharpness.html beside it
 
   python -m eval report runs/compare runs/ablation --join runs/report.md
-      eval compare, eval robustness and eval ablation too; several as one page, with a table of ratios over all tasks
+      eval compare, eval robustness and eval ablation too; several as one page, with ratios over
+      the tasks of all
 """
 
 

@@ -58,13 +58,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from eval.baselines import make_baseline
     from eval.learned_files import load_learned
     from eval.report import files, sharpness
     from eval.sharpness.plan import evaluate
     from eval.sharpness.probing import check_probe
     from eval.sharpness.settings import Settings, check_effort, parse_radii
     from eval.sharpness.store import CellStore
+    from eval.study import check_input
+    from eval.tuning import make_grid
     from optimizees import make_tasks
     from optimizees.plugin import load_plugins
 
@@ -73,13 +74,15 @@ def run(arguments: argparse.Namespace) -> int:
     settings = Settings(
         steps=arguments.steps, radii=parse_radii(arguments.radii), effort=effort, probe=check_probe(arguments.probe)
     )
-    for label in baselines_of(arguments):
-        make_baseline(label)
+    baselines = baselines_of(arguments)
+    for label in baselines:
+        make_grid(label, arguments.grid_size)
     learned = load_learned(arguments.learned)
     tasks = make_tasks(arguments.optimizees, arguments.datasets, arguments.data_dir, arguments.device)
     check_tasks(tasks)
     if arguments.seeds < 1:
         raise UserError(f"--seeds: expected at least 1, got {arguments.seeds}")
+    check_input(arguments, tasks, [*learned, *baselines])
     folder = files.prepare(arguments.out)
     store = CellStore(folder / CELLS, plan_of(arguments, settings, tasks, learned), fresh=arguments.fresh)
     progress = Progress(mode=arguments.progress, title="sharpness")
