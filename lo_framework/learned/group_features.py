@@ -43,7 +43,7 @@ class FeatureSpec:
     def __post_init__(self) -> None:
         if self.version not in VERSIONS:
             raise UserError(
-                f'unknown features "{self.version}"{nearest(self.version, VERSIONS)}; known: {", ".join(VERSIONS)}'
+                f'unknown features "{self.version}"{nearest(str(self.version), VERSIONS)}; known: {", ".join(VERSIONS)}'
             )
         if self.scale not in ("log", "raw"):
             raise UserError(f'unknown scale of features "{self.scale}"; known: log, raw')

@@ -151,7 +151,7 @@ def make_weighting(spec: str, priorities: Sequence[float] | None = None) -> Weig
     Raises:
         UserError: an unknown name or option, a wrong number of weights or priorities, an impossible value.
     """
-    name, options = parse_spec(spec)
+    name, options = parse_spec(str(spec))
     if name not in WEIGHTINGS:
         raise UserError(f"unknown weighting {name!r}{nearest(name, WEIGHTINGS)}; there are {', '.join(WEIGHTINGS)}")
     owner = f"weighting {name}"

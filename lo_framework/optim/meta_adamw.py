@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lo_framework.learned.attention import Attention
 from lo_framework.objectives.terms import TERMS
@@ -29,7 +29,7 @@ from lo_framework.optim.metaadam.differences import find_differences
 from lo_framework.optim.metaadam.members import Members, check_group
 from lo_framework.optim.metaadam.meta_gradient import Goal, meta_gradient, seen_by
 from lo_framework.optim.metaadam.meta_loss import ORDERS, LossFn, terms_of
-from lo_framework.optim.metaadam.network import Source, as_learned, hyper_of, make_network
+from lo_framework.optim.metaadam.network import Source, as_learned, check_agrees, hyper_of, make_network
 from lo_framework.optim.metaadam.outer import MetaOptimizer, mean_over_processes
 from lo_framework.optim.metaadam.plan import Grouped, Held, Plan
 from lo_framework.optim.metaadam.untouched import as_outside
@@ -50,7 +50,7 @@ class MetaAdamW(torch.optim.Optimizer):
         grouping: "fine_grained" (type, depth, vector or not), "original" (parameter groups), "tensor"; a dict of labels
             to regular expressions, lists of names or None (all others); or a function of name and tensor.
         attention: sizes of the network, as ``{"layers": 8, "width": 8, "heads": 4}``; or an ``attention`` optimizer
-            that was meta-trained (or its file), whose features and grouping then hold.
+            that was meta-trained (or its file), whose features, ranges and grouping then hold.
         meta_every: `meta_due` says so after every so many steps.
         objective: "combined", "gradient", "loss_decrease" or "gen_gap".
         weighting: of the combined terms: "huw", "sum", or "fixed:weights=1x0.3x0.3".
@@ -89,8 +89,9 @@ class MetaAdamW(torch.optim.Optimizer):
                 names = [x for x in known if x]
                 raise UserError(f'unknown {name} "{value}"{nearest(str(value), names)}; known: {", ".join(names)}')
         for name, number in (("meta_every", meta_every), ("attend_every", attend_every), ("total_steps", total_steps)):
-            if number is not None and not (float(number).is_integer() and number >= 1):
-                raise UserError(f"{name} must be a whole number of at least 1, not {number}")
+            whole = isinstance(number, (int, float)) and float(number).is_integer() and number >= 1
+            if not (whole or (name == "total_steps" and number is None)):
+                raise UserError(f"{name} must be a whole number of at least 1, not {number!r}")
         scaled = self.differences.scaled_decay if decay is None else decay == "scaled"
         kind = grouping if isinstance(grouping, str) else "tensor"
         self.network = make_network(
@@ -98,6 +99,11 @@ class MetaAdamW(torch.optim.Optimizer):
             alpha_range=alpha_range, beta_range=beta_range,
         )  # fmt: skip
         taken = attention is not None and not isinstance(attention, Mapping)
+        if taken:
+            check_agrees(
+                self.network, features=features, v_norms=v_norms, time=time, gating=gating, alpha_range=alpha_range,
+                beta_range=beta_range, **({"grouping": grouping} if isinstance(grouping, str) else {}),
+            )  # fmt: skip
         self._grouping: Grouped = self.network.config.grouping if taken and isinstance(grouping, str) else grouping
         if self.network.config.features == "tokens" and total_steps is None:
             raise UserError('features "tokens" look at how far training is: give total_steps')
@@ -152,6 +158,7 @@ class MetaAdamW(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 result = closure()
+        self._look()
         active = self.members.with_gradient()
         if active:
             plan = self.members.plan(active)
@@ -160,14 +167,17 @@ class MetaAdamW(torch.optim.Optimizer):
                 self._update(plan)
         return result
 
-    def meta_step(self, loss_fn: LossFn, train_1: Any, train_2: Any, valid: Any = None) -> dict[str, float]:
+    def meta_step(
+        self, loss_fn: LossFn, train_1: Any, train_2: Any, valid: Any = None, *, model: nn.Module | None = None
+    ) -> dict[str, float]:
         """Train the network by one look-ahead; gives the terms of the meta-loss and their weights.
 
-        Parameters, their ``.grad``, buffers and generators are afterwards as they were.
+        Parameters, their ``.grad``, buffers of modules that run and torch's generators are afterwards as they were.
 
         Args:
             loss_fn: the loss of a batch at the model's parameters as they are, with its graph.
             train_1, train_2: batches of training data; ``valid`` of held-out data, which the losses' terms need.
+            model: for a ``loss_fn`` that writes to buffers outside a module's forward.
 
         Raises:
             UserError: before the first step, without a needed batch, or a loss_fn that gives no loss.
@@ -176,11 +186,12 @@ class MetaAdamW(torch.optim.Optimizer):
             raise UserError("meta_step looks one step ahead of the last one: make a step first")
         if valid is None and self._terms != ("gradient",):
             raise UserError(f'objective "{self.objective}" needs a batch of validation data: meta_step(..., valid)')
+        self._look()
         goal, batches = Goal(self._terms, self.weighting, self.order), (train_1, train_2, valid)
         kind = self.members.device.type
         outside = as_outside(loss_fn, kind)
         with torch.enable_grad(), torch.autocast(kind, enabled=False):
-            found = meta_gradient(self.members, self._attending, goal, outside, batches, self.updates)
+            found = meta_gradient(self.members, self._attending, goal, outside, batches, self.updates, model)
             self._meta.take(found.outputs, found.slopes)
         values = mean_over_processes(found.values)
         self._meta.step(values)
@@ -243,8 +254,9 @@ class MetaAdamW(torch.optim.Optimizer):
         members = self.members
         if self.updates == 0:
             self._settle()
-        for i in plan.active:
-            members.start(i)
+        lost = [members.start(i) for i in plan.active]
+        if any(lost):
+            plan = members.plan(plan.active)
         held = self._factors
         if self._stale or held is None or held.active != plan.active or self.updates % self.attend_every == 0:
             seen = seen_by(members, plan, [members.params[i].grad for i in plan.active])
@@ -266,6 +278,11 @@ class MetaAdamW(torch.optim.Optimizer):
             update(params, [p.grad for p in params], members.states(each.members), numbers)  # type: ignore[misc]
         members.older(plan.active)
         self.updates += 1
+
+    def _look(self) -> None:
+        if not self.members.current():
+            self.members.gather()
+            self._stale = True
 
     def _settle(self) -> None:
         """Bring the network to where the parameters are: many training loops move the model late."""

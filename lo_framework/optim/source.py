@@ -19,6 +19,8 @@ def learned_from(optimizer: str | os.PathLike[str] | LearnedOptimizer) -> Learne
     """
     if isinstance(optimizer, LearnedOptimizer):
         return optimizer
+    if not isinstance(optimizer, (str, os.PathLike)):
+        raise UserError(f"expected a learned optimizer or the path of its file, not a {type(optimizer).__name__}")
     from lo_framework.checkpoint import load_optimizer
 
     file = load_optimizer(optimizer)

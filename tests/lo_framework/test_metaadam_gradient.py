@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lo_framework.objectives.weighting import HUW
 from lo_framework.optim import MetaAdamW
-from lo_framework.optim.metaadam.meta_loss import LARGEST_LOG
+from lo_framework.optim.metaadam.meta_loss import LARGEST_LOG, _gradient_term
 from lo_framework.optim.metaadam.network import trained_names
 from tests.lo_framework import metaadam_math_tools as tools
 from tests.lo_framework.metaadam_slow_meta import Meta
@@ -162,6 +162,32 @@ def test_the_loss_before_the_step_is_known_to_first_order(sign: float) -> None:
     """Its error is a quarter at half the step, whatever the loss's sign."""
     errors = [decrease("difference", lr, sign) - decrease("exact", lr, sign) for lr in (0.01, 0.005)]
     assert errors[0] != 0 and errors[1] == pytest.approx(errors[0] / 4, rel=0.1)
+
+
+@pytest.mark.parametrize("end", [-0.05, -0.001, 0.001, 0.05])
+def test_the_loss_before_a_step_that_takes_it_over_zero(end: float) -> None:
+    """Or near it: its logarithm says nothing there."""
+    model, optimizer = tools.ready(objective="loss_decrease", order="exact")
+    loss, batches = tools.loss_fn(model), [tools.batch(SEED + i) for i in range(3)]
+    before = float(loss(batches[2]).detach())
+    after = optimizer.meta_step(loss, *batches)["loss_decrease"] * before
+    found = []
+    for order in ("exact", "difference"):
+        model, optimizer = tools.ready(objective="loss_decrease", order=order)
+        loss = tools.loss_fn(model)
+        found.append(optimizer.meta_step(lambda x, f=loss: f(x) - after + end, *batches)["loss_decrease"])
+    assert found[0] == pytest.approx(end / abs(before - after + end), rel=1e-6)
+    assert found[1] == pytest.approx(found[0], rel=0.2)
+
+
+def test_a_group_without_gradient_in_the_first_batch_counts_for_nothing() -> None:
+    """As of a head that this batch has no labels for: its flatness cannot be relative to it, its direction is none."""
+    first, second = [torch.zeros(2), torch.tensor([3.0, 0.0])], [torch.ones(2), torch.tensor([0.0, 3.0])]
+    second = [x.requires_grad_() for x in second]
+    value = _gradient_term(first, second, [0, 1], torch.full((2, 2), 0.5), published=False)
+    assert value.item() == pytest.approx(((0.0 + 0.5) + (0.5 + 0.5)) / 2)
+    slopes = torch.autograd.grad(value, second)
+    assert not slopes[0].any() and bool(torch.isfinite(slopes[1]).all())
 
 
 def test_the_loss_before_a_step_that_ruins_it_is_positive_and_finite() -> None:

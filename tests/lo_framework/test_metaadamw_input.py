@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from functools import partial
@@ -24,6 +25,9 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"features": "tokens"}, "look at how far training is: give total_steps"),
     ({"grouping": "fine-grained"}, r'^unknown grouping "fine-grained" \(did you mean "fine_grained"\?\)'),
     ({"grouping": None}, "grouping must be one of tensor, original, fine_grained, a dict or a function, not None"),
+    ({"features": None}, 'unknown features "None"'),
+    ({"objective": None}, 'unknown objective "None"'),
+    ({"weighting": None}, "unknown weighting 'None'"),
     ({"objective": "combine"}, r'unknown objective "combine" \(did you mean "combined"\?\)'),
     ({"objective": "gen-gap"}, r'unknown objective "gen-gap" \(did you mean "gen_gap"\?\)'),
     ({"order": "frist"}, r'unknown order "frist" \(did you mean "first"\?\)'),
@@ -47,6 +51,8 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"attention": {"heads": 0}}, "multiple of heads"),
     ({"attention": {"width": 4, "heads": 4}, "reproduce": "paper"}, "a width of at least 6 features"),
     ({"attention": {"layers": 0}}, "layers at least 1"),
+    ({"attention": {"layers": 1.5}}, "attention: layers must be a whole number, not 1.5"),
+    ({"attention": nn.Linear(2, 2)}, "a learned optimizer or the path of its file, not a Linear"),
     ({"attention": {"witdh": 8}}, r'attention: no setting "witdh" \(did you mean "width"\?\)'),
     ({"attention": "nowhere.safetensors"}, "nowhere.safetensors"),
     ({"alpha_range": 2.0}, r"alpha_range and beta_range must be in \[0, 2\)"),
@@ -59,12 +65,16 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"betas": (0.9, -0.1)}, r"betas must be in \[0, 1\)"),
     ({"betas": (NAN, 0.9)}, r"betas must be in \[0, 1\)"),
     ({"betas": (0.9,)}, "betas must be two numbers"),
+    ({"betas": 0.9}, "betas must be two numbers, not 0.9"),
     ({"eps": -1e-8}, "eps must be at least 0"),
     ({"weight_decay": -0.1}, "weight_decay must be at least 0"),
     ({"weight_decay": NAN}, "weight_decay must be at least 0"),
     ({"meta_every": 0}, "meta_every must be a whole number of at least 1, not 0"),
     ({"meta_every": 2.5}, "meta_every must be a whole number"),
     ({"meta_every": NAN}, "meta_every must be a whole number"),
+    ({"meta_every": "10"}, "meta_every must be a whole number of at least 1, not '10'"),
+    ({"meta_every": None}, "meta_every must be a whole number"),
+    ({"attend_every": None}, "attend_every must be a whole number"),
     ({"attend_every": 0}, "attend_every must be a whole number of at least 1"),
     ({"total_steps": 0}, "total_steps must be a whole number of at least 1"),
     ({"meta_lr": -1.0}, "meta_lr must be at least 0 and finite"),
@@ -218,8 +228,46 @@ def test_states_of_other_classes_and_parameters() -> None:
     wide = nn.Sequential(nn.Linear(4, 7), nn.Tanh(), nn.Linear(7, 6), nn.Tanh(), nn.Linear(6, 3)).double()
     wrong = tools.make(wide.named_parameters())
     tools.run(wrong, wide, range(1))
-    words = r"other parameters: parameter 0 has shape \(6, 4\), its moments \(7, 4\)"
+    words = r"other parameters: parameter 0 has shape \(6, 4\), its exp_avg \(7, 4\)"
     rejected(optimizer, model, lambda: optimizer.load_state_dict(wrong.state_dict()), words)
+
+
+def drop(name: str) -> Callable[[dict[str, Any]], Any]:
+    return lambda state: state["metaadamw"].pop(name)
+
+
+@pytest.mark.parametrize(("damage", "words"), [
+    *((drop(name), f"damaged: it has no {name}") for name in ("meta", "network", "factors", "updates", "weighting")),
+    (lambda s: s["metaadamw"]["network"].update(head=torch.zeros(2, 2)), "damaged: its network has other weights"),
+    (lambda s: s["metaadamw"]["meta"].pop("optimizer"), "what trains the network does not fit it"),
+    (lambda s: s["metaadamw"]["meta"]["optimizer"]["state"][0].update(exp_avg=torch.zeros(7)), "does not fit it"),
+    (lambda s: s["metaadamw"]["meta"]["optimizer"]["param_groups"][0]["params"].pop(), "does not fit it"),
+    (lambda s: s["metaadamw"]["factors"]["active"].append(99), "its factors are of other parameters"),
+    (lambda s: s["metaadamw"]["weighting"].clear(), "its weighting has no s"),
+    (lambda s: s["state"][0].pop("exp_avg_sq"), "damaged: parameter 0 has no exp_avg_sq"),
+    (lambda s: s["state"][0].update(exp_avg_sq=torch.zeros(3)), r"its exp_avg_sq \(3,\)"),
+    (lambda s: s["param_groups"][0].update(lr=-3.0), "lr must be at least 0"),
+])  # fmt: skip
+def test_damaged_states_change_nothing(damage: Callable[[dict[str, Any]], Any], words: str) -> None:
+    model = tools.network()
+    optimizer = tools.make(model.named_parameters())
+    tools.run(optimizer, model, range(4), meta_every=2)
+    state = copy.deepcopy(optimizer.state_dict())
+    tools.run(optimizer, model, range(4, 6))
+    damage(state)
+    rejected(optimizer, model, lambda: optimizer.load_state_dict(state), words)
+
+
+@pytest.mark.parametrize(("options", "words"), [
+    ({"alpha_range": 0.0}, "alpha_range=0.0, but the network that attention gives has 1.0: leave it out"),
+    ({"gating": True}, "gating=True, but"), ({"features": "enhanced"}, "features='enhanced', but"),
+    ({"grouping": "original"}, "grouping='original', but"),
+])  # fmt: skip
+def test_settings_that_contradict_the_network_taken_over(options: dict[str, Any], words: str) -> None:
+    learned = make_learned("attention:head=bounded,features=basic,v_norms=true,grouping=tensor,learn=factors")
+    with pytest.raises(UserError, match=words):
+        MetaAdamW(tools.network().named_parameters(), attention=learned, **options)
+    MetaAdamW(tools.network().named_parameters(), attention=learned, features="basic", grouping="tensor")
 
 
 def test_files_of_other_kinds() -> None:

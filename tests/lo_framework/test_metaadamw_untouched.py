@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from lo_framework.optim.metaadam.untouched import untouched
 from optimizees.spec import UserError
@@ -133,11 +134,55 @@ def test_buffers_that_are_changed_in_strange_ways() -> None:
     assert trace(model) == before and model.child.running_mean[0] == 1  # type: ignore[index]
 
 
+def test_buffers_that_a_functional_call_brings() -> None:
+    """They are put away again; the model's own stay."""
+    model = tools.noisy_network()
+    optimizer = tools.make(model.named_parameters())
+    tools.step(optimizer, model, 0)
+    own = dict(model.named_buffers())
+    theirs = {name: x.clone() for name, x in own.items()}
+
+    def loss(pair: tools.Batch) -> Tensor:
+        return nn.functional.cross_entropy(functional_call(model, theirs, (pair[0],)), pair[1])
+
+    before, brought = trace(model), {name: x.clone() for name, x in theirs.items()}
+    optimizer.meta_step(loss, *(tools.batch(t) for t in range(3)))
+    assert trace(model) == before and all(x is own[name] for name, x in model.named_buffers())
+    assert all(torch.equal(x, brought[name]) for name, x in theirs.items())
+
+
+class Averages(nn.Module):
+    """Writes a buffer where no hook sees it, outside of any forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 3, dtype=D)
+        self.register_buffer("mean", torch.zeros(3, dtype=D))
+
+    def training_step(self, pair: tools.Batch) -> Tensor:
+        logits = self.linear(pair[0])
+        self.mean.mul_(0.9).add_(logits.detach().mean(0))  # type: ignore[operator, union-attr]
+        return nn.functional.cross_entropy(logits, pair[1])
+
+
+def test_buffers_written_outside_of_forward_with_the_model_given() -> None:
+    model = Averages()
+    optimizer = tools.make(model.named_parameters())
+    model.training_step(tools.batch(0)).backward()
+    optimizer.step()
+    before, batches = trace(model), [tools.batch(t) for t in range(3)]
+    optimizer.meta_step(model.training_step, *batches, model=model)
+    assert trace(model) == before
+    optimizer.meta_step(model.training_step, *batches)
+    assert trace(model) != before  # what the argument is for
+
+
 def test_the_hook_is_gone_afterwards() -> None:
     model = tools.network()
     with pytest.raises(ArithmeticError), untouched(list(model.parameters())):
         raise ArithmeticError
     assert not nn.modules.module._global_forward_pre_hooks
+    assert not nn.modules.module._global_buffer_registration_hooks
 
 
 class Attends(nn.Module):

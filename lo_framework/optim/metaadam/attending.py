@@ -52,6 +52,8 @@ class Attending:
         tokens = network.tokens(plan.layout, plan.grouping, stats, state, stats.new_tensor(self.time(updates)))
         raw = network.raw(network.encode(tokens)) if torch.is_grad_enabled() else self.inference(tokens)
         alpha, beta = network.factors(raw)
+        if not torch.is_grad_enabled():  # an overflow in one tensor is AdamW's trouble with that one, not with all
+            alpha, beta = alpha.nan_to_num(1.0), beta.nan_to_num(1.0)
         if self.differences.learned_lambdas:
             return Factors(alpha, beta, torch.sigmoid(raw[2:4]))
         return Factors(alpha, beta, torch.full((2, plan.grouping.num), 0.5).to(alpha))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -31,17 +32,25 @@ class Members:
     def __init__(self, optimizer: torch.optim.Optimizer, grouping: Grouped, published: bool, scaled: bool) -> None:
         self.optimizer, self.grouping = optimizer, grouping
         self.published, self.scaled = published, scaled
-        self.ages: list[int] = []
         self.gather()
 
+    def _given(self) -> list[Tensor]:
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
+
+    def current(self) -> bool:
+        """Whether the optimizer still has these parameters: people replace and delete them in its groups."""
+        given = self._given()
+        return len(given) == len(self.params) and all(map(operator.is_, given, self.params))
+
     def gather(self) -> None:
-        """Take in the optimizer's parameters: those of before, and new ones after them."""
+        """Take in the optimizer's parameters; their ages are in their state."""
         groups = self.optimizer.param_groups
-        self.params: list[Tensor] = [p for group in groups for p in group["params"]]
+        self.params = self._given()
         self.part = [g for g, group in enumerate(groups) for _ in group["params"]]
         if not self.params:
             raise UserError("MetaAdamW needs at least one parameter")
-        self.ages = self.ages[: len(self.params)] + [0] * (len(self.params) - len(self.ages))
+        states = [self.optimizer.state.get(p) for p in self.params]
+        self.ages = [int(state["step"]) if state else 0 for state in states]
         names = names_of(groups)
         named = len(set(names)) == len(self.params)
         if not named:
@@ -79,14 +88,18 @@ class Members:
                 raise UserError("MetaAdamW cannot use sparse gradients; build the embedding with sparse=False")
         return active
 
-    def start(self, i: int) -> None:
+    def start(self, i: int) -> bool:
+        """Make the state of a parameter that has none; gives whether it had one that was taken away."""
         p = self.params[i]
         state = self.optimizer.state[p]
         if not state:
+            lost, self.ages[i] = self.ages[i] > 0, 0
             dtype = torch.float64 if p.dtype == torch.float64 else torch.float32
             state["step"] = torch.zeros((), dtype=torch.float32)
             for name in ("exp_avg", "exp_avg_sq"):
                 state[name] = torch.zeros_like(p, dtype=dtype, memory_format=torch.preserve_format)
+            return lost
+        return False
 
     def plan(self, active: tuple[int, ...]) -> Plan:
         first = self.ages[active[0]]
@@ -116,14 +129,18 @@ class Members:
 
 
 def check_group(group: dict[str, Any]) -> None:
-    """Raises UserError for settings that cannot be."""
-    if len(group["betas"]) != 2:
-        raise UserError(f"betas must be two numbers, not {len(group['betas'])}")
+    """Raises UserError for settings or parameters that cannot be."""
+    check_settings(group)
+    if any(p.is_complex() for p in group["params"]):
+        raise UserError("MetaAdamW cannot update complex parameters; use torch.view_as_real of them")
+
+
+def check_settings(group: dict[str, Any]) -> None:
+    if not isinstance(group["betas"], (tuple, list)) or len(group["betas"]) != 2:
+        raise UserError(f"betas must be two numbers, not {group['betas']!r}")
     beta1, beta2 = group["betas"]
     if not (0 <= beta1 < 1 and 0 <= beta2 < 1):
         raise UserError(f"betas must be in [0, 1), not {beta1} and {beta2}")
     for name in ("lr", "eps", "weight_decay"):
         if not 0 <= float(group[name]) < math.inf:
             raise UserError(f"{name} must be at least 0 and finite, not {group[name]}")
-    if any(p.is_complex() for p in group["params"]):
-        raise UserError("MetaAdamW cannot update complex parameters; use torch.view_as_real of them")

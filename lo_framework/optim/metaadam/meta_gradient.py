@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lo_framework.objectives.weighting import Weighting
 from lo_framework.optim.metaadam.attending import Attending, Seen
@@ -42,18 +42,20 @@ def seen_by(members: Members, plan: Plan, grads: Sequence[Tensor | None]) -> See
 
 
 def meta_gradient(
-    members: Members, attending: Attending, goal: Goal, loss_fn: LossFn, batches: tuple[Any, Any, Any], updates: int
-) -> MetaGradient:
+    members: Members, attending: Attending, goal: Goal, loss_fn: LossFn, batches: tuple[Any, Any, Any], updates: int,
+    model: nn.Module | None = None,
+) -> MetaGradient:  # fmt: skip
     """Leaves no trace in the model.
 
     Args:
         batches: two of training, one of validation (None where no term needs it).
         updates: those made so far.
+        model: whose buffers are protected, see `untouched`.
     """
     rules = attending.differences
     places = [i for i, p in enumerate(members.params) if p.requires_grad and p in members.optimizer.state]
     last = [p.grad for p in members.params]  # `untouched` hides them
-    with untouched(members.params) as rewind:
+    with untouched(members.params, model) as rewind:
         rewind()
         train = loss_at(loss_fn, batches[0])
         if any(p.grad is not None for p in members.params):

@@ -17,6 +17,7 @@ from torch import Tensor
 from lo_framework.objectives.terms import (
     TERMS,
     TINY_LOSS,
+    TINY_SQUARE,
     cosine,
     generalization_gap,
     gradient_alignment,
@@ -30,7 +31,7 @@ OBJECTIVES = (*TERMS, "combined")
 ORDERS = ("exact", "difference", "first")
 RADIUS = 3.0  # of the difference of gradients, relative to the parameters' norm and in roots of their precision
 FURTHEST = 1e-2
-LARGEST_LOG = 10.0  # ratio of a loss before and after one step
+LARGEST_LOG = 10.0  # of a loss after and before a step that raised it
 
 LossFn = Callable[[Any], Tensor]
 
@@ -39,7 +40,7 @@ def terms_of(objective: str) -> tuple[str, ...]:
     """Raises UserError for an unknown objective."""
     if objective not in OBJECTIVES:
         raise UserError(
-            f'unknown objective "{objective}"{nearest(objective, OBJECTIVES)}; known: {", ".join(OBJECTIVES)}'
+            f'unknown objective "{objective}"{nearest(str(objective), OBJECTIVES)}; known: {", ".join(OBJECTIVES)}'
         )
     return TERMS if objective == "combined" else (objective,)
 
@@ -144,13 +145,17 @@ def _point(loss_fn: LossFn, batch: Any, params: Sequence[Tensor], graph: bool = 
 
 
 def _size_before(after: _Point, params: Sequence[Tensor], home: Sequence[Tensor]) -> Tensor:
-    """Of the loss at ``home``, to first order in its logarithm, so that it cannot cross zero."""
+    """Of the loss at ``home``: to first order of its logarithm, or of itself where the step took it over zero, or near.
+    """
     loss = after.loss.to(home[0].dtype)
     size = loss.abs().clamp_min(TINY_LOSS)
     risen = torch.zeros_like(loss)
     for g, p, x in zip(after.grads, params, home, strict=True):
         risen += torch.dot(g.reshape(-1).to(x), p.detach().reshape(-1).to(x) - x).to(loss.device)
-    return size * torch.exp(-(loss.sign() * risen / size).clamp(-LARGEST_LOG, LARGEST_LOG))
+    grown = loss.sign() * risen / size
+    by_log = size * torch.exp(-grown.clamp(-1.0, LARGEST_LOG))
+    over_zero = (grown < -1) | ((loss <= 0) & (grown > 1))
+    return torch.where(over_zero, (loss - risen).abs().maximum(by_log), by_log)
 
 
 def _leaf(x: Tensor) -> Tensor:
@@ -167,8 +172,9 @@ def _gradient_term(
         for sums, x in ((square1, a @ a), (square2, b @ b), (dots, a @ b)):
             sums[k] = sums[k] + x.to(lambdas.device)  # a model may lie on several devices
     one, two, dot = (torch.stack(x) for x in (square1, square2, dots))
-    # Relative to the gradient before the step: neither the number of parameters nor the loss's scale counts.
-    flatness = two if published else two / one.clamp_min(1e-20)
+    # Relative to the gradient before the step: neither the number of parameters nor the loss's scale counts. Where that
+    # is zero, as of a head that the first batch has no labels for, there is nothing to be relative to.
+    flatness = two if published else torch.where(one > TINY_SQUARE, two / one.clamp_min(TINY_SQUARE), 0.0)
     return gradient_alignment(flatness, cosine(dot, one, two), lambdas[0], lambdas[1], published=published)
 
 

@@ -43,6 +43,8 @@ def make_network(
     for name in sizes:
         if name not in SIZES:
             raise UserError(f'attention: no setting "{name}"{nearest(name, SIZES)}; known: {", ".join(SIZES)}')
+        if name != "head_scale" and not isinstance(sizes[name], int):
+            raise UserError(f"attention: {name} must be a whole number, not {sizes[name]!r}")
     spec = FeatureSpec(version=features, scale="raw" if published else "log", v_norms=v_norms, time=time)
     if published:
         needed, heads = spec.columns + EMBEDDING * (features == "enhanced"), max(sizes["heads"], 1)
@@ -62,6 +64,15 @@ def make_network(
     if differences.truncated_plus:
         network.spec = replace(network.spec, truncated=network.config.width - EMBEDDING)
     return network
+
+
+def check_agrees(network: Attention, **asked: Any) -> None:
+    """Raises UserError for a setting of MetaAdamW that is neither the usual one nor that of a meta-trained network."""
+    usual = {"features": "basic", "grouping": "fine_grained", "v_norms": True, "time": True, "gating": False}
+    for name, value in asked.items():
+        own = getattr(network.config, name)
+        if value not in (own, usual.get(name, 1.0)):
+            raise UserError(f"{name}={value!r}, but the network that attention gives has {own!r}: leave it out")
 
 
 def _taken(learned: LearnedOptimizer) -> Attention:

@@ -1,8 +1,8 @@
 """Evaluating a training loop's loss without leaving a trace.
 
 Inside :func:`untouched`, parameters may be moved and modules run; afterwards parameters, gradients, buffers (running
-statistics) and generators are bit for bit what they were. Buffers are found without knowing the model: a hook on every
-module's forward copies those of a module and of all in it before its first run.
+statistics) and torch's generators are bit for bit what they were. Buffers are found without knowing the model: a hook
+on every module's forward copies those of a module and of all in it before its first run.
 """
 
 from __future__ import annotations
@@ -13,18 +13,23 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.nn.modules.module import register_module_buffer_registration_hook, register_module_forward_pre_hook
 
 from lo_framework.optim.closure_landscape import Surroundings, is_writable
 
 
 @contextmanager
-def untouched(params: Sequence[Tensor]) -> Iterator[Callable[[], None]]:
-    """Gives ``rewind``: call it before a pass that must draw the same random numbers as the others."""
-    surroundings = Surroundings(params, None, same_noise=True)
+def untouched(params: Sequence[Tensor], model: nn.Module | None = None) -> Iterator[Callable[[], None]]:
+    """Gives ``rewind``: call it before a pass that must draw the same random numbers as the others.
+
+    Args:
+        model: its buffers are protected from the start; of others those of modules that run.
+    """
+    surroundings = Surroundings(params, model, same_noise=True)
     home = [p.detach().clone() for p in params]
     known: dict[int, nn.Module] = {}  # held, so that no other gets its id
-    kept: list[tuple[nn.Module, str, Tensor, Tensor | None]] = []
+    kept: list[tuple[Tensor, Tensor]] = []
+    replaced: dict[tuple[int, str], tuple[nn.Module, Tensor | None, Tensor | None]] = {}
 
     def keep(module: nn.Module, _: Any) -> None:
         if id(module) in known:
@@ -32,23 +37,30 @@ def untouched(params: Sequence[Tensor]) -> Iterator[Callable[[], None]]:
         for part in module.modules():
             if id(part) not in known:
                 known[id(part)] = part
-                for name, buffer in part.named_buffers(recurse=False):
-                    kept.append((part, name, buffer, buffer.detach().clone() if is_writable(buffer) else None))
+                buffers = part.named_buffers(recurse=False)
+                kept.extend((buffer, buffer.detach().clone()) for _, buffer in buffers if is_writable(buffer))
 
-    hook = register_module_forward_pre_hook(keep)
+    def replace(module: nn.Module, name: str, new: Tensor | None) -> None:
+        """Some modules put a new tensor in the place of a buffer."""
+        if name in module._buffers:
+            _, first, _ = replaced.get((id(module), name), (module, module._buffers[name], None))
+            replaced[id(module), name] = module, first, new
+
+    hooks = [register_module_forward_pre_hook(keep), register_module_buffer_registration_hook(replace)]
     try:
         with surroundings.kept():
             yield surroundings.rewind
     finally:
-        hook.remove()
+        for hook in hooks:
+            hook.remove()
         with torch.no_grad():
             for p, x in zip(params, home):
                 p.copy_(x)
-            for module, name, buffer, copy in kept:
-                if copy is not None:
-                    buffer.copy_(copy)
-                if getattr(module, name) is not buffer:  # some modules put a new tensor in the place of a buffer
-                    setattr(module, name, buffer)
+            for buffer, copy in kept:
+                buffer.copy_(copy)
+        for (_, name), (module, first, last) in replaced.items():
+            if module._buffers.get(name) is last:  # else `functional_call` has taken its own away
+                setattr(module, name, first)
         torch.clear_autocast_cache()
 
 

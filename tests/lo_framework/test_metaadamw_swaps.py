@@ -1,0 +1,69 @@
+"""What people do to an optimizer from outside: parameters and state replaced or removed, gradients that overflow."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+
+from tests.lo_framework import metaadamw_face_tools as tools
+
+Act = Callable[[nn.Sequential, torch.optim.Optimizer], None]
+
+
+def replace_a_parameter(model: nn.Sequential, optimizer: torch.optim.Optimizer) -> None:
+    """As layers that grow do: a new tensor, the old one's state."""
+    old, new = model[2].weight, nn.Parameter(model[2].weight.detach() + 0.1)
+    params = optimizer.param_groups[0]["params"]
+    params[next(i for i, p in enumerate(params) if p is old)] = new
+    optimizer.state[new] = optimizer.state.pop(old)
+    model[2].weight = new
+
+
+def remove_a_parameter(model: nn.Sequential, optimizer: torch.optim.Optimizer) -> None:
+    group = optimizer.param_groups[0]
+    group["params"] = [p for p in group["params"] if p is not model[0].bias]
+
+
+def clear_the_state(model: nn.Sequential, optimizer: torch.optim.Optimizer) -> None:
+    optimizer.state.clear()
+
+
+def pop_a_state(model: nn.Sequential, optimizer: torch.optim.Optimizer) -> None:
+    del optimizer.state[model[4].weight]
+
+
+@pytest.mark.parametrize("act", [replace_a_parameter, remove_a_parameter, clear_the_state, pop_a_state])
+def test_it_goes_on_as_adamw_does(act: Act) -> None:
+    """Without ranges; also after a meta step between, which must not stumble either."""
+    ours, theirs = tools.network(), tools.network()
+    one = tools.make(ours.named_parameters(), alpha_range=0.0, beta_range=0.0)
+    two = torch.optim.AdamW(theirs.named_parameters(), lr=0.02)
+    for model, optimizer in ((ours, one), (theirs, two)):
+        tools.run(optimizer, model, range(3))
+        act(model, optimizer)
+    if act is not clear_the_state:
+        tools.meta(one, ours)
+    for model, optimizer in ((ours, one), (theirs, two)):
+        tools.run(optimizer, model, range(3, 6))
+    torch.testing.assert_close(tools.weights(ours), tools.weights(theirs), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("value", [1e20, math.inf, math.nan])
+@pytest.mark.parametrize("size", [0.0, 1.0])
+def test_a_gradient_that_overflows_harms_its_own_tensor_alone(size: float, value: float) -> None:
+    model = tools.network(torch.float32)
+    optimizer = tools.make(model.named_parameters(), alpha_range=size, beta_range=size)
+    tools.run(optimizer, model, range(2))
+    tools.loss_of(model)(tools.batch(3, torch.float32)).backward()
+    sick = model[2].weight
+    assert sick.grad is not None
+    sick.grad[0, 0] = value
+    optimizer.step()
+    if math.isfinite(value):
+        tools.run(optimizer, model, range(4, 6))
+    assert all(bool(torch.isfinite(p).all()) for p in model.parameters() if p is not sick)
+    assert bool(torch.isfinite(sick).all()) == math.isfinite(value)
