@@ -52,6 +52,16 @@ def test_it_goes_on_as_adamw_does(act: Act) -> None:
     torch.testing.assert_close(tools.weights(ours), tools.weights(theirs), rtol=0, atol=1e-12)
 
 
+def test_others_keep_their_names_and_groups_when_one_is_removed() -> None:
+    model = tools.network()
+    optimizer = tools.make(model.named_parameters(), grouping={"head": "4", "rest": None})
+    tools.run(optimizer, model, range(2))
+    remove_a_parameter(model, optimizer)
+    tools.run(optimizer, model, range(2, 3))
+    rest = [label for _, _, label in optimizer.members.groups]
+    assert rest == ["rest"] * 3 + ["head"] * 2
+
+
 @pytest.mark.parametrize("value", [1e20, math.inf, math.nan])
 @pytest.mark.parametrize("size", [0.0, 1.0])
 def test_a_gradient_that_overflows_harms_its_own_tensor_alone(size: float, value: float) -> None:

@@ -32,6 +32,7 @@ class Members:
     def __init__(self, optimizer: torch.optim.Optimizer, grouping: Grouped, published: bool, scaled: bool) -> None:
         self.optimizer, self.grouping = optimizer, grouping
         self.published, self.scaled = published, scaled
+        self.names: dict[Tensor, str] = {}
         self.gather()
 
     def _given(self) -> list[Tensor]:
@@ -52,7 +53,10 @@ class Members:
         states = [self.optimizer.state.get(p) for p in self.params]
         self.ages = [int(state["step"]) if state else 0 for state in states]
         names = names_of(groups)
-        named = len(set(names)) == len(self.params)
+        if len(names) != len(self.params):  # one was taken out of its group, and its name was not
+            names = [self.names.get(p, "") for p in self.params]
+        named = len(set(names)) == len(self.params) and all(names)
+        self.names = dict(zip(self.params, names)) if named else {}
         if not named:
             names = [f"parameter{i}" for i in range(len(self.params))]
         places = {name: i for i, name in enumerate(names)}
