@@ -234,6 +234,7 @@ class MetaAdamW(torch.optim.Optimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """As any optimizer's, and ``"metaadamw"``: the network and what trains it. References, not copies."""
+        self._look()
         result = super().state_dict()
         result["metaadamw"] = saving.dump(self)
         return result
@@ -245,6 +246,7 @@ class MetaAdamW(torch.optim.Optimizer):
         Raises:
             UserError: the state is of another optimizer class, network or grouping, or of other parameters.
         """
+        self._look()
         saving.load(self, state_dict)
 
     def __getstate__(self) -> dict[str, Any]:

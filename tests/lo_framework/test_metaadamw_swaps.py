@@ -26,6 +26,7 @@ def replace_a_parameter(model: nn.Sequential, optimizer: torch.optim.Optimizer) 
 def remove_a_parameter(model: nn.Sequential, optimizer: torch.optim.Optimizer) -> None:
     group = optimizer.param_groups[0]
     group["params"] = [p for p in group["params"] if p is not model[0].bias]
+    optimizer.state.pop(model[0].bias, None)  # torch's own state_dict wants that
 
 
 def clear_the_state(model: nn.Sequential, optimizer: torch.optim.Optimizer) -> None:
@@ -58,6 +59,12 @@ def test_others_keep_their_names_and_groups_when_one_is_removed() -> None:
     tools.run(optimizer, model, range(2))
     remove_a_parameter(model, optimizer)
     tools.run(optimizer, model, range(2, 3))
+    state = optimizer.state_dict()
+    other = tools.network()
+    fresh = tools.make(other.named_parameters(), grouping={"head": "4", "rest": None})
+    remove_a_parameter(other, fresh)
+    fresh.load_state_dict(state)
+    assert fresh.members.ages == [3] * 5
     rest = [label for _, _, label in optimizer.members.groups]
     assert rest == ["rest"] * 3 + ["head"] * 2
 
