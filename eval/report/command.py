@@ -33,15 +33,15 @@ def run(arguments: argparse.Namespace) -> int:
     from eval.report.joined import join
 
     folders = [Path(folder) for folder in arguments.folders]
-    found = [result for folder in folders for result in _again(folder)]
+    found = {folder: result for folder in folders if (result := _again(folder)) is not None}
     if arguments.join:
         join(folders, found, Path(arguments.join))
         print(f"page     {arguments.join}")
     return 0
 
 
-def _again(folder: Path) -> list[Result]:
-    """Made again and printed; gives the results of transfer."""
+def _again(folder: Path) -> Result | None:
+    """Made again and printed; gives the result of transfer."""
     from eval.report import ablation, files, robustness, sharpness, transfer
     from optimizees.spec import UserError
 
@@ -50,13 +50,12 @@ def _again(folder: Path) -> list[Result]:
     if not kinds:
         names = f"{files.FILE.name} and no {sharpness.FILE.name}, {' or '.join(studies)}"
         raise UserError(f"there is no {names} in {str(folder)!r}; expected the --out folder of an evaluation")
-    transfers = []
+    transferred = None
     for name in kinds:
         if name == files.FILE.name:
-            result = files.load(folder)
-            transfers.append(result)
-            written = files.redraw(result, folder)
-            print(transfer.plain(result))
+            transferred = files.load(folder)
+            written = files.redraw(transferred, folder)
+            print(transfer.plain(transferred))
             print(f"\n{files.listing(written)}")
         elif name in studies:
             study: Any = studies[name]
@@ -69,4 +68,4 @@ def _again(folder: Path) -> list[Result]:
             pages = sharpness.redraw(found, folder)
             print(sharpness.plain(found))
             print(f"\n{sharpness.listing(pages)}")
-    return transfers
+    return transferred

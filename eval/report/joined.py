@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from eval.report.ratios import ratios
@@ -15,13 +15,14 @@ from optimizees.spec import UserError
 _LINK = re.compile(r"\]\(([^)/:]+\.png)\)")
 
 
-def join(folders: Sequence[Path], results: Sequence[Result], path: Path) -> None:
+def join(folders: Sequence[Path], results: Mapping[Path, Result], path: Path) -> None:
     """Write ``path`` from the Markdown and PNG files of ``folders``, and from the ``results`` of transfer among them.
 
     Raises:
         UserError: a folder has no Markdown file; `eval report` makes it.
     """
-    together = [table.markdown() for table in ratios(results)] if len(results) > 1 else []
+    names = [Path(os.path.relpath(folder, path.parent)).as_posix() for folder in results]
+    together = [table.markdown() for table in ratios([*results.values()], names)] if len(results) > 1 else []
     parts = ["\n\n".join(["# Together", *together])] if together else []
     for folder in folders:
         texts = sorted(folder.glob("*.md"))

@@ -29,7 +29,7 @@ from lo_framework.optim.metaadam.differences import find_differences
 from lo_framework.optim.metaadam.members import Members, check_group
 from lo_framework.optim.metaadam.meta_gradient import Goal, meta_gradient, seen_by
 from lo_framework.optim.metaadam.meta_loss import ORDERS, LossFn, terms_of
-from lo_framework.optim.metaadam.network import Source, as_learned, check_agrees, hyper_of, make_network
+from lo_framework.optim.metaadam.network import Source, as_learned, check_agrees, hyper_of, make_network, whole
 from lo_framework.optim.metaadam.outer import MetaOptimizer, mean_over_processes
 from lo_framework.optim.metaadam.plan import Grouped, Held, Plan
 from lo_framework.optim.metaadam.untouched import as_outside
@@ -88,10 +88,8 @@ class MetaAdamW(torch.optim.Optimizer):
             if value not in known:
                 names = [x for x in known if x]
                 raise UserError(f'unknown {name} "{value}"{nearest(str(value), names)}; known: {", ".join(names)}')
-        for name, number in (("meta_every", meta_every), ("attend_every", attend_every), ("total_steps", total_steps)):
-            whole = isinstance(number, (int, float)) and float(number).is_integer() and number >= 1
-            if not (whole or (name == "total_steps" and number is None)):
-                raise UserError(f"{name} must be a whole number of at least 1, not {number!r}")
+        self.meta_every, self.attend_every = whole("meta_every", meta_every), whole("attend_every", attend_every)
+        self.total_steps = None if total_steps is None else whole("total_steps", total_steps)
         scaled = self.differences.scaled_decay if decay is None else decay == "scaled"
         kind = grouping if isinstance(grouping, str) else "tensor"
         self.network = make_network(
@@ -107,7 +105,6 @@ class MetaAdamW(torch.optim.Optimizer):
         self._grouping: Grouped = self.network.config.grouping if taken and isinstance(grouping, str) else grouping
         if self.network.config.features == "tokens" and total_steps is None:
             raise UserError('features "tokens" look at how far training is: give total_steps')
-        self.meta_every, self.attend_every, self.total_steps = meta_every, attend_every, total_steps
         weighted = make_weighting(weighting, priorities)
         if priorities is not None and objective != "combined":
             raise UserError('priorities weigh the terms of objective="combined"')
@@ -115,7 +112,7 @@ class MetaAdamW(torch.optim.Optimizer):
             weighted.bound = self.differences.huw_bound
         self.weighting = weighted if objective == "combined" else None
         self._meta = MetaOptimizer(self.network, self.differences, meta_lr)
-        self._attending = Attending(self.network, self.differences, total_steps)
+        self._attending = Attending(self.network, self.differences, self.total_steps)
         self.updates = 0
         self._ready, self._stale = False, False
         self._factors: Held | None = None

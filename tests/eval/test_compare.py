@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -133,7 +134,23 @@ def test_ratios_over_the_tasks_of_several_results():
         assert shown == pytest.approx([c.ratio for c in found], rel=1e-2)
         counts = [[c.verdict for c in found].count(word) for word in ("better", "worse")]
         assert rows[label][2:] == [str(count) for count in counts]
-    assert ratios([results[0], compared_with("sgdm")]) == [] and ratios([]) == []
+    assert ratios([]) == []
+
+
+def test_ratios_of_results_that_are_not_alike():
+    one, other = compared_with("adamw"), compared_with("sgdm")
+    titles = [table.title for table in ratios([one, other])]
+    assert "mean loss in parts of adamw's" in titles and "mean loss in parts of sgdm's" in titles
+    plan = plan_arms("adamw", [], [], "0.5", [], 2)
+    alone = compare_arms(plan, make_tasks(TINY), steps=9, seeds=1, tuning_seeds=1)
+    task = one.tasks[0]
+    both = ratios([one, alone], ["a", "b"])[0]
+    assert both.headers[1:3] == [f"{task} (a)", f"{task} (b)"]
+    assert "8 steps and 2 seeds" in both.notes[1] and "9 steps and 1 seed" in both.notes[1]
+    assert ratios([alone])[0]._body()[0][-2:] == ["-", "-"]  # one seed: no verdict
+    arms = [replace(arm, failure="it burst", chosen={}) if arm.optimizer in one.learned else arm for arm in one.arms]
+    broken = replace(one, arms=arms)
+    assert ratios([broken, alone], ["a", "b"])[0]._body()[0][1] == "failed"
 
 
 def test_ratios_open_a_page_of_several_results(tmp_path, capsys):

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -95,6 +96,15 @@ def test_bad_arguments(options: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=words) as caught:
         MetaAdamW(tools.network().named_parameters(), **options)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("five", [5, 5.0, np.int64(5), np.float32(5), torch.tensor(5)], ids=repr)
+def test_whole_numbers_of_all_kinds(five: Any) -> None:
+    named = tools.network().named_parameters()
+    sizes = {"layers": five, "width": 8, "heads": 4}
+    optimizer = MetaAdamW(named, meta_every=five, total_steps=five, attend_every=five, attention=sizes)
+    made = optimizer.meta_every, optimizer.total_steps, optimizer.attend_every, optimizer.network.config.layers
+    assert made == (5,) * 4 and {type(x) for x in made} == {int}
 
 
 def test_bad_parameters() -> None:

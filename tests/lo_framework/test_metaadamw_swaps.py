@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from optimizees.spec import UserError
 from tests.lo_framework import metaadamw_face_tools as tools
 
 Act = Callable[[nn.Sequential, torch.optim.Optimizer], None]
@@ -67,6 +68,43 @@ def test_others_keep_their_names_and_groups_when_one_is_removed() -> None:
     assert fresh.members.ages == [3] * 5
     rest = [label for _, _, label in optimizer.members.groups]
     assert rest == ["rest"] * 3 + ["head"] * 2
+
+
+def test_names_after_one_has_gone_and_others_have_come() -> None:
+    """By place the newcomer would get the name of another."""
+    model, more = tools.network(), nn.Linear(2, 2, dtype=tools.D)
+    optimizer = tools.make(model.named_parameters(), grouping=lambda name, p: name.split(".")[0])
+    tools.run(optimizer, model, range(2))
+    remove_a_parameter(model, optimizer)
+    optimizer.param_groups[0]["params"].append(more.weight)
+    tools.run(optimizer, model, range(2, 3))
+    assert [label for _, _, label in optimizer.members.groups] == ["0", "2", "2", "4", "4", "parameter5"]
+    optimizer.add_param_group({"params": [("more.bias", more.bias)]})
+    assert [label for _, _, label in optimizer.members.groups][-2:] == ["parameter5", "more"]
+
+
+def test_a_group_that_is_empty_all_at_once_changes_nothing() -> None:
+    model = tools.network()
+    optimizer = tools.make(model.named_parameters(), grouping={"first": "^0", "rest": None})
+    tools.run(optimizer, model, range(2))
+    group, before = optimizer.param_groups[0], tools.weights(model)
+    kept = group["params"]
+    group["params"] = kept[2:]
+    for _ in range(2):
+        with pytest.raises(UserError, match='"first": "\\^0" matches no parameter'):
+            tools.step(optimizer, model, 2)
+    assert torch.equal(tools.weights(model), before)
+    group["params"] = kept
+    tools.step(optimizer, model, 2)
+
+
+def test_a_meta_step_after_the_state_was_taken_away() -> None:
+    model = tools.network()
+    optimizer = tools.make(model.named_parameters())
+    tools.run(optimizer, model, range(2))
+    optimizer.state.clear()
+    with pytest.raises(UserError, match="none of the parameters that have moved"):
+        tools.meta(optimizer, model)
 
 
 @pytest.mark.parametrize("value", [1e20, math.inf, math.nan])

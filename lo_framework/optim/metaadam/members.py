@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lo_framework.layout import Layout
 from lo_framework.optim.metaadam.adam_step import Numbers, one_minus_power
-from lo_framework.optim.metaadam.plan import Grouped, Named, Plan, make_plan, model_order, name_groups
+from lo_framework.optim.metaadam.plan import Grouped, Plan, make_plan, model_order, name_groups
 from lo_framework.optim.packs import sub_layout
 from lo_framework.optim.uncast import names_of
 from optimizees.spec import UserError
@@ -32,11 +32,26 @@ class Members:
     def __init__(self, optimizer: torch.optim.Optimizer, grouping: Grouped, published: bool, scaled: bool) -> None:
         self.optimizer, self.grouping = optimizer, grouping
         self.published, self.scaled = published, scaled
+        self.params: list[Tensor] = []
         self.names: dict[Tensor, str] = {}
         self.gather()
 
     def _given(self) -> list[Tensor]:
         return [p for group in self.optimizer.param_groups for p in group["params"]]
+
+    def _names(self) -> list[str]:
+        """A parameter keeps its name, whatever becomes of its group; empty where it has none, or that of another."""
+        given = names_of(self.optimizer.param_groups)
+        if not self.names:
+            return given if len(set(given)) == len(self._given()) else [""] * len(self._given())
+        taken, found = set(self.names.values()), []
+        for group in self.optimizer.param_groups:
+            params, own = group["params"], group.get("param_names", [])
+            by_place = own if len(own) == len(params) else [""] * len(params)
+            for p, name in zip(params, by_place):
+                found.append(self.names.get(p, "" if name in taken else name))
+                taken.add(found[-1])
+        return found
 
     def current(self) -> bool:
         """Whether the optimizer still has these parameters: people replace and delete them in its groups."""
@@ -45,27 +60,22 @@ class Members:
 
     def gather(self) -> None:
         """Take in the optimizer's parameters; their ages are in their state."""
-        groups = self.optimizer.param_groups
-        self.params = self._given()
-        self.part = [g for g, group in enumerate(groups) for _ in group["params"]]
-        if not self.params:
+        params, part = self._given(), [g for g, x in enumerate(self.optimizer.param_groups) for _ in x["params"]]
+        if not params:
             raise UserError("MetaAdamW needs at least one parameter")
-        states = [self.optimizer.state.get(p) for p in self.params]
-        self.ages = [int(state["step"]) if state else 0 for state in states]
-        names = names_of(groups)
-        if len(names) != len(self.params):  # one was taken out of its group, and its name was not
-            names = [self.names.get(p, "") for p in self.params]
-        named = len(set(names)) == len(self.params) and all(names)
-        self.names = dict(zip(self.params, names)) if named else {}
-        if not named:
-            names = [f"parameter{i}" for i in range(len(self.params))]
+        names = self._names()
+        named = any(names)
+        names = [name or f"parameter{i}" for i, name in enumerate(names)]
         places = {name: i for i, name in enumerate(names)}
         order = model_order(names) if named else names
-        whole = Layout.of({name: self.params[places[name]].shape for name in order})
-        self.layout = sub_layout(whole, [k for _, k in sorted((places[name], k) for k, name in enumerate(order))])
-        self.groups: list[Named] = name_groups(
-            self.grouping, self.layout, self.params, self.part, named, self.published
-        )
+        whole = Layout.of({name: params[places[name]].shape for name in order})
+        layout = sub_layout(whole, [k for _, k in sorted((places[name], k) for k, name in enumerate(order))])
+        groups = name_groups(self.grouping, layout, params, part, named, self.published)
+        # Nothing has changed before all is known to be well.
+        self.params, self.part, self.layout, self.groups = params, part, layout, groups
+        self.names = dict(zip(params, names)) if named else {}
+        states = [self.optimizer.state.get(p) for p in params]
+        self.ages = [int(state["step"]) if state else 0 for state in states]
         self.forget()
 
     def forget(self) -> None:

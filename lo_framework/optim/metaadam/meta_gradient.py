@@ -60,7 +60,8 @@ def meta_gradient(
         train = loss_at(loss_fn, batches[0])
         if any(p.grad is not None for p in members.params):
             raise UserError("loss_fn(batch) must return the loss and must not call backward")
-        found = torch.autograd.grad(train, [members.params[i] for i in places], allow_unused=True)
+        params = [members.params[i] for i in places]
+        found = torch.autograd.grad(train, params, allow_unused=True) if places else ()
         active = tuple(i for i, g in zip(places, found) if g is not None)
         if not active:
             raise UserError("meta_step: the loss of the first batch depends on none of the parameters that have moved")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import operator
 import os
 from collections.abc import Mapping
 from dataclasses import fields, replace
+from numbers import Real
 from typing import Any
 
 import torch
@@ -22,6 +24,19 @@ from optimizees.spec import UserError, nearest
 Source = LearnedOptimizer | str | os.PathLike[str] | Mapping[str, Any] | None
 SIZES = ("width", "heads", "layers", "hidden_units", "head_scale", "seed")
 HYPER_PART = tuple(name for name, _ in HyperAdamW(HyperAdamW.Config()).named_parameters())
+
+
+def whole(name: str, number: Any, least: int | None = 1) -> int:
+    """Of whatever kind the number is; raises UserError unless it is whole and at least ``least``."""
+    found = None
+    if isinstance(number, Real) and float(number).is_integer():
+        found = int(float(number))
+    elif hasattr(number, "__index__"):
+        found = operator.index(number)
+    if found is None or (least is not None and found < least):
+        bound = "" if least is None else f" of at least {least}"
+        raise UserError(f"{name} must be a whole number{bound}, not {number!r}")
+    return found
 
 
 def make_network(
@@ -43,8 +58,8 @@ def make_network(
     for name in sizes:
         if name not in SIZES:
             raise UserError(f'attention: no setting "{name}"{nearest(name, SIZES)}; known: {", ".join(SIZES)}')
-        if name != "head_scale" and not isinstance(sizes[name], int):
-            raise UserError(f"attention: {name} must be a whole number, not {sizes[name]!r}")
+        if name != "head_scale":
+            sizes[name] = whole(f"attention: {name}", sizes[name], least=None)
     spec = FeatureSpec(version=features, scale="raw" if published else "log", v_norms=v_norms, time=time)
     if published:
         needed, heads = spec.columns + EMBEDDING * (features == "enhanced"), max(sizes["heads"], 1)

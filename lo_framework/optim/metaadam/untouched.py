@@ -29,7 +29,7 @@ def untouched(params: Sequence[Tensor], model: nn.Module | None = None) -> Itera
     home = [p.detach().clone() for p in params]
     known: dict[int, nn.Module] = {}  # held, so that no other gets its id
     kept: list[tuple[Tensor, Tensor]] = []
-    replaced: dict[tuple[int, str], tuple[nn.Module, Tensor | None, Tensor | None]] = {}
+    replaced: dict[tuple[int, str], tuple[nn.Module, Tensor | None, list[Tensor | None]]] = {}
 
     def keep(module: nn.Module, _: Any) -> None:
         if id(module) in known:
@@ -43,8 +43,8 @@ def untouched(params: Sequence[Tensor], model: nn.Module | None = None) -> Itera
     def replace(module: nn.Module, name: str, new: Tensor | None) -> None:
         """Some modules put a new tensor in the place of a buffer."""
         if name in module._buffers:
-            _, first, _ = replaced.get((id(module), name), (module, module._buffers[name], None))
-            replaced[id(module), name] = module, first, new
+            _, _, news = replaced.setdefault((id(module), name), (module, module._buffers[name], []))
+            news.append(new)
 
     hooks = [register_module_forward_pre_hook(keep), register_module_buffer_registration_hook(replace)]
     try:
@@ -58,8 +58,8 @@ def untouched(params: Sequence[Tensor], model: nn.Module | None = None) -> Itera
                 p.copy_(x)
             for buffer, copy in kept:
                 buffer.copy_(copy)
-        for (_, name), (module, first, last) in replaced.items():
-            if module._buffers.get(name) is last:  # else `functional_call` has taken its own away
+        for (_, name), (module, first, news) in replaced.items():
+            if any(module._buffers.get(name) is new for new in news):  # else `functional_call` has taken its own away
                 setattr(module, name, first)
         torch.clear_autocast_cache()
 
