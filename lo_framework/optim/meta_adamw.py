@@ -99,8 +99,9 @@ class MetaAdamW(torch.optim.Optimizer):
         taken = attention is not None and not isinstance(attention, Mapping)
         if taken:
             check_agrees(
-                self.network, features=features, v_norms=v_norms, time=time, gating=gating, alpha_range=alpha_range,
-                beta_range=beta_range, **({"grouping": grouping} if isinstance(grouping, str) else {}),
+                self.network, MetaAdamW.__init__.__kwdefaults__ or {}, features=features, v_norms=v_norms, time=time,
+                gating=gating, alpha_range=alpha_range, beta_range=beta_range,
+                **({"grouping": grouping} if isinstance(grouping, str) else {}),
             )  # fmt: skip
         self._grouping: Grouped = self.network.config.grouping if taken and isinstance(grouping, str) else grouping
         if self.network.config.features == "tokens" and total_steps is None:

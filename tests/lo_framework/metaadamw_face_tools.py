@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
 from lo_framework.optim import MetaAdamW
 from lo_framework.optim.metaadam.meta_loss import LossFn
+from optimizees.spec import UserError
 from tests.lo_framework.face_tools import generator
 from tests.lo_framework.metaopt_tools import snapshot as snapshot
 from tests.lo_framework.metaopt_tools import through_a_file as through_a_file
@@ -85,3 +87,12 @@ def flat(tensors: Any) -> Tensor:
 def theta(optimizer: MetaAdamW) -> Tensor:
     """All numbers of the network."""
     return flat(optimizer.network.theta().values())
+
+
+def rejected(optimizer: MetaAdamW, model: nn.Module, call: Callable[[], Any], words: str) -> None:
+    """``call`` is refused in one line and changes nothing."""
+    before, state, noise = weights(model), snapshot(optimizer), torch.get_rng_state()
+    with pytest.raises(UserError, match=words) as caught:
+        call()
+    assert "\n" not in str(caught.value) and snapshot(optimizer) == state
+    assert torch.equal(weights(model), before) and torch.equal(torch.get_rng_state(), noise)

@@ -81,12 +81,11 @@ def make_network(
     return network
 
 
-def check_agrees(network: Attention, **asked: Any) -> None:
+def check_agrees(network: Attention, usual: Mapping[str, Any], **asked: Any) -> None:
     """Raises UserError for a setting of MetaAdamW that is neither the usual one nor that of a meta-trained network."""
-    usual = {"features": "basic", "grouping": "fine_grained", "v_norms": True, "time": True, "gating": False}
     for name, value in asked.items():
         own = getattr(network.config, name)
-        if value not in (own, usual.get(name, 1.0)):
+        if value not in (own, usual[name]):
             raise UserError(f"{name}={value!r}, but the network that attention gives has {own!r}: leave it out")
 
 
