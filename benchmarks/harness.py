@@ -1,8 +1,8 @@
 """Interleaved timing, and what every benchmark's file says about where its numbers come from.
 
-On a machine that does other work too, two programs timed one after the other are not comparable. Here every contender
-runs once a round and rounds are repeated; a ratio is taken within each round, so that both sides saw the same
-neighbours.
+On a machine that does other work too, two programs timed one after the other are not comparable.
+Here every contender runs once a round and rounds are repeated; a ratio is taken within each round,
+so that both sides saw the same neighbours.
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ PACKAGES = ("torch", "numpy", "higher", "torchopt", "optree")
 
 @dataclass
 class Contender:
-    """``run`` does ``steps`` inner steps (one task, one step each) with everything that belongs to them."""
+    """``run`` does ``steps`` inner steps (one task, one step each) with everything that belongs to
+    them.
+    """
 
     name: str
     run: Callable[[], Any]
@@ -44,7 +46,9 @@ class Contender:
         return self.steps / statistics.median(self.seconds)
 
     def ratio(self, peer: Contender) -> tuple[float, float]:
-        """How many times as fast as ``peer``: of the best rounds, and the median over rounds of the round's ratio."""
+        """How many times as fast as ``peer``: of the best rounds, and the median over rounds of the
+        round's ratio.
+        """
         rounds = [(b / peer.steps) / (a / self.steps) for a, b in zip(self.seconds, peer.seconds)]
         return self.best / peer.best, statistics.median(rounds)
 
@@ -72,13 +76,17 @@ def environment(module: str, device: str = "cpu") -> dict[str, Any]:
     return {
         "command": shlex.join(["python", "-m", module, *sys.argv[1:]]),
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "versions": {"python": platform.python_version()} | {n: v for n in PACKAGES if (v := version(n))},
+        "versions": {"python": platform.python_version()}
+        | {n: v for n in PACKAGES if (v := version(n))},
         "machine": {
-            "processor": processor(), "cores": os.cpu_count(), "system": platform.platform(),
+            "processor": processor(),
+            "cores": os.cpu_count(),
+            "system": platform.platform(),
             "device": torch.cuda.get_device_name() if device.startswith("cuda") else "cpu",
-            "threads": torch.get_num_threads(), "load_average": list(os.getloadavg()),
+            "threads": torch.get_num_threads(),
+            "load_average": list(os.getloadavg()),
         },
-    }  # fmt: skip
+    }
 
 
 def version(package: str) -> str:
@@ -94,7 +102,9 @@ def processor() -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return platform.processor()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    return next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), ""
+    )
 
 
 def print_table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
@@ -102,7 +112,11 @@ def print_table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     cells = [list(header), *([_text(x) for x in row] for row in rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
     for row in cells:
-        print("  ".join(x.ljust(w) if i == 0 else x.rjust(w) for i, (x, w) in enumerate(zip(row, widths))).rstrip())
+        print(
+            "  ".join(
+                x.ljust(w) if i == 0 else x.rjust(w) for i, (x, w) in enumerate(zip(row, widths))
+            ).rstrip()
+        )
     print(flush=True)
 
 

@@ -1,11 +1,12 @@
-"""Peak memory of meta-gradient estimation as the unroll grows: PES, TBPTT in segments, and plain TBPTT.
+"""Peak memory of meta-gradient estimation as the unroll grows: PES, TBPTT in segments, and plain
+TBPTT.
 
     python -m benchmarks.memory [--quick] [--out results]
 
-Every point is a process of its own. What it holds after imports, data and a first small estimate is subtracted from
-the peak of the estimate that is measured. The allocator is told to give everything back at once: otherwise the same
-program varies by a tenth. Required: PES at 1,000 steps within a tenth of PES at 10, and TBPTT with ``segments=0``
-growing no faster than the root.
+Every point is a process of its own. What it holds after imports, data and a first small estimate is
+subtracted from the peak of the estimate that is measured. The allocator is told to give everything
+back at once: otherwise the same program varies by a tenth. Required: PES at 1,000 steps within a
+tenth of PES at 10, and TBPTT with ``segments=0`` growing no faster than the root.
 """
 
 from __future__ import annotations
@@ -27,24 +28,38 @@ import torch
 
 from benchmarks import harness
 
-ALLOCATOR = {"MALLOC_ARENA_MAX": "1", "MALLOC_TRIM_THRESHOLD_": "0", "MALLOC_MMAP_THRESHOLD_": "65536"}
+ALLOCATOR = {
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_TRIM_THRESHOLD_": "0",
+    "MALLOC_MMAP_THRESHOLD_": "65536",
+}
 THREADS = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 FOREVER = 10**6
 SERIES = {"PES": "pes", "TBPTT, root-T segments": "tbptt:segments=0", "TBPTT": "tbptt"}
-FLAT, ROOT = 1.1, 0.55  # required: ratio of PES's ends; exponent of the segmented curve (0.5 and the fit's slack)
+FLAT, ROOT = (
+    1.1,
+    0.55,
+)  # required: ratio of PES's ends; exponent of the segmented curve (0.5 and the fit's slack)
 
 
 def measure(
-    spec: str, steps: int, tasks: int, optimizee: str, learned: str, engine: str, objective: str = "train",
-    regularizer: str = "none", absorb: str = "",
-) -> dict[str, float]:  # fmt: skip
+    spec: str,
+    steps: int,
+    tasks: int,
+    optimizee: str,
+    learned: str,
+    engine: str,
+    objective: str = "train",
+    regularizer: str = "none",
+    absorb: str = "",
+) -> dict[str, float]:
     """Bytes of one estimate over ``steps`` inner steps, in this process."""
     from lo_framework.absorption import make_absorption
     from lo_framework.estimators import Truncation, make_estimator
     from lo_framework.inner.step import Family
     from lo_framework.learned import make_learned
     from lo_framework.objectives import make_objective
-    from optimizees.pool import make_tasks
+    from lo_framework.optimizees.pool import make_tasks
 
     torch.set_num_threads(1)
     rule = make_learned(learned)
@@ -89,7 +104,9 @@ def peak() -> float:
 def child(**point: Any) -> float:
     """``measure`` in a fresh process: bytes above what was held before."""
     command = [sys.executable, "-m", "benchmarks.memory", "--child", json.dumps(point)]
-    done = subprocess.run(command, env={**os.environ, **ALLOCATOR, **THREADS}, capture_output=True, text=True)
+    done = subprocess.run(
+        command, env={**os.environ, **ALLOCATOR, **THREADS}, capture_output=True, text=True
+    )
     if done.returncode:
         raise RuntimeError(f"{point}: {done.stderr.strip().splitlines()[-1]}")
     found = json.loads(done.stdout.splitlines()[-1])
@@ -106,12 +123,16 @@ def exponent(points: Sequence[tuple[int, float]]) -> float:
 def lengths(name: str, quick: bool) -> list[int]:
     if name == "PES":
         return [10, 300] if quick else [10, 30, 100, 300, 1000]
-    most = 64 if quick else 256 if name == "TBPTT" else 1024  # plain TBPTT ends for want of memory, not of time
+    most = (
+        64 if quick else 256 if name == "TBPTT" else 1024
+    )  # plain TBPTT ends for want of memory, not of time
     return [2**k for k in range(4, round(math.log2(most)) + 1, 2 if quick else 1)]
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--tasks", type=int, default=4)
     parser.add_argument("--optimizee", default="mlp")
@@ -136,7 +157,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     flat = curves["PES"][-1][1] / curves["PES"][0][1]
     exponents = {name: exponent(points) for name, points in curves.items()}
     content |= {"bytes": curves, "pes_ratio": flat, "exponents": exponents}
-    content["fulfilled"] = {"PES": flat <= FLAT, "segments": exponents["TBPTT, root-T segments"] <= ROOT}
+    content["fulfilled"] = {
+        "PES": flat <= FLAT,
+        "segments": exponents["TBPTT, root-T segments"] <= ROOT,
+    }
     print(f"PES, longest over shortest: {flat:.3f} (at most {FLAT})")
     for name, slope in exponents.items():
         print(f"{name}: memory grows as T^{slope:.2f}")
@@ -158,8 +182,18 @@ def plot(path: Path, curves: dict[str, list[tuple[int, float]]], args: argparse.
         axis.loglog([t for t, _ in points], [b / 2**20 for _, b in points], marker="o", label=name)
     start, size = curves["TBPTT, root-T segments"][0]
     steps = [start, 64 * start]
-    axis.loglog(steps, [size / 2**20 * (t / start) ** 0.5 for t in steps], "k:", linewidth=1, label="root of T")
-    axis.set(xlabel="steps of the unroll, T", ylabel="peak memory, MiB", title=f"{args.optimizee} optimizee")
+    axis.loglog(
+        steps,
+        [size / 2**20 * (t / start) ** 0.5 for t in steps],
+        "k:",
+        linewidth=1,
+        label="root of T",
+    )
+    axis.set(
+        xlabel="steps of the unroll, T",
+        ylabel="peak memory, MiB",
+        title=f"{args.optimizee} optimizee",
+    )
     axis.legend()
     figure.tight_layout()
     figure.savefig(path, dpi=120)

@@ -1,7 +1,8 @@
-"""What a meta step of MetaAdamW costs, in passes: one forward and backward of the model on one batch.
+"""What a meta step of MetaAdamW costs, in passes: one forward and backward of the model on one
+batch.
 
-The model is that of the paper's first task (arXiv 2605.04055): a pre-norm transformer encoder of two layers, 128 wide,
-on windows of 96 numbers; the batch has 16. `optimizer_step` prints it.
+The model is that of the paper's first task (arXiv 2605.04055): a pre-norm transformer encoder of
+two layers, 128 wide, on windows of 96 numbers; the batch has 16. `optimizer_step` prints it.
 """
 
 from __future__ import annotations
@@ -39,7 +40,10 @@ def measure(rounds: int, device: str) -> dict[str, Any]:
     """Seconds of a pass and of meta steps, and medians over rounds of the round's ratio."""
     generator = torch.Generator().manual_seed(0)
     shapes = (BATCH, WINDOW, 1), (BATCH, 1)
-    batches = [tuple(torch.randn(shape, generator=generator).to(device) for shape in shapes) for _ in range(3)]
+    batches = [
+        tuple(torch.randn(shape, generator=generator).to(device) for shape in shapes)
+        for _ in range(3)
+    ]
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = Forecaster().to(device)
@@ -52,31 +56,47 @@ def measure(rounds: int, device: str) -> dict[str, Any]:
         loss_fn(batches[0]).backward()
 
     settings = {f"combined, {order}": {"objective": "combined", "order": order} for order in ORDERS}
-    settings |= {objective: {"objective": objective} for objective in OBJECTIVES if objective != "combined"}
+    settings |= {
+        objective: {"objective": objective} for objective in OBJECTIVES if objective != "combined"
+    }
     contenders = [Contender("forward and backward", one_pass, 1)]
     # Fused attention has no second derivative, so that all are timed with the plain one.
     with sdpa_kernel(SDPBackend.MATH):
         for label, given in settings.items():
-            optimizer = MetaAdamW(model.named_parameters(), lr=1e-6, attention={"layers": 8}, **given)  # type: ignore[arg-type]
+            encoder: Any = {"attention": {"layers": 8}, **given}
+            optimizer = MetaAdamW(model.named_parameters(), lr=1e-6, **encoder)
             one_pass()
             optimizer.step()
             contenders.append(Contender(label, _meta_step(optimizer, loss_fn, batches), 1))
         harness.interleave(contenders, rounds, device)
     yard = contenders[0]
     rows = {
-        c.name: {"milliseconds": 1e3 / c.median, "passes": 1 / c.ratio(yard)[1], "seconds": c.seconds}
+        c.name: {
+            "milliseconds": 1e3 / c.median,
+            "passes": 1 / c.ratio(yard)[1],
+            "seconds": c.seconds,
+        }
         for c in contenders
     }
-    return {"parameters": sum(p.numel() for p in model.parameters()), "rounds": rounds, "bound": BOUND, "rows": rows}
+    return {
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "rounds": rounds,
+        "bound": BOUND,
+        "rows": rows,
+    }
 
 
-def _meta_step(optimizer: MetaAdamW, loss_fn: Callable[[Any], Tensor], batches: list[Any]) -> Callable[[], Any]:
+def _meta_step(
+    optimizer: MetaAdamW, loss_fn: Callable[[Any], Tensor], batches: list[Any]
+) -> Callable[[], Any]:
     return lambda: optimizer.meta_step(loss_fn, *batches)
 
 
 def show(found: dict[str, Any]) -> None:
     header = [f"meta step, {found['parameters']:,} parameters", "ms", "x one pass"]
-    harness.print_table(header, [[name, row["milliseconds"], row["passes"]] for name, row in found["rows"].items()])
+    harness.print_table(
+        header, [[name, row["milliseconds"], row["passes"]] for name, row in found["rows"].items()]
+    )
     passes = found["rows"]["combined, difference"]["passes"]
     word = "fulfilled" if passes <= BOUND else "NOT fulfilled"
     print(f"combined meta step: {passes:.2f} passes, at most {BOUND:g}: {word}")

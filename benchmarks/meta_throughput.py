@@ -2,11 +2,12 @@
 
     python -m benchmarks.meta_throughput [--quick] [--device cuda] [--out results]
 
-The learned optimizer is ``mlp`` (19-32-32-2), the optimizee an MLP on 8x8 digits with batches of 64, an unroll is 20
-steps, the objective the training loss, on one thread. A step is one inner step of one task: loss, gradient and
-update, and its part of the estimate (a PES pair is two steps). Contenders run in turn, round after round
-(``harness``); the plain code's meta-gradient is first checked against the engine's. Then curves over tasks in one
-``vmap`` and over parameters, and on a GPU the memory.
+The learned optimizer is ``mlp`` (19-32-32-2), the optimizee an MLP on 8x8 digits with batches of
+64, an unroll is 20 steps, the objective the training loss, on one thread. A step is one inner step
+of one task: loss, gradient and update, and its part of the estimate (a PES pair is two steps).
+Contenders run in turn, round after round (``harness``); the plain code's meta-gradient is first
+checked against the engine's. Then curves over tasks in one ``vmap`` and over parameters, and on a
+GPU the memory.
 """
 
 from __future__ import annotations
@@ -31,11 +32,14 @@ from lo_framework.inner.step import Family
 from lo_framework.learned import make_learned
 from lo_framework.learned.base import Theta
 from lo_framework.objectives import make_objective
-from optimizees.pool import make_tasks
+from lo_framework.optimizees.pool import make_tasks
 
 UNROLL, SIGMA, FOREVER = 20, 0.01, 10**6
 ESTIMATORS = {"pes": f"pes:sigma={SIGMA}", "tbptt": "tbptt"}
-TOLERANCE = {"pes": 1e-2, "tbptt": 1e-3}  # PES divides a difference of two float32 scores by 2 sigma^2
+TOLERANCE = {
+    "pes": 1e-2,
+    "tbptt": 1e-3,
+}  # PES divides a difference of two float32 scores by 2 sigma^2
 INPUTS, CLASSES = 64, 10
 
 
@@ -47,7 +51,9 @@ class Ours:
         learned = make_learned("mlp").to(device)
         family = Family(self.task, learned, engine)
         truncation = Truncation(unroll_length=UNROLL, episode=(FOREVER, FOREVER))
-        self.estimator = make_estimator(ESTIMATORS[kind], family, make_objective("train"), truncation, num)
+        self.estimator = make_estimator(
+            ESTIMATORS[kind], family, make_objective("train"), truncation, num
+        )
         self.theta: Theta = {name: x.to(device) for name, x in learned.theta().items()}
         state = self.estimator.init_state(self.theta, torch.Generator().manual_seed(0))
         self.state: UnrollState = replace(state, stop=state.horizon.clone())
@@ -68,7 +74,9 @@ def plain_code(kind: str, ours: Ours, num: int) -> Contender:
         batches = [[ours.task.batch("train", generator) for _ in range(UNROLL)] for _ in range(num)]
         if kind == "tbptt":
             return plain.tbptt(ours.task, ours.theta, starts, batches, ours.shapes)
-        eps = SIGMA * torch.randn(num, sum(x.numel() for x in ours.theta.values()), generator=generator)
+        eps = SIGMA * torch.randn(
+            num, sum(x.numel() for x in ours.theta.values()), generator=generator
+        )
         eps = eps.to(starts.device)
         return plain.pes(ours.task, ours.theta, eps, eps, SIGMA, starts, batches, ours.shapes)
 
@@ -76,7 +84,9 @@ def plain_code(kind: str, ours: Ours, num: int) -> Contender:
 
 
 def difference(kind: str, num: int, hidden: int, device: str, engine: str = "eager") -> float:
-    """Relative distance of the plain code's meta-gradient from the engine's: same starts, data and perturbations."""
+    """Relative distance of the plain code's meta-gradient from the engine's: same starts, data and
+    perturbations.
+    """
     ours = Ours(kind, engine, num, hidden, device)
     random = ours.state.generator.get_state()
     found = ours()
@@ -84,7 +94,10 @@ def difference(kind: str, num: int, hidden: int, device: str, engine: str = "eag
     generator.set_state(random)
     eps = torch.empty(0)
     if kind == "pes":
-        eps = (SIGMA * torch.randn(num, sum(x.numel() for x in ours.theta.values()), generator=generator)).to(device)
+        eps = (
+            SIGMA
+            * torch.randn(num, sum(x.numel() for x in ours.theta.values()), generator=generator)
+        ).to(device)
     drawn = []
     for _ in range(UNROLL):
         drawn.append(ours.task.batch("train", generator, (num,)))
@@ -121,12 +134,22 @@ def peers(ours: Ours) -> tuple[list[Contender], dict[str, str]]:
 
 def headline(args: argparse.Namespace, engines: Sequence[str]) -> dict[str, Any]:
     """Everything against the plain code, in one interleaved run."""
-    out: dict[str, Any] = {"tasks": args.tasks, "hidden": args.hidden, "unroll": UNROLL, "batch": 64}
-    ours = {kind: {e: Ours(kind, e, args.tasks, args.hidden, args.device) for e in engines} for kind in ESTIMATORS}
+    out: dict[str, Any] = {
+        "tasks": args.tasks,
+        "hidden": args.hidden,
+        "unroll": UNROLL,
+        "batch": 64,
+    }
+    ours = {
+        kind: {e: Ours(kind, e, args.tasks, args.hidden, args.device) for e in engines}
+        for kind in ESTIMATORS
+    }
     groups = {}
     for kind, by_engine in ours.items():
         off = difference(kind, 3, args.hidden, args.device)
-        assert off < TOLERANCE[kind], f"the plain code's {kind} gradient differs from the engine's by {off:.1e}"
+        assert off < TOLERANCE[kind], (
+            f"the plain code's {kind} gradient differs from the engine's by {off:.1e}"
+        )
         print(f"{kind}: plain code and engine agree to {off:.1e} (relative)")
         mine = [Contender(f"ours, {engine}", x, x.steps) for engine, x in by_engine.items()]
         groups[kind] = [plain_code(kind, by_engine["eager"], args.plain_tasks[kind]), *mine]
@@ -143,13 +166,19 @@ def headline(args: argparse.Namespace, engines: Sequence[str]) -> dict[str, Any]
             best, median = c.ratio(yard)
             rows.append([f"{kind}: {c.name}", c.best, c.median, best, median])
             out[kind][c.name] = dict(
-                zip(("best", "median", "ratio_best", "ratio_median"), rows[-1][1:]), seconds=c.seconds, steps=c.steps
+                zip(("best", "median", "ratio_best", "ratio_median"), rows[-1][1:]),
+                seconds=c.seconds,
+                steps=c.steps,
             )
-        harness.print_table(["inner steps/s", "best", "median", "x plain (best)", "x plain (median)"], rows)
+        harness.print_table(
+            ["inner steps/s", "best", "median", "x plain (best)", "x plain (median)"], rows
+        )
     return out
 
 
-def curve(args: argparse.Namespace, engines: Sequence[str], points: Sequence[tuple[int, int]], what: str) -> list[dict]:
+def curve(
+    args: argparse.Namespace, engines: Sequence[str], points: Sequence[tuple[int, int]], what: str
+) -> list[dict]:
     """Best and median over a few rounds at each (tasks, hidden width)."""
     out, rows = [], []
     gpu = args.device.startswith("cuda")
@@ -177,7 +206,11 @@ def curve(args: argparse.Namespace, engines: Sequence[str], points: Sequence[tup
                 point["peak_bytes"] = torch.cuda.max_memory_allocated()
                 rows[-1].append(point["peak_bytes"] / 2**20)
             out.append(point)
-    names = [*engines, *(["plain code"] if what == "parameters" else []), *(["peak MiB"] if gpu else [])]
+    names = [
+        *engines,
+        *(["plain code"] if what == "parameters" else []),
+        *(["peak MiB"] if gpu else []),
+    ]
     harness.print_table([f"best inner steps/s over {what}", *names], rows)
     return out
 
@@ -198,11 +231,15 @@ def plot(path: Path, content: dict[str, Any]) -> None:
             for name, style in (("eager", "--"), ("graph", "-"), ("plain code", ":")):
                 seen = [(p[what], p[name]["best"]) for p in points if name in p]
                 if seen:
-                    axis.loglog(*zip(*seen), style, marker="o", color=color, label=f"{kind}, {name}")
+                    axis.loglog(
+                        *zip(*seen), style, marker="o", color=color, label=f"{kind}, {name}"
+                    )
     axes[0].invert_yaxis()
     axes[0].set(xlabel="inner steps/s (median)", title=f"MLP 64-{content['headline']['hidden']}-10")
     axes[1].set(xlabel="tasks in one vmap", ylabel="inner steps/s", title="over tasks")
-    axes[2].set(xlabel="parameters of the optimizee", ylabel="inner steps/s", title="over parameters")
+    axes[2].set(
+        xlabel="parameters of the optimizee", ylabel="inner steps/s", title="over parameters"
+    )
     axes[1].legend(fontsize=7)
     axes[2].legend(fontsize=7)
     figure.tight_layout()
@@ -217,14 +254,27 @@ def widths(most: int) -> list[int]:
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="about a minute: few rounds, short curves")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="about a minute: few rounds, short curves"
+    )
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--tasks", type=int, default=0, help="tasks of the engine in the comparison (16; on a GPU 256)")
+    parser.add_argument(
+        "--tasks",
+        type=int,
+        default=0,
+        help="tasks of the engine in the comparison (16; on a GPU 256)",
+    )
     parser.add_argument("--hidden", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=0)
     parser.add_argument("--curve-rounds", type=int, default=0)
-    parser.add_argument("--engines", default="", help="of eager, graph, inductor; default all (--quick: the first two)")
+    parser.add_argument(
+        "--engines",
+        default="",
+        help="of eager, graph, inductor; default all (--quick: the first two)",
+    )
     parser.add_argument("--no-curves", action="store_true")
     parser.add_argument("--out", type=Path, default=Path("results"))
     args = parser.parse_args(argv)
@@ -238,11 +288,17 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     content = harness.environment("benchmarks.meta_throughput", args.device)
     content["headline"] = headline(args, engines)
     if not args.no_curves:
-        tasks = [8, 64, 512, 4096] if gpu else [1, 8, 64] if args.quick else [1, 2, 4, 8, 16, 32, 64]
+        tasks = (
+            [8, 64, 512, 4096] if gpu else [1, 8, 64] if args.quick else [1, 2, 4, 8, 16, 32, 64]
+        )
         wide = widths(10**4 if args.quick else 10**5)
-        kept = [e for e in engines if e != "inductor"]  # compiling at every point would take most of the time
+        kept = [
+            e for e in engines if e != "inductor"
+        ]  # compiling at every point would take most of the time
         content["curve_tasks"] = curve(args, kept, [(k, args.hidden) for k in tasks], "tasks")
-        content["curve_parameters"] = curve(args, kept, [(4, h) for h in wide[:: 2 if args.quick else 1]], "parameters")
+        content["curve_parameters"] = curve(
+            args, kept, [(4, h) for h in wide[:: 2 if args.quick else 1]], "parameters"
+        )
     content["load_average_after"] = harness.environment("", args.device)["machine"]["load_average"]
     name = "meta_throughput" + ("_cuda" if gpu else "") + ("_quick" if args.quick else "")
     harness.save(args.out / f"{name}.json", content)

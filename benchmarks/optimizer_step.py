@@ -1,12 +1,14 @@
-"""Step time and state memory of this framework's optimizers, as ratios to torch's AdamW, foreach and fused.
+"""Step time and state memory of this framework's optimizers, as ratios to torch's AdamW, foreach
+and fused.
 
     python -m benchmarks.optimizer_step [--quick] [--device cuda] [--out results]
 
-One ``optimizer.step()`` on the tensors of a GPT-like transformer (embeddings; query-key-value, output and MLP
-matrices; biases; norms) of about 0.1, 1 and 10 million float32 parameters, on one thread. Gradients are fixed random
-tensors, the same for all. Contenders run in turn, round after round (``harness``); a time is the median over rounds of
-the round's ratio, and the bounds are judged by it. Memory is the bytes of all tensors in the optimizer's state.
-MetaAdamW's meta steps are timed against a forward and backward pass (`meta_step`).
+One ``optimizer.step()`` on the tensors of a GPT-like transformer (embeddings; query-key-value,
+output and MLP matrices; biases; norms) of about 0.1, 1 and 10 million float32 parameters, on one
+thread. Gradients are fixed random tensors, the same for all. Contenders run in turn, round after
+round (``harness``); a time is the median over rounds of the round's ratio, and the bounds are
+judged by it. Memory is the bytes of all tensors in the optimizer's state. MetaAdamW's meta steps
+are timed against a forward and backward pass (`meta_step`).
 """
 
 from __future__ import annotations
@@ -53,11 +55,23 @@ def shapes(size: Transformer) -> dict[str, tuple[int, ...]]:
     """Names and shapes of a transformer's parameters; input and output embedding are one."""
     d = size.width
     layer = {
-        "norm1.weight": (d,), "norm1.bias": (d,), "qkv.weight": (3 * d, d), "qkv.bias": (3 * d,),
-        "out.weight": (d, d), "out.bias": (d,), "norm2.weight": (d,), "norm2.bias": (d,),
-        "up.weight": (4 * d, d), "up.bias": (4 * d,), "down.weight": (d, 4 * d), "down.bias": (d,),
-    }  # fmt: skip
-    found: dict[str, tuple[int, ...]] = {"tokens.weight": (size.vocabulary, d), "positions.weight": (size.context, d)}
+        "norm1.weight": (d,),
+        "norm1.bias": (d,),
+        "qkv.weight": (3 * d, d),
+        "qkv.bias": (3 * d,),
+        "out.weight": (d, d),
+        "out.bias": (d,),
+        "norm2.weight": (d,),
+        "norm2.bias": (d,),
+        "up.weight": (4 * d, d),
+        "up.bias": (4 * d,),
+        "down.weight": (d, 4 * d),
+        "down.bias": (d,),
+    }
+    found: dict[str, tuple[int, ...]] = {
+        "tokens.weight": (size.vocabulary, d),
+        "positions.weight": (size.context, d),
+    }
     for k in range(size.layers):
         found |= {f"layers.{k}.{name}": shape for name, shape in layer.items()}
     return found | {"norm.weight": (d,), "norm.bias": (d,)}
@@ -73,14 +87,27 @@ def optimizers() -> dict[str, Build]:
         return lambda named: Learned(named, make_learned(kind), num_steps=10**6)
 
     def attending(**settings: Any) -> Build:
-        return lambda named: MetaAdamW(named, lr=1e-6, attention={"layers": 8, "width": 16, "heads": 4}, **settings)
+        return lambda named: MetaAdamW(
+            named, lr=1e-6, attention={"layers": 8, "width": 16, "heads": 4}, **settings
+        )
 
     return {
-        "AdamW foreach": lambda named: torch.optim.AdamW(named, lr=1e-6, weight_decay=0.1, foreach=True),
-        "AdamW fused": lambda named: torch.optim.AdamW(named, lr=1e-6, weight_decay=0.1, fused=True),
-        "MetaOptimize adamw/lion, scalar": lambda named: MetaOptimize(named, "adamw", "lion", alpha0=1e-6),
-        "MetaOptimize adamw/lion, tensor": lambda named: MetaOptimize(named, alpha0=1e-6, blocks="tensor"),
-        **{f"Learned {kind}": learned(kind) for kind in ("hyper-adamw", "attention", "attention-mlp")},
+        "AdamW foreach": lambda named: torch.optim.AdamW(
+            named, lr=1e-6, weight_decay=0.1, foreach=True
+        ),
+        "AdamW fused": lambda named: torch.optim.AdamW(
+            named, lr=1e-6, weight_decay=0.1, fused=True
+        ),
+        "MetaOptimize adamw/lion, scalar": lambda named: MetaOptimize(
+            named, "adamw", "lion", alpha0=1e-6
+        ),
+        "MetaOptimize adamw/lion, tensor": lambda named: MetaOptimize(
+            named, alpha0=1e-6, blocks="tensor"
+        ),
+        **{
+            f"Learned {kind}": learned(kind)
+            for kind in ("hyper-adamw", "attention", "attention-mlp")
+        },
         "MetaAdamW, 8 layers": attending(),
         "MetaAdamW, 8 layers, every 10th": attending(attend_every=10),
         "MetaAdamW, 8 layers as published": attending(reproduce="paper"),
@@ -97,7 +124,9 @@ def state_bytes(optimizer: torch.optim.Optimizer) -> int:
 def measure(size: Transformer, rounds: int, device: str, min_seconds: float) -> dict[str, Any]:
     """Every optimizer on its own copy of the parameters, all with the same gradients."""
     generator = torch.Generator().manual_seed(0)
-    start = {name: 0.02 * torch.randn(shape, generator=generator) for name, shape in shapes(size).items()}
+    start = {
+        name: 0.02 * torch.randn(shape, generator=generator) for name, shape in shapes(size).items()
+    }
     grads = [(0.01 * torch.randn(x.shape, generator=generator)).to(device) for x in start.values()]
     built = {}
     for label, build in optimizers().items():
@@ -118,7 +147,9 @@ def measure(size: Transformer, rounds: int, device: str, min_seconds: float) -> 
 
         return run
 
-    contenders = {label: Contender(label, turn(optimizer), steps) for label, optimizer in built.items()}
+    contenders = {
+        label: Contender(label, turn(optimizer), steps) for label, optimizer in built.items()
+    }
     harness.interleave([*contenders.values()], rounds, device)
     num = sum(x.numel() for x in start.values())
     memory = {label: state_bytes(optimizer) / num for label, optimizer in built.items()}
@@ -127,10 +158,19 @@ def measure(size: Transformer, rounds: int, device: str, min_seconds: float) -> 
         rows[label] = {"milliseconds": 1e3 / c.median, "state_bytes_per_parameter": memory[label]}
         for yard_label in YARDS:
             best, median = (1 / x for x in c.ratio(contenders[yard_label]))
-            rows[label][f"time / {yard_label}"], rows[label][f"time / {yard_label} (best)"] = median, best
+            rows[label][f"time / {yard_label}"], rows[label][f"time / {yard_label} (best)"] = (
+                median,
+                best,
+            )
             rows[label][f"memory / {yard_label}"] = memory[label] / memory[yard_label]
         rows[label]["seconds"] = c.seconds  # type: ignore[assignment]
-    return {"parameters": num, "tensors": len(start), "steps": steps, "rounds": rounds, "optimizers": rows}
+    return {
+        "parameters": num,
+        "tensors": len(start),
+        "steps": steps,
+        "rounds": rounds,
+        "optimizers": rows,
+    }
 
 
 def judge(sizes: dict[str, Any]) -> list[dict[str, Any]]:
@@ -139,7 +179,15 @@ def judge(sizes: dict[str, Any]) -> list[dict[str, Any]]:
     for label, bound in BOUNDS.items():
         for name, found in sizes.items():
             ratio = found["optimizers"][label][f"time / {YARDS[0]}"]
-            out.append({"optimizer": label, "size": name, "ratio": ratio, "bound": bound, "fulfilled": ratio <= bound})
+            out.append(
+                {
+                    "optimizer": label,
+                    "size": name,
+                    "ratio": ratio,
+                    "bound": bound,
+                    "fulfilled": ratio <= bound,
+                }
+            )
     return out
 
 
@@ -154,7 +202,12 @@ def plot(path: Path, content: dict[str, Any]) -> None:
     for k, (name, found) in enumerate(sizes.items()):
         at = [i + (k - (len(sizes) - 1) / 2) * height for i in range(len(labels))]
         for axis, what in zip(axes, ("time", "memory")):
-            axis.barh(at, [found["optimizers"][x][f"{what} / {YARDS[0]}"] for x in labels], height, label=name)
+            axis.barh(
+                at,
+                [found["optimizers"][x][f"{what} / {YARDS[0]}"] for x in labels],
+                height,
+                label=name,
+            )
             axis.axvline(1.0, color="black", linewidth=0.8)
             axis.set(xlabel=f"{what}, times that of {YARDS[0]}")
     for label, bound in BOUNDS.items():
@@ -171,10 +224,16 @@ def plot(path: Path, content: dict[str, Any]) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="few and short rounds, without the largest size")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="few and short rounds, without the largest size"
+    )
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--sizes", default="", help=f"of {', '.join(SIZES)}; default {','.join(REQUIRED)}")
+    parser.add_argument(
+        "--sizes", default="", help=f"of {', '.join(SIZES)}; default {','.join(REQUIRED)}"
+    )
     parser.add_argument("--rounds", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("results"))
     args = parser.parse_args(argv)
@@ -188,16 +247,36 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         rounds = args.rounds or (3 if args.quick else 15)
         found = measure(SIZES[name], rounds, args.device, MIN_SECONDS / (5 if args.quick else 1))
         content["sizes"][name] = found
-        header = [f"{found['parameters']:,} parameters", "ms/step", "x foreach", "x fused", "bytes/param", "x AdamW's"]
-        keys = ["milliseconds", *(f"time / {y}" for y in YARDS), "state_bytes_per_parameter", f"memory / {YARDS[0]}"]
-        harness.print_table(header, [[label, *(row[k] for k in keys)] for label, row in found["optimizers"].items()])
+        header = [
+            f"{found['parameters']:,} parameters",
+            "ms/step",
+            "x foreach",
+            "x fused",
+            "bytes/param",
+            "x AdamW's",
+        ]
+        keys = [
+            "milliseconds",
+            *(f"time / {y}" for y in YARDS),
+            "state_bytes_per_parameter",
+            f"memory / {YARDS[0]}",
+        ]
+        harness.print_table(
+            header, [[label, *(row[k] for k in keys)] for label, row in found["optimizers"].items()]
+        )
     content["meta_step"] = meta_step.measure(3 if args.quick else 30, args.device)
     meta_step.show(content["meta_step"])
     content["bounds"] = judge(content["sizes"])
     for b in content["bounds"]:
         word = "fulfilled" if b["fulfilled"] else "NOT fulfilled"
-        print(f"{b['optimizer']} at {b['size']}: {b['ratio']:.2f}x {YARDS[0]}, at most {b['bound']}x: {word}")
-    stem = "optimizer_step" + ("_cuda" if args.device.startswith("cuda") else "") + ("_quick" if args.quick else "")
+        print(
+            f"{b['optimizer']} at {b['size']}: {b['ratio']:.2f}x {YARDS[0]}, at most {b['bound']}x: {word}"
+        )
+    stem = (
+        "optimizer_step"
+        + ("_cuda" if args.device.startswith("cuda") else "")
+        + ("_quick" if args.quick else "")
+    )
     content["load_average_after"] = harness.environment("", args.device)["machine"]["load_average"]
     harness.save(args.out / f"{stem}.json", content)
     plot(args.out / f"{stem}.png", content)

@@ -1,8 +1,9 @@
-"""Two libraries for differentiable optimization on the same inner problem, with one meta-learned number: Adam's step
-size.
+"""Two libraries for differentiable optimization on the same inner problem, with one meta-learned
+number: Adam's step size.
 
-This is far less than a learned optimizer does per step, so it is an upper bound for anything built on them this way.
-Each returns the gradient of the mean training loss of an unroll with respect to the logarithm of the step size.
+This is far less than a learned optimizer does per step, so it is an upper bound for anything built
+on them this way. Each returns the gradient of the mean training loss of an unroll with respect to
+the logarithm of the step size.
 """
 
 from __future__ import annotations
@@ -40,7 +41,10 @@ def higher_peer() -> Peer:
         optimizer = torch.optim.Adam(model.parameters(), lr=START)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # it builds tensors from tensors
-            with higher.innerloop_ctx(model, optimizer, override={"lr": [log_lr.exp()]}) as (inner, inner_optimizer):
+            with higher.innerloop_ctx(model, optimizer, override={"lr": [log_lr.exp()]}) as (
+                inner,
+                inner_optimizer,
+            ):
                 losses = []
                 for x, y in batches:
                     loss = F.cross_entropy(inner(x), y)
@@ -58,8 +62,11 @@ def torchopt_peer() -> Peer:
 
     def run(model: nn.Module, batches: Sequence[Batch]) -> Tensor:
         log_lr = torch.tensor(math.log(START), requires_grad=True)
-        params: dict[str, Any] = {name: p.detach().requires_grad_() for name, p in model.named_parameters()}
-        # Without eps_root its meta-gradient is NaN: pixels that are always 0 bring exact zeros under the root.
+        params: dict[str, Any] = {
+            name: p.detach().requires_grad_() for name, p in model.named_parameters()
+        }
+        # Without eps_root its meta-gradient is NaN: pixels that are always 0 bring exact zeros
+        # under the root.
         optimizer = torchopt.adam(lr=lambda _: log_lr.exp(), eps_root=1e-16)
         state = optimizer.init(params)
         losses = []

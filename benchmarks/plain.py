@@ -1,10 +1,11 @@
-"""The ``mlp`` learned optimizer as one would write it for a single experiment: the yardstick for the vmapped engine.
+"""The ``mlp`` learned optimizer as one would write it for a single experiment: the yardstick for
+the vmapped engine.
 
-One task at a time in a Python loop, features last (``[N, 19] @ W``), the time features tiled over the parameters as
-in the published optimizer, inner gradients by ``torch.autograd.grad``, the two members of a PES pair one after the
-other, meta-gradients of TBPTT by ``torch.autograd.grad`` through the unroll. Nothing is computed twice and nothing is
-masked: it is meant to be as fast as such code gets. It is only for ``mlp`` optimizees with sigmoid and the objective
-``train``.
+One task at a time in a Python loop, features last (``[N, 19] @ W``), the time features tiled over
+the parameters as in the published optimizer, inner gradients by ``torch.autograd.grad``, the two
+members of a PES pair one after the other, meta-gradients of TBPTT by ``torch.autograd.grad``
+through the unroll. Nothing is computed twice and nothing is masked: it is meant to be as fast as
+such code gets. It is only for ``mlp`` optimizees with sigmoid and the objective ``train``.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from torch.nn import functional as F
 from lo_framework.learned.base import Theta
 from lo_framework.learned.features import TIME_SCALES
 from lo_framework.learned.mlp import MOMENTUM_19
-from optimizees.task import ClassificationTask
+from lo_framework.optimizees.task import ClassificationTask
 
 Shapes = Sequence[tuple[int, ...]]
 
@@ -26,7 +27,9 @@ Shapes = Sequence[tuple[int, ...]]
 class PlainRule:
     """19-32-32-2 over flat parameters ``[N]``; momenta are ``[N, 6]``."""
 
-    def __init__(self, theta: Theta, shapes: Shapes, exp_mult: float = 1e-3, step_mult: float = 1e-3) -> None:
+    def __init__(
+        self, theta: Theta, shapes: Shapes, exp_mult: float = 1e-3, step_mult: float = 1e-3
+    ) -> None:
         self.w1 = torch.cat([theta["first"], theta["first_time"]], 1).T
         self.b1 = theta["first_bias"]
         self.w2, self.b2 = theta["second"].T, theta["second_bias"][:, 0]
@@ -40,7 +43,9 @@ class PlainRule:
     def start(self, params: Tensor) -> Tensor:
         return params.new_zeros(len(params), len(self.keep))
 
-    def __call__(self, params: Tensor, grads: Tensor, momenta: Tensor, step: int) -> tuple[Tensor, Tensor]:
+    def __call__(
+        self, params: Tensor, grads: Tensor, momenta: Tensor, step: int
+    ) -> tuple[Tensor, Tensor]:
         momenta = torch.lerp(momenta, grads[:, None], self.keep)
         raw = torch.cat([grads[:, None], params[:, None], momenta], 1)
         parts = [x * torch.rsqrt(1e-5 + (x * x).mean(0)) for x in raw.split(self.sizes)]
@@ -61,9 +66,14 @@ def inner_loss(parts: Sequence[Tensor], batch: tuple[Tensor, Tensor]) -> Tensor:
 
 
 def unroll(
-    task: ClassificationTask, rule: PlainRule, params: Tensor, momenta: Tensor, step: int,
-    batches: Iterable[tuple[Tensor, Tensor]], differentiable: bool,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    task: ClassificationTask,
+    rule: PlainRule,
+    params: Tensor,
+    momenta: Tensor,
+    step: int,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    differentiable: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
     """Mean score of the training losses, and the parameters and momenta after the last step."""
     losses = []
     for batch in batches:
@@ -81,22 +91,34 @@ def unroll(
 
 
 def pes(
-    task: ClassificationTask, theta: Theta, eps: Tensor, xi: Tensor, sigma: float, starts: Tensor,
-    batches: Sequence[list], shapes: Shapes,
-) -> Theta:  # fmt: skip
-    """One truncation from step 0 of a pair for each row of ``eps [K, P]``; ``xi [K, P]``: sums over truncations."""
+    task: ClassificationTask,
+    theta: Theta,
+    eps: Tensor,
+    xi: Tensor,
+    sigma: float,
+    starts: Tensor,
+    batches: Sequence[list],
+    shapes: Shapes,
+) -> Theta:
+    """One truncation from step 0 of a pair for each row of ``eps [K, P]``; ``xi [K, P]``: sums over
+    truncations.
+    """
     total = torch.zeros_like(eps[0])
     with torch.no_grad():
         for k in range(len(eps)):
             scores = []
             for sign in (1.0, -1.0):
                 rule = PlainRule(shifted(theta, sign * eps[k]), shapes)
-                scores.append(unroll(task, rule, starts[k], rule.start(starts[k]), 0, batches[k], False)[0])
+                scores.append(
+                    unroll(task, rule, starts[k], rule.start(starts[k]), 0, batches[k], False)[0]
+                )
             total += (scores[0] - scores[1]) / (2 * sigma**2) * xi[k]
     return split(theta, total / len(eps))
 
 
-def tbptt(task: ClassificationTask, theta: Theta, starts: Tensor, batches: Sequence[list], shapes: Shapes) -> Theta:
+def tbptt(
+    task: ClassificationTask, theta: Theta, starts: Tensor, batches: Sequence[list], shapes: Shapes
+) -> Theta:
     """Second-order truncated back-propagation, one task after the other, from step 0."""
     leaves = {name: x.detach().requires_grad_() for name, x in theta.items()}
     total: list[Tensor] = []

@@ -1,11 +1,13 @@
-"""What absorbing a regularizer costs in meta-training: time, memory and gradient evaluations of an inner step.
+"""What absorbing a regularizer costs in meta-training: time, memory and gradient evaluations of an
+inner step.
 
     python -m benchmarks.regularizer_cost [--quick] [--out results]
 
-One truncation of the flagship (`attention-mlp`, second-order TBPTT, held-out objective, 8 tasks, one thread) without
-and with each regularizer, in turn, round after round (``harness``); ratios are taken within a round. Memory is measured
-in processes of their own (``memory``). The counted column is what the regularizer adds to a step, in gradient
-evaluations, next to the plain step's 5 (its gradient, the held-out loss, the Hessian-vector product of the pull-back).
+One truncation of the flagship (`attention-mlp`, second-order TBPTT, held-out objective, 8 tasks,
+one thread) without and with each regularizer, in turn, round after round (``harness``); ratios are
+taken within a round. Memory is measured in processes of their own (``memory``). The counted column
+is what the regularizer adds to a step, in gradient evaluations, next to the plain step's 5 (its
+gradient, the held-out loss, the Hessian-vector product of the pull-back).
 """
 
 from __future__ import annotations
@@ -25,15 +27,28 @@ from lo_framework.estimators import Truncation, make_estimator
 from lo_framework.inner.step import Family
 from lo_framework.learned import make_learned
 from lo_framework.objectives import make_objective
-from optimizees.pool import make_tasks
+from lo_framework.optimizees.pool import make_tasks
 
 UNROLL, FOREVER = 10, 10**6
 ROWS = (
-    ("none", ""), ("sam", ""), ("sam", "attached=true"), ("sam", "batch=independent"), ("sam", "when=end"),
-    ("asam", ""), ("gsam", ""), ("gsam:space=params", ""), ("gam:exact=false", ""), ("gam", ""), ("looksam", ""),
-    ("fsam", ""), ("gradient_norm", ""), ("hessian_trace", ""), ("weight_decay", ""), ("label_noise", ""),
+    ("none", ""),
+    ("sam", ""),
+    ("sam", "attached=true"),
+    ("sam", "batch=independent"),
+    ("sam", "when=end"),
+    ("asam", ""),
+    ("gsam", ""),
+    ("gsam:space=params", ""),
+    ("gam:exact=false", ""),
+    ("gam", ""),
+    ("looksam", ""),
+    ("fsam", ""),
+    ("gradient_norm", ""),
+    ("hessian_trace", ""),
+    ("weight_decay", ""),
+    ("label_noise", ""),
     ("sam+gam", ""),
-)  # fmt: skip
+)
 
 
 def label(row: tuple[str, str]) -> str:
@@ -64,7 +79,9 @@ def counted(row: tuple[str, str]) -> float:
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--optimizees", default="mlp,cnn")
     parser.add_argument("--learned", default="attention-mlp")
@@ -81,18 +98,39 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     content |= {"estimator": args.estimator, "unroll_length": UNROLL, "optimizees": {}}
     for optimizee in args.optimizees.split(","):
         steps = args.tasks * UNROLL
-        contenders = [Contender(label(row), estimate(row, args.estimator, optimizee, **fixed), steps) for row in rows]
+        contenders = [
+            Contender(label(row), estimate(row, args.estimator, optimizee, **fixed), steps)
+            for row in rows
+        ]
         harness.interleave(contenders, 2 if args.quick else args.rounds)
-        point = fixed | {"spec": args.estimator, "steps": UNROLL, "optimizee": optimizee, "objective": "valid"}
+        point = fixed | {
+            "spec": args.estimator,
+            "steps": UNROLL,
+            "optimizee": optimizee,
+            "objective": "valid",
+        }
         peaks = [memory.child(**point, regularizer=name, absorb=options) for name, options in rows]
         found = []
         for row, contender, peak in zip(rows, contenders, peaks):
             slower = 1 / contender.ratio(contenders[0])[1]
-            found.append({
-                "regularizer": label(row), "extra_gradients": counted(row), "steps_per_second": contender.best,
-                "time_ratio": slower, "mebibytes": peak / 2**20, "memory_ratio": peak / peaks[0],
-            })  # fmt: skip
-        header = [f"{optimizee}, {args.estimator}", "extra grads", "steps/s", "time", "MiB", "memory"]
+            found.append(
+                {
+                    "regularizer": label(row),
+                    "extra_gradients": counted(row),
+                    "steps_per_second": contender.best,
+                    "time_ratio": slower,
+                    "mebibytes": peak / 2**20,
+                    "memory_ratio": peak / peaks[0],
+                }
+            )
+        header = [
+            f"{optimizee}, {args.estimator}",
+            "extra grads",
+            "steps/s",
+            "time",
+            "MiB",
+            "memory",
+        ]
         harness.print_table(header, [list(f.values()) for f in found])
         content["optimizees"][optimizee] = found
     stem = "regularizer_cost_quick" if args.quick else "regularizer_cost"

@@ -1,6 +1,6 @@
 import sys
 
-from eval.cli import main
+from lo_framework.eval.cli import main
 
 if __name__ == "__main__":
     sys.exit(main())

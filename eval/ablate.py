@@ -1,4 +1,5 @@
-"""An ablation: every cell of every panel of a study, on every task, and reference numbers beside them.
+"""An ablation: every cell of every panel of a study, on every task, and reference numbers beside
+them.
 
 study = find_study("torch-metaoptimize", None, [])
 result = ablate(study, tasks, references=("adamw:cosine=0",), steps=500, seeds=5)
@@ -12,20 +13,20 @@ from typing import Any
 
 import numpy as np
 
-from eval import protocol
-from eval.ablation_panels import Axis, Mark, Panel, Study
-from eval.baselines import make_baseline, setting_label
-from eval.envelope import Envelope
-from eval.evaluation import SPLITS, baseline_arm, check, make_recipe
-from eval.parallel import Arm as Plan
-from eval.parallel import Store, Workshop, drive
-from eval.progress import Progress
-from eval.provenance import provenance
-from eval.result import _array, _plain
-from eval.runner import Failure, plan_cells
-from eval.statistics import Array
-from eval.study import by_setting, options_of
-from eval.tuning import Grid, make_grid
+from lo_framework.eval import protocol
+from lo_framework.eval.ablation_panels import Axis, Mark, Panel, Study
+from lo_framework.eval.baselines import make_baseline, setting_label
+from lo_framework.eval.envelope import Envelope
+from lo_framework.eval.evaluation import SPLITS, baseline_arm, check, make_recipe
+from lo_framework.eval.parallel import Arm as Plan
+from lo_framework.eval.parallel import Store, Workshop, drive
+from lo_framework.eval.progress import Progress
+from lo_framework.eval.provenance import provenance
+from lo_framework.eval.result import _array, _plain
+from lo_framework.eval.runner import Failure, plan_cells
+from lo_framework.eval.statistics import Array
+from lo_framework.eval.study import by_setting, options_of
+from lo_framework.eval.tuning import Grid, make_grid
 from lo_framework.learned.base import LearnedOptimizer
 from lo_framework.protocols import Task
 
@@ -38,7 +39,8 @@ class Entry:
     """One optimizer on one task over S seeds. ``failure``: why there are no numbers.
 
     Attributes:
-        metrics: name -> ``[S]``; losses of diverged runs are infinite, their accuracies nan. Counts too.
+        metrics: name -> ``[S]``; losses of diverged runs are infinite, their accuracies nan. Counts
+            too.
         setting: what tuning chose, of a reference.
     """
 
@@ -76,13 +78,17 @@ class Ablation:
 
 
 def usual_references(study: Study) -> list[str]:
-    """AdamW with a constant step size: at each one that the panels start from, and at its tuned one."""
+    """AdamW with a constant step size: at each one that the panels start from, and at its tuned
+    one.
+    """
     name, found = "adamw", []
     for panel in study.panels:
         axes = (panel.rows, panel.columns)
         swept = next((axis.values for axis in axes if axis.option == "lr"), None)
         own = options_of(study.baseline).get("lr")
-        lrs = swept or ([panel.fixed["lr"]] if "lr" in panel.fixed else [own] if own is not None else [])
+        lrs = swept or (
+            [panel.fixed["lr"]] if "lr" in panel.fixed else [own] if own is not None else []
+        )
         found += [f"{name}:lr={float(lr):g},cosine=0" for lr in lrs]
     return [*dict.fromkeys(found), f"{name}:cosine=0"]
 
@@ -103,19 +109,25 @@ def ablate(
     progress: Progress | None = None,
     store: Store | None = None,
 ) -> Ablation:
-    """Run every cell on the reported seeds, paired, and the references, tuned over what their specs leave open.
+    """Run every cell on the reported seeds, paired, and the references, tuned over what their specs
+    leave open.
 
     Raises:
         UserError: nothing to do, an unknown reference, numbers out of range.
     """
     labels = list(usual_references(study) if references is None else references)
-    specs = list(dict.fromkeys(spec for panel in study.panels for spec in panel.specs(study.baseline)))
+    specs = list(
+        dict.fromkeys(spec for panel in study.panels for spec in panel.specs(study.baseline))
+    )
     check(tasks, specs, steps, workers)
     if labels:
         check(tasks, labels, steps, workers)
     grids = {label: make_grid(label) for label in labels}
     made = {label: make_baseline(label) for label in dict.fromkeys([*specs, *labels])}
-    reported, chosen_on = protocol.report_seeds(seeds, seed_offset), protocol.tuning_seeds(tuning_seeds, seed_offset)
+    reported, chosen_on = (
+        protocol.report_seeds(seeds, seed_offset),
+        protocol.tuning_seeds(tuning_seeds, seed_offset),
+    )
     plans: dict[tuple[str, str, str], Plan[Entry]] = {}
     for task in tasks:
         for label in labels:
@@ -128,7 +140,9 @@ def ablate(
         workshop.recipe = make_recipe(tasks, {}, made, data_dir, tuple(plugins))
     if progress is not None:
         tried = sum(len(grid.settings) for grid in grids.values())
-        progress.begin(len(tasks) * steps * ((len(specs) + len(labels)) * seeds + tried * tuning_seeds))
+        progress.begin(
+            len(tasks) * steps * ((len(specs) + len(labels)) * seeds + tried * tuning_seeds)
+        )
     done = drive(plans, workshop, workers=workers, progress=progress, store=store)  # type: ignore[arg-type]
     return Ablation(
         tasks=tuple(task.name for task in tasks),
@@ -142,8 +156,12 @@ def ablate(
     )
 
 
-def _entry(task: Task, spec: str, optimizer: LearnedOptimizer, seeds: Sequence[int], steps: int) -> Plan[Entry]:
-    found = by_setting((yield plan_cells(task.name, spec, [optimizer.theta()], seeds, steps, SPLITS)))
+def _entry(
+    task: Task, spec: str, optimizer: LearnedOptimizer, seeds: Sequence[int], steps: int
+) -> Plan[Entry]:
+    found = by_setting(
+        (yield plan_cells(task.name, spec, [optimizer.theta()], seeds, steps, SPLITS))
+    )
     if isinstance(found, Failure):
         return Entry(task=task.name, spec=spec, failure=found.reason)
     metrics, diverged = found
@@ -152,15 +170,22 @@ def _entry(task: Task, spec: str, optimizer: LearnedOptimizer, seeds: Sequence[i
 
 
 def _reference(
-    task: Task, label: str, optimizer: LearnedOptimizer, grid: Grid,
-    chosen_on: Sequence[int], seeds: Sequence[int], steps: int,
-) -> Plan[Entry]:  # fmt: skip
+    task: Task,
+    label: str,
+    optimizer: LearnedOptimizer,
+    grid: Grid,
+    chosen_on: Sequence[int],
+    seeds: Sequence[int],
+    steps: int,
+) -> Plan[Entry]:
     arm = yield from baseline_arm(task, label, optimizer, grid, chosen_on, seeds, steps)
     if arm.failure:
         return Entry(task=task.name, spec=label, failure=arm.failure)
     runs = arm.of(CHOSEN_BY) or arm.runs[0]
     setting = setting_label(runs.setting)
-    return Entry(task=task.name, spec=label, metrics=runs.metrics, diverged=runs.diverged, setting=setting)
+    return Entry(
+        task=task.name, spec=label, metrics=runs.metrics, diverged=runs.diverged, setting=setting
+    )
 
 
 def to_json(result: Ablation) -> str:
@@ -176,12 +201,20 @@ def from_json(text: str, source: str = "the file") -> Ablation:
 def _ablation(data: dict[str, Any]) -> Ablation:
     study = data["study"]
     panels = tuple(
-        Panel(**{**panel, **{side: _axis(panel[side]) for side in ("rows", "columns")}}) for panel in study["panels"]
+        Panel(**{**panel, **{side: _axis(panel[side]) for side in ("rows", "columns")}})
+        for panel in study["panels"]
     )
     marks = tuple(Mark(**mark) for mark in study["marks"])
     entries = {key: tuple(_read(entry) for entry in data[key]) for key in ("entries", "references")}
     sequences = {key: tuple(data[key]) for key in ("tasks", "seeds", "tuning_seeds")}
-    return Ablation(**{**data, **entries, **sequences, "study": Study(**{**study, "panels": panels, "marks": marks})})
+    return Ablation(
+        **{
+            **data,
+            **entries,
+            **sequences,
+            "study": Study(**{**study, "panels": panels, "marks": marks}),
+        }
+    )
 
 
 def _axis(data: dict[str, Any]) -> Axis:
@@ -189,5 +222,9 @@ def _axis(data: dict[str, Any]) -> Axis:
 
 
 def _read(data: dict[str, Any]) -> Entry:
-    metrics = {n: _array(x, np.inf if n.endswith("loss") else np.nan) for n, x in data["metrics"].items()}
-    return Entry(**{**data, "metrics": metrics, "diverged": np.asarray(data["diverged"], dtype=bool)})
+    metrics = {
+        n: _array(x, np.inf if n.endswith("loss") else np.nan) for n, x in data["metrics"].items()
+    }
+    return Entry(
+        **{**data, "metrics": metrics, "diverged": np.asarray(data["diverged"], dtype=bool)}
+    )

@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from eval.options import add_runs
+from lo_framework.eval.options import add_runs
 
 HELP = "vary the options of one optimizer, two at a time: heat maps with diagnostics"
 EXAMPLES = """\
@@ -41,21 +41,49 @@ input.
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_runs(parser, optimizees="mlp", out="runs/ablation", steps=500)
     add = parser.add_argument
-    add("--baseline", default="torch-metaoptimize", metavar="SPEC", help="what is varied (default: %(default)s)")
-    add("--panels", metavar="NAME[,NAME...]", help="some of the panels known for the baseline (default: all)")
-    add("--panel", action="append", default=[], metavar="ROW=a/b,COLUMN=c/d", help="a panel of your own; repeatable")
-    add("--references", metavar="SPECS", help="baselines beside it, or none (default: AdamW, fixed and tuned)")
-    add("--tuning-seeds", type=int, default=3, help="other seeds, to tune references on (default: %(default)s)")
-    add("--fresh", action="store_true", help="forget the finished cells that an earlier run left in DIR")
+    add(
+        "--baseline",
+        default="torch-metaoptimize",
+        metavar="SPEC",
+        help="what is varied (default: %(default)s)",
+    )
+    add(
+        "--panels",
+        metavar="NAME[,NAME...]",
+        help="some of the panels known for the baseline (default: all)",
+    )
+    add(
+        "--panel",
+        action="append",
+        default=[],
+        metavar="ROW=a/b,COLUMN=c/d",
+        help="a panel of your own; repeatable",
+    )
+    add(
+        "--references",
+        metavar="SPECS",
+        help="baselines beside it, or none (default: AdamW, fixed and tuned)",
+    )
+    add(
+        "--tuning-seeds",
+        type=int,
+        default=3,
+        help="other seeds, to tune references on (default: %(default)s)",
+    )
+    add(
+        "--fresh",
+        action="store_true",
+        help="forget the finished cells that an earlier run left in DIR",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from eval.ablate import ablate
-    from eval.ablation_panels import Study, find_study
-    from eval.report import ablation
-    from eval.study import run_study
-    from eval.tuning import make_grid
-    from optimizees.spec import split_specs
+    from lo_framework.eval.ablate import ablate
+    from lo_framework.eval.ablation_panels import Study, find_study
+    from lo_framework.eval.report import ablation
+    from lo_framework.eval.study import run_study
+    from lo_framework.eval.tuning import make_grid
+    from lo_framework.optimizees.spec import split_specs
 
     given = arguments.references
     references = None if given is None else [] if given == "none" else split_specs(given)
@@ -67,9 +95,12 @@ def run(arguments: argparse.Namespace) -> int:
 
     more = dict(references=references, tuning_seeds=arguments.tuning_seeds)
     done = run_study(
-        arguments, "ablation", plan, lambda study: references or [study.baseline],
+        arguments,
+        "ablation",
+        plan,
+        lambda study: references or [study.baseline],
         lambda study, tasks, **kw: ablate(study, tasks, **more, **kw),
-    )  # fmt: skip
+    )
     if isinstance(done, int):
         return done
     result, folder = done
@@ -77,5 +108,7 @@ def run(arguments: argparse.Namespace) -> int:
     print(ablation.plain(result))
     print(f"\n{ablation.listing(written)}")
     for entry in result.failures:
-        print(f"eval ablation: failed: {entry.task}, {entry.spec}: {entry.failure}", file=sys.stderr)
+        print(
+            f"eval ablation: failed: {entry.task}, {entry.spec}: {entry.failure}", file=sys.stderr
+        )
     return 0 if any(not entry.failure for entry in result.entries) else 1

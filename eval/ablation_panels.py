@@ -2,7 +2,8 @@
 
     register_study(Study(baseline="my-optimizer:lr=0.001", panels=(Panel(...), ...), marks=(Mark(...), ...)))
 
-makes ``python -m eval ablation --baseline my-optimizer`` know what to vary and which counts to mark in the cells.
+makes ``python -m eval ablation --baseline my-optimizer`` know what to vary and which counts to mark
+in the cells.
 """
 
 from __future__ import annotations
@@ -10,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from eval.study import canonical_spec, known_options, with_options
-from optimizees.spec import UserError, nearest, parse_spec
+from lo_framework.eval.study import canonical_spec, known_options, with_options
+from lo_framework.optimizees.spec import UserError, nearest, parse_spec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,16 +38,25 @@ class Panel:
         return f"{self.rows.option} x {self.columns.option}" + (f" at {extra}" if extra else "")
 
     def spec(self, baseline: str, row: str, column: str) -> str:
-        """The cell's optimizer. Raises UserError: an option or a value that the baseline does not have."""
-        return with_options(baseline, {**self.fixed, self.rows.option: row, self.columns.option: column})
+        """The cell's optimizer. Raises UserError: an option or a value that the baseline does not
+        have.
+        """
+        return with_options(
+            baseline, {**self.fixed, self.rows.option: row, self.columns.option: column}
+        )
 
     def specs(self, baseline: str) -> list[str]:
-        return [self.spec(baseline, row, column) for row in self.rows.values for column in self.columns.values]
+        return [
+            self.spec(baseline, row, column)
+            for row in self.rows.values
+            for column in self.columns.values
+        ]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Mark:
-    """A count of `eval.torch_runs.TorchBaseline.counts` that is shown in cells where it is not zero.
+    """A count of `eval.torch_runs.TorchBaseline.counts` that is shown in cells where it is not
+    zero.
 
     ``over``: the count of which it is a share, shown in percent; empty: the mean count of a run.
     """
@@ -58,7 +68,9 @@ class Mark:
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
-    """What is known about ablating one baseline: the spec that panels start from, the panels, the marks."""
+    """What is known about ablating one baseline: the spec that panels start from, the panels, the
+    marks.
+    """
 
     baseline: str
     panels: tuple[Panel, ...]
@@ -75,7 +87,8 @@ def register_study(study: Study) -> Study:
 
 
 def find_study(baseline: str, names: str | None, own: Sequence[str]) -> Study:
-    """The study of ``baseline``: its known panels (``names``: some of them, comma-separated) and a person's ``own``.
+    """The study of ``baseline``: its known panels (``names``: some of them, comma-separated) and a
+    person's ``own``.
 
     ``baseline`` may give options; a bare name takes those of the study.
 
@@ -90,7 +103,11 @@ def find_study(baseline: str, names: str | None, own: Sequence[str]) -> Study:
     if names is not None:
         for wanted in names.split(","):
             if wanted not in panels:
-                there = f"known for {name}: {', '.join(panels)}" if panels else f"none is known for {name}"
+                there = (
+                    f"known for {name}: {', '.join(panels)}"
+                    if panels
+                    else f"none is known for {name}"
+                )
                 raise UserError(f'unknown panel "{wanted}"{nearest(wanted, panels)}; {there}')
         panels = {wanted: panels[wanted] for wanted in names.split(",")}
     elif own:
@@ -98,16 +115,24 @@ def find_study(baseline: str, names: str | None, own: Sequence[str]) -> Study:
     found = [*panels.values(), *(parse_panel(text) for text in own)]
     if not found:
         studied = ", ".join(STUDIES)
-        raise UserError(f'no panels: give --panel OPTION=a/b,OPTION=c/d ("{name}" has no own ones; {studied} has)')
+        raise UserError(
+            f'no panels: give --panel OPTION=a/b,OPTION=c/d ("{name}" has no own ones; {studied} has)'
+        )
     for panel in found:
         for axis in (panel.rows, panel.columns):
             if axis.option not in known_options(start):
                 close = nearest(axis.option, known_options(start))
-                raise UserError(f'panel "{panel.name}": {name} has no option "{axis.option}"{close}')
+                raise UserError(
+                    f'panel "{panel.name}": {name} has no option "{axis.option}"{close}'
+                )
         panel.specs(start)
     if twice := {panel.name for panel in found if [p.name for p in found].count(panel.name) > 1}:
         raise UserError(f'panel "{sorted(twice)[0]}" is given twice')
-    return Study(baseline=canonical_spec(start), panels=tuple(found), marks=known.marks if known is not None else ())
+    return Study(
+        baseline=canonical_spec(start),
+        panels=tuple(found),
+        marks=known.marks if known is not None else (),
+    )
 
 
 def parse_panel(text: str) -> Panel:
@@ -132,7 +157,9 @@ def parse_panel(text: str) -> Panel:
             raise UserError(f"{form}, and no third option with several values")
     if len(axes) < 2 or axes[0].option == axes[1].option:
         raise UserError(f"{form} with two different options")
-    return Panel(name=f"{axes[0].option}-{axes[1].option}", rows=axes[0], columns=axes[1], fixed=fixed)
+    return Panel(
+        name=f"{axes[0].option}-{axes[1].option}", rows=axes[0], columns=axes[1], fixed=fixed
+    )
 
 
 _BASES = Axis(option="base", values=("sgd", "sgdm", "rmsprop", "adamw", "lion"))
@@ -152,7 +179,9 @@ register_study(
                 columns=Axis(option="meta_lr", values=("0.001", "0.003", "0.01", "0.03", "0.1")),
             ),
             Panel(name="meta_every-blocks", rows=_EVERY, columns=_BLOCKS),
-            Panel(name="meta_every-blocks-large", rows=_EVERY, columns=_BLOCKS, fixed={"lr": "0.01"}),
+            Panel(
+                name="meta_every-blocks-large", rows=_EVERY, columns=_BLOCKS, fixed={"lr": "0.01"}
+            ),
         ),
         marks=(
             Mark(count="oscillating", symbol="~", over="block_windows"),
@@ -173,7 +202,14 @@ register_study(
                 name="features-grouping",
                 rows=Axis(
                     option="features",
-                    values=("basic", "norm_basic", "basic_plus", "norm_basic_plus", "enhanced", "tokens"),
+                    values=(
+                        "basic",
+                        "norm_basic",
+                        "basic_plus",
+                        "norm_basic_plus",
+                        "enhanced",
+                        "tokens",
+                    ),
                 ),
                 columns=Axis(option="grouping", values=("fine_grained", "tensor")),
             ),
@@ -184,7 +220,9 @@ register_study(
             ),
             Panel(
                 name="objective-order",
-                rows=Axis(option="objective", values=("combined", "gradient", "loss_decrease", "gen_gap")),
+                rows=Axis(
+                    option="objective", values=("combined", "gradient", "loss_decrease", "gen_gap")
+                ),
                 columns=Axis(option="order", values=("difference", "exact", "first")),
             ),
             Panel(

@@ -1,4 +1,5 @@
-"""Hand-designed optimizers in the learned optimizers' contract, so that one vmapped runner serves both.
+"""Hand-designed optimizers in the learned optimizers' contract, so that one vmapped runner serves
+both.
 
 theta holds the tuned settings as 0-d tensors: a grid of settings is a batch of thetas under vmap.
 
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 from lo_framework.layout import Layout
 from lo_framework.learned import adamw_rule
 from lo_framework.learned.base import LearnedOptimizer, State, Theta
-from optimizees.spec import UserError, build_config, nearest, parse_spec
+from lo_framework.optimizees.spec import UserError, build_config, nearest, parse_spec
 
 Setting = dict[str, float]
 B = TypeVar("B", bound=type[LearnedOptimizer])
@@ -36,7 +37,8 @@ def lr_grid(lrs: Iterable[float]) -> tuple[Setting, ...]:
 
 
 def register_baseline(name: str, grid: Sequence[Setting]) -> Callable[[B], B]:
-    """Class decorator: make a baseline known by ``name``, with the settings over which it is tuned by default.
+    """Class decorator: make a baseline known by ``name``, with the settings over which it is tuned
+    by default.
 
     Raises:
         UserError: the name is taken.
@@ -59,7 +61,9 @@ def make_baseline(spec: str) -> LearnedOptimizer:
     """
     name, options = parse_spec(spec)
     if name not in BASELINES:
-        raise UserError(f'unknown baseline "{name}"{nearest(name, BASELINES)}; known: {", ".join(BASELINES)}')
+        raise UserError(
+            f'unknown baseline "{name}"{nearest(name, BASELINES)}; known: {", ".join(BASELINES)}'
+        )
     cls = BASELINES[name]
     return cls(build_config(cls.Config, options, owner=name))
 
@@ -67,10 +71,12 @@ def make_baseline(spec: str) -> LearnedOptimizer:
 def make_thetas(optimizer: LearnedOptimizer, settings: Sequence[Setting]) -> list[Theta]:
     """One theta per setting. What a setting leaves out keeps the optimizer's own value.
 
-    A setting gives values as people write them: ``log_lr`` takes the logarithm of ``lr``, as all ``log_*`` do.
+    A setting gives values as people write them: ``log_lr`` takes the logarithm of ``lr``, as all
+    ``log_*`` do.
 
     Raises:
-        UserError: no settings, a name that is none of the optimizer's, a value whose logarithm does not exist.
+        UserError: no settings, a name that is none of the optimizer's, a value whose logarithm does
+            not exist.
     """
     if not settings:
         raise UserError("a grid needs at least one setting")
@@ -81,7 +87,9 @@ def make_thetas(optimizer: LearnedOptimizer, settings: Sequence[Setting]) -> lis
         theta = dict(own)
         for key, value in setting.items():
             if key not in names:
-                raise UserError(f'no setting "{key}"{nearest(key, names)}; known: {", ".join(names)}')
+                raise UserError(
+                    f'no setting "{key}"{nearest(key, names)}; known: {", ".join(names)}'
+                )
             name = names[key]
             if name != key and not value > 0:
                 raise UserError(f'"{key}" must be positive, got {value}')
@@ -97,12 +105,16 @@ def setting_label(setting: Setting) -> str:
 
 
 def scheduled_lr(log_lr: Tensor, cosine: Tensor, progress: Tensor) -> Tensor:
-    """Constant (``cosine`` 0) or annealed to zero over the episode (1): CosineAnnealingLR(T_max=num_steps)."""
+    """Constant (``cosine`` 0) or annealed to zero over the episode (1):
+    CosineAnnealingLR(T_max=num_steps).
+    """
     return log_lr.exp() * (1.0 - cosine + cosine * 0.5 * (1.0 + torch.cos(math.pi * progress)))
 
 
 class Baseline(LearnedOptimizer):
-    """What all baselines share: ``log_lr`` and ``cosine`` as theta, one setting for all tensors, no statistics."""
+    """What all baselines share: ``log_lr`` and ``cosine`` as theta, one setting for all tensors, no
+    statistics.
+    """
 
     def __init__(self, config: AdamWConfig | SGDMConfig) -> None:
         super().__init__()
@@ -112,7 +124,9 @@ class Baseline(LearnedOptimizer):
 
     def init_state(self, layout: Layout, params: Tensor) -> State:
         # At least float32: bfloat16 cannot count past 256.
-        step = torch.zeros((), dtype=torch.promote_types(params.dtype, torch.float32), device=params.device)
+        step = torch.zeros(
+            (), dtype=torch.promote_types(params.dtype, torch.float32), device=params.device
+        )
         return {"step": step, **{name: torch.zeros_like(params) for name in self.per_param}}
 
     def measure(self, params: Tensor, grads: Tensor, state: State) -> Tensor:
@@ -126,7 +140,11 @@ class Baseline(LearnedOptimizer):
     ) -> tuple[Tensor, Tensor, State]:
         lr = scheduled_lr(self.log_lr, self.cosine, progress)
         step = state["step"] + 1
-        return stats, self.shared(lr, step), {"step": step}  # no channels: stats is empty and stays so
+        return (
+            stats,
+            self.shared(lr, step),
+            {"step": step},
+        )  # no channels: stats is empty and stays so
 
     def shared(self, lr: Tensor, step: Tensor) -> Tensor:
         """The values ``[D]`` that `apply` needs at update number ``step`` (from 1)."""
@@ -152,7 +170,9 @@ class AdamWConfig:
 
 @register_baseline("adamw", lr_grid([0.001, 0.003, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2]))
 class AdamW(Baseline):
-    """Loshchilov & Hutter 2019, "Decoupled weight decay regularization", algorithm 2, with torch's conventions."""
+    """Loshchilov & Hutter 2019, "Decoupled weight decay regularization", algorithm 2, with torch's
+    conventions.
+    """
 
     kind = "adamw"
     Config = AdamWConfig
@@ -179,7 +199,10 @@ class AdamW(Baseline):
     ) -> tuple[Tensor, State]:
         c = adamw_rule.unstack(shared)
         m, v = adamw_rule.moments(c, grads, state["m"], state["v"])
-        return params * (1.0 - c.decay) - c.step_size * m * adamw_rule.inverse_rms(c, v), {"m": m, "v": v}
+        return params * (1.0 - c.decay) - c.step_size * m * adamw_rule.inverse_rms(c, v), {
+            "m": m,
+            "v": v,
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,7 +220,9 @@ class SGDMConfig:
 
 @register_baseline("sgdm", lr_grid([0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0]))
 class SGDM(Baseline):
-    """SGD with heavy-ball momentum as torch has it: no dampening, the learning rate outside the momentum buffer."""
+    """SGD with heavy-ball momentum as torch has it: no dampening, the learning rate outside the
+    momentum buffer.
+    """
 
     kind = "sgdm"
     Config = SGDMConfig
@@ -210,7 +235,9 @@ class SGDM(Baseline):
     def apply(  # type: ignore[override]
         self, channels: Tensor, shared: Tensor, params: Tensor, grads: Tensor, state: State
     ) -> tuple[Tensor, State]:
-        momentum = self.config.momentum * state["momentum"] + (grads + self.config.weight_decay * params)
+        momentum = self.config.momentum * state["momentum"] + (
+            grads + self.config.weight_decay * params
+        )
         return params - shared[0] * momentum, {"momentum": momentum}
 
 
@@ -224,6 +251,6 @@ def _require_positive_lr(lr: float) -> None:
         raise UserError(f"lr must be positive, got {lr}")
 
 
-import eval.explicit  # noqa: E402, F401  (registers explicit SAM and its kin, which stand on AdamW)
-from eval import meta_adamw as _meta_adamw  # noqa: E402, F401  (registers MetaAdamW)
-from eval import meta_optimize as _meta_optimize  # noqa: E402, F401  (registers MetaOptimize, vmapped and as it is)
+import lo_framework.eval.explicit  # noqa: E402, F401  (registers explicit SAM and its kin, which stand on AdamW)
+from lo_framework.eval import meta_adamw as _meta_adamw  # noqa: E402, F401  (registers MetaAdamW)
+from lo_framework.eval import meta_optimize as _meta_optimize  # noqa: E402, F401  (registers MetaOptimize, vmapped and as it is)

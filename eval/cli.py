@@ -1,7 +1,7 @@
 """The command line of program 2: ``python -m eval COMMAND`` or ``lo-eval COMMAND``.
 
-A command is a module with ``HELP``, ``EXAMPLES``, ``add_arguments(parser)`` and ``run(arguments) -> exit code``; it
-imports what is heavy inside `run`.
+A command is a module with ``HELP``, ``EXAMPLES``, ``add_arguments(parser)`` and ``run(arguments) ->
+exit code``; it imports what is heavy inside `run`.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ import os
 import sys
 from collections.abc import Sequence
 
-from optimizees.spec import UserError, nearest
+from lo_framework.optimizees.spec import UserError, nearest
 
 COMMANDS = {
-    "transfer": "eval.transfer",
-    "compare": "eval.compare",
-    "sharpness": "eval.sharpness.command",
-    "robustness": "eval.robustness",
-    "ablation": "eval.ablation",
-    "report": "eval.report.command",
+    "transfer": "lo_framework.eval.transfer",
+    "compare": "lo_framework.eval.compare",
+    "sharpness": "lo_framework.eval.sharpness.command",
+    "robustness": "lo_framework.eval.robustness",
+    "ablation": "lo_framework.eval.ablation",
+    "report": "lo_framework.eval.report.command",
 }
 
 EPILOG = """\
@@ -37,7 +37,9 @@ def make_parser() -> tuple[argparse.ArgumentParser, dict[str, list[str]]]:
     """The parser, and the options of every command."""
     keep = argparse.RawDescriptionHelpFormatter
     about = "Judge learned optimizers against tuned baselines."
-    top = argparse.ArgumentParser(prog="python -m eval", description=about, epilog=EPILOG, formatter_class=keep)
+    top = argparse.ArgumentParser(
+        prog="python -m eval", description=about, epilog=EPILOG, formatter_class=keep
+    )
     commands = top.add_subparsers(dest="command", metavar="COMMAND")
     options = {}
     for name, place in COMMANDS.items():
@@ -51,7 +53,9 @@ def make_parser() -> tuple[argparse.ArgumentParser, dict[str, list[str]]]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command. Exit code 0; 1 if nothing worked; 2 for bad input, with one line on stderr; 130 if interrupted."""
+    """Run a command. Exit code 0; 1 if nothing worked; 2 for bad input, with one line on stderr;
+    130 if interrupted.
+    """
     words = list(sys.argv[1:] if argv is None else argv)
     name = "eval"
     try:
@@ -60,7 +64,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             parser.print_help(sys.stderr)
             return 2
         if not words[0].startswith("-") and words[0] not in COMMANDS:
-            raise UserError(f'unknown command "{words[0]}"{nearest(words[0], COMMANDS)}; known: {", ".join(COMMANDS)}')
+            raise UserError(
+                f'unknown command "{words[0]}"{nearest(words[0], COMMANDS)}; known: {", ".join(COMMANDS)}'
+            )
         arguments, unknown = parser.parse_known_args(words)
         name = f"eval {arguments.command}"
         if unknown:
@@ -77,5 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{name}: interrupted; nothing was saved", file=sys.stderr)
         return 130
     except BrokenPipeError:  # `| head`: the reader has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it flushes at exit
+        os.dup2(
+            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
+        )  # or Python complains when it flushes at exit
         return 0

@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from eval.options import add_runs
+from lo_framework.eval.options import add_runs
 
 HELP = "compare baselines with each other: tuned alike, or at one another's settings"
 EXAMPLES = """\
@@ -35,35 +35,68 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_runs(parser, optimizees="mlp,cnn", out="runs/compare", steps=200)
     add = parser.add_argument
     add("--arms", default="none", metavar="SPECS", help="baselines, each tuned (default: none)")
-    add("--reference", default="adamw", metavar="SPEC", help="what all are compared with (default: %(default)s)")
-    add("--at-reference", default="none", metavar="SPECS", help="baselines at the reference's tuned settings")
-    add("--scaled", default="", metavar="FACTORS", help="the reference at these multiples of its learning rate")
+    add(
+        "--reference",
+        default="adamw",
+        metavar="SPEC",
+        help="what all are compared with (default: %(default)s)",
+    )
+    add(
+        "--at-reference",
+        default="none",
+        metavar="SPECS",
+        help="baselines at the reference's tuned settings",
+    )
+    add(
+        "--scaled",
+        default="",
+        metavar="FACTORS",
+        help="the reference at these multiples of its learning rate",
+    )
     add("--against", default="", metavar="SPECS", help="arms that others are compared with too")
-    add("--tuning-seeds", type=int, default=3, help="other seeds, to tune on (default: %(default)s)")
-    add("--grid-size", type=int, metavar="N", help="learning rates per schedule (default: the baseline's 7 or more)")
-    add("--fresh", action="store_true", help="forget the finished cells that an earlier run left in DIR")
+    add(
+        "--tuning-seeds", type=int, default=3, help="other seeds, to tune on (default: %(default)s)"
+    )
+    add(
+        "--grid-size",
+        type=int,
+        metavar="N",
+        help="learning rates per schedule (default: the baseline's 7 or more)",
+    )
+    add(
+        "--fresh",
+        action="store_true",
+        help="forget the finished cells that an earlier run left in DIR",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from eval.compare_arms import Arms, compare_arms, plan_arms
-    from eval.report import files, transfer
-    from eval.study import run_study
-    from optimizees.spec import split_specs
+    from lo_framework.eval.compare_arms import Arms, compare_arms, plan_arms
+    from lo_framework.eval.report import files, transfer
+    from lo_framework.eval.study import run_study
+    from lo_framework.optimizees.spec import split_specs
 
     def specs(text: str) -> list[str]:
         return [] if text in ("none", "") else split_specs(text)
 
     def plan() -> Arms:
         return plan_arms(
-            arguments.reference, specs(arguments.arms), specs(arguments.at_reference), arguments.scaled,
-            specs(arguments.against), arguments.grid_size,
-        )  # fmt: skip
+            arguments.reference,
+            specs(arguments.arms),
+            specs(arguments.at_reference),
+            arguments.scaled,
+            specs(arguments.against),
+            arguments.grid_size,
+        )
 
     tuning = {"tuning_seeds": arguments.tuning_seeds}
     done = run_study(
-        arguments, "compare", plan, lambda arms: arms.labels,
+        arguments,
+        "compare",
+        plan,
+        lambda arms: arms.labels,
         lambda arms, tasks, **kw: compare_arms(arms, tasks, **tuning, **kw),
-    )  # fmt: skip
+    )
     if isinstance(done, int):
         return done
     result, folder = done

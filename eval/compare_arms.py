@@ -7,18 +7,25 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from eval import protocol
-from eval.baselines import Setting, make_baseline, make_thetas
-from eval.evaluation import SPLITS, baseline_arm, check, gradients_per_step, make_recipe, runs_of
-from eval.parallel import Arm as Plan
-from eval.parallel import Outcome, Store, Workshop, drive
-from eval.progress import Progress
-from eval.provenance import provenance
-from eval.result import Arm, Result
-from eval.runner import Failure, plan_cells
-from eval.tuning import Grid, make_grid
+from lo_framework.eval import protocol
+from lo_framework.eval.baselines import Setting, make_baseline, make_thetas
+from lo_framework.eval.evaluation import (
+    SPLITS,
+    baseline_arm,
+    check,
+    gradients_per_step,
+    make_recipe,
+    runs_of,
+)
+from lo_framework.eval.parallel import Arm as Plan
+from lo_framework.eval.parallel import Outcome, Store, Workshop, drive
+from lo_framework.eval.progress import Progress
+from lo_framework.eval.provenance import provenance
+from lo_framework.eval.result import Arm, Result
+from lo_framework.eval.runner import Failure, plan_cells
+from lo_framework.eval.tuning import Grid, make_grid
+from lo_framework.optimizees.spec import UserError
 from lo_framework.protocols import Task
-from optimizees.spec import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +39,9 @@ class Taken:
 
 @dataclass(frozen=True, kw_only=True)
 class Arms:
-    """``tuned``: specs, the reference first; ``against``: those of the labels that all others are compared with."""
+    """``tuned``: specs, the reference first; ``against``: those of the labels that all others are
+    compared with.
+    """
 
     tuned: tuple[str, ...]
     taken: tuple[Taken, ...]
@@ -45,9 +54,13 @@ class Arms:
 
 
 def plan_arms(
-    reference: str, arms: Sequence[str], at_reference: Sequence[str], scaled: str, against: Sequence[str],
+    reference: str,
+    arms: Sequence[str],
+    at_reference: Sequence[str],
+    scaled: str,
+    against: Sequence[str],
     grid_size: int | None,
-) -> Arms:  # fmt: skip
+) -> Arms:
     """Raises UserError: an unknown baseline or option, a factor that is none, nothing to compare."""
     name = reference.partition(":")[0]
     taken = [Taken(spec=spec, label=f"{spec} @{name}") for spec in at_reference]
@@ -56,9 +69,16 @@ def plan_arms(
     for each in taken:
         make_thetas(make_baseline(each.spec), [{"lr": 1.0, "cosine": 0.0}])
     grids = {spec: make_grid(spec, grid_size) for spec in tuned}
-    found = Arms(tuned=tuned, taken=tuple(taken), against=tuple(dict.fromkeys((reference, *against))), grids=grids)
+    found = Arms(
+        tuned=tuned,
+        taken=tuple(taken),
+        against=tuple(dict.fromkeys((reference, *against))),
+        grids=grids,
+    )
     if unknown := [label for label in against if label not in found.labels]:
-        raise UserError(f'--against {unknown[0]}: there is no such arm; there are {", ".join(found.labels)}')
+        raise UserError(
+            f"--against {unknown[0]}: there is no such arm; there are {', '.join(found.labels)}"
+        )
     if len(found.labels) < 2:
         raise UserError("nothing to compare: give --arms, --at-reference or --scaled")
     return found
@@ -76,13 +96,28 @@ def factors(text: str) -> list[float]:
 
 
 def compare_arms(
-    arms: Arms, tasks: Sequence[Task], *, steps: int, seeds: int, tuning_seeds: int, seed_offset: int = 0,
-    workers: int = 1, data_dir: str | None = None, plugins: Sequence[str] = (), command: Sequence[str] = (),
-    progress: Progress | None = None, store: Store | None = None,
-) -> Result:  # fmt: skip
-    """Run every arm on every task; as a `Result` whose ``baselines`` are the arms that others are compared with."""
+    arms: Arms,
+    tasks: Sequence[Task],
+    *,
+    steps: int,
+    seeds: int,
+    tuning_seeds: int,
+    seed_offset: int = 0,
+    workers: int = 1,
+    data_dir: str | None = None,
+    plugins: Sequence[str] = (),
+    command: Sequence[str] = (),
+    progress: Progress | None = None,
+    store: Store | None = None,
+) -> Result:
+    """Run every arm on every task; as a `Result` whose ``baselines`` are the arms that others are
+    compared with.
+    """
     check(tasks, arms.labels, steps, workers)
-    reported, chosen_on = protocol.report_seeds(seeds, seed_offset), protocol.tuning_seeds(tuning_seeds, seed_offset)
+    reported, chosen_on = (
+        protocol.report_seeds(seeds, seed_offset),
+        protocol.tuning_seeds(tuning_seeds, seed_offset),
+    )
     specs = dict.fromkeys([*arms.tuned, *(taken.spec for taken in arms.taken)])
     made = {spec: make_baseline(spec) for spec in specs}
     context: dict[str, Any] = dict(chosen_on=chosen_on, reported=reported, steps=steps)
@@ -90,7 +125,9 @@ def compare_arms(
     for task in tasks:
         plans[f"{task.name} reference"] = _reference(task, arms, made, **context)
         for spec in arms.tuned[1:]:
-            plans[f"{task.name} {spec}"] = _alone(task, spec, made[spec], arms.grids[spec], **context)
+            plans[f"{task.name} {spec}"] = _alone(
+                task, spec, made[spec], arms.grids[spec], **context
+            )
     workshop = Workshop(tasks={task.name: task for task in tasks}, optimizers=dict(made))
     if workers > 1:
         workshop.recipe = make_recipe(tasks, {}, made, data_dir, tuple(plugins))
@@ -113,20 +150,38 @@ def compare_arms(
 
 
 def _alone(
-    task: Task, spec: str, optimizer: Any, grid: Grid, *, chosen_on: Sequence[int], reported: Sequence[int], steps: int
+    task: Task,
+    spec: str,
+    optimizer: Any,
+    grid: Grid,
+    *,
+    chosen_on: Sequence[int],
+    reported: Sequence[int],
+    steps: int,
 ) -> Plan[list[Arm]]:
     return [(yield from baseline_arm(task, spec, optimizer, grid, chosen_on, reported, steps))]
 
 
 def _reference(
-    task: Task, arms: Arms, made: dict[str, Any], *, chosen_on: Sequence[int], reported: Sequence[int], steps: int
+    task: Task,
+    arms: Arms,
+    made: dict[str, Any],
+    *,
+    chosen_on: Sequence[int],
+    reported: Sequence[int],
+    steps: int,
 ) -> Plan[list[Arm]]:
     """The tuned reference, then all arms that take over its settings."""
     spec = arms.tuned[0]
-    first = yield from baseline_arm(task, spec, made[spec], arms.grids[spec], chosen_on, reported, steps)
+    first = yield from baseline_arm(
+        task, spec, made[spec], arms.grids[spec], chosen_on, reported, steps
+    )
     if first.failure:
         reason = f"the reference failed: {first.failure}"
-        rest = [Arm(task=task.name, optimizer=t.label, learned=False, failure=reason) for t in arms.taken]
+        rest = [
+            Arm(task=task.name, optimizer=t.label, learned=False, failure=reason)
+            for t in arms.taken
+        ]
         return [first, *rest]
     cells, shares = [], []
     for taken in arms.taken:
@@ -148,7 +203,9 @@ def _reference(
         found.append(
             replace(
                 arm,
-                runs=tuple(runs_of(x, 0, setting) for x, setting in zip(got, settings, strict=True)),
+                runs=tuple(
+                    runs_of(x, 0, setting) for x, setting in zip(got, settings, strict=True)
+                ),
                 chosen=first.chosen,
                 gradients_per_step=gradients_per_step(made[taken.spec]),
                 parameters=got[0].parameters,

@@ -1,4 +1,5 @@
-"""Learned optimizer against baseline: paired differences, verdicts, steps to matched loss, aggregate over tasks.
+"""Learned optimizer against baseline: paired differences, verdicts, steps to matched loss,
+aggregate over tasks.
 
 Intervals are per comparison, not corrected for how many comparisons a report makes.
 """
@@ -10,9 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from eval.protocol import METRICS, REFERENCE, Metric, smoothing_width
-from eval.result import Arm, Result
-from eval.statistics import (
+from lo_framework.eval.protocol import METRICS, REFERENCE, Metric, smoothing_width
+from lo_framework.eval.result import Arm, Result
+from lo_framework.eval.statistics import (
     Array,
     Estimate,
     StepsToTarget,
@@ -50,7 +51,9 @@ class Comparison:
 
 @dataclass(frozen=True, kw_only=True)
 class Aggregate:
-    """One optimizer relative to the reference over all tasks: IQM of the ratios on the same task and seed."""
+    """One optimizer relative to the reference over all tasks: IQM of the ratios on the same task
+    and seed.
+    """
 
     optimizer: str
     reference: str
@@ -77,7 +80,8 @@ def compare(result: Result) -> list[Comparison]:
         for baseline in result.baselines
         if baseline != learned
         for metric in METRICS
-        if metric.key in result.arm(task, learned).chosen and metric.key in result.arm(task, baseline).chosen
+        if metric.key in result.arm(task, learned).chosen
+        and metric.key in result.arm(task, baseline).chosen
     ]
 
 
@@ -99,8 +103,12 @@ def _compare(learned: Arm, baseline: Arm, metric: Metric) -> Comparison:
     )
 
 
-def _verdict(estimate: Estimate, neutral: float, lower_is_better: bool, fallback: Estimate | None = None) -> str:
-    """What the interval says. Where divergence makes the mean infinite, how often the learned one won decides."""
+def _verdict(
+    estimate: Estimate, neutral: float, lower_is_better: bool, fallback: Estimate | None = None
+) -> str:
+    """What the interval says. Where divergence makes the mean infinite, how often the learned one
+    won decides.
+    """
     if estimate.n == 1:
         return ONE_SEED
     low, high = estimate.low - neutral, estimate.high - neutral
@@ -120,33 +128,45 @@ def _ratios(a: Array, b: Array) -> Array:
 
 
 def aggregate(result: Result) -> list[Aggregate]:
-    """All other optimizers relative to the reference, where at least two tasks have both; seeds resampled per task."""
+    """All other optimizers relative to the reference, where at least two tasks have both; seeds
+    resampled per task.
+    """
     reference = reference_of(result)
     found: list[Aggregate] = []
     for optimizer in result.optimizers:
         for metric in METRICS if reference is not None and optimizer != reference else ():
             rows = []
             for task in result.tasks:
-                a, b = (result.arm(task, label).values(metric.key) for label in (optimizer, str(reference)))
+                a, b = (
+                    result.arm(task, label).values(metric.key)
+                    for label in (optimizer, str(reference))
+                )
                 if a is not None and b is not None:
-                    rows.append(_ratios(outcomes(a, metric.diverged_as)[0], outcomes(b, metric.diverged_as)[0]))
+                    rows.append(
+                        _ratios(
+                            outcomes(a, metric.diverged_as)[0], outcomes(b, metric.diverged_as)[0]
+                        )
+                    )
             if len(rows) < 2:
                 continue
             worst = math.inf if metric.lower_is_better else 0.0
             ratio = stratified_bootstrap(np.stack(rows), diverged_as=worst)
             alone = len(result.report_seeds) == 1
             verdict = ONE_SEED if alone else _verdict(ratio, 1.0, metric.lower_is_better)
-            kwargs = dict(optimizer=optimizer, reference=str(reference), metric=metric.key, tasks=len(rows))
+            kwargs = dict(
+                optimizer=optimizer, reference=str(reference), metric=metric.key, tasks=len(rows)
+            )
             found.append(Aggregate(ratio=ratio, verdict=verdict, **kwargs))  # type: ignore[arg-type]
     return found
 
 
 def matched_steps(result: Result, task: str) -> dict[str, StepsToTarget]:
-    """Per optimizer: batches until its smoothed training loss is at most the reference's last one of the same seed.
+    """Per optimizer: batches until its smoothed training loss is at most the reference's last one
+    of the same seed.
 
-    Both sides are means of the last few minibatch losses (`smoothing_width`), so that neither noise nor the smoothing's
-    lag favours one; the reference and every baseline run at their best setting for the final loss. A run that never
-    gets there, or diverged, is censored.
+    Both sides are means of the last few minibatch losses (`smoothing_width`), so that neither noise
+    nor the smoothing's lag favours one; the reference and every baseline run at their best setting
+    for the final loss. A run that never gets there, or diverged, is censored.
     """
     reference = reference_of(result)
     arm = None if reference is None else result.arm(task, reference)
@@ -162,14 +182,18 @@ def matched_steps(result: Result, task: str) -> dict[str, StepsToTarget]:
             continue
         steps = range(width, result.steps + 1)
         reached: list[int | None] = []
-        for curve, target, diverged in zip(_smoothed(own.curves, width), targets, own.diverged, strict=True):
+        for curve, target, diverged in zip(
+            _smoothed(own.curves, width), targets, own.diverged, strict=True
+        ):
             reached.append(None if diverged else steps_to_target(curve, float(target), steps))
         found[optimizer] = summarize_steps(reached)
     return found
 
 
 def _smoothed(curves: Array, width: int) -> Array:
-    """Means of ``width`` values in a row: ``[S, T]`` to ``[S, T - width + 1]``; infinite from a divergence on."""
+    """Means of ``width`` values in a row: ``[S, T]`` to ``[S, T - width + 1]``; infinite from a
+    divergence on.
+    """
     x = np.asarray(curves, dtype=np.float64)
     x = np.where(np.maximum.accumulate(~np.isfinite(x), axis=1), np.inf, x)
     return np.lib.stride_tricks.sliding_window_view(x, width, axis=1).mean(axis=-1)

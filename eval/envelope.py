@@ -1,4 +1,6 @@
-"""The JSON file of an evaluation: which kind and version it is, its record, and what follows from that."""
+"""The JSON file of an evaluation: which kind and version it is, its record, and what follows from
+that.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from lo_framework.files.atomic import reason
-from optimizees.spec import UserError
+from lo_framework.optimizees.spec import UserError
 
 R = TypeVar("R")
 _NUMBERS = re.compile(r"\[\n[^\[\]{}\"]*\]")
@@ -29,7 +31,9 @@ class Envelope(NamedTuple):
 
     def write(self, record: dict[str, Any], derived: dict[str, Any] | None) -> str:
         """Strict JSON. ``derived``: what follows from the record, for other programs to read."""
-        data = {"format": self.format, "version": self.version} | record | {"derived": derived or {}}
+        data = (
+            {"format": self.format, "version": self.version} | record | {"derived": derived or {}}
+        )
         text = json.dumps(data, indent=1, allow_nan=False)
         # A list of numbers on one line. Strings hold no line breaks, so none of them is changed.
         return _NUMBERS.sub(lambda match: " ".join(match[0].split()), text) + "\n"
@@ -53,7 +57,13 @@ class Envelope(NamedTuple):
                 f"{source} has version {data.get('version')}, and this release reads version {self.version}"
             )
         try:
-            return make({key: value for key, value in data.items() if key not in ("format", "version", "derived")})
+            return make(
+                {
+                    key: value
+                    for key, value in data.items()
+                    if key not in ("format", "version", "derived")
+                }
+            )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UserError(f"{source} is damaged: {type(error).__name__} {error}") from None
 

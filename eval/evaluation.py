@@ -1,10 +1,12 @@
-"""Learned optimizers against tuned baselines on the same seeds: the function behind `eval transfer`.
+"""Learned optimizers against tuned baselines on the same seeds: the function behind `eval
+transfer`.
 
     result = evaluate(tasks, learned, theta, baselines=("adamw",), steps=200, seeds=20)
     print(closing_table(result))
 
-All optimizers see the same initial parameters and the same batches of a seed. Baselines are tuned on each task on other
-seeds, without test data (`eval.tuning`), and reported at their best setting for each metric.
+All optimizers see the same initial parameters and the same batches of a seed. Baselines are tuned
+on each task on other seeds, without test data (`eval.tuning`), and reported at their best setting
+for each metric.
 """
 
 from __future__ import annotations
@@ -14,22 +16,22 @@ from dataclasses import asdict
 
 import numpy as np
 
-from eval import protocol
-from eval.baselines import make_baseline, make_thetas, setting_label
-from eval.parallel import Arm as Plan
-from eval.parallel import Recipe, Workshop, drive
-from eval.progress import Progress
-from eval.protocol import METRICS
-from eval.provenance import provenance
-from eval.result import Arm, Result, Runs
-from eval.runner import Failure, Measured, plan_cells
-from eval.torch_runs import TorchBaseline
-from eval.tuning import Grid, Tuning, make_grid, tune
+from lo_framework.eval import protocol
+from lo_framework.eval.baselines import make_baseline, make_thetas, setting_label
+from lo_framework.eval.parallel import Arm as Plan
+from lo_framework.eval.parallel import Recipe, Workshop, drive
+from lo_framework.eval.progress import Progress
+from lo_framework.eval.protocol import METRICS
+from lo_framework.eval.provenance import provenance
+from lo_framework.eval.result import Arm, Result, Runs
+from lo_framework.eval.runner import Failure, Measured, plan_cells
+from lo_framework.eval.torch_runs import TorchBaseline
+from lo_framework.eval.tuning import Grid, Tuning, make_grid, tune
 from lo_framework.learned import KINDS
 from lo_framework.learned.base import LearnedOptimizer, Theta
+from lo_framework.optimizees.registry import TASKS
+from lo_framework.optimizees.spec import UserError, parse_spec
 from lo_framework.protocols import Task
-from optimizees.registry import TASKS
-from optimizees.spec import UserError, parse_spec
 
 SPLITS = ("train", "test")
 
@@ -57,12 +59,15 @@ def evaluate(
     Args:
         learned: one learned optimizer, known by its kind, or several by their labels.
         thetas: its meta-parameters (or by label) where they are not the optimizer's own.
-        baselines: specs, as ``"adamw"`` or ``"sgdm:momentum=0.5"``; an option that is usually tuned stays as given.
+        baselines: specs, as ``"adamw"`` or ``"sgdm:momentum=0.5"``; an option that is usually tuned
+            stays as given.
         steps: updates of an episode; the learned optimizer is told progress in these.
-        seeds, tuning_seeds: how many seeds are reported, and how many choose the baselines' settings.
+        seeds, tuning_seeds: how many seeds are reported, and how many choose the baselines'
+            settings.
         grid_size: learning rates tried per schedule; default: the baseline's own grid.
         seed_offset: shifts all seeds, to repeat the evaluation on others.
-        workers: processes. More than one need tasks and kinds that specs (and ``plugins``) can build again.
+        workers: processes. More than one need tasks and kinds that specs (and ``plugins``) can
+            build again.
         data_dir, plugins: what those processes need for that.
         files, command: for the record.
 
@@ -73,20 +78,30 @@ def evaluate(
     grids = {label: make_grid(label, grid_size) for label in baselines}
     made = {label: make_baseline(label) for label in baselines}
     check(tasks, [*optimizers, *baselines], steps, workers)
-    chosen_on, reported_on = protocol.tuning_seeds(tuning_seeds, seed_offset), protocol.report_seeds(seeds, seed_offset)
+    chosen_on, reported_on = (
+        protocol.tuning_seeds(tuning_seeds, seed_offset),
+        protocol.report_seeds(seeds, seed_offset),
+    )
 
     plans: dict[str, Plan[Arm]] = {}
     for task in tasks:
         for label, optimizer in optimizers.items():
-            plans[f"{task.name} {label}"] = _learned_arm(task, label, optimizer, own_thetas[label], reported_on, steps)
+            plans[f"{task.name} {label}"] = _learned_arm(
+                task, label, optimizer, own_thetas[label], reported_on, steps
+            )
         for label, baseline in made.items():
             arm = baseline_arm(task, label, baseline, grids[label], chosen_on, reported_on, steps)
             plans[f"{task.name} {label}"] = arm
-    workshop = Workshop(tasks={task.name: task for task in tasks}, optimizers={**optimizers, **made})
+    workshop = Workshop(
+        tasks={task.name: task for task in tasks}, optimizers={**optimizers, **made}
+    )
     if workers > 1:
         workshop.recipe = make_recipe(tasks, optimizers, made, data_dir, tuple(plugins))
     if progress is not None:
-        runs = sum(len(grid.settings) * tuning_seeds + 2 * seeds for grid in grids.values()) + len(optimizers) * seeds
+        runs = (
+            sum(len(grid.settings) * tuning_seeds + 2 * seeds for grid in grids.values())
+            + len(optimizers) * seeds
+        )
         progress.begin(len(tasks) * runs * steps)
     arms = drive(plans, workshop, workers=workers, progress=progress)
     return Result(
@@ -103,7 +118,8 @@ def evaluate(
 
 
 def _learned(
-    learned: LearnedOptimizer | Mapping[str, LearnedOptimizer], thetas: Theta | Mapping[str, Theta] | None
+    learned: LearnedOptimizer | Mapping[str, LearnedOptimizer],
+    thetas: Theta | Mapping[str, Theta] | None,
 ) -> tuple[dict[str, LearnedOptimizer], dict[str, Theta]]:
     """Optimizers and thetas by label."""
     if isinstance(learned, LearnedOptimizer):
@@ -112,8 +128,12 @@ def _learned(
     else:
         given = dict(thetas or {})  # type: ignore[arg-type]
     if unknown := set(given) - set(learned):
-        raise UserError(f"thetas for {', '.join(sorted(unknown))}, which are no learned optimizers here")
-    chosen = {label: {**optimizer.theta(), **given.get(label, {})} for label, optimizer in learned.items()}
+        raise UserError(
+            f"thetas for {', '.join(sorted(unknown))}, which are no learned optimizers here"
+        )
+    chosen = {
+        label: {**optimizer.theta(), **given.get(label, {})} for label, optimizer in learned.items()
+    }
     return dict(learned), chosen  # type: ignore[return-value]
 
 
@@ -138,10 +158,14 @@ def make_recipe(
     """Fails here, in one line, rather than in every cell."""
     for task in tasks:
         if parse_spec(task.name.partition("/")[0])[0] not in TASKS:
-            raise UserError(f"more than one worker needs tasks by spec, and {task.name!r} is none; use workers=1")
+            raise UserError(
+                f"more than one worker needs tasks by spec, and {task.name!r} is none; use workers=1"
+            )
     for label, optimizer in optimizers.items():
         if optimizer.kind not in KINDS:
-            raise UserError(f"more than one worker needs registered kinds, and {label!r} is of none; use workers=1")
+            raise UserError(
+                f"more than one worker needs registered kinds, and {label!r} is of none; use workers=1"
+            )
     known = {label: ("learned", o.kind, asdict(o.config)) for label, o in optimizers.items()}
     known |= {label: ("baseline", label, {}) for label in baselines}
     device = str(tasks[0].device)
@@ -149,7 +173,12 @@ def make_recipe(
 
 
 def _learned_arm(
-    task: Task, label: str, optimizer: LearnedOptimizer, theta: Theta, seeds: Sequence[int], steps: int
+    task: Task,
+    label: str,
+    optimizer: LearnedOptimizer,
+    theta: Theta,
+    seeds: Sequence[int],
+    steps: int,
 ) -> Plan[Arm]:
     (outcome,) = yield plan_cells(task.name, label, [theta], seeds, steps, SPLITS)
     if isinstance(outcome, Failure):
@@ -168,16 +197,29 @@ def _learned_arm(
 
 
 def baseline_arm(
-    task: Task, label: str, optimizer: LearnedOptimizer, grid: Grid,
-    chosen_on: Sequence[int], seeds: Sequence[int], steps: int,
-) -> Plan[Arm]:  # fmt: skip
-    """Tune, then run every setting that is best by some metric once, in a cell of its own (so that costs compare)."""
+    task: Task,
+    label: str,
+    optimizer: LearnedOptimizer,
+    grid: Grid,
+    chosen_on: Sequence[int],
+    seeds: Sequence[int],
+    steps: int,
+) -> Plan[Arm]:
+    """Tune, then run every setting that is best by some metric once, in a cell of its own (so that
+    costs compare).
+    """
     tuned = yield from tune(task.name, label, optimizer, grid, chosen_on, steps)
     if isinstance(tuned, Failure):
-        return Arm(task=task.name, optimizer=label, learned=False, failure=f"tuning: {tuned.reason}")
+        return Arm(
+            task=task.name, optimizer=label, learned=False, failure=f"tuning: {tuned.reason}"
+        )
     distinct = sorted(set(tuned.chosen.values()))
     thetas = make_thetas(optimizer, [tuned.settings[i] for i in distinct])
-    cells = [cell for theta in thetas for cell in plan_cells(task.name, label, [theta], seeds, steps, SPLITS)]
+    cells = [
+        cell
+        for theta in thetas
+        for cell in plan_cells(task.name, label, [theta], seeds, steps, SPLITS)
+    ]
     outcomes = yield cells
     runs: list[Runs] = []
     parameters, state = 0, 0.0
@@ -191,7 +233,9 @@ def baseline_arm(
         optimizer=label,
         learned=False,
         runs=tuple(runs),
-        chosen={key: distinct.index(i) for key, i in tuned.chosen.items() if key in runs[0].metrics},
+        chosen={
+            key: distinct.index(i) for key, i in tuned.chosen.items() if key in runs[0].metrics
+        },
         tuned=tuning_record(tuned),
         notes=tuned.notes,
         gradients_per_step=gradients_per_step(optimizer),

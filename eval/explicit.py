@@ -1,7 +1,9 @@
-"""AdamW around explicit SAM, ASAM, GSAM, GAM, LookSAM or Friendly SAM as baselines: ``"sam:rho=0.1"``.
+"""AdamW around explicit SAM, ASAM, GSAM, GAM, LookSAM or Friendly SAM as baselines:
+``"sam:rho=0.1"``.
 
-They pay for their perturbations at every step, which is what a learned optimizer that has absorbed them does not. Tuned
-over AdamW's grid like AdamW itself; the regularizer's own settings stay as given.
+They pay for their perturbations at every step, which is what a learned optimizer that has absorbed
+them does not. Tuned over AdamW's grid like AdamW itself; the regularizer's own settings stay as
+given.
 """
 
 from __future__ import annotations
@@ -9,14 +11,19 @@ from __future__ import annotations
 from dataclasses import MISSING, field, fields, make_dataclass
 from typing import Any, ClassVar, get_type_hints
 
-from eval.baselines import GRIDS, AdamW, AdamWConfig, register_baseline
+from lo_framework.eval.baselines import GRIDS, AdamW, AdamWConfig, register_baseline
 from lo_framework.learned.base import Theta
-from regularizers import REGULARIZERS, Regularizer
+from lo_framework.regularizers import REGULARIZERS, Regularizer
 
 # Accelerated GAM takes half the time of the exact one, and is what its authors use.
 EXPLICIT: dict[str, dict[str, Any]] = {
-    "sam": {}, "asam": {}, "gsam": {}, "gam": {"exact": False}, "looksam": {}, "fsam": {},
-}  # fmt: skip
+    "sam": {},
+    "asam": {},
+    "gsam": {},
+    "gam": {"exact": False},
+    "looksam": {},
+    "fsam": {},
+}
 
 
 class ExplicitAdamW(AdamW):
@@ -43,9 +50,18 @@ def _baseline(name: str, changed: dict[str, Any]) -> None:
 
     title = f"Explicit{rule.__name__}"
     config = make_dataclass(
-        f"{title}Config", options, bases=(AdamWConfig,), frozen=True, kw_only=True, namespace={"__post_init__": check}
+        f"{title}Config",
+        options,
+        bases=(AdamWConfig,),
+        frozen=True,
+        kw_only=True,
+        namespace={"__post_init__": check},
     )
-    cls = type(title, (ExplicitAdamW,), {"kind": name, "Config": config, "rule": rule, "__doc__": rule.__doc__})
+    cls = type(
+        title,
+        (ExplicitAdamW,),
+        {"kind": name, "Config": config, "rule": rule, "__doc__": rule.__doc__},
+    )
     register_baseline(name, GRIDS["adamw"])(cls)
 
 

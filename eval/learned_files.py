@@ -1,4 +1,6 @@
-"""``--learned FILE[,FILE...]``: optimizer files as learned optimizers, under labels that tell them apart."""
+"""``--learned FILE[,FILE...]``: optimizer files as learned optimizers, under labels that tell them
+apart.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,7 @@ from typing import NamedTuple
 
 from lo_framework.checkpoint import OptimizerFile, load_optimizer
 from lo_framework.learned import LearnedOptimizer, make_learned
-from optimizees.spec import UserError
+from lo_framework.optimizees.spec import UserError
 
 
 class Loaded(NamedTuple):
@@ -19,16 +21,20 @@ class Loaded(NamedTuple):
 
 
 def load_learned(text: str) -> dict[str, Loaded]:
-    """Learned optimizers by label: the kind, with what tells the paths apart where several are of one kind.
+    """Learned optimizers by label: the kind, with what tells the paths apart where several are of
+    one kind.
 
     Raises:
-        UserError: a file given twice or one that cannot be used, an unknown kind (a plugin is missing), weights that
-            are not that kind's.
+        UserError: a file given twice or one that cannot be used, an unknown kind (a plugin is
+            missing), weights that are not that kind's.
     """
     paths = split_paths(text)
     files = [load_optimizer(path) for path in paths]
     labels = label_paths(paths, [file.kind for file in files])
-    return {label: Loaded(_build(file, path), path) for label, file, path in zip(labels, files, paths, strict=True)}
+    return {
+        label: Loaded(_build(file, path), path)
+        for label, file, path in zip(labels, files, paths, strict=True)
+    }
 
 
 def split_paths(text: str) -> list[str]:
@@ -42,14 +48,20 @@ def split_paths(text: str) -> list[str]:
 
 
 def label_paths(paths: list[str], kinds: list[str]) -> list[str]:
-    """One label per path, all different: ``attention``, or ``mlp quick``, ``mlp long`` from runs/quick, runs/long."""
+    """One label per path, all different: ``attention``, or ``mlp quick``, ``mlp long`` from
+    runs/quick, runs/long.
+    """
     parts = [Path(os.path.abspath(path)).with_suffix("").parts[::-1] for path in paths]
     labels = []
     for i, kind in enumerate(kinds):
         rivals = [parts[j] for j in range(len(paths)) if j != i and kinds[j] == kind]
         if parts[i] in rivals:
             raise UserError(f"--learned: {paths[i]!r} is given twice")
-        telling = [word for at, word in enumerate(parts[i]) if any(rival[at : at + 1] != (word,) for rival in rivals)]
+        telling = [
+            word
+            for at, word in enumerate(parts[i])
+            if any(rival[at : at + 1] != (word,) for rival in rivals)
+        ]
         labels.append(f"{kind} {telling[0]}" if telling else kind)
     if len(set(labels)) < len(labels):  # one word did not tell three files apart
         return [f"{kind} {path}" for kind, path in zip(kinds, paths, strict=True)]
@@ -63,6 +75,8 @@ def _build(file: OptimizerFile, path: str) -> LearnedOptimizer:
         raise UserError(f"{path!r}: {error}") from None
     own = {name: tuple(x.shape) for name, x in learned.theta().items()}
     if own != {name: tuple(x.shape) for name, x in file.tensors.items()}:
-        raise UserError(f"{path!r}: its weights do not fit an optimizer of kind {file.kind!r} with its config")
+        raise UserError(
+            f"{path!r}: its weights do not fit an optimizer of kind {file.kind!r} with its config"
+        )
     learned.load_theta(file.tensors)
     return learned

@@ -1,7 +1,8 @@
-"""MetaOptimize as a baseline, its rules taken from ``lo_framework.optim.metaopt``: ``"metaoptimize:base=lion"``.
+"""MetaOptimize as a baseline, its rules taken from ``lo_framework.optim.metaopt``:
+``"metaoptimize:base=lion"``.
 
-Hessian-free traces, with one step size for all tensors or one for each. ``lr`` is the step size at the start; a cosine
-schedule multiplies what the meta rule makes of it.
+Hessian-free traces, with one step size for all tensors or one for each. ``lr`` is the step size at
+the start; a cosine schedule multiplies what the meta rule makes of it.
 """
 
 from __future__ import annotations
@@ -13,12 +14,12 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from eval.baselines import Baseline, Setting, register_baseline, scheduled_lr
+from lo_framework.eval.baselines import Baseline, Setting, register_baseline, scheduled_lr
 from lo_framework.layout import Layout
 from lo_framework.learned.base import State
 from lo_framework.optim.metaopt import bases, metas
 from lo_framework.optim.metaopt.bounds import MAX_CHANGE, limits_of
-from optimizees.spec import UserError
+from lo_framework.optimizees.spec import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,8 +57,8 @@ GRID: tuple[Setting, ...] = tuple(
 
 @register_baseline("metaoptimize", GRID)
 class MetaOptimizeBaseline(Baseline):
-    """Statistics are the meta-gradients. The state holds how far log step sizes have moved, not where they are, because
-    theta says where they began.
+    """Statistics are the meta-gradients. The state holds how far log step sizes have moved, not
+    where they are, because theta says where they began.
     """
 
     kind = "metaoptimize"
@@ -90,24 +91,38 @@ class MetaOptimizeBaseline(Baseline):
         z = stats[0] * torch.tensor(layout.sizes, dtype=stats.dtype, device=stats.device)
         if self.config.blocks == "scalar":
             z = z.sum()
-        own = {name.removeprefix("meta_"): x for name, x in state.items() if name.startswith("meta_")}
+        own = {
+            name.removeprefix("meta_"): x for name, x in state.items() if name.startswith("meta_")
+        }
         start = self.log_lr + own["beta"]
         beta = self.limits.bounded(start, start)  # tuning may extend its grid beyond the bounds
         due = (step % self.config.meta_every == 0).expand(z.shape)
         new, _ = metas.meta_step(
-            self.meta, {**own, "beta": beta}, z, self.log_meta_lr.exp(), self.meta.betas, self.limits, due
+            self.meta,
+            {**own, "beta": beta},
+            z,
+            self.log_meta_lr.exp(),
+            self.meta.betas,
+            self.limits,
+            due,
         )
         reduced = {**new, "beta": new["beta"] - self.log_lr}
         alphas = scheduled_lr(beta, self.cosine, progress).expand(layout.num)
-        return alphas[None], step[None], {"step": step, **{f"meta_{name}": x for name, x in reduced.items()}}
+        return (
+            alphas[None],
+            step[None],
+            {"step": step, **{f"meta_{name}": x for name, x in reduced.items()}},
+        )
 
     def apply(  # type: ignore[override]
         self, channels: Tensor, shared: Tensor, params: Tensor, grads: Tensor, state: State
     ) -> tuple[Tensor, State]:
         c, own = self.config, {name: state[name] for name in self.base.state}
         u, new = self.base.direction(grads, own, self.base.betas, self.base.eps, shared[0])
-        new_params, h = bases.hessian_free(params, u, state["h"], channels[0], c.weight_decay, c.gamma)
+        new_params, h = bases.hessian_free(
+            params, u, state["h"], channels[0], c.weight_decay, c.gamma
+        )
         return new_params, {**new, "h": h}
 
 
-from eval import torch_metaoptimize as _torch_metaoptimize  # noqa: E402, F401  (registers the class as it is)
+from lo_framework.eval import torch_metaoptimize as _torch_metaoptimize  # noqa: E402, F401  (registers the class as it is)

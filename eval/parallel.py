@@ -1,7 +1,9 @@
-"""Computes cells, in this process or in several of one thread each, and drives the plans that ask for them.
+"""Computes cells, in this process or in several of one thread each, and drives the plans that ask
+for them.
 
-A plan (an *arm*) is a generator: it yields a list of cells, receives what they gave, may ask for more, and returns its
-result. Arms do not wait for each other, so no worker idles while one arm has yet to choose its settings.
+A plan (an *arm*) is a generator: it yields a list of cells, receives what they gave, may ask for
+more, and returns its result. Arms do not wait for each other, so no worker idles while one arm has
+yet to choose its settings.
 """
 
 from __future__ import annotations
@@ -21,11 +23,11 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 
-from eval.progress import Progress
-from eval.runner import Failure
+from lo_framework.eval.progress import Progress
+from lo_framework.eval.runner import Failure
 from lo_framework.learned.base import LearnedOptimizer
+from lo_framework.optimizees.spec import UserError
 from lo_framework.protocols import Task
-from optimizees.spec import UserError
 
 R = TypeVar("R")
 Outcome = Any  # what the plan's cells give (`eval.runner.Measured`), or a `Failure`
@@ -33,7 +35,9 @@ REPORT_EVERY = 0.2  # seconds between a worker's messages about its progress
 
 
 class Cell(Protocol):
-    """One task under one optimizer, and how to compute what is asked of it. Travels to other processes."""
+    """One task under one optimizer, and how to compute what is asked of it. Travels to other
+    processes.
+    """
 
     @property
     def task(self) -> str: ...
@@ -41,7 +45,9 @@ class Cell(Protocol):
     def optimizer(self) -> str: ...
     @property
     def work(self) -> int: ...
-    def compute(self, task: Task, optimizer: LearnedOptimizer, on_step: Callable[[int], None]) -> Outcome: ...
+    def compute(
+        self, task: Task, optimizer: LearnedOptimizer, on_step: Callable[[int], None]
+    ) -> Outcome: ...
 
 
 class Store(Protocol):
@@ -72,14 +78,18 @@ class Recipe:
 
 @dataclass
 class Workshop:
-    """Tasks and optimizers by name, with which cells are computed. In a worker process: empty, with a recipe."""
+    """Tasks and optimizers by name, with which cells are computed. In a worker process: empty, with
+    a recipe.
+    """
 
     tasks: dict[str, Task] = field(default_factory=dict)
     optimizers: dict[str, LearnedOptimizer] = field(default_factory=dict)
     recipe: Recipe | None = None
 
     def compute(self, cell: Cell, on_step: Callable[[int], None]) -> Outcome:
-        """What the cell gave. An error in it is a `Failure`, so that it costs nothing but this cell."""
+        """What the cell gave. An error in it is a `Failure`, so that it costs nothing but this
+        cell.
+        """
         try:
             return cell.compute(self._task(cell.task), self._optimizer(cell.optimizer), on_step)
         except Exception as error:
@@ -87,20 +97,24 @@ class Workshop:
 
     def _task(self, name: str) -> Task:
         if name not in self.tasks and self.recipe is not None:
-            from optimizees import make_tasks
+            from lo_framework.optimizees import make_tasks
 
             spec, _, dataset = name.partition("/")
-            (task,) = make_tasks([spec], [dataset or "digits"], self.recipe.data_dir, self.recipe.device)
+            (task,) = make_tasks(
+                [spec], [dataset or "digits"], self.recipe.data_dir, self.recipe.device
+            )
             self.tasks[name] = task
         return self.tasks[name]
 
     def _optimizer(self, label: str) -> LearnedOptimizer:
         if label not in self.optimizers and self.recipe is not None:
-            from eval.baselines import make_baseline
+            from lo_framework.eval.baselines import make_baseline
             from lo_framework.learned import make_learned
 
             kind, spec, config = self.recipe.optimizers[label]
-            self.optimizers[label] = make_learned(spec, **config) if kind == "learned" else make_baseline(spec)
+            self.optimizers[label] = (
+                make_learned(spec, **config) if kind == "learned" else make_baseline(spec)
+            )
         return self.optimizers[label]
 
 
@@ -125,7 +139,8 @@ def drive(
 ) -> dict[str, R]:
     """Run all arms to their end; results by the same names, in the same order.
 
-    What ``store`` has of an earlier run is not computed again; it is handed every outcome but failures, as they come.
+    What ``store`` has of an earlier run is not computed again; it is handed every outcome but
+    failures, as they come.
     """
     progress = progress or Progress(mode="none")
     results: dict[str, R] = {}
@@ -140,7 +155,9 @@ def drive(
                 results[name] = stop.value
                 return
             known = [None if store is None else store.get(cell) for cell in cells]
-            progress.estimate -= sum(cell.work for cell, got in zip(cells, known) if got is not None)
+            progress.estimate -= sum(
+                cell.work for cell, got in zip(cells, known) if got is not None
+            )
             if not all(got is not None for got in known):
                 break
             outcomes = known
@@ -151,7 +168,11 @@ def drive(
 
     for name in arms:
         advance(name, None)
-    source = _here(queue, workshop, progress) if workers == 1 else _there(queue, workshop, workers, progress)
+    source = (
+        _here(queue, workshop, progress)
+        if workers == 1
+        else _there(queue, workshop, workers, progress)
+    )
     with _single_thread(), closing(source):
         for (name, i, cell), outcome in source:
             if store is not None and not isinstance(outcome, Failure):
@@ -173,13 +194,16 @@ def _here(queue: deque[Item], workshop: Workshop, progress: Progress) -> Source:
 
 
 def _there(queue: deque[Item], workshop: Workshop, workers: int, progress: Progress) -> Source:
-    """The same with processes: idle ones get the next cell; one that dies costs its cell and is replaced.
+    """The same with processes: idle ones get the next cell; one that dies costs its cell and is
+    replaced.
 
     Raises:
         RuntimeError: a process ends before it is ready, as all others would.
     """
     if workshop.recipe is None:
-        raise UserError("more than one worker needs tasks that their names can build again; use workers=1")
+        raise UserError(
+            "more than one worker needs tasks that their names can build again; use workers=1"
+        )
     busy: dict[Connection, tuple[Any, Item]] = {}
     started: set[Connection] = set()
     idle: list[tuple[Connection, Any]] = []
@@ -205,7 +229,12 @@ def _there(queue: deque[Item], workshop: Workshop, workers: int, progress: Progr
                             "a worker process could not start; its own message is above "
                             "(a script that uses workers must begin its work under `if __name__ == '__main__':`)"
                         ) from None
-                    yield item, Failure(reason=f"its process died (exit code {process.exitcode}; out of memory?)")
+                    yield (
+                        item,
+                        Failure(
+                            reason=f"its process died (exit code {process.exitcode}; out of memory?)"
+                        ),
+                    )
                     continue
                 started.add(pipe)
                 if isinstance(message, int):
@@ -222,7 +251,9 @@ def _there(queue: deque[Item], workshop: Workshop, workers: int, progress: Progr
 
 
 def _start(recipe: Recipe) -> tuple[Connection, Any]:
-    context = multiprocessing.get_context("spawn")  # a fork of a process with OpenMP or CUDA may hang
+    context = multiprocessing.get_context(
+        "spawn"
+    )  # a fork of a process with OpenMP or CUDA may hang
     mine, theirs = context.Pipe()
     process = context.Process(target=_serve, args=(theirs, recipe), daemon=True)
     with _environment("OMP_NUM_THREADS", "1"):  # read when the child loads its libraries
@@ -232,13 +263,15 @@ def _start(recipe: Recipe) -> tuple[Connection, Any]:
 
 
 def _serve(pipe: Connection, recipe: Recipe) -> None:
-    """A worker: cells in, numbers of finished task-steps and then an outcome out. Ends with its pipe."""
+    """A worker: cells in, numbers of finished task-steps and then an outcome out. Ends with its
+    pipe.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     torch.set_num_threads(1)
     workshop = Workshop(recipe=recipe)
     broken = ""
     try:
-        from optimizees.plugin import load_plugins
+        from lo_framework.optimizees.plugin import load_plugins
 
         load_plugins(recipe.plugins)
     except Exception as error:
@@ -264,7 +297,9 @@ def _serve(pipe: Connection, recipe: Recipe) -> None:
 
 @contextmanager
 def _single_thread() -> Iterator[None]:
-    """One intra-op thread, as the workers have: the bits depend on it, and more only spin on tasks this small."""
+    """One intra-op thread, as the workers have: the bits depend on it, and more only spin on tasks
+    this small.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

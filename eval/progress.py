@@ -1,4 +1,6 @@
-"""How far a long evaluation is: a bar on a terminal, a plain line every ten seconds elsewhere, on stderr."""
+"""How far a long evaluation is: a bar on a terminal, a plain line every ten seconds elsewhere, on
+stderr.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +14,16 @@ SECONDS = 10.0
 
 
 class Progress:
-    """Counts task-steps: `begin` with a first guess at their number; `expect` says what is really coming.
+    """Counts task-steps: `begin` with a first guess at their number; `expect` says what is really
+    coming.
 
-    Grids may be extended and settings may coincide, so the total becomes exact only as the run goes on.
+    Grids may be extended and settings may coincide, so the total becomes exact only as the run goes
+    on.
     """
 
-    def __init__(self, *, mode: Mode = "auto", title: str = "", stream: TextIO | None = None) -> None:
+    def __init__(
+        self, *, mode: Mode = "auto", title: str = "", stream: TextIO | None = None
+    ) -> None:
         self.stream = stream or sys.stderr
         self.mode = mode if mode != "auto" else "bar" if self.stream.isatty() else "plain"
         self.title = title
@@ -55,11 +61,15 @@ class Progress:
             print(self.line(), file=self.stream, flush=True)
 
     def line(self) -> str:
-        """``transfer: 34%, 12300 of 36000 steps, 410/s, about 58 s left``; the last part once it means something."""
+        """``transfer: 34%, 12300 of 36000 steps, 410/s, about 58 s left``; the last part once it
+        means something.
+        """
         rate = self.done / max(time.monotonic() - self.started, 1e-9)
         percent = 100 * self.done // max(self.total, 1)
         line = f"{self.title}: {percent}%, {self.done} of {self.total} steps, {rate:.0f}/s"
-        return line + (f", about {(self.total - self.done) / rate:.0f} s left" if percent >= 1 else "")
+        return line + (
+            f", about {(self.total - self.done) / rate:.0f} s left" if percent >= 1 else ""
+        )
 
     def close(self) -> None:
         """Remove the bar."""

@@ -1,16 +1,19 @@
-"""What is measured and on which seeds: the one place for both, so that no two programs can disagree.
+"""What is measured and on which seeds: the one place for both, so that no two programs can
+disagree.
 
-A baseline is reported at its best setting *for each metric* ("best of grid"). That setting is chosen on tuning seeds,
-on training and validation data only; what is reported comes from other seeds. A learned optimizer has one setting.
+A baseline is reported at its best setting *for each metric* ("best of grid"). That setting is
+chosen on tuning seeds, on training and validation data only; what is reported comes from other
+seeds. A learned optimizer has one setting.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from optimizees.spec import UserError
+from lo_framework.optimizees.spec import UserError
 
-# Three disjoint ranges of seeds: these two, and meta-training's own validation seeds from 30,000 on.
+# Three disjoint ranges of seeds: these two, and meta-training's own validation seeds from 30,000
+# on.
 TUNING_SEEDS = 10_000
 REPORT_SEEDS = 20_000
 RANGE = 10_000
@@ -24,7 +27,8 @@ class Metric:
 
     Attributes:
         key: its name in files; title: in tables.
-        chosen_by: the number that chooses a baseline's setting for it, on tuning seeds; never of test data.
+        chosen_by: the number that chooses a baseline's setting for it, on tuning seeds; never of
+            test data.
         ties: decides among settings that are equal by `chosen_by`.
         lower_is_better: direction of the metric, and of `chosen_by` too.
         diverged_as: what a diverged run counts as.
@@ -46,7 +50,13 @@ METRICS = (
     Metric(key="mean_loss", title="mean loss", chosen_by="mean_loss"),
     Metric(key="final_loss", title="final loss", chosen_by="final_loss"),
     Metric(key="test_loss", title="test loss", chosen_by="valid_loss"),
-    Metric(key="test_accuracy", title="test acc.", chosen_by="valid_accuracy", lower_is_better=False, percent=True),
+    Metric(
+        key="test_accuracy",
+        title="test acc.",
+        chosen_by="valid_accuracy",
+        lower_is_better=False,
+        percent=True,
+    ),
 )
 BY_KEY = {metric.key: metric for metric in METRICS}
 
@@ -65,10 +75,14 @@ def _seeds(start: int, count: int, offset: int, what: str) -> tuple[int, ...]:
     if count < 1:
         raise UserError(f"{what}: expected at least 1, got {count}")
     if not 0 <= offset <= RANGE - count:
-        raise UserError(f"{what}: offset {offset} and count {count} leave the range 0 to {RANGE} of these seeds")
+        raise UserError(
+            f"{what}: offset {offset} and count {count} leave the range 0 to {RANGE} of these seeds"
+        )
     return tuple(range(start + offset, start + offset + count))
 
 
 def smoothing_width(steps: int) -> int:
-    """Minibatch losses are compared to a target as means of the last ``width`` of them: a twentieth of the run."""
+    """Minibatch losses are compared to a target as means of the last ``width`` of them: a twentieth
+    of the run.
+    """
     return max(1, steps // 20)

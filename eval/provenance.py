@@ -19,7 +19,10 @@ def provenance(command: Sequence[str] = ()) -> dict[str, Any]:
     return {
         "command": list(command),
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
+        "versions": {
+            "python": platform.python_version(),
+            **{name: _version(name) for name in PACKAGES},
+        },
         "platform": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs",
         "commit": commit(),
     }
@@ -32,7 +35,11 @@ def commit() -> str | None:
     if not _git(folder, "ls-files", "--error-unmatch", "__init__.py"):
         return None
     head = _git(folder, "rev-parse", "HEAD")
-    return f"{head} (modified)" if head and _git(folder, "status", "--porcelain", "--untracked-files=no") else head
+    return (
+        f"{head} (modified)"
+        if head and _git(folder, "status", "--porcelain", "--untracked-files=no")
+        else head
+    )
 
 
 def _version(name: str) -> str | None:
@@ -45,7 +52,9 @@ def _version(name: str) -> str | None:
 def _git(folder: Path, *arguments: str) -> str | None:
     """Standard output, or None where git is missing or fails."""
     try:
-        done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10)
+        done = subprocess.run(
+            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10
+        )
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip() if done.returncode == 0 else None

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from eval.baselines import Setting
-from eval.envelope import Envelope
-from eval.statistics import Array
+from lo_framework.eval.baselines import Setting
+from lo_framework.eval.envelope import Envelope
+from lo_framework.eval.statistics import Array
 
 FILE = Envelope("transfer", "transfer.json", version=1)
 
@@ -37,7 +37,8 @@ class Runs:
 
 @dataclass(frozen=True, kw_only=True)
 class Arm:
-    """One optimizer on one task. ``failure`` is empty, or says in one line why there are no results.
+    """One optimizer on one task. ``failure`` is empty, or says in one line why there are no
+    results.
 
     Attributes:
         chosen: metric -> index into ``runs`` of the setting whose result is reported for it.
@@ -126,7 +127,10 @@ def _result(data: dict[str, Any]) -> Result:
 def _runs(run: dict[str, Any]) -> Runs:
     return Runs(
         setting=run["setting"],
-        metrics={name: _array(x, np.nan if "accuracy" in name else np.inf) for name, x in run["metrics"].items()},
+        metrics={
+            name: _array(x, np.nan if "accuracy" in name else np.inf)
+            for name, x in run["metrics"].items()
+        },
         curves=_array(run["curves"], np.inf).astype(np.float32),
         diverged=np.asarray(run["diverged"], dtype=bool),
         seconds_per_step=math.nan if run["seconds_per_step"] is None else run["seconds_per_step"],
@@ -139,7 +143,9 @@ def _array(values: Sequence[Any], missing: float) -> Array:
 
 
 def _plain(value: Any) -> Any:
-    """JSON values: arrays as lists, float32 with the nine digits it has, null for what is not finite."""
+    """JSON values: arrays as lists, float32 with the nine digits it has, null for what is not
+    finite.
+    """
     if isinstance(value, np.ndarray):
         if value.ndim != 1:
             return [_plain(x) for x in value]

@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from eval.options import add_runs
+from lo_framework.eval.options import add_runs
 
 HELP = "train from a grid of step sizes without tuning: how much does the first guess matter?"
 EXAMPLES = """\
@@ -42,23 +42,40 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     about = "baselines, lr left out (default: adamw, and metaoptimize at meta_lr 0.001, 0.01, 0.03)"
     add("--optimizers", default=OPTIMIZERS, metavar="SPEC[,SPEC...]", help=about)
     add("--lrs", default="1e-7:1e-2", help="step sizes: FROM:TO or a list (default: %(default)s)")
-    add("--per-decade", type=int, default=2, metavar="N", help="step sizes a decade of FROM:TO (default: %(default)s)")
-    add("--fresh", action="store_true", help="forget the finished cells that an earlier run left in DIR")
+    add(
+        "--per-decade",
+        type=int,
+        default=2,
+        metavar="N",
+        help="step sizes a decade of FROM:TO (default: %(default)s)",
+    )
+    add(
+        "--fresh",
+        action="store_true",
+        help="forget the finished cells that an earlier run left in DIR",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from eval.report import robustness
-    from eval.study import run_study
-    from eval.sweep import check_specs, step_sizes, sweep
-    from optimizees.spec import split_specs
+    from lo_framework.eval.report import robustness
+    from lo_framework.eval.study import run_study
+    from lo_framework.eval.sweep import check_specs, step_sizes, sweep
+    from lo_framework.optimizees.spec import split_specs
 
     def plan() -> tuple[list[str], tuple[float, ...]]:
-        specs, lrs = split_specs(arguments.optimizers), step_sizes(arguments.lrs, arguments.per_decade)
+        specs, lrs = (
+            split_specs(arguments.optimizers),
+            step_sizes(arguments.lrs, arguments.per_decade),
+        )
         check_specs(specs, lrs)
         return specs, lrs
 
     done = run_study(
-        arguments, "robustness", plan, lambda p: p[0], lambda p, tasks, **options: sweep(tasks, *p, **options)
+        arguments,
+        "robustness",
+        plan,
+        lambda p: p[0],
+        lambda p, tasks, **options: sweep(tasks, *p, **options),
     )
     if isinstance(done, int):
         return done
@@ -67,5 +84,8 @@ def run(arguments: argparse.Namespace) -> int:
     print(robustness.plain(result))
     print(f"\n{robustness.listing(written)}")
     for line in result.failures:
-        print(f"eval robustness: failed: {line.task}, {line.optimizer}: {line.failure}", file=sys.stderr)
+        print(
+            f"eval robustness: failed: {line.task}, {line.optimizer}: {line.failure}",
+            file=sys.stderr,
+        )
     return 0 if len(result.failures) < len(result.lines) else 1

@@ -1,7 +1,8 @@
-"""Cells: one task under one optimizer at a few settings and seeds. The unit of work, of parallelism and of failure.
+"""Cells: one task under one optimizer at a few settings and seeds. The unit of work, of parallelism
+and of failure.
 
-What a cell holds is decided by the plan alone, never by the number of workers, and every cell is computed on its own:
-that is why results do not depend on how many processes share the work.
+What a cell holds is decided by the plan alone, never by the number of workers, and every cell is
+computed on its own: that is why results do not depend on how many processes share the work.
 """
 
 from __future__ import annotations
@@ -16,15 +17,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from eval.statistics import Array
-from eval.torch_runs import TorchBaseline, torch_rollout
+from lo_framework.eval.statistics import Array
+from lo_framework.eval.torch_runs import TorchBaseline, torch_rollout
 from lo_framework.inner.rollout import rollout
 from lo_framework.inner.step import Family
 from lo_framework.learned.base import LearnedOptimizer, Theta
 from lo_framework.protocols import Task
 
-# Settings x seeds in one vmap. CPU, AdamW, task-steps/s at 4 / 8 / 16 / 48: mlp/digits 600 / 2160 / 3720 / 6830,
-# cnn/digits 200 / 430 / 470 / 390; more also costs memory.
+# Settings x seeds in one vmap. CPU, AdamW, task-steps/s at 4 / 8 / 16 / 48: mlp/digits 600 / 2160 /
+# 3720 / 6830, cnn/digits 200 / 430 / 470 / 390; more also costs memory.
 CHUNK = 16
 
 
@@ -32,7 +33,8 @@ CHUNK = 16
 class Cell:
     """C thetas of one optimizer on one task, each from S seeds.
 
-    Thetas are arrays: tensors would travel to other processes through shared memory files, of which there are few.
+    Thetas are arrays: tensors would travel to other processes through shared memory files, of which
+    there are few.
     """
 
     task: str
@@ -47,17 +49,20 @@ class Cell:
         """Task-steps."""
         return len(self.thetas) * len(self.seeds) * self.steps
 
-    def compute(self, task: Task, optimizer: LearnedOptimizer, on_step: Callable[[int], None]) -> Measured:
+    def compute(
+        self, task: Task, optimizer: LearnedOptimizer, on_step: Callable[[int], None]
+    ) -> Measured:
         return run_cell(self, task, optimizer, on_step)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """What a cell gave: ``metrics[name] [C, S]`` (float64), ``curves [C, S, T]`` of minibatch losses (float32).
+    """What a cell gave: ``metrics[name] [C, S]`` (float64), ``curves [C, S, T]`` of minibatch
+    losses (float32).
 
-    ``extra``: per-run counts of a special kind of optimizer ``[C, S]`` (guard activations, diagnostics), where it has
-    them.
-    ``state_floats``: numbers of optimizer state per parameter of the task.
+    ``extra``: per-run counts of a special kind of optimizer ``[C, S]`` (guard activations,
+    diagnostics), where it has them. ``state_floats``: numbers of optimizer state per parameter of
+    the task.
     """
 
     curves: Array
@@ -77,14 +82,22 @@ class Failure:
 
 
 def run_cell(
-    cell: Cell, task: Task, optimizer: LearnedOptimizer, on_step: Callable[[int], None] | None = None
+    cell: Cell,
+    task: Task,
+    optimizer: LearnedOptimizer,
+    on_step: Callable[[int], None] | None = None,
 ) -> Measured:
     """Compute a cell; ``on_step(n)`` hears of every ``n`` finished task-steps.
 
     Losses of a diverged run are infinite and its accuracies nan.
     """
-    optimizer = copy.deepcopy(optimizer).to(task.device)  # the caller's may live elsewhere, and stays as it is
-    thetas = [{name: torch.tensor(x, device=task.device) for name, x in theta.items()} for theta in cell.thetas]
+    optimizer = copy.deepcopy(optimizer).to(
+        task.device
+    )  # the caller's may live elsewhere, and stays as it is
+    thetas = [
+        {name: torch.tensor(x, device=task.device) for name, x in theta.items()}
+        for theta in cell.thetas
+    ]
     watch = _Watch(on_step, task.device)
     family = Family(task, optimizer)
     rest = (thetas, cell.seeds, cell.steps)
@@ -116,7 +129,12 @@ def run_cell(
 
 
 def plan_cells(
-    task: str, optimizer: str, thetas: Sequence[Theta], seeds: Sequence[int], steps: int, splits: tuple[str, ...]
+    task: str,
+    optimizer: str,
+    thetas: Sequence[Theta],
+    seeds: Sequence[int],
+    steps: int,
+    splits: tuple[str, ...],
 ) -> list[Cell]:
     """Cells of whole settings, as many of them in a cell as fit one vmap, spread evenly."""
     per_cell = max(1, CHUNK // len(seeds))
@@ -124,7 +142,14 @@ def plan_cells(
     bounds = [i * len(thetas) // cells for i in range(cells + 1)]
     arrays = [{name: x.detach().cpu().numpy() for name, x in theta.items()} for theta in thetas]
     return [
-        Cell(task=task, optimizer=optimizer, thetas=tuple(arrays[a:b]), seeds=tuple(seeds), steps=steps, splits=splits)
+        Cell(
+            task=task,
+            optimizer=optimizer,
+            thetas=tuple(arrays[a:b]),
+            seeds=tuple(seeds),
+            steps=steps,
+            splits=splits,
+        )
         for a, b in pairwise(bounds)
     ]
 
@@ -132,11 +157,15 @@ def plan_cells(
 def _state_floats(family: Family) -> float:
     """Of the optimizer, and of an explicit regularizer where it has one."""
     carry = family.start(torch.Generator().manual_seed(0), 1)
-    return sum(x.numel() for x in (*carry.state.values(), *carry.memory.values())) / family.layout.size
+    return (
+        sum(x.numel() for x in (*carry.state.values(), *carry.memory.values())) / family.layout.size
+    )
 
 
 class _Watch:
-    """Times steps as they finish. The median interval, so that a pause of a busy machine does not count."""
+    """Times steps as they finish. The median interval, so that a pause of a busy machine does not
+    count.
+    """
 
     def __init__(self, on_step: Callable[[int], None] | None, device: torch.device) -> None:
         self.on_step, self.device = on_step, device

@@ -14,14 +14,15 @@ IQM, BCa bootstrap           .896 / .936 / .952     .893 / .940 / .940
 IQM, expanded percentile     .940 / .978 / .972     .934 / .977 / .960
 ===========================  =====================  =========================
 
-So a mean, and a mean of paired differences (nearly symmetric), gets the Student t interval: a bootstrap of five values
-cannot know that its own spread is too small. Bootstrap-t covers as well but is a third wider at n = 5, and undefined
-when a resample is constant. An interquartile mean (IQM) has no such theory and gets the *expanded* percentile bootstrap
-(Hesterberg 2015, "What teachers should know about the bootstrap"): percentiles moved outwards as Student's t asks.
+So a mean, and a mean of paired differences (nearly symmetric), gets the Student t interval: a
+bootstrap of five values cannot know that its own spread is too small. Bootstrap-t covers as well
+but is a third wider at n = 5, and undefined when a resample is constant. An interquartile mean
+(IQM) has no such theory and gets the *expanded* percentile bootstrap (Hesterberg 2015, "What
+teachers should know about the bootstrap"): percentiles moved outwards as Student's t asks.
 
-A run that diverged (its value is not finite) is never dropped: it counts as ``diverged_as``, infinitely bad unless told
-otherwise. It makes a mean infinite and its interval unbounded; an IQM bears up to a quarter of them. Every result says
-how many there were.
+A run that diverged (its value is not finite) is never dropped: it counts as ``diverged_as``,
+infinitely bad unless told otherwise. It makes a mean infinite and its interval unbounded; an IQM
+bears up to a quarter of them. Every result says how many there were.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from eval.student_t import student_t_quantile
+from lo_framework.eval.student_t import student_t_quantile
 
 Array = NDArray[np.float64]
 Statistic = Callable[[Array], Array]  # [..., n] -> [...]
@@ -56,12 +57,18 @@ class Estimate:
     def __str__(self) -> str:
         digits = self._decimals()
         # + 0.0 turns a rounded -0.0 into 0.0.
-        show = (lambda x: f"{x:.4g}") if digits is None else (lambda x: f"{round(x, digits) + 0.0:.{digits}f}")
+        show = (
+            (lambda x: f"{x:.4g}")
+            if digits is None
+            else (lambda x: f"{round(x, digits) + 0.0:.{digits}f}")
+        )
         text = f"{show(self.value)} [{show(self.low)}, {show(self.high)}]"
         return f"{text} ({self.diverged} of {self.n} diverged)" if self.diverged else text
 
     def _decimals(self) -> int | None:
-        """Decimals that show the width (and a small value inside it) to two digits; None where fixed point fails."""
+        """Decimals that show the width (and a small value inside it) to two digits; None where
+        fixed point fails.
+        """
         width = self.high - self.low
         largest = max(abs(self.value), abs(self.low), abs(self.high))
         if not (math.isfinite(largest) and width > 0) or largest >= 1e7:
@@ -74,7 +81,9 @@ class Estimate:
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """One cell of a table: what happened over the seeds. ``best`` and ``worst`` respect the direction asked for."""
+    """One cell of a table: what happened over the seeds. ``best`` and ``worst`` respect the
+    direction asked for.
+    """
 
     mean: Estimate
     iqm: Estimate
@@ -87,7 +96,9 @@ class Summary:
 
 @dataclass(frozen=True, kw_only=True)
 class StepsToTarget:
-    """Steps to a target over the seeds; ``median`` counts censored runs as later than all others (inf: most were)."""
+    """Steps to a target over the seeds; ``median`` counts censored runs as later than all others
+    (inf: most were).
+    """
 
     median: float
     reached: int
@@ -95,7 +106,11 @@ class StepsToTarget:
 
     def __str__(self) -> str:
         median = f"{self.median:.10g}" if math.isfinite(self.median) else "never"
-        return f"{median} ({self.censored} of {self.reached + self.censored} never)" if self.censored else median
+        return (
+            f"{median} ({self.censored} of {self.reached + self.censored} never)"
+            if self.censored
+            else median
+        )
 
 
 def mean(values: ArrayLike) -> Array:
@@ -113,10 +128,11 @@ def median(values: ArrayLike) -> Array:
 
 
 def iqm(values: ArrayLike) -> Array:
-    """Interquartile mean over the last axis: the mean of the middle half, values at its edges by their fraction.
+    """Interquartile mean over the last axis: the mean of the middle half, values at its edges by
+    their fraction.
 
-    Sorted value i occupies [i, i + 1] and weighs by its overlap with [n/4, 3n/4]; so n need not be a multiple of four,
-    and ``n = 1`` gives the value itself.
+    Sorted value i occupies [i, i + 1] and weighs by its overlap with [n/4, 3n/4]; so n need not be
+    a multiple of four, and ``n = 1`` gives the value itself.
     """
     x = np.sort(np.asarray(values, dtype=np.float64), axis=-1)
     n = x.shape[-1]
@@ -141,17 +157,22 @@ def outcomes(values: ArrayLike, diverged_as: float = INF) -> tuple[Array, int]:
 
 
 def mean_interval(values: ArrayLike, *, level: float = 0.95, diverged_as: float = INF) -> Estimate:
-    """Mean of ``values [n]`` with Student's t interval; unbounded for ``n = 1`` and with an infinite value."""
+    """Mean of ``values [n]`` with Student's t interval; unbounded for ``n = 1`` and with an
+    infinite value.
+    """
     x, diverged = outcomes(values, diverged_as)
     return _t_interval(x.ravel(), level, diverged)
 
 
-def paired_difference(a: ArrayLike, b: ArrayLike, *, level: float = 0.95, diverged_as: float = INF) -> Estimate:
-    """Mean of ``a - b`` over pairs ``[n]`` that share a seed (initialisation and batches), with Student's t interval.
+def paired_difference(
+    a: ArrayLike, b: ArrayLike, *, level: float = 0.95, diverged_as: float = INF
+) -> Estimate:
+    """Mean of ``a - b`` over pairs ``[n]`` that share a seed (initialisation and batches), with
+    Student's t interval.
 
-    Pairing removes what the two have in common, which is most of the spread. Where one of a pair diverged the
-    difference is infinite, where both did it is undefined and so is the mean (nan): compare such arms by
-    `probability_of_improvement`.
+    Pairing removes what the two have in common, which is most of the spread. Where one of a pair
+    diverged the difference is infinite, where both did it is undefined and so is the mean (nan):
+    compare such arms by `probability_of_improvement`.
     """
     x, y, diverged = _pairs(a, b, diverged_as)
     with np.errstate(invalid="ignore"):
@@ -167,9 +188,13 @@ def bootstrap_interval(
     seed: int | np.random.Generator = 0,
     diverged_as: float = INF,
 ) -> Estimate:
-    """``statistic`` (it reduces the last axis) of ``values [n]`` with the expanded percentile bootstrap interval."""
+    """``statistic`` (it reduces the last axis) of ``values [n]`` with the expanded percentile
+    bootstrap interval.
+    """
     one_task = np.asarray(values, dtype=np.float64).reshape(1, -1)
-    options: dict[str, Any] = dict(level=level, resamples=resamples, seed=seed, diverged_as=diverged_as)
+    options: dict[str, Any] = dict(
+        level=level, resamples=resamples, seed=seed, diverged_as=diverged_as
+    )
     return stratified_bootstrap(one_task, statistic, **options)
 
 
@@ -184,9 +209,9 @@ def stratified_bootstrap(
 ) -> Estimate:
     """``statistic`` of all of ``matrix [tasks, seeds]`` at once, resampling seeds within each task.
 
-    The tasks are the ones we chose, not a sample of some population, so they stay; bring them to one scale first. The
-    interval says what other seeds would do, not what other tasks would. ``statistic`` maps ``[..., tasks * seeds]`` to
-    ``[...]``.
+    The tasks are the ones we chose, not a sample of some population, so they stay; bring them to
+    one scale first. The interval says what other seeds would do, not what other tasks would.
+    ``statistic`` maps ``[..., tasks * seeds]`` to ``[...]``.
     """
     x, diverged = outcomes(matrix, diverged_as)
     if x.ndim != 2:
@@ -198,14 +223,20 @@ def stratified_bootstrap(
     index = np.random.default_rng(seed).integers(0, seeds, size=(resamples, tasks, seeds))
     drawn = np.take_along_axis(np.broadcast_to(x, (resamples, tasks, seeds)), index, axis=-1)
     low, high = expanded_percentile(statistic(drawn.reshape(resamples, -1)), level, seeds, tasks)
-    return Estimate(value=value, low=float(low), high=float(high), n=x.size, level=level, diverged=diverged)
+    return Estimate(
+        value=value, low=float(low), high=float(high), n=x.size, level=level, diverged=diverged
+    )
 
 
-def expanded_percentile(replicates: Array, level: float, seeds: int, tasks: int = 1) -> tuple[Array, Array]:
-    """Ends of the expanded percentile interval over the first axis of bootstrap ``replicates [resamples, ...]``.
+def expanded_percentile(
+    replicates: Array, level: float, seeds: int, tasks: int = 1
+) -> tuple[Array, Array]:
+    """Ends of the expanded percentile interval over the first axis of bootstrap ``replicates
+    [resamples, ...]``.
 
-    The resampled spread is too small by sqrt((n - 1) / n) and the normal quantile by what Student's t adds. Order
-    statistics without interpolation, rounded outwards: they stay right among infinities.
+    The resampled spread is too small by sqrt((n - 1) / n) and the normal quantile by what Student's
+    t adds. Order statistics without interpolation, rounded outwards: they stay right among
+    infinities.
     """
     tail = 0.5 * (1.0 - level)
     t = student_t_quantile(1.0 - tail, tasks * (seeds - 1))
@@ -218,10 +249,12 @@ def expanded_percentile(replicates: Array, level: float, seeds: int, tasks: int 
 def probability_of_improvement(
     a: ArrayLike, b: ArrayLike, *, lower_is_better: bool = True, level: float = 0.95
 ) -> Estimate:
-    """How often ``a`` beats ``b`` on the same task and seed (``[n]`` or ``[tasks, seeds]``); a tie counts one half.
+    """How often ``a`` beats ``b`` on the same task and seed (``[n]`` or ``[tasks, seeds]``); a tie
+    counts one half.
 
-    Diverged runs lose against finite ones and tie among themselves. Wilson's score interval: right at 0 and 1, where a
-    bootstrap of few pairs has no width at all; for ties and for several tasks it errs on the wide side.
+    Diverged runs lose against finite ones and tie among themselves. Wilson's score interval: right
+    at 0 and 1, where a bootstrap of few pairs has no width at all; for ties and for several tasks
+    it errs on the wide side.
     """
     x, y, diverged = _pairs(a, b, INF if lower_is_better else -INF)
     wins = (x < y) if lower_is_better else (x > y)
@@ -234,7 +267,9 @@ def probability_of_improvement(
     return Estimate(value=p, low=low, high=high, n=n, level=level, diverged=diverged)
 
 
-def steps_to_target(curve: ArrayLike, target: float, steps: Sequence[int] | None = None) -> int | None:
+def steps_to_target(
+    curve: ArrayLike, target: float, steps: Sequence[int] | None = None
+) -> int | None:
     """First step at which ``curve [points]`` is at most ``target``; None if it never is (censored).
 
     ``steps [points]``: the step of each point, where the curve was not taken at every step.
@@ -252,7 +287,9 @@ def steps_to_target(curve: ArrayLike, target: float, steps: Sequence[int] | None
 def summarize_steps(reached: Sequence[int | None]) -> StepsToTarget:
     """Counts and the median of `steps_to_target` over runs of one length, censored runs included."""
     values, censored = outcomes([math.nan if step is None else step for step in reached])
-    return StepsToTarget(median=float(median(values)), reached=values.size - censored, censored=censored)
+    return StepsToTarget(
+        median=float(median(values)), reached=values.size - censored, censored=censored
+    )
 
 
 def summarize(
@@ -263,7 +300,9 @@ def summarize(
     resamples: int = 2000,
     seed: int | np.random.Generator = 0,
 ) -> Summary:
-    """Everything a table says about ``values [n]`` of one metric over seeds; diverged runs count as infinitely bad."""
+    """Everything a table says about ``values [n]`` of one metric over seeds; diverged runs count as
+    infinitely bad.
+    """
     worst = INF if lower_is_better else -INF
     x, diverged = outcomes(values, worst)
     options: dict[str, Any] = dict(level=level, diverged_as=worst)

@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 
 @lru_cache(maxsize=256)
 def student_t_quantile(probability: float, df: int) -> float:
-    """Quantile of Student's t for a whole number of degrees of freedom: bisection of its exact finite series."""
+    """Quantile of Student's t for a whole number of degrees of freedom: bisection of its exact
+    finite series.
+    """
     if not 0.0 < probability < 1.0 or df < 1:
         raise ValueError(f"need 0 < probability < 1 and df >= 1, got {probability} and {df}")
     if probability < 0.5:
@@ -19,7 +21,9 @@ def student_t_quantile(probability: float, df: int) -> float:
     low, high = 0.0, math.pi / 2
     for _ in range(80):
         middle = 0.5 * (low + high)
-        low, high = (middle, high) if _between(middle, df) < 2.0 * probability - 1.0 else (low, middle)
+        low, high = (
+            (middle, high) if _between(middle, df) < 2.0 * probability - 1.0 else (low, middle)
+        )
     return math.sqrt(df) * math.tan(low)
 
 
@@ -40,5 +44,7 @@ def _between(angle: float, df: int) -> float:
 
 @lru_cache(maxsize=256)
 def _coefficients(df: int) -> NDArray[np.float64]:
-    j = np.arange(1 + df % 2, df - 2 + df % 2, 2)  # ratios of successive terms: (1/2) (3/4) ... or (2/3) (4/5) ...
+    j = np.arange(
+        1 + df % 2, df - 2 + df % 2, 2
+    )  # ratios of successive terms: (1/2) (3/4) ... or (2/3) (4/5) ...
     return np.concatenate([[1.0], np.cumprod(j / (j + 1.0))]) if df > 1 else np.zeros(1)

@@ -1,4 +1,6 @@
-"""What the commands share: options in a spec, finished cells, input checked before a run, the frame of a run."""
+"""What the commands share: options in a spec, finished cells, input checked before a run, the frame
+of a run.
+"""
 
 from __future__ import annotations
 
@@ -11,31 +13,35 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from eval import protocol
-from eval.baselines import BASELINES, make_baseline
-from eval.evaluation import check
-from eval.parallel import Outcome
-from eval.progress import Progress
-from eval.provenance import provenance
-from eval.runner import Failure
-from eval.sharpness.store import CellStore, digest
-from eval.statistics import Array
+from lo_framework.eval import protocol
+from lo_framework.eval.baselines import BASELINES, make_baseline
+from lo_framework.eval.evaluation import check
+from lo_framework.eval.parallel import Outcome
+from lo_framework.eval.progress import Progress
+from lo_framework.eval.provenance import provenance
+from lo_framework.eval.runner import Failure
+from lo_framework.eval.sharpness.store import CellStore, digest
+from lo_framework.eval.statistics import Array
+from lo_framework.optimizees.spec import UserError, canonical, parse_spec
 from lo_framework.protocols import Task
-from optimizees.spec import UserError, canonical, parse_spec
 
 CELLS = "cells"
 R = TypeVar("R")
 
 
 def with_options(spec: str, changed: Mapping[str, str]) -> str:
-    """The shortest spec of the same baseline with some options changed; equal settings give equal specs.
+    """The shortest spec of the same baseline with some options changed; equal settings give equal
+    specs.
 
     Raises:
-        UserError: an unknown baseline or option, or a value that cannot be; the line names the whole spec.
+        UserError: an unknown baseline or option, or a value that cannot be; the line names the
+            whole spec.
     """
     name, options = parse_spec(spec)
     merged = {**options, **changed}
-    text = f"{name}:{','.join(f'{key}={value}' for key, value in merged.items())}" if merged else name
+    text = (
+        f"{name}:{','.join(f'{key}={value}' for key, value in merged.items())}" if merged else name
+    )
     try:
         config = make_baseline(text).config
     except UserError as error:
@@ -58,7 +64,9 @@ def known_options(spec: str) -> list[str]:
 
 
 def by_setting(outcomes: Sequence[Outcome]) -> tuple[dict[str, Array], Array] | Failure:
-    """Metrics and counts ``[C, S]`` and where runs diverged ``[C, S]``, of cells that share their C settings."""
+    """Metrics and counts ``[C, S]`` and where runs diverged ``[C, S]``, of cells that share their C
+    settings.
+    """
     for outcome in outcomes:
         if isinstance(outcome, Failure):
             return outcome
@@ -75,21 +83,39 @@ def plan_of(tasks: Sequence[Task], device: str, plugins: Sequence[str]) -> dict[
     data = {}
     for task in tasks:
         tensors = [x for split in ("train", "valid", "test") for x in task.full(split)]
-        data[task.name] = digest(*(x.detach().cpu().contiguous().numpy().tobytes() for x in tensors))
+        data[task.name] = digest(
+            *(x.detach().cpu().contiguous().numpy().tobytes() for x in tensors)
+        )
     root = Path(__file__).resolve().parents[1]
-    names = ("baselines", "explicit", "meta_adamw", "meta_optimize", "runner", "torch_metaoptimize", "torch_runs")
+    names = (
+        "baselines",
+        "explicit",
+        "meta_adamw",
+        "meta_optimize",
+        "runner",
+        "torch_metaoptimize",
+        "torch_runs",
+    )
     files = [root / "eval" / f"{name}.py" for name in names]
-    files += [path for room in ("optimizees", "regularizers", "lo_framework") for path in (root / room).rglob("*.py")]
+    files += [
+        path
+        for room in ("optimizees", "regularizers", "lo_framework")
+        for path in (root / room).rglob("*.py")
+    ]
     return {
         "device": device,
-        "plugin": {path: digest(Path(path).read_bytes()) for path in plugins if Path(path).is_file()},
+        "plugin": {
+            path: digest(Path(path).read_bytes()) for path in plugins if Path(path).is_file()
+        },
         "data of": data,
         "versions": provenance()["versions"],
         "code": digest(*(path.read_bytes() for path in sorted(files))),
     }
 
 
-def check_input(arguments: argparse.Namespace, tasks: Sequence[Task], optimizers: Sequence[str]) -> None:
+def check_input(
+    arguments: argparse.Namespace, tasks: Sequence[Task], optimizers: Sequence[str]
+) -> None:
     """What an evaluation would refuse only once its folder is made.
 
     Raises:
@@ -111,23 +137,33 @@ def run_study(
     """Set up, compute and keep finished cells; the exit code of an interrupted run.
 
     Args:
-        plan: what can be wrong with the input, checked before anything is computed or any folder made; given on.
+        plan: what can be wrong with the input, checked before anything is computed or any folder
+            made; given on.
         optimizers: of ``plan()``, those that a person may have given twice.
         compute: ``(plan(), tasks, **options of `drive`)``.
     """
-    from eval.report import files
-    from optimizees import make_tasks
-    from optimizees.plugin import load_plugins
+    from lo_framework.eval.report import files
+    from lo_framework.optimizees import make_tasks
+    from lo_framework.optimizees.plugin import load_plugins
 
     load_plugins(arguments.plugin)
     planned = plan()
-    tasks = make_tasks(arguments.optimizees, arguments.datasets, arguments.data_dir, arguments.device)
+    tasks = make_tasks(
+        arguments.optimizees, arguments.datasets, arguments.data_dir, arguments.device
+    )
     check_input(arguments, tasks, optimizers(planned))
     folder = files.prepare(arguments.out)
-    store = CellStore(folder / CELLS, plan_of(tasks, arguments.device, arguments.plugin), fresh=arguments.fresh)
+    store = CellStore(
+        folder / CELLS, plan_of(tasks, arguments.device, arguments.plugin), fresh=arguments.fresh
+    )
     progress = Progress(mode=arguments.progress, title=name)
-    options = {key: getattr(arguments, key) for key in ("steps", "seeds", "seed_offset", "workers", "data_dir")}
-    options |= dict(plugins=arguments.plugin, command=arguments.words, progress=progress, store=store)
+    options = {
+        key: getattr(arguments, key)
+        for key in ("steps", "seeds", "seed_offset", "workers", "data_dir")
+    }
+    options |= dict(
+        plugins=arguments.plugin, command=arguments.words, progress=progress, store=store
+    )
     try:
         result = compute(planned, tasks, **options)
     except KeyboardInterrupt:

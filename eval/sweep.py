@@ -1,6 +1,7 @@
 """Optimizers over a fixed grid of step sizes, not tuned: how much does the first guess matter?
 
-result = sweep(tasks, ["adamw", "metaoptimize:meta_lr=0.03"], step_sizes("1e-7:1e-2"), steps=1000, seeds=5)
+result = sweep(tasks, ["adamw", "metaoptimize:meta_lr=0.03"], step_sizes("1e-7:1e-2"), steps=1000,
+seeds=5)
 """
 
 from __future__ import annotations
@@ -12,31 +13,33 @@ from typing import Any
 
 import numpy as np
 
-from eval import protocol
-from eval.baselines import make_baseline, make_thetas
-from eval.envelope import Envelope
-from eval.evaluation import SPLITS, check, make_recipe
-from eval.parallel import Arm as Plan
-from eval.parallel import Store, Workshop, drive
-from eval.progress import Progress
-from eval.provenance import provenance
-from eval.result import _array, _plain
-from eval.runner import Failure, plan_cells
-from eval.statistics import Array
-from eval.study import by_setting, known_options, with_options
+from lo_framework.eval import protocol
+from lo_framework.eval.baselines import make_baseline, make_thetas
+from lo_framework.eval.envelope import Envelope
+from lo_framework.eval.evaluation import SPLITS, check, make_recipe
+from lo_framework.eval.parallel import Arm as Plan
+from lo_framework.eval.parallel import Store, Workshop, drive
+from lo_framework.eval.progress import Progress
+from lo_framework.eval.provenance import provenance
+from lo_framework.eval.result import _array, _plain
+from lo_framework.eval.runner import Failure, plan_cells
+from lo_framework.eval.statistics import Array
+from lo_framework.eval.study import by_setting, known_options, with_options
 from lo_framework.learned.base import LearnedOptimizer
+from lo_framework.optimizees.spec import UserError, parse_spec
 from lo_framework.protocols import Task
-from optimizees.spec import UserError, parse_spec
 
 FILE = Envelope("robustness", "robustness.json", version=1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """One optimizer on one task, from each of L step sizes and S seeds. ``failure``: why there are no numbers.
+    """One optimizer on one task, from each of L step sizes and S seeds. ``failure``: why there are
+    no numbers.
 
     Attributes:
-        metrics: name -> ``[L, S]``; losses of diverged runs are infinite, their accuracies nan. Counts too.
+        metrics: name -> ``[L, S]``; losses of diverged runs are infinite, their accuracies nan.
+            Counts too.
         diverged: ``[L, S]`` bool.
     """
 
@@ -80,7 +83,9 @@ def step_sizes(text: str, per_decade: int = 2) -> tuple[float, ...]:
     except ValueError:
         values = []
     if not values or not all(0 < x < math.inf for x in values):
-        raise UserError(f'--lrs "{text}": expected positive step sizes, as 1e-7:1e-2 or 1e-4,1e-3,1e-2')
+        raise UserError(
+            f'--lrs "{text}": expected positive step sizes, as 1e-7:1e-2 or 1e-4,1e-3,1e-2'
+        )
     if not colon:
         return tuple(sorted(set(values)))
     if per_decade < 1:
@@ -95,7 +100,8 @@ def check_specs(specs: Sequence[str], lrs: Sequence[float]) -> None:
     """Every optimizer can start from every step size.
 
     Raises:
-        UserError: it cannot (unknown baseline or option, a step size outside of its bounds), or it fixes ``lr`` itself.
+        UserError: it cannot (unknown baseline or option, a step size outside of its bounds), or it
+            fixes ``lr`` itself.
     """
     for spec in specs:
         if "lr" in parse_spec(spec)[1]:
@@ -125,7 +131,8 @@ def sweep(
     """Run every optimizer from every step size on every task, on the reported seeds, paired.
 
     Raises:
-        UserError: nothing to do, an optimizer that cannot start at a step size, numbers out of range.
+        UserError: nothing to do, an optimizer that cannot start at a step size, numbers out of
+            range.
     """
     if not lrs:
         raise UserError("an empty grid: expected at least one step size")
@@ -134,7 +141,9 @@ def sweep(
     reported = protocol.report_seeds(seeds, seed_offset)
     made = {spec: make_baseline(spec) for spec in specs}
     plans = {
-        f"{task.name} {spec}": _line(task, spec, made[spec], lrs, reported, steps) for task in tasks for spec in specs
+        f"{task.name} {spec}": _line(task, spec, made[spec], lrs, reported, steps)
+        for task in tasks
+        for spec in specs
     }
     workshop = Workshop(tasks={task.name: task for task in tasks}, optimizers=dict(made))
     if workers > 1:
@@ -145,7 +154,9 @@ def sweep(
         tasks=tuple(task.name for task in tasks),
         optimizers=tuple(specs),
         lrs=tuple(lrs),
-        lines=tuple(drive(plans, workshop, workers=workers, progress=progress, store=store).values()),
+        lines=tuple(
+            drive(plans, workshop, workers=workers, progress=progress, store=store).values()
+        ),
         steps=steps,
         seeds=reported,
         provenance=provenance(command),
@@ -153,7 +164,12 @@ def sweep(
 
 
 def _line(
-    task: Task, spec: str, optimizer: LearnedOptimizer, lrs: Sequence[float], seeds: Sequence[int], steps: int
+    task: Task,
+    spec: str,
+    optimizer: LearnedOptimizer,
+    lrs: Sequence[float],
+    seeds: Sequence[int],
+    steps: int,
 ) -> Plan[Line]:
     thetas = make_thetas(optimizer, [{"lr": lr} for lr in lrs])
     found = by_setting((yield plan_cells(task.name, spec, thetas, seeds, steps, SPLITS)))
@@ -177,7 +193,10 @@ def _sweep(data: dict[str, Any]) -> Sweep:
     lines = []
     for line in data["lines"]:
         diverged = np.asarray(line["diverged"], dtype=bool)
-        metrics = {n: _array(x, np.inf if n.endswith("loss") else np.nan) for n, x in line["metrics"].items()}
+        metrics = {
+            n: _array(x, np.inf if n.endswith("loss") else np.nan)
+            for n, x in line["metrics"].items()
+        }
         lines.append(Line(**{**line, "metrics": metrics, "diverged": diverged}))
     sequences = {key: tuple(data[key]) for key in ("tasks", "optimizers", "lrs", "seeds")}
     return Sweep(**{**data, **sequences, "lines": tuple(lines)})

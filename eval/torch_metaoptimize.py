@@ -1,6 +1,8 @@
-"""The class `lo_framework.optim.MetaOptimize` itself as a baseline: ``"torch-metaoptimize:blocks=node,trace=2x2"``.
+"""The class `lo_framework.optim.MetaOptimize` itself as a baseline:
+``"torch-metaoptimize:blocks=node,trace=2x2"``.
 
-What the vmapped ``metaoptimize`` has no room for: blocks of rows and of single weights, exact traces, diagnostics.
+What the vmapped ``metaoptimize`` has no room for: blocks of rows and of single weights, exact
+traces, diagnostics.
 """
 
 from __future__ import annotations
@@ -12,9 +14,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from eval.baselines import GRIDS, register_baseline
-from eval.meta_optimize import MetaOptimizeConfig
-from eval.torch_runs import TorchBaseline
+from lo_framework.eval.baselines import GRIDS, register_baseline
+from lo_framework.eval.meta_optimize import MetaOptimizeConfig
+from lo_framework.eval.torch_runs import TorchBaseline
 from lo_framework.learned.base import Theta
 from lo_framework.optim import MetaOptimize
 from lo_framework.optim.metaopt.diagnostics import KINDS, WINDOW
@@ -37,7 +39,9 @@ class TorchMetaOptimizeConfig(MetaOptimizeConfig):
 
 @register_baseline("torch-metaoptimize", GRIDS["metaoptimize"])
 class TorchMetaOptimize(TorchBaseline):
-    """Counts: what `MetaOptimize.diagnostics` says, and ``alpha``, the geometric mean of the final step sizes."""
+    """Counts: what `MetaOptimize.diagnostics` says, and ``alpha``, the geometric mean of the final
+    step sizes.
+    """
 
     kind = "torch-metaoptimize"
     Config = TorchMetaOptimizeConfig
@@ -49,13 +53,27 @@ class TorchMetaOptimize(TorchBaseline):
         self.log_meta_lr = nn.Parameter(torch.tensor(math.log(config.meta_lr)))
 
     def build(
-        self, theta: Theta, named_params: list[tuple[str, nn.Parameter]], task: Task, steps: int, seed: int
+        self,
+        theta: Theta,
+        named_params: list[tuple[str, nn.Parameter]],
+        task: Task,
+        steps: int,
+        seed: int,
     ) -> torch.optim.Optimizer:
         c, own = self.config, self.values(theta)
         return MetaOptimize(
-            named_params, c.base, c.meta, alpha0=own["lr"], meta_lr=own["meta_lr"], gamma=c.gamma,
-            weight_decay=c.weight_decay, meta_every=c.meta_every, blocks=c.blocks, trace=c.trace, products=c.products,
-        )  # fmt: skip
+            named_params,
+            c.base,
+            c.meta,
+            alpha0=own["lr"],
+            meta_lr=own["meta_lr"],
+            gamma=c.gamma,
+            weight_decay=c.weight_decay,
+            meta_every=c.meta_every,
+            blocks=c.blocks,
+            trace=c.trace,
+            products=c.products,
+        )
 
     def take_step(self, optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
         if self.config.trace == "hessian-free":
@@ -68,8 +86,15 @@ class TorchMetaOptimize(TorchBaseline):
         report, sizes = optimizer.diagnostics(), optimizer.step_sizes().values()
         logs = torch.cat([x.double().log().flatten() for x in sizes])
         found = {name: float(report[name]) for name in (*KINDS, "skipped", "meta_steps")}
-        windows = float(logs.numel() * (report["meta_steps"] // WINDOW))  # what the first three are counted in
-        return {**found, "block_windows": windows, "blocks": float(logs.numel()), "alpha": float(logs.mean().exp())}
+        windows = float(
+            logs.numel() * (report["meta_steps"] // WINDOW)
+        )  # what the first three are counted in
+        return {
+            **found,
+            "block_windows": windows,
+            "blocks": float(logs.numel()),
+            "alpha": float(logs.mean().exp()),
+        }
 
     def state_numel(self, optimizer: torch.optim.Optimizer) -> int:
         own = optimizer.state_dict()["metaoptimize"]

@@ -1,4 +1,5 @@
-"""Baselines that are real ``torch.optim.Optimizer``s, run as they are: one run at a time, with everybody's seeds.
+"""Baselines that are real ``torch.optim.Optimizer``s, run as they are: one run at a time, with
+everybody's seeds.
 
     @register_baseline("my-adamw", lr_grid([1e-3, 1e-2]))
     class MyAdamW(TorchBaseline):
@@ -7,9 +8,10 @@
         def build(self, theta, named_params, task, steps, seed):
             return torch.optim.AdamW([p for _, p in named_params], lr=self.values(theta)["lr"])
 
-Initial parameters, training batches and noise of a seed are those of `lo_framework.inner.rollout`, so such a run is
-paired with every vmapped one; `eval.runner.run_cell` sends it here, and tuning, tables and workers do not know the
-difference. For what cannot be vmapped: several blocks, diagnostics, optimizers that train a network of their own.
+Initial parameters, training batches and noise of a seed are those of `lo_framework.inner.rollout`,
+so such a run is paired with every vmapped one; `eval.runner.run_cell` sends it here, and tuning,
+tables and workers do not know the difference. For what cannot be vmapped: several blocks,
+diagnostics, optimizers that train a network of their own.
 """
 
 from __future__ import annotations
@@ -27,11 +29,12 @@ from lo_framework.inner.rollout import _INIT, _TRAIN, seeded
 from lo_framework.inner.step import Carry, Draw
 from lo_framework.layout import Layout
 from lo_framework.learned.base import LearnedOptimizer, State, Theta
+from lo_framework.optimizees.spec import UserError
 from lo_framework.protocols import Batch, Buffers, Task
-from optimizees.spec import UserError
 
 OnCarry = Callable[[int, Carry, Draw | None], None]
-# Streams of `Run.draw`, one a split: neither shifts the other, nor the training batches. Test data is for nobody.
+# Streams of `Run.draw`, one a split: neither shifts the other, nor the training batches. Test data
+# is for nobody.
 _DRAWN = {"train": 0xD7A1, "valid": 0xD7A2}
 
 
@@ -60,20 +63,24 @@ class Run:
         return torch.tensor(self.seed * 1_000_003 + self.t, device=self.task.device)
 
     def loss_fn(self, batch: Batch) -> Tensor:
-        """The task's loss (0-d, with its graph) at the live parameters and buffers, with this step's noise.
+        """The task's loss (0-d, with its graph) at the live parameters and buffers, with this
+        step's noise.
 
         Buffers stay as they are.
         """
         return self._loss(batch)[0]
 
     def draw(self, split: str) -> Batch:
-        """Another batch of "train" or "valid", from a stream of this seed and split that nothing else uses.
+        """Another batch of "train" or "valid", from a stream of this seed and split that nothing
+        else uses.
 
         Raises:
             UserError: another split. No optimizer sees test data.
         """
         if split not in self._drawn:
-            raise UserError(f'an optimizer may draw from {", ".join(self._drawn)}, not from "{split}"')
+            raise UserError(
+                f'an optimizer may draw from {", ".join(self._drawn)}, not from "{split}"'
+            )
         return self.task.batch(split, self._drawn[split])
 
     def training_loss(self) -> Tensor:
@@ -101,8 +108,8 @@ class Run:
 class TorchBaseline(LearnedOptimizer):
     """A baseline around a ``torch.optim.Optimizer``.
 
-    ``config`` has ``lr`` and ``cosine``; these are tuned. A subclass makes further options tunable by parameters of its
-    own, as vmapped baselines do (``self.log_meta_lr = nn.Parameter(...)``).
+    ``config`` has ``lr`` and ``cosine``; these are tuned. A subclass makes further options tunable
+    by parameters of its own, as vmapped baselines do (``self.log_meta_lr = nn.Parameter(...)``).
     """
 
     silenced: ClassVar[str] = ""  # pattern of warnings that `counts` already tells
@@ -115,9 +122,15 @@ class TorchBaseline(LearnedOptimizer):
         self.cosine = nn.Parameter(torch.tensor(float(config.cosine)))
 
     def build(
-        self, theta: Theta, named_params: list[tuple[str, nn.Parameter]], task: Task, steps: int, seed: int
+        self,
+        theta: Theta,
+        named_params: list[tuple[str, nn.Parameter]],
+        task: Task,
+        steps: int,
+        seed: int,
     ) -> torch.optim.Optimizer:
-        """The optimizer of one run at the settings ``theta`` (0-d tensors; `values` gives them as numbers).
+        """The optimizer of one run at the settings ``theta`` (0-d tensors; `values` gives them as
+        numbers).
 
         The global random generator is seeded by ``seed`` from here to the end of the run.
         """
@@ -153,7 +166,8 @@ class TorchBaseline(LearnedOptimizer):
 
 @dataclass(frozen=True, kw_only=True)
 class TorchRollout:
-    """As `lo_framework.inner.rollout.Rollout`: ``train [C, S, T]``, ``final[name] [C, S]``, ``alive [C, S]``.
+    """As `lo_framework.inner.rollout.Rollout`: ``train [C, S, T]``, ``final[name] [C, S]``, ``alive
+    [C, S]``.
 
     ``extra[name] [C, S]``: the baseline's counts, nan where a run has none of that name.
     """
@@ -176,10 +190,11 @@ def torch_rollout(
     on_step: Callable[[int], None] | None = None,
     on_carry: OnCarry | None = None,
 ) -> TorchRollout:
-    """Train ``task`` at each of ``thetas`` from each of ``seeds``, one after the other; `rollout` tells the arguments.
+    """Train ``task`` at each of ``thetas`` from each of ``seeds``, one after the other; `rollout`
+    tells the arguments.
 
-    A run has diverged once a loss or a parameter is not finite; its losses are infinite from that step on, and no step
-    is made any more.
+    A run has diverged once a loss or a parameter is not finite; its losses are infinite from that
+    step on, and no step is made any more.
     """
     told = splits, on_step, on_carry
     runs = [_run(task, baseline, theta, seed, steps, *told) for theta in thetas for seed in seeds]
@@ -188,7 +203,10 @@ def torch_rollout(
     def table(rows: Iterable[Mapping[str, float]]) -> dict[str, Tensor]:
         rows = list(rows)
         names = dict.fromkeys(name for row in rows for name in row)
-        return {n: torch.tensor([row.get(n, math.nan) for row in rows]).double().reshape(shape) for n in names}
+        return {
+            n: torch.tensor([row.get(n, math.nan) for row in rows]).double().reshape(shape)
+            for n in names
+        }
 
     return TorchRollout(
         train=torch.stack([run.train for run in runs]).reshape(*shape, steps),
@@ -209,9 +227,15 @@ class _Ended:
 
 
 def _run(
-    task: Task, baseline: TorchBaseline, theta: Theta, seed: int, steps: int, splits: Sequence[str],
-    on_step: Callable[[int], None] | None, on_carry: OnCarry | None,
-) -> _Ended:  # fmt: skip
+    task: Task,
+    baseline: TorchBaseline,
+    theta: Theta,
+    seed: int,
+    steps: int,
+    splits: Sequence[str],
+    on_step: Callable[[int], None] | None,
+    on_carry: OnCarry | None,
+) -> _Ended:
     devices = [task.device] if task.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), warnings.catch_warnings(), torch.enable_grad():
         torch.manual_seed(seed)  # what an optimizer draws for itself depends on its run alone
@@ -227,13 +251,23 @@ def _run(
             for name, x in task.metrics(params, run.buffers, task.full(split)).items():
                 final[f"{split}.{name}"] = math.inf if name == "loss" and not alive else float(x)
     counts = baseline.counts(optimizer)
-    return _Ended(train=train, final=final, alive=alive, state_numel=baseline.state_numel(optimizer), counts=counts)
+    return _Ended(
+        train=train,
+        final=final,
+        alive=alive,
+        state_numel=baseline.state_numel(optimizer),
+        counts=counts,
+    )
 
 
 def _train(
-    baseline: TorchBaseline, optimizer: torch.optim.Optimizer, run: Run, cosine: float,
-    on_step: Callable[[int], None] | None, on_carry: OnCarry | None,
-) -> tuple[Tensor, bool]:  # fmt: skip
+    baseline: TorchBaseline,
+    optimizer: torch.optim.Optimizer,
+    run: Run,
+    cosine: float,
+    on_step: Callable[[int], None] | None,
+    on_carry: OnCarry | None,
+) -> tuple[Tensor, bool]:
     """Minibatch losses ``[T]`` and whether the run lived to the end."""
     start = [group.get("lr") for group in optimizer.param_groups]
     losses = torch.full((run.steps,), math.inf)
@@ -266,8 +300,12 @@ def _train(
     return losses, True
 
 
-def _schedule(optimizer: torch.optim.Optimizer, start: Sequence[Any], cosine: float, progress: float) -> None:
-    """`eval.baselines.scheduled_lr` on the groups' ``lr``, which for some optimizers is a multiplier."""
+def _schedule(
+    optimizer: torch.optim.Optimizer, start: Sequence[Any], cosine: float, progress: float
+) -> None:
+    """`eval.baselines.scheduled_lr` on the groups' ``lr``, which for some optimizers is a
+    multiplier.
+    """
     factor = 1.0 - cosine + cosine * 0.5 * (1.0 + math.cos(math.pi * progress))
     for group, lr in zip(optimizer.param_groups, start):
         if lr is not None:

@@ -11,8 +11,8 @@ from __future__ import annotations
 import argparse
 import sys
 
-from eval.options import add_common, baselines_of, common
-from eval.progress import Progress
+from lo_framework.eval.options import add_common, baselines_of, common
+from lo_framework.eval.progress import Progress
 
 HELP = "train unseen problems with learned optimizers and with tuned AdamW, SGD, ..."
 EXAMPLES = """\
@@ -43,17 +43,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from eval.evaluation import evaluate
-    from eval.learned_files import load_learned
-    from eval.report import files, transfer
-    from eval.study import check_input
-    from eval.tuning import make_grid
-    from optimizees import make_tasks
-    from optimizees.plugin import load_plugins
+    from lo_framework.eval.evaluation import evaluate
+    from lo_framework.eval.learned_files import load_learned
+    from lo_framework.eval.report import files, transfer
+    from lo_framework.eval.study import check_input
+    from lo_framework.eval.tuning import make_grid
+    from lo_framework.optimizees import make_tasks
+    from lo_framework.optimizees.plugin import load_plugins
 
     load_plugins(arguments.plugin)
     learned = load_learned(arguments.learned)
-    tasks = make_tasks(arguments.optimizees, arguments.datasets, arguments.data_dir, arguments.device)
+    tasks = make_tasks(
+        arguments.optimizees, arguments.datasets, arguments.data_dir, arguments.device
+    )
     baselines = baselines_of(arguments)
     for label in baselines:
         make_grid(label, arguments.grid_size)

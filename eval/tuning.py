@@ -1,6 +1,8 @@
-"""Baselines at their best: the grid on tuning seeds, its extension at the edges, and the choice for each metric.
+"""Baselines at their best: the grid on tuning seeds, its extension at the edges, and the choice for
+each metric.
 
-Tuning sees the training split and the validation split, never the test split: `SPLITS` is all that its cells measure.
+Tuning sees the training split and the validation split, never the test split: `SPLITS` is all that
+its cells measure.
 """
 
 from __future__ import annotations
@@ -11,13 +13,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from eval.baselines import GRIDS, Setting, make_baseline, make_thetas, setting_label
-from eval.parallel import Outcome
-from eval.protocol import METRICS, Metric
-from eval.runner import Cell, Failure, plan_cells
-from eval.statistics import Array
+from lo_framework.eval.baselines import GRIDS, Setting, make_baseline, make_thetas, setting_label
+from lo_framework.eval.parallel import Outcome
+from lo_framework.eval.protocol import METRICS, Metric
+from lo_framework.eval.runner import Cell, Failure, plan_cells
+from lo_framework.eval.statistics import Array
 from lo_framework.learned.base import LearnedOptimizer
-from optimizees.spec import UserError, parse_spec
+from lo_framework.optimizees.spec import UserError, parse_spec
 
 SPLITS = ("train", "valid")
 MAX_EXTENSIONS = 2
@@ -25,7 +27,9 @@ MAX_EXTENSIONS = 2
 
 @dataclass(frozen=True, kw_only=True)
 class Grid:
-    """What a baseline is tuned over. ``fixed``: values that the spec gives and that are therefore not tuned."""
+    """What a baseline is tuned over. ``fixed``: values that the spec gives and that are therefore
+    not tuned.
+    """
 
     settings: tuple[Setting, ...]
     fixed: tuple[str, ...]
@@ -49,7 +53,8 @@ class Tuning:
 
 
 def make_grid(spec: str, size: int | None = None) -> Grid:
-    """The baseline's own grid without what ``spec`` fixes: ``"adamw:lr=0.01"`` is tuned over schedules only.
+    """The baseline's own grid without what ``spec`` fixes: ``"adamw:lr=0.01"`` is tuned over
+    schedules only.
 
     Args:
         size: that many learning rates instead, log-spaced over the same range.
@@ -88,7 +93,9 @@ def _resized(settings: list[Setting], size: int) -> list[Setting]:
 def tune(
     task: str, label: str, optimizer: LearnedOptimizer, grid: Grid, seeds: Sequence[int], steps: int
 ) -> Generator[list[Cell], list[Outcome], Tuning | Failure]:
-    """Try the grid; extend it by one learning rate, at most twice, where a best setting is at its edge; choose."""
+    """Try the grid; extend it by one learning rate, at most twice, where a best setting is at its
+    edge; choose.
+    """
     settings: list[Setting] = []
     scores: dict[str, Array] = {}
     chosen: dict[str, int] = {}
@@ -114,19 +121,27 @@ def tune(
 
 
 def best(scores: dict[str, Array], metric: Metric) -> int:
-    """The setting with the best mean over tuning seeds; one that diverged on any seed only if all did."""
+    """The setting with the best mean over tuning seeds; one that diverged on any seed only if all
+    did.
+    """
 
     def losses(name: str) -> Array:
-        values = scores[name] if metric.lower_is_better or name != metric.chosen_by else -scores[name]
+        values = (
+            scores[name] if metric.lower_is_better or name != metric.chosen_by else -scores[name]
+        )
         return np.where(np.isfinite(values), values, np.inf)
 
     own, ties = losses(metric.chosen_by), losses(metric.ties)
-    keys = [(own[i].mean(), np.isinf(own[i]).sum(), ties[i].mean(), np.sort(own[i]).tolist()) for i in range(len(own))]
+    keys = [
+        (own[i].mean(), np.isinf(own[i]).sum(), ties[i].mean(), np.sort(own[i]).tolist())
+        for i in range(len(own))
+    ]
     return min(range(len(keys)), key=keys.__getitem__)
 
 
 def beyond(settings: Sequence[Setting], chosen: dict[str, int]) -> list[Setting]:
-    """The next learning rate outwards for every chosen setting that has the largest or smallest one of its kind.
+    """The next learning rate outwards for every chosen setting that has the largest or smallest one
+    of its kind.
 
     The step outwards is the ratio of the two learning rates at that edge.
     """

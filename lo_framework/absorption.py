@@ -1,14 +1,17 @@
-"""Absorbed use of a regularizer: a learned optimizer meta-trained until it acts as if it saw the regularized loss.
+"""Absorbed use of a regularizer: a learned optimizer meta-trained until it acts as if it saw the
+regularized loss.
 
-The inner loop stays as it is, with plain gradients; a *penalty* ``normalize(R) - normalize(L)`` joins the score of each
-inner step. Under TBPTT its derivative is not that of the number: the regularizer's field is pulled back through the
-unroll instead, by the term ``value + (s - [s])`` with ``s = <[d normalize(R)], params>``. So what is logged is the
-regularized loss, and what is followed is ``sum_t J_t^T G_t`` with ``J_t = d params_t / d theta``, also where G is the
-gradient of no scalar. Under ES and PES the penalty is the value, or, for a field, the antithetic difference
+The inner loop stays as it is, with plain gradients; a *penalty* ``normalize(R) - normalize(L)``
+joins the score of each inner step. Under TBPTT its derivative is not that of the number: the
+regularizer's field is pulled back through the unroll instead, by the term ``value + (s - [s])``
+with ``s = <[d normalize(R)], params>``. So what is logged is the regularized loss, and what is
+followed is ``sum_t J_t^T G_t`` with ``J_t = d params_t / d theta``, also where G is the gradient of
+no scalar. Under ES and PES the penalty is the value, or, for a field, the antithetic difference
 ``1/2 <G(p+) + G(p-), p+ - p->``.
 
-GSAM (Zhuang et al. 2022) decomposes gradients. Pulled back through an unroll its orthogonal part is almost parallel to
-the rest, so a regularizer with a ``meta_split`` decomposes the two meta-gradients instead; see `decompose`.
+GSAM (Zhuang et al. 2022) decomposes gradients. Pulled back through an unroll its orthogonal part is
+almost parallel to the rest, so a regularizer with a ``meta_split`` decomposes the two
+meta-gradients instead; see `decompose`.
 """
 
 from __future__ import annotations
@@ -25,10 +28,10 @@ from torch.func import vmap
 from lo_framework.inner.batching import over_tasks
 from lo_framework.landscape import FunctionalLandscape
 from lo_framework.learned.base import State, Theta
+from lo_framework.optimizees.spec import UserError, build_config, parse_spec
 from lo_framework.protocols import Batch, Task
 from lo_framework.regularization import make_regularizer
-from optimizees.spec import UserError, build_config, parse_spec
-from regularizers.base import Point, Regularizer
+from lo_framework.regularizers.base import Point, Regularizer
 
 LossOf = Callable[[Tensor, State, Batch, Tensor], tuple[Tensor, State]]
 _ARENA = "params"  # a regularizer sees the flat arena of a task as one tensor
@@ -36,12 +39,14 @@ _ARENA = "params"  # a regularizer sees the flat arena of a task as one tensor
 
 @dataclass(frozen=True, kw_only=True)
 class AbsorbConfig:
-    """``batch``: where the penalty is taken: ``own``, the batch and the point whose gradient the learned optimizer has
-    anyway, or ``independent``, a fresh batch after the update (the held-out one of the objective ``valid``).
+    """``batch``: where the penalty is taken: ``own``, the batch and the point whose gradient the
+    learned optimizer has anyway, or ``independent``, a fresh batch after the update (the held-out
+    one of the objective ``valid``).
 
-    ``attached``: differentiate through the perturbation as well (TBPTT). ``when``: at ``every`` step, the ``last`` ones
-    of an episode (how many: ``last``), its ``end``, or more and more (``late``: from 0 to 1). ``strength`` multiplies
-    R - L. ``through``: what ES and PES compare, the ``value`` or the ``field`` (``auto``: the value, if there is one).
+    ``attached``: differentiate through the perturbation as well (TBPTT). ``when``: at ``every``
+    step, the ``last`` ones of an episode (how many: ``last``), its ``end``, or more and more
+    (``late``: from 0 to 1). ``strength`` multiplies R - L. ``through``: what ES and PES compare,
+    the ``value`` or the ``field`` (``auto``: the value, if there is one).
     """
 
     batch: Literal["own", "independent"] = "own"
@@ -59,16 +64,25 @@ class AbsorbConfig:
 
 
 class Absorption:
-    """A regularizer in the meta-objective. ``alpha``: the share of GSAM's decomposition, 0 for all others."""
+    """A regularizer in the meta-objective. ``alpha``: the share of GSAM's decomposition, 0 for all
+    others.
+    """
 
     def __init__(self, regularizer: Regularizer, config: AbsorbConfig) -> None:
         split = regularizer.meta_split()
         self.source, self.config = regularizer, config
         self.regularizer, self.alpha = split or (regularizer, 0.0)
-        for option, wanted in (("attached=true", config.attached), ("through=value", config.through == "value")):
+        for option, wanted in (
+            ("attached=true", config.attached),
+            ("through=value", config.through == "value"),
+        ):
             if wanted and not self.regularizer.has_value:
-                raise UserError(f"{option} needs a regularizer with a scalar value; {regularizer.name} is only a field")
-        self.by_field = config.through == "field" or (config.through == "auto" and not self.regularizer.has_value)
+                raise UserError(
+                    f"{option} needs a regularizer with a scalar value; {regularizer.name} is only a field"
+                )
+        self.by_field = config.through == "field" or (
+            config.through == "auto" and not self.regularizer.has_value
+        )
 
     @property
     def independent(self) -> bool:
@@ -82,7 +96,9 @@ class Absorption:
             UserError: it has none, or is a mixture.
         """
         if not hasattr(self.source.config, "rho"):
-            raise UserError(f"{self.source.name} has no radius (rho) to learn; one of sam, asam, gsam, gam, ... has")
+            raise UserError(
+                f"{self.source.name} has no radius (rho) to learn; one of sam, asam, gsam, gam, ... has"
+            )
         return float(self.source.config.rho)
 
     def with_radius(self, rho: float) -> Absorption:
@@ -102,43 +118,85 @@ class Absorption:
         return self.regularizer.init_state({_ARENA: params})
 
     def penalty(
-        self, task: Task, loss_of: LossOf, params: Tensor, buffers: State, batch: Batch, noise: Tensor,
-        here: tuple[Tensor, Tensor] | None, memory: State, pairs: bool,
-    ) -> tuple[Tensor, State]:  # fmt: skip
+        self,
+        task: Task,
+        loss_of: LossOf,
+        params: Tensor,
+        buffers: State,
+        batch: Batch,
+        noise: Tensor,
+        here: tuple[Tensor, Tensor] | None,
+        memory: State,
+        pairs: bool,
+    ) -> tuple[Tensor, State]:
         """The penalty ``[K]`` at ``params [K, N]`` and the regularizer's new state.
 
-        ``here``: loss ``[K]`` and gradient ``[K, N]``, if they are known. ``pairs``: the second half of the K tasks are
-        the antithetic twins of the first.
+        ``here``: loss ``[K]`` and gradient ``[K, N]``, if they are known. ``pairs``: the second
+        half of the K tasks are the antithetic twins of the first.
         """
         if self.config.attached and params.requires_grad and torch.is_grad_enabled():
             return self._attached(task, loss_of, params, buffers, batch, noise), memory
         with torch.no_grad():
-            direction, value, memory = self._direction(task, loss_of, params, buffers, batch, noise, here, memory)
+            direction, value, memory = self._direction(
+                task, loss_of, params, buffers, batch, noise, here, memory
+            )
         if pairs and self.by_field:
             half = len(params) // 2
-            rise = 0.5 * ((direction[:half] + direction[half:]) * (params[:half] - params[half:])).sum(-1)
+            rise = 0.5 * (
+                (direction[:half] + direction[half:]) * (params[:half] - params[half:])
+            ).sum(-1)
             rise = torch.where(torch.isfinite(rise), rise, 0.0)  # a twin that diverged
             return torch.cat([rise / 2, -rise / 2]), memory
         moved = (direction * params).sum(-1)
         return value + (moved - moved.detach()), memory
 
     def _direction(
-        self, task: Task, loss_of: LossOf, params: Tensor, buffers: State, batch: Batch, noise: Tensor,
-        here: tuple[Tensor, Tensor] | None, memory: State,
-    ) -> tuple[Tensor, Tensor, State]:  # fmt: skip
-        """``normalize(R) - normalize(L)``: its field ``[K, N]`` and its value ``[K]`` (0 where R is no scalar)."""
+        self,
+        task: Task,
+        loss_of: LossOf,
+        params: Tensor,
+        buffers: State,
+        batch: Batch,
+        noise: Tensor,
+        here: tuple[Tensor, Tensor] | None,
+        memory: State,
+    ) -> tuple[Tensor, Tensor, State]:
+        """``normalize(R) - normalize(L)``: its field ``[K, N]`` and its value ``[K]`` (0 where R is
+        no scalar).
+        """
         loss, grad, field, rise, memory = corrected(
-            task, lambda theta: self.regularizer, loss_of, params.detach(), buffers, batch, noise, here, memory, {}
+            task,
+            lambda theta: self.regularizer,
+            loss_of,
+            params.detach(),
+            buffers,
+            batch,
+            noise,
+            here,
+            memory,
+            {},
         )
         risen = loss if rise is None else loss + self.config.strength * rise
         low, slope_low = _normalized(task, loss)
         high, slope_high = _normalized(task, risen)
-        direction = slope_high[:, None] * (grad + self.config.strength * field) - slope_low[:, None] * grad
+        direction = (
+            slope_high[:, None] * (grad + self.config.strength * field) - slope_low[:, None] * grad
+        )
         whole = torch.isfinite(direction.sum(-1))  # masked before the product: 0 * inf is not 0
-        return torch.where(whole[:, None], direction, 0.0), torch.where(whole, high - low, 0.0), memory
+        return (
+            torch.where(whole[:, None], direction, 0.0),
+            torch.where(whole, high - low, 0.0),
+            memory,
+        )
 
     def _attached(
-        self, task: Task, loss_of: LossOf, params: Tensor, buffers: State, batch: Batch, noise: Tensor
+        self,
+        task: Task,
+        loss_of: LossOf,
+        params: Tensor,
+        buffers: State,
+        batch: Batch,
+        noise: Tensor,
     ) -> Tensor:
         def both(at: Tensor, buffers: State, batch: Batch, noise: Tensor) -> tuple[Tensor, Tensor]:
             landscape = _landscape(loss_of, buffers, batch, noise)
@@ -150,16 +208,31 @@ class Absorption:
 
 
 def corrected(
-    task: Task, regularizer: Callable[[Theta], Regularizer | None], loss_of: LossOf, params: Tensor, buffers: State,
-    batch: Batch, noise: Tensor, here: tuple[Tensor, Tensor] | None, memory: State, theta: Theta,
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None, State]:  # fmt: skip
-    """Loss ``[K]``, gradient, correction ``[K, N]``, rise ``[K]`` (None where R is no scalar) and the new state.
+    task: Task,
+    regularizer: Callable[[Theta], Regularizer | None],
+    loss_of: LossOf,
+    params: Tensor,
+    buffers: State,
+    batch: Batch,
+    noise: Tensor,
+    here: tuple[Tensor, Tensor] | None,
+    memory: State,
+    theta: Theta,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None, State]:
+    """Loss ``[K]``, gradient, correction ``[K, N]``, rise ``[K]`` (None where R is no scalar) and
+    the new state.
 
     ``regularizer`` makes it from one task's theta, of which its settings may be a part.
     """
 
     def one(
-        at: Tensor, buffers: State, batch: Batch, noise: Tensor, known: tuple[Tensor, ...], memory: State, theta: Theta
+        at: Tensor,
+        buffers: State,
+        batch: Batch,
+        noise: Tensor,
+        known: tuple[Tensor, ...],
+        memory: State,
+        theta: Theta,
     ) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, ...], State]:
         landscape = _landscape(loss_of, buffers, batch, noise)
         loss, grad = (known[0], {_ARENA: known[1]}) if known else landscape.gradient({_ARENA: at})
@@ -169,7 +242,9 @@ def corrected(
         rise = () if found.rise is None else (found.rise,)
         return loss, grad[_ARENA], found.field[_ARENA], rise, found.state
 
-    loss, grad, field, rise, memory = over_tasks(task, one)(params, buffers, batch, noise, here or (), memory, theta)
+    loss, grad, field, rise, memory = over_tasks(task, one)(
+        params, buffers, batch, noise, here or (), memory, theta
+    )
     return loss, grad, field, rise[0] if rise else None, memory
 
 
@@ -189,10 +264,11 @@ def _normalized(task: Task, loss: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def decompose(plain: Theta, regularized: Theta, alpha: float) -> Theta:
-    """GSAM's direction ``B - alpha A_perp`` of two meta-gradients: A of the plain objective, B of the regularized one.
+    """GSAM's direction ``B - alpha A_perp`` of two meta-gradients: A of the plain objective, B of
+    the regularized one.
 
-    A_perp is A without its projection on B: to first order the perturbed loss does not change along it, and the gap
-    between the two falls.
+    A_perp is A without its projection on B: to first order the perturbed loss does not change along
+    it, and the gap between the two falls.
     """
     aligned = sum((plain[n].double() * regularized[n].double()).sum() for n in plain)
     square = sum((x.double() ** 2).sum() for x in regularized.values())
@@ -205,7 +281,10 @@ def make_absorption(regularizer: str, options: str = "") -> Absorption:
     """From ``"sam:rho=0.05+gam"`` and ``"batch=independent,when=late"``.
 
     Raises:
-        UserError: an unknown regularizer or option, an impossible value; the line names the nearest known one.
+        UserError: an unknown regularizer or option, an impossible value; the line names the nearest
+            known one.
     """
     _, given = parse_spec(f"absorb:{options}") if options else ("", {})
-    return Absorption(make_regularizer(regularizer), build_config(AbsorbConfig, given, owner="--absorb"))
+    return Absorption(
+        make_regularizer(regularizer), build_config(AbsorbConfig, given, owner="--absorb")
+    )

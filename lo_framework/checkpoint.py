@@ -1,7 +1,9 @@
-"""What a run leaves on disk: optimizer files, which people share, and resume states, which continue a run exactly.
+"""What a run leaves on disk: optimizer files, which people share, and resume states, which continue
+a run exactly.
 
-Both are sealed files (`lo_framework.files.sealed`): safetensors with a JSON record under a sha256 that is verified
-before anything is used; nothing is unpickled. All writes are atomic (`lo_framework.files.atomic`).
+Both are sealed files (`lo_framework.files.sealed`): safetensors with a JSON record under a sha256
+that is verified before anything is used; nothing is unpickled. All writes are atomic
+(`lo_framework.files.atomic`).
 """
 
 from __future__ import annotations
@@ -16,11 +18,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lo_framework.files.atomic import atomic_write_bytes, atomic_write_text, clean_temporaries, reason
+from lo_framework.files.atomic import (
+    atomic_write_bytes,
+    atomic_write_text,
+    clean_temporaries,
+    reason,
+)
 from lo_framework.files.jsonl import truncate_jsonl
 from lo_framework.files.sealed import FORMAT_VERSION, read_sealed, seal
 from lo_framework.learned.features import FEATURE_VERSION
-from optimizees.spec import UserError
+from lo_framework.optimizees.spec import UserError
 
 __all__ = [
     "FEATURE_VERSION",
@@ -38,7 +45,9 @@ __all__ = [
 
 KEPT_STATES = 2
 _STATE_NAME = re.compile(r"state-(\d{10,18})\.safetensors")
-_MAX_OPTIMIZER_BYTES = 1 << 30  # optimizers are kilobytes; this is the limit for a file of unknown origin
+_MAX_OPTIMIZER_BYTES = (
+    1 << 30
+)  # optimizers are kilobytes; this is the limit for a file of unknown origin
 _MAX_STATE_BYTES = 1 << 40
 
 _AN_OPTIMIZER = "an optimizer file, as meta-training saves it"
@@ -53,8 +62,10 @@ class OptimizerFile:
         kind: the registered name of the learned optimizer (``"attention-mlp"``).
         config: the fields of its config; sequences are tuples, as in the frozen dataclasses.
         tensors: its weights by parameter name, on the CPU.
-        summary: how it was trained and how well it did; for people and reports, nothing depends on it.
-        format_version, feature_version: as in the file; equal to this release's, else loading refuses.
+        summary: how it was trained and how well it did; for people and reports, nothing depends on
+            it.
+        format_version, feature_version: as in the file; equal to this release's, else loading
+            refuses.
     """
 
     kind: str
@@ -68,7 +79,8 @@ class OptimizerFile:
 class ResumeState(NamedTuple):
     """Where a run continues: `tensors` on the CPU, `meta` as JSON gives it back (tuples are lists).
 
-    `warning` is one line for the person when a newer state was damaged and this is the one before it, else ``""``.
+    `warning` is one line for the person when a newer state was damaged and this is the one before
+    it, else ``""``.
     """
 
     step: int
@@ -94,7 +106,8 @@ def save_optimizer(
         summary: JSON values, free in form.
 
     Raises:
-        UserError: a weight is NaN or infinite, or the system refuses the write; a file that was there stays as it was.
+        UserError: a weight is NaN or infinite, or the system refuses the write; a file that was
+            there stays as it was.
         TypeError: a value that JSON or safetensors cannot hold.
     """
     if bad := _non_finite(tensors):
@@ -119,21 +132,35 @@ def load_optimizer(path: str | os.PathLike[str], *, kind: str | None = None) -> 
         kind: the only kind that is acceptable, where there is one.
 
     Raises:
-        UserError: the file is missing, not a file, no optimizer file, truncated, damaged, of another format or feature
-            version, of another kind than `kind`, or holds weights that are not finite.
+        UserError: the file is missing, not a file, no optimizer file, truncated, damaged, of
+            another format or feature version, of another kind than `kind`, or holds weights that
+            are not finite.
     """
     name = repr(os.fspath(path))
     tensors, record = read_sealed(path, _AN_OPTIMIZER, _MAX_OPTIMIZER_BYTES)
-    fields = _fields(record, name, "optimizer", _AN_OPTIMIZER, kind=str, config=dict, summary=dict, feature_version=int)
+    fields = _fields(
+        record,
+        name,
+        "optimizer",
+        _AN_OPTIMIZER,
+        kind=str,
+        config=dict,
+        summary=dict,
+        feature_version=int,
+    )
     if fields["feature_version"] != FEATURE_VERSION:  # no error would follow, only wrong updates
         raise UserError(
             f"{name} reads features of version {fields['feature_version']}, and this lo_framework computes version "
             f"{FEATURE_VERSION}: its weights would mean something else; use the release that trained it"
         )
     if kind is not None and fields["kind"] != kind:
-        raise UserError(f'{name} holds an optimizer of kind "{fields["kind"]}": expected kind "{kind}"')
+        raise UserError(
+            f'{name} holds an optimizer of kind "{fields["kind"]}": expected kind "{kind}"'
+        )
     if bad := _non_finite(tensors):
-        raise UserError(f"{name}: {bad} holds NaN or infinite weights; expected an optimizer with finite weights")
+        raise UserError(
+            f"{name}: {bad} holds NaN or infinite weights; expected an optimizer with finite weights"
+        )
     return OptimizerFile(
         kind=fields["kind"],
         config={key: _frozen(value) for key, value in fields["config"].items()},
@@ -144,8 +171,11 @@ def load_optimizer(path: str | os.PathLike[str], *, kind: str | None = None) -> 
     )
 
 
-def save_state(directory: str | os.PathLike[str], step: int, tensors: dict[str, Tensor], meta: dict[str, Any]) -> Path:
-    """Save where a run stands after `step`, atomically; of all states of the folder the last two are kept.
+def save_state(
+    directory: str | os.PathLike[str], step: int, tensors: dict[str, Tensor], meta: dict[str, Any]
+) -> Path:
+    """Save where a run stands after `step`, atomically; of all states of the folder the last two
+    are kept.
 
     States with a later step are removed: they belong to a continuation that this run has replaced.
 
@@ -158,7 +188,8 @@ def save_state(directory: str | os.PathLike[str], step: int, tensors: dict[str, 
         The path of the new state.
 
     Raises:
-        UserError: the system refuses, for example a full disk; the states that were there stay as they were.
+        UserError: the system refuses, for example a full disk; the states that were there stay as
+            they were.
         TypeError: a value that JSON or safetensors cannot hold.
     """
     if step < 0:
@@ -178,8 +209,8 @@ def save_state(directory: str | os.PathLike[str], step: int, tensors: dict[str, 
 def load_latest_state(directory: str | os.PathLike[str]) -> ResumeState | None:
     """The newest state in `directory` that is whole, or None where there is no state at all.
 
-    Temporary files of a killed process are removed. A damaged newest state is left where it is, the one before it is
-    used, and `ResumeState.warning` says so.
+    Temporary files of a killed process are removed. A damaged newest state is left where it is, the
+    one before it is used, and `ResumeState.warning` says so.
 
     Raises:
         UserError: there are states and none of them can be read, or the folder cannot be.
@@ -192,14 +223,18 @@ def load_latest_state(directory: str | os.PathLike[str]) -> ResumeState | None:
             tensors, record = read_sealed(path, _A_STATE, _MAX_STATE_BYTES)
             fields = _fields(record, name, "state", _A_STATE, step=int, meta=dict)
             if fields["step"] != step:
-                raise UserError(f"{name} holds step {fields['step']}, not the step of its name: it was renamed")
+                raise UserError(
+                    f"{name} holds step {fields['step']}, not the step of its name: it was renamed"
+                )
         except UserError as error:
             problems.append(str(error))
             continue
         warning = f"{'; '.join(problems)}; continuing from step {step} instead" if problems else ""
         return ResumeState(step, tensors, fields["meta"], warning)
     if problems:
-        raise UserError(f"no state in {os.fspath(directory)!r} can be resumed: {'; '.join(problems)}")
+        raise UserError(
+            f"no state in {os.fspath(directory)!r} can be resumed: {'; '.join(problems)}"
+        )
     return None
 
 
@@ -210,15 +245,21 @@ def _states(directory: str | os.PathLike[str]) -> list[tuple[int, Path]]:
     except FileNotFoundError:
         return []
     except OSError as error:
-        raise UserError(f"cannot read {os.fspath(directory)!r}: {reason(error)}; expected a folder") from error
+        raise UserError(
+            f"cannot read {os.fspath(directory)!r}: {reason(error)}; expected a folder"
+        ) from error
     matches = ((_STATE_NAME.fullmatch(entry.name), entry) for entry in entries)
     return sorted(((int(match[1]), entry) for match, entry in matches if match), reverse=True)
 
 
-def _fields(record: dict[str, Any], name: str, content: str, expected: str, **types: type) -> dict[str, Any]:
+def _fields(
+    record: dict[str, Any], name: str, content: str, expected: str, **types: type
+) -> dict[str, Any]:
     """The named fields of `record` with the wanted types, or a UserError."""
     if record.get("content") != content:
-        raise UserError(f"{name} holds {record.get('content')!r:.40}, not {content!r}: expected {expected}")
+        raise UserError(
+            f"{name} holds {record.get('content')!r:.40}, not {content!r}: expected {expected}"
+        )
     for key, wanted in types.items():
         if not isinstance(record.get(key), wanted) or isinstance(record[key], bool):
             raise UserError(f'{name} has no valid "{key}" in its record: expected {expected}')

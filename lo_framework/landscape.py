@@ -1,11 +1,12 @@
-"""The loss of one batch as a function of the parameters: what regularizers look at (`regularizers.base.Landscape`).
+"""The loss of one batch as a function of the parameters: what regularizers look at
+(`regularizers.base.Landscape`).
 
     landscape = FunctionalLandscape(loss_fn, batch, noise)     # loss_fn(params, batch, noise) -> 0-d loss
     loss, grad = landscape.gradient(params)
     correction = SAM(SAMConfig(rho=0.05)).correction(landscape, Point(params, loss, grad), {})
 
-Pure and vmappable: dropout keeps the mask of ``noise`` at every point, and a loss function that closes over buffers
-throws their updates away.
+Pure and vmappable: dropout keeps the mask of ``noise`` at every point, and a loss function that
+closes over buffers throws their updates away.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from optimizees.dropout import mix
-from regularizers import vectors
-from regularizers.base import Batch, Params
+from lo_framework.optimizees.dropout import mix
+from lo_framework.regularizers import vectors
+from lo_framework.regularizers.base import Batch, Params
 
 LossFn = Callable[[Params, Batch, Tensor], Tensor]
 _WORD = 0xFFFFFFFF
@@ -44,7 +45,9 @@ class FunctionalLandscape:
         return FunctionalLandscape(self.loss_fn, batch, self.noise)
 
     def uniform(self, shape: tuple[int, ...], stream: int) -> Tensor:
-        """A hash of (element, stream, noise): no random operation, so it can be vmapped and replayed."""
+        """A hash of (element, stream, noise): no random operation, so it can be vmapped and
+        replayed.
+        """
         count = torch.Size(shape).numel()
         seed = mix(mix(self.noise & _WORD) ^ (self.noise >> 32 & _WORD))
         key = mix(seed ^ mix(self.noise.new_tensor(stream ^ _SALT)))

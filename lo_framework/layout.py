@@ -1,10 +1,11 @@
 """The frozen description of a flat parameter arena.
 
-An optimizee's parameters live in one flat vector ``[N]`` (``[K, N]`` for K tasks). A :class:`Layout` says which part of
-it is which tensor, and what that tensor is *for* (its role), so that an update rule written for ``[F, N]`` features can
-reduce per tensor and broadcast back. Reductions go through split: they are exact on uneven tensors, deterministic on
-every device (an atomic scatter is not), and need no one-hot matrix (tensors x parameters: 3.5 GB for 88 tensors of 10M
-parameters).
+An optimizee's parameters live in one flat vector ``[N]`` (``[K, N]`` for K tasks). A
+:class:`Layout` says which part of it is which tensor, and what that tensor is *for* (its role), so
+that an update rule written for ``[F, N]`` features can reduce per tensor and broadcast back.
+Reductions go through split: they are exact on uneven tensors, deterministic on every device (an
+atomic scatter is not), and need no one-hot matrix (tensors x parameters: 3.5 GB for 88 tensors of
+10M parameters).
 """
 
 from __future__ import annotations
@@ -24,8 +25,9 @@ DEPTH_THIRDS = 3
 
 @dataclass(frozen=True)
 class Slot:
-    """One tensor of the arena. ``depth``: 0 at the first layer, 1 at the last; ``role``: one of :data:`ROLES`;
-    ``numbered``: the first number in its name over the greatest of all names (0 without one).
+    """One tensor of the arena. ``depth``: 0 at the first layer, 1 at the last; ``role``: one of
+    :data:`ROLES`; ``numbered``: the first number in its name over the greatest of all names (0
+    without one).
     """
 
     name: str
@@ -43,14 +45,16 @@ class Slot:
 
     @property
     def role_key(self) -> int:
-        """Row of a (role x depth third) table: the name under which per-group values mean something on another model.
+        """Row of a (role x depth third) table: the name under which per-group values mean something
+        on another model.
         """
         return ROLES.index(self.role) * DEPTH_THIRDS + self.third
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Names, shapes, offsets and roles of the tensors of one flat arena; ``device`` is where its constant tensors lie.
+    """Names, shapes, offsets and roles of the tensors of one flat arena; ``device`` is where its
+    constant tensors lie.
     """
 
     DESCRIPTORS: ClassVar[int] = 2 + len(ROLES)
@@ -59,8 +63,8 @@ class Layout:
 
     @staticmethod
     def of(shapes: Mapping[str, Sequence[int]]) -> Layout:
-        """Lay out tensors in the given order; roles and depth come from shapes, and from names only for embeddings and
-        norms.
+        """Lay out tensors in the given order; roles and depth come from shapes, and from names only
+        for embeddings and norms.
         """
         sizes = [tuple(int(d) for d in shape) for shape in shapes.values()]
         if not sizes:
@@ -69,9 +73,13 @@ class Layout:
         last = max(max(layers), 1)
         numbers = [layer_number(name) or 0 for name in shapes]
         slots, offset = [], 0
-        for name, shape, role, layer, number in zip(shapes, sizes, roles, layers, numbers, strict=True):
+        for name, shape, role, layer, number in zip(
+            shapes, sizes, roles, layers, numbers, strict=True
+        ):
             numel = math.prod(shape)
-            slots.append(Slot(name, shape, offset, numel, role, layer / last, number / max(*numbers, 1)))
+            slots.append(
+                Slot(name, shape, offset, numel, role, layer / last, number / max(*numbers, 1))
+            )
             offset += numel
         return Layout(tuple(slots))
 
@@ -106,7 +114,10 @@ class Layout:
     @cached_property
     def descriptors(self) -> Tensor:
         """What a tensor is, ``[DESCRIPTORS, S]``: log size, depth in [-1, 1], one-hot role."""
-        rows = [[math.log(s.numel) / 10.0 for s in self.slots], [2.0 * s.depth - 1.0 for s in self.slots]]
+        rows = [
+            [math.log(s.numel) / 10.0 for s in self.slots],
+            [2.0 * s.depth - 1.0 for s in self.slots],
+        ]
         rows += [[float(s.role == role) for s in self.slots] for role in ROLES]
         return torch.tensor(rows, device=self.device)
 
@@ -123,7 +134,10 @@ class Layout:
         """``[..., N]`` to ``{name: [..., *shape]}`` (views)."""
         lead = flat.shape[:-1]
         parts = flat.split(self.sizes, dim=-1)
-        return {slot.name: part.reshape((*lead, *slot.shape)) for slot, part in zip(self.slots, parts, strict=True)}
+        return {
+            slot.name: part.reshape((*lead, *slot.shape))
+            for slot, part in zip(self.slots, parts, strict=True)
+        }
 
     def mean(self, x: Tensor) -> Tensor:
         """Mean over each tensor: ``[..., N]`` to ``[..., S]``."""
@@ -136,8 +150,8 @@ class Layout:
         return torch.cat(parts, dim=-1)
 
     def factored(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Row and column means of each tensor over its two largest axes, tiled back: two ``[N]``. A vector is its own
-        mean.
+        """Row and column means of each tensor over its two largest axes, tiled back: two ``[N]``. A
+        vector is its own mean.
         """
         rows, cols = [], []
         for slot, part in zip(self.slots, x.split(self.sizes, dim=-1), strict=True):
@@ -154,7 +168,9 @@ class Layout:
     @cached_property
     def vector_mask(self) -> Tensor:
         """True at parameters of tensors with fewer than two dimensions, ``[N]``."""
-        return torch.cat([torch.full((s.numel,), len(s.shape) < 2, device=self.device) for s in self.slots])
+        return torch.cat(
+            [torch.full((s.numel,), len(s.shape) < 2, device=self.device) for s in self.slots]
+        )
 
 
 def layer_number(name: str) -> int | None:
@@ -163,7 +179,9 @@ def layer_number(name: str) -> int | None:
 
 
 def _layer_index(sizes: list[tuple[int, ...]]) -> list[int]:
-    """A layer begins with each tensor of two or more dimensions; vectors belong to the layer before them."""
+    """A layer begins with each tensor of two or more dimensions; vectors belong to the layer before
+    them.
+    """
     index, layers = -1, []
     for shape in sizes:
         index += len(shape) >= 2
@@ -172,11 +190,12 @@ def _layer_index(sizes: list[tuple[int, ...]]) -> list[int]:
 
 
 def _roles(names: list[str], sizes: list[tuple[int, ...]]) -> list[str]:
-    """Roles by shape and order, so that a bare ``model.parameters()`` gives the same ones as named parameters.
+    """Roles by shape and order, so that a bare ``model.parameters()`` gives the same ones as named
+    parameters.
 
-    In a run of equal vectors after a weight, pairs from the end are (gain, shift) of normalisations and a left-over
-    first one is the weight's bias. Only an embedding looks like any other matrix: there the name decides, where there
-    is one.
+    In a run of equal vectors after a weight, pairs from the end are (gain, shift) of normalisations
+    and a left-over first one is the weight's bias. Only an embedding looks like any other matrix:
+    there the name decides, where there is one.
     """
     roles: list[str] = []
     i = 0

@@ -1,4 +1,6 @@
-"""The contracts between rooms, as structural types. ``docs/design.md``, "Contracts", says why they are cut this way."""
+"""The contracts between rooms, as structural types. ``docs/design.md``, "Contracts", says why they
+are cut this way.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +24,12 @@ class Task(Protocol):
     device: torch.device
 
     def init(self, generator: torch.Generator) -> tuple[Params, Buffers]: ...
-    def loss(self, params: Params, buffers: Buffers, batch: Batch, noise: Tensor) -> tuple[Tensor, Buffers]: ...
-    def batch(self, split: str, generator: torch.Generator, lead: tuple[int, ...] = ()) -> Batch: ...
+    def loss(
+        self, params: Params, buffers: Buffers, batch: Batch, noise: Tensor
+    ) -> tuple[Tensor, Buffers]: ...
+    def batch(
+        self, split: str, generator: torch.Generator, lead: tuple[int, ...] = ()
+    ) -> Batch: ...
     def full(self, split: str) -> Batch: ...
     def metrics(self, params: Params, buffers: Buffers, batch: Batch) -> dict[str, Tensor]: ...
     def normalize(self, loss: Tensor) -> Tensor: ...
@@ -32,7 +38,8 @@ class Task(Protocol):
 class MetaGradient(NamedTuple):
     """A shard's estimate: ``grad`` is the mean over its tasks; ``meta_loss`` its mean objective.
 
-    ``plain`` is the same without the absorbed regularizer, where that decomposes meta-gradients (GSAM).
+    ``plain`` is the same without the absorbed regularizer, where that decomposes meta-gradients
+    (GSAM).
     """
 
     grad: Theta
@@ -41,11 +48,21 @@ class MetaGradient(NamedTuple):
 
 
 class Estimator(Protocol):
-    """Turns unrolls of one shard into a meta-gradient. All state is tensors, so that a run can be killed and resumed.
+    """Turns unrolls of one shard into a meta-gradient. All state is tensors, so that a run can be
+    killed and resumed.
     """
 
     def init_state(self, theta: Theta, generator: torch.Generator) -> Any: ...
     def estimate(self, theta: Theta, state: Any) -> tuple[MetaGradient, Any]: ...
 
 
-__all__ = ["Batch", "Buffers", "Estimator", "LearnedOptimizer", "MetaGradient", "Params", "Task", "Theta"]
+__all__ = [
+    "Batch",
+    "Buffers",
+    "Estimator",
+    "LearnedOptimizer",
+    "MetaGradient",
+    "Params",
+    "Task",
+    "Theta",
+]

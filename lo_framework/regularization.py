@@ -1,11 +1,13 @@
-"""From a spec to a regularizer: ``"sam:rho=0.1"``, or a mixture, ``"sam:rho=0.1+weight_decay:lam=0.001"``."""
+"""From a spec to a regularizer: ``"sam:rho=0.1"``, or a mixture,
+``"sam:rho=0.1+weight_decay:lam=0.001"``.
+"""
 
 from __future__ import annotations
 
 import re
 
-from optimizees.spec import UserError, build_config, nearest, parse_spec
-from regularizers import REGULARIZERS, Mixture, Regularizer
+from lo_framework.optimizees.spec import UserError, build_config, nearest, parse_spec
+from lo_framework.regularizers import REGULARIZERS, Mixture, Regularizer
 
 # A plus sign that begins a name; that of a number, as in 1e+3, is followed by a digit.
 _JOINT = re.compile(r"\+(?=\s*[A-Za-z_])")
@@ -15,8 +17,8 @@ def make_regularizer(spec: str) -> Regularizer:
     """The regularizer that ``spec`` names; several joined by ``+`` are a `Mixture`.
 
     Raises:
-        UserError: an unknown name or option, a value out of range, or parts that cannot be mixed. ``none`` is an error
-            too: to have no regularizer is for the caller to deal with.
+        UserError: an unknown name or option, a value out of range, or parts that cannot be mixed.
+            ``none`` is an error too: to have no regularizer is for the caller to deal with.
     """
     parts = [_make(piece) for piece in _JOINT.split(spec)]
     if len(parts) == 1:
@@ -30,7 +32,9 @@ def make_regularizer(spec: str) -> Regularizer:
 def _make(spec: str) -> Regularizer:
     name, options = parse_spec(spec)
     if name == "none":
-        raise UserError('"none" is no regularizer: leave it out of a mixture, or give no regularizer at all')
+        raise UserError(
+            '"none" is no regularizer: leave it out of a mixture, or give no regularizer at all'
+        )
     if name not in REGULARIZERS:
         raise UserError(
             f"unknown regularizer {name!r}{nearest(name, REGULARIZERS)}; there are {', '.join(REGULARIZERS)}"

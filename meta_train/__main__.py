@@ -1,6 +1,6 @@
 import sys
 
-from meta_train.cli import main
+from lo_framework.meta_train.cli import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,4 +1,6 @@
-"""The closing table of a run: what it saved against tuned AdamW, on seeds that nothing was trained or chosen on."""
+"""The closing table of a run: what it saved against tuned AdamW, on seeds that nothing was trained
+or chosen on.
+"""
 
 from __future__ import annotations
 
@@ -6,27 +8,31 @@ import hashlib
 import sys
 from pathlib import Path
 
-from eval.evaluation import evaluate
-from eval.progress import Progress
-from eval.report import files, transfer
-from eval.result import Result, from_json
+from lo_framework.eval.evaluation import evaluate
+from lo_framework.eval.progress import Progress
+from lo_framework.eval.report import files, transfer
+from lo_framework.eval.result import Result, from_json
 from lo_framework.files.atomic import atomic_write_text
 from lo_framework.learned import make_learned
-from meta_train.incumbent import Incumbent
-from meta_train.run import MetaTraining
-from optimizees.spec import UserError
+from lo_framework.meta_train.incumbent import Incumbent
+from lo_framework.meta_train.run import MetaTraining
+from lo_framework.optimizees.spec import UserError
 
 SEEDS = 20
 MARK = "evaluated"  # names the optimizer file that the table is about
 
 
 def closing_report(run: MetaTraining, best: Incumbent, *, workers: int, seeds: int = SEEDS) -> str:
-    """Evaluate ``best`` on the run's own families, over the longest episode; the files go to ``evaluation/`` there.
+    """Evaluate ``best`` on the run's own families, over the longest episode; the files go to
+    ``evaluation/`` there.
 
     What has been evaluated already is only told again: to resume a finished run costs nothing.
     """
     folder, optimizer = run.out / "evaluation", run.out / "optimizer.safetensors"
-    mark, key = folder / MARK, f"{hashlib.sha256(optimizer.read_bytes()).hexdigest()} {seeds} seeds\n"
+    mark, key = (
+        folder / MARK,
+        f"{hashlib.sha256(optimizer.read_bytes()).hexdigest()} {seeds} seeds\n",
+    )
     result = _told(folder) if mark.exists() and mark.read_text() == key else None
     if result is None:
         result = _evaluated(run, best, workers, seeds)

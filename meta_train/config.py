@@ -1,7 +1,7 @@
 """What a run is: everything that decides its bits, and the presets.
 
-Presets count steps, never seconds, so that a run can be repeated. What does not decide the bits (workers, where files
-go, how long to go on) is not part of :class:`RunConfig`.
+Presets count steps, never seconds, so that a run can be repeated. What does not decide the bits
+(workers, where files go, how long to go on) is not part of :class:`RunConfig`.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from lo_framework.estimators.tbptt import TBPTTConfig
 from lo_framework.inner.graph import ENGINES
 from lo_framework.objectives import make_objective
 from lo_framework.objectives.weighting import Weighting, make_weighting, parse_priorities
-from optimizees.spec import UserError, nearest, parse_spec
-from regularizers.base import HVP_COST
+from lo_framework.optimizees.spec import UserError, nearest, parse_spec
+from lo_framework.regularizers.base import HVP_COST
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +32,9 @@ class RunConfig:
     unroll_length: int = 50
     episode_length: str = "200"  # or "100-1000": log-uniform
     num_tasks: int = 8  # per family
-    shards: int = 2  # virtual shards per family; workers share them out, the bits depend on this number only
+    shards: int = (
+        2  # virtual shards per family; workers share them out, the bits depend on this number only
+    )
     augment: float = 1.0  # span of the random parameter scales of half the episodes; 1: none
     outer_steps: int = 100
     outer_lr: float = 0.01
@@ -43,13 +45,22 @@ class RunConfig:
     seed: int = 0
     device: str = "cpu"
     inner_backend: str = "torch"
-    regularizer: str = "none"  # absorbed: in the meta-objective, never in the gradients that the optimizer sees
+    regularizer: str = (
+        "none"  # absorbed: in the meta-objective, never in the gradients that the optimizer sees
+    )
     absorb: str = ""  # how; see lo_framework.absorption.AbsorbConfig
-    learn_rho: str = ""  # "phase=10,sigma=0.3,lr=1": the regularizer's radius by ES on held-out loss
-    control: str = "none"  # a regularizer whose meta-compute this unregularized run gets, as more outer steps
-    weighting: str = ""  # of the terms of the objective combined: sum (which "" stands for), fixed or huw
+    learn_rho: str = (
+        ""  # "phase=10,sigma=0.3,lr=1": the regularizer's radius by ES on held-out loss
+    )
+    control: str = (
+        "none"  # a regularizer whose meta-compute this unregularized run gets, as more outer steps
+    )
+    weighting: str = (
+        ""  # of the terms of the objective combined: sum (which "" stands for), fixed or huw
+    )
     priorities: str = ""  # "2,5,1": of the terms under the weighting huw
-    engine: str = "eager"  # how inner steps run: eager, graph (recorded, the same bits) or inductor (compiled)
+    # how inner steps run: eager, graph (recorded, the same bits) or inductor (compiled)
+    engine: str = "eager"
 
     def __post_init__(self) -> None:
         for name in (
@@ -65,11 +76,15 @@ class RunConfig:
                 raise UserError(f"{flag(name)} must be at least 1, not {getattr(self, name)}")
         for name in ("outer_lr", "clip"):
             if not 0 < getattr(self, name) < math.inf:
-                raise UserError(f"{flag(name)} must be positive and finite, not {getattr(self, name)}")
+                raise UserError(
+                    f"{flag(name)} must be positive and finite, not {getattr(self, name)}"
+                )
         if not self.augment >= 1:
             raise UserError(f"--augment must be at least 1 (1: none), not {self.augment}")
         if self.num_tasks % self.shards:
-            raise UserError(f"--num-tasks ({self.num_tasks}) must be a multiple of --shards ({self.shards})")
+            raise UserError(
+                f"--num-tasks ({self.num_tasks}) must be a multiple of --shards ({self.shards})"
+            )
         if self.seed < 0:
             raise UserError(f"--seed must not be negative, not {self.seed}")
         if self.inner_backend not in ("torch", "higher"):
@@ -78,10 +93,14 @@ class RunConfig:
                 f"unknown --inner-backend {self.inner_backend!r}{nearest(self.inner_backend, known)}; torch or higher"
             )
         if self.engine not in ENGINES:
-            raise UserError(f"unknown --engine {self.engine!r}{nearest(self.engine, ENGINES)}; {', '.join(ENGINES)}")
+            raise UserError(
+                f"unknown --engine {self.engine!r}{nearest(self.engine, ENGINES)}; {', '.join(ENGINES)}"
+            )
         if self.unroll_length > self.episode[1]:
             longest = f"--episode-length {self.episode_length}"
-            raise UserError(f"--unroll-length {self.unroll_length} is longer than any episode ({longest})")
+            raise UserError(
+                f"--unroll-length {self.unroll_length} is longer than any episode ({longest})"
+            )
         self._check_regularizer()
         self._check_weighting()
         _ = self.truncation
@@ -90,32 +109,46 @@ class RunConfig:
         if self.regularizer == "none" and self.control == "none":
             for name in ("absorb", "learn_rho"):
                 if getattr(self, name):
-                    raise UserError(f"{flag(name)} says how a regularizer is absorbed: give one (--regularizer)")
+                    raise UserError(
+                        f"{flag(name)} says how a regularizer is absorbed: give one (--regularizer)"
+                    )
             return
         if "none" not in (self.regularizer, self.control):
-            raise UserError("--control is the run without the regularizer: give one of --regularizer and --control")
+            raise UserError(
+                "--control is the run without the regularizer: give one of --regularizer and --control"
+            )
         if self.inner_backend != "torch":
             raise UserError("--regularizer needs --inner-backend torch")
-        absorption = make_absorption(self.regularizer if self.control == "none" else self.control, self.absorb)
+        absorption = make_absorption(
+            self.regularizer if self.control == "none" else self.control, self.absorb
+        )
         if absorption.config.attached and parse_spec(self.estimator)[0] != "tbptt":
-            raise UserError("--absorb attached=true is for the estimator tbptt: es and pes differentiate nothing")
+            raise UserError(
+                "--absorb attached=true is for the estimator tbptt: es and pes differentiate nothing"
+            )
 
         if self.learn_rho:
             _ = absorption.radius
             if not make_objective(self.objective).only_held_out:
-                raise UserError("a radius (--learn-rho) is learned on held-out data only: use --objective valid")
+                raise UserError(
+                    "a radius (--learn-rho) is learned on held-out data only: use --objective valid"
+                )
 
     def _check_weighting(self) -> None:
         name, _ = parse_spec(self.objective)
         for field in ("weighting", "priorities"):
             if getattr(self, field) and name != "combined":
-                raise UserError(f"{flag(field)} is for --objective combined, which has several terms, not for {name!r}")
+                raise UserError(
+                    f"{flag(field)} is for --objective combined, which has several terms, not for {name!r}"
+                )
         if self.priorities and parse_spec(self.weighting or "sum")[0] != "huw":
             raise UserError("--priorities are for --weighting huw")
         _ = self.make_weighting()
 
     def make_weighting(self) -> Weighting | None:
-        """A fresh weighting of the objective's terms; None where there is one score and nothing to weigh."""
+        """A fresh weighting of the objective's terms; None where there is one score and nothing to
+        weigh.
+        """
         if parse_spec(self.objective)[0] != "combined":
             return None
         priorities = parse_priorities(self.priorities) if self.priorities else None
@@ -123,7 +156,9 @@ class RunConfig:
 
     @property
     def absorption(self) -> Absorption | None:
-        return None if self.regularizer == "none" else make_absorption(self.regularizer, self.absorb)
+        return (
+            None if self.regularizer == "none" else make_absorption(self.regularizer, self.absorb)
+        )
 
     @property
     def episode(self) -> tuple[int, int]:
@@ -158,8 +193,13 @@ def flag(field: str) -> str:
 def make_config(preset: str = "quick", **given: Any) -> RunConfig:
     """The preset with whatever was given in its place (None: not given)."""
     if preset not in PRESETS:
-        raise UserError(f"unknown preset {preset!r}{nearest(preset, PRESETS)}; there are {', '.join(PRESETS)}")
-    values = {**PRESETS[preset], **{name: value for name, value in given.items() if value is not None}}
+        raise UserError(
+            f"unknown preset {preset!r}{nearest(preset, PRESETS)}; there are {', '.join(PRESETS)}"
+        )
+    values = {
+        **PRESETS[preset],
+        **{name: value for name, value in given.items() if value is not None},
+    }
     known = {f.name for f in fields(RunConfig)}
     for name in values:
         if name not in known:
@@ -171,10 +211,12 @@ def make_config(preset: str = "quick", **given: Any) -> RunConfig:
 
 
 def compute_factor(config: RunConfig) -> float:
-    """How many times the gradient evaluations of the plain run the regularized one takes (``--control``).
+    """How many times the gradient evaluations of the plain run the regularized one takes
+    (``--control``).
 
-    Plain, per inner step: the gradient, whatever the objective adds (the held-out loss with its pull-back, say), and
-    under second-order TBPTT the Hessian-vector product that pulls back through the gradient.
+    Plain, per inner step: the gradient, whatever the objective adds (the held-out loss with its
+    pull-back, say), and under second-order TBPTT the Hessian-vector product that pulls back through
+    the gradient.
     """
     absorption = make_absorption(config.control, config.absorb)
     settings = estimator_config(config.estimator)
@@ -182,9 +224,13 @@ def compute_factor(config: RunConfig) -> float:
     second_order = isinstance(settings, TBPTTConfig) and settings.second_order
     plain = 1.0 + make_objective(config.objective).cost(unrolled=unrolled) + HVP_COST * second_order
     extra = absorption.regularizer.cost.total - (0.0 if absorption.independent else 1.0)
-    extra += 2.0 if absorption.alpha and unrolled else 0.0  # GSAM pulls back twice: so much, as measured
+    extra += (
+        2.0 if absorption.alpha and unrolled else 0.0
+    )  # GSAM pulls back twice: so much, as measured
     length = sum(config.episode) / 2
-    share = {"last": min(1.0, absorption.config.last / length), "end": 1.0 / length}.get(absorption.config.when, 1.0)
+    share = {"last": min(1.0, absorption.config.last / length), "end": 1.0 / length}.get(
+        absorption.config.when, 1.0
+    )
     return 1.0 + share * extra / plain
 
 

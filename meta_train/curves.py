@@ -1,7 +1,8 @@
 """TensorBoard curves, written step by step.
 
-The writer that comes with torch has a thread of its own: it loses up to two minutes of curves when a run is killed, and
-on a full disk the thread prints a traceback that nothing can catch. This one writes an event and is done.
+The writer that comes with torch has a thread of its own: it loses up to two minutes of curves when
+a run is killed, and on a full disk the thread prints a traceback that nothing can catch. This one
+writes an event and is done.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from typing import Any, BinaryIO
 
 
 class Curves:
-    """A new event file in ``folder``; TensorBoard forgets what older ones there say about steps from ``begin`` on.
+    """A new event file in ``folder``; TensorBoard forgets what older ones there say about steps
+    from ``begin`` on.
 
     Raises:
         OSError: the folder or the file cannot be written; also from :meth:`add`.

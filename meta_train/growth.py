@@ -1,8 +1,8 @@
 """Growth with an incumbent: the stages of a run.
 
-``attention-mlp`` is reached through ``hyper-adamw`` and ``attention``: each stage starts as the function that the
-incumbent is. A few scalars learn in seconds what a network would take minutes to find, and no stage can end below the
-one before it, because the incumbent is what is saved.
+``attention-mlp`` is reached through ``hyper-adamw`` and ``attention``: each stage starts as the
+function that the incumbent is. A few scalars learn in seconds what a network would take minutes to
+find, and no stage can end below the one before it, because the incumbent is what is saved.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from lo_framework.learned import KINDS, PREDECESSOR, LearnedOptimizer, make_learned
-from optimizees.spec import parse_spec
+from lo_framework.optimizees.spec import parse_spec
 
 # Share of the outer steps for the last, the last but one and the first stage of a chain.
 SHARES = {1: (1.0,), 2: (0.5, 0.5), 3: (0.25, 0.2, 0.55)}
@@ -34,7 +34,9 @@ class Stage:
 
 
 def build_learned(kind: str, config: dict[str, Any]) -> LearnedOptimizer:
-    """The same start in every process and after every resume, also if a user's kind draws from the global generator."""
+    """The same start in every process and after every resume, also if a user's kind draws from the
+    global generator.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
         return make_learned(kind, **config)
@@ -43,7 +45,8 @@ def build_learned(kind: str, config: dict[str, Any]) -> LearnedOptimizer:
 def plan_stages(spec: str, outer_steps: int) -> list[Stage]:
     """Stages for a learned-optimizer spec; predecessors take over the settings they share with it.
 
-    One that learns its own factors only (``learn=factors``) has none: it would take over what they have learned.
+    One that learns its own factors only (``learn=factors``) has none: it would take over what they
+    have learned.
     """
     final = make_learned(spec)
     kind, _ = parse_spec(spec)
@@ -56,8 +59,20 @@ def plan_stages(spec: str, outer_steps: int) -> list[Stage]:
     for index, name in enumerate(chain):
         share += SHARES[len(chain)][index]
         after = len(chain) - 1 - index  # stages that still need a step each
-        end = outer_steps if not after else min(max(begin + 1, round(share * outer_steps)), outer_steps - after)
+        end = (
+            outer_steps
+            if not after
+            else min(max(begin + 1, round(share * outer_steps)), outer_steps - after)
+        )
         names = {f.name for f in fields(KINDS[name][0])}
-        stages.append(Stage(index, name, {key: value for key, value in values.items() if key in names}, begin, end))
+        stages.append(
+            Stage(
+                index,
+                name,
+                {key: value for key, value in values.items() if key in names},
+                begin,
+                end,
+            )
+        )
         begin = end
     return stages

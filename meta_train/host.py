@@ -1,7 +1,7 @@
 """One worker's part of a run: some of the virtual shards, and rollouts for validation.
 
-A virtual shard is a fixed number of tasks of one family with a random generator of its own. Which process holds it does
-not matter to its bits, so neither does the number of workers.
+A virtual shard is a fixed number of tasks of one family with a random generator of its own. Which
+process holds it does not matter to its bits, so neither does the number of workers.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from lo_framework.estimators.resume import state_from_tensors, state_to_tensors
 from lo_framework.inner.rollout import rollout
 from lo_framework.inner.step import Family
 from lo_framework.learned.base import LearnedOptimizer, Theta
+from lo_framework.meta_train.config import RunConfig
+from lo_framework.meta_train.growth import build_learned
 from lo_framework.objectives import AnyObjective, StepObjective, make_objective
-from meta_train.config import RunConfig
-from meta_train.growth import build_learned
-from optimizees import Task, make_tasks
-from optimizees.augmentation import Reparametrised
-from optimizees.plugin import load_plugins
+from lo_framework.optimizees import Task, make_tasks
+from lo_framework.optimizees.augmentation import Reparametrised
+from lo_framework.optimizees.plugin import load_plugins
 
 VALIDATION_SEED = 30_000  # tuning and reports use other ranges; see eval
 VALIDATION_CHUNK = 8
@@ -45,7 +45,11 @@ class Unit(NamedTuple):
 
 
 def build_estimator(
-    config: RunConfig, task: Task, learned: LearnedOptimizer, objective: AnyObjective, rho: float | None = None
+    config: RunConfig,
+    task: Task,
+    learned: LearnedOptimizer,
+    objective: AnyObjective,
+    rho: float | None = None,
 ) -> Any:
     """The estimator of one shard, with the inner loop that ``--inner-backend`` names.
 
@@ -70,21 +74,29 @@ class Host:
         load_plugins(setup.plugins)
         self.config = setup.config
         self.mine = mine
-        self.tasks = make_tasks(self.config.optimizees, self.config.datasets, setup.data_dir, self.config.device)
+        self.tasks = make_tasks(
+            self.config.optimizees, self.config.datasets, setup.data_dir, self.config.device
+        )
         self.objective = make_objective(self.config.objective)
         self.estimators: dict[int, Any] = {}
         self.states: dict[int, Any] = {}
 
     def build(
-        self, kind: str, values: dict[str, Any], stage: int, tensors: dict[int, dict[str, Tensor]] | None,
+        self,
+        kind: str,
+        values: dict[str, Any],
+        stage: int,
+        tensors: dict[int, dict[str, Tensor]] | None,
         rho: float | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Estimators of one stage; worker states fresh, or from ``tensors`` of a resume state."""
         config = self.config
         self.estimators, self.states = {}, {}
         for shard in self.mine:
             learned = build_learned(kind, values).to(config.device)
-            estimator = build_estimator(config, self.tasks[shard // config.shards], learned, self.objective, rho)
+            estimator = build_estimator(
+                config, self.tasks[shard // config.shards], learned, self.objective, rho
+            )
             self.estimators[shard] = estimator
             if tensors is None:
                 seed = (config.seed * 1_000_003 + stage * 10_007 + shard) * 2 + _STREAM
@@ -96,7 +108,8 @@ class Host:
     def estimate(
         self, theta: Theta, weights: tuple[float, ...] | None = None
     ) -> dict[int, tuple[Theta, dict[str, float], Theta | None]]:
-        """One truncation of every shard here: meta-gradient, metrics and the plain meta-gradient (GSAM) by shard.
+        """One truncation of every shard here: meta-gradient, metrics and the plain meta-gradient
+        (GSAM) by shard.
 
         ``weights``: of the objective's terms, in this outer step.
         """
@@ -108,15 +121,22 @@ class Host:
         theta = {name: x.to(self.config.device) for name, x in theta.items()}
         out = {}
         for shard in self.mine:
-            estimate, self.states[shard] = self.estimators[shard].estimate(theta, self.states[shard])
-            grads = [x and {name: g.cpu() for name, g in x.items()} for x in (estimate.grad, estimate.plain)]
+            estimate, self.states[shard] = self.estimators[shard].estimate(
+                theta, self.states[shard]
+            )
+            grads = [
+                x and {name: g.cpu() for name, g in x.items()}
+                for x in (estimate.grad, estimate.plain)
+            ]
             out[shard] = (grads[0], estimate.metrics, grads[1])
         return out
 
     def validate(
         self, kind: str, values: dict[str, Any], thetas: list[Theta], units: list[Unit]
     ) -> dict[Unit, dict[str, list[float]]]:
-        """Full episodes on fixed seeds. Per unit and seed: mean training, final training and final validation loss."""
+        """Full episodes on fixed seeds. Per unit and seed: mean training, final training and final
+        validation loss.
+        """
         learned = build_learned(kind, values).to(self.config.device)
         out = {}
         for unit in units:
@@ -124,9 +144,13 @@ class Host:
             seeds = range(first, min(first + VALIDATION_CHUNK, self.config.validation_seeds))
             theta = {name: x.to(self.config.device) for name, x in thetas[unit.theta].items()}
             done = rollout(
-                self.tasks[unit.family], learned, [theta], [VALIDATION_SEED + s for s in seeds], self.config.episode[1],
+                self.tasks[unit.family],
+                learned,
+                [theta],
+                [VALIDATION_SEED + s for s in seeds],
+                self.config.episode[1],
                 splits=("train", "valid"),
-            )  # fmt: skip
+            )
             out[unit] = {
                 "mean": done.train.mean(-1)[0].tolist(),
                 "final": done.final["train.loss"][0].tolist(),
@@ -136,4 +160,7 @@ class Host:
 
     def dump(self) -> dict[int, dict[str, Tensor]]:
         """Everything the shards here carry, on the CPU."""
-        return {shard: {n: x.cpu() for n, x in state_to_tensors(self.states[shard]).items()} for shard in self.mine}
+        return {
+            shard: {n: x.cpu() for n, x in state_to_tensors(self.states[shard]).items()}
+            for shard in self.mine
+        }

@@ -1,8 +1,9 @@
 """The incumbent: the best learned optimizer so far on validation seeds; it is what a run saves.
 
-The score is relative to AdamW with the one learning rate that suits the run's tasks best (found on the same seeds
-before meta-training starts): the geometric mean, over families, of the ratios of mean training loss, final validation
-loss and final training loss, with the weights below. Below 1 is better than that AdamW. No test data enter.
+The score is relative to AdamW with the one learning rate that suits the run's tasks best (found on
+the same seeds before meta-training starts): the geometric mean, over families, of the ratios of
+mean training loss, final validation loss and final training loss, with the weights below. Below 1
+is better than that AdamW. No test data enter.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ import torch
 
 from lo_framework.learned.base import LearnedOptimizer, Theta
 from lo_framework.learned.hyper_adamw import HyperAdamW
-from meta_train.config import RunConfig
-from meta_train.host import VALIDATION_CHUNK, Unit
-from meta_train.workers import Workers
+from lo_framework.meta_train.config import RunConfig
+from lo_framework.meta_train.host import VALIDATION_CHUNK, Unit
+from lo_framework.meta_train.workers import Workers
 
 WEIGHTS = {"mean": 0.3, "valid": 0.5, "final": 0.2}
 WORST_RATIO = 10.0  # what a diverged run counts as
@@ -41,14 +42,25 @@ class Incumbent:
 
 
 def measure(
-    workers: Workers, config: RunConfig, families: int, kind: str, values: dict[str, Any], thetas: list[Theta]
+    workers: Workers,
+    config: RunConfig,
+    families: int,
+    kind: str,
+    values: dict[str, Any],
+    thetas: list[Theta],
 ) -> list[Quality]:
-    """Validation quality of each theta: averages over seeds, infinite where a run diverged. All workers share it."""
+    """Validation quality of each theta: averages over seeds, infinite where a run diverged. All
+    workers share it.
+    """
     chunks = math.ceil(config.validation_seeds / VALIDATION_CHUNK)
     # families innermost: expensive and cheap ones alternate between workers
-    units = [Unit(t, f, c) for t in range(len(thetas)) for f in range(families) for c in range(chunks)]
+    units = [
+        Unit(t, f, c) for t in range(len(thetas)) for f in range(families) for c in range(chunks)
+    ]
     split = [
-        units[w :: workers.num] if families % workers.num else _alternate(units, families, w, workers.num)
+        units[w :: workers.num]
+        if families % workers.num
+        else _alternate(units, families, w, workers.num)
         for w in range(workers.num)
     ]
     answers = workers.call("validate", [(kind, values, thetas, part) for part in split])
@@ -57,7 +69,10 @@ def measure(
     for t in range(len(thetas)):
         quality = []
         for f in range(families):
-            values_of = {name: [x for c in range(chunks) for x in merged[Unit(t, f, c)][name]] for name in WEIGHTS}
+            values_of = {
+                name: [x for c in range(chunks) for x in merged[Unit(t, f, c)][name]]
+                for name in WEIGHTS
+            }
             quality.append({name: sum(xs) / len(xs) for name, xs in values_of.items()})
         out.append(quality)
     return out
@@ -83,18 +98,22 @@ def score(quality: Quality, reference: Quality) -> float:
 def log_ratio(mine: float, theirs: float) -> float:
     """log(mine / theirs) within bounds, 0 for equals, whatever the sign of the losses.
 
-    A negative ``theirs`` (a likelihood, a noisy minibatch) has no ratio: there it is the difference over its size, the
-    same near equality.
+    A negative ``theirs`` (a likelihood, a noisy minibatch) has no ratio: there it is the difference
+    over its size, the same near equality.
     """
     if theirs > 0 or not math.isfinite(mine - theirs):
         ratio = max(mine, TINY_LOSS) / max(theirs, TINY_LOSS)
-        return math.log(min(max(ratio, BEST_RATIO), WORST_RATIO) if math.isfinite(ratio) else WORST_RATIO)
+        return math.log(
+            min(max(ratio, BEST_RATIO), WORST_RATIO) if math.isfinite(ratio) else WORST_RATIO
+        )
     change = (mine - theirs) / max(-theirs, TINY_LOSS)
     return min(max(change, math.log(BEST_RATIO)), math.log(WORST_RATIO))
 
 
 def tuned_start(workers: Workers, config: RunConfig, families: int) -> tuple[float, Quality]:
-    """AdamW's best common learning rate on the validation seeds, and its quality: the yardstick of every score."""
+    """AdamW's best common learning rate on the validation seeds, and its quality: the yardstick of
+    every score.
+    """
     plain = HyperAdamW(HyperAdamW.Config())
     thetas = []
     for lr in START_LRS:
@@ -102,7 +121,8 @@ def tuned_start(workers: Workers, config: RunConfig, families: int) -> tuple[flo
         theta["default"] = with_lr(theta["default"], plain.config, lr)
         thetas.append(theta)
     qualities = measure(workers, config, families, "hyper-adamw", {}, thetas)
-    # Each is compared with the best of all settings, family by family, so that no family owns the choice.
+    # Each is compared with the best of all settings, family by family, so that no family owns the
+    # choice.
     best = [{name: min(q[f][name] for q in qualities) for name in WEIGHTS} for f in range(families)]
     scores = [score(q, best) for q in qualities]
     chosen = min(range(len(scores)), key=scores.__getitem__)
@@ -110,7 +130,9 @@ def tuned_start(workers: Workers, config: RunConfig, families: int) -> tuple[flo
 
 
 def is_plain(learned: LearnedOptimizer) -> bool:
-    """It starts as the AdamW that :func:`tuned_start` measured: no setting but the learning rate differs."""
+    """It starts as the AdamW that :func:`tuned_start` measured: no setting but the learning rate
+    differs.
+    """
     if type(learned) is not HyperAdamW:
         return False
     plain = HyperAdamW.Config()

@@ -1,4 +1,6 @@
-"""The outer optimizer: clip the meta-gradient, then Adam with a warm-up and a cosine, stage by stage."""
+"""The outer optimizer: clip the meta-gradient, then Adam with a warm-up and a cosine, stage by
+stage.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,9 @@ from lo_framework.learned.base import LearnedOptimizer, Theta
 
 WARM_UP = 5
 FLOOR = 0.05
-AVERAGING = 0.8  # what is validated and saved is an average over about five outer steps: a fifth of the gradient noise
+# what is validated and saved is an average over about five outer steps: a fifth of the gradient
+# noise
+AVERAGING = 0.8
 
 
 class Outer:
@@ -21,7 +25,9 @@ class Outer:
     def __init__(self, learned: LearnedOptimizer, lr: float, clip: float, steps: int) -> None:
         self.params = {name: nn.Parameter(x.clone()) for name, x in learned.theta().items()}
         self.rates = [lr * learned.outer_scale(name) for name in self.params]
-        self.adam = torch.optim.Adam([{"params": [p]} for p in self.params.values()], lr=lr, betas=(0.9, 0.99))
+        self.adam = torch.optim.Adam(
+            [{"params": [p]} for p in self.params.values()], lr=lr, betas=(0.9, 0.99)
+        )
         self.clip, self.steps = clip, steps
         self.average = {name: p.detach().clone() for name, p in self.params.items()}
         self.done = 0
@@ -33,10 +39,14 @@ class Outer:
         return {name: p.detach() for name, p in self.params.items()}
 
     def step(self, grad: Theta) -> dict[str, float]:
-        """One update. A gradient that is not finite is skipped and reported; the clock moves on all the same."""
+        """One update. A gradient that is not finite is skipped and reported; the clock moves on all
+        the same.
+        """
         rate = min(1.0, (self.done + 1) / WARM_UP)
         rate *= self.damping
-        rate *= FLOOR + (1 - FLOOR) * 0.5 * (1 + math.cos(math.pi * min(1.0, self.done / self.steps)))
+        rate *= FLOOR + (1 - FLOOR) * 0.5 * (
+            1 + math.cos(math.pi * min(1.0, self.done / self.steps))
+        )
         self.done += 1
         norm = float(torch.sqrt(sum((g.double() ** 2).sum() for g in grad.values())))  # type: ignore[arg-type]
         if not math.isfinite(norm):
@@ -64,7 +74,10 @@ class Outer:
     def dump(self) -> dict[str, Tensor]:
         out = {f"theta.{name}": p.detach() for name, p in self.params.items()}
         out |= {f"average.{name}": x for name, x in self.average.items()}
-        out |= {"damping": torch.tensor(self.damping, dtype=torch.float64), "stale": torch.tensor(self.stale)}
+        out |= {
+            "damping": torch.tensor(self.damping, dtype=torch.float64),
+            "stale": torch.tensor(self.stale),
+        }
         for i, name in enumerate(self.params):
             for key, value in self.adam.state_dict()["state"].get(i, {}).items():
                 out[f"adam.{key}.{name}"] = torch.as_tensor(value)
@@ -76,9 +89,13 @@ class Outer:
         for i, (name, p) in enumerate(self.params.items()):
             p.data.copy_(tensors[f"theta.{name}"])
             self.average[name].copy_(tensors[f"average.{name}"])
-            found = {key: tensors.get(f"adam.{key}.{name}") for key in ("step", "exp_avg", "exp_avg_sq")}
+            found = {
+                key: tensors.get(f"adam.{key}.{name}") for key in ("step", "exp_avg", "exp_avg_sq")
+            }
             if all(value is not None for value in found.values()):
                 state[i] = found
-        self.adam.load_state_dict({"state": state, "param_groups": self.adam.state_dict()["param_groups"]})
+        self.adam.load_state_dict(
+            {"state": state, "param_groups": self.adam.state_dict()["param_groups"]}
+        )
         self.done = done
         self.damping, self.stale = float(tensors["damping"]), int(tensors["stale"])

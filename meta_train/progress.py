@@ -1,14 +1,16 @@
-"""What a run shows while it goes: a progress bar or plain lines, TensorBoard curves, ``metrics.jsonl``.
+"""What a run shows while it goes: a progress bar or plain lines, TensorBoard curves,
+``metrics.jsonl``.
 
-``metrics.jsonl`` has one line an outer step: ``step stage kind meta_loss diverged nonfinite grad_norm clip_ratio
-skipped score seconds rate`` and ``families``, which has the metrics of every family; with ``--objective combined`` also
-``terms`` and their ``weights``. A number that is not finite stands as null. Only ``seconds`` and ``rate`` differ when a
-run is repeated.
+``metrics.jsonl`` has one line an outer step: ``step stage kind meta_loss diverged nonfinite
+grad_norm clip_ratio skipped score seconds rate`` and ``families``, which has the metrics of every
+family; with ``--objective combined`` also ``terms`` and their ``weights``. A number that is not
+finite stands as null. Only ``seconds`` and ``rate`` differ when a run is repeated.
 
-TensorBoard has the same as ``meta_loss/FAMILY`` (and ``diverged``, ``nonfinite``), ``outer/grad_norm``,
-``outer/clip_ratio``, ``outer/skipped``, ``log10_step_size/FAMILY/PROGRESS`` (the learned step size at the start, middle
-and end of an episode), ``validation/incumbent`` and ``rate/inner_steps_per_second``; for objectives about steps also
-``term_NAME/FAMILY``, and ``weight/NAME`` where there are several terms.
+TensorBoard has the same as ``meta_loss/FAMILY`` (and ``diverged``, ``nonfinite``),
+``outer/grad_norm``, ``outer/clip_ratio``, ``outer/skipped``, ``log10_step_size/FAMILY/PROGRESS``
+(the learned step size at the start, middle and end of an episode), ``validation/incumbent`` and
+``rate/inner_steps_per_second``; for objectives about steps also ``term_NAME/FAMILY``, and
+``weight/NAME`` where there are several terms.
 """
 
 from __future__ import annotations
@@ -24,12 +26,14 @@ from typing import Any
 
 from lo_framework.files.atomic import reason
 from lo_framework.files.jsonl import truncate_jsonl
-from meta_train.curves import Curves
-from optimizees.spec import UserError
+from lo_framework.meta_train.curves import Curves
+from lo_framework.optimizees.spec import UserError
 
 
 class Progress:
-    """Writes every outer step to all three. ``start``: the outer steps already done (a resumed run)."""
+    """Writes every outer step to all three. ``start``: the outer steps already done (a resumed
+    run).
+    """
 
     def __init__(self, out: Path, total: int, start: int, quiet: bool = False) -> None:
         from tqdm import tqdm
@@ -41,14 +45,18 @@ class Progress:
             self.log = (out / "metrics.jsonl").open("a", encoding="utf-8")
         self.terminal = sys.stderr.isatty() and not quiet
         self.quiet = quiet
-        self.bar = tqdm(total=total, initial=start, unit="step", disable=not self.terminal, dynamic_ncols=True)
+        self.bar = tqdm(
+            total=total, initial=start, unit="step", disable=not self.terminal, dynamic_ncols=True
+        )
         self.total, self.first = total, start
         self.begun = self.told = time.monotonic()
 
     def say(self, line: str) -> None:
         """A line for the person, above the bar."""
         if not self.quiet:
-            self.bar.write(line, file=sys.stderr) if self.terminal else print(line, file=sys.stderr, flush=True)
+            self.bar.write(line, file=sys.stderr) if self.terminal else print(
+                line, file=sys.stderr, flush=True
+            )
 
     def step(self, record: dict[str, Any], curves: dict[str, float]) -> None:
         """One outer step: a line of the log, the curves, the bar."""

@@ -1,9 +1,11 @@
-"""The radius of an absorbed regularizer, learned on held-out loss by evolution strategies across outer phases.
+"""The radius of an absorbed regularizer, learned on held-out loss by evolution strategies across
+outer phases.
 
-A radius cannot be learned on the training objective: the best one there is 0. Here the outer loop is what is perturbed:
-from one state, two branches of it run for a phase, with the radii ``rho exp(+-sigma eps)``; each is scored by the
-held-out loss that its optimizer reaches on the validation seeds, the difference moves log rho, and the run goes on in
-the better branch. That takes twice the outer steps.
+A radius cannot be learned on the training objective: the best one there is 0. Here the outer loop
+is what is perturbed: from one state, two branches of it run for a phase, with the radii ``rho
+exp(+-sigma eps)``; each is scored by the held-out loss that its optimizer reaches on the validation
+seeds, the difference moves log rho, and the run goes on in the better branch. That takes twice the
+outer steps.
 """
 
 from __future__ import annotations
@@ -15,15 +17,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from meta_train.incumbent import Quality, log_ratio
+from lo_framework.meta_train.incumbent import Quality, log_ratio
 
 _STREAM = 0x4AD1
 
 
 @dataclass(frozen=True, kw_only=True)
 class RadiusConfig:
-    """``phase``: outer steps of a branch. ``sigma``: perturbation of log rho. ``lr``: step in log rho per unit of the
-    slope of the log held-out loss; one step is at most sigma.
+    """``phase``: outer steps of a branch. ``sigma``: perturbation of log rho. ``lr``: step in log
+    rho per unit of the slope of the log held-out loss; one step is at most sigma.
     """
 
     phase: int = 10
@@ -61,8 +63,9 @@ class Radius:
 
     def dump(self) -> dict[str, Tensor]:
         return {
-            "log_rho": torch.tensor(self.log_rho, dtype=torch.float64), "generator": self.generator.get_state()
-        }  # fmt: skip
+            "log_rho": torch.tensor(self.log_rho, dtype=torch.float64),
+            "generator": self.generator.get_state(),
+        }
 
     def load(self, tensors: dict[str, Tensor]) -> None:
         self.log_rho = float(tensors["log_rho"])
@@ -71,5 +74,8 @@ class Radius:
 
 def held_out(quality: Quality, reference: Quality) -> float:
     """Mean over families of the log of the final held-out loss, relative to ``reference``."""
-    ratios = [log_ratio(mine["valid"], theirs["valid"]) for mine, theirs in zip(quality, reference, strict=True)]
+    ratios = [
+        log_ratio(mine["valid"], theirs["valid"])
+        for mine, theirs in zip(quality, reference, strict=True)
+    ]
     return sum(ratios) / len(ratios)

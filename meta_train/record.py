@@ -1,4 +1,6 @@
-"""What one outer step gave, put together from the shards: the meta-gradient, the line in the log, the curves."""
+"""What one outer step gave, put together from the shards: the meta-gradient, the line in the log,
+the curves.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +13,10 @@ import torch
 from lo_framework.inner.step import Family
 from lo_framework.learned.base import Theta
 from lo_framework.learned.hyper_adamw import HyperAdamW
+from lo_framework.meta_train.growth import Stage
 from lo_framework.objectives.terms import TERMS
 from lo_framework.objectives.weighting import Weighting
 from lo_framework.protocols import Task
-from meta_train.growth import Stage
 
 Metrics = dict[str, float]
 
@@ -47,24 +49,31 @@ def row(stage: Stage, families: dict[str, Metrics], outcome: Metrics) -> dict[st
 
 
 def curves(families: dict[str, Metrics], outcome: Metrics) -> dict[str, float]:
-    found = {f"{key}/{name}": value for name, family in families.items() for key, value in family.items()}
+    found = {
+        f"{key}/{name}": value for name, family in families.items() for key, value in family.items()
+    }
     return found | {f"outer/{key}": value for key, value in outcome.items()}
 
 
 def weigh(line: dict[str, Any], weighting: Weighting) -> dict[str, float]:
-    """Adds the terms (means over families, in their order) and the weights they had; then these are learned.
+    """Adds the terms (means over families, in their order) and the weights they had; then these are
+    learned.
 
     Returns the weights' curves.
     """
     families = list(line["families"].values())
-    line["terms"] = {name: sum(m[f"term_{name}"] for m in families) / len(families) for name in TERMS}
+    line["terms"] = {
+        name: sum(m[f"term_{name}"] for m in families) / len(families) for name in TERMS
+    }
     line["weights"] = dict(zip(TERMS, weighting.weights(), strict=True))
     weighting.learn(torch.tensor(list(line["terms"].values()), dtype=torch.float64))
     return {f"weight/{name}": weight for name, weight in line["weights"].items()}
 
 
 def step_sizes(stage: Stage, theta: Theta, tasks: Sequence[Task]) -> dict[str, float]:
-    """Learned log10 step sizes per family at the start, middle and end of an episode, where the kind has them."""
+    """Learned log10 step sizes per family at the start, middle and end of an episode, where the
+    kind has them.
+    """
     learned = stage.build()
     if not isinstance(learned, HyperAdamW):
         return {}
@@ -75,5 +84,7 @@ def step_sizes(stage: Stage, theta: Theta, tasks: Sequence[Task]) -> dict[str, f
             layout = Family(task, learned).layout.to(torch.device("cpu"))
             for progress in (0.0, 0.5, 1.0):
                 raw = learned.hyper(layout, torch.tensor(progress))
-                out[f"log10_step_size/{task.name}/{progress:g}"] = float(raw[0].mean()) / math.log(10)
+                out[f"log10_step_size/{task.name}/{progress:g}"] = float(raw[0].mean()) / math.log(
+                    10
+                )
     return out

@@ -7,10 +7,10 @@ from typing import Any
 
 from torch import Tensor
 
+from lo_framework.meta_train.incumbent import Incumbent, Quality
+from lo_framework.meta_train.outer import Outer
+from lo_framework.meta_train.radius import Radius
 from lo_framework.objectives.weighting import Weighting
-from meta_train.incumbent import Incumbent, Quality
-from meta_train.outer import Outer
-from meta_train.radius import Radius
 
 Tensors = dict[str, Tensor]
 
@@ -31,7 +31,9 @@ class Run:
 
 
 def pack(run: Run, shards: dict[int, Tensors]) -> tuple[Tensors, dict[str, Any]]:
-    """Tensors ``outer.*``, ``incumbent.*``, ``shard.N.*``, ``radius.*`` and ``weighting.*``; the rest as a record."""
+    """Tensors ``outer.*``, ``incumbent.*``, ``shard.N.*``, ``radius.*`` and ``weighting.*``; the
+    rest as a record.
+    """
     groups: dict[str, Tensors] = {"outer": run.outer.dump(), "incumbent": run.incumbent.theta}
     groups |= {f"shard.{shard}": state for shard, state in shards.items()}
     groups |= {} if run.radius is None else {"radius": run.radius.dump()}
@@ -39,15 +41,21 @@ def pack(run: Run, shards: dict[int, Tensors]) -> tuple[Tensors, dict[str, Any]]
     tensors = {f"{group}.{name}": x for group, named in groups.items() for name, x in named.items()}
     best = {name: value for name, value in vars(run.incumbent).items() if name != "theta"}
     meta = {
-        "stage": run.stage, "outer_done": run.outer.done, "repeatable": run.repeatable, "start_lr": run.start_lr,
-        "reference": run.reference, "incumbent": best,
-    }  # fmt: skip
+        "stage": run.stage,
+        "outer_done": run.outer.done,
+        "repeatable": run.repeatable,
+        "start_lr": run.start_lr,
+        "reference": run.reference,
+        "incumbent": best,
+    }
     return tensors, meta
 
 
 def part(tensors: Tensors, group: str) -> Tensors:
     """One group of what :func:`pack` made."""
-    return {name[len(group) + 1 :]: x for name, x in tensors.items() if name.startswith(group + ".")}
+    return {
+        name[len(group) + 1 :]: x for name, x in tensors.items() if name.startswith(group + ".")
+    }
 
 
 def incumbent_of(tensors: Tensors, meta: dict[str, Any]) -> Incumbent:

@@ -1,6 +1,7 @@
 """Workers: the hosts of a run, in this process or in several with one thread each.
 
-The processes speak over private pipes. A worker ends when its pipe closes, so a killed run leaves none behind.
+The processes speak over private pipes. A worker ends when its pipe closes, so a killed run leaves
+none behind.
 """
 
 from __future__ import annotations
@@ -16,12 +17,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from meta_train.host import Host, Setup
-from optimizees.spec import UserError
+from lo_framework.meta_train.host import Host, Setup
+from lo_framework.optimizees.spec import UserError
 
 
 def to_wire(value: Any) -> Any:
-    """Tensors to arrays: a tensor would travel through shared-memory files, of which there are only so many."""
+    """Tensors to arrays: a tensor would travel through shared-memory files, of which there are only
+    so many.
+    """
     if isinstance(value, torch.Tensor):
         return value.detach().cpu().numpy()
     if isinstance(value, dict):
@@ -44,7 +47,9 @@ def from_wire(value: Any) -> Any:
 
 
 def _serve(pipe: Connection, setup: Setup, mine: list[int]) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # Ctrl-C reaches the whole group; the parent decides
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
     host: Host | None = None
@@ -68,7 +73,9 @@ def _serve(pipe: Connection, setup: Setup, mine: list[int]) -> None:
 
 
 def _end_with_parent() -> None:
-    """A killed run cannot tell its workers, and one in the middle of a truncation would go on with it."""
+    """A killed run cannot tell its workers, and one in the middle of a truncation would go on with
+    it.
+    """
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
@@ -111,7 +118,9 @@ class Workers:
                 os.environ["OMP_NUM_THREADS"] = saved
 
     def call(self, method: str, arguments: list[tuple[Any, ...]]) -> list[Any]:
-        """Call a method of every host, each with its own arguments; answers in the order of workers."""
+        """Call a method of every host, each with its own arguments; answers in the order of
+        workers.
+        """
         if self.local is not None:
             return [getattr(self.local, method)(*arguments[0])]
         for worker, (pipe, each) in enumerate(zip(self.pipes, arguments, strict=True)):
@@ -138,10 +147,14 @@ class Workers:
     def _ended(self, worker: int) -> RuntimeError:
         self.processes[worker].join(timeout=1)
         code = self.processes[worker].exitcode
-        return RuntimeError(f"worker {worker} ended unexpectedly (exit code {code}; out of memory?)")
+        return RuntimeError(
+            f"worker {worker} ended unexpectedly (exit code {code}; out of memory?)"
+        )
 
     def close(self) -> None:
-        """End the processes, in the middle of their work if need be: they hold nothing that is not here."""
+        """End the processes, in the middle of their work if need be: they hold nothing that is not
+        here.
+        """
         for pipe in self.pipes:
             pipe.close()
         for process in self.processes:

@@ -1,11 +1,18 @@
 """Optimizees: the small training problems on which optimizers are trained and judged."""
 
-from optimizees.from_module import task_from_module
-from optimizees.plugin import load_plugin, load_plugins
-from optimizees.pool import make_tasks
-from optimizees.registry import register_task
-from optimizees.spec import UserError, build_config, canonical, nearest, parse_spec, split_specs
-from optimizees.task import Batch, Buffers, ClassificationTask, Params, Task
+from lo_framework.optimizees.from_module import task_from_module
+from lo_framework.optimizees.plugin import load_plugin, load_plugins
+from lo_framework.optimizees.pool import make_tasks
+from lo_framework.optimizees.registry import register_task
+from lo_framework.optimizees.spec import (
+    UserError,
+    build_config,
+    canonical,
+    nearest,
+    parse_spec,
+    split_specs,
+)
+from lo_framework.optimizees.task import Batch, Buffers, ClassificationTask, Params, Task
 
 __all__ = [
     "Batch",
@@ -25,3 +32,8 @@ __all__ = [
     "split_specs",
     "task_from_module",
 ]
+
+if "." not in __name__:  # the folder of the checkout: be lo_framework.optimizees, not a second copy
+    from lo_framework.namespace import alias
+
+    alias(__name__)

@@ -1,7 +1,9 @@
-"""``quadratic`` and ``rosenbrock``: functions with known minima (0), for tests and for a first look at an optimizer.
+"""``quadratic`` and ``rosenbrock``: functions with known minima (0), for tests and for a first look
+at an optimizer.
 
-Neither has data. A batch is one vector of gradient noise, eps [1, dim] with standard deviation `std`: the loss gains
-``<eps, x>``, so gradients are the true ones plus eps. `full` has eps = 0, the expectation.
+Neither has data. A batch is one vector of gradient noise, eps [1, dim] with standard deviation
+`std`: the loss gains ``<eps, x>``, so gradients are the true ones plus eps. `full` has eps = 0, the
+expectation.
 """
 
 from __future__ import annotations
@@ -11,12 +13,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from optimizees.registry import register_task
-from optimizees.task import SPLITS, Batch, Buffers, Params, Task, soft_cap
+from lo_framework.optimizees.registry import register_task
+from lo_framework.optimizees.task import SPLITS, Batch, Buffers, Params, Task, soft_cap
 
 
 class AnalyticTask(Task):
-    """A function of one parameter "x" [dim]. `scale`: a typical loss at the start, which `normalize` maps to 1."""
+    """A function of one parameter "x" [dim]. `scale`: a typical loss at the start, which
+    `normalize` maps to 1.
+    """
 
     def __init__(self, *, name: str, dim: int, std: float, scale: float) -> None:
         super().__init__(name=name, batch_size=1)
@@ -26,7 +30,9 @@ class AnalyticTask(Task):
         """The noise-free function at `x` [dim], 0-d."""
         raise NotImplementedError
 
-    def loss(self, params: Params, buffers: Buffers, batch: Batch, noise: Tensor) -> tuple[Tensor, Buffers]:
+    def loss(
+        self, params: Params, buffers: Buffers, batch: Batch, noise: Tensor
+    ) -> tuple[Tensor, Buffers]:
         return self.value(params["x"]) + (batch[0].mean(0) * params["x"]).sum(), buffers
 
     def batch(self, split: str, generator: torch.Generator, lead: tuple[int, ...] = ()) -> Batch:
@@ -52,7 +58,9 @@ class AnalyticTask(Task):
 
 @dataclass(frozen=True, kw_only=True)
 class QuadraticConfig:
-    """Options of ``quadratic``: dimension, condition number (largest over smallest curvature), gradient noise."""
+    """Options of ``quadratic``: dimension, condition number (largest over smallest curvature),
+    gradient noise.
+    """
 
     dim: int = 10
     cond: float = 100.0
@@ -64,7 +72,9 @@ class QuadraticConfig:
 
 
 class Quadratic(AnalyticTask):
-    """``1/2 sum_i c_i x_i^2``, curvatures c_i log-spaced from 1 down to 1 / cond; starts at a standard normal x."""
+    """``1/2 sum_i c_i x_i^2``, curvatures c_i log-spaced from 1 down to 1 / cond; starts at a
+    standard normal x.
+    """
 
     def __init__(self, config: QuadraticConfig) -> None:
         self.curvature = torch.logspace(0, -1, config.dim, base=config.cond)
@@ -93,15 +103,20 @@ class RosenbrockConfig:
 class Rosenbrock(AnalyticTask):
     """``sum_i 100 (x_{i+1} - x_i^2)^2 + (1 - x_i)^2``, minimum 0 at all ones (Rosenbrock 1960).
 
-    Starts near (-1.2, 1, -1.2, 1, ...), the customary point, plus a normal of standard deviation 0.1.
+    Starts near (-1.2, 1, -1.2, 1, ...), the customary point, plus a normal of standard deviation
+    0.1.
     """
 
     def __init__(self, config: RosenbrockConfig) -> None:
         self.start = torch.tensor([-1.2, 1.0]).repeat(config.dim)[: config.dim]
-        super().__init__(name="rosenbrock", dim=config.dim, std=config.std, scale=float(self.value(self.start)))
+        super().__init__(
+            name="rosenbrock", dim=config.dim, std=config.std, scale=float(self.value(self.start))
+        )
 
     def init(self, generator: torch.Generator) -> tuple[Params, Buffers]:
-        return {"x": (self.start + 0.1 * torch.randn(self.dim, generator=generator)).to(self.device)}, {}
+        return {
+            "x": (self.start + 0.1 * torch.randn(self.dim, generator=generator)).to(self.device)
+        }, {}
 
     def value(self, x: Tensor) -> Tensor:
         head, tail = x[:-1], x[1:]

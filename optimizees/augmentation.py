@@ -1,9 +1,10 @@
 """Task augmentation: the same problem in other units.
 
-A reparametrised task stores ``p / s`` and computes its loss at ``s * (p / s)``: nothing about the problem changes but
-the scale on which an optimizer sees its parameters (and, inversely, its gradients). An optimizer that was meta-trained
-on many scales must read the right step size off what it observes instead of remembering it, which is the cheapest known
-lever for generalisation from few problems (Metz et al. 2022, "VeLO"; Moudgil et al. 2025, "Celo").
+A reparametrised task stores ``p / s`` and computes its loss at ``s * (p / s)``: nothing about the
+problem changes but the scale on which an optimizer sees its parameters (and, inversely, its
+gradients). An optimizer that was meta-trained on many scales must read the right step size off what
+it observes instead of remembering it, which is the cheapest known lever for generalisation from few
+problems (Metz et al. 2022, "VeLO"; Moudgil et al. 2025, "Celo").
 """
 
 from __future__ import annotations
@@ -13,17 +14,18 @@ import math
 import torch
 from torch import Tensor
 
-from optimizees.spec import UserError
-from optimizees.task import Batch, Buffers, Params, Task
+from lo_framework.optimizees.spec import UserError
+from lo_framework.optimizees.task import Batch, Buffers, Params, Task
 
 _PREFIX = "scale of "
 
 
 class Reparametrised(Task):
-    """``task`` with a log-uniform scale in [1/span, span] per tensor, drawn anew at every init; one init in two keeps
-    scale 1.
+    """``task`` with a log-uniform scale in [1/span, span] per tensor, drawn anew at every init; one
+    init in two keeps scale 1.
 
-    The scales travel in the buffers, one 0-d tensor a parameter tensor, so the task stays pure and vmappable.
+    The scales travel in the buffers, one 0-d tensor a parameter tensor, so the task stays pure and
+    vmappable.
     """
 
     def __init__(self, task: Task, span: float) -> None:
@@ -49,7 +51,9 @@ class Reparametrised(Task):
         own = {name: x for name, x in buffers.items() if name not in scales}
         return {name: p * scales[_PREFIX + name] for name, p in params.items()}, own, scales
 
-    def loss(self, params: Params, buffers: Buffers, batch: Batch, noise: Tensor) -> tuple[Tensor, Buffers]:
+    def loss(
+        self, params: Params, buffers: Buffers, batch: Batch, noise: Tensor
+    ) -> tuple[Tensor, Buffers]:
         params, own, scales = self._unscaled(params, buffers)
         loss, own = self.task.loss(params, own, batch, noise)
         return loss, own | scales

@@ -1,8 +1,9 @@
-"""Dropout without random operations: masks are a hash of (element, layer, seed), so they can be vmapped and replayed.
+"""Dropout without random operations: masks are a hash of (element, layer, seed), so they can be
+vmapped and replayed.
 
-A mask is a pure function of the element's index in its tensor, the number of the layer's call within one forward
-pass, and the `noise` integer that a task's loss is given. The same noise gives the same mask in a loop, under vmap,
-in a recomputed segment and after a resume.
+A mask is a pure function of the element's index in its tensor, the number of the layer's call
+within one forward pass, and the `noise` integer that a task's loss is given. The same noise gives
+the same mask in a loop, under vmap, in a recomputed segment and after a resume.
 """
 
 from __future__ import annotations
@@ -11,12 +12,14 @@ import torch
 from torch import Tensor, nn
 
 _WORD = 0xFFFFFFFF
-# The fixed points of SELU (Klambauer et al. 2017): alpha dropout sets dropped units to -scale * alpha.
+# The fixed points of SELU (Klambauer et al. 2017): alpha dropout sets dropped units to -scale *
+# alpha.
 _ALPHA = -1.6732632423543772 * 1.0507009873554805
 
 
 def mix(x: Tensor) -> Tensor:
-    """A bijective hash of 32-bit words held in int64. Source: C. Wellons, hash-prospector, two-round function.
+    """A bijective hash of 32-bit words held in int64. Source: C. Wellons, hash-prospector,
+    two-round function.
 
     Both multipliers are below 2^31, so no product overflows int64.
     """
@@ -26,26 +29,33 @@ def mix(x: Tensor) -> Tensor:
 
 
 def keep_mask(shape: tuple[int, ...] | torch.Size, p: float, noise: Tensor, layer: int) -> Tensor:
-    """A boolean mask of `shape`, False with probability `p`; `noise` is an int64 0-d seed, possibly vmapped."""
+    """A boolean mask of `shape`, False with probability `p`; `noise` is an int64 0-d seed, possibly
+    vmapped.
+    """
     count = 1
     for side in shape:
         count *= side
     key = mix(noise & _WORD)
     key = mix(key ^ (noise >> 32 & _WORD))
-    key = mix((key + layer * 0x9E3779B9) & _WORD)  # 2^32 / golden ratio: neighbouring layers get distant keys
+    key = mix(
+        (key + layer * 0x9E3779B9) & _WORD
+    )  # 2^32 / golden ratio: neighbouring layers get distant keys
     words = mix(mix(torch.arange(count, device=noise.device)) ^ key)
     return (words >= int(p * 2**32)).reshape(shape)
 
 
 class CounterDropout(nn.Module):
-    """Stands in for one of torch's dropout modules. `noise` is a buffer, so functional_call can pass it in.
+    """Stands in for one of torch's dropout modules. `noise` is a buffer, so functional_call can
+    pass it in.
 
-    One module may be called several times in a forward pass; `calls` numbers them (from `first`) and whoever calls
-    the network sets it back to `first` before.
+    One module may be called several times in a forward pass; `calls` numbers them (from `first`)
+    and whoever calls the network sets it back to `first` before.
 
     Args:
-        channels: drop whole channels of inputs with that many spatial dimensions; None drops single elements.
-        alpha: alpha dropout: dropped units get SELU's negative saturation, then mean and variance are restored.
+        channels: drop whole channels of inputs with that many spatial dimensions; None drops single
+            elements.
+        alpha: alpha dropout: dropped units get SELU's negative saturation, then mean and variance
+            are restored.
     """
 
     noise: Tensor
@@ -57,7 +67,9 @@ class CounterDropout(nn.Module):
         self.register_buffer("noise", torch.zeros((), dtype=torch.int64), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """`x` with about a fraction p of its elements or channels dropped; `x` itself in evaluation mode."""
+        """`x` with about a fraction p of its elements or channels dropped; `x` itself in evaluation
+        mode.
+        """
         if not self.training or self.p == 0:
             return x
         keep = keep_mask(self._shape(x), self.p, self.noise, self.calls)
@@ -85,7 +97,9 @@ KINDS: dict[type[nn.Module], tuple[int | None, bool]] = {
 
 
 def replace_dropout(module: nn.Module) -> list[str]:
-    """Replace every dropout module inside `module` in place; returns the names of the new modules' noise buffers."""
+    """Replace every dropout module inside `module` in place; returns the names of the new modules'
+    noise buffers.
+    """
     made: dict[nn.Module, CounterDropout] = {}
     names: list[str] = []
     for prefix, parent in list(module.named_modules()):
@@ -97,7 +111,9 @@ def replace_dropout(module: nn.Module) -> list[str]:
                 p = child.p
                 assert isinstance(p, float | int)
                 # Blocks of 2^16 calls keep the layers' numbers apart however often each is called.
-                made[child] = CounterDropout(float(p), channels=channels, alpha=alpha, first=len(made) << 16)
+                made[child] = CounterDropout(
+                    float(p), channels=channels, alpha=alpha, first=len(made) << 16
+                )
                 made[child].train(child.training)
                 names.append(f"{prefix}.{name}.noise".lstrip("."))
             setattr(parent, name, made[child])

@@ -1,4 +1,6 @@
-"""User code that adds tasks (`register_task`), and in other rooms optimizers and regularizers, by being imported."""
+"""User code that adds tasks (`register_task`), and in other rooms optimizers and regularizers, by
+being imported.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +15,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
 
-from optimizees.spec import UserError, first_line
+from lo_framework.optimizees.spec import UserError, first_line
 
 GROUP = "lo_framework.plugins"
 
 
 def load_plugins(names: Iterable[str] = ()) -> None:
-    """Import every plugin that installed packages announce (entry points of GROUP), then those in `names`.
+    """Import every plugin that installed packages announce (entry points of GROUP), then those in
+    `names`.
 
     Raises:
         UserError: a plugin is missing or fails while it is imported.
@@ -34,7 +37,8 @@ def load_plugins(names: Iterable[str] = ()) -> None:
 
 
 def load_plugin(name: str) -> ModuleType:
-    """Import ``"folder/file.py"`` or ``"package.module"``; the same plugin is imported once per process.
+    """Import ``"folder/file.py"`` or ``"package.module"``; the same plugin is imported once per
+    process.
 
     Raises:
         UserError: no such file or module, or an error while it is imported; the line says where.
@@ -52,7 +56,8 @@ def _load_file(path: Path) -> ModuleType:
     path = path.expanduser().resolve()
     if not path.is_file():
         raise UserError(f"there is no file {path}")
-    # A name of its own: two plugins called tasks.py in different folders must not replace each other.
+    # A name of its own: two plugins called tasks.py in different folders must not replace each
+    # other.
     name = f"lo_plugin_{path.stem}_{hashlib.sha256(os.fsencode(path)).hexdigest()[:12]}"
     if name in sys.modules:
         return sys.modules[name]

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from optimizees import analytic as _analytic  # noqa: F401 (registers quadratic and rosenbrock)
-from optimizees import datasets as datasets_room
-from optimizees.datasets import Dataset
-from optimizees.models import (
+from lo_framework.optimizees import analytic as _analytic  # noqa: F401 (registers quadratic and rosenbrock)
+from lo_framework.optimizees import datasets as datasets_room
+from lo_framework.optimizees.datasets import Dataset
+from lo_framework.optimizees.models import (
     CNN,
     MLP,
     CNNConfig,
@@ -21,9 +21,17 @@ from optimizees.models import (
     TransformerConfig,
     TransformerTask,
 )
-from optimizees.registry import TASKS, Entry, register_task
-from optimizees.spec import UserError, build_config, canonical, first_line, nearest, parse_spec, split_specs
-from optimizees.task import ClassificationTask, Task
+from lo_framework.optimizees.registry import TASKS, Entry, register_task
+from lo_framework.optimizees.spec import (
+    UserError,
+    build_config,
+    canonical,
+    first_line,
+    nearest,
+    parse_spec,
+    split_specs,
+)
+from lo_framework.optimizees.task import ClassificationTask, Task
 
 
 @register_task("mlp", config=MLPConfig)
@@ -59,13 +67,14 @@ def make_tasks(
     """One task for every pair of an optimizee and a data set, optimizees outermost.
 
     Args:
-        optimizees: specs, as ``"mlp:hidden=64x64,cnn"`` or a list; those that need no data come once.
+        optimizees: specs, as ``"mlp:hidden=64x64,cnn"`` or a list; those that need no data come
+            once.
         datasets: specs, as ``"digits,mnist:size=8"`` or a list.
         data_dir: folder with data files; without it ``LO_DATA_DIR``.
 
     Raises:
-        UserError: an unknown name or option (naming the nearest), a spec given twice, unreadable data, a device that
-            is not there.
+        UserError: an unknown name or option (naming the nearest), a spec given twice, unreadable
+            data, a device that is not there.
     """
     device = _device(device)
     folder = None if data_dir is None else os.fspath(data_dir)
@@ -78,7 +87,9 @@ def make_tasks(
         entry = _entry(name)
         config: Any = build_config(entry.config, options, name)
         stem = canonical(name, config)
-        for dataset in [datasets_room.load(s, folder) for s in data_specs] if entry.uses_dataset else [None]:
+        for dataset in (
+            [datasets_room.load(s, folder) for s in data_specs] if entry.uses_dataset else [None]
+        ):
             task = entry.build(config) if dataset is None else entry.build(config, dataset)
             task.name = stem if dataset is None else f"{stem}/{dataset.name}"
             if task.name in tasks:
@@ -89,7 +100,9 @@ def make_tasks(
 
 def _entry(name: str) -> Entry:
     if name not in TASKS:
-        raise UserError(f'unknown optimizee "{name}"{nearest(name, TASKS)}; known: {", ".join(sorted(TASKS))}')
+        raise UserError(
+            f'unknown optimizee "{name}"{nearest(name, TASKS)}; known: {", ".join(sorted(TASKS))}'
+        )
     return TASKS[name]
 
 

@@ -1,4 +1,6 @@
-"""The names that spec strings may use for optimizees, and the decorator by which user code adds its own."""
+"""The names that spec strings may use for optimizees, and the decorator by which user code adds its
+own.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from optimizees.spec import UserError
-from optimizees.task import Task
+from lo_framework.optimizees.spec import UserError
+from lo_framework.optimizees.task import Task
 
 F = TypeVar("F", bound=Callable[..., Task])
 
@@ -29,17 +31,22 @@ class Entry:
 TASKS: dict[str, Entry] = {}
 
 
-def register_task(name: str, *, config: type = NoOptions, uses_dataset: bool = True) -> Callable[[F], F]:
+def register_task(
+    name: str, *, config: type = NoOptions, uses_dataset: bool = True
+) -> Callable[[F], F]:
     """Make an optimizee available under `name` to `make_tasks` and to the command lines.
 
-    The decorated function builds the task: ``build(config, dataset) -> Task``, or ``build(config) -> Task`` with
-    ``uses_dataset=False``. `config` is a frozen keyword-only dataclass; its fields are the spec's options.
+    The decorated function builds the task: ``build(config, dataset) -> Task``, or ``build(config)
+    -> Task`` with ``uses_dataset=False``. `config` is a frozen keyword-only dataclass; its fields
+    are the spec's options.
 
     Raises:
         UserError: the name is taken, or holds a character that spec strings use.
     """
     if not name or any(c in name for c in ":,=+/ "):
-        raise UserError(f'register_task: "{name}" is not a name: it must hold none of : , = + / and no blank')
+        raise UserError(
+            f'register_task: "{name}" is not a name: it must hold none of : , = + / and no blank'
+        )
 
     def register(build: F) -> F:
         held: Any = TASKS.get(name)

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from optimizees.datasets.splits import cut
-from optimizees.spec import UserError
+from lo_framework.optimizees.datasets.splits import cut
+from lo_framework.optimizees.spec import UserError
 
 Rows: TypeAlias = tuple[Tensor, ...]
 Given: TypeAlias = "Tensor | Sequence[Tensor] | DataLoader[Any]"
@@ -20,8 +20,9 @@ _SHARE = 10  # a split that is not given is one tenth of the data
 def materialize(given: Given, what: str) -> Rows:
     """`given` as a tuple of tensors with the same, non-zero first dimension.
 
-    A DataLoader is read once, with torch's random state restored afterwards, so that a shuffling loader gives the
-    same rows in the same order in every process; rows that it drops (``drop_last``) are not in the task.
+    A DataLoader is read once, with torch's random state restored afterwards, so that a shuffling
+    loader gives the same rows in the same order in every process; rows that it drops
+    (``drop_last``) are not in the task.
 
     Raises:
         UserError: something else than tensors, no rows, or tensors of different first dimensions.
@@ -38,20 +39,26 @@ def materialize(given: Given, what: str) -> Rows:
 
 
 def make_splits(data: Given, valid: Given | None, test: Given | None, name: str) -> dict[str, Rows]:
-    """train, valid and test rows; a split that is not given is 10 % (at least a row), cut by a fixed permutation.
+    """train, valid and test rows; a split that is not given is 10 % (at least a row), cut by a
+    fixed permutation.
 
     Raises:
-        UserError: see `materialize`; also too few rows, or a given split whose tensors are unlike those of `data`.
+        UserError: see `materialize`; also too few rows, or a given split whose tensors are unlike
+            those of `data`.
     """
     rows = materialize(data, f"{name}: data")
     given = {key: value for key, value in (("valid", valid), ("test", test)) if value is not None}
     splits = {key: materialize(value, f"{name}: {key}") for key, value in given.items()}
     for key, part in splits.items():
         if [(x.shape[1:], x.dtype) for x in part] != [(x.shape[1:], x.dtype) for x in rows]:
-            raise UserError(f"{name}: {key}: expected rows like {_describe(rows)}, found {_describe(part)}")
+            raise UserError(
+                f"{name}: {key}: expected rows like {_describe(rows)}, found {_describe(part)}"
+            )
     absent = [key for key in ("test", "valid") if key not in splits]
     if len(rows[0]) <= len(absent):
-        raise UserError(f"{name}: data: {len(rows[0])} rows are too few to cut {' and '.join(absent)} from")
+        raise UserError(
+            f"{name}: data: {len(rows[0])} rows are too few to cut {' and '.join(absent)} from"
+        )
     share = max(1, len(rows[0]) // _SHARE)
     if absent:
         *parts, rows = cut(rows, *[share] * len(absent))
@@ -61,8 +68,14 @@ def make_splits(data: Given, valid: Given | None, test: Given | None, name: str)
 
 def _tensors(given: Any, what: str) -> Rows:
     rows = (given,) if isinstance(given, Tensor) else given
-    if not isinstance(rows, tuple | list) or not rows or not all(isinstance(x, Tensor) for x in rows):
-        raise UserError(f"{what}: expected a tensor, a tuple of tensors or a DataLoader of them, found {_kind(given)}")
+    if (
+        not isinstance(rows, tuple | list)
+        or not rows
+        or not all(isinstance(x, Tensor) for x in rows)
+    ):
+        raise UserError(
+            f"{what}: expected a tensor, a tuple of tensors or a DataLoader of them, found {_kind(given)}"
+        )
     return tuple(rows)
 
 

@@ -1,8 +1,9 @@
 """Spec strings: how a person names a task, a data set, an optimizer and their options in one word.
 
-``"cnn:channels=16x32,norm=none"`` is the name ``cnn`` and two options. ``,`` separates options, and specs in a list;
-``+`` never occurs inside a spec, so other rooms may use it to join several. Options become the fields of a frozen
-keyword-only dataclass (`build_config`), and `canonical` writes the shortest spec that builds the same config again.
+``"cnn:channels=16x32,norm=none"`` is the name ``cnn`` and two options. ``,`` separates options, and
+specs in a list; ``+`` never occurs inside a spec, so other rooms may use it to join several.
+Options become the fields of a frozen keyword-only dataclass (`build_config`), and `canonical`
+writes the shortest spec that builds the same config again.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ def first_line(error: BaseException) -> str:
 
 
 def parse_spec(text: str) -> tuple[str, dict[str, str]]:
-    """Split ``"cnn:channels=16x32,norm=none"`` into ``("cnn", {"channels": "16x32", "norm": "none"})``.
+    """Split ``"cnn:channels=16x32,norm=none"`` into ``("cnn", {"channels": "16x32", "norm":
+    "none"})``.
 
     Raises:
         UserError: no name, an option without ``=``, an empty option, or an option given twice.
@@ -59,7 +61,8 @@ def parse_spec(text: str) -> tuple[str, dict[str, str]]:
 
 
 def split_specs(text: str) -> list[str]:
-    """Split a comma-separated list of specs; a piece with ``=`` before any ``:`` continues the spec before it.
+    """Split a comma-separated list of specs; a piece with ``=`` before any ``:`` continues the spec
+    before it.
 
     ``"mlp:hidden=64x64,act=tanh,cnn"`` gives ``["mlp:hidden=64x64,act=tanh", "cnn"]``.
 
@@ -84,16 +87,17 @@ def split_specs(text: str) -> list[str]:
 def build_config(config_type: type[C], options: Mapping[str, Any], owner: str) -> C:
     """Build the dataclass `config_type` from option strings, converting each by its field's type.
 
-    Field types: int, float, bool, str, Literal of strings, tuple[T, ...] (``"64x64"``; ``"none"`` is empty), and
-    each of them ``| None``. Values that are not strings (from a stored config) are checked, not parsed.
+    Field types: int, float, bool, str, Literal of strings, tuple[T, ...] (``"64x64"``; ``"none"``
+    is empty), and each of them ``| None``. Values that are not strings (from a stored config) are
+    checked, not parsed.
 
     Args:
         options: field name -> text (or an already converted value).
         owner: whose options these are; it begins the error line (for example ``"mlp"``).
 
     Raises:
-        UserError: an unknown key, a text its field cannot hold, a missing field without default, or a ValueError of
-            the config's own ``__post_init__``.
+        UserError: an unknown key, a text its field cannot hold, a missing field without default, or
+            a ValueError of the config's own ``__post_init__``.
     """
     hints = typing.get_type_hints(config_type)
     fields = {f.name: f for f in dataclasses.fields(config_type) if f.init}  # type: ignore[arg-type]
@@ -101,13 +105,18 @@ def build_config(config_type: type[C], options: Mapping[str, Any], owner: str) -
     for key, raw in options.items():
         if key not in fields:
             known = ", ".join(fields) or "none"
-            raise UserError(f'{owner}: unknown option "{key}"{nearest(key, fields)}; known: {known}')
+            raise UserError(
+                f'{owner}: unknown option "{key}"{nearest(key, fields)}; known: {known}'
+            )
         try:
             values[key] = _convert(raw, hints[key])
         except ValueError as error:
             raise UserError(f'{owner}: option {key}="{raw}": {error}') from None
     for key, field in fields.items():
-        optional = field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
+        optional = (
+            field.default is not dataclasses.MISSING
+            or field.default_factory is not dataclasses.MISSING
+        )
         if key not in values and not optional:
             raise UserError(f'{owner}: option "{key}" is required')
     try:
@@ -119,7 +128,9 @@ def build_config(config_type: type[C], options: Mapping[str, Any], owner: str) -
 
 
 def canonical(name: str, config: Any) -> str:
-    """The shortest spec for `name` with `config`: its fields that differ from their defaults, in field order."""
+    """The shortest spec for `name` with `config`: its fields that differ from their defaults, in
+    field order.
+    """
     parts = []
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
@@ -152,7 +163,9 @@ def _convert(raw: Any, hint: Any) -> Any:
     if origin is typing.Literal:
         choices = typing.get_args(hint)
         if raw not in choices:
-            raise ValueError(f"expected one of {', '.join(map(str, choices))}{nearest(str(raw), map(str, choices))}")
+            raise ValueError(
+                f"expected one of {', '.join(map(str, choices))}{nearest(str(raw), map(str, choices))}"
+            )
         return raw
     if origin is tuple:
         item = typing.get_args(hint)[0]

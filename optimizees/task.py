@@ -1,7 +1,9 @@
-"""The Task contract: a model, its data and its loss as pure functions that `torch.func` can batch and differentiate.
+"""The Task contract: a model, its data and its loss as pure functions that `torch.func` can batch
+and differentiate.
 
-A task holds tensors (its data) but no state: parameters, buffers, batches and dropout seeds all come in as arguments
-and go out as results, so one task object serves any number of vmapped copies. See docs/design.md, "Contracts".
+A task holds tensors (its data) but no state: parameters, buffers, batches and dropout seeds all
+come in as arguments and go out as results, so one task object serves any number of vmapped copies.
+See docs/design.md, "Contracts".
 """
 
 from __future__ import annotations
@@ -17,8 +19,8 @@ from torch.nn import functional as F
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-    from optimizees.datasets.splits import Dataset
-    from optimizees.models.model import Model
+    from lo_framework.optimizees.datasets.splits import Dataset
+    from lo_framework.optimizees.models.model import Model
 
 Params = dict[str, Tensor]
 Buffers = dict[str, Tensor]
@@ -30,19 +32,24 @@ _KNEE, _CAP = 1.5, 10.0
 
 
 def soft_cap(ratio: Tensor) -> Tensor:
-    """Linear up to 1.5, ``1.5 + log1p(r - 1.5)`` above, at most 10; NaN and infinities give 10 with gradient 0.
+    """Linear up to 1.5, ``1.5 + log1p(r - 1.5)`` above, at most 10; NaN and infinities give 10 with
+    gradient 0.
 
-    The logarithm keeps a slope on a diverging task, so that it still pushes back, but no task dwarfs the others.
+    The logarithm keeps a slope on a diverging task, so that it still pushes back, but no task
+    dwarfs the others.
     """
     finite = torch.isfinite(ratio)
-    r = torch.where(finite, ratio, 0.0)  # `where` on the INPUT: a masked branch would still turn 0 * inf into NaN
+    r = torch.where(
+        finite, ratio, 0.0
+    )  # `where` on the INPUT: a masked branch would still turn 0 * inf into NaN
     above = r > _KNEE
     bent = torch.where(above, _KNEE + torch.log1p(torch.where(above, r - _KNEE, 0.0)), r)
     return torch.where(finite, bent.clamp(max=_CAP), _CAP)
 
 
 class Task:
-    """One optimizee. `loss`, `metrics` and `normalize` are pure and vmappable; data live on `device`, float32.
+    """One optimizee. `loss`, `metrics` and `normalize` are pure and vmappable; data live on
+    `device`, float32.
 
     Attributes:
         name: canonical spec, for example ``"mlp:hidden=64/digits:size=8"``.
@@ -63,12 +70,18 @@ class Task:
         """Fresh parameters and buffers drawn from a CPU `generator`; tensors on `device`."""
         raise NotImplementedError
 
-    def loss(self, params: Params, buffers: Buffers, batch: Batch, noise: Tensor) -> tuple[Tensor, Buffers]:
-        """Training-mode mean loss (0-d) and the new buffers. `noise`: int64 0-d seed for counter-based dropout."""
+    def loss(
+        self, params: Params, buffers: Buffers, batch: Batch, noise: Tensor
+    ) -> tuple[Tensor, Buffers]:
+        """Training-mode mean loss (0-d) and the new buffers. `noise`: int64 0-d seed for
+        counter-based dropout.
+        """
         raise NotImplementedError
 
     def batch(self, split: str, generator: torch.Generator, lead: tuple[int, ...] = ()) -> Batch:
-        """Rows drawn with replacement by one ``randint`` of shape lead + (B,); tensors of shape lead + (B, ...)."""
+        """Rows drawn with replacement by one ``randint`` of shape lead + (B,); tensors of shape
+        lead + (B, ...).
+        """
         raise NotImplementedError
 
     def full(self, split: str) -> Batch:
@@ -76,7 +89,9 @@ class Task:
         raise NotImplementedError
 
     def metrics(self, params: Params, buffers: Buffers, batch: Batch) -> dict[str, Tensor]:
-        """Evaluation-mode numbers (0-d): always ``"loss"``; classifiers add ``"accuracy"`` in [0, 1]."""
+        """Evaluation-mode numbers (0-d): always ``"loss"``; classifiers add ``"accuracy"`` in [0,
+        1].
+        """
         raise NotImplementedError
 
     def normalize(self, loss: Tensor) -> Tensor:
@@ -110,7 +125,8 @@ class DataTask(Task):
         shape = (*lead, self.batch_size)
         index = torch.randint(len(rows[0]), shape, generator=generator)
         flat = index.reshape(-1).to(self.device)
-        # index_select on a flat index is about twice as fast as advanced indexing with a [lead, B] one.
+        # index_select on a flat index is about twice as fast as advanced indexing with a [lead, B]
+        # one.
         return tuple(x.index_select(0, flat).reshape(*shape, *x.shape[1:]) for x in rows)
 
     def full(self, split: str) -> Batch:
@@ -128,7 +144,8 @@ class DataTask(Task):
 
 
 class ClassificationTask(DataTask):
-    """A functional model (`models.model.Model`) with the mean softmax cross-entropy on a data set of C classes.
+    """A functional model (`models.model.Model`) with the mean softmax cross-entropy on a data set
+    of C classes.
 
     A batch is (inputs [B, channels, height, width] in [0, 1], labels int64 [B]).
     """
@@ -142,20 +159,25 @@ class ClassificationTask(DataTask):
         params, buffers = self.model.init(generator)
         return self._here(params), self._here(buffers)
 
-    def loss(self, params: Params, buffers: Buffers, batch: Batch, noise: Tensor) -> tuple[Tensor, Buffers]:
+    def loss(
+        self, params: Params, buffers: Buffers, batch: Batch, noise: Tensor
+    ) -> tuple[Tensor, Buffers]:
         logits, buffers = self.model.apply(params, buffers, batch[0], training=True)
         return F.cross_entropy(logits, batch[1]), buffers
 
     def metrics(self, params: Params, buffers: Buffers, batch: Batch) -> dict[str, Tensor]:
-        # In chunks: a whole split's feature maps take gigabytes, times the vmapped tasks. Few rows stay in the cache
-        # and are faster, too.
+        # In chunks: a whole split's feature maps take gigabytes, times the vmapped tasks. Few rows
+        # stay in the cache and are faster, too.
         losses, hits = [], []
         for x, y in zip(batch[0].split(METRIC_ROWS), batch[1].split(METRIC_ROWS), strict=True):
             logits, _ = self.model.apply(params, buffers, x, training=False)
             losses.append(F.cross_entropy(logits, y, reduction="sum"))
             hits.append((logits.argmax(-1) == y).to(logits.dtype).sum())
         count = len(batch[1])
-        return {"loss": torch.stack(losses).sum() / count, "accuracy": torch.stack(hits).sum() / count}
+        return {
+            "loss": torch.stack(losses).sum() / count,
+            "accuracy": torch.stack(hits).sum() / count,
+        }
 
     def to(self, device: torch.device | str) -> Self:
         other = super().to(device)

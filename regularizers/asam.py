@@ -1,10 +1,12 @@
-"""``asam``: adaptive SAM (Kwon et al. 2021, arXiv 2102.11600), whose neighbourhood scales with the weights.
+"""``asam``: adaptive SAM (Kwon et al. 2021, arXiv 2102.11600), whose neighbourhood scales with the
+weights.
 
     R(w) = L(w + e),  e = rho T^2 g / ||T g||,  T = |w| + eta,  G = grad L at w + e
 
-``e`` maximises <g, e> over ``||T^-1 e|| <= rho``. Two pitfalls of other versions: ``rho |w| g / ||g||`` is feasible but
-not the maximiser, and T = |w| without eta never moves a weight that is exactly zero. T covers every parameter here;
-the authors' code leaves biases and norms (names without "weight") at T = 1.
+``e`` maximises <g, e> over ``||T^-1 e|| <= rho``. Two pitfalls of other versions: ``rho |w| g /
+||g||`` is feasible but not the maximiser, and T = |w| without eta never moves a weight that is
+exactly zero. T covers every parameter here; the authors' code leaves biases and norms (names
+without "weight") at T = 1.
 """
 
 from __future__ import annotations
@@ -12,14 +14,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from regularizers import vectors
-from regularizers.base import Params, register
-from regularizers.sam import SAM, SAMConfig
+from lo_framework.regularizers import vectors
+from lo_framework.regularizers.base import Params, register
+from lo_framework.regularizers.sam import SAM, SAMConfig
 
 
 @dataclass(frozen=True, kw_only=True)
 class ASAMConfig(SAMConfig):
-    """``rho``: radius relative to the weights, so larger than SAM's. ``eta``: added to |w|; 0 is allowed."""
+    """``rho``: radius relative to the weights, so larger than SAM's. ``eta``: added to |w|; 0 is
+    allowed.
+    """
 
     rho: float = 0.5
     eta: float = 0.01
@@ -37,4 +41,6 @@ class ASAM(SAM):
 
     def perturbation(self, params: Params, grad: Params) -> Params:
         size = {name: x.abs() + self.config.eta for name, x in params.items()}
-        return vectors.scaled(vectors.times(size, vectors.unit(vectors.times(size, grad))), self.rho)
+        return vectors.scaled(
+            vectors.times(size, vectors.unit(vectors.times(size, grad))), self.rho
+        )

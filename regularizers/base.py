@@ -1,13 +1,15 @@
 """The contract of a regularizer and the registry.
 
-A regularizer replaces the loss L by R. What an optimizer needs of it is the *correction* ``G - grad L``: added to the
-gradient it is explicit use (SAM around any base optimizer), pulled back through an unroll it is absorbed use (a learned
-optimizer that acts as if it saw R). Where R is a scalar function, ``value`` gives it; ``G = grad R`` then.
+A regularizer replaces the loss L by R. What an optimizer needs of it is the *correction* ``G - grad
+L``: added to the gradient it is explicit use (SAM around any base optimizer), pulled back through
+an unroll it is absorbed use (a learned optimizer that acts as if it saw R). Where R is a scalar
+function, ``value`` gives it; ``G = grad R`` then.
 
-A regularizer sees the loss through a `Landscape` only: the loss of one batch as a function of the parameters. It is
-pure: parameters, buffers and random state are the same bits after a call.
+A regularizer sees the loss through a `Landscape` only: the loss of one batch as a function of the
+parameters. It is pure: parameters, buffers and random state are the same bits after a call.
 
-A new one is one file: a frozen config dataclass, a subclass with ``correction``, and the decorator ``@register``.
+A new one is one file: a frozen config dataclass, a subclass with ``correction``, and the decorator
+``@register``.
 """
 
 from __future__ import annotations
@@ -23,12 +25,15 @@ Batch = tuple[Tensor, ...]
 R = TypeVar("R", bound="type[Regularizer]")
 
 REGULARIZERS: dict[str, type[Regularizer]] = {}
-# Gradient evaluations that a Hessian-vector product is counted as: it takes two to four, by model and size.
+# Gradient evaluations that a Hessian-vector product is counted as: it takes two to four, by model
+# and size.
 HVP_COST = 3.0
 
 
 class Landscape(Protocol):
-    """The loss of one batch as a function of the parameters. Keys of ``params`` are the caller's business."""
+    """The loss of one batch as a function of the parameters. Keys of ``params`` are the caller's
+    business.
+    """
 
     def loss(self, params: Params) -> Tensor:
         """The loss, 0-d; differentiable in ``params``."""
@@ -50,12 +55,16 @@ class Landscape(Protocol):
         ...
 
     def uniform(self, shape: tuple[int, ...], stream: int) -> Tensor:
-        """Numbers in [0, 1) that depend on the step's noise seed and ``stream`` alone; no generator moves."""
+        """Numbers in [0, 1) that depend on the step's noise seed and ``stream`` alone; no generator
+        moves.
+        """
         ...
 
 
 class Point(NamedTuple):
-    """Where we are: parameters, and the plain loss and gradient there, which the optimizer needs anyway."""
+    """Where we are: parameters, and the plain loss and gradient there, which the optimizer needs
+    anyway.
+    """
 
     params: Params
     loss: Tensor
@@ -63,7 +72,9 @@ class Point(NamedTuple):
 
 
 class Correction(NamedTuple):
-    """``field`` = G - grad L, shaped like the parameters; ``rise`` = R - L where R is a scalar, else None."""
+    """``field`` = G - grad L, shaped like the parameters; ``rise`` = R - L where R is a scalar,
+    else None.
+    """
 
     field: Params
     rise: Tensor | None
@@ -71,7 +82,9 @@ class Correction(NamedTuple):
 
 
 class Cost(NamedTuple):
-    """Of one explicit step, the plain gradient included: gradient evaluations and Hessian-vector products."""
+    """Of one explicit step, the plain gradient included: gradient evaluations and Hessian-vector
+    products.
+    """
 
     gradients: float
     hvps: float = 0.0
@@ -87,7 +100,8 @@ class NoValue(ValueError):
 
 
 class Regularizer:
-    """Base class. ``config`` is a frozen keyword-only dataclass; ``RANGES`` gives sane (low, high) for tuning.
+    """Base class. ``config`` is a frozen keyword-only dataclass; ``RANGES`` gives sane (low, high)
+    for tuning.
 
     Attributes:
         has_value: R is a scalar and `value` gives it.
@@ -114,17 +128,21 @@ class Regularizer:
         return {}
 
     def correction(self, landscape: Landscape, here: Point, state: State) -> Correction:
-        """The correction at ``here``, with every quantity a constant (nothing to differentiate through)."""
+        """The correction at ``here``, with every quantity a constant (nothing to differentiate
+        through).
+        """
         raise NotImplementedError
 
     def meta_split(self) -> tuple[Regularizer, float] | None:
-        """For rules that decompose gradients (GSAM), absorbed: ``(other, alpha)`` says to pull ``other`` back through
-        the unroll and to decompose the two meta-gradients instead; see `lo_framework.absorption`."""
+        """For rules that decompose gradients (GSAM), absorbed: ``(other, alpha)`` says to pull
+        ``other`` back through the unroll and to decompose the two meta-gradients instead; see
+        `lo_framework.absorption`.
+        """
         return None
 
     def value(self, landscape: Landscape, params: Params, *, attached: bool = False) -> Tensor:
-        """R, 0-d, differentiable in ``params``: its gradient is G, or with ``attached`` the true one of R, through
-        the perturbation as well.
+        """R, 0-d, differentiable in ``params``: its gradient is G, or with ``attached`` the true
+        one of R, through the perturbation as well.
 
         Raises:
             NoValue: there is no such scalar.

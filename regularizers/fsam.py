@@ -1,10 +1,12 @@
-"""``fsam``: friendly SAM (Li et al. 2024, arXiv 2403.12350), which perturbs along the batch's own noise.
+"""``fsam``: friendly SAM (Li et al. 2024, arXiv 2403.12350), which perturbs along the batch's own
+noise.
 
     m <- lam m + (1 - lam) g,  d = g - sigma m,  G = grad L at w + rho d / ||d||
 
-m estimates the full-batch gradient; without it, d is what is particular to this batch. The first step takes d = g and
-m = g. ``average=old`` subtracts m before it is updated, as the released code does; with sigma = 1 both give the same
-direction. A field without a scalar, since m depends on the steps before.
+m estimates the full-batch gradient; without it, d is what is particular to this batch. The first
+step takes d = g and m = g. ``average=old`` subtracts m before it is updated, as the released code
+does; with sigma = 1 both give the same direction. A field without a scalar, since m depends on the
+steps before.
 """
 
 from __future__ import annotations
@@ -14,8 +16,8 @@ from typing import ClassVar, Literal
 
 import torch
 
-from regularizers import vectors
-from regularizers.base import (
+from lo_framework.regularizers import vectors
+from lo_framework.regularizers.base import (
     Correction,
     Cost,
     Landscape,
@@ -32,8 +34,9 @@ from regularizers.base import (
 
 @dataclass(frozen=True, kw_only=True)
 class FSAMConfig:
-    """``rho``: radius. ``sigma``: share of the average that is taken out. ``lam``: decay of the average.
-    ``average``: the one before or after this step's gradient has entered."""
+    """``rho``: radius. ``sigma``: share of the average that is taken out. ``lam``: decay of the
+    average. ``average``: the one before or after this step's gradient has entered.
+    """
 
     rho: float = 0.05
     sigma: float = 1.0
@@ -54,7 +57,10 @@ class FSAM(Regularizer):
 
     def init_state(self, params: Params) -> State:
         step = next(iter(params.values())).new_zeros((), dtype=torch.int64)
-        return {"step": step, **stored("m", {name: torch.zeros_like(x) for name, x in params.items()})}
+        return {
+            "step": step,
+            **stored("m", {name: torch.zeros_like(x) for name, x in params.items()}),
+        }
 
     def correction(self, landscape: Landscape, here: Point, state: State) -> Correction:
         c, first = self.config, state["step"] == 0
@@ -64,4 +70,6 @@ class FSAM(Regularizer):
         noise = vectors.add(here.grad, new if c.average == "new" else old, -c.sigma)
         noise = {name: torch.where(first, here.grad[name], x) for name, x in noise.items()}
         _, grad = landscape.gradient(vectors.add(here.params, vectors.unit(noise), c.rho))
-        return Correction(vectors.sub(grad, here.grad), None, {"step": state["step"] + 1, **stored("m", new)})
+        return Correction(
+            vectors.sub(grad, here.grad), None, {"step": state["step"] + 1, **stored("m", new)}
+        )

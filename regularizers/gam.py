@@ -6,9 +6,10 @@
                   g3 at w2 + rho' g2/||g2||,  h+ = A g1 + (1-A) g3,  h- = B g0 + (1-B) g2,
                   G = h+ - gamma (h- without its part along h+)
 
-Accelerated is the paper's Algorithm 2: first-order gradients only, a field without a scalar, and alpha plays no part.
-Pitfall: the released code computes ``h- = g0 + |1-B| g2`` instead (``variant=reference``); the two agree at B = 1 only,
-and at B = 0.5 their orthogonal parts can even point in opposite directions.
+Accelerated is the paper's Algorithm 2: first-order gradients only, a field without a scalar, and
+alpha plays no part. Pitfall: the released code computes ``h- = g0 + |1-B| g2`` instead
+(``variant=reference``); the two agree at B = 1 only, and at B = 0.5 their orthogonal parts can even
+point in opposite directions.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from regularizers import vectors
-from regularizers.base import (
+from lo_framework.regularizers import vectors
+from lo_framework.regularizers.base import (
     Correction,
     Cost,
     Landscape,
@@ -35,11 +36,13 @@ from regularizers.base import (
 
 @dataclass(frozen=True, kw_only=True)
 class GAMConfig:
-    """Exact: ``alpha``, weight of the gradient norm, and ``rho``, radius within which it is maximised.
+    """Exact: ``alpha``, weight of the gradient norm, and ``rho``, radius within which it is
+    maximised.
 
-    Accelerated (``exact=0``): ``rho`` again, ``rho_prime`` of the finite difference, ``beta_1`` (A), ``beta_0`` (B),
-    ``gamma`` and ``variant``. A, B and gamma are published for CIFAR-10 ResNets; they have no scale. The radii are
-    published as .2 and .03 for nets of millions of weights; here they are about a quarter, on a par with SAM's .05.
+    Accelerated (``exact=0``): ``rho`` again, ``rho_prime`` of the finite difference, ``beta_1``
+    (A), ``beta_0`` (B), ``gamma`` and ``variant``. A, B and gamma are published for CIFAR-10
+    ResNets; they have no scale. The radii are published as .2 and .03 for nets of millions of
+    weights; here they are about a quarter, on a par with SAM's .05.
     """
 
     alpha: float = 0.1
@@ -94,7 +97,9 @@ class GAM(Regularizer):
 
     def _ascent(self, landscape: Landscape, params: Params, grad: Params) -> Params:
         """To where the gradient norm is largest within rho, to first order."""
-        return vectors.scaled(vectors.unit(landscape.hvp(params, vectors.unit(grad))), self.config.rho)
+        return vectors.scaled(
+            vectors.unit(landscape.hvp(params, vectors.unit(grad))), self.config.rho
+        )
 
     def _exact(self, landscape: Landscape, here: Point) -> tuple[Params, Tensor | None]:
         weight = self.config.alpha * self.config.rho
@@ -114,5 +119,7 @@ class GAM(Regularizer):
         there, g2 = ahead(here.params, vectors.sub(g1, g0), c.rho)
         _, g3 = ahead(there, g2, c.rho_prime)
         plus = vectors.add(vectors.scaled(g1, c.beta_1), g3, 1 - c.beta_1)
-        minus = vectors.add(vectors.scaled(g0, c.beta_0 if c.variant == "paper" else 1.0), g2, 1 - c.beta_0)
+        minus = vectors.add(
+            vectors.scaled(g0, c.beta_0 if c.variant == "paper" else 1.0), g2, 1 - c.beta_0
+        )
         return vectors.sub(vectors.add(plus, vectors.without(minus, plus), -c.gamma), g0), None

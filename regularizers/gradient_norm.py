@@ -2,8 +2,9 @@
 
     R(w) = (1 - a) L(w) + a L(w + r u),  a = lam / r,  G = (1 - a) g + a grad L at w + r u
 
-with ``u = g / ||g||`` a constant: the finite-difference form, ``R = L + lam ||g|| + O(lam r)``. a = 1 is SAM with
-rho = r; a > 1 extrapolates. The released code mixes the *normalised* g by default, unlike the formula.
+with ``u = g / ||g||`` a constant: the finite-difference form, ``R = L + lam ||g|| + O(lam r)``. a =
+1 is SAM with rho = r; a > 1 extrapolates. The released code mixes the *normalised* g by default,
+unlike the formula.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from regularizers import vectors
-from regularizers.base import (
+from lo_framework.regularizers import vectors
+from lo_framework.regularizers.base import (
     Correction,
     Cost,
     Landscape,
@@ -25,7 +26,7 @@ from regularizers.base import (
     register,
     require_positive,
 )
-from regularizers.sam import SAM, SAMConfig
+from lo_framework.regularizers.sam import SAM, SAMConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +52,9 @@ class GradientNorm(Regularizer):
         self.sam, self.share = SAM(SAMConfig(rho=config.r)), config.lam / config.r
 
     def correction(self, landscape: Landscape, here: Point, state: State) -> Correction:
-        loss, grad = landscape.gradient(vectors.add(here.params, self.sam.perturbation(here.params, here.grad)))
+        loss, grad = landscape.gradient(
+            vectors.add(here.params, self.sam.perturbation(here.params, here.grad))
+        )
         field = vectors.scaled(vectors.sub(grad, here.grad), self.share)
         return Correction(field, self.share * (loss - here.loss), state)
 

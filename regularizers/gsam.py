@@ -2,13 +2,13 @@
 
     G = g_p - alpha g_perp,  g_perp = g - (<g, g_p> / ||g_p||^2) g_p,  g_p = grad L at w + rho u
 
-It is g that is decomposed, along g_p. Stepping against G descends the perturbed loss, which g_perp leaves unchanged
-to first order, and climbs along g_perp, which lowers the surrogate gap (perturbed minus plain loss) and raises the
-plain loss. A field without a scalar. alpha = 0 is SAM.
+It is g that is decomposed, along g_p. Stepping against G descends the perturbed loss, which g_perp
+leaves unchanged to first order, and climbs along g_perp, which lowers the surrogate gap (perturbed
+minus plain loss) and raises the plain loss. A field without a scalar. alpha = 0 is SAM.
 
-Pitfall: pulled back through an unroll, g_perp turns almost parallel to the rest, and absorbed GSAM would be merely
-SAM. ``space=meta`` therefore decomposes the two meta-gradients instead (`meta_split`). Explicit use, where there is no
-unroll, is always the field above.
+Pitfall: pulled back through an unroll, g_perp turns almost parallel to the rest, and absorbed GSAM
+would be merely SAM. ``space=meta`` therefore decomposes the two meta-gradients instead
+(`meta_split`). Explicit use, where there is no unroll, is always the field above.
 """
 
 from __future__ import annotations
@@ -16,15 +16,25 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from regularizers import vectors
-from regularizers.base import Correction, Cost, Landscape, Point, Regularizer, State, register, require_positive
-from regularizers.sam import SAM, SAMConfig
+from lo_framework.regularizers import vectors
+from lo_framework.regularizers.base import (
+    Correction,
+    Cost,
+    Landscape,
+    Point,
+    Regularizer,
+    State,
+    register,
+    require_positive,
+)
+from lo_framework.regularizers.sam import SAM, SAMConfig
 
 
 @dataclass(frozen=True, kw_only=True)
 class GSAMConfig:
-    """``rho``: radius. ``alpha``: weight of the orthogonal part. ``space``: of parameters or of meta-parameters,
-    where absorbed GSAM decomposes; explicit use ignores it."""
+    """``rho``: radius. ``alpha``: weight of the orthogonal part. ``space``: of parameters or of
+    meta-parameters, where absorbed GSAM decomposes; explicit use ignores it.
+    """
 
     rho: float = 0.05
     alpha: float = 0.1

@@ -3,9 +3,10 @@
     R(w) = L(w) + (mu / m) sum_i c_i(w),  E c_i = tr H,  v_i of random signs
     difference:  c_i = <v_i, grad L(w + t v_i) - grad L(w - t v_i)> / (2 t)      exact:  c_i = v_i^T H v_i
 
-The gradient of the exact form takes third derivatives, which not every operation has; the difference needs second
-ones and is off by O(t^2). Pitfalls: the perturbation is t per parameter, so its length t sqrt(N) grows with the model;
-a trace of an indefinite Hessian can be driven to minus infinity, so keep mu small.
+The gradient of the exact form takes third derivatives, which not every operation has; the
+difference needs second ones and is off by O(t^2). Pitfalls: the perturbation is t per parameter, so
+its length t sqrt(N) grows with the model; a trace of an indefinite Hessian can be driven to minus
+infinity, so keep mu small.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from regularizers import vectors
-from regularizers.base import (
+from lo_framework.regularizers import vectors
+from lo_framework.regularizers.base import (
     Correction,
     Cost,
     Landscape,
@@ -35,7 +36,9 @@ _STREAM = 2 << 20  # streams are shared by all who draw from one noise seed: a b
 
 @dataclass(frozen=True, kw_only=True)
 class HessianTraceConfig:
-    """``mu``: weight of the trace. ``probes``: random vectors per step. ``t``: half-width of the finite difference."""
+    """``mu``: weight of the trace. ``probes``: random vectors per step. ``t``: half-width of the
+    finite difference.
+    """
 
     mu: float = 0.001
     probes: int = 1
@@ -56,11 +59,15 @@ class HessianTrace(Regularizer):
 
     @property
     def cost(self) -> Cost:
-        """Per probe: two gradients differentiated, or one Hessian-vector product differentiated (about the same)."""
+        """Per probe: two gradients differentiated, or one Hessian-vector product differentiated
+        (about the same).
+        """
         return Cost(1, 2 * self.config.probes)
 
     def correction(self, landscape: Landscape, here: Point, state: State) -> Correction:
-        field, rise = torch.func.grad_and_value(lambda params: self._penalty(landscape, params))(here.params)
+        field, rise = torch.func.grad_and_value(lambda params: self._penalty(landscape, params))(
+            here.params
+        )
         return Correction(field, rise, state)
 
     def value(self, landscape: Landscape, params: Params, *, attached: bool = False) -> Tensor:

@@ -1,14 +1,14 @@
-"""``label_noise``: the loss on randomly wrong targets, which drifts towards flat minima (Blanc et al. 2020,
-arXiv 1904.09080).
+"""``label_noise``: the loss on randomly wrong targets, which drifts towards flat minima (Blanc et
+al. 2020, arXiv 1904.09080).
 
     R(w) = L(w; x, y'),  G = grad L(w; x, y')
     classes:     y' = y with probability 1 - p, else a class drawn uniformly (so y itself with p / classes)
     regression:  y' = y + sigma xi,  xi standard normal
 
-Targets are the last tensor of the batch: integers are classes, floating-point numbers a regression. Negative classes
-mark elements that the loss ignores and stay as they are. Pitfall: ``classes`` must not exceed what the model has, or
-the loss indexes out of range. A loop of its own would train on y' at no extra cost; as a correction it costs a
-second gradient.
+Targets are the last tensor of the batch: integers are classes, floating-point numbers a regression.
+Negative classes mark elements that the loss ignores and stay as they are. Pitfall: ``classes`` must
+not exceed what the model has, or the loss indexes out of range. A loop of its own would train on y'
+at no extra cost; as a correction it costs a second gradient.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from regularizers import vectors
-from regularizers.base import (
+from lo_framework.regularizers import vectors
+from lo_framework.regularizers.base import (
     Correction,
     Cost,
     Landscape,
@@ -38,7 +38,9 @@ _STREAM = 1 << 20  # streams are shared by all who draw from one noise seed: a b
 
 @dataclass(frozen=True, kw_only=True)
 class LabelNoiseConfig:
-    """``p``: probability that a class is redrawn, among ``classes``. ``sigma``: noise on regression targets."""
+    """``p``: probability that a class is redrawn, among ``classes``. ``sigma``: noise on regression
+    targets.
+    """
 
     p: float = 0.1
     classes: int = 10
@@ -74,7 +76,9 @@ class LabelNoise(Regularizer):
         *inputs, y = landscape.batch
         first, second = (landscape.uniform(tuple(y.shape), _STREAM + i) for i in range(2))
         if y.is_floating_point():
-            normal = (-2 * torch.log1p(-first)).sqrt() * torch.cos(2 * math.pi * second)  # Box and Muller
+            normal = (-2 * torch.log1p(-first)).sqrt() * torch.cos(
+                2 * math.pi * second
+            )  # Box and Muller
             return landscape.on((*inputs, y + self.config.sigma * normal.to(y.dtype)))
         drawn = (second * self.config.classes).to(y.dtype)
         return landscape.on((*inputs, torch.where((first < self.config.p) & (y >= 0), drawn, y)))

@@ -1,10 +1,12 @@
-"""``looksam``: SAM whose extra gradient is taken every k steps only (Liu et al. 2022, arXiv 2203.02714).
+"""``looksam``: SAM whose extra gradient is taken every k steps only (Liu et al. 2022, arXiv
+2203.02714).
 
     step divisible by k:  G = g_s = grad L at w + rho u;  keep g_v = g_s - <g_s, u> u
     other steps:          G = g + alpha (||g|| / ||g_v||) g_v
 
-g_v is what SAM adds orthogonally to g, and it changes slowly. Norms are over all parameters; some versions take them
-per tensor. Pitfall: g_v is rescaled to the length of g, so where SAM hardly turns the gradient it is mostly noise.
+g_v is what SAM adds orthogonally to g, and it changes slowly. Norms are over all parameters; some
+versions take them per tensor. Pitfall: g_v is rescaled to the length of g, so where SAM hardly
+turns the gradient it is mostly noise.
 """
 
 from __future__ import annotations
@@ -15,8 +17,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from regularizers import vectors
-from regularizers.base import (
+from lo_framework.regularizers import vectors
+from lo_framework.regularizers.base import (
     Correction,
     Cost,
     Landscape,
@@ -29,12 +31,14 @@ from regularizers.base import (
     restored,
     stored,
 )
-from regularizers.sam import SAM, SAMConfig
+from lo_framework.regularizers.sam import SAM, SAMConfig
 
 
 @dataclass(frozen=True, kw_only=True)
 class LookSAMConfig:
-    """``rho``: radius. ``k``: steps from one SAM gradient to the next. ``alpha``: weight of the kept direction."""
+    """``rho``: radius. ``k``: steps from one SAM gradient to the next. ``alpha``: weight of the
+    kept direction.
+    """
 
     rho: float = 0.05
     k: int = 5
@@ -59,15 +63,22 @@ class LookSAM(Regularizer):
 
     @property
     def cost(self) -> Cost:
-        """Of a loop that evaluates only what is due. `correction` has no branch, so it always pays 2."""
+        """Of a loop that evaluates only what is due. `correction` has no branch, so it always pays
+        2.
+        """
         return Cost(1 + 1 / self.config.k)
 
     def init_state(self, params: Params) -> State:
         step = next(iter(params.values())).new_zeros((), dtype=torch.int64)
-        return {"step": step, **stored("g_v", {name: torch.zeros_like(x) for name, x in params.items()})}
+        return {
+            "step": step,
+            **stored("g_v", {name: torch.zeros_like(x) for name, x in params.items()}),
+        }
 
     def due(self, step: int | Tensor) -> bool | Tensor:
-        """Whether step number ``step``, from 0, takes a new gradient; for a tensor, a boolean tensor."""
+        """Whether step number ``step``, from 0, takes a new gradient; for a tensor, a boolean
+        tensor.
+        """
         return step % self.config.k == 0
 
     def refresh(self, landscape: Landscape, here: Point, state: State) -> Correction:

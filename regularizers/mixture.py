@@ -2,8 +2,8 @@
 
     R = L + sum_i (R_i - L),  G = g + sum_i (G_i - g)
 
-Every part looks at the plain point, not at where another part went: SAM + weight decay is the loss at w + rho u plus
-the penalty at w. In a spec, parts are joined by ``+``.
+Every part looks at the plain point, not at where another part went: SAM + weight decay is the loss
+at w + rho u plus the penalty at w. In a spec, parts are joined by ``+``.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from regularizers import vectors
-from regularizers.base import (
+from lo_framework.regularizers import vectors
+from lo_framework.regularizers.base import (
     Correction,
     Cost,
     Landscape,
@@ -32,7 +32,8 @@ class Mixture(Regularizer):
     """``config`` is the tuple of the parts' configs.
 
     Raises:
-        ValueError: no parts, or one that decomposes meta-gradients and so cannot be added to others.
+        ValueError: no parts, or one that decomposes meta-gradients and so cannot be added to
+            others.
     """
 
     name = "mixture"
@@ -43,7 +44,9 @@ class Mixture(Regularizer):
         if len(parts) > 1:
             for part in parts:
                 if part.meta_split() is not None:
-                    raise ValueError(f"{part.name} decomposes meta-gradients and cannot be mixed; use space=params")
+                    raise ValueError(
+                        f"{part.name} decomposes meta-gradients and cannot be mixed; use space=params"
+                    )
         super().__init__(tuple(part.config for part in parts))
         self.parts = tuple(parts)
         self.has_value = all(part.has_value for part in parts)
@@ -54,25 +57,39 @@ class Mixture(Regularizer):
     def cost(self) -> Cost:
         """The plain gradient is shared."""
         costs = [part.cost for part in self.parts]
-        return Cost(sum(cost.gradients for cost in costs) - (len(costs) - 1), sum(cost.hvps for cost in costs))
+        return Cost(
+            sum(cost.gradients for cost in costs) - (len(costs) - 1),
+            sum(cost.hvps for cost in costs),
+        )
 
     def init_state(self, params: Params) -> State:
-        return {k: x for i, part in enumerate(self.parts) for k, x in stored(str(i), part.init_state(params)).items()}
+        return {
+            k: x
+            for i, part in enumerate(self.parts)
+            for k, x in stored(str(i), part.init_state(params)).items()
+        }
 
     def correction(self, landscape: Landscape, here: Point, state: State) -> Correction:
-        made = [part.correction(landscape, here, restored(str(i), state)) for i, part in enumerate(self.parts)]
+        made = [
+            part.correction(landscape, here, restored(str(i), state))
+            for i, part in enumerate(self.parts)
+        ]
         field = made[0].field
         for other in made[1:]:
             field = vectors.add(field, other.field)
         rises = [each.rise for each in made if each.rise is not None]
         rise = torch.stack(rises).sum() if len(rises) == len(made) else None
         return Correction(
-            field, rise, {k: x for i, each in enumerate(made) for k, x in stored(str(i), each.state).items()}
+            field,
+            rise,
+            {k: x for i, each in enumerate(made) for k, x in stored(str(i), each.state).items()},
         )
 
     def value(self, landscape: Landscape, params: Params, *, attached: bool = False) -> Tensor:
         without = [part.name for part in self.parts if not part.has_value]
         if without:
-            raise NoValue(f"{without[0]} is a field without a scalar value, and so is a mixture with it")
+            raise NoValue(
+                f"{without[0]} is a field without a scalar value, and so is a mixture with it"
+            )
         values = [part.value(landscape, params, attached=attached) for part in self.parts]
         return torch.stack(values).sum() - (len(values) - 1) * landscape.loss(params)

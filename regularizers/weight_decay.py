@@ -2,8 +2,9 @@
 
     R(w) = L(w) + lam/2 ||w||^2,  G = g + lam w
 
-The coupled form: under Adam the penalty's gradient is divided by the gradient's scale like the rest. Decoupled decay,
-``w <- (1 - lr lam) w``, is an option of the base optimizer (AdamW), not a regularizer. Every tensor decays, biases too.
+The coupled form: under Adam the penalty's gradient is divided by the gradient's scale like the
+rest. Decoupled decay, ``w <- (1 - lr lam) w``, is an option of the base optimizer (AdamW), not a
+regularizer. Every tensor decays, biases too.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from regularizers import vectors
-from regularizers.base import (
+from lo_framework.regularizers import vectors
+from lo_framework.regularizers.base import (
     Correction,
     Cost,
     Landscape,
@@ -45,7 +46,9 @@ class WeightDecay(Regularizer):
     has_value = True
 
     def correction(self, landscape: Landscape, here: Point, state: State) -> Correction:
-        return Correction(vectors.scaled(here.params, self.config.lam), self._penalty(here.params), state)
+        return Correction(
+            vectors.scaled(here.params, self.config.lam), self._penalty(here.params), state
+        )
 
     def value(self, landscape: Landscape, params: Params, *, attached: bool = False) -> Tensor:
         return landscape.loss(params) + self._penalty(params)

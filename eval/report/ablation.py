@@ -1,4 +1,6 @@
-"""The folder of an ablation: numbers, CSV, one Markdown report and a heat map per task, all from the numbers."""
+"""The folder of an ablation: numbers, CSV, one Markdown report and a heat map per task, all from
+the numbers.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +12,14 @@ from pathlib import Path
 
 import numpy as np
 
-from eval.ablate import FILE, Ablation, Entry, from_json, to_json
-from eval.ablation_panels import Mark, Panel
-from eval.protocol import BY_KEY, METRICS
-from eval.report import numbers
-from eval.report.heat_maps import draw
-from eval.report.origin import origin
-from eval.report.table import Table
-from eval.statistics import mean_interval
+from lo_framework.eval.ablate import FILE, Ablation, Entry, from_json, to_json
+from lo_framework.eval.ablation_panels import Mark, Panel
+from lo_framework.eval.protocol import BY_KEY, METRICS
+from lo_framework.eval.report import numbers
+from lo_framework.eval.report.heat_maps import draw
+from lo_framework.eval.report.origin import origin
+from lo_framework.eval.report.table import Table
+from lo_framework.eval.statistics import mean_interval
 from lo_framework.files.atomic import atomic_write_text
 
 TITLES = {".json": "numbers", ".csv": "rows", ".md": "report", ".png": "heat maps"}
@@ -75,11 +77,27 @@ def rows(result: Ablation) -> str:
                 values += [found.value, found.low, found.high]
             else:
                 values += [np.nan] * 3
-        values += [float(entry.metrics[name].mean()) if name in entry.metrics else np.nan for name in counts]
-        beside = {r.spec: r.metrics[KEY].mean() for r in result.references_of(entry.task) if not r.failure}
-        values += [float(entry.metrics[KEY].mean() / beside[label]) if label in beside else np.nan for label in labels]
+        values += [
+            float(entry.metrics[name].mean()) if name in entry.metrics else np.nan
+            for name in counts
+        ]
+        beside = {
+            r.spec: r.metrics[KEY].mean() for r in result.references_of(entry.task) if not r.failure
+        }
+        values += [
+            float(entry.metrics[KEY].mean() / beside[label]) if label in beside else np.nan
+            for label in labels
+        ]
         name = " ".join([entry.spec, *([f"({entry.setting})"] if entry.setting else [])])
-        first = [entry.task, panel, row, column, name, len(entry.diverged), int(entry.diverged.sum())]
+        first = [
+            entry.task,
+            panel,
+            row,
+            column,
+            name,
+            len(entry.diverged),
+            int(entry.diverged.sum()),
+        ]
         writer.writerow([*first, *(f"{x:.6g}" for x in values)])
 
     for task in result.tasks:
@@ -104,7 +122,11 @@ def markdown(result: Ablation, pictures: dict[str, str]) -> str:
         if task in pictures:
             parts.append(f"![final loss of every cell, {task}]({pictures[task]})")
         parts += [table.markdown() for table in tables(result, task)]
-    parts += [*failures(result), "## How to read this", "\n".join(f"- {line}" for line in notes(result))]
+    parts += [
+        *failures(result),
+        "## How to read this",
+        "\n".join(f"- {line}" for line in notes(result)),
+    ]
     return "\n\n".join([*parts, *origin(result.provenance)]) + "\n"
 
 
@@ -124,10 +146,20 @@ def tables(result: Ablation, task: str) -> list[Table]:
             for row in panel.rows.values
             for column in panel.columns.values
         }
-        found.append(_matrix(panel, f"{task}: final loss, {panel.title}", {k: _loss(e) for k, e in cells.items()}))
+        found.append(
+            _matrix(
+                panel, f"{task}: final loss, {panel.title}", {k: _loss(e) for k, e in cells.items()}
+            )
+        )
         marks = {key: marked(entry, result.study.marks) for key, entry in cells.items()}
         if any(marks.values()):
-            found.append(_matrix(panel, f"{task}: diagnostics, {panel.title}", {k: m or "-" for k, m in marks.items()}))
+            found.append(
+                _matrix(
+                    panel,
+                    f"{task}: diagnostics, {panel.title}",
+                    {k: m or "-" for k, m in marks.items()},
+                )
+            )
     return found
 
 
@@ -135,7 +167,9 @@ def marked(entry: Entry, marks: tuple[Mark, ...]) -> str:
     """``"~12% ↑3%"``: counts that are not zero, as a share of all or as a mean over seeds."""
     words = []
     for mark in marks:
-        if mark.count not in entry.metrics or not (total := float(np.nansum(entry.metrics[mark.count]))):
+        if mark.count not in entry.metrics or not (
+            total := float(np.nansum(entry.metrics[mark.count]))
+        ):
             continue
         if mark.over:
             share = 100.0 * total / float(np.nansum(entry.metrics[mark.over]))
@@ -147,20 +181,29 @@ def marked(entry: Entry, marks: tuple[Mark, ...]) -> str:
 
 def _references(task: str, beside: list[Entry]) -> Table:
     metrics = [m for m in METRICS if any(m.key in entry.metrics for entry in beside)]
-    table = Table("reference", "setting", *(m.title for m in metrics), "diverged", title=f"{task}: references")
+    table = Table(
+        "reference", "setting", *(m.title for m in metrics), "diverged", title=f"{task}: references"
+    )
     for entry in beside:
         if entry.failure:
             table.add(entry.spec, "FAILED", *[""] * (len(metrics) + 1))
             continue
         shown = [mean_interval(entry.metrics[m.key], diverged_as=m.diverged_as) for m in metrics]
         cells = [numbers.plus_minus(x, m.percent) for x, m in zip(shown, metrics)]
-        table.add(entry.spec, entry.setting, *cells, f"{int(entry.diverged.sum())} of {entry.diverged.size}")
+        table.add(
+            entry.spec,
+            entry.setting,
+            *cells,
+            f"{int(entry.diverged.sum())} of {entry.diverged.size}",
+        )
     return table
 
 
 def _matrix(panel: Panel, title: str, cells: dict[tuple[str, str], str]) -> Table:
     table = Table(
-        panel.rows.option, *(f"{panel.columns.option} {value}" for value in panel.columns.values), title=title
+        panel.rows.option,
+        *(f"{panel.columns.option} {value}" for value in panel.columns.values),
+        title=title,
     )
     for row in panel.rows.values:
         table.add(row, *(cells[row, column] for column in panel.columns.values))
@@ -177,13 +220,18 @@ def _loss(entry: Entry) -> str:
 
 
 def notes(result: Ablation) -> list[str]:
-    lines = ["final loss: full training split after the last step; ±: half of the 95% interval of the mean over seeds"]
+    lines = [
+        "final loss: full training split after the last step; ±: half of the 95% interval of the mean over seeds"
+    ]
     if result.references:
         count = len(result.tuning_seeds)
-        lines.append(f"references: what their specs leave open is tuned on {count} other seeds, by the final loss")
+        lines.append(
+            f"references: what their specs leave open is tuned on {count} other seeds, by the final loss"
+        )
     if result.study.marks:
         words = [
-            f"{mark.symbol} {mark.count}" + (f" (% of {mark.over.replace('_', ' ')})" if mark.over else " (a run)")
+            f"{mark.symbol} {mark.count}"
+            + (f" (% of {mark.over.replace('_', ' ')})" if mark.over else " (a run)")
             for mark in result.study.marks
         ]
         lines.append(f"diagnostics, where not zero: {', '.join(words)}")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from eval.result import Result
+    from lo_framework.eval.result import Result
 
 HELP = "rebuild the tables and pictures of an earlier evaluation from its numbers"
 EXAMPLES = """\
@@ -25,12 +25,16 @@ examples:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folders", nargs="+", metavar="DIR", help="the --out folder of an evaluation")
-    parser.add_argument("--join", metavar="FILE", help="also write all of them as one Markdown page")
+    parser.add_argument(
+        "folders", nargs="+", metavar="DIR", help="the --out folder of an evaluation"
+    )
+    parser.add_argument(
+        "--join", metavar="FILE", help="also write all of them as one Markdown page"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from eval.report.joined import join
+    from lo_framework.eval.report.joined import join
 
     folders = [Path(folder) for folder in arguments.folders]
     found = {folder: result for folder in folders if (result := _again(folder)) is not None}
@@ -42,14 +46,20 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _again(folder: Path) -> Result | None:
     """Made again and printed; gives the result of transfer."""
-    from eval.report import ablation, files, robustness, sharpness, transfer
-    from optimizees.spec import UserError
+    from lo_framework.eval.report import ablation, files, robustness, sharpness, transfer
+    from lo_framework.optimizees.spec import UserError
 
     studies = {module.FILE.name: module for module in (robustness, ablation)}
-    kinds = [name for name in (files.FILE.name, sharpness.FILE.name, *studies) if (folder / name).exists()]
+    kinds = [
+        name
+        for name in (files.FILE.name, sharpness.FILE.name, *studies)
+        if (folder / name).exists()
+    ]
     if not kinds:
         names = f"{files.FILE.name} and no {sharpness.FILE.name}, {' or '.join(studies)}"
-        raise UserError(f"there is no {names} in {str(folder)!r}; expected the --out folder of an evaluation")
+        raise UserError(
+            f"there is no {names} in {str(folder)!r}; expected the --out folder of an evaluation"
+        )
     transferred = None
     for name in kinds:
         if name == files.FILE.name:

@@ -1,9 +1,10 @@
-"""Learning curves as PNG: one panel per task, a line and a 95% band per optimizer, diverged runs as crosses.
+"""Learning curves as PNG: one panel per task, a line and a 95% band per optimizer, diverged runs as
+crosses.
 
     draw_curves([Panel(title="mlp/digits", curves=[Curve(label="adamw", steps=steps, values=losses)])], "curves.png")
 
-Only matplotlib's object interface is used (Figure and the Agg canvas), imported when first needed: no pyplot state, no
-display.
+Only matplotlib's object interface is used (Figure and the Agg canvas), imported when first needed:
+no pyplot state, no display.
 """
 
 from __future__ import annotations
@@ -18,20 +19,24 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
-from eval.report.palette import Look, looks
-from eval.statistics import Array, expanded_percentile, iqm, median
+from lo_framework.eval.report.palette import Look, looks
+from lo_framework.eval.statistics import Array, expanded_percentile, iqm, median
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 CENTRES = {"iqm": (iqm, "IQM"), "median": (median, "median")}
 RESAMPLES = 500  # enough for a band one looks at; numbers in tables take more
-HEADROOM = 1.6  # the axis ends this factor above the highest start: what explodes leaves through the top
+HEADROOM = (
+    1.6  # the axis ends this factor above the highest start: what explodes leaves through the top
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Curve:
-    """Runs of one optimizer on one task: ``values [seeds, points]`` at ``steps [points]``, not finite once diverged."""
+    """Runs of one optimizer on one task: ``values [seeds, points]`` at ``steps [points]``, not
+    finite once diverged.
+    """
 
     label: str
     steps: ArrayLike
@@ -61,8 +66,9 @@ def draw_curves(
 ) -> Figure:
     """Draw the panels in a grid under one legend, and save them as PNG if ``path`` is given.
 
-    The line is the centre over all seeds, diverged ones counted as infinitely bad, so it ends where too many diverged;
-    the band is the bootstrap interval of that centre. The legend counts diverged runs over all panels.
+    The line is the centre over all seeds, diverged ones counted as infinitely bad, so it ends where
+    too many diverged; the band is the bootstrap interval of that centre. The legend counts diverged
+    runs over all panels.
 
     Args:
         smooth: points of a trailing running mean, for minibatch losses; 1 draws what is given.
@@ -109,7 +115,9 @@ def draw_curves(
 
 @dataclass(frozen=True, kw_only=True)
 class _Drawn:
-    """What is drawn of a `Curve`: line, band ``[points]`` and the last finite (step, value) of each diverged run."""
+    """What is drawn of a `Curve`: line, band ``[points]`` and the last finite (step, value) of each
+    diverged run.
+    """
 
     label: str
     seeds: int
@@ -127,7 +135,9 @@ class _Drawn:
             raise ValueError(
                 f"{curve.label}: expected values [seeds, points] for {steps.size} steps, got {list(values.shape)}"
             )
-        bad = np.maximum.accumulate(~np.isfinite(values), axis=1)  # once diverged, diverged for good
+        bad = np.maximum.accumulate(
+            ~np.isfinite(values), axis=1
+        )  # once diverged, diverged for good
         values[bad] = np.nan
         values = _running_mean(values, smooth)
         ends = []
@@ -143,12 +153,18 @@ class _Drawn:
         if n > 1:
             # Whole runs are drawn, as the points of one are correlated.
             index = np.random.default_rng(seed).integers(0, n, size=(RESAMPLES, n))
-            low, high = expanded_percentile(np.stack([statistic(values[i].T) for i in index]), level, n)
-        return _Drawn(label=curve.label, seeds=n, steps=steps, line=line, low=low, high=high, ends=ends)
+            low, high = expanded_percentile(
+                np.stack([statistic(values[i].T) for i in index]), level, n
+            )
+        return _Drawn(
+            label=curve.label, seeds=n, steps=steps, line=line, low=low, high=high, ends=ends
+        )
 
 
 def _running_mean(values: Array, points: int) -> Array:
-    """Mean of the last ``points`` values (fewer at the start), along the last axis; nan stays where it is."""
+    """Mean of the last ``points`` values (fewer at the start), along the last axis; nan stays where
+    it is.
+    """
     if points <= 1:
         return values
     finite = np.nan_to_num(values)
@@ -158,7 +174,9 @@ def _running_mean(values: Array, points: int) -> Array:
     return np.where(np.isnan(values), np.nan, (total[:, last] - total[:, first]) / (last - first))
 
 
-def _draw_panel(axes: Any, title: str, drawn: list[_Drawn], look: dict[str, Look], log: bool) -> None:
+def _draw_panel(
+    axes: Any, title: str, drawn: list[_Drawn], look: dict[str, Look], log: bool
+) -> None:
     """Lines above bands above grid; crosses on top, those above the axis at its upper edge."""
     bottom, top = _limits(drawn, log)
     axes.set_ylim(bottom, top)  # before the scale: a log axis without positive data complains
@@ -169,15 +187,20 @@ def _draw_panel(axes: Any, title: str, drawn: list[_Drawn], look: dict[str, Look
         colour, dashes = look[one.label]
         shown = np.isfinite(one.line) & np.isfinite(one.low)
         line = np.where(shown, one.line, np.nan)
-        # An interval that reaches a divergence has no upper edge: a band without end would hide the other curves.
+        # An interval that reaches a divergence has no upper edge: a band without end would hide the
+        # other curves.
         high = np.where(np.isfinite(one.high), np.minimum(one.high, 2 * top), line)
         low = np.where(shown, one.low, np.nan)
         axes.fill_between(one.steps, low, high, color=colour, alpha=0.18, linewidth=0, zorder=2)
-        axes.plot(one.steps, line, color=colour, dashes=dashes or (None, None), linewidth=1.6, zorder=3)
+        axes.plot(
+            one.steps, line, color=colour, dashes=dashes or (None, None), linewidth=1.6, zorder=3
+        )
         if one.ends:
             x, y = np.array(one.ends).T
             y = np.clip(np.where(np.isnan(y), top, y), bottom, top)
-            axes.scatter(x, y, marker="x", s=36, color=colour, linewidth=1.6, zorder=4, clip_on=False)
+            axes.scatter(
+                x, y, marker="x", s=36, color=colour, linewidth=1.6, zorder=4, clip_on=False
+            )
     axes.set_title(title, fontsize=11)
     axes.grid(True, which="major", color="0.88", linewidth=0.8, zorder=0)
     axes.spines[["top", "right"]].set_visible(False)
@@ -205,7 +228,13 @@ def _readable_log_ticks(axes: Any, bottom: float, top: float) -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     ratio = top / bottom
-    subs = (1.0, 1.5, 2.0, 3.0, 5.0, 7.0) if ratio < 10 else (1.0, 2.0, 5.0) if ratio < 1000 else (1.0,)
+    subs = (
+        (1.0, 1.5, 2.0, 3.0, 5.0, 7.0)
+        if ratio < 10
+        else (1.0, 2.0, 5.0)
+        if ratio < 1000
+        else (1.0,)
+    )
     axes.yaxis.set_major_locator(LogLocator(subs=subs))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
@@ -214,7 +243,11 @@ def _readable_log_ticks(axes: Any, bottom: float, top: float) -> None:
 def _notes(everything: Sequence[_Drawn], centre: str, level: float, smooth: int) -> list[str]:
     """What line, band and crosses are."""
     fewest, most = min(one.seeds for one in everything), max(one.seeds for one in everything)
-    notes = [f"line: {centre} of {fewest if fewest == most else f'{fewest}-{most}'} seeds" if most > 1 else "one seed"]
+    notes = [
+        f"line: {centre} of {fewest if fewest == most else f'{fewest}-{most}'} seeds"
+        if most > 1
+        else "one seed"
+    ]
     if smooth > 1:
         notes.append(f"running mean of {smooth} points")
     if most > 1:
@@ -224,7 +257,9 @@ def _notes(everything: Sequence[_Drawn], centre: str, level: float, smooth: int)
     return notes
 
 
-def _legend(figure: Figure, look: dict[str, Look], counts: dict[str, list[int]], notes: list[str]) -> None:
+def _legend(
+    figure: Figure, look: dict[str, Look], counts: dict[str, list[int]], notes: list[str]
+) -> None:
     """Below the panels, in as many columns as fit."""
     from matplotlib.lines import Line2D
 

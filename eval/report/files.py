@@ -9,14 +9,14 @@ from pathlib import Path
 
 import numpy as np
 
-from eval.comparison import aggregate, compare, matched_steps
-from eval.protocol import smoothing_width
-from eval.report import transfer
-from eval.report.curves import Curve, Panel, draw_curves
-from eval.report.forest import draw_forest
-from eval.result import FILE, Result, from_json, to_json
+from lo_framework.eval.comparison import aggregate, compare, matched_steps
+from lo_framework.eval.protocol import smoothing_width
+from lo_framework.eval.report import transfer
+from lo_framework.eval.report.curves import Curve, Panel, draw_curves
+from lo_framework.eval.report.forest import draw_forest
+from lo_framework.eval.result import FILE, Result, from_json, to_json
 from lo_framework.files.atomic import atomic_write_text, reason
-from optimizees.spec import UserError
+from lo_framework.optimizees.spec import UserError
 
 PANELS = 6  # more tasks than this also get a figure each
 
@@ -31,7 +31,9 @@ def prepare(folder: str | os.PathLike[str]) -> Path:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"--out {str(path)!r}: {reason(error)}; expected a folder that can be written") from None
+        raise UserError(
+            f"--out {str(path)!r}: {reason(error)}; expected a folder that can be written"
+        ) from None
     if not os.access(path, os.W_OK):
         raise UserError(f"--out {str(path)!r} cannot be written")
     return path
@@ -45,7 +47,8 @@ def save(result: Result, folder: str | os.PathLike[str]) -> list[Path]:
         "comparisons": [asdict(c) for c in compare(result)],
         "aggregates": [asdict(a) for a in aggregate(result)],
         "steps_to_reference": {
-            task: {label: asdict(s) for label, s in found.items()} for task, found in matched.items()
+            task: {label: asdict(s) for label, s in found.items()}
+            for task, found in matched.items()
         },
     }
     atomic_write_text(path / FILE.name, to_json(result, derived))
@@ -59,15 +62,22 @@ def redraw(result: Result, folder: Path) -> list[Path]:
     found = panels(result)
     if not found:
         return files
-    if len(result.optimizers) > transfer.MANY and draw_forest(result, folder / "arms.png") is not None:
+    if (
+        len(result.optimizers) > transfer.MANY
+        and draw_forest(result, folder / "arms.png") is not None
+    ):
         return [*files, folder / "arms.png"]
     title = f"{result.steps} steps; baselines at their best setting for the mean loss"
     figures = {"curves.png": found}
     if len(found) > PANELS:
-        figures |= {f"curves-{re.sub('[^A-Za-z0-9.]+', '-', panel.title)}.png": [panel] for panel in found}
+        figures |= {
+            f"curves-{re.sub('[^A-Za-z0-9.]+', '-', panel.title)}.png": [panel] for panel in found
+        }
     smooth = smoothing_width(result.steps)
     for name, shown in figures.items():
-        draw_curves(shown, folder / name, title=title, ylabel="training loss (minibatch)", smooth=smooth)
+        draw_curves(
+            shown, folder / name, title=title, ylabel="training loss (minibatch)", smooth=smooth
+        )
         files.append(folder / name)
     return files
 
@@ -79,14 +89,22 @@ def listing(written: list[Path]) -> str:
 
 
 def panels(result: Result) -> list[Panel]:
-    """One per task: training loss of every optimizer, of baselines at the setting with the best mean loss."""
+    """One per task: training loss of every optimizer, of baselines at the setting with the best
+    mean loss.
+    """
     found = []
     steps = np.arange(result.steps)
     for task in result.tasks:
         # Learned ones last, so that they are drawn on top.
-        arms = [result.arm(task, label) for label in dict.fromkeys(result.baselines + result.learned)]
+        arms = [
+            result.arm(task, label) for label in dict.fromkeys(result.baselines + result.learned)
+        ]
         shown = [(arm.optimizer, arm.of("mean_loss")) for arm in arms]
-        curves = [Curve(label=label, steps=steps, values=runs.curves) for label, runs in shown if runs is not None]
+        curves = [
+            Curve(label=label, steps=steps, values=runs.curves)
+            for label, runs in shown
+            if runs is not None
+        ]
         if curves:
             found.append(Panel(title=task, curves=curves))
     return found

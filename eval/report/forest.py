@@ -1,4 +1,6 @@
-"""Many arms against one: a row for each arm, its ratio to the reference with an interval, a panel for each task."""
+"""Many arms against one: a row for each arm, its ratio to the reference with an interval, a panel
+for each task.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from eval.comparison import Comparison, compare, reference_of
-from eval.protocol import BY_KEY
-from eval.report.palette import COLOURS
-from eval.result import Result
+from lo_framework.eval.comparison import Comparison, compare, reference_of
+from lo_framework.eval.protocol import BY_KEY
+from lo_framework.eval.report.palette import COLOURS
+from lo_framework.eval.result import Result
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -61,7 +63,9 @@ def draw_forest(result: Result, path: str | Path | None = None) -> Figure | None
     seeds = f"{result.steps} steps, mean and 95% interval over {len(result.report_seeds)} seeds; left is better"
     figure.suptitle(seeds, fontsize=10)
     handles, names = grid.flat[0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=len(METRICS), frameon=False, fontsize=9)
+    figure.legend(
+        handles, names, loc="outside lower center", ncols=len(METRICS), frameon=False, fontsize=9
+    )
     if path is not None:
         # No software version in the file: the same data give the same bytes.
         figure.savefig(path, format="png", dpi=120, metadata={"Software": None})
@@ -71,16 +75,27 @@ def draw_forest(result: Result, path: str | Path | None = None) -> Figure | None
 def _panel(axes: Any, task: str, labels: Sequence[str], found: Sequence[Comparison]) -> None:
     by_place = {(c.learned, c.metric): c for c in found}
     for k, metric in enumerate(METRICS):
-        marks = [(i, mark(by_place[x, metric])) for i, x in enumerate(labels) if (x, metric) in by_place]
+        marks = [
+            (i, mark(by_place[x, metric])) for i, x in enumerate(labels) if (x, metric) in by_place
+        ]
         shown = [(i + 0.22 * (k - 1), m) for i, m in marks if m is not None]
         if not shown:
             continue
         values = [m.value for _, m in shown]
-        sides = [[m.value - max(m.low, LEAST) for _, m in shown], [m.high - m.value for _, m in shown]]
+        sides = [
+            [m.value - max(m.low, LEAST) for _, m in shown],
+            [m.high - m.value for _, m in shown],
+        ]
         axes.errorbar(
-            values, [y for y, _ in shown], xerr=sides, fmt="os^"[k], color=COLOURS[k], markersize=3.5, linewidth=1.3,
+            values,
+            [y for y, _ in shown],
+            xerr=sides,
+            fmt="os^"[k],
+            color=COLOURS[k],
+            markersize=3.5,
+            linewidth=1.3,
             label=BY_KEY[metric].title,
-        )  # fmt: skip
+        )
     axes.set_xscale("log")
     axes.axvline(1.0, color="black", linewidth=0.8)
     ticks = (0.25, 0.5, 0.7, 0.85, 1, 1.2, 1.5, 2, 4)

@@ -1,5 +1,5 @@
-"""Heat maps of an ablation: a panel per pair of options, the colour the final loss, the text its value and what was
-counted; references as lines on the colour bar.
+"""Heat maps of an ablation: a panel per pair of options, the colour the final loss, the text its
+value and what was counted; references as lines on the colour bar.
 """
 
 from __future__ import annotations
@@ -10,17 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from eval.ablate import Ablation, Entry
-from eval.ablation_panels import Panel
-from eval.report import numbers
-from eval.statistics import iqm, mean_interval
+from lo_framework.eval.ablate import Ablation, Entry
+from lo_framework.eval.ablation_panels import Panel
+from lo_framework.eval.report import numbers
+from lo_framework.eval.statistics import iqm, mean_interval
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 KEY = "final_loss"
 MAP = "cividis_r"  # light is low; made for all kinds of colour vision
-HEADROOM = 1.3  # colours end this factor above the largest reference: what is worse than that is simply bad
+# colours end this factor above the largest reference: what is worse than that is simply bad
+HEADROOM = 1.3
 
 
 def draw(result: Ablation, task: str, path: str | Path | None = None) -> Figure:
@@ -37,7 +38,8 @@ def draw(result: Ablation, task: str, path: str | Path | None = None) -> Figure:
     wide = max(len(panel.columns.values) for panel in panels)
     high = max(len(panel.rows.values) for panel in panels)
     figure = Figure(
-        figsize=((1.02 * wide + 0.9) * columns + 2.2, (0.72 * high + 0.9) * rows + 0.9), layout="constrained"
+        figsize=((1.02 * wide + 0.9) * columns + 2.2, (0.72 * high + 0.9) * rows + 0.9),
+        layout="constrained",
     )
     FigureCanvasAgg(figure)
     grid = figure.subplots(rows, columns, squeeze=False)
@@ -56,8 +58,18 @@ def draw(result: Ablation, task: str, path: str | Path | None = None) -> Figure:
         if low <= value <= top:
             bar.ax.axhline(value, color="#D55E00", linewidth=1.6)
             name = f"{entry.spec.partition(':')[0]} {entry.setting}"
-            bar.ax.text(-0.25, value, name, ha="right", va="center", fontsize=7, color="#B04A00", rotation=0,
-                        transform=bar.ax.get_yaxis_transform(), backgroundcolor=(1, 1, 1, 0.7))  # fmt: skip
+            bar.ax.text(
+                -0.25,
+                value,
+                name,
+                ha="right",
+                va="center",
+                fontsize=7,
+                color="#B04A00",
+                rotation=0,
+                transform=bar.ax.get_yaxis_transform(),
+                backgroundcolor=(1, 1, 1, 0.7),
+            )
     seeds = f"{result.steps} steps, mean ± half of the 95% interval over {len(result.seeds)} seeds"
     figure.suptitle(f"{task}: {result.study.baseline}\n{seeds}{_key(result)}", fontsize=10)
     if path is not None:
@@ -67,7 +79,7 @@ def draw(result: Ablation, task: str, path: str | Path | None = None) -> Figure:
 
 
 def _panel(axes: Any, result: Ablation, task: str, panel: Panel, scale: Any) -> None:
-    from eval.report.ablation import marked  # tables and pictures show the same words
+    from lo_framework.eval.report.ablation import marked  # tables and pictures show the same words
 
     shape = (len(panel.rows.values), len(panel.columns.values))
     colours = np.ones((*shape, 4))
@@ -75,12 +87,24 @@ def _panel(axes: Any, result: Ablation, task: str, panel: Panel, scale: Any) -> 
         for j, column in enumerate(panel.columns.values):
             entry = result.entry(task, panel, row, column)
             value = math.inf if entry.failure else _centre(entry)
-            colour = (0.75, 0.75, 0.75, 1.0) if not math.isfinite(value) else scale.to_rgba(max(value, 1e-30))
+            colour = (
+                (0.75, 0.75, 0.75, 1.0)
+                if not math.isfinite(value)
+                else scale.to_rgba(max(value, 1e-30))
+            )
             colours[i, j] = colour
             light = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2]
             ink = "black" if light > 0.5 else "white"
-            axes.text(j, i, _words(entry, marked(entry, result.study.marks)), ha="center", va="center", fontsize=7,
-                      color=ink, linespacing=1.25)  # fmt: skip
+            axes.text(
+                j,
+                i,
+                _words(entry, marked(entry, result.study.marks)),
+                ha="center",
+                va="center",
+                fontsize=7,
+                color=ink,
+                linespacing=1.25,
+            )
     axes.imshow(colours, aspect="auto")
     axes.set_xticks(range(shape[1]), panel.columns.values, fontsize=8)
     axes.set_yticks(range(shape[0]), panel.rows.values, fontsize=8)
@@ -98,7 +122,11 @@ def _panel(axes: Any, result: Ablation, task: str, panel: Panel, scale: Any) -> 
 def _centre(entry: Entry) -> float:
     """The mean, and where some runs diverged the interquartile mean, which bears a quarter of them."""
     values = entry.metrics[KEY]
-    return float(values.mean() if np.isfinite(values).all() else iqm(np.where(np.isfinite(values), values, np.inf)))
+    return float(
+        values.mean()
+        if np.isfinite(values).all()
+        else iqm(np.where(np.isfinite(values), values, np.inf))
+    )
 
 
 def _range(result: Ablation, task: str, beside: list[float]) -> tuple[float, float]:
@@ -126,7 +154,9 @@ def _words(entry: Entry, marks: str) -> str:
 
 
 def _key(result: Ablation) -> str:
-    words = [f"{mark.symbol} {mark.count}" + " (%)" * bool(mark.over) for mark in result.study.marks]
+    words = [
+        f"{mark.symbol} {mark.count}" + " (%)" * bool(mark.over) for mark in result.study.marks
+    ]
     return f"\n{', '.join(words)}; grey: no finite mean" if words else ""
 
 

@@ -1,6 +1,8 @@
-"""One self-contained HTML page: headings, tables, pictures as base64 PNG; nothing is loaded from elsewhere.
+"""One self-contained HTML page: headings, tables, pictures as base64 PNG; nothing is loaded from
+elsewhere.
 
-Readable on light and dark screens and on paper. Pictures keep a white ground: their colours are made for it.
+Readable on light and dark screens and on paper. Pictures keep a white ground: their colours are
+made for it.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ import base64
 import html
 from collections.abc import Iterable, Sequence
 
-from eval.report.table import cell
+from lo_framework.eval.report.table import cell
 
 STYLE = """
 :root { color-scheme: light dark; --text: #1c1f24; --soft: #5b6470; --ground: #ffffff; --line: #d5dae1; --band: #f3f5f8;
@@ -46,7 +48,9 @@ nav a { color: var(--mark); margin-right: .9rem; }
 
 
 def page(title: str, body: Iterable[str]) -> str:
-    head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
+    head = (
+        '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
+    )
     head += f"<title>{escape(title)}</title>\n<style>{STYLE}</style>"
     text = "\n".join(body)
     return f'<!DOCTYPE html>\n<html lang="en">\n<head>{head}</head>\n<body>\n{text}\n</body>\n</html>\n'
@@ -73,14 +77,21 @@ def bullets(lines: Iterable[str]) -> str:
 
 def contents(anchors: dict[str, str]) -> str:
     """Links to headings: anchor -> words."""
-    links = "".join(f'<a href="#{escape(anchor)}">{escape(words)}</a>' for anchor, words in anchors.items())
+    links = "".join(
+        f'<a href="#{escape(anchor)}">{escape(words)}</a>' for anchor, words in anchors.items()
+    )
     return f"<nav>{links}</nav>"
 
 
 def table(
-    headers: Sequence[str], rows: Sequence[Sequence[object] | None], *, words: int = 1, loud: Sequence[str] = ()
+    headers: Sequence[str],
+    rows: Sequence[Sequence[object] | None],
+    *,
+    words: int = 1,
+    loud: Sequence[str] = (),
 ) -> str:
-    """Rows of cells, as `eval.report.table.cell` shows them; None is a rule below the row before it.
+    """Rows of cells, as `eval.report.table.cell` shows them; None is a rule below the row before
+    it.
 
     Args:
         words: so many columns from the left hold words.

@@ -1,4 +1,6 @@
-"""Several reports as one Markdown page: ratios over the tasks of all, then their texts in order with their pictures."""
+"""Several reports as one Markdown page: ratios over the tasks of all, then their texts in order
+with their pictures.
+"""
 
 from __future__ import annotations
 
@@ -7,22 +9,27 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from eval.report.ratios import ratios
-from eval.result import Result
+from lo_framework.eval.report.ratios import ratios
+from lo_framework.eval.result import Result
 from lo_framework.files.atomic import atomic_write_text
-from optimizees.spec import UserError
+from lo_framework.optimizees.spec import UserError
 
 _LINK = re.compile(r"\]\(([^)/:]+\.png)\)")
 
 
 def join(folders: Sequence[Path], results: Mapping[Path, Result], path: Path) -> None:
-    """Write ``path`` from the Markdown and PNG files of ``folders``, and from the ``results`` of transfer among them.
+    """Write ``path`` from the Markdown and PNG files of ``folders``, and from the ``results`` of
+    transfer among them.
 
     Raises:
         UserError: a folder has no Markdown file; `eval report` makes it.
     """
     names = [Path(os.path.relpath(folder, path.parent)).as_posix() for folder in results]
-    together = [table.markdown() for table in ratios([*results.values()], names)] if len(results) > 1 else []
+    together = (
+        [table.markdown() for table in ratios([*results.values()], names)]
+        if len(results) > 1
+        else []
+    )
     parts = ["\n\n".join(["# Together", *together])] if together else []
     for folder in folders:
         texts = sorted(folder.glob("*.md"))

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 
-from eval.protocol import Metric
-from eval.result import Arm
-from eval.statistics import Estimate, mean_interval
+from lo_framework.eval.protocol import Metric
+from lo_framework.eval.result import Arm
+from lo_framework.eval.statistics import Estimate, mean_interval
 
 
 def reached(arm: Arm, metric: Metric) -> str | None:
-    """``0.4123 ±0.0071`` or ``95.8% ±0.6``: mean over seeds, and half the width of its 95% interval."""
+    """``0.4123 ±0.0071`` or ``95.8% ±0.6``: mean over seeds, and half the width of its 95%
+    interval.
+    """
     values = arm.values(metric.key)
     if values is None:
         return None
@@ -34,11 +36,18 @@ def plus_minus(estimate: Estimate, percent: bool = False) -> str:
 
 
 def difference(estimate: Estimate, metric: Metric) -> str:
-    """In the metric's units, accuracies in points; where divergence leaves no mean, how many pairs it touched."""
+    """In the metric's units, accuracies in points; where divergence leaves no mean, how many pairs
+    it touched.
+    """
     if not math.isfinite(estimate.value):
         return f"{estimate.diverged} of {estimate.n} diverged"
     scale = 100.0 if metric.percent else 1.0
-    scaled = Estimate(value=scale * estimate.value, low=scale * estimate.low, high=scale * estimate.high, n=estimate.n)
+    scaled = Estimate(
+        value=scale * estimate.value,
+        low=scale * estimate.low,
+        high=scale * estimate.high,
+        n=estimate.n,
+    )
     return f"{scaled} points" if metric.percent else str(scaled)
 
 
@@ -53,4 +62,8 @@ def ratio(value: float) -> str | None:
 
 def seeds(numbers: tuple[int, ...]) -> str:
     """``5 seeds (20000-20004)``."""
-    return f"{len(numbers)} seeds ({numbers[0]}-{numbers[-1]})" if len(numbers) > 1 else f"1 seed ({numbers[0]})"
+    return (
+        f"{len(numbers)} seeds ({numbers[0]}-{numbers[-1]})"
+        if len(numbers) > 1
+        else f"1 seed ({numbers[0]})"
+    )

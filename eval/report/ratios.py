@@ -1,15 +1,17 @@
-"""Many optimizers on many tasks at a glance: the mean of each in parts of the reference's, a table for each metric."""
+"""Many optimizers on many tasks at a glance: the mean of each in parts of the reference's, a table
+for each metric.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from eval.comparison import BETTER, ONE_SEED, WORSE, Comparison, compare, reference_of
-from eval.protocol import BY_KEY
-from eval.report import numbers
-from eval.report.table import Table
-from eval.result import Result
+from lo_framework.eval.comparison import BETTER, ONE_SEED, WORSE, Comparison, compare, reference_of
+from lo_framework.eval.protocol import BY_KEY
+from lo_framework.eval.report import numbers
+from lo_framework.eval.report.table import Table
+from lo_framework.eval.result import Result
 
 SHOWN = ("mean_loss", "final_loss", "test_loss")
 SURE = "*"
@@ -23,7 +25,8 @@ class _Column(NamedTuple):
 
 
 def ratios(results: Sequence[Result], names: Sequence[str] = ()) -> list[Table]:
-    """Rows are optimizers, columns the tasks of all ``results``; tables of their own for each reference.
+    """Rows are optimizers, columns the tasks of all ``results``; tables of their own for each
+    reference.
 
     Args:
         names: of the results; told where two have the same task.
@@ -43,7 +46,9 @@ def ratios(results: Sequence[Result], names: Sequence[str] = ()) -> list[Table]:
 
 
 def _table(metric: str, reference: str, columns: Sequence[_Column]) -> Table | None:
-    optimizers = dict.fromkeys(x for column in columns for x in column.result.learned if x != reference)
+    optimizers = dict.fromkeys(
+        x for column in columns for x in column.result.learned if x != reference
+    )
     found = {
         (i, c.learned): c
         for i, column in enumerate(columns)
@@ -53,7 +58,9 @@ def _table(metric: str, reference: str, columns: Sequence[_Column]) -> Table | N
     if not found:
         return None
     title, notes = f"{BY_KEY[metric].title} in parts of {reference}'s", (NOTE, *_unlike(columns))
-    table = Table("optimizer", *(column.title for column in columns), BETTER, WORSE, title=title, notes=notes)
+    table = Table(
+        "optimizer", *(column.title for column in columns), BETTER, WORSE, title=title, notes=notes
+    )
     for optimizer in optimizers:
         row = [found.get((i, optimizer)) for i in range(len(columns))]
         failed = [_failed(column, (optimizer, reference)) for column in columns]
@@ -65,13 +72,17 @@ def _table(metric: str, reference: str, columns: Sequence[_Column]) -> Table | N
 
 
 def _failed(column: _Column, optimizers: Sequence[str]) -> bool:
-    return any(arm.task == column.task and arm.optimizer in optimizers for arm in column.result.failures)
+    return any(
+        arm.task == column.task and arm.optimizer in optimizers for arm in column.result.failures
+    )
 
 
 def _cell(c: Comparison | None, failed: bool) -> str | None:
     if c is None:
         return "failed" if failed else None
-    return (f"{c.ratio:.3f}" if c.ratio < 10 else f"{c.ratio:.3g}") + SURE * (c.verdict in (BETTER, WORSE))
+    return (f"{c.ratio:.3f}" if c.ratio < 10 else f"{c.ratio:.3g}") + SURE * (
+        c.verdict in (BETTER, WORSE)
+    )
 
 
 def _unlike(columns: Sequence[_Column]) -> list[str]:

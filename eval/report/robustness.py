@@ -9,16 +9,17 @@ from pathlib import Path
 
 import numpy as np
 
-from eval.protocol import BY_KEY, METRICS
-from eval.report import numbers
-from eval.report.origin import origin
-from eval.report.sweep_picture import draw
-from eval.report.table import Table
-from eval.statistics import Array, mean_interval, summarize
-from eval.sweep import FILE, Sweep, from_json, to_json
+from lo_framework.eval.protocol import BY_KEY, METRICS
+from lo_framework.eval.report import numbers
+from lo_framework.eval.report.origin import origin
+from lo_framework.eval.report.sweep_picture import draw
+from lo_framework.eval.report.table import Table
+from lo_framework.eval.statistics import Array, mean_interval, summarize
+from lo_framework.eval.sweep import FILE, Sweep, from_json, to_json
 from lo_framework.files.atomic import atomic_write_text
 
-NEAR = 2.0  # a step size does well if its mean final loss is at most this many times the first optimizer's best
+# a step size does well if its mean final loss is at most this many times the first optimizer's best
+NEAR = 2.0
 TITLES = {".json": "numbers", ".csv": "rows", ".md": "tables", ".png": "picture"}
 
 
@@ -53,10 +54,22 @@ def rows(result: Sweep) -> str:
     text = io.StringIO()
     names = list(dict.fromkeys(name for line in result.lines for name in line.metrics))
     metrics = [metric for metric in METRICS if metric.key in names]
-    counts = [name for name in names if name not in BY_KEY and not name.startswith(("valid_", "train_"))]
+    counts = [
+        name for name in names if name not in BY_KEY and not name.startswith(("valid_", "train_"))
+    ]
     header = [f"{m.key}_{part}" for m in metrics for part in ("mean", "low", "high", "iqm")]
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["task", "optimizer", "lr", "seeds", "diverged", *header, *(f"{name}_mean" for name in counts)])
+    writer.writerow(
+        [
+            "task",
+            "optimizer",
+            "lr",
+            "seeds",
+            "diverged",
+            *header,
+            *(f"{name}_mean" for name in counts),
+        ]
+    )
     for line in result.lines:
         for i, lr in enumerate(result.lrs if not line.failure else ()):
             values: list[float] = []
@@ -64,16 +77,31 @@ def rows(result: Sweep) -> str:
                 if metric.key not in line.metrics:
                     values += [np.nan] * 4
                     continue
-                found = summarize(line.metrics[metric.key][i], lower_is_better=metric.lower_is_better)
+                found = summarize(
+                    line.metrics[metric.key][i], lower_is_better=metric.lower_is_better
+                )
                 values += [found.mean.value, found.mean.low, found.mean.high, found.iqm.value]
-            values += [float(np.mean(line.metrics[n][i])) if n in line.metrics else np.nan for n in counts]
-            start = [line.task, line.optimizer, f"{lr:g}", len(result.seeds), int(line.diverged[i].sum())]
+            values += [
+                float(np.mean(line.metrics[n][i])) if n in line.metrics else np.nan for n in counts
+            ]
+            start = [
+                line.task,
+                line.optimizer,
+                f"{lr:g}",
+                len(result.seeds),
+                int(line.diverged[i].sum()),
+            ]
             writer.writerow([*start, *(f"{x:.6g}" for x in values)])
     return text.getvalue()
 
 
 def plain(result: Sweep) -> str:
-    parts = [heading(result), *(table.plain() for table in tables(result)), "\n".join(notes()), *failures(result)]
+    parts = [
+        heading(result),
+        *(table.plain() for table in tables(result)),
+        "\n".join(notes()),
+        *failures(result),
+    ]
     return "\n\n".join(parts)
 
 
@@ -127,9 +155,15 @@ def _summary(result: Sweep, task: str) -> Table:
         span = f"{len(near)} of {len(values)}" + (f" ({near[0]:g} to {near[-1]:g})" if near else "")
         diverged = result.line(task, optimizer).diverged
         table.add(
-            optimizer, float(values[least]), f"{result.lrs[least]:g}", float(values[most]), f"{result.lrs[most]:g}",
-            numbers.ratio(float(values[most] / values[least])), span, f"{int(diverged.sum())} of {diverged.size}",
-        )  # fmt: skip
+            optimizer,
+            float(values[least]),
+            f"{result.lrs[least]:g}",
+            float(values[most]),
+            f"{result.lrs[most]:g}",
+            numbers.ratio(float(values[most] / values[least])),
+            span,
+            f"{int(diverged.sum())} of {diverged.size}",
+        )
     return table
 
 
@@ -146,7 +180,9 @@ def _everywhere(result: Sweep, task: str, key: str) -> Table:
             bad = int(line.diverged[i].sum())
             estimate = mean_interval(line.metrics[key][i], diverged_as=metric.diverged_as)
             cells.append(
-                f"{bad} of {len(result.seeds)} diverged" if bad else numbers.plus_minus(estimate, metric.percent)
+                f"{bad} of {len(result.seeds)} diverged"
+                if bad
+                else numbers.plus_minus(estimate, metric.percent)
             )
         table.add(f"{lr:g}", *cells)
     return table

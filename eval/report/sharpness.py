@@ -1,4 +1,6 @@
-"""A sharpness evaluation for people: terminal tables, one self-contained page, and both again from the numbers."""
+"""A sharpness evaluation for people: terminal tables, one self-contained page, and both again from
+the numbers.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +14,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from eval.report import html, numbers, sharpness_landscapes, sharpness_pictures, sharpness_tables
-from eval.report.sharpness_tables import Sheet
-from eval.sharpness.comparison import HIGHER, LOWER, Comparison, compare, pairs
-from eval.sharpness.metrics import EQUAL, PLACES
-from eval.sharpness.result import FILE, Result, from_json, to_json
+from lo_framework.eval.report import (
+    html,
+    numbers,
+    sharpness_landscapes,
+    sharpness_pictures,
+    sharpness_tables,
+)
+from lo_framework.eval.report.sharpness_tables import Sheet
+from lo_framework.eval.sharpness.comparison import HIGHER, LOWER, Comparison, compare, pairs
+from lo_framework.eval.sharpness.metrics import EQUAL, PLACES
+from lo_framework.eval.sharpness.result import FILE, Result, from_json, to_json
 from lo_framework.files.atomic import atomic_write_text
 
 PAGE, TABLE = "sharpness.html", "sharpness.csv"
@@ -39,7 +47,10 @@ READING = (
 def save(result: Result, folder: str | os.PathLike[str]) -> list[Path]:
     """Numbers first, then the page drawn from them; returns the files."""
     path = Path(folder) / FILE.name
-    derived = {"comparisons": [_json(asdict(c)) for c in compare(result)], "failures": result.failures}
+    derived = {
+        "comparisons": [_json(asdict(c)) for c in compare(result)],
+        "failures": result.failures,
+    }
     atomic_write_text(path, to_json(result, derived))
     return [path, *redraw(result, Path(folder))]
 
@@ -62,18 +73,28 @@ def csv_of(result: Result) -> str:
                 if point is None:
                     continue
                 step = run.step if place != EQUAL else result.settings["steps"]
-                row = {"task": arm.task, "optimizer": arm.optimizer, "seed": run.seed, "place": place, "step": step}
+                row = {
+                    "task": arm.task,
+                    "optimizer": arm.optimizer,
+                    "seed": run.seed,
+                    "place": place,
+                    "step": step,
+                }
                 row |= point["values"]
                 for ball, found in point["balls"].items():
                     for key, values in found.items():
                         if key not in ("labels", "radii"):
-                            row |= {f"{ball}.{key}({r:g})": x for r, x in zip(found["radii"], values)}
+                            row |= {
+                                f"{ball}.{key}({r:g})": x for r, x in zip(found["radii"], values)
+                            }
                 rows.append(row)
     names = list(dict.fromkeys(name for row in rows for name in row))
     out = io.StringIO()
     writer = csv.DictWriter(out, names, lineterminator="\n")
     writer.writeheader()
-    writer.writerows({k: f"{x:.7g}" if isinstance(x, float) else x for k, x in row.items()} for row in rows)
+    writer.writerows(
+        {k: f"{x:.7g}" if isinstance(x, float) else x for k, x in row.items()} for row in rows
+    )
     return out.getvalue()
 
 
@@ -122,7 +143,9 @@ def heading(result: Result) -> list[str]:
     ]
     if result.baselines:
         tuned = numbers.seeds(result.tuning_seeds)
-        lines.append(f"baselines tuned on each task with {tuned}, at their best setting for the final loss")
+        lines.append(
+            f"baselines tuned on each task with {tuned}, at their best setting for the final loss"
+        )
     diverged = sum(arm.diverged for arm in result.arms)
     runs = sum(len(arm.runs) for arm in result.arms)
     lines.append(f"{diverged} of {runs} runs diverged, {len(result.failures)} failures")
@@ -134,8 +157,16 @@ def page(result: Result) -> str:
     comparisons = compare(result)
     anchors = {"summary": "Summary", **{_anchor(i): task for i, task in enumerate(result.tasks)}}
     anchors |= {"costs": "Costs", "reading": "How to read this"}
-    body = [html.heading(1, "Sharpness"), html.bullets(heading(result)), *_origin(result), html.contents(anchors)]
-    body += [html.heading(2, "Summary", "summary"), html.bullets(sharpness_tables.verdicts(result, comparisons))]
+    body = [
+        html.heading(1, "Sharpness"),
+        html.bullets(heading(result)),
+        *_origin(result),
+        html.contents(anchors),
+    ]
+    body += [
+        html.heading(2, "Summary", "summary"),
+        html.bullets(sharpness_tables.verdicts(result, comparisons)),
+    ]
     if not comparisons:
         body.append(html.paragraph("One optimizer alone: nothing to compare."))
     if result.failures:
@@ -183,7 +214,10 @@ def _pictures(result: Result, task: str) -> Iterator[tuple[bytes, str]]:
         "where that is negative for some run, means are arithmetic and the axis is linear around zero.",
     )
     largest = f"{result.settings['radii'][-1]:g}"
-    for key, title in ((f"l2.gap@{largest}", f"h({largest})"), ("top_eigenvalue", "top Hessian eigenvalue")):
+    for key, title in (
+        (f"l2.gap@{largest}", f"h({largest})"),
+        ("top_eigenvalue", "top Hessian eigenvalue"),
+    ):
         if data := sharpness_pictures.scatter(result, task, key, title):
             yield (
                 data,
@@ -220,9 +254,13 @@ def _origin(result: Result) -> Iterator[str]:
         (key, value if not isinstance(value, dict) else _words(value))
         for key, value in result.settings["level"].items()
     ]
-    shown = [(key, ", ".join(map(str, value)) or "none" if isinstance(value, list) else value) for key, value in level]
+    shown = [
+        (key, ", ".join(map(str, value)) or "none" if isinstance(value, list) else value)
+        for key, value in level
+    ]
     yield html.folded(
-        f"What effort {result.settings['effort']} means", html.table(("setting", "value"), shown, words=2)
+        f"What effort {result.settings['effort']} means",
+        html.table(("setting", "value"), shown, words=2),
     )
 
 

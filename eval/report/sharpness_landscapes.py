@@ -1,4 +1,6 @@
-"""Pictures of the loss around a point of the first seed: lines, planes, and the spectrum of its Hessian."""
+"""Pictures of the loss around a point of the first seed: lines, planes, and the spectrum of its
+Hessian.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from eval.report.palette import looks
-from eval.report.sharpness_pictures import arms_of, canvas, legend, png, readable
-from eval.sharpness.metrics import EQUAL, PLACES
-from eval.sharpness.result import Result
-from eval.statistics import Array
+from lo_framework.eval.report.palette import looks
+from lo_framework.eval.report.sharpness_pictures import arms_of, canvas, legend, png, readable
+from lo_framework.eval.sharpness.metrics import EQUAL, PLACES
+from lo_framework.eval.sharpness.result import Result
+from lo_framework.eval.statistics import Array
 
 LINES = {
     "random line": "a random direction",
@@ -66,7 +68,9 @@ def lines(result: Result, task: str) -> bytes | None:
             readable(axes.yaxis)
             axes.set_title(f"along {LINES[name]}\n{PLACES[place]}", fontsize=9.5)
             axes.set_ylabel("loss", fontsize=9)
-            axes.set_xlabel("distance, in weight norms" if name == "random line" else "distance, l2", fontsize=9)
+            axes.set_xlabel(
+                "distance, in weight norms" if name == "random line" else "distance, l2", fontsize=9
+            )
     legend(figure, look)
     return png(figure)
 
@@ -75,7 +79,9 @@ def plane(result: Result, task: str, name: str) -> bytes | None:
     """Filled contours side by side."""
     found = _slices(result, task, name)[EQUAL]
     values = [_array(p["loss"]) for p in found.values()]
-    finite = np.concatenate([v[np.isfinite(v) & (v > 0)] for v in values]) if values else np.empty(0)
+    finite = (
+        np.concatenate([v[np.isfinite(v) & (v > 0)] for v in values]) if values else np.empty(0)
+    )
     if finite.size == 0 or finite.min() == finite.max():
         return None
     columns = min(3, len(found))
@@ -91,7 +97,14 @@ def plane(result: Result, task: str, name: str) -> bytes | None:
         height = np.log10(np.clip(_array(p["loss"]), 10**low, 10**high))
         drawn = axes.contourf(p["x"], p["y"], height, levels=levels, cmap="viridis", extend="max")
         axes.contour(
-            p["x"], p["y"], height, levels=levels, colors="white", linestyles="solid", linewidths=0.4, alpha=0.6
+            p["x"],
+            p["y"],
+            height,
+            levels=levels,
+            colors="white",
+            linestyles="solid",
+            linewidths=0.4,
+            alpha=0.6,
         )
         axes.plot(0, 0, "o", color="white", markeredgecolor="black", markersize=5)
         axes.set_title(label, fontsize=9.5)
@@ -123,7 +136,11 @@ def density(result: Result, task: str) -> bytes | None:
             y = _array(curve["y"])
             top = max(top, float(np.nanmax(y)))
             axes.plot(
-                curve["x"], np.where(y > 0, y, np.nan), color=colour, dashes=dashes or (None, None), linewidth=1.2
+                curve["x"],
+                np.where(y > 0, y, np.nan),
+                color=colour,
+                dashes=dashes or (None, None),
+                linewidth=1.2,
             )
         axes.set_yscale("log")
         if top:

@@ -1,7 +1,8 @@
-"""The pictures of a sharpness evaluation, each a PNG in memory: curves against the radius, along the run, scatter.
+"""The pictures of a sharpness evaluation, each a PNG in memory: curves against the radius, along
+the run, scatter.
 
-Landscapes (slices, spectra) are in `eval.report.sharpness_landscapes`. Only matplotlib's object interface is used,
-imported when first needed.
+Landscapes (slices, spectra) are in `eval.report.sharpness_landscapes`. Only matplotlib's object
+interface is used, imported when first needed.
 """
 
 from __future__ import annotations
@@ -13,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from eval.report.palette import Look, looks
-from eval.sharpness.kendall import kendall_tau
-from eval.sharpness.matched import shared_levels
-from eval.sharpness.metrics import EQUAL, PLACES, read
-from eval.sharpness.probe import at_equal
-from eval.sharpness.result import Arm, Result, SeedRun
-from eval.statistics import Array, mean_interval
+from lo_framework.eval.report.palette import Look, looks
+from lo_framework.eval.sharpness.kendall import kendall_tau
+from lo_framework.eval.sharpness.matched import shared_levels
+from lo_framework.eval.sharpness.metrics import EQUAL, PLACES, read
+from lo_framework.eval.sharpness.probe import at_equal
+from lo_framework.eval.sharpness.result import Arm, Result, SeedRun
+from lo_framework.eval.statistics import Array, mean_interval
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -65,13 +66,17 @@ def legend(figure: Figure, look: dict[str, Look], marker: str = "") -> None:
 
     handles = []
     for label, (colour, dashes) in look.items():
-        line = Line2D([], [], color=colour, linewidth=0 if marker else 1.8, label=label, marker=marker or None)
+        line = Line2D(
+            [], [], color=colour, linewidth=0 if marker else 1.8, label=label, marker=marker or None
+        )
         if dashes and not marker:
             line.set_dashes(dashes)
         handles.append(line)
     fit = int(figure.get_figwidth() / (0.6 + 0.072 * max(len(label) for label in look)))
     columns = max(1, min(fit, len(handles)))
-    figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
+    figure.legend(
+        handles=handles, loc="outside lower center", ncols=columns, frameon=False, fontsize=9
+    )
 
 
 def arms_of(result: Result, task: str) -> list[Arm]:
@@ -81,27 +86,45 @@ def arms_of(result: Result, task: str) -> list[Arm]:
 
 
 def line(axes: Any, x: Any, y: Array, look: Look, log: bool = False) -> None:
-    """Mean of ``y [S, P]`` over seeds with its 95% interval at each point; with ``log`` both of the logarithms."""
+    """Mean of ``y [S, P]`` over seeds with its 95% interval at each point; with ``log`` both of the
+    logarithms.
+    """
     values = np.log(np.where(y > 0, y, np.nan)) if log else y
     back: Callable[[float], float] = math.exp if log else float
     bands = [_band(column[np.isfinite(column)]) for column in values.T]
     centre, low, high = ([back(value) for value in one] for one in zip(*bands, strict=True))
     axes.fill_between(x, low, high, color=look.colour, alpha=0.16, linewidth=0)
-    axes.plot(x, centre, color=look.colour, dashes=look.dashes or (None, None), linewidth=1.6, marker="o", markersize=3)
+    axes.plot(
+        x,
+        centre,
+        color=look.colour,
+        dashes=look.dashes or (None, None),
+        linewidth=1.6,
+        marker="o",
+        markersize=3,
+    )
 
 
 def _band(column: Array) -> tuple[float, float, float]:
-    """Mean and ends of its interval; of one value no interval, and of logarithms none that overflows."""
+    """Mean and ends of its interval; of one value no interval, and of logarithms none that
+    overflows.
+    """
     if column.size == 0:
         return math.nan, math.nan, math.nan
     estimate = mean_interval(column)
     if not math.isfinite(estimate.low):
         return (estimate.value,) * 3
-    return estimate.value, max(estimate.low, estimate.value - 50), min(estimate.high, estimate.value + 50)
+    return (
+        estimate.value,
+        max(estimate.low, estimate.value - 50),
+        min(estimate.high, estimate.value + 50),
+    )
 
 
 def radii(result: Result, task: str) -> bytes:
-    """h, R1 and the curvature part against the radius, at equal steps above and at matched loss below."""
+    """h, R1 and the curvature part against the radius, at equal steps above and at matched loss
+    below.
+    """
     arms = arms_of(result, task)
     look = looks(arm.optimizer for arm in arms)
     figure, grid = canvas(len(PLACES), len(QUANTITIES))
@@ -125,7 +148,9 @@ def radii(result: Result, task: str) -> bytes:
 
 
 def _signed_log(axes: Any, values: Array) -> None:
-    """Logarithmic on both sides of zero, linear below the smallest value; three labels a side, so that none overlap."""
+    """Logarithmic on both sides of zero, linear below the smallest value; three labels a side, so
+    that none overlap.
+    """
     from matplotlib.ticker import FixedLocator, NullLocator
 
     sizes = np.abs(values[np.isfinite(values) & (values != 0)])
@@ -133,10 +158,14 @@ def _signed_log(axes: Any, values: Array) -> None:
     axes.set_yscale("symlog", linthresh=smallest)
     axes.axhline(0, color="0.5", linewidth=0.8)
     low, high = axes.get_ylim()
-    decades = range(math.ceil(math.log10(smallest)), math.ceil(math.log10(max(-low, high, 10 * smallest))) + 1)
+    decades = range(
+        math.ceil(math.log10(smallest)), math.ceil(math.log10(max(-low, high, 10 * smallest))) + 1
+    )
     every = math.ceil(len(decades) / 3)
     ticks = [sign * 10.0**k for k in decades[::-every] for sign in (1, -1)]
-    axes.yaxis.set_major_locator(FixedLocator(sorted([0.0, *(t for t in ticks if low <= t <= high)])))
+    axes.yaxis.set_major_locator(
+        FixedLocator(sorted([0.0, *(t for t in ticks if low <= t <= high)]))
+    )
     axes.yaxis.set_minor_locator(NullLocator())
     axes.set_ylim(low, high)
 
@@ -159,10 +188,25 @@ def training(result: Result, task: str) -> bytes:
             loss = np.array(watch["loss"], dtype=np.float64)
             for axes, key in zip(grid[0], ("steps", "path"), strict=True):
                 x = np.array(watch[key], dtype=np.float64)
-                axes.plot(x, loss, color=own.colour, dashes=own.dashes or (None, None), linewidth=1.0, alpha=0.8)
+                axes.plot(
+                    x,
+                    loss,
+                    color=own.colour,
+                    dashes=own.dashes or (None, None),
+                    linewidth=1.0,
+                    alpha=0.8,
+                )
                 if run.step is not None and run.step in watch["steps"]:
                     at = watch["steps"].index(run.step)
-                    axes.plot(x[at], loss[at], "o", color=own.colour, markersize=5, markeredgecolor="white", zorder=4)
+                    axes.plot(
+                        x[at],
+                        loss[at],
+                        "o",
+                        color=own.colour,
+                        markersize=5,
+                        markeredgecolor="white",
+                        zorder=4,
+                    )
     for axes, words in zip(grid[0], ("step", "path length: sum of ‖update‖"), strict=True):
         axes.set_yscale("log")
         readable(axes.yaxis)
@@ -173,7 +217,9 @@ def training(result: Result, task: str) -> bytes:
 
 
 def scatter(result: Result, task: str, key: str, title: str) -> bytes | None:
-    """Test accuracy (or test loss) against a sharpness at both places; None if there is nothing to draw."""
+    """Test accuracy (or test loss) against a sharpness at both places; None if there is nothing to
+    draw.
+    """
     arms = arms_of(result, task)
     look = looks(arm.optimizer for arm in arms)
     accuracy = any(np.isfinite(arm.values("test_accuracy", EQUAL)).any() for arm in arms)
@@ -181,11 +227,21 @@ def scatter(result: Result, task: str, key: str, title: str) -> bytes | None:
     figure, grid = canvas(1, 2, width=4.6)
     drawn = False
     for axes, place in zip(grid[0], PLACES, strict=True):
-        points = {arm.optimizer: (arm.values(key, place), arm.values(outcome, place)) for arm in arms}
+        points = {
+            arm.optimizer: (arm.values(key, place), arm.values(outcome, place)) for arm in arms
+        }
         for label, (x, y) in points.items():
             both = np.isfinite(x) & np.isfinite(y)
             drawn = drawn or bool(both.any())
-            axes.scatter(x[both], y[both], s=30, color=look[label].colour, alpha=0.85, edgecolor="white", linewidth=0.6)
+            axes.scatter(
+                x[both],
+                y[both],
+                s=30,
+                color=look[label].colour,
+                alpha=0.85,
+                edgecolor="white",
+                linewidth=0.6,
+            )
         x, y = (np.concatenate([pair[i] for pair in points.values()]) for i in (0, 1))
         tau = kendall_tau(x, y)
         shown = "undefined" if math.isnan(tau) else f"{tau:+.2f}"
@@ -200,13 +256,36 @@ def scatter(result: Result, task: str, key: str, title: str) -> bytes | None:
 
 
 def readable(axis: Any) -> None:
-    """Plain numbers on a logarithmic axis that spans less than two decades; call when everything is drawn."""
+    """Plain numbers on a logarithmic axis that spans less than two decades; call when everything is
+    drawn.
+    """
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     low, high = axis.get_view_interval()
     if 0 < low < high < 100 * low:
         span = high / low
-        fine = (1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.8, 2.0, 2.5, 3.0, 3.5, 4.0, 4.5, 5.0, 5.5, 6.0, 7.0, 8.0, 9.0)
+        fine = (
+            1.0,
+            1.1,
+            1.2,
+            1.3,
+            1.4,
+            1.5,
+            1.6,
+            1.8,
+            2.0,
+            2.5,
+            3.0,
+            3.5,
+            4.0,
+            4.5,
+            5.0,
+            5.5,
+            6.0,
+            7.0,
+            8.0,
+            9.0,
+        )
         coarse = (1.0, 1.5, 2.0, 3.0, 5.0, 7.0) if span < 8 else (1.0, 2.0, 5.0)
         axis.set_major_locator(LogLocator(subs=fine if span < 3 else coarse))
         axis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:.3g}"))
@@ -223,15 +302,29 @@ def probe(result: Result, task: str, field: str) -> bytes | None:
     look = looks(runs)
     figure, grid = canvas(1, 2, width=4.6)
     for axes, (key, falling, words) in zip(
-        grid[0], (("loss", True, "training loss (falls to the right)"), ("path", False, "path length")), strict=True
+        grid[0],
+        (("loss", True, "training loss (falls to the right)"), ("path", False, "path length")),
+        strict=True,
     ):
-        levels = shared_levels([_probed(run, key) for found in runs.values() for run in found], falling=falling)
+        levels = shared_levels(
+            [_probed(run, key) for found in runs.values() for run in found], falling=falling
+        )
         if levels.size == 0:
-            axes.text(0.5, 0.5, "the runs share no range", ha="center", transform=axes.transAxes, color="0.4")
+            axes.text(
+                0.5,
+                0.5,
+                "the runs share no range",
+                ha="center",
+                transform=axes.transAxes,
+                color="0.4",
+            )
             continue
         for label, found in runs.items():
             y = np.concatenate(
-                [at_equal(_probed(run, key), _probed(run, field), levels, falling=falling) for run in found]
+                [
+                    at_equal(_probed(run, key), _probed(run, field), levels, falling=falling)
+                    for run in found
+                ]
             )
             line(axes, levels, y, look[label])
         axes.axhline(0, color="0.5", linewidth=0.8)

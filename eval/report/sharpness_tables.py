@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from eval.baselines import setting_label
-from eval.report import numbers
-from eval.report.table import Table
-from eval.sharpness.comparison import SAME, Comparison, side_by_side
-from eval.sharpness.metrics import FIRST, LAST, PLACES, Metric, metrics_of
-from eval.sharpness.result import Arm, Result
-from eval.statistics import Array, Estimate, mean_interval
+from lo_framework.eval.baselines import setting_label
+from lo_framework.eval.report import numbers
+from lo_framework.eval.report.table import Table
+from lo_framework.eval.sharpness.comparison import SAME, Comparison, side_by_side
+from lo_framework.eval.sharpness.metrics import FIRST, LAST, PLACES, Metric, metrics_of
+from lo_framework.eval.sharpness.result import Arm, Result
+from lo_framework.eval.statistics import Array, Estimate, mean_interval
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +33,9 @@ class Sheet:
 
 
 def seeds_of(values: Array, metric: Metric) -> str | None:
-    """Mean over the seeds that have the number and half its 95% interval; how many, where some lack it."""
+    """Mean over the seeds that have the number and half its 95% interval; how many, where some lack
+    it.
+    """
     found = values[np.isfinite(values)]
     if found.size == 0:
         return None
@@ -42,22 +44,34 @@ def seeds_of(values: Array, metric: Metric) -> str | None:
 
 
 def reached(result: Result, task: str, place: str, *, brief: bool = False) -> Sheet:
-    """What every optimizer came to: losses, accuracies, gradient norm, curvature; ``brief``: what fits a terminal."""
+    """What every optimizer came to: losses, accuracies, gradient norm, curvature; ``brief``: what
+    fits a terminal.
+    """
     shown = [m for m in (*FIRST, *LAST) if m.compared or not brief]
-    shown = [m for m in shown if any(np.isfinite(arm.values(m.key, place)).any() for arm in _arms(result, task))]
+    shown = [
+        m
+        for m in shown
+        if any(np.isfinite(arm.values(m.key, place)).any() for arm in _arms(result, task))
+    ]
     rows: list[tuple[object, ...] | None] = []
     for arm in _arms(result, task):
         if arm.failure:
             rows.append((arm.optimizer, "FAILED", *[""] * len(shown)))
             continue
         steps = [float(run.step) for run in arm.runs if run.step is not None]
-        at = f"{np.median(steps):g}" if place != "equal" and steps else str(result.settings["steps"])
+        at = (
+            f"{np.median(steps):g}" if place != "equal" and steps else str(result.settings["steps"])
+        )
         missing = [f"{arm.diverged} diverged"] * bool(arm.diverged)
         if place != "equal" and arm.censored > arm.diverged:
             missing.append(f"{arm.censored - arm.diverged} censored")
         at = ", ".join([at if place == "equal" or steps else "never", *missing])
         rows.append((arm.optimizer, at, *(seeds_of(arm.values(m.key, place), m) for m in shown)))
-    headers = ("optimizer", "step" if place == "equal" else "step (median)", *(m.title for m in shown))
+    headers = (
+        "optimizer",
+        "step" if place == "equal" else "step (median)",
+        *(m.title for m in shown),
+    )
     return Sheet(title=f"{task}, {PLACES[place]}", headers=headers, rows=rows)
 
 
@@ -72,21 +86,29 @@ def by_radius(result: Result, task: str, place: str) -> Sheet:
         for arm in _arms(result, task):
             if not arm.failure:
                 keys = [Metric(key=f"l2.{field}@{r:g}", title="") for r in radii]
-                rows.append((title, arm.optimizer, *(seeds_of(arm.values(m.key, place), m) for m in keys)))
+                rows.append(
+                    (title, arm.optimizer, *(seeds_of(arm.values(m.key, place), m) for m in keys))
+                )
     headers = ("measure", "optimizer", *(f"r = {r:g}" for r in radii))
     return Sheet(title=f"{task}, {PLACES[place]}: l2 balls", headers=headers, rows=rows, words=2)
 
 
 def variants(result: Result, task: str, place: str) -> Sheet | None:
-    """The other neighbourhoods: l-infinity, adaptive, m-sharpness, average case; None where the effort has none."""
+    """The other neighbourhoods: l-infinity, adaptive, m-sharpness, average case; None where the
+    effort has none.
+    """
     found: dict[tuple[str, str], dict[str, str | None]] = {}
     for arm in _arms(result, task):
         points = [point for run in arm.runs if (point := run.point(place))]
-        for name in dict.fromkeys(name for point in points for name in point["balls"] if name != "l2"):
+        for name in dict.fromkeys(
+            name for point in points for name in point["balls"] if name != "l2"
+        ):
             balls = [point["balls"][name] for point in points if name in point["balls"]]
             for i, label in enumerate(balls[0]["labels"]):
                 values = np.array([ball["gap"][i] for ball in balls], dtype=np.float64)
-                found.setdefault((name, label), {})[arm.optimizer] = seeds_of(values, Metric(key="", title=""))
+                found.setdefault((name, label), {})[arm.optimizer] = seeds_of(
+                    values, Metric(key="", title="")
+                )
     if not found:
         return None
     labels = [arm.optimizer for arm in _arms(result, task) if not arm.failure]
@@ -109,7 +131,9 @@ def differences(
     percent = {m.key for m in metrics_of(result) if m.percent}
     rows: list[tuple[object, ...] | None] = []
     for equal, matched in side_by_side(comparisons):
-        if (equal.task, equal.a, equal.b) != (task, a, b) or (brief and not (_apart(equal) or _apart(matched))):
+        if (equal.task, equal.a, equal.b) != (task, a, b) or (
+            brief and not (_apart(equal) or _apart(matched))
+        ):
             continue
         cells = [x for c in (equal, matched) for x in _cells(c, equal.metric in percent)]
         rows.append((titles[equal.metric], *cells))
@@ -137,8 +161,9 @@ FEW_PAIRS = 3  # more are summed up, and their tables folded
 
 
 def verdicts(result: Result, comparisons: list[Comparison]) -> list[str]:
-    """What differs, after Holm's correction and before it: a sentence for each pair, task and place; where there are
-    many pairs, those without any significant difference share one."""
+    """What differs, after Holm's correction and before it: a sentence for each pair, task and
+    place; where there are many pairs, those without any significant difference share one.
+    """
     groups: dict[tuple[str, str], dict[tuple[str, str], list[Comparison]]] = {}
     for c in comparisons:
         groups.setdefault((c.task, c.place), {}).setdefault((c.a, c.b), []).append(c)
@@ -152,7 +177,9 @@ def verdicts(result: Result, comparisons: list[Comparison]) -> list[str]:
             else:
                 quiet.append(sum(c.verdict == SAME and _apart(c) for c in tested))
         if quiet:
-            text = f"nothing significant in {len(quiet)} of {len(found)} pairs after Holm's correction"
+            text = (
+                f"nothing significant in {len(quiet)} of {len(found)} pairs after Holm's correction"
+            )
             count = sum(n > 0 for n in quiet)
             text += f"; without it some interval excludes zero in {count} of them" if count else ""
             lines.append(f"{task}, {PLACES[place]}: {text}")
@@ -169,26 +196,42 @@ def _verdict(result: Result, tested: list[Comparison]) -> tuple[str, bool]:
     text = ", ".join(sure) if sure else "nothing significant"
     text += f" ({len(sure)} of {len(tested)} after Holm's correction)"
     if only:
-        words = f"{len(only)} intervals exclude zero" if len(only) > 4 else f"also {', '.join(only)}"
+        words = (
+            f"{len(only)} intervals exclude zero" if len(only) > 4 else f"also {', '.join(only)}"
+        )
         text += f"; without correction {words}"
     return text, bool(sure)
 
 
 def costs(result: Result) -> Sheet:
-    """Per task and optimizer, summed over seeds and places; a place measured once for both counts once."""
+    """Per task and optimizer, summed over seeds and places; a place measured once for both counts
+    once.
+    """
     rows: list[tuple[object, ...] | None] = []
     for task in result.tasks:
         for arm in _arms(result, task):
             points = [run.equal for run in arm.runs]
             points += [run.matched for run in arm.runs if run.step != result.settings["steps"]]
             total = {
-                key: sum(p["cost"][key] for p in points if p) for key in ("losses", "gradients", "hvps", "seconds")
+                key: sum(p["cost"][key] for p in points if p)
+                for key in ("losses", "gradients", "hvps", "seconds")
             }
             train = sum(run.train.get("seconds", 0.0) for run in arm.runs)
             cells = (f"{total[key]:.0f}" for key in ("losses", "gradients", "hvps"))
             each = f"{arm.gradients_per_step:g}"
-            rows.append((task, arm.optimizer, each, f"{train:.1f}", *cells, f"{total['seconds']:.1f}"))
-    headers = ("task", "optimizer", "grads/step", "training s", "losses", "gradients", "HVPs", "measuring s")
+            rows.append(
+                (task, arm.optimizer, each, f"{train:.1f}", *cells, f"{total['seconds']:.1f}")
+            )
+    headers = (
+        "task",
+        "optimizer",
+        "grads/step",
+        "training s",
+        "losses",
+        "gradients",
+        "HVPs",
+        "measuring s",
+    )
     return Sheet(
         title="Costs; losses, gradients and Hessian products (HVPs) are passes over the sample",
         headers=headers,
@@ -202,7 +245,9 @@ def settings_of(result: Result) -> list[str]:
     lines = []
     for arm in result.arms:
         if arm.setting:
-            lines.append(f"{arm.task}, {arm.optimizer}: {setting_label(arm.setting)} (best final loss on tuning seeds)")
+            lines.append(
+                f"{arm.task}, {arm.optimizer}: {setting_label(arm.setting)} (best final loss on tuning seeds)"
+            )
             lines += [f"{arm.task}, {arm.optimizer}: {note}" for note in arm.notes]
     return lines
 

@@ -1,4 +1,6 @@
-"""Final loss against the step size at the start: a panel per task, log-log, bands, diverged runs as crosses."""
+"""Final loss against the step size at the start: a panel per task, log-log, bands, diverged runs as
+crosses.
+"""
 
 from __future__ import annotations
 
@@ -8,24 +10,30 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from eval.report.curves import _readable_log_ticks
-from eval.report.palette import Look, looks
-from eval.statistics import bootstrap_interval, iqm
-from eval.sweep import Line, Sweep
+from lo_framework.eval.report.curves import _readable_log_ticks
+from lo_framework.eval.report.palette import Look, looks
+from lo_framework.eval.statistics import bootstrap_interval, iqm
+from lo_framework.eval.sweep import Line, Sweep
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-HEADROOM = 2.0  # the axis ends this factor above the loss from the smallest step size: what explodes leaves at the top
+# the axis ends this factor above the loss from the smallest step size: what explodes leaves at the
+# top
+HEADROOM = 2.0
 
 
 def draw(result: Sweep, path: str | Path | None = None, *, level: float = 0.95) -> Figure:
-    """The picture, saved as PNG if ``path`` is given. Line: interquartile mean over seeds; band: its interval."""
+    """The picture, saved as PNG if ``path`` is given. Line: interquartile mean over seeds; band:
+    its interval.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
-    shown = [task for task in result.tasks if any(not x.failure for x in result.lines if x.task == task)]
+    shown = [
+        task for task in result.tasks if any(not x.failure for x in result.lines if x.task == task)
+    ]
     columns = min(2, len(shown))
     rows = math.ceil(len(shown) / columns)
     figure = Figure(figsize=(max(6.0, 4.8 * columns), 3.4 * rows + 1.3), layout="constrained")
@@ -51,13 +59,21 @@ def draw(result: Sweep, path: str | Path | None = None, *, level: float = 0.95) 
         if dashes:
             handle.set_dashes(dashes)
         handles.append(handle)
-    words = [f"{result.steps} steps; line: IQM of {len(result.seeds)} seeds", f"band: {level:.0%} bootstrap interval"]
+    words = [
+        f"{result.steps} steps; line: IQM of {len(result.seeds)} seeds",
+        f"band: {level:.0%} bootstrap interval",
+    ]
     if any(line.diverged.any() for line in result.lines):
         words.append("×: runs diverged (at the upper edge)")
     figure.legend(
-        handles=handles, loc="outside lower center", ncols=2, frameon=False, fontsize=9, title="; ".join(words),
+        handles=handles,
+        loc="outside lower center",
+        ncols=2,
+        frameon=False,
+        fontsize=9,
+        title="; ".join(words),
         title_fontproperties={"size": 8},
-    )  # fmt: skip
+    )
     if path is not None:
         # No software version in the file: the same data give the same bytes.
         figure.savefig(path, format="png", dpi=150, metadata={"Software": None})
@@ -65,11 +81,19 @@ def draw(result: Sweep, path: str | Path | None = None, *, level: float = 0.95) 
 
 
 def _panel(
-    axes: Any, title: str, lrs: tuple[float, ...], lines: list[Line], look: dict[str, Look], level: float
+    axes: Any,
+    title: str,
+    lrs: tuple[float, ...],
+    lines: list[Line],
+    look: dict[str, Look],
+    level: float,
 ) -> None:
     drawn = {}
     for line in lines:
-        found = [bootstrap_interval(x, iqm, level=level, resamples=500) for x in line.metrics["final_loss"]]
+        found = [
+            bootstrap_interval(x, iqm, level=level, resamples=500)
+            for x in line.metrics["final_loss"]
+        ]
         drawn[line.optimizer] = np.array([[x.value, x.low, x.high] for x in found])
     values = np.concatenate([x[:, 0] for x in drawn.values()])
     values = values[np.isfinite(values) & (values > 0)]
@@ -86,15 +110,26 @@ def _panel(
     for line in lines:
         (colour, dashes), (centre, low, high) = look[line.optimizer], drawn[line.optimizer].T
         usable = np.isfinite(centre)
-        style = dict(color=colour, dashes=dashes or (None, None), linewidth=1.6, marker="o", markersize=3.5, zorder=3)
+        style = dict(
+            color=colour,
+            dashes=dashes or (None, None),
+            linewidth=1.6,
+            marker="o",
+            markersize=3.5,
+            zorder=3,
+        )
         axes.plot(x, np.where(usable, centre, np.nan), **style)
         low = np.where(usable & np.isfinite(low), np.maximum(low, bottom / 2), np.nan)
-        high = np.where(usable, np.minimum(np.where(np.isfinite(high), high, 2 * top), 2 * top), np.nan)
+        high = np.where(
+            usable, np.minimum(np.where(np.isfinite(high), high, 2 * top), 2 * top), np.nan
+        )
         axes.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0, zorder=2)
         bad = line.diverged.any(axis=1)
         if bad.any():
             edge = np.full(int(bad.sum()), top)
-            axes.scatter(x[bad], edge, marker="x", s=40, color=colour, linewidth=1.6, zorder=4, clip_on=False)
+            axes.scatter(
+                x[bad], edge, marker="x", s=40, color=colour, linewidth=1.6, zorder=4, clip_on=False
+            )
     axes.set_title(title, fontsize=11)
     axes.grid(True, which="major", color="0.88", linewidth=0.8, zorder=0)
     axes.spines[["top", "right"]].set_visible(False)

@@ -1,4 +1,6 @@
-"""Plain tables for the terminal and in Markdown: ``Table(*headers)``, ``add(*cells)``, ``print(table)``."""
+"""Plain tables for the terminal and in Markdown: ``Table(*headers)``, ``add(*cells)``,
+``print(table)``.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +9,18 @@ import unicodedata
 from typing import Any
 
 GAP = "  "
-# "1.2x", "95%", "0.87*", "-", "0.41 ±0.02", "0.4 [0.3, 0.5]", "12 (2 of 5 never)", "2 of 5 diverged"
+# "1.2x", "95%", "0.87*", "-", "0.41 ±0.02", "0.4 [0.3, 0.5]", "12 (2 of 5 never)", "2 of 5
+# diverged"
 _NUMBER = re.compile(
-    r"-?|(never|[-+]?(\d[\d.,]*(e[-+]?\d+)?|inf|nan)[%x]?\*?)( ?[±[(].*| of \d+( diverged)?)?", re.IGNORECASE
+    r"-?|(never|[-+]?(\d[\d.,]*(e[-+]?\d+)?|inf|nan)[%x]?\*?)( ?[±[(].*| of \d+( diverged)?)?",
+    re.IGNORECASE,
 )
 
 
 def cell(value: Any) -> str:
-    """One line of text: floats to four significant digits, None as a dash, the rest (an `Estimate` too) by ``str``."""
+    """One line of text: floats to four significant digits, None as a dash, the rest (an `Estimate`
+    too) by ``str``.
+    """
     if value is None:
         return "-"
     if isinstance(value, bool):
@@ -26,7 +32,10 @@ def cell(value: Any) -> str:
 
 def width(text: str) -> int:
     """Columns of a terminal that ``text`` takes: wide characters two, combining marks none."""
-    return sum(0 if unicodedata.combining(c) else 1 + (unicodedata.east_asian_width(c) in "WF") for c in text)
+    return sum(
+        0 if unicodedata.combining(c) else 1 + (unicodedata.east_asian_width(c) in "WF")
+        for c in text
+    )
 
 
 class Table:
@@ -50,7 +59,9 @@ class Table:
     def add(self, *cells: Any) -> None:
         """Append a row. Raises ValueError unless it has one cell per column."""
         if len(cells) != len(self.headers):
-            raise ValueError(f"a row of {len(cells)} cells in a table of {len(self.headers)} columns")
+            raise ValueError(
+                f"a row of {len(cells)} cells in a table of {len(self.headers)} columns"
+            )
         self._words = [
             words or (isinstance(value, str) and not _numeric(value))
             for words, value in zip(self._words, cells, strict=True)
@@ -80,7 +91,10 @@ class Table:
         body = [[c.replace("|", "\\|") for c in row] for row in self._body() if row is not None]
         headers = [c.replace("|", "\\|") for c in self.headers]
         widths = [max(3, *(width(row[i]) for row in [headers, *body])) for i in range(len(headers))]
-        marks = ["-" * w if words else "-" * (w - 1) + ":" for w, words in zip(widths, self._words, strict=True)]
+        marks = [
+            "-" * w if words else "-" * (w - 1) + ":"
+            for w, words in zip(widths, self._words, strict=True)
+        ]
         lines = [f"**{self.title}**", ""] if self.title else []
         lines += [f"| {self._join(row, widths, ' | ')} |" for row in (headers, marks, *body)]
         for note in self.notes:

@@ -4,14 +4,16 @@
     found = neighbourhoods(surface, relative_radii(surface, [0.001, 0.01, 0.1]), ball, STANDARD)
     found[-1].gap, found[-1].first_order                          # h(r) = M(r) - L and R1(r) = r N1(r)
 
-With ``M(r) = max L(w + d)`` and ``N1(r) = max ||grad L(w + d)||`` over ``||d|| <= r`` (Foret et al. 2021,
-arXiv 2010.01412; Zhang et al. 2023, arXiv 2303.03108, who call ``h`` the zeroth-order and ``R1`` the first-order
-flatness). At a quadratic minimum with top eigenvalue lambda, ``h = lambda r^2 / 2`` and ``R1 = 2 h``. At small radii
-``h`` is ``r ||g||`` and says how far training has come: `Neighbourhood.curvature_part` is the rest.
+With ``M(r) = max L(w + d)`` and ``N1(r) = max ||grad L(w + d)||`` over ``||d|| <= r`` (Foret et al.
+2021, arXiv 2010.01412; Zhang et al. 2023, arXiv 2303.03108, who call ``h`` the zeroth-order and
+``R1`` the first-order flatness). At a quadratic minimum with top eigenvalue lambda, ``h = lambda
+r^2 / 2`` and ``R1 = 2 h``. At small radii ``h`` is ``r ||g||`` and says how far training has come:
+`Neighbourhood.curvature_part` is the rest.
 
-The ascent is Auto-PGD from several starts, see `auto_pgd`. What it finds is a lower bound of the maximum: the best over
-all restarts and all points on their way. By construction ``h >= 0``, ``h`` is at least the one-step gap of SAM and does
-not fall with r (the best point of a smaller radius is a candidate), and ``h <= R1`` (`_Climb._norm_between`).
+The ascent is Auto-PGD from several starts, see `auto_pgd`. What it finds is a lower bound of the
+maximum: the best over all restarts and all points on their way. By construction ``h >= 0``, ``h``
+is at least the one-step gap of SAM and does not fall with r (the best point of a smaller radius is
+a candidate), and ``h <= R1`` (`_Climb._norm_between`).
 """
 
 from __future__ import annotations
@@ -23,9 +25,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from eval.sharpness.auto_pgd import Evaluate, ascend
-from eval.sharpness.ball import Ball
-from eval.sharpness.surface import Surface
+from lo_framework.eval.sharpness.auto_pgd import Evaluate, ascend
+from lo_framework.eval.sharpness.ball import Ball
+from lo_framework.eval.sharpness.surface import Surface
 
 SEGMENT = 9  # points on the way to the worst point at which the gradient norm is looked at
 BISECTIONS = 20
@@ -37,9 +39,10 @@ class Effort:
 
     Attributes:
         steps: gradient steps towards the maximal loss, K.
-        norm_steps: steps towards the maximal gradient norm; each costs a Hessian product (two to four gradients).
-        random_starts: restarts from random points of the sphere, beside the gradient's direction, the point itself and
-            the maximiser of the radius before.
+        norm_steps: steps towards the maximal gradient norm; each costs a Hessian product (two to
+            four gradients).
+        random_starts: restarts from random points of the sphere, beside the gradient's direction,
+            the point itself and the maximiser of the radius before.
         step: length of the first steps over the radius.
         seed: of the random starts.
     """
@@ -81,7 +84,9 @@ class Neighbourhood:
 
     @property
     def curvature_part(self) -> float:
-        """``h(r) - r ||g||``: what the gradient at the point does not explain. Negative where the loss bends down."""
+        """``h(r) - r ||g||``: what the gradient at the point does not explain. Negative where the
+        loss bends down.
+        """
         return self.gap - self.linear_part
 
 
@@ -108,11 +113,18 @@ def neighbourhoods(
 
 
 def doubling_radius(
-    surface: Surface, ball: Ball | None = None, effort: Effort = QUICK, *, bisections: int = 6, limit: float = 4.0
+    surface: Surface,
+    ball: Ball | None = None,
+    effort: Effort = QUICK,
+    *,
+    bisections: int = 6,
+    limit: float = 4.0,
 ) -> float:
-    """The smallest radius found at which ``M(r) >= 2 L``, to within a factor of 4^(2^-bisections); a scale-free radius.
+    """The smallest radius found at which ``M(r) >= 2 L``, to within a factor of 4^(2^-bisections);
+    a scale-free radius.
 
-    inf if ``limit * ||w||`` does not double it; nan for ``L <= 0``, of which the double means nothing.
+    inf if ``limit * ||w||`` does not double it; nan for ``L <= 0``, of which the double means
+    nothing.
     """
     ball = ball or Ball.of(surface)
     here, reach = float(surface.loss_here), ball.reach(surface.params)
@@ -157,7 +169,8 @@ class _Climb:
         zero = torch.zeros_like(surface.params)
         self.loss = _Best(self.here, zero)
         self.norm = _Best(self.slope, zero)
-        # The first step from 0 goes along the gradient and, of length 2 r, ends at r u: 0 is no start of its own.
+        # The first step from 0 goes along the gradient and, of length 2 r, ends at r u: 0 is no
+        # start of its own.
         gradient = ball.direction(surface.gradient_here)[None]
         self.starts = torch.cat([gradient, ball.random(effort.random_starts, effort.seed)])
 
@@ -169,7 +182,9 @@ class _Climb:
         gap = max(0.0, self.loss.value - self.here)
         top = math.nan
         if norms:
-            self._ascend(self.norm, radius, [self.loss.z], self._gradient_norms, self.effort.norm_steps)
+            self._ascend(
+                self.norm, radius, [self.loss.z], self._gradient_norms, self.effort.norm_steps
+            )
             self._norm_between(radius, gap)
             top = self.norm.value
         return Neighbourhood(
@@ -195,23 +210,31 @@ class _Climb:
         if value > best.value:
             best.value, best.z = value, z.clone()
 
-    def _ascend(self, best: _Best, radius: float, extra: list[Tensor], evaluate: Evaluate, steps: int) -> None:
+    def _ascend(
+        self, best: _Best, radius: float, extra: list[Tensor], evaluate: Evaluate, steps: int
+    ) -> None:
         """Raise ``best`` to the best point of all restarts."""
         warm = self.ball.length(best.z[None])
         starts = [radius * self.starts, *(z[None] for z in extra)]
         if float(warm) > 0:
             starts.append(best.z[None] * (radius / warm)[:, None])
         value, z = ascend(
-            lambda z: evaluate(self._at(z)), self.ball, torch.cat(starts), radius, steps, self.effort.step
+            lambda z: evaluate(self._at(z)),
+            self.ball,
+            torch.cat(starts),
+            radius,
+            steps,
+            self.effort.step,
         )
         i = int(value.argmax())
         self._keep(best, float(value[i]), z[i])
 
     def _norm_between(self, radius: float, gap: float) -> None:
-        """See that ``h <= r N1``: on the way to the worst point, some point is at least as steep as the average.
+        """See that ``h <= r N1``: on the way to the worst point, some point is at least as steep as
+        the average.
 
-        That is the mean value theorem, and bisection finds such a point: the half that rises more is at least as steep
-        on average as the whole.
+        That is the mean value theorem, and bisection finds such a point: the half that rises more
+        is at least as steep on average as the whole.
         """
         far = self.loss.z
 

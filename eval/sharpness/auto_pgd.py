@@ -1,10 +1,11 @@
 """Projected gradient ascent in a `Ball`, from several starts at once.
 
-The ascent is normalised gradient ascent with the step schedule of Auto-PGD (Croce & Hein 2020, arXiv 2003.01690): a
-restart whose last steps rose in fewer than 75% of the cases, or whose best has not moved since the last check, goes on
-from its best point with half the step. It begins with steps of twice the radius, as Andriushchenko et al. 2023
-(arXiv 2302.07011) do. The customary 2.5 r / K turns by at most 2.5 radians in all, whatever K: on a quadratic whose
-second eigenvalue is half the first that leaves 30% of the second direction, steps of 2 r leave (2/3)^K.
+The ascent is normalised gradient ascent with the step schedule of Auto-PGD (Croce & Hein 2020,
+arXiv 2003.01690): a restart whose last steps rose in fewer than 75% of the cases, or whose best has
+not moved since the last check, goes on from its best point with half the step. It begins with steps
+of twice the radius, as Andriushchenko et al. 2023 (arXiv 2302.07011) do. The customary 2.5 r / K
+turns by at most 2.5 radians in all, whatever K: on a quadratic whose second eigenvalue is half the
+first that leaves 30% of the second direction, steps of 2 r leave (2/3)^K.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from eval.sharpness.ball import Ball
+from lo_framework.eval.sharpness.ball import Ball
 
 # Points [K, N] to values [K] and slopes [K, N].
 Evaluate = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -24,7 +25,8 @@ Evaluate = Callable[[Tensor], tuple[Tensor, Tensor]]
 def ascend(
     evaluate: Evaluate, ball: Ball, z: Tensor, radius: float, steps: int, step: float = 2.0
 ) -> tuple[Tensor, Tensor]:
-    """Auto-PGD without momentum from each row of ``z [K, N]``: the best values ``[K]`` and where, ``[K, N]``.
+    """Auto-PGD without momentum from each row of ``z [K, N]``: the best values ``[K]`` and where,
+    ``[K, N]``.
 
     Args:
         evaluate: z ``[K, N]`` to values ``[K]`` and slopes in the parameters ``[K, N]``.
@@ -59,7 +61,9 @@ def ascend(
 
 
 def _checkpoints(steps: int) -> set[int]:
-    """When Auto-PGD looks at its progress: after 22% of the steps, then at intervals that shrink to 6%."""
+    """When Auto-PGD looks at its progress: after 22% of the steps, then at intervals that shrink to
+    6%.
+    """
     before, now = 0.0, 0.22
     found = set()
     while now < 1:

@@ -1,8 +1,10 @@
-"""The neighbourhoods that sharpness is measured in: ``||d / c||_p <= r`` with p = 2 or infinity, c = 1 or |w|.
+"""The neighbourhoods that sharpness is measured in: ``||d / c||_p <= r`` with p = 2 or infinity, c
+= 1 or |w|.
 
-Everything is computed in ``z = d / c``, where the neighbourhood is a plain ball: projections need no root finding, and
-a coordinate with c = 0 simply never moves. With c = |w| (adaptive; Kwon et al. 2021, arXiv 2102.11600) sharpness does
-not change when layers of a ReLU network are rescaled against each other, which changes nothing that the network does.
+Everything is computed in ``z = d / c``, where the neighbourhood is a plain ball: projections need
+no root finding, and a coordinate with c = 0 simply never moves. With c = |w| (adaptive; Kwon et al.
+2021, arXiv 2102.11600) sharpness does not change when layers of a ReLU network are rescaled against
+each other, which changes nothing that the network does.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from eval.sharpness.surface import Surface
+from lo_framework.eval.sharpness.surface import Surface
 
 Norm = Literal["l2", "linf"]
 _TINY = 1e-30
@@ -22,7 +24,9 @@ _TINY = 1e-30
 
 @dataclass(frozen=True, eq=False)
 class Ball:
-    """``norm`` over all parameters at once; ``scale``: c, ``[N]``. Rows of ``[K, N]`` are points or gradients."""
+    """``norm`` over all parameters at once; ``scale``: c, ``[N]``. Rows of ``[K, N]`` are points or
+    gradients.
+    """
 
     norm: Norm
     scale: Tensor
@@ -58,13 +62,19 @@ class Ball:
         return z * (radius / self.length(z).clamp(min=radius))[..., None]
 
     def random(self, count: int, seed: int) -> Tensor:
-        """``[count, N]`` random z of length 1: uniform on the sphere, or random corners of the cube."""
+        """``[count, N]`` random z of length 1: uniform on the sphere, or random corners of the
+        cube.
+        """
         shape = (count, self.scale.numel())
-        noise = torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        noise = torch.randn(
+            shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+        )
         return (unit(noise) if self.norm == "l2" else noise.sign()).to(self.scale)
 
     def reach(self, params: Tensor) -> float:
-        """The radius at which the ball touches the origin: ``||w||``; of adaptive balls that of ``w / |w|``."""
+        """The radius at which the ball touches the origin: ``||w||``; of adaptive balls that of ``w
+        / |w|``.
+        """
         z = torch.where(self.scale > 0, params / self.scale.clamp(min=_TINY), 0.0)
         return float(self.length(z))
 
@@ -74,7 +84,9 @@ def unit(x: Tensor) -> Tensor:
     return x / x.norm(dim=-1, keepdim=True).clamp(min=_TINY)
 
 
-def relative_radii(surface: Surface, fractions: Sequence[float], ball: Ball | None = None) -> list[float]:
+def relative_radii(
+    surface: Surface, fractions: Sequence[float], ball: Ball | None = None
+) -> list[float]:
     """``fraction * ||w||``, in the ball's own measure (default: plain l2)."""
     reach = (ball or Ball.of(surface)).reach(surface.params)
     return [fraction * reach for fraction in fractions]

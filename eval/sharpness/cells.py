@@ -1,8 +1,9 @@
-"""The cells of a sharpness evaluation: one run of one seed, trained and watched, or trained again and measured.
+"""The cells of a sharpness evaluation: one run of one seed, trained and watched, or trained again
+and measured.
 
-Every run is alone in its vmap: the bits of a run depend on what runs beside it, and the two cells of a run must see the
-same parameters. What a cell gives is plain JSON values, with None for what is not finite, so that a resumed evaluation
-and an uninterrupted one hold the same.
+Every run is alone in its vmap: the bits of a run depend on what runs beside it, and the two cells
+of a run must see the same parameters. What a cell gives is plain JSON values, with None for what is
+not finite, so that a resumed evaluation and an uninterrupted one hold the same.
 """
 
 from __future__ import annotations
@@ -16,12 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eval.sharpness.measuring import SPLITS, measure_point, work_of
-from eval.sharpness.numbers import number, numbers
-from eval.sharpness.probing import Watcher
-from eval.sharpness.settings import Settings
-from eval.statistics import Array
-from eval.torch_runs import TorchBaseline, TorchRollout, torch_rollout
+from lo_framework.eval.sharpness.measuring import SPLITS, measure_point, work_of
+from lo_framework.eval.sharpness.numbers import number, numbers
+from lo_framework.eval.sharpness.probing import Watcher
+from lo_framework.eval.sharpness.settings import Settings
+from lo_framework.eval.statistics import Array
+from lo_framework.eval.torch_runs import TorchBaseline, TorchRollout, torch_rollout
 from lo_framework.inner.rollout import Rollout, rollout
 from lo_framework.inner.step import Carry, Draw, Family
 from lo_framework.learned.base import LearnedOptimizer
@@ -64,25 +65,38 @@ class Run:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainCell(Run):
-    """Train and watch: the full-split training loss, the path length and the probe at the settings' steps."""
+    """Train and watch: the full-split training loss, the path length and the probe at the settings'
+    steps.
+    """
 
     @property
     def work(self) -> int:
         return self.settings.steps
 
-    def compute(self, task: Task, optimizer: LearnedOptimizer, on_step: Callable[[int], None]) -> Found:
+    def compute(
+        self, task: Task, optimizer: LearnedOptimizer, on_step: Callable[[int], None]
+    ) -> Found:
         began = time.perf_counter()
         family = Family(task, optimizer)
         watcher = Watcher(task, family.layout, self.settings)
         rolled = self.roll(task, optimizer, on_step, watcher, SPLITS)
         alive = bool(rolled.alive.all())
-        final = {name.replace(".", "_"): number(x) if alive else None for name, x in rolled.final.items()}
+        final = {
+            name.replace(".", "_"): number(x) if alive else None for name, x in rolled.final.items()
+        }
         curve = numbers(rolled.train[0, 0].tolist(), 9)
         diverged = not alive or final["train_loss"] is None
         seconds = time.perf_counter() - began
         sizes = {"parameters": family.layout.size}
         return Found(
-            data={"final": final, "curve": curve, "diverged": diverged, "seconds": seconds, **sizes, **watcher.found()}
+            data={
+                "final": final,
+                "curve": curve,
+                "diverged": diverged,
+                "seconds": seconds,
+                **sizes,
+                **watcher.found(),
+            }
         )
 
 
@@ -100,18 +114,28 @@ class MeasureCell(Run):
     def work(self) -> int:
         return self.settings.steps + len(self.at) * work_of(self.settings, self.pictures)
 
-    def compute(self, task: Task, optimizer: LearnedOptimizer, on_step: Callable[[int], None]) -> Found:
+    def compute(
+        self, task: Task, optimizer: LearnedOptimizer, on_step: Callable[[int], None]
+    ) -> Found:
         family = Family(task, optimizer)
         kept: dict[int, tuple[Tensor, dict[str, Tensor]]] = {}
 
         def keep(t: int, carry: Carry, draw: Draw | None) -> None:
             if t in self.at:
-                kept[t] = carry.params[0].clone(), {name: x[0].clone() for name, x in carry.buffers.items()}
+                kept[t] = (
+                    carry.params[0].clone(),
+                    {name: x[0].clone() for name, x in carry.buffers.items()},
+                )
 
         self.roll(task, optimizer, on_step, keep)
         points = {}
         for t in self.at:
             points[str(t)] = measure_point(
-                task, family.layout, *kept[t], self.settings, pictures=self.pictures, on_work=on_step
+                task,
+                family.layout,
+                *kept[t],
+                self.settings,
+                pictures=self.pictures,
+                on_work=on_step,
             )
         return Found(data={"points": points})

@@ -15,13 +15,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eval.options import add_common, baselines_of, common
-from eval.progress import Progress
-from optimizees.spec import UserError
+from lo_framework.eval.options import add_common, baselines_of, common
+from lo_framework.eval.progress import Progress
+from lo_framework.optimizees.spec import UserError
 
 if TYPE_CHECKING:
-    from eval.learned_files import Loaded
-    from eval.sharpness.settings import Settings
+    from lo_framework.eval.learned_files import Loaded
+    from lo_framework.eval.sharpness.settings import Settings
     from lo_framework.protocols import Task
 
 HELP = "how sharp the minima are that learned optimizers and tuned baselines find"
@@ -47,44 +47,63 @@ CELLS = "cells"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    from eval.sharpness.settings import EFFORTS, PROBE, RADII
+    from lo_framework.eval.sharpness.settings import EFFORTS, PROBE, RADII
 
     add_common(parser, optimizees="mlp", baselines="adamw", out="runs/sharpness")
     add, radii = parser.add_argument, ",".join(f"{r:g}" for r in RADII)
     add("--radii", default=radii, help="l2 radii of the neighbourhoods (default: %(default)s)")
-    add("--effort", default="quick", help=f"{', '.join(EFFORTS)}: how much is measured (default: %(default)s)")
-    add("--probe", default=PROBE, help="regularizer that updates are compared with, or none (default: %(default)s)")
-    add("--fresh", action="store_true", help="forget the finished cells that an earlier run left in DIR")
+    add(
+        "--effort",
+        default="quick",
+        help=f"{', '.join(EFFORTS)}: how much is measured (default: %(default)s)",
+    )
+    add(
+        "--probe",
+        default=PROBE,
+        help="regularizer that updates are compared with, or none (default: %(default)s)",
+    )
+    add(
+        "--fresh",
+        action="store_true",
+        help="forget the finished cells that an earlier run left in DIR",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from eval.learned_files import load_learned
-    from eval.report import files, sharpness
-    from eval.sharpness.plan import evaluate
-    from eval.sharpness.probing import check_probe
-    from eval.sharpness.settings import Settings, check_effort, parse_radii
-    from eval.sharpness.store import CellStore
-    from eval.study import check_input
-    from eval.tuning import make_grid
-    from optimizees import make_tasks
-    from optimizees.plugin import load_plugins
+    from lo_framework.eval.learned_files import load_learned
+    from lo_framework.eval.report import files, sharpness
+    from lo_framework.eval.sharpness.plan import evaluate
+    from lo_framework.eval.sharpness.probing import check_probe
+    from lo_framework.eval.sharpness.settings import Settings, check_effort, parse_radii
+    from lo_framework.eval.sharpness.store import CellStore
+    from lo_framework.eval.study import check_input
+    from lo_framework.eval.tuning import make_grid
+    from lo_framework.optimizees import make_tasks
+    from lo_framework.optimizees.plugin import load_plugins
 
     load_plugins(arguments.plugin)
     effort = check_effort(arguments.effort)
     settings = Settings(
-        steps=arguments.steps, radii=parse_radii(arguments.radii), effort=effort, probe=check_probe(arguments.probe)
+        steps=arguments.steps,
+        radii=parse_radii(arguments.radii),
+        effort=effort,
+        probe=check_probe(arguments.probe),
     )
     baselines = baselines_of(arguments)
     for label in baselines:
         make_grid(label, arguments.grid_size)
     learned = load_learned(arguments.learned)
-    tasks = make_tasks(arguments.optimizees, arguments.datasets, arguments.data_dir, arguments.device)
+    tasks = make_tasks(
+        arguments.optimizees, arguments.datasets, arguments.data_dir, arguments.device
+    )
     check_tasks(tasks)
     if arguments.seeds < 1:
         raise UserError(f"--seeds: expected at least 1, got {arguments.seeds}")
     check_input(arguments, tasks, [*learned, *baselines])
     folder = files.prepare(arguments.out)
-    store = CellStore(folder / CELLS, plan_of(arguments, settings, tasks, learned), fresh=arguments.fresh)
+    store = CellStore(
+        folder / CELLS, plan_of(arguments, settings, tasks, learned), fresh=arguments.fresh
+    )
     progress = Progress(mode=arguments.progress, title="sharpness")
     try:
         result = evaluate(
@@ -97,7 +116,10 @@ def run(arguments: argparse.Namespace) -> int:
         )
     except KeyboardInterrupt:
         progress.close()
-        print("eval sharpness: interrupted; the same command continues from the finished cells", file=sys.stderr)
+        print(
+            "eval sharpness: interrupted; the same command continues from the finished cells",
+            file=sys.stderr,
+        )
         return 130
     finally:
         progress.close()
@@ -117,27 +139,40 @@ def check_tasks(tasks: Sequence[Task]) -> None:
 
     for task in tasks:
         params, _ = task.init(torch.Generator().manual_seed(0))
-        params = {name: x.detach().requires_grad_() for name, x in params.items() if x.is_floating_point()}
+        params = {
+            name: x.detach().requires_grad_() for name, x in params.items() if x.is_floating_point()
+        }
         if not params:
-            raise UserError(f"{task.name}: the model has no parameters that need gradients, so nothing to measure")
+            raise UserError(
+                f"{task.name}: the model has no parameters that need gradients, so nothing to measure"
+            )
 
 
 def plan_of(
-    arguments: argparse.Namespace, settings: Settings, tasks: Sequence[Task], learned: Mapping[str, Loaded]
+    arguments: argparse.Namespace,
+    settings: Settings,
+    tasks: Sequence[Task],
+    learned: Mapping[str, Loaded],
 ) -> dict[str, Any]:
     """Everything that decides the numbers."""
     import torch
 
-    from eval.provenance import provenance
-    from eval.sharpness.store import digest
+    from lo_framework.eval.provenance import provenance
+    from lo_framework.eval.sharpness.store import digest
 
     data = {}
     for task in tasks:
         tensors = [x for split in ("train", "valid", "test") for x in task.full(split)]
-        data[task.name] = digest(*(x.detach().cpu().contiguous().numpy().tobytes() for x in tensors))
+        data[task.name] = digest(
+            *(x.detach().cpu().contiguous().numpy().tobytes() for x in tensors)
+        )
     root = Path(__file__).resolve().parents[2]
     rooms = [*root.glob("eval/*.py"), *(root / "eval" / "sharpness").rglob("*.py")]
-    rooms += [path for room in ("optimizees", "regularizers", "lo_framework") for path in (root / room).rglob("*.py")]
+    rooms += [
+        path
+        for room in ("optimizees", "regularizers", "lo_framework")
+        for path in (root / room).rglob("*.py")
+    ]
     return {
         "steps": settings.steps,
         "seeds": arguments.seeds,
@@ -150,8 +185,14 @@ def plan_of(
         "seed-offset": arguments.seed_offset,
         "optimizees": [task.name for task in tasks],
         "device": str(torch.device(arguments.device)),
-        "learned": {label: digest(Path(loaded.path).read_bytes()) for label, loaded in learned.items()},
-        "plugin": {path: digest(Path(path).read_bytes()) for path in arguments.plugin if Path(path).is_file()},
+        "learned": {
+            label: digest(Path(loaded.path).read_bytes()) for label, loaded in learned.items()
+        },
+        "plugin": {
+            path: digest(Path(path).read_bytes())
+            for path in arguments.plugin
+            if Path(path).is_file()
+        },
         "data of": data,
         "versions": provenance()["versions"],
         "code": digest(*(path.read_bytes() for path in sorted(rooms))),

@@ -1,8 +1,10 @@
-"""Learned optimizers against each other and against the baselines, paired by seed, with Holm's correction.
+"""Learned optimizers against each other and against the baselines, paired by seed, with Holm's
+correction.
 
-At equal steps and at matched training loss alike. A family for Holm's correction (1979, "A simple sequentially
-rejective multiple test procedure") is all comparisons on one task at one of the two places: what a person looks through
-for something that differs. The verdict is Holm's; intervals are per comparison.
+At equal steps and at matched training loss alike. A family for Holm's correction (1979, "A simple
+sequentially rejective multiple test procedure") is all comparisons on one task at one of the two
+places: what a person looks through for something that differs. The verdict is Holm's; intervals are
+per comparison.
 """
 
 from __future__ import annotations
@@ -14,10 +16,10 @@ from itertools import combinations
 
 import numpy as np
 
-from eval.sharpness.metrics import EQUAL, PLACES, Metric, metrics_of
-from eval.sharpness.result import Result
-from eval.statistics import Estimate, paired_difference
-from eval.student_t import student_t_tails
+from lo_framework.eval.sharpness.metrics import EQUAL, PLACES, Metric, metrics_of
+from lo_framework.eval.sharpness.result import Result
+from lo_framework.eval.statistics import Estimate, paired_difference
+from lo_framework.eval.student_t import student_t_tails
 
 LEVEL = 0.05
 LOWER, HIGHER, SAME, NONE = "lower", "higher", "not significant", "too few pairs"
@@ -29,8 +31,8 @@ class Comparison:
 
     Attributes:
         difference: mean over the pairs that both measured, with its uncorrected 95% interval.
-        missing: pairs that one of the two lacks (diverged, censored or failed): left out, which flatters whoever lacks
-            its worst runs.
+        missing: pairs that one of the two lacks (diverged, censored or failed): left out, which
+            flatters whoever lacks its worst runs.
         p: two-sided, of the paired t test; corrected: by Holm over the family.
     """
 
@@ -48,15 +50,24 @@ class Comparison:
 
 def pairs(result: Result) -> list[tuple[str, str]]:
     """Every two learned optimizers, then every learned one with every baseline."""
-    return [*combinations(result.learned, 2), *((a, b) for a in result.learned for b in result.baselines)]
+    return [
+        *combinations(result.learned, 2),
+        *((a, b) for a in result.learned for b in result.baselines),
+    ]
 
 
 def compare(result: Result) -> list[Comparison]:
     found: list[Comparison] = []
     for task in result.tasks:
         for place in PLACES:
-            wanted = [metric for metric in metrics_of(result) if metric.compared and not metric.fixed_by(place)]
-            family = [_compare(result, task, place, a, b, m) for a, b in pairs(result) for m in wanted]
+            wanted = [
+                metric
+                for metric in metrics_of(result)
+                if metric.compared and not metric.fixed_by(place)
+            ]
+            family = [
+                _compare(result, task, place, a, b, m) for a, b in pairs(result) for m in wanted
+            ]
             found += holm(family)
     return found
 
@@ -67,8 +78,18 @@ def _compare(result: Result, task: str, place: str, a: str, b: str, metric: Metr
     x, y = x[:count], y[:count]  # an arm that failed as a whole has no runs
     both = np.isfinite(x) & np.isfinite(y)
     difference = paired_difference(x[both], y[both]) if both.any() else None
-    kwargs = dict(task=task, place=place, a=a, b=b, metric=metric.key, missing=len(result.seeds) - int(both.sum()))
-    return Comparison(difference=difference, p=_p(x[both] - y[both]), corrected=math.nan, verdict=NONE, **kwargs)  # type: ignore[arg-type]
+    return Comparison(
+        task=task,
+        place=place,
+        a=a,
+        b=b,
+        metric=metric.key,
+        missing=len(result.seeds) - int(both.sum()),
+        difference=difference,
+        p=_p(x[both] - y[both]),
+        corrected=math.nan,
+        verdict=NONE,
+    )
 
 
 def _p(differences: np.ndarray) -> float:
@@ -83,9 +104,13 @@ def _p(differences: np.ndarray) -> float:
 
 
 def holm(family: Iterable[Comparison]) -> list[Comparison]:
-    """The same comparisons with corrected p-values and verdicts; those without a p-value do not count."""
+    """The same comparisons with corrected p-values and verdicts; those without a p-value do not
+    count.
+    """
     found = list(family)
-    order = sorted((i for i, c in enumerate(found) if not math.isnan(c.p)), key=lambda i: found[i].p)
+    order = sorted(
+        (i for i, c in enumerate(found) if not math.isnan(c.p)), key=lambda i: found[i].p
+    )
     least = 0.0
     for rank, i in enumerate(order):
         least = max(least, min(1.0, (len(order) - rank) * found[i].p))
@@ -97,6 +122,8 @@ def holm(family: Iterable[Comparison]) -> list[Comparison]:
 
 
 def side_by_side(comparisons: list[Comparison]) -> list[tuple[Comparison, Comparison | None]]:
-    """Each comparison at equal steps with the same one at matched loss (None where that fixes the metric)."""
+    """Each comparison at equal steps with the same one at matched loss (None where that fixes the
+    metric).
+    """
     other = {(c.task, c.a, c.b, c.metric): c for c in comparisons if c.place != EQUAL}
     return [(c, other.get((c.task, c.a, c.b, c.metric))) for c in comparisons if c.place == EQUAL]

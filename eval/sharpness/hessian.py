@@ -4,12 +4,13 @@
     top = top_eigenvalues(hessian, 3)              # .values, .vectors, .residuals
     trace(hessian).value, spectral_density(hessian).density
 
-Estimators come from curvlinops (Dangel et al. 2025, arXiv 2501.19183) and ARPACK (scipy's eigsh, a Lanczos iteration
-with full reorthogonalisation). The matrix itself is ours, not curvlinops' operator for modules: it is the Hessian of
-the very loss that all other measures see, for any task, exact for every size of the sample.
+Estimators come from curvlinops (Dangel et al. 2025, arXiv 2501.19183) and ARPACK (scipy's eigsh, a
+Lanczos iteration with full reorthogonalisation). The matrix itself is ours, not curvlinops'
+operator for modules: it is the Hessian of the very loss that all other measures see, for any task,
+exact for every size of the sample.
 
-All linear algebra runs in float64 on the CPU, whatever the surface computes in: a random draw is then the same on every
-device, and only the products carry float32 errors.
+All linear algebra runs in float64 on the CPU, whatever the surface computes in: a random draw is
+then the same on every device, and only the products carry float32 errors.
 """
 
 from __future__ import annotations
@@ -25,18 +26,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from eval.sharpness.measures import Mean
-from eval.sharpness.surface import Surface
-from eval.statistics import Array
-from optimizees.task import ClassificationTask
+from lo_framework.eval.sharpness.measures import Mean
+from lo_framework.eval.sharpness.surface import Surface
+from lo_framework.eval.statistics import Array
+from lo_framework.optimizees.task import ClassificationTask
 
 Product = Callable[[Tensor], Tensor]  # v [N] to A v [N], in the surface's type
-DENSE_LIMIT = 64  # up to this many parameters the matrix is written out: Lanczos needs more dimensions than steps
+# up to this many parameters the matrix is written out: Lanczos needs more dimensions than steps
+DENSE_LIMIT = 64
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Eigenpairs:
-    """``values [k]`` in descending order, ``vectors [k, N]`` of length 1, ``residuals [k]`` = ``||A v - lambda v||``.
+    """``values [k]`` in descending order, ``vectors [k, N]`` of length 1, ``residuals [k]`` = ``||A
+    v - lambda v||``.
 
     A residual bounds the distance to the nearest true eigenvalue.
     """
@@ -48,7 +51,9 @@ class Eigenpairs:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Spectrum:
-    """``density [points]`` over ``grid [points]``: ``1/N sum_i delta(t - lambda_i)``, smoothed; integrates to 1."""
+    """``density [points]`` over ``grid [points]``: ``1/N sum_i delta(t - lambda_i)``, smoothed;
+    integrates to 1.
+    """
 
     grid: Array
     density: Array
@@ -65,10 +70,11 @@ def hessian_operator(surface: Surface, at: Tensor | None = None) -> Any:
 
 
 def ggn_operator(surface: Surface, at: Tensor | None = None) -> Any | None:
-    """The generalised Gauss-Newton matrix (Schraudolph 2002), positive semi-definite; for cross-entropy the Fisher.
+    """The generalised Gauss-Newton matrix (Schraudolph 2002), positive semi-definite; for
+    cross-entropy the Fisher.
 
-    ``J^T (diag(p) - p p^T) J / rows`` with the Jacobian J of the logits. None if the task is not a classifier whose
-    logits we know: a task's loss alone does not say where its network ends.
+    ``J^T (diag(p) - p p^T) J / rows`` with the Jacobian J of the logits. None if the task is not a
+    classifier whose logits we know: a task's loss alone does not say where its network ends.
     """
     task = surface.task
     if not isinstance(task, ClassificationTask):
@@ -80,8 +86,11 @@ def ggn_operator(surface: Surface, at: Tensor | None = None) -> Any | None:
         total = torch.zeros_like(v)
         for share, (x, *_) in surface.passes():
             flat = point.detach().requires_grad_()
-            logits, _ = task.model.apply(surface.layout.unflatten(flat), surface.buffers, x, training=False)
-            # J v by two reverse passes, as J^T w is linear in w: forward mode lacks rules for some operations.
+            logits, _ = task.model.apply(
+                surface.layout.unflatten(flat), surface.buffers, x, training=False
+            )
+            # J v by two reverse passes, as J^T w is linear in w: forward mode lacks rules for some
+            # operations.
             w = torch.zeros_like(logits, requires_grad=True)
             (back,) = torch.autograd.grad(logits, flat, w, create_graph=True)
             (along,) = torch.autograd.grad(back, w, v, retain_graph=True)
@@ -98,7 +107,8 @@ def top_eigenvalues(operator: Any, k: int = 1, *, tol: float = 1e-6, seed: int =
     """The ``k`` algebraically largest eigenvalues.
 
     Args:
-        tol: relative accuracy at which Lanczos stops; in float32 the products end at some 1e-6 themselves.
+        tol: relative accuracy at which Lanczos stops; in float32 the products end at some 1e-6
+            themselves.
 
     Raises:
         FloatingPointError: a product is not finite, or Lanczos does not converge.
@@ -114,11 +124,15 @@ def top_eigenvalues(operator: Any, k: int = 1, *, tol: float = 1e-6, seed: int =
     values, vectors = values[order], vectors[:, order]
     products = np.stack([_times(operator, vectors[:, i]) for i in range(k)], axis=1)
     residuals = np.linalg.norm(products - vectors * values, axis=0)
-    return Eigenpairs(values=values, vectors=torch.from_numpy(vectors.T.copy()), residuals=residuals)
+    return Eigenpairs(
+        values=values, vectors=torch.from_numpy(vectors.T.copy()), residuals=residuals
+    )
 
 
 def trace(operator: Any, probes: int = 100, *, seed: int = 0) -> Mean:
-    """Hutchinson's estimate from Rademacher probes, with its standard error; exact where ``probes`` reach N."""
+    """Hutchinson's estimate from Rademacher probes, with its standard error; exact where ``probes``
+    reach N.
+    """
     size = operator.shape[0]
     if probes >= size:
         return Mean(value=float(np.trace(_dense(operator))), stderr=0.0, n=size)
@@ -134,7 +148,8 @@ def trace(operator: Any, probes: int = 100, *, seed: int = 0) -> Mean:
 def spectral_density(
     operator: Any, *, probes: int = 10, steps: int = 80, points: int = 1024, seed: int = 0
 ) -> Spectrum:
-    """Stochastic Lanczos quadrature (Papyan 2020, algorithm 2; Ghorbani et al. 2019), smoothed by some range / steps.
+    """Stochastic Lanczos quadrature (Papyan 2020, algorithm 2; Ghorbani et al. 2019), smoothed by
+    some range / steps.
 
     Costs ``probes * steps`` products and some for the ends of the spectrum.
 
@@ -145,17 +160,25 @@ def spectral_density(
     if size <= DENSE_LIMIT:
         low, high = (float(x) for x in np.linalg.eigvalsh(_dense(operator))[[0, -1]])
     else:
-        low, high = (float(_lanczos(operator, 1, which, 1e-2, seed)[0][0]) for which in ("SA", "LA"))
+        low, high = (
+            float(_lanczos(operator, 1, which, 1e-2, seed)[0][0]) for which in ("SA", "LA")
+        )
     if high <= low:
         raise FloatingPointError("spectral density: all eigenvalues are one")
     steps = max(2, min(steps, size))
-    # curvlinops' Gaussians on a spectrum of length 2; the margin holds three sigma of those at its ends.
+    # curvlinops' Gaussians on a spectrum of length 2; the margin holds three sigma of those at its
+    # ends.
     spread = 3 * 2 / (steps - 1) / math.sqrt(8 * math.log(3))
     margin = max(0.05, spread / 2 / max(0.2, 1 - spread))
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         found = _curvlinops().lanczos_approximate_spectrum(
-            operator, steps, num_points=points, num_repeats=probes, boundaries=(low, high), margin=margin
+            operator,
+            steps,
+            num_points=points,
+            num_repeats=probes,
+            boundaries=(low, high),
+            margin=margin,
         )
     grid, density = (x.numpy() for x in found)
     if not np.isfinite(density).all():
@@ -185,7 +208,9 @@ def _operator(product: Product, surface: Surface) -> Any:
 
 
 def _curvlinops() -> Any:
-    """The package, imported when first needed and without the deprecation warnings of its dependencies."""
+    """The package, imported when first needed and without the deprecation warnings of its
+    dependencies.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return importlib.import_module("curvlinops")
@@ -221,4 +246,6 @@ def _lanczos(operator: Any, k: int, which: str, tol: float, seed: int) -> tuple[
     try:
         return eigsh(matrix, k=k, which=which, tol=tol, v0=start)
     except ArpackError as error:  # ArpackNoConvergence is one
-        raise FloatingPointError(f"the Lanczos iteration for eigenvalues failed: {error}") from error
+        raise FloatingPointError(
+            f"the Lanczos iteration for eigenvalues failed: {error}"
+        ) from error

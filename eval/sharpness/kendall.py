@@ -9,7 +9,9 @@ from numpy.typing import ArrayLike
 
 
 def kendall_tau(x: ArrayLike, y: ArrayLike) -> float:
-    """Tau-b (ties corrected) over the pairs that are finite in both; nan below two of them, or if one is constant."""
+    """Tau-b (ties corrected) over the pairs that are finite in both; nan below two of them, or if
+    one is constant.
+    """
     a, b = np.asarray(x, dtype=np.float64).ravel(), np.asarray(y, dtype=np.float64).ravel()
     both = np.isfinite(a) & np.isfinite(b)
     a, b = a[both], b[both]

@@ -1,7 +1,9 @@
-"""Where runs of different optimizers are equally far: at equal training loss, and at equal path length.
+"""Where runs of different optimizers are equally far: at equal training loss, and at equal path
+length.
 
-At small radii the sharpness of a point mostly measures how far training has come. So every run is also measured at its
-first step whose loss on the full training split is at most that of the worst arm's last step, on the same seed.
+At small radii the sharpness of a point mostly measures how far training has come. So every run is
+also measured at its first step whose loss on the full training split is at most that of the worst
+arm's last step, on the same seed.
 """
 
 from __future__ import annotations
@@ -12,11 +14,12 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
-from eval.statistics import Array, steps_to_target
+from lo_framework.eval.statistics import Array, steps_to_target
 
 
 def worst_final(finals: Mapping[str, float | None]) -> float | None:
-    """The target of one seed: the largest finite last loss over the arms; None if all runs diverged.
+    """The target of one seed: the largest finite last loss over the arms; None if all runs
+    diverged.
 
     A run that diverged sets no target, or every other run would match it before its first step.
     """
@@ -24,15 +27,20 @@ def worst_final(finals: Mapping[str, float | None]) -> float | None:
     return max(finite, default=None)
 
 
-def matched_step(steps: Sequence[int], losses: Sequence[float | None], target: float | None) -> int | None:
-    """The first of ``steps`` whose loss is at most ``target``; None: censored, it never is (or there is no target)."""
+def matched_step(
+    steps: Sequence[int], losses: Sequence[float | None], target: float | None
+) -> int | None:
+    """The first of ``steps`` whose loss is at most ``target``; None: censored, it never is (or
+    there is no target).
+    """
     if target is None or not len(steps):
         return None
     return steps_to_target([math.nan if x is None else x for x in losses], target, steps)
 
 
 def shared_levels(keys: Sequence[ArrayLike], *, falling: bool, count: int = 12) -> Array:
-    """Levels that every run gets to, evenly spaced from the latest start to the earliest end; empty if there are none.
+    """Levels that every run gets to, evenly spaced from the latest start to the earliest end; empty
+    if there are none.
 
     Losses are spaced by their logarithm: late training is where optimizers differ.
     """

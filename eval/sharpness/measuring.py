@@ -1,6 +1,7 @@
 """Everything that is measured around one point of one run, as plain JSON values.
 
-A part that fails (a loss that is not finite somewhere in a ball) is named with its reason and costs the others nothing.
+A part that fails (a loss that is not finite somewhere in a ball) is named with its reason and costs
+the others nothing.
 """
 
 from __future__ import annotations
@@ -11,14 +12,14 @@ from typing import Any
 
 from torch import Tensor
 
-from eval.sharpness import spectrum
-from eval.sharpness.ascent import QUICK, Neighbourhood, doubling_radius, neighbourhoods
-from eval.sharpness.ball import Ball, relative_radii
-from eval.sharpness.measures import Mean, average_sharpness, m_sharpness
-from eval.sharpness.numbers import number, numbers
-from eval.sharpness.point import Point
-from eval.sharpness.settings import Settings
-from eval.sharpness.surface import Surface
+from lo_framework.eval.sharpness import spectrum
+from lo_framework.eval.sharpness.ascent import QUICK, Neighbourhood, doubling_radius, neighbourhoods
+from lo_framework.eval.sharpness.ball import Ball, relative_radii
+from lo_framework.eval.sharpness.measures import Mean, average_sharpness, m_sharpness
+from lo_framework.eval.sharpness.numbers import number, numbers
+from lo_framework.eval.sharpness.point import Point
+from lo_framework.eval.sharpness.settings import Settings
+from lo_framework.eval.sharpness.surface import Surface
 from lo_framework.layout import Layout
 from lo_framework.protocols import Buffers, Task
 
@@ -37,7 +38,8 @@ def measure_point(
     pictures: bool,
     on_work: Callable[[int], None],
 ) -> dict[str, Any]:
-    """``values`` (numbers by name), ``balls``, ``spectrum``, ``slices``, ``cost`` and ``failures`` (reasons by part).
+    """``values`` (numbers by name), ``balls``, ``spectrum``, ``slices``, ``cost`` and ``failures``
+    (reasons by part).
 
     Args:
         params: ``[N]``; buffers of one run.
@@ -48,7 +50,15 @@ def measure_point(
         FloatingPointError: the loss at the point itself is not finite.
     """
     began = time.perf_counter()
-    surface = Surface(task, layout, params, buffers, task.full("train"), rows=settings.level.rows, seed=SAMPLE_SEED)
+    surface = Surface(
+        task,
+        layout,
+        params,
+        buffers,
+        task.full("train"),
+        rows=settings.level.rows,
+        seed=SAMPLE_SEED,
+    )
     values: dict[str, float | None] = {}
     for split in SPLITS:
         for name, x in task.metrics(layout.unflatten(params), buffers, task.full(split)).items():
@@ -57,7 +67,9 @@ def measure_point(
         "sample_loss": number(surface.loss_here),
         "gradient_norm": number(surface.gradient_here.norm()),
         "weight_norm": number(surface.params.norm()),
-        "gradient_curvature": number(surface.curvature_along(surface.params, surface.gradient_here)),
+        "gradient_curvature": number(
+            surface.curvature_along(surface.params, surface.gradient_here)
+        ),
     }
     point = Point(surface, settings)
     data = point.data
@@ -71,7 +83,12 @@ def measure_point(
     used = surface.used
     seconds = {"seconds": time.perf_counter() - began}
     data["rows"] = surface.rows
-    data["cost"] = {"losses": used.losses, "gradients": used.gradients, "hvps": used.hvps, **seconds}
+    data["cost"] = {
+        "losses": used.losses,
+        "gradients": used.gradients,
+        "hvps": used.hvps,
+        **seconds,
+    }
     return data
 
 
@@ -86,7 +103,10 @@ Part = tuple[str, int, Callable[[Point], None]]
 def _parts(settings: Settings, pictures: bool) -> list[Part]:
     level = settings.level
     starts = 3 + level.ascent.random_starts
-    climb, steep = starts * level.ascent.steps, starts * (level.ascent.steps + 3 * level.ascent.norm_steps)
+    climb, steep = (
+        starts * level.ascent.steps,
+        starts * (level.ascent.steps + 3 * level.ascent.norm_steps),
+    )
     parts: list[Part] = [("l2 balls", len(settings.radii) * steep, _l2)]
     if level.relative:
         parts.append(("relative radii", len(level.relative) * climb, _relative))
@@ -113,13 +133,17 @@ def _parts(settings: Settings, pictures: bool) -> list[Part]:
 
 
 def _l2(point: Point) -> None:
-    point.data["balls"]["l2"] = _ball(point, "l2 balls", Ball.of(point.surface), point.settings.radii, norms=True)
+    point.data["balls"]["l2"] = _ball(
+        point, "l2 balls", Ball.of(point.surface), point.settings.radii, norms=True
+    )
 
 
 def _relative(point: Point) -> None:
     ball, fractions = Ball.of(point.surface), point.level.relative
     labels = [f"{fraction:g} ‖w‖" for fraction in fractions]
-    found = _ball(point, "relative radii", ball, relative_radii(point.surface, fractions), labels=labels)
+    found = _ball(
+        point, "relative radii", ball, relative_radii(point.surface, fractions), labels=labels
+    )
     point.data["balls"]["l2, relative"] = found
 
 
@@ -139,7 +163,9 @@ def _doubling(point: Point) -> None:
     point.data["values"]["doubling_radius"] = radius
     if radius is not None:
         radii, labels = [part * radius for part in DOUBLING], [f"{part:g} r₂" for part in DOUBLING]
-        point.data["balls"]["l2, of r₂"] = _ball(point, "doubling radius", Ball.of(point.surface), radii, labels=labels)
+        point.data["balls"]["l2, of r₂"] = _ball(
+            point, "doubling radius", Ball.of(point.surface), radii, labels=labels
+        )
 
 
 def _minibatches(point: Point) -> None:
@@ -152,7 +178,9 @@ def _minibatches(point: Point) -> None:
 
 def _average(point: Point) -> None:
     sigmas = point.level.sigma
-    found = [average_sharpness(point.surface, sigma, samples=point.level.average) for sigma in sigmas]
+    found = [
+        average_sharpness(point.surface, sigma, samples=point.level.average) for sigma in sigmas
+    ]
     point.data["balls"]["average case"] = _means(found, sigmas, "σ = ")
 
 
@@ -162,15 +190,24 @@ def _means(found: Sequence[Mean], radii: Sequence[float], prefix: str) -> dict[s
 
 
 def _ball(
-    point: Point, what: str, ball: Ball, radii: Sequence[float], *, norms: bool = False, labels: Sequence[str] = ()
+    point: Point,
+    what: str,
+    ball: Ball,
+    radii: Sequence[float],
+    *,
+    norms: bool = False,
+    labels: Sequence[str] = (),
 ) -> dict[str, list[Any]]:
-    """One list per quantity, in the order of ascending radii; None from a radius on within which the loss is not
-    finite."""
+    """One list per quantity, in the order of ascending radii; None from a radius on within which
+    the loss is not finite.
+    """
     radii = sorted(radii)
     found: list[Neighbourhood] = []
     for count in range(len(radii), 0, -1):
         try:
-            found = neighbourhoods(point.surface, radii[:count], ball, point.level.ascent, norms=norms)
+            found = neighbourhoods(
+                point.surface, radii[:count], ball, point.level.ascent, norms=norms
+            )
             break
         except FloatingPointError as error:
             point.fail(f"{what}, r = {radii[count - 1]:.4g}", error)

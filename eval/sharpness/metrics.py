@@ -1,5 +1,6 @@
-"""The numbers of a measured point by key: ``"train_loss"``, ``"l2.gap@0.05"`` (field ``gap`` of the l2 ball, radius
-0.05)."""
+"""The numbers of a measured point by key: ``"train_loss"``, ``"l2.gap@0.05"`` (field ``gap`` of the
+l2 ball, radius 0.05).
+"""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from eval.sharpness.result import Result
+    from lo_framework.eval.sharpness.result import Result
 
 EQUAL, MATCHED = "equal", "matched"
 PLACES = {EQUAL: "at equal steps", MATCHED: "at matched training loss"}
@@ -16,7 +17,9 @@ PLACES = {EQUAL: "at equal steps", MATCHED: "at matched training loss"}
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
-    """``title`` as tables and the page show it; ``compared``: differences are tested; ``percent``: an accuracy."""
+    """``title`` as tables and the page show it; ``compared``: differences are tested; ``percent``:
+    an accuracy.
+    """
 
     key: str
     title: str

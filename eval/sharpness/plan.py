@@ -1,10 +1,11 @@
-"""Train every optimizer on every task and measure where it ends: the function behind `eval sharpness`.
+"""Train every optimizer on every task and measure where it ends: the function behind `eval
+sharpness`.
 
     result = evaluate(tasks, learned, baselines=("adamw",), settings=Settings(steps=200), seeds=5)
 
-Baselines are tuned as in `eval transfer`, on other seeds and without test data, and run at their best setting for the
-final loss. First all runs of all optimizers are trained; then, as the losses to be matched are known, they are trained
-again, bit for bit, and measured on the way.
+Baselines are tuned as in `eval transfer`, on other seeds and without test data, and run at their
+best setting for the final loss. First all runs of all optimizers are trained; then, as the losses
+to be matched are known, they are trained again, bit for bit, and measured on the way.
 """
 
 from __future__ import annotations
@@ -14,21 +15,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from eval import protocol
-from eval.baselines import make_baseline, make_thetas, setting_label
-from eval.evaluation import check, gradients_per_step, make_recipe, tuning_record
-from eval.parallel import Arm as Steps
-from eval.parallel import Store, Workshop, drive
-from eval.progress import Progress
-from eval.provenance import provenance
-from eval.runner import Failure
-from eval.sharpness.cells import MeasureCell, TrainCell
-from eval.sharpness.matched import matched_step, worst_final
-from eval.sharpness.measuring import work_of
-from eval.sharpness.result import Arm, Result, SeedRun
-from eval.sharpness.settings import Settings
-from eval.statistics import Array
-from eval.tuning import Grid, make_grid, tune
+from lo_framework.eval import protocol
+from lo_framework.eval.baselines import make_baseline, make_thetas, setting_label
+from lo_framework.eval.evaluation import check, gradients_per_step, make_recipe, tuning_record
+from lo_framework.eval.parallel import Arm as Steps
+from lo_framework.eval.parallel import Store, Workshop, drive
+from lo_framework.eval.progress import Progress
+from lo_framework.eval.provenance import provenance
+from lo_framework.eval.runner import Failure
+from lo_framework.eval.sharpness.cells import MeasureCell, TrainCell
+from lo_framework.eval.sharpness.matched import matched_step, worst_final
+from lo_framework.eval.sharpness.measuring import work_of
+from lo_framework.eval.sharpness.result import Arm, Result, SeedRun
+from lo_framework.eval.sharpness.settings import Settings
+from lo_framework.eval.statistics import Array
+from lo_framework.eval.tuning import Grid, make_grid, tune
 from lo_framework.learned.base import LearnedOptimizer
 from lo_framework.protocols import Task
 
@@ -53,7 +54,8 @@ def evaluate(
     progress: Progress | None = None,
     store: Store | None = None,
 ) -> Result:
-    """Nothing but measured times depends on ``workers``, and nothing but the time it takes on ``store``.
+    """Nothing but measured times depends on ``workers``, and nothing but the time it takes on
+    ``store``.
 
     Args:
         learned: learned optimizers by label.
@@ -67,7 +69,10 @@ def evaluate(
     made = {label: make_baseline(label) for label in baselines}
     optimizers = {**learned, **made}
     check(tasks, [*learned, *baselines], settings.steps, workers)
-    chosen_on, reported_on = protocol.tuning_seeds(tuning_seeds, seed_offset), protocol.report_seeds(seeds, seed_offset)
+    chosen_on, reported_on = (
+        protocol.tuning_seeds(tuning_seeds, seed_offset),
+        protocol.report_seeds(seeds, seed_offset),
+    )
     workshop = Workshop(tasks={task.name: task for task in tasks}, optimizers=dict(optimizers))
     if workers > 1:
         workshop.recipe = make_recipe(tasks, learned, made, data_dir, tuple(plugins))
@@ -116,9 +121,12 @@ class _Trained:
 
 
 def _train(
-    arm: Arm, optimizer: LearnedOptimizer, tuning: tuple[Grid, Sequence[int]] | None, seeds: Sequence[int],
+    arm: Arm,
+    optimizer: LearnedOptimizer,
+    tuning: tuple[Grid, Sequence[int]] | None,
+    seeds: Sequence[int],
     settings: Settings,
-) -> Steps[_Trained]:  # fmt: skip
+) -> Steps[_Trained]:
     """Tune a baseline; then train every seed."""
     theta = optimizer.theta()
     if tuning is not None:
@@ -127,7 +135,10 @@ def _train(
             return _Trained(replace(arm, failure=f"tuning: {tuned.reason}"), {})
         setting = tuned.settings[tuned.chosen[CHOSEN_BY]]
         (theta,) = make_thetas(optimizer, [setting])
-        records = tuple({"label": setting_label(s), **_finite(r)} for s, r in zip(tuned.settings, tuning_record(tuned)))
+        records = tuple(
+            {"label": setting_label(s), **_finite(r)}
+            for s, r in zip(tuned.settings, tuning_record(tuned))
+        )
         arm = replace(arm, setting=setting, tuned=records, notes=tuned.notes)
     values = {name: x.detach().cpu().numpy() for name, x in theta.items()}
     kwargs = dict(task=arm.task, optimizer=arm.optimizer, theta=values, settings=settings)
@@ -148,13 +159,15 @@ def _match(trained: dict[str, _Trained]) -> None:
         finals: dict[int, dict[str, float | None]] = {}
         for name, one in arms.items():
             for run in one.arm.runs:
-                # The watched loss, not the final metric: computed in another way it differs in the last bit, and the
-                # worst run would not match itself.
+                # The watched loss, not the final metric: computed in another way it differs in the
+                # last bit, and the worst run would not match itself.
                 losses = run.train["watch"]["loss"] if run.train and not run.diverged else [None]
                 finals.setdefault(run.seed, {})[name] = losses[-1]
         targets = {seed: worst_final(losses) for seed, losses in finals.items()}
         for one in arms.values():
-            one.arm = replace(one.arm, runs=tuple(_matched(run, targets[run.seed]) for run in one.arm.runs))
+            one.arm = replace(
+                one.arm, runs=tuple(_matched(run, targets[run.seed]) for run in one.arm.runs)
+            )
 
 
 def _matched(run: SeedRun, target: float | None) -> SeedRun:
@@ -169,7 +182,13 @@ def _measure(one: _Trained, run: SeedRun, settings: Settings, *, pictures: bool)
     if not run.train or run.diverged:
         return run
     at = tuple(sorted({settings.steps} | ({run.step} if run.step is not None else set())))
-    kwargs = dict(task=one.arm.task, optimizer=one.arm.optimizer, theta=one.theta, seed=run.seed, settings=settings)
+    kwargs = dict(
+        task=one.arm.task,
+        optimizer=one.arm.optimizer,
+        theta=one.theta,
+        seed=run.seed,
+        settings=settings,
+    )
     (outcome,) = yield [MeasureCell(at=at, pictures=pictures, **kwargs)]  # type: ignore[arg-type]
     if isinstance(outcome, Failure):
         return replace(run, failure=outcome.reason)
@@ -179,7 +198,12 @@ def _measure(one: _Trained, run: SeedRun, settings: Settings, *, pictures: bool)
 
 
 def _work(
-    tasks: int, grids: Mapping[str, Grid], learned: int, seeds: int, tuning_seeds: int, settings: Settings
+    tasks: int,
+    grids: Mapping[str, Grid],
+    learned: int,
+    seeds: int,
+    tuning_seeds: int,
+    settings: Settings,
 ) -> int:
     """A guess, as grids may be extended and steps may coincide."""
     tuning = sum(len(grid.settings) for grid in grids.values()) * tuning_seeds * settings.steps
@@ -189,10 +213,15 @@ def _work(
 
 
 def _level(settings: Settings) -> dict[str, Any]:
-    return {key: list(x) if isinstance(x, tuple) else x for key, x in asdict(settings.level).items()}
+    return {
+        key: list(x) if isinstance(x, tuple) else x for key, x in asdict(settings.level).items()
+    }
 
 
 def _finite(record: dict[str, Any]) -> dict[str, Any]:
     """Scores of a diverged run are infinite: None in JSON."""
-    scores = {name: [x if math.isfinite(x) else None for x in row] for name, row in record["scores"].items()}
+    scores = {
+        name: [x if math.isfinite(x) else None for x in row]
+        for name, row in record["scores"].items()
+    }
     return {**record, "scores": scores}

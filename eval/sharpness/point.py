@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
-from eval.parallel import describe
-from eval.sharpness.settings import Level, Settings
-from eval.sharpness.surface import Surface
+from lo_framework.eval.parallel import describe
+from lo_framework.eval.sharpness.settings import Level, Settings
+from lo_framework.eval.sharpness.surface import Surface
 
 
 def _empty() -> dict[str, Any]:
@@ -18,7 +18,9 @@ def _empty() -> dict[str, Any]:
 
 @dataclass
 class Point:
-    """``data``: JSON values by kind. ``vectors``: top eigenvectors ``[k, N]`` once they are known, for the slices."""
+    """``data``: JSON values by kind. ``vectors``: top eigenvectors ``[k, N]`` once they are known,
+    for the slices.
+    """
 
     surface: Surface
     settings: Settings

@@ -1,8 +1,9 @@
-"""Has a learned optimizer absorbed a regularizer, or is its run merely slower? What its updates say.
+"""Has a learned optimizer absorbed a regularizer, or is its run merely slower? What its updates
+say.
 
-A regularizer replaces the gradient g by ``g + correction`` (`regularizers.base`). An optimizer that absorbed it sees g
-alone and acts as if it saw both: beyond what its update has along -g, the rest should point along the rest of
--correction. So for every step, on its own batch and noise:
+A regularizer replaces the gradient g by ``g + correction`` (`regularizers.base`). An optimizer that
+absorbed it sees g alone and acts as if it saw both: beyond what its update has along -g, the rest
+should point along the rest of -correction. So for every step, on its own batch and noise:
 
     cosine_correction   cos(update, -correction)
     cosine_gradient     cos(update, -g)
@@ -11,10 +12,11 @@ alone and acts as if it saw both: beyond what its update has along -g, the rest 
     step_size           -<update, g> / ||g||^2, the effective step
     path_length         sum of ||update|| up to and with this step
 
-A cosine with a vector that is zero up to rounding is undefined: nan at that step, and left out by `running_mean` and
-`at_equal`. For example the update of plain SGD has no component orthogonal to g.
+A cosine with a vector that is zero up to rounding is undefined: nan at that step, and left out by
+`running_mean` and `at_equal`. For example the update of plain SGD has no component orthogonal to g.
 
-Slower training passes the same places later, so runs are compared at equal training loss and at equal path length.
+Slower training passes the same places later, so runs are compared at equal training loss and at
+equal path length.
 """
 
 from __future__ import annotations
@@ -28,20 +30,21 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from eval.statistics import Array
+from lo_framework.eval.statistics import Array
 from lo_framework.landscape import FunctionalLandscape
 from lo_framework.layout import Layout
 from lo_framework.protocols import Batch, Buffers, Task
-from regularizers import vectors
-from regularizers.base import Params, Point, Regularizer, State
+from lo_framework.regularizers import vectors
+from lo_framework.regularizers.base import Params, Point, Regularizer, State
 
 _FLAT = "params"
 ROUNDING = 8.0  # a component shorter than this many rounding errors of its terms is none
 
 
 class Step(NamedTuple):
-    """One step of K runs: parameters before and after ``[K, N]``, buffers ``[K, ...]`` and batch ``[K, B, ...]`` that
-    the step saw, and the ``[K]`` integer seeds of its dropout."""
+    """One step of K runs: parameters before and after ``[K, N]``, buffers ``[K, ...]`` and batch
+    ``[K, B, ...]`` that the step saw, and the ``[K]`` integer seeds of its dropout.
+    """
 
     params: Tensor
     after: Tensor
@@ -70,10 +73,17 @@ class Correlation:
 
 
 class Probe:
-    """Looks at steps as a run goes by; `found` gives the curves. Several runs share one regularizer."""
+    """Looks at steps as a run goes by; `found` gives the curves. Several runs share one
+    regularizer.
+    """
 
     def __init__(
-        self, task: Task, layout: Layout, regularizer: Regularizer, *, train_data: Batch | None = None
+        self,
+        task: Task,
+        layout: Layout,
+        regularizer: Regularizer,
+        *,
+        train_data: Batch | None = None,
     ) -> None:
         self.task, self.layout, self.regularizer = task, layout, regularizer
         self.full = train_data
@@ -86,11 +96,17 @@ class Probe:
         self._path = distance if self._path is None else self._path + distance
 
     def look(self, step: Step) -> None:
-        """Record one step, to be called in order: a regularizer may carry state from one to the next."""
+        """Record one step, to be called in order: a regularizer may carry state from one to the
+        next.
+        """
         if self._state is None:
-            self._state = torch.func.vmap(lambda flat: self.regularizer.init_state({_FLAT: flat}))(step.params)
+            self._state = torch.func.vmap(lambda flat: self.regularizer.init_state({_FLAT: flat}))(
+                step.params
+            )
         one = torch.func.vmap(self._one)
-        row, self._state = one(step.params, step.after, step.buffers, step.batch, step.noise, self._state)
+        row, self._state = one(
+            step.params, step.after, step.buffers, step.batch, step.noise, self._state
+        )
         self.travel(row.pop("length"))
         assert self._path is not None
         row["path_length"] = self._path
@@ -109,7 +125,10 @@ class Probe:
         if not self._rows:
             raise ValueError("the probe has seen no step")
         names = list(self._rows[0])
-        curves = {n: torch.stack([row[n].double() for row in self._rows], dim=1).cpu().numpy() for n in names}
+        curves = {
+            n: torch.stack([row[n].double() for row in self._rows], dim=1).cpu().numpy()
+            for n in names
+        }
         return Correlation(**curves)
 
     def _train_losses(self, params: Tensor, buffers: Buffers) -> Tensor:
@@ -118,10 +137,18 @@ class Probe:
         assert full is not None
         runs = [(flat, {n: b[k] for n, b in buffers.items()}) for k, flat in enumerate(params)]
         with torch.no_grad():
-            return torch.stack([self.task.metrics(self.layout.unflatten(p), b, full)["loss"] for p, b in runs])
+            return torch.stack(
+                [self.task.metrics(self.layout.unflatten(p), b, full)["loss"] for p, b in runs]
+            )
 
     def _one(
-        self, flat: Tensor, after: Tensor, buffers: Buffers, batch: Batch, noise: Tensor, state: State
+        self,
+        flat: Tensor,
+        after: Tensor,
+        buffers: Buffers,
+        batch: Batch,
+        noise: Tensor,
+        state: State,
     ) -> tuple[dict[str, Tensor], State]:
         """One step of one run."""
 
@@ -133,7 +160,8 @@ class Probe:
         loss, grad = landscape.gradient(params)
         correction = self.regularizer.correction(landscape, Point(params, loss, grad), state)
         update, g, c = after - flat, grad[_FLAT], correction.field[_FLAT]
-        # A difference of rounded parameters is wrong by some eps ||params||, one of gradients by some eps ||g||.
+        # A difference of rounded parameters is wrong by some eps ||params||, one of gradients by
+        # some eps ||g||.
         eps = ROUNDING * torch.finfo(flat.dtype).eps
         floor = eps * torch.maximum(flat.norm(), after.norm())
         small = eps * g.norm()
@@ -151,7 +179,12 @@ class Probe:
 
 
 def correction_cosines(
-    task: Task, layout: Layout, regularizer: Regularizer, steps: Iterable[Step], *, train_data: Batch | None = None
+    task: Task,
+    layout: Layout,
+    regularizer: Regularizer,
+    steps: Iterable[Step],
+    *,
+    train_data: Batch | None = None,
 ) -> Correlation:
     """Of a whole run at once; see `Probe`."""
     probe = Probe(task, layout, regularizer, train_data=train_data)
@@ -161,7 +194,9 @@ def correction_cosines(
 
 
 def running_mean(curves: ArrayLike, window: int) -> Array:
-    """The mean over the last ``window`` points of ``curves [..., T]``; undefined ones (nan) do not count."""
+    """The mean over the last ``window`` points of ``curves [..., T]``; undefined ones (nan) do not
+    count.
+    """
     y = np.asarray(curves, dtype=np.float64)
     defined = ~np.isnan(y)
 
@@ -178,11 +213,14 @@ def running_mean(curves: ArrayLike, window: int) -> Array:
 def at_equal(xs: ArrayLike, curves: ArrayLike, levels: ArrayLike, *, falling: bool) -> Array:
     """``curves [K, T]`` where ``xs [K, T]`` first reach each of ``levels [L]``: ``[K, L]``.
 
-    Between two steps linearly; nan where a run never gets there (censored). ``falling``: xs is a loss, smoothed (see
-    `running_mean`), and reaching is being at most the level; else a path length. Points at which xs or the curve is
-    not finite are left out.
+    Between two steps linearly; nan where a run never gets there (censored). ``falling``: xs is a
+    loss, smoothed (see `running_mean`), and reaching is being at most the level; else a path
+    length. Points at which xs or the curve is not finite are left out.
     """
-    x, y = np.atleast_2d(np.asarray(xs, dtype=np.float64)), np.atleast_2d(np.asarray(curves, dtype=np.float64))
+    x, y = (
+        np.atleast_2d(np.asarray(xs, dtype=np.float64)),
+        np.atleast_2d(np.asarray(curves, dtype=np.float64)),
+    )
     wanted = np.atleast_1d(np.asarray(levels, dtype=np.float64))
     if x.shape != y.shape:
         raise ValueError(f"xs and curves need one shape, got {list(x.shape)} and {list(y.shape)}")

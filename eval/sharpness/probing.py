@@ -1,4 +1,6 @@
-"""What is seen of a run while it trains: the full-split training loss, the path it takes, and the probe."""
+"""What is seen of a run while it trains: the full-split training loss, the path it takes, and the
+probe.
+"""
 
 from __future__ import annotations
 
@@ -7,17 +9,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eval.parallel import describe
-from eval.sharpness.numbers import number, numbers
-from eval.sharpness.probe import Correlation, Probe, Step
-from eval.sharpness.settings import NO_PROBE, Settings
-from eval.sharpness.surface import sample
+from lo_framework.eval.parallel import describe
+from lo_framework.eval.sharpness.numbers import number, numbers
+from lo_framework.eval.sharpness.probe import Correlation, Probe, Step
+from lo_framework.eval.sharpness.settings import NO_PROBE, Settings
+from lo_framework.eval.sharpness.surface import sample
 from lo_framework.inner.step import Carry, Draw
 from lo_framework.layout import Layout
 from lo_framework.protocols import Task
 from lo_framework.regularization import make_regularizer
 
-CURVES = ("cosine_correction", "cosine_gradient", "cosine_orthogonal", "correction_ratio", "step_size")
+CURVES = (
+    "cosine_correction",
+    "cosine_gradient",
+    "cosine_orthogonal",
+    "correction_ratio",
+    "step_size",
+)
 
 
 class Watcher:
@@ -56,12 +64,16 @@ class Watcher:
         return {"watch": watch, "probe": self._curves(), "probe_failure": self.failure}
 
     def _look(self, t: int, before: Carry, after: Carry, draw: Draw) -> None:
-        """Show the probe the update of step ``t``. What it cannot do (a model without a batching rule) ends it only."""
+        """Show the probe the update of step ``t``. What it cannot do (a model without a batching
+        rule) ends it only.
+        """
         if self.probe is None or self.failure:
             return
         try:
             if t in self.settings.probed:
-                self.probe.look(Step(before.params, after.params, before.buffers, draw.train, draw.noise))
+                self.probe.look(
+                    Step(before.params, after.params, before.buffers, draw.train, draw.noise)
+                )
                 self.probed.append(t)
             else:
                 self.probe.travel((after.params - before.params).norm(dim=-1))
@@ -74,7 +86,10 @@ class Watcher:
         assert self.probe is not None
         found: Correlation = self.probe.found()
         curves = {name: numbers(getattr(found, name)[0].tolist()) for name in CURVES}
-        keys = {"loss": numbers(found.train_loss[0].tolist()), "path": numbers(found.path_length[0].tolist())}
+        keys = {
+            "loss": numbers(found.train_loss[0].tolist()),
+            "path": numbers(found.path_length[0].tolist()),
+        }
         return {"steps": self.probed, **keys, **curves}
 
     def _loss(self, carry: Carry) -> float | None:
@@ -83,7 +98,11 @@ class Watcher:
             return None
         buffers: dict[str, Tensor] = {name: x[0] for name, x in carry.buffers.items()}
         with torch.no_grad():
-            return number(self.task.metrics(self.layout.unflatten(carry.params[0]), buffers, self.data)["loss"])
+            return number(
+                self.task.metrics(self.layout.unflatten(carry.params[0]), buffers, self.data)[
+                    "loss"
+                ]
+            )
 
 
 def check_probe(spec: str) -> str:

@@ -1,7 +1,8 @@
-"""What a sharpness evaluation found: every number of every seed, and its JSON form (`sharpness.json`).
+"""What a sharpness evaluation found: every number of every seed, and its JSON form
+(`sharpness.json`).
 
-The runs are kept as plain JSON values (None: not finite, or not measured), exactly as the cells gave them: what is
-saved, loaded and drawn is the same.
+The runs are kept as plain JSON values (None: not finite, or not measured), exactly as the cells
+gave them: what is saved, loaded and drawn is the same.
 """
 
 from __future__ import annotations
@@ -11,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from eval.envelope import Envelope
-from eval.sharpness.metrics import EQUAL, PLACES, read
-from eval.statistics import Array
+from lo_framework.eval.envelope import Envelope
+from lo_framework.eval.sharpness.metrics import EQUAL, PLACES, read
+from lo_framework.eval.statistics import Array
 
 FILE = Envelope("sharpness", "sharpness.json", version=1)
 
@@ -25,9 +26,11 @@ class SeedRun:
     """One seed of one optimizer on one task.
 
     Attributes:
-        train: what `cells.TrainCell` gave: final metrics, the curves, the probe; empty if that failed.
+        train: what `cells.TrainCell` gave: final metrics, the curves, the probe; empty if that
+            failed.
         step: the step of matched training loss; None: censored. target: that loss.
-        equal, matched: what `measuring.measure_point` gave at the last step and at `step`; None: nothing.
+        equal, matched: what `measuring.measure_point` gave at the last step and at `step`; None:
+            nothing.
         failure: why something is missing, in one line, or "".
     """
 
@@ -49,7 +52,9 @@ class SeedRun:
 
 @dataclass(frozen=True, kw_only=True)
 class Arm:
-    """One optimizer on one task, all seeds. ``setting``, ``tuned``, ``notes``: of a baseline, from its tuning."""
+    """One optimizer on one task, all seeds. ``setting``, ``tuned``, ``notes``: of a baseline, from
+    its tuning.
+    """
 
     task: str
     optimizer: str
@@ -77,7 +82,9 @@ class Arm:
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """A whole evaluation. ``arms`` by (task, optimizer), tasks outermost. ``settings``: what was asked for."""
+    """A whole evaluation. ``arms`` by (task, optimizer), tasks outermost. ``settings``: what was
+    asked for.
+    """
 
     tasks: tuple[str, ...]
     learned: tuple[str, ...]
@@ -109,7 +116,10 @@ class Result:
                     lines.append(f"{name}, seed {run.seed}, probe: {why}")
                 for place in PLACES:
                     lost = (run.point(place) or {}).get("failures", {})
-                    lines += [f"{name}, seed {run.seed}, {PLACES[place]}, {what}: {why}" for what, why in lost.items()]
+                    lines += [
+                        f"{name}, seed {run.seed}, {PLACES[place]}, {what}: {why}"
+                        for what, why in lost.items()
+                    ]
         return list(dict.fromkeys(lines))
 
     @property
@@ -131,7 +141,11 @@ def _result(data: dict[str, Any]) -> Result:
     arms = []
     for arm in data["arms"]:
         runs = tuple(SeedRun(**run) for run in arm["runs"])
-        arms.append(Arm(**{**arm, "runs": runs, "tuned": tuple(arm["tuned"]), "notes": tuple(arm["notes"])}))
+        arms.append(
+            Arm(**{**arm, "runs": runs, "tuned": tuple(arm["tuned"]), "notes": tuple(arm["notes"])})
+        )
     sequences = ("tasks", "learned", "baselines", "seeds", "tuning_seeds")
-    fields: dict[str, Any] = {key: tuple(x) if key in sequences else x for key, x in data.items() if key != "arms"}
+    fields: dict[str, Any] = {
+        key: tuple(x) if key in sequences else x for key, x in data.items() if key != "arms"
+    }
     return Result(arms=tuple(arms), **fields)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from eval.sharpness.ascent import FULL, QUICK, STANDARD, Effort
-from optimizees.spec import UserError, nearest
+from lo_framework.eval.sharpness.ascent import FULL, QUICK, STANDARD, Effort
+from lo_framework.optimizees.spec import UserError, nearest
 
 RADII = (0.001, 0.005, 0.05, 0.1)
 PROBE, NO_PROBE = "sam:rho=0.05", "none"
@@ -20,14 +20,18 @@ class Level:
         rows: of the training split, the same ones for every run; None: all.
         ascent: how hard every maximum is looked for.
         points: of the full-split training loss along a run, and so of the matched steps.
-        watched_rows: where the training split has more, that loss is the one of a fixed sample of so many; None: all.
+        watched_rows: where the training split has more, that loss is the one of a fixed sample of
+            so many; None: all.
         probes: steps at which the probe looks.
-        relative: radii in multiples of the parameters' norm; doubling: the radius at which the loss has doubled.
+        relative: radii in multiples of the parameters' norm; doubling: the radius at which the loss
+            has doubled.
         linf, adaptive: radii of these balls, in the units of each.
         m: rows of the batches of m-sharpness.
-        sigma, average: average-case sharpness: standard deviations of the noise, and pairs of random directions.
+        sigma, average: average-case sharpness: standard deviations of the noise, and pairs of
+            random directions.
         eigenvalues, trace: largest eigenvalues of the Hessian, and probes of its trace; 0: none.
-        density, lanczos: probes and steps of the spectral density; for the first seed only, as it is a picture.
+        density, lanczos: probes and steps of the spectral density; for the first seed only, as it
+            is a picture.
         ggn: eigenvalues and trace of the Gauss-Newton matrix too.
         line, plane: points of the slices along one and (squared) two directions, of the first seed.
     """
@@ -55,28 +59,76 @@ class Level:
 
 EFFORTS = {
     "quick": Level(
-        rows=512, ascent=QUICK, points=100, watched_rows=4096, probes=20, relative=(), doubling=False,
-        linf=(), adaptive=(), m=(),
-        sigma=(0.01,), average=20, eigenvalues=1, trace=10, density=0, lanczos=0, ggn=False, line=41, plane=21,
+        rows=512,
+        ascent=QUICK,
+        points=100,
+        watched_rows=4096,
+        probes=20,
+        relative=(),
+        doubling=False,
+        linf=(),
+        adaptive=(),
+        m=(),
+        sigma=(0.01,),
+        average=20,
+        eigenvalues=1,
+        trace=10,
+        density=0,
+        lanczos=0,
+        ggn=False,
+        line=41,
+        plane=21,
     ),
     "standard": Level(
-        rows=1024, ascent=STANDARD, points=200, watched_rows=16384, probes=40, relative=(0.01, 0.05),
-        doubling=True, linf=(0.0005, 0.002),
-        adaptive=(0.25, 1.0), m=(128,), sigma=(0.005, 0.02), average=64, eigenvalues=2, trace=50, density=4,
-        lanczos=40, ggn=True, line=51, plane=31,
+        rows=1024,
+        ascent=STANDARD,
+        points=200,
+        watched_rows=16384,
+        probes=40,
+        relative=(0.01, 0.05),
+        doubling=True,
+        linf=(0.0005, 0.002),
+        adaptive=(0.25, 1.0),
+        m=(128,),
+        sigma=(0.005, 0.02),
+        average=64,
+        eigenvalues=2,
+        trace=50,
+        density=4,
+        lanczos=40,
+        ggn=True,
+        line=51,
+        plane=31,
     ),
     "full": Level(
-        rows=None, ascent=FULL, points=1000, watched_rows=None, probes=100, relative=(0.01, 0.05, 0.1), doubling=True,
-        linf=(0.0005, 0.001, 0.002, 0.004), adaptive=(0.25, 0.5, 1.0, 2.0), m=(32, 128),
-        sigma=(0.005, 0.01, 0.02, 0.05), average=256, eigenvalues=5, trace=100, density=10, lanczos=80, ggn=True,
-        line=51, plane=51,
+        rows=None,
+        ascent=FULL,
+        points=1000,
+        watched_rows=None,
+        probes=100,
+        relative=(0.01, 0.05, 0.1),
+        doubling=True,
+        linf=(0.0005, 0.001, 0.002, 0.004),
+        adaptive=(0.25, 0.5, 1.0, 2.0),
+        m=(32, 128),
+        sigma=(0.005, 0.01, 0.02, 0.05),
+        average=256,
+        eigenvalues=5,
+        trace=100,
+        density=10,
+        lanczos=80,
+        ggn=True,
+        line=51,
+        plane=51,
     ),
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Of all runs of an evaluation; travels inside the cells. ``probe``: a regularizer's spec, or "none"."""
+    """Of all runs of an evaluation; travels inside the cells. ``probe``: a regularizer's spec, or
+    "none".
+    """
 
     steps: int
     radii: tuple[float, ...] = RADII
@@ -89,7 +141,9 @@ class Settings:
 
     @property
     def watched(self) -> tuple[int, ...]:
-        """The steps after which the full training split is evaluated; the first and the last are among them."""
+        """The steps after which the full training split is evaluated; the first and the last are
+        among them.
+        """
         every = max(1, math.ceil(self.steps / self.level.points))
         return tuple(sorted({*range(0, self.steps + 1, every), self.steps}))
 
@@ -111,9 +165,13 @@ def parse_radii(text: str) -> tuple[float, ...]:
         try:
             value = float(piece)
         except ValueError:
-            raise UserError(f'--radii "{text}": {piece.strip()!r} is not a number; expected as 0.001,0.05') from None
+            raise UserError(
+                f'--radii "{text}": {piece.strip()!r} is not a number; expected as 0.001,0.05'
+            ) from None
         if not (math.isfinite(value) and value > 0):
-            raise UserError(f'--radii "{text}": {piece.strip()} is no radius; expected positive finite numbers')
+            raise UserError(
+                f'--radii "{text}": {piece.strip()} is no radius; expected positive finite numbers'
+            )
         radii.append(value)
     if len({f"{r:g}" for r in radii}) < len(radii):
         raise UserError(f'--radii "{text}": a radius is given twice')
@@ -123,5 +181,7 @@ def parse_radii(text: str) -> tuple[float, ...]:
 def check_effort(name: str) -> str:
     """Raises UserError: unknown."""
     if name not in EFFORTS:
-        raise UserError(f'--effort: unknown "{name}"{nearest(name, EFFORTS)}; known: {", ".join(EFFORTS)}')
+        raise UserError(
+            f'--effort: unknown "{name}"{nearest(name, EFFORTS)}; known: {", ".join(EFFORTS)}'
+        )
     return name

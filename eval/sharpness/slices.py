@@ -1,7 +1,8 @@
 """Pictures of the loss: its values along lines and planes through a point.
 
-Directions are random with filter normalisation (Li et al. 2018, arXiv 1712.09913), which makes pictures of different
-networks comparable, or top eigenvectors of the Hessian: a random plane hides the few sharp directions there are.
+Directions are random with filter normalisation (Li et al. 2018, arXiv 1712.09913), which makes
+pictures of different networks comparable, or top eigenvectors of the Hessian: a random plane hides
+the few sharp directions there are.
 """
 
 from __future__ import annotations
@@ -12,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from eval.sharpness.surface import Surface
-from eval.statistics import Array
+from lo_framework.eval.sharpness.surface import Surface
+from lo_framework.eval.statistics import Array
 from lo_framework.layout import Layout
-from optimizees.spec import UserError
+from lo_framework.optimizees.spec import UserError
 
 _AT_ONCE = 64  # points made at a time: [64, N] numbers
 _XI = 1e-10
@@ -34,10 +35,11 @@ class Slice:
 
 
 def filter_normalised(layout: Layout, params: Tensor, seed: int) -> Tensor:
-    """A random direction ``[N]``: Gaussian, each filter rescaled to the norm of the same filter of ``params [N]``.
+    """A random direction ``[N]``: Gaussian, each filter rescaled to the norm of the same filter of
+    ``params [N]``.
 
-    A filter is a row of a matrix or an output channel of a convolution, that is an index of the first axis. Tensors of
-    one dimension or none (biases, norms) stay zero, as in the paper's code.
+    A filter is a row of a matrix or an output channel of a convolution, that is an index of the
+    first axis. Tensors of one dimension or none (biases, norms) stay zero, as in the paper's code.
 
     Raises:
         UserError: there are no other tensors.
@@ -49,9 +51,13 @@ def filter_normalised(layout: Layout, params: Tensor, seed: int) -> Tensor:
         if len(slot.shape) < 2:
             parts[slot.name] = torch.zeros_like(weight)
             continue
-        noise = torch.randn(slot.shape[0], slot.numel // slot.shape[0], generator=generator).to(weight)
+        noise = torch.randn(slot.shape[0], slot.numel // slot.shape[0], generator=generator).to(
+            weight
+        )
         size = weight.reshape(slot.shape[0], -1).norm(dim=1, keepdim=True)
-        parts[slot.name] = (noise * (size / (noise.norm(dim=1, keepdim=True) + _XI))).reshape(slot.shape)
+        parts[slot.name] = (noise * (size / (noise.norm(dim=1, keepdim=True) + _XI))).reshape(
+            slot.shape
+        )
     if not any(len(slot.shape) >= 2 for slot in layout.slots):
         raise UserError("filter normalisation: there are no matrices or filters, only vectors")
     return layout.flatten(parts)
@@ -59,7 +65,9 @@ def filter_normalised(layout: Layout, params: Tensor, seed: int) -> Tensor:
 
 def random_plane(layout: Layout, params: Tensor, seed: int) -> tuple[Tensor, Tensor]:
     """Two of them; random directions in many dimensions are nearly orthogonal."""
-    return filter_normalised(layout, params, 2 * seed), filter_normalised(layout, params, 2 * seed + 1)
+    return filter_normalised(layout, params, 2 * seed), filter_normalised(
+        layout, params, 2 * seed + 1
+    )
 
 
 def axis(extent: float = 1.0, points: int = 51) -> Array:
@@ -68,12 +76,16 @@ def axis(extent: float = 1.0, points: int = 51) -> Array:
 
 
 def loss_line(surface: Surface, direction: Tensor, x: Array) -> Slice:
-    """Along ``direction [N]``, in its own length: scale an eigenvector (length 1) by the radius that matters."""
+    """Along ``direction [N]``, in its own length: scale an eigenvector (length 1) by the radius
+    that matters.
+    """
     d = direction.to(surface.params)
     return Slice(x=x, y=None, losses=_losses(surface, d[None], np.asarray(x)[:, None]))
 
 
-def loss_plane(surface: Surface, first: Tensor, second: Tensor, x: Array, y: Array | None = None) -> Slice:
+def loss_plane(
+    surface: Surface, first: Tensor, second: Tensor, x: Array, y: Array | None = None
+) -> Slice:
     """On the plane of two directions ``[N]``; ``y`` like ``x`` by default."""
     y = x if y is None else y
     basis = torch.stack([first, second]).to(surface.params)

@@ -1,4 +1,6 @@
-"""The parts of a measured point that need the Hessian, and the slices of the loss: for tables and for pictures."""
+"""The parts of a measured point that need the Hessian, and the slices of the loss: for tables and
+for pictures.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +8,26 @@ from typing import Any
 
 import torch
 
-from eval.sharpness.hessian import ggn_operator, hessian_operator, spectral_density, top_eigenvalues, trace
-from eval.sharpness.numbers import number, numbers
-from eval.sharpness.point import Point
-from eval.sharpness.slices import Slice, axis, filter_normalised, loss_line, loss_plane, random_plane
+from lo_framework.eval.sharpness.hessian import (
+    ggn_operator,
+    hessian_operator,
+    spectral_density,
+    top_eigenvalues,
+    trace,
+)
+from lo_framework.eval.sharpness.numbers import number, numbers
+from lo_framework.eval.sharpness.point import Point
+from lo_framework.eval.sharpness.slices import (
+    Slice,
+    axis,
+    filter_normalised,
+    loss_line,
+    loss_plane,
+    random_plane,
+)
 
-EXTENT = 1.0  # of slices: in units of the (filter-normalised) weights, and in l2 length along eigenvectors
+# of slices: in units of the (filter-normalised) weights, and in l2 length along eigenvectors
+EXTENT = 1.0
 DENSITY_POINTS = 256
 DIGITS = 6  # of what only pictures show
 
@@ -40,25 +56,37 @@ def _matrix(point: Point, operator: Any, prefix: str) -> torch.Tensor:
 
 def density(point: Point) -> None:
     found = spectral_density(
-        hessian_operator(point.surface), probes=point.level.density, steps=point.level.lanczos, points=DENSITY_POINTS
+        hessian_operator(point.surface),
+        probes=point.level.density,
+        steps=point.level.lanczos,
+        points=DENSITY_POINTS,
     )
-    point.data["spectrum"]["density"] = {"x": numbers(found.grid, DIGITS), "y": numbers(found.density, DIGITS)}
+    point.data["spectrum"]["density"] = {
+        "x": numbers(found.grid, DIGITS),
+        "y": numbers(found.density, DIGITS),
+    }
 
 
 def slices(point: Point) -> None:
-    """Lines and planes along random directions and, as these miss the few sharp ones, along top eigenvectors."""
+    """Lines and planes along random directions and, as these miss the few sharp ones, along top
+    eigenvectors.
+    """
     surface, found = point.surface, point.data["slices"]
     line, plane = axis(EXTENT, point.level.line), axis(EXTENT, point.level.plane)
     if any(len(slot.shape) >= 2 for slot in surface.layout.slots):
         direction = filter_normalised(surface.layout, surface.params, 0)
         found["random line"] = _json(loss_line(surface, direction, line))
-        found["random plane"] = _json(loss_plane(surface, *random_plane(surface.layout, surface.params, 0), plane))
+        found["random plane"] = _json(
+            loss_plane(surface, *random_plane(surface.layout, surface.params, 0), plane)
+        )
     if point.vectors is None:
         return
     for i, vector in enumerate(point.vectors[:2]):
         found[f"eigenvector {i + 1}"] = _json(loss_line(surface, vector, line))
     if len(point.vectors) > 1:
-        found["eigenvector plane"] = _json(loss_plane(surface, point.vectors[0], point.vectors[1], plane))
+        found["eigenvector plane"] = _json(
+            loss_plane(surface, point.vectors[0], point.vectors[1], plane)
+        )
 
 
 def _json(found: Slice) -> dict[str, Any]:

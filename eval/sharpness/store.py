@@ -1,7 +1,9 @@
-"""Finished cells on disk, one small JSON file each, so that a killed evaluation continues where it was.
+"""Finished cells on disk, one small JSON file each, so that a killed evaluation continues where it
+was.
 
-The folder also holds the plan: everything that decides the numbers (settings, digests of the optimizer files, of the
-data and of the code, versions). Cells are used again only under the same plan.
+The folder also holds the plan: everything that decides the numbers (settings, digests of the
+optimizer files, of the data and of the code, versions). Cells are used again only under the same
+plan.
 """
 
 from __future__ import annotations
@@ -17,10 +19,10 @@ from typing import Any
 
 import numpy as np
 
-from eval.runner import Measured
-from eval.sharpness.cells import Found
+from lo_framework.eval.runner import Measured
+from lo_framework.eval.sharpness.cells import Found
 from lo_framework.files.atomic import atomic_write_text, clean_temporaries, reason
-from optimizees.spec import UserError
+from lo_framework.optimizees.spec import UserError
 
 PLAN = "plan.json"
 Plan = dict[str, Any]
@@ -113,28 +115,54 @@ def _word(value: Any) -> str:
 def _encode(outcome: Measured | Found) -> dict[str, Any]:
     if isinstance(outcome, Found):
         return {"kind": "found", "data": outcome.data}
-    kept = {"seconds_per_step": _number(outcome.seconds_per_step), "diverged": outcome.diverged.tolist()}
-    metrics = {name: [[_number(x) for x in row] for row in rows] for name, rows in outcome.metrics.items()}
-    extra = {name: [[_number(x) for x in row] for row in rows] for name, rows in outcome.extra.items()}
+    kept = {
+        "seconds_per_step": _number(outcome.seconds_per_step),
+        "diverged": outcome.diverged.tolist(),
+    }
+    metrics = {
+        name: [[_number(x) for x in row] for row in rows] for name, rows in outcome.metrics.items()
+    }
+    extra = {
+        name: [[_number(x) for x in row] for row in rows] for name, rows in outcome.extra.items()
+    }
     sizes = {"parameters": outcome.parameters, "state_floats": outcome.state_floats}
     # Nothing asks for the curves of tuning runs, which see no test data; float32 has nine digits.
     shown = outcome.curves if "test_loss" in outcome.metrics else outcome.curves[..., :0]
-    curves = [[[_number(float(f"{x:.9g}")) for x in run] for run in rows] for rows in shown.tolist()]
-    return {"kind": "measured", "metrics": metrics, "extra": extra, "curves": curves, **kept, **sizes}
+    curves = [
+        [[_number(float(f"{x:.9g}")) for x in run] for run in rows] for rows in shown.tolist()
+    ]
+    return {
+        "kind": "measured",
+        "metrics": metrics,
+        "extra": extra,
+        "curves": curves,
+        **kept,
+        **sizes,
+    }
 
 
 def _decode(data: dict[str, Any]) -> Measured | Found:
     if data.pop("kind") == "found":
         return Found(data=data["data"])
     metrics, extra = (
-        {name: np.array([[float(x) for x in row] for row in rows]) for name, rows in data.pop(key).items()}
+        {
+            name: np.array([[float(x) for x in row] for row in rows])
+            for name, rows in data.pop(key).items()
+        }
         for key in ("metrics", "extra")
     )
     diverged = np.array(data.pop("diverged"), dtype=bool)
     seconds = float(data.pop("seconds_per_step"))
     rows = [[[float(x) for x in run] for run in runs] for runs in data.pop("curves")]
     curves: Any = np.array(rows, dtype=np.float32).reshape(*diverged.shape, -1)
-    return Measured(curves=curves, metrics=metrics, diverged=diverged, seconds_per_step=seconds, extra=extra, **data)
+    return Measured(
+        curves=curves,
+        metrics=metrics,
+        diverged=diverged,
+        seconds_per_step=seconds,
+        extra=extra,
+        **data,
+    )
 
 
 def _number(x: float) -> float | str:

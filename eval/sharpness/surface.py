@@ -1,17 +1,20 @@
-"""The evaluation-mode loss on a fixed sample of the training data, as a function of the flat parameters.
+"""The evaluation-mode loss on a fixed sample of the training data, as a function of the flat
+parameters.
 
     surface = Surface(task, layout, params, buffers, task.full("train"), rows=1024)
     loss, grad = surface.gradient(surface.params)
     losses = surface.losses(points)          # [K, N] -> [K]
 
-Every sharpness measure sees a network through this class only. The sample does not change between points (a maximum
-over noisy losses is biased upwards) and depends on nothing but the data and the seed, so that optimizers are compared
-on the same function. Evaluation mode: running statistics of normalisation layers are constants, dropout is off.
+Every sharpness measure sees a network through this class only. The sample does not change between
+points (a maximum over noisy losses is biased upwards) and depends on nothing but the data and the
+seed, so that optimizers are compared on the same function. Evaluation mode: running statistics of
+normalisation layers are constants, dropout is off.
 
-Points come in batches ``[K, N]``. The derivatives are ``torch.autograd.grad`` of the summed losses (no loss depends on
-another's point): the same numbers as ``torch.func.grad`` without its dispatch, 1.5 ms instead of 2.4 ms for a gradient
-of an MLP 64-32-10 on 1,197 rows. Six points under one ``vmap`` cost 7 ms instead of 9 ms there, six Hessian products
-12 ms instead of 29 ms; convolutions on a CPU gain nothing (179 ms instead of 108 ms) and go one by one.
+Points come in batches ``[K, N]``. The derivatives are ``torch.autograd.grad`` of the summed losses
+(no loss depends on another's point): the same numbers as ``torch.func.grad`` without its dispatch,
+1.5 ms instead of 2.4 ms for a gradient of an MLP 64-32-10 on 1,197 rows. Six points under one
+``vmap`` cost 7 ms instead of 9 ms there, six Hessian products 12 ms instead of 29 ms; convolutions
+on a CPU gain nothing (179 ms instead of 108 ms) and go one by one.
 """
 
 from __future__ import annotations
@@ -24,17 +27,19 @@ import torch
 from torch import Tensor
 
 from lo_framework.layout import Layout
+from lo_framework.optimizees.spec import UserError
 from lo_framework.protocols import Batch, Buffers, Task
-from optimizees.spec import UserError
 
-# Input numbers (of all points) in one pass: enough to hide dispatch, few enough for the activations that a Hessian
-# product keeps (16,384 rows of 8x8 digits, 341 of 32x32x3 images).
+# Input numbers (of all points) in one pass: enough to hide dispatch, few enough for the activations
+# that a Hessian product keeps (16,384 rows of 8x8 digits, 341 of 32x32x3 images).
 PASS_NUMBERS = 2**20
 
 
 @dataclass
 class Evaluations:
-    """What was spent, in passes over the whole sample: plain losses, gradients (a loss with them), Hessian products."""
+    """What was spent, in passes over the whole sample: plain losses, gradients (a loss with them),
+    Hessian products.
+    """
 
     losses: float = 0.0
     gradients: float = 0.0
@@ -93,7 +98,9 @@ class Surface:
                 raise
             raise UserError(f"{task.name}: cannot compute in {dtype}: {error}") from error
         if not (torch.isfinite(self.loss_here) and torch.isfinite(self.gradient_here).all()):
-            raise FloatingPointError(f"{task.name}: the loss at the point to be measured is not finite")
+            raise FloatingPointError(
+                f"{task.name}: the loss at the point to be measured is not finite"
+            )
 
     @property
     def rows(self) -> int:
@@ -119,14 +126,19 @@ class Surface:
         return grads[0], products[0]
 
     def curvature_along(self, flat: Tensor, v: Tensor) -> Tensor:
-        """``v^T H v / v^T v`` at ``flat``, 0-d; along the gradient it is the gradient-weighted curvature."""
+        """``v^T H v / v^T v`` at ``flat``, 0-d; along the gradient it is the gradient-weighted
+        curvature.
+        """
         return (v @ self.hvp(flat, v)[1]) / (v @ v)
 
     def losses(self, flats: Tensor) -> Tensor:
         """``[K, N]`` to ``[K]``."""
         self.used.losses += self._share * len(flats)
         with torch.no_grad():
-            parts = [sum(w * self._raw(some, b) for w, b in self.passes()) for some in flats.split(self._points)]
+            parts = [
+                sum(w * self._raw(some, b) for w, b in self.passes())
+                for some in flats.split(self._points)
+            ]
         return torch.cat([torch.as_tensor(part) for part in parts])
 
     def gradients(self, flats: Tensor) -> tuple[Tensor, Tensor]:
@@ -146,7 +158,8 @@ class Surface:
         """Gradients and Hessians times ``v``, both ``[K, N]``, reverse over reverse.
 
         Args:
-            v: ``[K, N]``, or a function, row by row, of the gradients ``[K, N]`` that gives it; a constant either way.
+            v: ``[K, N]``, or a function, row by row, of the gradients ``[K, N]`` that gives it; a
+                constant either way.
         """
         if callable(v) and self.rows > self._rows_at_once:
             v = v(self.gradients(flats)[1])  # the direction belongs to the gradient over all passes
@@ -155,21 +168,28 @@ class Surface:
         for part in torch.arange(len(flats)).split(self._points):
             at = flats[part].detach().requires_grad_()
             for weight, batch in self.passes():
-                (grad,) = torch.autograd.grad(self._attached(at, batch).sum(), at, create_graph=True)
+                (grad,) = torch.autograd.grad(
+                    self._attached(at, batch).sum(), at, create_graph=True
+                )
                 grads[part] += weight * grad.detach()
                 if not grad.requires_grad:  # a loss linear in the parameters has no curvature
                     continue
                 direction = v(grad.detach()) if callable(v) else v[part]
-                (product,) = torch.autograd.grad((grad * direction).sum(), at, materialize_grads=True)
+                (product,) = torch.autograd.grad(
+                    (grad * direction).sum(), at, materialize_grads=True
+                )
                 products[part] += weight * product
         return grads, products
 
     def batches(self, m: int, seed: int = 0) -> Iterator[tuple[float, Surface]]:
-        """The sample, shuffled and cut in minibatches of ``m`` rows: each a surface, with its share of the rows.
+        """The sample, shuffled and cut in minibatches of ``m`` rows: each a surface, with its share
+        of the rows.
 
         The last may be smaller.
         """
-        order = torch.randperm(self.rows, generator=torch.Generator().manual_seed(seed)).to(self.params.device)
+        order = torch.randperm(self.rows, generator=torch.Generator().manual_seed(seed)).to(
+            self.params.device
+        )
         for index in order.split(m):
             part = copy.copy(self)
             part.data = tuple(x.index_select(0, index) for x in self.data)
@@ -206,7 +226,9 @@ class Surface:
     def _attached(self, at: Tensor, batch: Batch) -> Tensor:
         losses = self._raw(at, batch)
         if not losses.requires_grad:
-            raise UserError(f"{self.task.name}: the loss depends on no parameter, there is nothing to measure")
+            raise UserError(
+                f"{self.task.name}: the loss depends on no parameter, there is nothing to measure"
+            )
         return losses
 
 
@@ -221,5 +243,7 @@ def sample(data: Batch, rows: int | None, seed: int) -> Batch:
         raise UserError(f"the sample needs at least one row, not {rows}")
     if rows is None or rows >= count:
         return data
-    index = torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:rows].to(data[0].device)
+    index = torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:rows].to(
+        data[0].device
+    )
     return tuple(x.index_select(0, index) for x in data)

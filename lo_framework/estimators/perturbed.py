@@ -3,7 +3,8 @@
     ES:   grad = mean_k  eps_k (L(theta + eps_k) - L(theta - eps_k)) / (2 sigma^2)
     PES:  the same with xi_k, the sum of a task's perturbations since its episode began, in place of eps_k
 
-(Salimans et al. 2017; Vicol et al. 2021.) Both members of a pair see the same initial parameters, data and dropout.
+(Salimans et al. 2017; Vicol et al. 2021.) Both members of a pair see the same initial parameters,
+data and dropout.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from lo_framework.estimators.truncation import Truncation, Unroller, UnrollState
 from lo_framework.inner.step import Carry, Family
 from lo_framework.learned.base import Theta
 from lo_framework.objectives import AnyObjective
+from lo_framework.optimizees.spec import UserError
 from lo_framework.protocols import MetaGradient
-from optimizees.spec import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,10 +41,17 @@ class Perturbed:
     persistent: ClassVar[bool]
 
     def __init__(
-        self, family: Family, objective: AnyObjective, truncation: Truncation, num_tasks: int, config: PerturbedConfig
+        self,
+        family: Family,
+        objective: AnyObjective,
+        truncation: Truncation,
+        num_tasks: int,
+        config: PerturbedConfig,
     ) -> None:
         self.unroller = Unroller(family, objective, truncation, num_tasks, copies=2)
-        self.step = family.step(held_out=self.unroller.second_batch, pairs=True, needs=objective.needs)
+        self.step = family.step(
+            held_out=self.unroller.second_batch, pairs=True, needs=objective.needs
+        )
         self.config = config
 
     def init_state(self, theta: Theta, generator: torch.Generator) -> UnrollState:
@@ -51,34 +59,49 @@ class Perturbed:
         size = sum(x.numel() for x in theta.values())
         if not size:
             raise UserError("the learned optimizer has no meta-parameters")
-        return replace(state, extra={"xi": torch.zeros(self.unroller.num, size)} if self.persistent else {})
+        return replace(
+            state, extra={"xi": torch.zeros(self.unroller.num, size)} if self.persistent else {}
+        )
 
     @torch.no_grad()
     def estimate(self, theta: Theta, state: UnrollState) -> tuple[MetaGradient, UnrollState]:
-        """One truncation of every pair. Nothing is kept of a step but its carry, so memory does not grow with steps."""
+        """One truncation of every pair. Nothing is kept of a step but its carry, so memory does not
+        grow with steps.
+        """
         unroller, num = self.unroller, self.unroller.num
         state, restarted = unroller.restart_finished(state)
         size = sum(x.numel() for x in theta.values())
         eps = self.config.sigma * torch.randn(num, size, generator=state.generator)
         carry, total, penalty, terms = unroller.run(
-            self.step, self._pairs(theta, eps), state.carry, state, 0, unroller.truncation.unroll_length
+            self.step,
+            self._pairs(theta, eps),
+            state.carry,
+            state,
+            0,
+            unroller.truncation.unroll_length,
         )
         xi = eps
         if self.persistent:
             xi = torch.where(restarted[:, None], 0.0, state.extra["xi"]) + eps
         grad = unflatten_theta(theta, self._slope(total + penalty, xi))
         plain = unflatten_theta(theta, self._slope(total, xi)) if unroller.alpha else None
-        metrics = {**unroller.summary(state, total, penalty, terms), "nonfinite": float((~carry.alive).float().mean())}
+        metrics = {
+            **unroller.summary(state, total, penalty, terms),
+            "nonfinite": float((~carry.alive).float().mean()),
+        }
         if not self.persistent:  # both members of the next pair start from the positive one's state
             carry = _share_first(carry, num)
         new = replace(unroller.advance(state, carry), extra={"xi": xi} if self.persistent else {})
         return MetaGradient(grad, metrics, plain), new
 
     def _slope(self, total: Tensor, xi: Tensor) -> Tensor:
-        """Meta-gradient ``[P]`` from summed scores ``[2K]`` and the perturbations ``[K, P]`` that made them."""
+        """Meta-gradient ``[P]`` from summed scores ``[2K]`` and the perturbations ``[K, P]`` that
+        made them.
+        """
         positive, negative = (total / self.unroller.truncation.unroll_length).cpu().chunk(2)
         weight = (positive - negative) / (2 * self.config.sigma**2)
-        # Scores are capped per step, so they are finite even where a task diverged; a user's `normalize` may not be.
+        # Scores are capped per step, so they are finite even where a task diverged; a user's
+        # `normalize` may not be.
         weight = torch.where(torch.isfinite(weight), weight, 0.0)
         return (weight[:, None] * xi).mean(0)
 

@@ -1,13 +1,13 @@
 """``tbptt``: back-propagation through a truncation of the inner loop.
 
-Low variance, but blind to whatever happens after the truncation: short ones favour small steps. ``second_order``
-differentiates through the inner gradients as well. ``segments`` trades time for memory: the unroll is cut in segments,
-only their starting states are kept, and each segment is run again when its turn in the backward sweep comes, so memory
-grows with ``segments + T / segments`` (sqrt(T) for ``segments = 0``, which chooses sqrt(T) segments) for one more
-forward pass.
+Low variance, but blind to whatever happens after the truncation: short ones favour small steps.
+``second_order`` differentiates through the inner gradients as well. ``segments`` trades time for
+memory: the unroll is cut in segments, only their starting states are kept, and each segment is run
+again when its turn in the backward sweep comes, so memory grows with ``segments + T / segments``
+(sqrt(T) for ``segments = 0``, which chooses sqrt(T) segments) for one more forward pass.
 
-The meta-gradient is taken per task (theta is batched), so that a task whose gradient is not finite is left out and
-counted.
+The meta-gradient is taken per task (theta is batched), so that a task whose gradient is not finite
+is left out and counted.
 """
 
 from __future__ import annotations
@@ -19,7 +19,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from lo_framework.estimators.truncation import Truncation, Unrolled, Unroller, UnrollState, added, map_carry
+from lo_framework.estimators.truncation import (
+    Truncation,
+    Unrolled,
+    Unroller,
+    UnrollState,
+    added,
+    map_carry,
+)
 from lo_framework.inner.step import Carry, Family, tile_theta
 from lo_framework.learned.base import Theta
 from lo_framework.objectives import AnyObjective
@@ -28,7 +35,9 @@ from lo_framework.protocols import MetaGradient
 
 @dataclass(frozen=True, kw_only=True)
 class TBPTTConfig:
-    """``clip_task``: largest norm of one task's meta-gradient (0: none), so that none can own the mean."""
+    """``clip_task``: largest norm of one task's meta-gradient (0: none), so that none can own the
+    mean.
+    """
 
     second_order: bool = True
     segments: int = 1
@@ -43,13 +52,20 @@ class TBPTT:
     Config: ClassVar[type] = TBPTTConfig
 
     def __init__(
-        self, family: Family, objective: AnyObjective, truncation: Truncation, num_tasks: int, config: TBPTTConfig
+        self,
+        family: Family,
+        objective: AnyObjective,
+        truncation: Truncation,
+        num_tasks: int,
+        config: TBPTTConfig,
     ) -> None:
         self.unroller = Unroller(family, objective, truncation, num_tasks)
         self.step = family.step(
-            held_out=self.unroller.second_batch, second_order=config.second_order, differentiable=True,
+            held_out=self.unroller.second_batch,
+            second_order=config.second_order,
+            differentiable=True,
             needs=objective.needs,
-        )  # fmt: skip
+        )
         self.config = config
         length = truncation.unroll_length
         segments = min(config.segments or round(math.sqrt(length)), length)
@@ -63,9 +79,12 @@ class TBPTT:
         state, _ = self.unroller.restart_finished(state)
         tiled = tile_theta(theta, self.unroller.num)
         starts = self._forward(tiled, state)
-        # One sweep pulls back the whole objective; where GSAM decomposes meta-gradients, another the plain one.
+        # One sweep pulls back the whole objective; where GSAM decomposes meta-gradients, another
+        # the plain one.
         sweeps = 2 if self.unroller.alpha else 1
-        grads: list[Theta] = [{name: torch.zeros_like(x) for name, x in tiled.items()} for _ in range(sweeps)]
+        grads: list[Theta] = [
+            {name: torch.zeros_like(x) for name, x in tiled.items()} for _ in range(sweeps)
+        ]
         cotangents: list[dict[str, Tensor]] = [{} for _ in range(sweeps)]
         total = penalty = torch.zeros(self.unroller.num, device=state.carry.params.device)
         terms: dict[str, Tensor] = {}
@@ -75,19 +94,34 @@ class TBPTT:
             state.generator.set_state(random_state)
             end, pulled = self._segment(tiled, carry, state, s, cotangents)
             cotangents = [before for _, before in pulled]
-            grads = [{n: g + found[n] for n, g in each.items()} for each, (found, _) in zip(grads, pulled)]
-            total, penalty, terms = total + end.score, penalty + end.penalty, added(terms, end.terms)
+            grads = [
+                {n: g + found[n] for n, g in each.items()}
+                for each, (found, _) in zip(grads, pulled)
+            ]
+            total, penalty, terms = (
+                total + end.score,
+                penalty + end.penalty,
+                added(terms, end.terms),
+            )
             if s == last:
                 final, final_random = end.carry, state.generator.get_state()
         state.generator.set_state(final_random)
         length = self.unroller.truncation.unroll_length
         scaled = [{n: g / length for n, g in each.items()} for each in grads]
         (mean, *plain), bad, clipped = combine(scaled, self.config.clip_task, final.alive)
-        metrics = {**self.unroller.summary(state, total, penalty, terms), "nonfinite": bad, "task_clipped": clipped}
-        return MetaGradient(mean, metrics, plain[0] if plain else None), self.unroller.advance(state, final)
+        metrics = {
+            **self.unroller.summary(state, total, penalty, terms),
+            "nonfinite": bad,
+            "task_clipped": clipped,
+        }
+        return MetaGradient(mean, metrics, plain[0] if plain else None), self.unroller.advance(
+            state, final
+        )
 
     def _forward(self, theta: Theta, state: UnrollState) -> list[tuple[Carry, Tensor]]:
-        """Start of every segment and the generator's state there; the last segment itself is not run."""
+        """Start of every segment and the generator's state there; the last segment itself is not
+        run.
+        """
         carry = state.carry
         starts = [(carry, state.generator.get_state())]
         with torch.no_grad():
@@ -97,33 +131,52 @@ class TBPTT:
         return starts
 
     def _segment(
-        self, theta: Theta, carry: Carry, state: UnrollState, s: int, cotangents: list[dict[str, Tensor]]
+        self,
+        theta: Theta,
+        carry: Carry,
+        state: UnrollState,
+        s: int,
+        cotangents: list[dict[str, Tensor]],
     ) -> tuple[Unrolled, list[tuple[Theta, dict[str, Tensor]]]]:
-        """Run segment ``s`` and pull back through it, for each sweep, its score and the next segment's cotangents."""
+        """Run segment ``s`` and pull back through it, for each sweep, its score and the next
+        segment's cotangents.
+        """
         moving, fixed = _split(carry)
         theta = {name: x.detach().requires_grad_() for name, x in theta.items()}
-        # There is nothing to pull back to before the first segment, but a first step unlike all others would have to
-        # be recorded (and compiled) too.
+        # There is nothing to pull back to before the first segment, but a first step unlike all
+        # others would have to be recorded (and compiled) too.
         if s or self.unroller.family.engine != "eager":
             moving = {name: x.detach().requires_grad_() for name, x in moving.items()}
         # Plain autograd, not torch.func.vjp: without a level of its own each operation costs less.
         with torch.enable_grad():
-            end = self.unroller.run(self.step, theta, _join(moving, fixed), state, self.bounds[s], self.bounds[s + 1])
+            end = self.unroller.run(
+                self.step, theta, _join(moving, fixed), state, self.bounds[s], self.bounds[s + 1]
+            )
         inputs = [*theta.values(), *(x for x in moving.values() if s)]
         pulled = []
         for sweep, cotangent in enumerate(cotangents):
             score = end.score if sweep else end.score + end.penalty
             outputs = [(score, torch.ones_like(score))]
-            outputs += [(x, cotangent[name]) for name, x in _split(end.carry)[0].items() if name in cotangent]
+            outputs += [
+                (x, cotangent[name])
+                for name, x in _split(end.carry)[0].items()
+                if name in cotangent
+            ]
             outputs = [(x, seed) for x, seed in outputs if x.requires_grad]
             found = list(_pull(outputs, inputs, keep=sweep + 1 < len(cotangents)))
             pulled.append((dict(zip(theta, found)), dict(zip(moving, found[len(theta) :]))))
-        done = Unrolled(map_carry(Tensor.detach, end.carry), end.score.detach(), end.penalty.detach(), end.terms)
+        done = Unrolled(
+            map_carry(Tensor.detach, end.carry), end.score.detach(), end.penalty.detach(), end.terms
+        )
         return done, pulled
 
 
-def _pull(outputs: list[tuple[Tensor, Tensor]], inputs: list[Tensor], keep: bool) -> tuple[Tensor, ...]:
-    """Gradients of ``inputs`` (zero for what the outputs do not depend on), given (output, its cotangent) pairs."""
+def _pull(
+    outputs: list[tuple[Tensor, Tensor]], inputs: list[Tensor], keep: bool
+) -> tuple[Tensor, ...]:
+    """Gradients of ``inputs`` (zero for what the outputs do not depend on), given (output, its
+    cotangent) pairs.
+    """
     if not outputs:
         return tuple(torch.zeros_like(x) for x in inputs)
     tensors, seeds = zip(*outputs)
@@ -154,11 +207,13 @@ def _join(moving: dict[str, Tensor], carry: Carry) -> Carry:
 def combine(
     grads: list[Theta], clip_task: float = 0.0, alive: Tensor | None = None
 ) -> tuple[list[Theta], float, float]:
-    """Means over tasks of per-task gradients ``[K, ...]``; the fractions of non-finite and of clipped tasks.
+    """Means over tasks of per-task gradients ``[K, ...]``; the fractions of non-finite and of
+    clipped tasks.
 
-    There may be several gradients of the same tasks: the first decides on the clipping of all. A non-finite gradient is
-    left out, but the sum is still divided by K: a shard in trouble takes smaller steps, not noisier ones. The
-    non-finite fraction also counts tasks that are no longer ``alive [K]``.
+    There may be several gradients of the same tasks: the first decides on the clipping of all. A
+    non-finite gradient is left out, but the sum is still divided by K: a shard in trouble takes
+    smaller steps, not noisier ones. The non-finite fraction also counts tasks that are no longer
+    ``alive [K]``.
     """
     norms = [_norms(each) for each in grads]
     norm = norms[0]

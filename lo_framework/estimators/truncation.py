@@ -1,12 +1,13 @@
 """Truncated unrolls: where each task of a shard stands in its episode, and the data it sees next.
 
-An episode has a length (its horizon, to which progress refers); every outer step advances all tasks of the shard by
-``unroll_length`` inner steps. A task that reaches its end inside a truncation is masked out for the rest of it and
-starts a new episode at the next one. Tasks are desynchronised by cutting each one's first episode at a random place:
-otherwise all would restart together and the meta-loss would beat with the episode length.
+An episode has a length (its horizon, to which progress refers); every outer step advances all tasks
+of the shard by ``unroll_length`` inner steps. A task that reaches its end inside a truncation is
+masked out for the rest of it and starts a new episode at the next one. Tasks are desynchronised by
+cutting each one's first episode at a random place: otherwise all would restart together and the
+meta-loss would beat with the episode length.
 
-Everything random comes from one generator a shard; where an episode ends is known on the host, so no device is ever
-waited for.
+Everything random comes from one generator a shard; where an episode ends is known on the host, so
+no device is ever waited for.
 """
 
 from __future__ import annotations
@@ -22,13 +23,15 @@ from torch import Tensor
 from lo_framework.inner.step import Carry, Draw, Family, Step
 from lo_framework.learned.base import Theta
 from lo_framework.objectives import AnyObjective
+from lo_framework.optimizees.spec import UserError
 from lo_framework.protocols import Batch, Task
-from optimizees.spec import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
 class Truncation:
-    """``episode``: (shortest, longest) length; unequal ones are drawn log-uniformly at every restart."""
+    """``episode``: (shortest, longest) length; unequal ones are drawn log-uniformly at every
+    restart.
+    """
 
     unroll_length: int = 20
     episode: tuple[int, int] = (200, 200)
@@ -49,7 +52,9 @@ class Truncation:
 
 @dataclass(frozen=True)
 class UnrollState:
-    """A shard between two truncations. ``copies`` antithetic copies of each task share its row in the host tables."""
+    """A shard between two truncations. ``copies`` antithetic copies of each task share its row in
+    the host tables.
+    """
 
     carry: Carry  # [copies * K]
     t: Tensor  # [K] int64, host: steps done of the current episode
@@ -72,7 +77,12 @@ class Unroller:
     """Starts, restarts and runs truncations of ``num`` tasks of one family."""
 
     def __init__(
-        self, family: Family, objective: AnyObjective, truncation: Truncation, num: int, copies: int = 1
+        self,
+        family: Family,
+        objective: AnyObjective,
+        truncation: Truncation,
+        num: int,
+        copies: int = 1,
     ) -> None:
         if num < 1:
             raise UserError(f"a shard needs at least one task, not {num}")
@@ -85,7 +95,9 @@ class Unroller:
 
     @property
     def second_batch(self) -> bool:
-        """Steps see a batch beside the training one: held-out data, or for a regularizer more training data."""
+        """Steps see a batch beside the training one: held-out data, or for a regularizer more
+        training data.
+        """
         absorption = self.family.absorption
         return self.objective.held_out or (absorption is not None and absorption.independent)
 
@@ -100,10 +112,14 @@ class Unroller:
         share = torch.rand(self.num, generator=generator)
         stop, length = (horizon * share).long().clamp_min(1), self.truncation.unroll_length
         stop = torch.minimum((stop / length).ceil().long() * length, horizon)
-        return UnrollState(carry, torch.zeros(self.num, dtype=torch.long), horizon, stop, generator, {})
+        return UnrollState(
+            carry, torch.zeros(self.num, dtype=torch.long), horizon, stop, generator, {}
+        )
 
     def restart_finished(self, state: UnrollState) -> tuple[UnrollState, Tensor]:
-        """New episodes for tasks whose last one is over or not finite; also which ones, ``[K]`` bool on the host."""
+        """New episodes for tasks whose last one is over or not finite; also which ones, ``[K]``
+        bool on the host.
+        """
         done = state.t >= state.stop
         count = int(done.sum())
         if not count:
@@ -115,14 +131,20 @@ class Unroller:
             horizon[k] = self.truncation.horizon(state.generator)
         t[rows] = 0
         stop = torch.where(done, horizon, state.stop)
-        where = torch.cat([rows + copy * self.num for copy in range(self.copies)]).to(state.carry.params.device)
+        where = torch.cat([rows + copy * self.num for copy in range(self.copies)]).to(
+            state.carry.params.device
+        )
         carry = map_carry(
-            lambda old, new: old.index_copy(0, where, torch.cat([new] * self.copies)), state.carry, fresh
+            lambda old, new: old.index_copy(0, where, torch.cat([new] * self.copies)),
+            state.carry,
+            fresh,
         )
         return replace(state, carry=carry, horizon=horizon, stop=stop, t=t), done
 
     def draw(self, state: UnrollState, i: int) -> tuple[Draw, Tensor]:
-        """Data of the truncation's i-th step for all copies, and each task's weight ``[copies K]``, 0 past its end."""
+        """Data of the truncation's i-th step for all copies, and each task's weight ``[copies K]``,
+        0 past its end.
+        """
         task, generator = self.task, state.generator
         train = task.batch("train", generator, (self.num,))
         split = "valid" if self.objective.held_out else "train"
@@ -136,11 +158,17 @@ class Unroller:
         weight = None
         if self.family.absorption is not None:
             weight = live * self.family.absorption.weights(now, state.horizon)
-            weight = self._repeat(weight.to(task.device)) if bool(weight.any()) else None  # nobody's turn: no cost
+            weight = (
+                self._repeat(weight.to(task.device)) if bool(weight.any()) else None
+            )  # nobody's turn: no cost
         draw = Draw(
-            self._repeat_batch(train), self._repeat_batch(held), self._repeat(noise.to(task.device)),
-            self._repeat(progress.to(task.device)), weight, self._repeat_batch(second),
-        )  # fmt: skip
+            self._repeat_batch(train),
+            self._repeat_batch(held),
+            self._repeat(noise.to(task.device)),
+            self._repeat(progress.to(task.device)),
+            weight,
+            self._repeat_batch(second),
+        )
         return draw, self._repeat(live.to(task.device))
 
     def run(
@@ -162,14 +190,20 @@ class Unroller:
         return Unrolled(carry, total, penalty, terms)
 
     def summary(
-        self, state: UnrollState, total: Tensor, penalty: Tensor, terms: dict[str, Tensor] | None = None
+        self,
+        state: UnrollState,
+        total: Tensor,
+        penalty: Tensor,
+        terms: dict[str, Tensor] | None = None,
     ) -> dict[str, float]:
-        """Metrics of the summed scores ``[copies K]`` of a truncation from ``state``, over the steps that counted.
+        """Metrics of the summed scores ``[copies K]`` of a truncation from ``state``, over the
+        steps that counted.
 
-        Terms of the objective are ``term_NAME``; where it has a ``level`` that tells who diverged, else the score does.
+        Terms of the objective are ``term_NAME``; where it has a ``level`` that tells who diverged,
+        else the score does.
 
-        Masked steps add nothing to ``total``: dividing by the unroll length would make the meta-loss dip at every
-        episode's end.
+        Masked steps add nothing to ``total``: dividing by the unroll length would make the
+        meta-loss dip at every episode's end.
         """
         live = (state.stop - state.t).clamp(1, self.truncation.unroll_length).to(total.dtype)
         live, total, terms = self._repeat(live), total.cpu(), dict(terms or {})
@@ -178,7 +212,9 @@ class Unroller:
             "meta_loss": float((total.sum() + penalty.sum().cpu()) / live.sum()),
             "diverged": float((level / live > 1.5).double().mean()),
         }
-        found |= {f"term_{name}": float(value.sum().cpu() / live.sum()) for name, value in terms.items()}
+        found |= {
+            f"term_{name}": float(value.sum().cpu() / live.sum()) for name, value in terms.items()
+        }
         if self.family.absorption is not None:
             found["penalty"] = float(penalty.sum().cpu() / live.sum())
         return found
@@ -218,6 +254,7 @@ def map_carry(f: Callable[..., Tensor], *carries: Carry) -> Carry:
 
 
 def canonical(carry: Carry) -> Carry:
-    """A detached contiguous clone. Every truncation passes its state through here, saved or not: a strided tensor and
-    its reloaded contiguous copy would sum to different bits."""
+    """A detached contiguous clone. Every truncation passes its state through here, saved or not: a
+    strided tensor and its reloaded contiguous copy would sum to different bits.
+    """
     return map_carry(lambda x: x.detach().clone(memory_format=torch.contiguous_format), carry)

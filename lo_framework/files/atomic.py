@@ -1,8 +1,9 @@
-"""Whole-file writes: a reader, now or after a crash, finds the old file or the new one, never a part of one.
+"""Whole-file writes: a reader, now or after a crash, finds the old file or the new one, never a
+part of one.
 
-The bytes go to a temporary file in the same folder, reach the disk (fsync), and then take the place of the old file in
-one step (`os.replace`). What a killed process leaves behind is a temporary, which `clean_temporaries` recognises by
-its name and by its writer being gone.
+The bytes go to a temporary file in the same folder, reach the disk (fsync), and then take the place
+of the old file in one step (`os.replace`). What a killed process leaves behind is a temporary,
+which `clean_temporaries` recognises by its name and by its writer being gone.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ import secrets
 import time
 from pathlib import Path
 
-from optimizees.spec import UserError
+from lo_framework.optimizees.spec import UserError
 
-# The token tells this process from an earlier one with the same number, as restarted containers have it.
+# The token tells this process from an earlier one with the same number, as restarted containers
+# have it.
 _TOKEN = secrets.token_hex(4)
 _serial = itertools.count()
 _TEMPORARY = re.compile(r"\..+\.(?P<pid>\d+)-(?P<token>[0-9a-f]{8})-\d+\.tmp", re.DOTALL)
@@ -25,11 +27,12 @@ _STALE_SECONDS = 24 * 3600.0
 
 
 def atomic_write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
-    """Make `path` hold exactly `data`; its folder is created where it is missing, and a link is followed.
+    """Make `path` hold exactly `data`; its folder is created where it is missing, and a link is
+    followed.
 
     Raises:
-        UserError: the system refuses (full disk, no permission, a folder of that name). What was at `path` is then
-            unchanged, and no temporary file stays behind.
+        UserError: the system refuses (full disk, no permission, a folder of that name). What was at
+            `path` is then unchanged, and no temporary file stays behind.
     """
     target = Path(os.path.realpath(path))
     temporary = target.with_name(f".{target.name}.{os.getpid()}-{_TOKEN}-{next(_serial)}.tmp")
@@ -60,8 +63,8 @@ def atomic_write_text(path: str | os.PathLike[str], text: str) -> None:
 def clean_temporaries(folder: str | os.PathLike[str]) -> list[Path]:
     """Remove the temporary files in `folder` whose writer is gone; returns what was removed.
 
-    A temporary of a process that still runs is left alone until it is a day old. A missing folder, or one that may not
-    be changed, is no error: the leftovers only waste space.
+    A temporary of a process that still runs is left alone until it is a day old. A missing folder,
+    or one that may not be changed, is no error: the leftovers only waste space.
     """
     removed = []
     with contextlib.suppress(OSError):
@@ -102,7 +105,9 @@ def _alive(pid: int) -> bool:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make the new name itself durable, where the system can: not every one lets a folder be opened or synced."""
+    """Make the new name itself durable, where the system can: not every one lets a folder be opened
+    or synced.
+    """
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:

@@ -7,25 +7,30 @@ import os
 from pathlib import Path
 
 from lo_framework.files.atomic import atomic_write_bytes, reason
-from optimizees.spec import UserError
+from lo_framework.optimizees.spec import UserError
 
 
 def truncate_jsonl(path: str | os.PathLike[str], keep_steps: int) -> int:
-    """Keep the lines of `path` whose ``"step"`` is at most `keep_steps`, and lines without one; returns how many.
+    """Keep the lines of `path` whose ``"step"`` is at most `keep_steps`, and lines without one;
+    returns how many.
 
-    The lines after a resume point would otherwise stand there twice. A last line that a crash tore is dropped; a
-    complete one that lacks only its line end gets it. The file is rewritten atomically, and only if something changes;
-    a missing file counts as empty. Call this before the log is opened for appending: the old file is replaced.
+    The lines after a resume point would otherwise stand there twice. A last line that a crash tore
+    is dropped; a complete one that lacks only its line end gets it. The file is rewritten
+    atomically, and only if something changes; a missing file counts as empty. Call this before the
+    log is opened for appending: the old file is replaced.
 
     Raises:
-        UserError: a line before the last one is no JSON object (then it is no log of ours), or the system refuses.
+        UserError: a line before the last one is no JSON object (then it is no log of ours), or the
+            system refuses.
     """
     try:
         before = Path(path).read_bytes()
     except FileNotFoundError:
         return 0
     except OSError as error:
-        raise UserError(f"cannot read {str(path)!r}: {reason(error)}; expected a metrics log") from error
+        raise UserError(
+            f"cannot read {str(path)!r}: {reason(error)}; expected a metrics log"
+        ) from error
     lines = before.split(b"\n")
     if not lines[-1]:
         lines.pop()

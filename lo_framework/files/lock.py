@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from optimizees.spec import UserError
+from lo_framework.optimizees.spec import UserError
 
 try:
     import fcntl
@@ -17,7 +17,8 @@ except ImportError:  # Windows has no flock: there, nothing is locked
 
 @contextlib.contextmanager
 def exclusive(folder: Path) -> Iterator[None]:
-    """Hold ``folder`` itself, without a file in it. The system lets go when the process ends, however it ends.
+    """Hold ``folder`` itself, without a file in it. The system lets go when the process ends,
+    however it ends.
 
     Raises:
         UserError: another process holds it.

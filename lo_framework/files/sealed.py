@@ -1,9 +1,11 @@
-"""Sealed files: tensors and a JSON record in one safetensors file, under one sha256, verified before anything is used.
+"""Sealed files: tensors and a JSON record in one safetensors file, under one sha256, verified
+before anything is used.
 
-The record is the only metadata entry of the safetensors header: JSON text with sorted keys, the digest first. The
-digest covers every byte of the file but its own 64 characters (they count as zeros): names, dtypes, shapes, tensor
-bytes, record, header layout and padding. It guards against damage, not against forgery; a forged file can hold wrong
-numbers but cannot run anything, because nothing but numbers and JSON is read.
+The record is the only metadata entry of the safetensors header: JSON text with sorted keys, the
+digest first. The digest covers every byte of the file but its own 64 characters (they count as
+zeros): names, dtypes, shapes, tensor bytes, record, header layout and padding. It guards against
+damage, not against forgery; a forged file can hold wrong numbers but cannot run anything, because
+nothing but numbers and JSON is read.
 
 The same tensors and record always give the same bytes.
 """
@@ -21,14 +23,14 @@ import torch
 from torch import Tensor
 
 from lo_framework.files.atomic import reason
-from optimizees.spec import UserError
+from lo_framework.optimizees.spec import UserError
 
 FORMAT_VERSION = 1  # of the container and of its record; any change of meaning raises it
 
 _KEY = "lo_framework"
 _BLANK = "0" * 64
-# The record as it stands inside the header, up to the digest. Quotes inside JSON strings are escaped, so no tensor name
-# and no record can contain these bytes.
+# The record as it stands inside the header, up to the digest. Quotes inside JSON strings are
+# escaped, so no tensor name and no record can contain these bytes.
 _MARK = b'"lo_framework":"{\\"sha256\\":\\"'
 _MAX_HEADER = 1 << 24  # bytes; a header of ours has some 100 bytes per tensor
 
@@ -39,7 +41,8 @@ def seal(tensors: Tensors, record: dict[str, Any]) -> bytes:
     """The bytes of a sealed file.
 
     Args:
-        tensors: any shape, dtype and device; they are stored as contiguous CPU copies, so views may overlap.
+        tensors: any shape, dtype and device; they are stored as contiguous CPU copies, so views may
+            overlap.
         record: JSON values only; tuples become lists. NaN and infinities keep Python's spelling.
 
     Raises:
@@ -50,10 +53,15 @@ def seal(tensors: Tensors, record: dict[str, Any]) -> bytes:
     fields = {"sha256": _BLANK, **_plain({"format_version": FORMAT_VERSION, **record}, "record")}
     text = json.dumps(fields, separators=(",", ":"))
     try:
-        raw = save({name: _packed(name, tensor) for name, tensor in sorted(tensors.items())}, metadata={_KEY: text})
+        raw = save(
+            {name: _packed(name, tensor) for name, tensor in sorted(tensors.items())},
+            metadata={_KEY: text},
+        )
     except (KeyError, ValueError) as error:
         dtypes = sorted({str(tensor.dtype) for tensor in tensors.values()})
-        raise TypeError(f"safetensors cannot hold these tensors (dtypes {', '.join(dtypes)}): {error}") from error
+        raise TypeError(
+            f"safetensors cannot hold these tensors (dtypes {', '.join(dtypes)}): {error}"
+        ) from error
     at = raw.index(_MARK) + len(_MARK)
     return raw[:at] + _digest(raw, at).encode() + raw[at + len(_BLANK) :]
 
@@ -71,11 +79,14 @@ def unseal(raw: bytes, name: str, expected: str) -> tuple[Tensors, dict[str, Any
     header = _header(raw, name, expected)
     mark = header.find(_MARK)
     if mark < 0:
-        raise UserError(f"{name} has no lo_framework record: expected {expected}, or a copy that is not damaged")
+        raise UserError(
+            f"{name} has no lo_framework record: expected {expected}, or a copy that is not damaged"
+        )
     at = 8 + mark + len(_MARK)
     if _digest(raw, at).encode() != raw[at : at + len(_BLANK)]:
         raise UserError(f"{name} is {_damage(raw, header)}; copy or download it again")
-    # From here on the file is what its writer wrote; a line below fails only for a file that was forged.
+    # From here on the file is what its writer wrote; a line below fails only for a file that was
+    # forged.
     try:
         record = json.loads(json.loads(header)["__metadata__"][_KEY])
         version = record["format_version"]
@@ -89,7 +100,9 @@ def unseal(raw: bytes, name: str, expected: str) -> tuple[Tensors, dict[str, Any
     return _tensors(raw, name, expected), record
 
 
-def read_sealed(path: str | os.PathLike[str], expected: str, limit: int) -> tuple[Tensors, dict[str, Any]]:
+def read_sealed(
+    path: str | os.PathLike[str], expected: str, limit: int
+) -> tuple[Tensors, dict[str, Any]]:
     """`unseal` the file at `path`, which may have at most `limit` bytes.
 
     Raises:
@@ -102,7 +115,9 @@ def read_sealed(path: str | os.PathLike[str], expected: str, limit: int) -> tupl
             what = "a folder" if stat.S_ISDIR(status.st_mode) else "not an ordinary file"
             raise UserError(f"{name} is {what}: expected {expected}")
         if status.st_size > limit:
-            raise UserError(f"{name} has {status.st_size} bytes: expected {expected}, of at most {limit} bytes")
+            raise UserError(
+                f"{name} has {status.st_size} bytes: expected {expected}, of at most {limit} bytes"
+            )
         raw = Path(path).read_bytes()
     except FileNotFoundError:
         raise UserError(f"there is no file {name}: expected {expected}") from None
@@ -117,9 +132,13 @@ def _header(raw: bytes, name: str, expected: str) -> bytes:
     if not raw:
         raise UserError(f"{name} is empty: expected {expected}")
     if len(raw) < 10 or raw[8:9] != b"{" or length > _MAX_HEADER:
-        raise UserError(f"{name} is not a safetensors file of ours, or its beginning is damaged: expected {expected}")
+        raise UserError(
+            f"{name} is not a safetensors file of ours, or its beginning is damaged: expected {expected}"
+        )
     if length > len(raw) - 8:
-        raise UserError(f"{name} is truncated or damaged in its header: expected {expected}; copy or download it again")
+        raise UserError(
+            f"{name} is truncated or damaged in its header: expected {expected}; copy or download it again"
+        )
     return raw[8 : 8 + length]
 
 
@@ -134,7 +153,11 @@ def _digest(raw: bytes, at: int) -> str:
 def _damage(raw: bytes, header: bytes) -> str:
     """The likely kind of damage, in words; the header may itself be wrong."""
     try:
-        ends = [entry["data_offsets"][1] for key, entry in json.loads(header).items() if key != "__metadata__"]
+        ends = [
+            entry["data_offsets"][1]
+            for key, entry in json.loads(header).items()
+            if key != "__metadata__"
+        ]
         promised = 8 + len(header) + max(ends, default=0)
         if len(raw) < promised:
             return f"truncated: {len(raw)} bytes of {promised}"
@@ -149,9 +172,18 @@ def _tensors(raw: bytes, name: str, expected: str) -> Tensors:
 
     try:
         loaded = load(raw)
-    except (SafetensorError, ValueError, LookupError, TypeError, ArithmeticError, AssertionError, RuntimeError) as bad:
+    except (
+        SafetensorError,
+        ValueError,
+        LookupError,
+        TypeError,
+        ArithmeticError,
+        AssertionError,
+        RuntimeError,
+    ) as bad:
         raise UserError(f"{name} has unreadable tensors: expected {expected}") from bad
-    # Copies have the allocator's alignment, which kernels see: a resumed run must not differ in bits for it.
+    # Copies have the allocator's alignment, which kernels see: a resumed run must not differ in
+    # bits for it.
     return {key: tensor.clone() for key, tensor in loaded.items()}
 
 
@@ -159,14 +191,23 @@ def _packed(name: str, tensor: Tensor) -> Tensor:
     """A contiguous CPU copy that shares memory with no other tensor of the file."""
     if name == "__metadata__":
         raise TypeError('a tensor cannot be named "__metadata__": safetensors keeps that name')
-    if not isinstance(tensor, Tensor) or tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
-        raise TypeError(f'"{name}" is not a dense tensor that holds its numbers: {type(tensor).__name__}')
+    if (
+        not isinstance(tensor, Tensor)
+        or tensor.layout != torch.strided
+        or tensor.is_quantized
+        or tensor.is_meta
+    ):
+        raise TypeError(
+            f'"{name}" is not a dense tensor that holds its numbers: {type(tensor).__name__}'
+        )
     plain = tensor.detach().resolve_conj().resolve_neg().to("cpu")
     return plain.clone(memory_format=torch.contiguous_format)
 
 
 def _plain(value: Any, where: str) -> Any:
-    """`value` with sorted keys and tuples as lists; TypeError where JSON would change or refuse something else."""
+    """`value` with sorted keys and tuples as lists; TypeError where JSON would change or refuse
+    something else.
+    """
     if isinstance(value, dict):
         for key in value:
             if not isinstance(key, str):
@@ -176,4 +217,6 @@ def _plain(value: Any, where: str) -> Any:
         return [_plain(item, f"{where}[{index}]") for index, item in enumerate(value)]
     if value is None or isinstance(value, (str, bool, int, float)):
         return value
-    raise TypeError(f"{where} is a {type(value).__name__}: expected None, bool, int, float, str, list or dict")
+    raise TypeError(
+        f"{where} is a {type(value).__name__}: expected None, bool, int, float, str, list or dict"
+    )

@@ -1,9 +1,11 @@
-"""A second look at the point after an update: what objectives about steps need (`objectives.steps`).
+"""A second look at the point after an update: what objectives about steps need
+(`objectives.steps`).
 
-The gradient there, on a second training batch, carries a meta-gradient of its own: it is taken at parameters that the
-learned optimizer made, and its derivative by them is a Hessian-vector product. First-order mode keeps that derivative
-as well: there the gradient that the optimizer saw is a constant, and without it nothing of the term would be left to
-learn from. Under ES and PES no graph is kept.
+The gradient there, on a second training batch, carries a meta-gradient of its own: it is taken at
+parameters that the learned optimizer made, and its derivative by them is a Hessian-vector product.
+First-order mode keeps that derivative as well: there the gradient that the optimizer saw is a
+constant, and without it nothing of the term would be left to learn from. Under ES and PES no graph
+is kept.
 """
 
 from __future__ import annotations
@@ -28,16 +30,28 @@ class After(NamedTuple):
     before: Tensor  # [K] held-out loss before the update, on the batch of that after it; a constant
     second: Tensor  # [K] training loss after the update, on a second batch
     squares: Tensor  # [K, S] mean square of its gradient, by tensor
-    cosines: Tensor  # [K, S] between it and the gradient that the optimizer saw; 0 where one of them is zero
+    # [K, S] between it and the gradient that the optimizer saw; 0 where one of them is zero
+    cosines: Tensor
 
 
 def look(
-    needs: tuple[str, ...], layout: Layout, losses_of: LossesOf, start: Tensor, end: Tensor, buffers: State,
-    held: Batch, second: Batch, noise: Tensor, seen: Tensor, alive: Tensor,
-) -> After:  # fmt: skip
-    """From parameters ``start``, ``end`` ``[K, N]`` and the gradient ``seen [K, N]`` that led from one to the other.
+    needs: tuple[str, ...],
+    layout: Layout,
+    losses_of: LossesOf,
+    start: Tensor,
+    end: Tensor,
+    buffers: State,
+    held: Batch,
+    second: Batch,
+    noise: Tensor,
+    seen: Tensor,
+    alive: Tensor,
+) -> After:
+    """From parameters ``start``, ``end`` ``[K, N]`` and the gradient ``seen [K, N]`` that led from
+    one to the other.
 
-    Both sides of the step have the buffers that it left and the same dropout: they differ by parameters alone.
+    Both sides of the step have the buffers that it left and the same dropout: they differ by
+    parameters alone.
     """
     before = loss = torch.zeros_like(start[:, 0]).detach()
     squares = cosines = start.new_zeros(len(start), layout.num)
@@ -52,15 +66,20 @@ def look(
         loss, _ = losses_of(end, buffers, second, noise)
     rows = alive[:, None]
     return After(
-        torch.where(alive, before, torch.inf), torch.where(alive, loss, torch.inf),
-        torch.where(rows, squares, torch.inf), torch.where(rows, cosines, -1.0),
-    )  # fmt: skip
+        torch.where(alive, before, torch.inf),
+        torch.where(alive, loss, torch.inf),
+        torch.where(rows, squares, torch.inf),
+        torch.where(rows, cosines, -1.0),
+    )
 
 
-def _gradient(losses_of: LossesOf, at: Tensor, buffers: State, batch: Batch, noise: Tensor) -> tuple[Tensor, Tensor]:
+def _gradient(
+    losses_of: LossesOf, at: Tensor, buffers: State, batch: Batch, noise: Tensor
+) -> tuple[Tensor, Tensor]:
     """Losses ``[K]`` and gradients ``[K, N]``, with a graph where one is kept.
 
-    No row's loss depends on another row's parameters: one backward pass from all of them gives each its own gradient.
+    No row's loss depends on another row's parameters: one backward pass from all of them gives each
+    its own gradient.
     """
     through = at.requires_grad and torch.is_grad_enabled()
     with torch.enable_grad():

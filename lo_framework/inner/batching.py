@@ -1,7 +1,8 @@
 """One function over K tasks: ``vmap`` where the task allows it, else a plain loop.
 
-A task says so by ``vmappable = False`` (recurrent layers of ``torch.nn``, Python control flow that looks at data). The
-loop gives the same numbers and the same derivatives, at the price of K times the calls.
+A task says so by ``vmappable = False`` (recurrent layers of ``torch.nn``, Python control flow that
+looks at data). The loop gives the same numbers and the same derivatives, at the price of K times
+the calls.
 """
 
 from __future__ import annotations
@@ -14,8 +15,12 @@ from torch import Tensor
 from torch.func import vmap
 
 
-def over_tasks(task: Any, function: Callable[..., Any], chunk_size: int | None = None) -> Callable[..., Any]:
-    """``function`` of one task's tensors, lifted to tensors with K tasks in front, ``chunk_size`` of them at once."""
+def over_tasks(
+    task: Any, function: Callable[..., Any], chunk_size: int | None = None
+) -> Callable[..., Any]:
+    """``function`` of one task's tensors, lifted to tensors with K tasks in front, ``chunk_size``
+    of them at once.
+    """
     if getattr(task, "vmappable", True):
         return vmap(function, chunk_size=chunk_size)
 
@@ -37,13 +42,21 @@ def _first(tree: Any) -> Tensor:
 def _leaves(tree: Any) -> list[Tensor]:
     if isinstance(tree, Tensor):
         return [tree]
-    return [leaf for part in (tree.values() if isinstance(tree, dict) else tree) for leaf in _leaves(part)]
+    return [
+        leaf
+        for part in (tree.values() if isinstance(tree, dict) else tree)
+        for leaf in _leaves(part)
+    ]
 
 
 def _row(tree: Any, k: int) -> Any:
     if isinstance(tree, Tensor):
         return tree[k]
-    return {n: _row(x, k) for n, x in tree.items()} if isinstance(tree, dict) else tuple(_row(x, k) for x in tree)
+    return (
+        {n: _row(x, k) for n, x in tree.items()}
+        if isinstance(tree, dict)
+        else tuple(_row(x, k) for x in tree)
+    )
 
 
 def _stack(rows: list[Any]) -> Any:

@@ -1,12 +1,13 @@
 """A vmapped step as a flat list of tensor operations, recorded once and replayed.
 
-Python, vmap and autograd together cost milliseconds a step, more than the arithmetic of a small family. What they do is
-the same at every step, so it is recorded at the first one (``make_fx`` on tensors without data), without the operations
-that repeat or change nothing, and from then on replayed. The bits are those of the plain step. Where a meta-gradient is
-wanted, the backward pass is recorded with the forward pass and the list is cut in two, as AOTAutograd does.
+Python, vmap and autograd together cost milliseconds a step, more than the arithmetic of a small
+family. What they do is the same at every step, so it is recorded at the first one (``make_fx`` on
+tensors without data), without the operations that repeat or change nothing, and from then on
+replayed. The bits are those of the plain step. Where a meta-gradient is wanted, the backward pass
+is recorded with the forward pass and the list is cut in two, as AOTAutograd does.
 
-With ``engine="inductor"`` the lists also go through ``torch.compile``: faster still, other bits, and it needs a C++
-compiler.
+With ``engine="inductor"`` the lists also go through ``torch.compile``: faster still, other bits,
+and it needs a C++ compiler.
 """
 
 from __future__ import annotations
@@ -19,28 +20,47 @@ import torch
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from optimizees.spec import UserError
+from lo_framework.optimizees.spec import UserError
 
 ENGINES = ("eager", "graph", "inductor")
 Flat = Sequence[Tensor]
 _aten = torch.ops.aten
 _SAME = (  # change nothing if shape, strides and dtype stay
-    _aten.expand.default, _aten.view.default, _aten._unsafe_view.default, _aten.reshape.default, _aten.alias.default,
-    _aten.permute.default, _aten.transpose.int, _aten.detach.default, _aten.lift_fresh_copy.default,
-)  # fmt: skip
+    _aten.expand.default,
+    _aten.view.default,
+    _aten._unsafe_view.default,
+    _aten.reshape.default,
+    _aten.alias.default,
+    _aten.permute.default,
+    _aten.transpose.int,
+    _aten.detach.default,
+    _aten.lift_fresh_copy.default,
+)
 # Made again in the backward pass rather than kept: views and constants.
 _FREE = (
-    *_SAME, _aten.unsqueeze.default, _aten.squeeze.dim, _aten.squeeze.dims, _aten.select.int, _aten.slice.Tensor,
-    _aten.split_with_sizes.default, _aten.unbind.int, _aten.t.default, _aten.scalar_tensor.default,
-    _aten.zeros_like.default, _aten.ones_like.default, _aten.new_zeros.default, _aten.zeros.default,
-)  # fmt: skip
+    *_SAME,
+    _aten.unsqueeze.default,
+    _aten.squeeze.dim,
+    _aten.squeeze.dims,
+    _aten.select.int,
+    _aten.slice.Tensor,
+    _aten.split_with_sizes.default,
+    _aten.unbind.int,
+    _aten.t.default,
+    _aten.scalar_tensor.default,
+    _aten.zeros_like.default,
+    _aten.ones_like.default,
+    _aten.new_zeros.default,
+    _aten.zeros.default,
+)
 
 
 class Recorder:
-    """``function`` of a flat list of tensors to a list of tensors, by replaying recordings; one for each kind of input.
+    """``function`` of a flat list of tensors to a list of tensors, by replaying recordings; one for
+    each kind of input.
 
-    Where gradients are enabled and some input requires one, the outputs have them too (first derivatives only).
-    ``function`` must be pure and make the same operations whatever the values.
+    Where gradients are enabled and some input requires one, the outputs have them too (first
+    derivatives only). ``function`` must be pure and make the same operations whatever the values.
     """
 
     def __init__(self, function: Callable[[Flat], list[Tensor]], engine: str) -> None:
@@ -48,7 +68,11 @@ class Recorder:
         self.recordings: dict[Any, Recording] = {}
 
     def __call__(self, inputs: Flat) -> Sequence[Tensor]:
-        wanted = tuple(x.requires_grad for x in inputs) if torch.is_grad_enabled() else (False,) * len(inputs)
+        wanted = (
+            tuple(x.requires_grad for x in inputs)
+            if torch.is_grad_enabled()
+            else (False,) * len(inputs)
+        )
         key = (wanted, tuple((x.shape, x.stride(), x.dtype, x.device) for x in inputs))
         if key not in self.recordings:
             self.recordings[key] = record(self.function, inputs, wanted, self.engine)
@@ -59,14 +83,17 @@ class Recorder:
 
 
 class Recording:
-    """``forward(*inputs)`` gives ``count`` outputs (then, if there is a ``backward``, what that needs beside
-    cotangents).
+    """``forward(*inputs)`` gives ``count`` outputs (then, if there is a ``backward``, what that
+    needs beside cotangents).
     """
 
     def __init__(
-        self, forward: Callable[..., Any], count: int, backward: Callable[..., Any] | None = None,
+        self,
+        forward: Callable[..., Any],
+        count: int,
+        backward: Callable[..., Any] | None = None,
         wanted: Sequence[bool] = (),
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.forward, self.count, self.backward, self.wanted = forward, count, backward, wanted
 
 
@@ -88,7 +115,9 @@ class _Replay(torch.autograd.Function):
         return (None, *(next(found) if wanted else None for wanted in ctx.recording.wanted))
 
 
-def record(function: Callable[[Flat], list[Tensor]], inputs: Flat, wanted: Sequence[bool], engine: str) -> Recording:
+def record(
+    function: Callable[[Flat], list[Tensor]], inputs: Flat, wanted: Sequence[bool], engine: str
+) -> Recording:
     """Record ``function`` at inputs like these; ``wanted`` says whose gradients will be asked for."""
     plain = [x.detach() for x in inputs]
     with torch.no_grad():
@@ -102,22 +131,32 @@ def record(function: Callable[[Flat], list[Tensor]], inputs: Flat, wanted: Seque
         given = [x.detach().requires_grad_() if w else x for x, w in zip(values, wanted)]
         with torch.enable_grad():
             results = function(given)
-        pairs = zip([x for x in results if x.is_floating_point()], values[len(given) :], strict=True)
+        pairs = zip(
+            [x for x in results if x.is_floating_point()], values[len(given) :], strict=True
+        )
         reached = [(x, seed) for x, seed in pairs if x.requires_grad]
         leaves = [x for x, w in zip(given, wanted) if w]
         grads = torch.autograd.grad(
-            [x for x, _ in reached], leaves, [seed for _, seed in reached], allow_unused=True, materialize_grads=True
+            [x for x, _ in reached],
+            leaves,
+            [seed for _, seed in reached],
+            allow_unused=True,
+            materialize_grads=True,
         )
         return [*(x.detach() for x in results), *grads]
 
     graph = _traced(joint, [*plain, *seeds])
     forward, backward = _cut(graph, len(plain), len(outputs))
-    return Recording(_executable(forward, engine), len(outputs), _executable(backward, engine), wanted)
+    return Recording(
+        _executable(forward, engine), len(outputs), _executable(backward, engine), wanted
+    )
 
 
 def _traced(function: Callable[[Flat], list[Tensor]], inputs: Flat) -> fx.GraphModule:
     """The operations of ``function``; constants that it holds stay tensors of the module."""
-    traced = make_fx(lambda *values: function(values), tracing_mode="fake", _allow_non_fake_inputs=True)
+    traced = make_fx(
+        lambda *values: function(values), tracing_mode="fake", _allow_non_fake_inputs=True
+    )
     graph = traced(*inputs)
     _out_of_place(graph.graph)
     _simplify(graph.graph)
@@ -126,16 +165,22 @@ def _traced(function: Callable[[Flat], list[Tensor]], inputs: Flat) -> fx.GraphM
 
 
 def _out_of_place(graph: fx.Graph) -> None:
-    """Derivative formulas write into fresh intermediates: the same without writing, so that equal calls have equal
-    results.
+    """Derivative formulas write into fresh intermediates: the same without writing, so that equal
+    calls have equal results.
     """
     for node in list(graph.nodes):
         if not getattr(getattr(node.target, "_schema", None), "is_mutable", False):
             continue
         written: Any = node.args[0] if node.args else None
         name = node.target._schema.name.rpartition("::")[2]
-        plain = name.endswith("_") and isinstance(written, fx.Node) and written.op == "call_function"
-        if not plain or _is_view(written) or any(_is_view(user) for user in written.users if user is not node):
+        plain = (
+            name.endswith("_") and isinstance(written, fx.Node) and written.op == "call_function"
+        )
+        if (
+            not plain
+            or _is_view(written)
+            or any(_is_view(user) for user in written.users if user is not node)
+        ):
             raise UserError(
                 f"this task cannot be recorded, because it changes a tensor in place ({name}); use engine eager"
             )
@@ -148,11 +193,17 @@ def _is_view(node: fx.Node) -> bool:
     if node.target is operator.getitem:
         return _is_view(node.args[0])  # type: ignore[arg-type]
     schema = getattr(node.target, "_schema", None)
-    return schema is not None and not schema.is_mutable and any(r.alias_info is not None for r in schema.returns)
+    return (
+        schema is not None
+        and not schema.is_mutable
+        and any(r.alias_info is not None for r in schema.returns)
+    )
 
 
 def _simplify(graph: fx.Graph) -> None:
-    """Drop operations that change nothing, and all but the first of equal ones: the list has no side effects."""
+    """Drop operations that change nothing, and all but the first of equal ones: the list has no
+    side effects.
+    """
     seen: dict[tuple[Any, str, str], fx.Node] = {}
     for node in list(graph.nodes):
         if node.op == "get_attr":
@@ -184,8 +235,12 @@ def _results(graph: fx.Graph) -> list[Any]:
     return list(output.args[0])
 
 
-def _cut(joint: fx.GraphModule, num_inputs: int, num_outputs: int) -> tuple[fx.GraphModule, fx.GraphModule]:
-    """(inputs) -> (outputs, kept) and (kept, cotangents) -> gradients: whatever needs no cotangent goes forward."""
+def _cut(
+    joint: fx.GraphModule, num_inputs: int, num_outputs: int
+) -> tuple[fx.GraphModule, fx.GraphModule]:
+    """(inputs) -> (outputs, kept) and (kept, cotangents) -> gradients: whatever needs no cotangent
+    goes forward.
+    """
     nodes = list(joint.graph.nodes)
     given = [node for node in nodes if node.op == "placeholder"]
     late = set(given[num_inputs:])
@@ -194,7 +249,9 @@ def _cut(joint: fx.GraphModule, num_inputs: int, num_outputs: int) -> tuple[fx.G
             late.add(node)
     results = _results(joint.graph)
     outputs, grads = results[:num_outputs], results[num_outputs:]
-    needed = {x for node in late for x in node.all_input_nodes} | {x for x in grads if isinstance(x, fx.Node)}
+    needed = {x for node in late for x in node.all_input_nodes} | {
+        x for x in grads if isinstance(x, fx.Node)
+    }
     needed -= late
     again: set[fx.Node] = set()  # made in both passes
     for node in reversed(nodes):
@@ -204,7 +261,9 @@ def _cut(joint: fx.GraphModule, num_inputs: int, num_outputs: int) -> tuple[fx.G
     kept = [node for node in nodes if node in needed and node not in again]
     early = [node for node in nodes if node not in late and node.op != "output"]
     forward = _part(joint, given[:num_inputs], early, [*outputs, *kept])
-    backward = _part(joint, [*kept, *given[num_inputs:]], [n for n in nodes if n in again or n in late], grads)
+    backward = _part(
+        joint, [*kept, *given[num_inputs:]], [n for n in nodes if n in again or n in late], grads
+    )
     return forward, backward
 
 
@@ -233,5 +292,6 @@ def _executable(graph: fx.GraphModule, engine: str) -> Callable[..., Any]:
     if engine != "inductor":
         return graph.forward
     compiled = torch.compile(graph, dynamic=False)
-    # Whether an input requires a gradient is none of the compiler's business: it would compile once for each case.
+    # Whether an input requires a gradient is none of the compiler's business: it would compile once
+    # for each case.
     return lambda *inputs: compiled(*(x.detach() for x in inputs))

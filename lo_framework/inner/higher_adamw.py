@@ -1,10 +1,11 @@
-"""AdamW for the package ``higher``: an independent way to the same meta-gradients, by module patching instead of
-``torch.func``.
+"""AdamW for the package ``higher``: an independent way to the same meta-gradients, by module
+patching instead of ``torch.func``.
 
-``higher`` 0.2.1 knows no AdamW, and its Adam differs from torch's (eps inside the bias correction) and loses the
-gradient of learned betas (it takes the square root of the bias correction with ``math``). The one registered here has
-torch's conventions (Loshchilov & Hutter 2019: decoupled decay of the old parameters), and every hyper-parameter may be
-a tensor with a gradient that differs from step to step.
+``higher`` 0.2.1 knows no AdamW, and its Adam differs from torch's (eps inside the bias correction)
+and loses the gradient of learned betas (it takes the square root of the bias correction with
+``math``). The one registered here has torch's conventions (Loshchilov & Hutter 2019: decoupled
+decay of the old parameters), and every hyper-parameter may be a tensor with a gradient that differs
+from step to step.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from optimizees.spec import UserError
+from lo_framework.optimizees.spec import UserError
 
 TINY = 1e-30  # keeps the derivative of sqrt finite at a second moment of exactly zero
 
@@ -35,17 +36,21 @@ def import_higher() -> Any:
         try:
             import higher
         except ModuleNotFoundError as error:
-            raise UserError(f"the inner backend higher needs the package {error.name}: pip install it") from None
+            raise UserError(
+                f"the inner backend higher needs the package {error.name}: pip install it"
+            ) from None
     return higher
 
 
 @functools.cache
 def register_adamw() -> type:
-    """Make ``torch.optim.AdamW`` known to ``higher``; returns the differentiable class. Any number of calls is one.
+    """Make ``torch.optim.AdamW`` known to ``higher``; returns the differentiable class. Any number
+    of calls is one.
 
-    State of a parameter: ``exp_avg``, ``exp_avg_sq`` as torch has them, and ``log_powers``, the logarithms of the
-    products of the betas so far, because betas may change; a state with torch's ``step`` instead is taken over. A group
-    may give ``keeps``, the pair 1 - betas, which betas near 1 do not hold to full precision.
+    State of a parameter: ``exp_avg``, ``exp_avg_sq`` as torch has them, and ``log_powers``, the
+    logarithms of the products of the betas so far, because betas may change; a state with torch's
+    ``step`` instead is taken over. A group may give ``keeps``, the pair 1 - betas, which betas near
+    1 do not hold to full precision.
     """
     higher = import_higher()
 
@@ -79,7 +84,9 @@ def _adamw(group: dict[str, Any], state: dict[str, Any], p: Tensor, g: Tensor) -
     m = (1 - keeps[0]) * state["exp_avg"] + keeps[0] * g
     v = (1 - keeps[1]) * state["exp_avg_sq"] + keeps[1] * g * g
     state.update(exp_avg=m, exp_avg_sq=v, log_powers=log_powers)
-    correction1, correction2 = (-torch.expm1(log) for log in log_powers)  # 1 - beta^t, without cancellation
+    correction1, correction2 = (
+        -torch.expm1(log) for log in log_powers
+    )  # 1 - beta^t, without cancellation
     denominator = (v / correction2 + TINY).sqrt() + eps
     return p * (1 - lr * weight_decay) - lr / correction1 * m / denominator
 

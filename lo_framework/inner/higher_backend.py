@@ -1,10 +1,11 @@
-"""``--inner-backend higher``: truncated back-propagation by plain loops, for optimizees that ``vmap`` cannot take.
+"""``--inner-backend higher``: truncated back-propagation by plain loops, for optimizees that
+``vmap`` cannot take.
 
-``nn.LSTM`` has no batching rule, and a module whose Python control flow looks at its data has no vmapped form at all.
-Here one task at a time is unrolled with ``higher``: a patched module and a differentiable AdamW whose hyper-parameters,
-tensor by tensor and step by step, are those of ``hyper-adamw``. Clocks, data and the objective are the vmapped
-engine's, so with the same generator both give the same meta-gradient; the price is a Python loop over tasks and a
-device sync a step.
+``nn.LSTM`` has no batching rule, and a module whose Python control flow looks at its data has no
+vmapped form at all. Here one task at a time is unrolled with ``higher``: a patched module and a
+differentiable AdamW whose hyper-parameters, tensor by tensor and step by step, are those of
+``hyper-adamw``. Clocks, data and the objective are the vmapped engine's, so with the same generator
+both give the same meta-gradient; the price is a Python loop over tasks and a device sync a step.
 """
 
 from __future__ import annotations
@@ -24,22 +25,28 @@ from lo_framework.layout import Layout
 from lo_framework.learned.base import Theta
 from lo_framework.learned.hyper_adamw import HyperAdamW
 from lo_framework.objectives import AnyObjective
+from lo_framework.optimizees.spec import UserError, build_config, parse_spec
 from lo_framework.protocols import Batch, Buffers, MetaGradient, Task
-from optimizees.spec import UserError, build_config, parse_spec
 
 
 class TaskModule(nn.Module):
-    """A task as ``higher`` wants it: a module with the task's parameters, whose forward gives (loss, new buffers).
+    """A task as ``higher`` wants it: a module with the task's parameters, whose forward gives
+    (loss, new buffers).
 
-    It serves a functional task and a wrapped module alike, and dropout and buffers keep the task's pure form.
+    It serves a functional task and a wrapped module alike, and dropout and buffers keep the task's
+    pure form.
     """
 
     def __init__(self, task: Task, layout: Layout, dtype: torch.dtype) -> None:
         super().__init__()
         self.task = task
         self.layout = layout
-        for i, slot in enumerate(layout.slots):  # a parameter's own name may hold dots, which a module's may not
-            self.register_parameter(f"p{i}", nn.Parameter(torch.zeros(slot.shape, dtype=dtype, device=task.device)))
+        for i, slot in enumerate(
+            layout.slots
+        ):  # a parameter's own name may hold dots, which a module's may not
+            self.register_parameter(
+                f"p{i}", nn.Parameter(torch.zeros(slot.shape, dtype=dtype, device=task.device))
+            )
 
     def forward(self, buffers: Buffers, batch: Batch, noise: Tensor) -> tuple[Tensor, Buffers]:
         params = {slot.name: getattr(self, f"p{i}") for i, slot in enumerate(self.layout.slots)}
@@ -47,19 +54,27 @@ class TaskModule(nn.Module):
 
 
 class HigherTBPTT:
-    """``tbptt`` without ``vmap``, for ``hyper-adamw`` only; the same arguments, states and results as ``TBPTT``.
+    """``tbptt`` without ``vmap``, for ``hyper-adamw`` only; the same arguments, states and results
+    as ``TBPTT``.
 
-    A task that goes non-finite stands still, scores as the objective scores an infinite loss, and has no part in the
-    meta-gradient. Memory: the graph of one task's truncation; there are no segments.
+    A task that goes non-finite stands still, scores as the objective scores an infinite loss, and
+    has no part in the meta-gradient. Memory: the graph of one task's truncation; there are no
+    segments.
 
     Raises:
-        UserError: another kind of learned optimizer, ``segments`` other than 1, or ``higher`` is not installed.
+        UserError: another kind of learned optimizer, ``segments`` other than 1, or ``higher`` is
+            not installed.
     """
 
     Config: ClassVar[type] = TBPTTConfig
 
     def __init__(
-        self, family: Family, objective: AnyObjective, truncation: Truncation, num_tasks: int, config: TBPTTConfig
+        self,
+        family: Family,
+        objective: AnyObjective,
+        truncation: Truncation,
+        num_tasks: int,
+        config: TBPTTConfig,
     ) -> None:
         if type(family.learned) is not HyperAdamW:
             raise UserError(
@@ -69,9 +84,13 @@ class HigherTBPTT:
         if family.learned.explicit(family.learned.theta()) is not None:
             raise UserError("the inner backend higher has plain gradients only: leave sam_rho at 0")
         if objective.needs:
-            raise UserError(f"the inner backend higher has the objectives valid and train only, not {objective.name}")
+            raise UserError(
+                f"the inner backend higher has the objectives valid and train only, not {objective.name}"
+            )
         if config.segments != 1:
-            raise UserError(f"the inner backend higher has no segments: expected 1, found {config.segments}")
+            raise UserError(
+                f"the inner backend higher has no segments: expected 1, found {config.segments}"
+            )
         higher = import_higher()
         self.unroller = Unroller(family, objective, truncation, num_tasks)
         self.config = config
@@ -81,8 +100,11 @@ class HigherTBPTT:
         dtypes = {x.dtype for x in sample.values()}
         self.module = TaskModule(family.task, family.layout, dtypes.pop())
         self.patched: Any = higher.patch.make_functional(self.module)
-        # One group a tensor, as hyper-adamw has values by tensor; those given here are overridden at every step.
-        self.torch_optimizer = torch.optim.AdamW([{"params": [p]} for p in self.module.parameters()])
+        # One group a tensor, as hyper-adamw has values by tensor; those given here are overridden
+        # at every step.
+        self.torch_optimizer = torch.optim.AdamW(
+            [{"params": [p]} for p in self.module.parameters()]
+        )
 
     def init_state(self, theta: Theta, generator: torch.Generator) -> UnrollState:
         return self.unroller.init(generator)
@@ -100,7 +122,11 @@ class HigherTBPTT:
         total = torch.stack([score for _, score, _ in rows])
         final = _stacked([carry for _, _, carry in rows])
         (mean,), bad, clipped = combine([grads], self.config.clip_task, final.alive)
-        metrics = {**unroller.summary(state, total, torch.zeros_like(total)), "nonfinite": bad, "task_clipped": clipped}
+        metrics = {
+            **unroller.summary(state, total, torch.zeros_like(total)),
+            "nonfinite": bad,
+            "task_clipped": clipped,
+        }
         return MetaGradient(mean, metrics), unroller.advance(state, final)
 
     def _kernels(self) -> contextlib.AbstractContextManager[Any]:
@@ -109,8 +135,12 @@ class HigherTBPTT:
             return torch.backends.cudnn.flags(enabled=False)
         return contextlib.nullcontext()
 
-    def _unroll(self, k: int, carry: Carry, draws: list[tuple[Draw, Tensor]]) -> tuple[Theta, Tensor, Carry]:
-        """Task ``k`` through the truncation: gradient of its summed score, the score and its row of the carry."""
+    def _unroll(
+        self, k: int, carry: Carry, draws: list[tuple[Draw, Tensor]]
+    ) -> tuple[Theta, Tensor, Carry]:
+        """Task ``k`` through the truncation: gradient of its summed score, the score and its row of
+        the carry.
+        """
         task, objective = self.unroller.task, self.unroller.objective
         optimizer = self._start(k, carry)
         buffers = {name: x[k] for name, x in carry.buffers.items()}
@@ -120,41 +150,71 @@ class HigherTBPTT:
         for draw, live in draws:
             train, held = infinite, infinite
             if alive:
-                train, new_buffers = self.patched(buffers, tuple(x[k] for x in draw.train), draw.noise[k])
+                train, new_buffers = self.patched(
+                    buffers, tuple(x[k] for x in draw.train), draw.noise[k]
+                )
                 kept = self.patched.fast_params, [dict(group[0]) for group in optimizer.state]
-                new = optimizer.step(train, override=self._hyper(draw.progress[k]), grad_callback=self._inner_gradients)
-                alive = bool(torch.isfinite(torch.stack([train.detach(), *(p.detach().sum() for p in new)])).all())
+                new = optimizer.step(
+                    train,
+                    override=self._hyper(draw.progress[k]),
+                    grad_callback=self._inner_gradients,
+                )
+                alive = bool(
+                    torch.isfinite(
+                        torch.stack([train.detach(), *(p.detach().sum() for p in new)])
+                    ).all()
+                )
                 if alive:
                     buffers, steps = new_buffers, steps + 1
-                    if not self.config.second_order:  # there they are computed at detached parameters
+                    if (
+                        not self.config.second_order
+                    ):  # there they are computed at detached parameters
                         buffers = {name: x.detach() for name, x in buffers.items()}
                     if objective.held_out:
-                        held, _ = self.patched(buffers, tuple(x[k] for x in draw.held), draw.noise[k])
+                        held, _ = self.patched(
+                            buffers, tuple(x[k] for x in draw.held), draw.noise[k]
+                        )
                 else:
                     train = infinite
                     self.patched.update_params(kept[0])
                     for group, moments in zip(optimizer.state, kept[1]):
                         group[0] = moments
-            total = total + objective.score(task, Losses(train[None], held[None], torch.zeros(1)))[0] * live[k]
+            total = (
+                total
+                + objective.score(task, Losses(train[None], held[None], torch.zeros(1)))[0]
+                * live[k]
+            )
         row = self._row(k, carry, optimizer, buffers, alive, steps)
         return self._pull(total, alive), total.detach(), row
 
     def _start(self, k: int, carry: Carry) -> Any:
         """The patched module and a differentiable optimizer at the state of task ``k``."""
         layout = self.module.layout
-        self.patched._fast_params = []  # holds the parameters of every step: drop the last unroll's, and their graph
-        self.patched.update_params([
-            x.detach().clone().requires_grad_() for x in layout.unflatten(carry.params[k]).values()
-        ])  # fmt: skip
-        optimizer = self.optimizer_type(self.torch_optimizer, list(self.module.parameters()), fmodel=self.patched)
+        # holds the parameters of every step: drop the last unroll's, and their graph
+        self.patched._fast_params = []
+        self.patched.update_params(
+            [
+                x.detach().clone().requires_grad_()
+                for x in layout.unflatten(carry.params[k]).values()
+            ]
+        )
+        optimizer = self.optimizer_type(
+            self.torch_optimizer, list(self.module.parameters()), fmodel=self.patched
+        )
         m, v = (layout.unflatten(carry.state[name][k]) for name in ("m", "v"))
         for i, slot in enumerate(layout.slots):
             logs = tuple(carry.state["log_power"][k, :, i].unbind(0))
-            optimizer.state[i][0] = {"exp_avg": m[slot.name], "exp_avg_sq": v[slot.name], "log_powers": logs}
+            optimizer.state[i][0] = {
+                "exp_avg": m[slot.name],
+                "exp_avg_sq": v[slot.name],
+                "log_powers": logs,
+            }
         return optimizer
 
     def _hyper(self, progress: Tensor) -> dict[str, list[Any]]:
-        """hyper-adamw's values in force at ``progress``, one of each for every tensor, as ``higher``'s override."""
+        """hyper-adamw's values in force at ``progress``, one of each for every tensor, as
+        ``higher``'s override.
+        """
         raw = self.learned.hyper(self.module.layout, progress)  # [H, S]
         keep1, keep2 = torch.sigmoid(-raw[1:3]).unbind(0)
         return {
@@ -165,18 +225,26 @@ class HigherTBPTT:
         }
 
     def _inner_gradients(self, grads: list[Tensor | None]) -> list[Tensor]:
-        """A parameter that the loss does not reach has gradient zero (and still decays), as in the vmapped engine."""
-        dense = [torch.zeros_like(p) if g is None else g for p, g in zip(self.patched.fast_params, grads)]
+        """A parameter that the loss does not reach has gradient zero (and still decays), as in the
+        vmapped engine.
+        """
+        dense = [
+            torch.zeros_like(p) if g is None else g for p, g in zip(self.patched.fast_params, grads)
+        ]
         return dense if self.config.second_order else [g.detach() for g in dense]
 
     def _pull(self, total: Tensor, alive: bool) -> Theta:
         named = dict(self.learned.named_parameters())
         if not alive or not total.requires_grad:
             return {name: torch.zeros_like(p) for name, p in named.items()}
-        grads = torch.autograd.grad(total, list(named.values()), allow_unused=True, materialize_grads=True)
+        grads = torch.autograd.grad(
+            total, list(named.values()), allow_unused=True, materialize_grads=True
+        )
         return dict(zip(named, grads))
 
-    def _row(self, k: int, carry: Carry, optimizer: Any, buffers: Buffers, alive: bool, steps: int) -> Carry:
+    def _row(
+        self, k: int, carry: Carry, optimizer: Any, buffers: Buffers, alive: bool, steps: int
+    ) -> Carry:
         """Where task ``k`` stands now, detached; its own part of a carry, without the leading K."""
         layout = self.module.layout
         names = [slot.name for slot in layout.slots]
@@ -187,12 +255,20 @@ class HigherTBPTT:
 
         state = {
             "step": carry.state["step"][k] + steps,
-            "log_power": torch.stack([torch.stack(moment["log_powers"]).detach() for moment in moments], dim=1),
+            "log_power": torch.stack(
+                [torch.stack(moment["log_powers"]).detach() for moment in moments], dim=1
+            ),
             "m": flat([moment["exp_avg"] for moment in moments]),
             "v": flat([moment["exp_avg_sq"] for moment in moments]),
         }
         buffers = {name: x.detach() for name, x in buffers.items()}
-        return Carry(flat(self.patched.fast_params), buffers, state, torch.full_like(carry.alive[k], alive), {})
+        return Carry(
+            flat(self.patched.fast_params),
+            buffers,
+            state,
+            torch.full_like(carry.alive[k], alive),
+            {},
+        )
 
 
 def _stacked(rows: list[Carry]) -> Carry:
@@ -208,11 +284,15 @@ def _stacked(rows: list[Carry]) -> Carry:
 def make_higher(
     spec: str, family: Family, objective: AnyObjective, truncation: Truncation, num_tasks: int
 ) -> HigherTBPTT:
-    """``make_estimator`` for this backend: ``"tbptt"`` or ``"tbptt:second_order=false,clip_task=1"``."""
+    """``make_estimator`` for this backend: ``"tbptt"`` or
+    ``"tbptt:second_order=false,clip_task=1"``.
+    """
     name, options = parse_spec(spec)
     if name != "tbptt":
         raise UserError(f"the inner backend higher has the estimator tbptt only, not {name!r}")
-    return HigherTBPTT(family, objective, truncation, num_tasks, build_config(TBPTTConfig, options, owner=name))
+    return HigherTBPTT(
+        family, objective, truncation, num_tasks, build_config(TBPTTConfig, options, owner=name)
+    )
 
 
 __all__ = ["HigherTBPTT", "make_higher"]

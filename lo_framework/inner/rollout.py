@@ -1,7 +1,8 @@
-"""Whole episodes for evaluation: every combination of C settings (thetas) and S paired seeds in one vmapped run.
+"""Whole episodes for evaluation: every combination of C settings (thetas) and S paired seeds in one
+vmapped run.
 
-Seed s fixes the initial parameters and every batch, whatever optimizer runs on it and however many others run beside
-it: the comparison is paired by construction.
+Seed s fixes the initial parameters and every batch, whatever optimizer runs on it and however many
+others run beside it: the comparison is paired by construction.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ _INIT, _TRAIN, _HELD = 0x1D1, 0x7A1, 0x4E1D
 
 
 class Rollout(NamedTuple):
-    """Curves ``[C, S, T]`` and final quantities ``[C, S]``; a diverged run has infinite losses from that step on."""
+    """Curves ``[C, S, T]`` and final quantities ``[C, S]``; a diverged run has infinite losses from
+    that step on.
+    """
 
     train: Tensor  # minibatch loss before each update
     held: Tensor  # held-out loss after each update; empty unless asked for
@@ -53,9 +56,10 @@ def rollout(
 ) -> Rollout:
     """Train ``task`` for ``steps`` with ``learned`` at each of ``thetas``, from each of ``seeds``.
 
-    ``num_steps`` is the horizon that progress refers to (default ``steps``); ``chunk`` settings x seeds run in one
-    vmap, to stay in cache. ``on_step(n)`` is told of every ``n`` finished task-steps; ``on_carry(t, carry, draw)`` sees
-    the carry after ``t`` updates and the data of the last of them (t = 0: the start, None). No meta-gradient.
+    ``num_steps`` is the horizon that progress refers to (default ``steps``); ``chunk`` settings x
+    seeds run in one vmap, to stay in cache. ``on_step(n)`` is told of every ``n`` finished
+    task-steps; ``on_carry(t, carry, draw)`` sees the carry after ``t`` updates and the data of the
+    last of them (t = 0: the start, None). No meta-gradient.
     """
     settings = [(c, s) for c in range(len(thetas)) for s in range(len(seeds))]
     family = Family(task, learned)
@@ -64,7 +68,14 @@ def rollout(
         for begin in range(0, len(settings), chunk):
             part = settings[begin : begin + chunk]
             theta = {name: torch.stack([thetas[c][name] for c, _ in part]) for name in thetas[0]}
-            arguments = (family, theta, [seeds[s] for _, s in part], steps, num_steps or steps, held_out)
+            arguments = (
+                family,
+                theta,
+                [seeds[s] for _, s in part],
+                steps,
+                num_steps or steps,
+                held_out,
+            )
             carry, train, held = _episodes(*arguments, on_step, on_carry)
             parts.append((carry, train, held, final_metrics(family, carry, splits)))
     shape = (len(thetas), len(seeds))
@@ -84,9 +95,15 @@ def rollout(
 
 
 def _episodes(
-    family: Family, theta: Theta, seeds: list[int], steps: int, num_steps: int, held_out: bool,
-    on_step: Callable[[int], None] | None, on_carry: Callable[[int, Carry, Draw | None], None] | None,
-) -> tuple[Carry, Tensor, Tensor]:  # fmt: skip
+    family: Family,
+    theta: Theta,
+    seeds: list[int],
+    steps: int,
+    num_steps: int,
+    held_out: bool,
+    on_step: Callable[[int], None] | None,
+    on_carry: Callable[[int, Carry, Draw | None], None] | None,
+) -> tuple[Carry, Tensor, Tensor]:
     """One chunk of K episodes, curves ``[K, T]``."""
     task, num = family.task, len(seeds)
     unique = sorted(set(seeds))
@@ -130,7 +147,9 @@ def final_metrics(family: Family, carry: Carry, splits: Sequence[str]) -> dict[s
     for split in splits:
         data = family.task.full(split)
 
-        def measured(params: Tensor, buffers: dict[str, Tensor], data: Batch = data) -> dict[str, Tensor]:
+        def measured(
+            params: Tensor, buffers: dict[str, Tensor], data: Batch = data
+        ) -> dict[str, Tensor]:
             return family.task.metrics(family.layout.unflatten(params), buffers, data)
 
         values = over_tasks(family.task, measured, chunk_size=4)(carry.params, carry.buffers)

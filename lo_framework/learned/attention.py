@@ -1,10 +1,12 @@
-"""``attention``: a transformer encoder over tokens modulates AdamW's hyper-parameters, step by step.
+"""``attention``: a transformer encoder over tokens modulates AdamW's hyper-parameters, step by
+step.
 
-MetaAdamW's rule (self-attention over parameter groups, arXiv 2605.04055) with decoupled decay. A token is a tensor or a
-group of them (`grouping`), never a single parameter; its features are bounded by construction; the head starts at zero,
-so that the optimizer starts as the ``hyper-adamw`` it grew from. `lo_framework.optim.MetaAdamW` trains the same network
-online. ``encoder="published"`` is the network of the paper: raw features without an embedding, norms and biases in the
-blocks, a random head.
+MetaAdamW's rule (self-attention over parameter groups, arXiv 2605.04055) with decoupled decay. A
+token is a tensor or a group of them (`grouping`), never a single parameter; its features are
+bounded by construction; the head starts at zero, so that the optimizer starts as the
+``hyper-adamw`` it grew from. `lo_framework.optim.MetaAdamW` trains the same network online.
+``encoder="published"`` is the network of the paper: raw features without an embedding, norms and
+biases in the blocks, a random head.
 """
 
 from __future__ import annotations
@@ -28,12 +30,13 @@ PUBLISHED_HEAD = 4  # rows for alpha, beta, lambda1, lambda2
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionConfig(HyperAdamWConfig):
-    """``head``: ``exp`` adds to every hyper-parameter in log space; ``bounded`` has MetaAdamW's factors of learning
-    rate and decay, in ``1 +- alpha_range / 2`` and ``1 +- beta_range / 2``.
+    """``head``: ``exp`` adds to every hyper-parameter in log space; ``bounded`` has MetaAdamW's
+    factors of learning rate and decay, in ``1 +- alpha_range / 2`` and ``1 +- beta_range / 2``.
 
-    ``features``, ``scale``, ``v_norms``, ``time``: see `group_features.FeatureSpec`; ``gating``: learned factors on
-    them. ``learn``: ``all``, or ``factors``: nothing but the factors (of AdamW at the tuned learning rate).
-    ``hidden_units`` of a block; 0: twice the width. ``head_scale``: of a random start of the head.
+    ``features``, ``scale``, ``v_norms``, ``time``: see `group_features.FeatureSpec`; ``gating``:
+    learned factors on them. ``learn``: ``all``, or ``factors``: nothing but the factors (of AdamW
+    at the tuned learning rate). ``hidden_units`` of a block; 0: twice the width. ``head_scale``: of
+    a random start of the head.
     """
 
     width: int = 16
@@ -74,11 +77,15 @@ class AttentionConfig(HyperAdamWConfig):
         check_grouping(self.grouping)
         needed = self.spec.columns + EMBEDDING * (self.features == "enhanced")
         if self.encoder == "published" and (self.head != "bounded" or self.width < needed):
-            raise ValueError(f"the published encoder needs head=bounded and a width of at least {needed} features")
+            raise ValueError(
+                f"the published encoder needs head=bounded and a width of at least {needed} features"
+            )
 
     @property
     def spec(self) -> FeatureSpec:
-        return FeatureSpec(version=self.features, scale=self.scale, v_norms=self.v_norms, time=self.time)
+        return FeatureSpec(
+            version=self.features, scale=self.scale, v_norms=self.v_norms, time=self.time
+        )
 
 
 class Attention(HyperAdamW):
@@ -101,7 +108,8 @@ class Attention(HyperAdamW):
             self.embed = matrix(config.width, inputs, generator)
             self.embed_bias = nn.Parameter(torch.zeros(config.width, 1))
         self.blocks = nn.ModuleList(
-            Block(config.width, config.heads, generator, config.hidden_units, published) for _ in range(config.layers)
+            Block(config.width, config.heads, generator, config.hidden_units, published)
+            for _ in range(config.layers)
         )
         self.head = nn.Parameter(torch.zeros(len(HYPER), config.width))
         if config.head_scale:
@@ -110,13 +118,20 @@ class Attention(HyperAdamW):
             self.head = xavier(PUBLISHED_HEAD, config.width, generator)
             self.head_bias = nn.Parameter(torch.zeros(PUBLISHED_HEAD, 1))
         if config.features == "enhanced":
-            self.group_embedding = nn.Parameter(0.1 * torch.randn(EMBEDDING, KEYS, generator=generator))
+            self.group_embedding = nn.Parameter(
+                0.1 * torch.randn(EMBEDDING, KEYS, generator=generator)
+            )
         if config.gating:
             gates = self.spec.columns
             self.gates = nn.Parameter(torch.ones(gates) if published else torch.zeros(gates))
 
     def outer_scale(self, name: str) -> float:
-        fixed = self.config.learn == "factors" and name in ("default", "by_role", "schedule", "log_rho")
+        fixed = self.config.learn == "factors" and name in (
+            "default",
+            "by_role",
+            "schedule",
+            "log_rho",
+        )
         return 0.0 if fixed else super().outer_scale(name)
 
     def measure(self, params: Tensor, grads: Tensor, state: State) -> Tensor:
@@ -131,7 +146,9 @@ class Attention(HyperAdamW):
         """Statistics ``[F, S]`` to the encoder's input ``[columns, G]``."""
         factor = None
         if self.config.gating:  # at the start 1, or .73 as published
-            factor = torch.sigmoid(self.gates) * (1.0 if self.config.encoder == "published" else 2.0)
+            factor = torch.sigmoid(self.gates) * (
+                1.0 if self.config.encoder == "published" else 2.0
+            )
         found = group_features(self.spec, layout, grouping, stats, state, progress, factor)
         if self.config.encoder == "published":
             own = self.config.width - EMBEDDING * (self.config.features == "enhanced")
@@ -158,7 +175,9 @@ class Attention(HyperAdamW):
         """MetaAdamW's alpha and beta ``[G]`` of a bounded head: 1 + range (sigmoid - 1/2)."""
         decay = 1 if self.config.encoder == "published" else 3
         ranges = self.config.alpha_range, self.config.beta_range
-        alpha, beta = (1.0 + r * (torch.sigmoid(row) - 0.5) for r, row in zip(ranges, (raw[0], raw[decay])))
+        alpha, beta = (
+            1.0 + r * (torch.sigmoid(row) - 0.5) for r, row in zip(ranges, (raw[0], raw[decay]))
+        )
         return alpha, beta
 
     def modulate(

@@ -1,13 +1,14 @@
-"""``attention-mlp``, the flagship: the attention over tensors also conditions a tiny per-parameter network.
+"""``attention-mlp``, the flagship: the attention over tensors also conditions a tiny per-parameter
+network.
 
-The network sees each parameter's gradient and moments on AdamW's own scale (divided by sqrt(v_hat)), so its inputs are
-of order one whatever the task, and the tensor's context from the attention. It returns an additive direction and a log
-magnitude:
+The network sees each parameter's gradient and moments on AdamW's own scale (divided by
+sqrt(v_hat)), so its inputs are of order one whatever the task, and the tensor's context from the
+attention. It returns an additive direction and a log magnitude:
 
     p <- p - lr / (1 - prod beta1) * ( m / (sqrt(v_hat) + eps) * exp(magnitude) + direction ) - decay * p
 
-so that it can express what AdamW cannot (momenta of several horizons, sign-like or damped steps, shrinkage). Output
-layer zero: it starts as the ``attention`` optimizer that it grew from.
+so that it can express what AdamW cannot (momenta of several horizons, sign-like or damped steps,
+shrinkage). Output layer zero: it starts as the ``attention`` optimizer that it grew from.
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ FEATURES = 7
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionMLPConfig(AttentionConfig):
-    """``hidden``: width of the per-parameter network; ``context``: channels it gets from the attention."""
+    """``hidden``: width of the per-parameter network; ``context``: channels it gets from the
+    attention.
+    """
 
     hidden: int = 16
     context: int = 4
@@ -37,7 +40,9 @@ class AttentionMLPConfig(AttentionConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.hidden < 1 or self.context < 1:
-            raise ValueError(f"hidden ({self.hidden}) and context ({self.context}) must be at least 1")
+            raise ValueError(
+                f"hidden ({self.hidden}) and context ({self.context}) must be at least 1"
+            )
 
 
 class AttentionMLP(Attention):
@@ -79,7 +84,8 @@ class AttentionMLP(Attention):
         self, layout: Layout, stats: Tensor, state: State, loss: Tensor | None, progress: Tensor
     ) -> tuple[Tensor, Tensor, State]:
         channels, _, reduced = super().condition(layout, stats, state, loss, progress)
-        # The momenta's decays are fixed, so their bias correction is shared by all tensors: [decays].
+        # The momenta's decays are fixed, so their bias correction is shared by all tensors:
+        # [decays].
         return channels, 1.0 / (1.0 - self.decays ** reduced["step"]), reduced
 
     def apply(  # type: ignore[override]
@@ -103,12 +109,28 @@ class AttentionMLP(Attention):
 
     @staticmethod
     def features(
-        params: Tensor, grads: Tensor, m: Tensor, v: Tensor, momenta: Tensor, inverse: Tensor,
-        p_scale: Tensor, v_scale: Tensor,
-    ) -> Tensor:  # fmt: skip
+        params: Tensor,
+        grads: Tensor,
+        m: Tensor,
+        v: Tensor,
+        momenta: Tensor,
+        inverse: Tensor,
+        p_scale: Tensor,
+        v_scale: Tensor,
+    ) -> Tensor:
         """``[FEATURES, n]``, each clipped to [-5, 5]."""
-        x = torch.cat([(momenta * inverse), torch.stack([
-            grads * inverse, m * inverse, params * p_scale,
-            0.25 * torch.log(v * v_scale * v_scale + 1e-8), torch.ones_like(params),
-        ])])  # fmt: skip
+        x = torch.cat(
+            [
+                (momenta * inverse),
+                torch.stack(
+                    [
+                        grads * inverse,
+                        m * inverse,
+                        params * p_scale,
+                        0.25 * torch.log(v * v_scale * v_scale + 1e-8),
+                        torch.ones_like(params),
+                    ]
+                ),
+            ]
+        )
         return x.clamp(-5.0, 5.0)

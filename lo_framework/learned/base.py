@@ -1,13 +1,16 @@
 """The contract of a learned optimizer: an update rule whose weights theta are meta-trained.
 
-The rule is cut in three so that one piece of code serves four hosts (the vmapped inner loop, the ``torch.optim`` face,
-a sharded run, a fused kernel):
+The rule is cut in three so that one piece of code serves four hosts (the vmapped inner loop, the
+``torch.optim`` face, a sharded run, a fused kernel):
 
-* ``measure`` -> ``stats``: elementwise quantities and their mean over each tensor, the only reduction there is;
-* ``condition``: everything that looks across tensors or at time (attention lives here), on ``[F, S]`` numbers;
+* ``measure`` -> ``stats``: elementwise quantities and their mean over each tensor, the only
+  reduction there is;
+* ``condition``: everything that looks across tensors or at time (attention lives here), on ``[F,
+  S]`` numbers;
 * ``apply``: the per-parameter rule, on any chunk of parameters.
 
-Shapes: N parameters of the arena, n of a chunk, S tensors, F statistics, C conditioning channels per tensor.
+Shapes: N parameters of the arena, n of a chunk, S tensors, F statistics, C conditioning channels
+per tensor.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from lo_framework.layout import Layout
-from regularizers.base import Regularizer
+from lo_framework.regularizers.base import Regularizer
 
 State = dict[str, Tensor]
 Theta = dict[str, Tensor]
@@ -27,8 +30,9 @@ Theta = dict[str, Tensor]
 class LearnedOptimizer(nn.Module):
     """Base class. theta is ``dict(self.named_parameters())``; buffers are constants.
 
-    ``config`` is a frozen dataclass from which the same optimizer can be built again. ``per_param`` names the state
-    tensors whose last dimension is the parameters; all others are reduced (per tensor or scalar).
+    ``config`` is a frozen dataclass from which the same optimizer can be built again. ``per_param``
+    names the state tensors whose last dimension is the parameters; all others are reduced (per
+    tensor or scalar).
     """
 
     kind: ClassVar[str]
@@ -37,19 +41,21 @@ class LearnedOptimizer(nn.Module):
     config: Any
 
     def init_state(self, layout: Layout, params: Tensor) -> State:
-        """State of a fresh episode for ``params [N]``; always holds ``step``, the number of finished updates (0-d
-        float32).
+        """State of a fresh episode for ``params [N]``; always holds ``step``, the number of
+        finished updates (0-d float32).
         """
         raise NotImplementedError
 
     def prepare(self, layout: Layout, grads: Tensor, state: State) -> State:
-        """Update state that needs whole tensors (rows and columns); most rules have none. ``layout`` may be of one
-        tensor.
+        """Update state that needs whole tensors (rows and columns); most rules have none.
+        ``layout`` may be of one tensor.
         """
         return state
 
     def measure(self, params: Tensor, grads: Tensor, state: State) -> Tensor:
-        """``[n]`` chunks to ``[F, n]`` quantities whose mean over each tensor is all that :meth:`condition` sees."""
+        """``[n]`` chunks to ``[F, n]`` quantities whose mean over each tensor is all that
+        :meth:`condition` sees.
+        """
         raise NotImplementedError
 
     def stats(self, layout: Layout, params: Tensor, grads: Tensor, state: State) -> Tensor:
@@ -59,22 +65,30 @@ class LearnedOptimizer(nn.Module):
     def condition(
         self, layout: Layout, stats: Tensor, state: State, loss: Tensor | None, progress: Tensor
     ) -> tuple[Tensor, Tensor, State]:
-        """Per-tensor channels ``[C, S]``, shared values ``[D]``, and the new reduced state (``step`` included).
+        """Per-tensor channels ``[C, S]``, shared values ``[D]``, and the new reduced state
+        (``step`` included).
 
-        ``progress`` is 0-d in [0, 1]: the fraction of the episode done. ``loss`` may be None (a face without a
-        closure).
+        ``progress`` is 0-d in [0, 1]: the fraction of the episode done. ``loss`` may be None (a
+        face without a closure).
         """
         raise NotImplementedError
 
     def apply(  # type: ignore[override]
         self, channels: Tensor, shared: Tensor, params: Tensor, grads: Tensor, state: State
     ) -> tuple[Tensor, State]:
-        """One chunk: channels ``[C, n]`` (or ``[C, 1]``), params and grads ``[n]``, per-parameter state ``[..., n]``.
+        """One chunk: channels ``[C, n]`` (or ``[C, 1]``), params and grads ``[n]``, per-parameter
+        state ``[..., n]``.
         """
         raise NotImplementedError
 
     def forward(
-        self, layout: Layout, params: Tensor, grads: Tensor, state: State, loss: Tensor | None, progress: Tensor
+        self,
+        layout: Layout,
+        params: Tensor,
+        grads: Tensor,
+        state: State,
+        loss: Tensor | None,
+        progress: Tensor,
     ) -> tuple[Tensor, State]:
         """One update of a whole arena ``[N]``: the three phases in a row. Pure."""
         state = self.prepare(layout, grads, state)
@@ -84,15 +98,16 @@ class LearnedOptimizer(nn.Module):
         return params, {**reduced, **chunk_state}
 
     def explicit(self, theta: Theta) -> Regularizer | None:
-        """A regularizer whose correction the gradients get before this rule sees them (None: plain gradients).
+        """A regularizer whose correction the gradients get before this rule sees them (None: plain
+        gradients).
 
         ``theta`` may hold its settings, so that they are meta-trained.
         """
         return None
 
     def outer_scale(self, name: str) -> float:
-        """Outer learning rate of the meta-parameter ``name`` relative to the run's: weights of networks move more
-        slowly.
+        """Outer learning rate of the meta-parameter ``name`` relative to the run's: weights of
+        networks move more slowly.
         """
         return 0.2
 
@@ -109,8 +124,8 @@ class LearnedOptimizer(nn.Module):
 
     @torch.no_grad()
     def grow_from(self, smaller: LearnedOptimizer) -> None:
-        """Take over every meta-parameter that ``smaller`` also has. The rest stays at its start, which adds nothing to
-        the rule.
+        """Take over every meta-parameter that ``smaller`` also has. The rest stays at its start,
+        which adds nothing to the rule.
         """
         own = dict(self.named_parameters())
         for name, value in smaller.named_parameters():

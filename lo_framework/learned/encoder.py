@@ -1,7 +1,8 @@
 """The encoder over tokens ``[D, S]``: pre-norm transformer blocks, written out.
 
-The fused attention of torch has no second derivative, which meta-training needs. ``affine`` blocks have all biases and
-the gains of the norms, as ``torch.nn.TransformerEncoderLayer`` has; a test holds them equal.
+The fused attention of torch has no second derivative, which meta-training needs. ``affine`` blocks
+have all biases and the gains of the norms, as ``torch.nn.TransformerEncoderLayer`` has; a test
+holds them equal.
 """
 
 from __future__ import annotations
@@ -28,10 +29,17 @@ def xavier(rows: int, cols: int, generator: torch.Generator) -> nn.Parameter:
 
 
 class Block(nn.Module):
-    """Keys have no bias, which softmax would ignore (an affine block's is a part of ``qkv_bias`` and stays idle)."""
+    """Keys have no bias, which softmax would ignore (an affine block's is a part of ``qkv_bias``
+    and stays idle).
+    """
 
     def __init__(
-        self, width: int, heads: int, generator: torch.Generator, hidden: int | None = None, affine: bool = False
+        self,
+        width: int,
+        heads: int,
+        generator: torch.Generator,
+        hidden: int | None = None,
+        affine: bool = False,
     ) -> None:
         super().__init__()
         self.heads, self.affine, hidden = heads, affine, hidden or 2 * width
@@ -43,8 +51,12 @@ class Block(nn.Module):
         self.down = new(width, hidden, generator)
         if affine:
             bound = 1.0 / math.sqrt(width), 1.0 / math.sqrt(hidden)  # of torch's linear layers
-            self.up_bias = nn.Parameter((2 * torch.rand(hidden, 1, generator=generator) - 1) * bound[0])
-            self.down_bias = nn.Parameter((2 * torch.rand(width, 1, generator=generator) - 1) * bound[1])
+            self.up_bias = nn.Parameter(
+                (2 * torch.rand(hidden, 1, generator=generator) - 1) * bound[0]
+            )
+            self.down_bias = nn.Parameter(
+                (2 * torch.rand(width, 1, generator=generator) - 1) * bound[1]
+            )
             self.qkv_bias = nn.Parameter(torch.zeros(3 * width, 1))
             self.out_bias = nn.Parameter(torch.zeros(width, 1))
             self.gains = nn.Parameter(torch.ones(2, width, 1))
@@ -66,6 +78,8 @@ class Block(nn.Module):
         if self.affine:
             projected = projected + self.qkv_bias
         q, k, v = projected.reshape(3, self.heads, width // self.heads, num).unbind(0)
-        weights = torch.softmax(q.transpose(-1, -2) @ k * math.sqrt(self.heads / width), dim=-1)  # [heads, S, S]
+        weights = torch.softmax(
+            q.transpose(-1, -2) @ k * math.sqrt(self.heads / width), dim=-1
+        )  # [heads, S, S]
         mixed = self.out @ (v @ weights.transpose(-1, -2)).reshape(width, num)
         return mixed + self.out_bias if self.affine else mixed

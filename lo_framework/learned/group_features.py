@@ -1,12 +1,14 @@
-"""MetaAdamW's five feature versions: statistics of the tensors of a group (arXiv 2605.04055, section 2).
+"""MetaAdamW's five feature versions: statistics of the tensors of a group (arXiv 2605.04055,
+section 2).
 
     basic            means over the group's tensors of |g|, |m|, |p|, cos(g, m), and |v| where asked for
     basic_plus       and their standard deviations over the tensors
     norm_*           the same, standardised across groups
     enhanced         means and variances of |g| and |m|, shares of exact zeros, size, share of vectors, depth
 
-and the time. ``scale="log"``, the default, has logarithms of root mean squares with unbiased moments in the place of
-raw norms: bounded, and free of the number of parameters. ``scale="raw"`` is what was published.
+and the time. ``scale="log"``, the default, has logarithms of root mean squares with unbiased
+moments in the place of raw norms: bounded, and free of the number of parameters. ``scale="raw"`` is
+what was published.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from torch import Tensor
 from lo_framework.layout import Layout
 from lo_framework.learned.features import TOKEN_STATS, TOKEN_WIDTH, token_features
 from lo_framework.learned.grouping import Grouping
-from optimizees.spec import UserError, nearest
+from lo_framework.optimizees.spec import UserError, nearest
 
 VERSIONS = ("tokens", "basic", "norm_basic", "basic_plus", "norm_basic_plus", "enhanced")
 TINY = 1e-14
@@ -28,10 +30,11 @@ TINY = 1e-14
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureSpec:
-    """``version``: one of VERSIONS, ``tokens`` being the features of `features.token_features`, averaged over groups.
+    """``version``: one of VERSIONS, ``tokens`` being the features of `features.token_features`,
+    averaged over groups.
 
-    ``v_norms``: also the second moment. ``time``: also how far training is. ``truncated``: above 0, `basic_plus` as
-    released, which was so many columns of `enhanced`.
+    ``v_norms``: also the second moment. ``time``: also how far training is. ``truncated``: above 0,
+    `basic_plus` as released, which was so many columns of `enhanced`.
     """
 
     version: str = "tokens"
@@ -74,8 +77,12 @@ class FeatureSpec:
 
     @property
     def stats(self) -> tuple[str, ...]:
-        """Means over each tensor that they are made of; the first are always `features.TOKEN_STATS`."""
-        raw_v = ("v^2",) if self.v_norms and self.scale == "raw" and self.version != "tokens" else ()
+        """Means over each tensor that they are made of; the first are always
+        `features.TOKEN_STATS`.
+        """
+        raw_v = (
+            ("v^2",) if self.v_norms and self.scale == "raw" and self.version != "tokens" else ()
+        )
         return TOKEN_STATS + raw_v + (("g=0", "m=0") if self.enhanced else ())
 
     def check(self, grouping: Grouping) -> None:
@@ -96,15 +103,22 @@ def measured(spec: FeatureSpec, params: Tensor, grads: Tensor, m: Tensor, v: Ten
 
 
 def group_features(
-    spec: FeatureSpec, layout: Layout, grouping: Grouping, stats: Tensor, state: dict[str, Tensor], progress: Tensor,
+    spec: FeatureSpec,
+    layout: Layout,
+    grouping: Grouping,
+    stats: Tensor,
+    state: dict[str, Tensor],
+    progress: Tensor,
     gates: Tensor | None = None,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """``[columns, G]`` from ``stats [len(spec.stats), S]``.
 
     Args:
-        state: ``step``, and ``log_power [2, S]``, the logarithms of the betas' products, for unbiased moments.
+        state: ``step``, and ``log_power [2, S]``, the logarithms of the betas' products, for
+            unbiased moments.
         progress: 0-d, the time feature.
-        gates: ``[columns]``, factors on columns. On the raw scale they come before the standardisation, as published.
+        gates: ``[columns]``, factors on columns. On the raw scale they come before the
+            standardisation, as published.
     """
     if spec.version == "tokens":
         found = grouping.mean(token_features(layout, stats, state, progress))
@@ -140,7 +154,9 @@ def _statistics(
     means, variances = grouping.mean(tensors[:2]), grouping.variance(tensors[:2])
     zeros = grouping.mean(stats[-2:])
     sizes, vectors, depth = grouping.mean(_shapes(layout, spec.scale, stats))
-    return torch.stack([means[0], variances[0], means[1], variances[1], *zeros, sizes, vectors, depth])
+    return torch.stack(
+        [means[0], variances[0], means[1], variances[1], *zeros, sizes, vectors, depth]
+    )
 
 
 def _raw(spec: FeatureSpec, layout: Layout, stats: Tensor) -> Tensor:
@@ -165,7 +181,8 @@ def _log(spec: FeatureSpec, stats: Tensor, state: dict[str, Tensor]) -> Tensor:
 
 
 def _shapes(layout: Layout, scale: str, like: Tensor) -> Tensor:
-    """ln(size + 1), whether it is a vector, and depth in [0, 1]: ``[3, S]``; the first over 10 on the log scale.
+    """ln(size + 1), whether it is a vector, and depth in [0, 1]: ``[3, S]``; the first over 10 on
+    the log scale.
 
     Depth as published is the first number in the name, over the greatest of them all.
     """
@@ -179,4 +196,6 @@ def _shapes(layout: Layout, scale: str, like: Tensor) -> Tensor:
 def _root(x: Tensor) -> Tensor:
     """Square root whose derivative at 0 is 0, not infinite."""
     positive = x > 0
-    return torch.where(positive, torch.where(positive, x, torch.ones_like(x)).sqrt(), torch.zeros_like(x))
+    return torch.where(
+        positive, torch.where(positive, x, torch.ones_like(x)).sqrt(), torch.zeros_like(x)
+    )

@@ -1,8 +1,8 @@
 """Which tensors share a token: the groups that attention runs over.
 
-``tensor``: each alone. ``original``: all of a parameter group together. ``fine_grained``: by what they are for, how
-deep they lie, and whether they are vectors (MetaAdamW, arXiv 2605.04055). A group's key is the row of tables that mean
-something on another model as well.
+``tensor``: each alone. ``original``: all of a parameter group together. ``fine_grained``: by what
+they are for, how deep they lie, and whether they are vectors (MetaAdamW, arXiv 2605.04055). A
+group's key is the row of tables that mean something on another model as well.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lo_framework.layout import DEPTH_THIRDS, Layout, Slot, layer_number
-from optimizees.spec import UserError, nearest
+from lo_framework.optimizees.spec import UserError, nearest
 
 GROUPINGS = ("tensor", "original", "fine_grained")
 TYPES = ("embedding", "attention", "ffn", "norm", "linear", "conv", "other")
@@ -47,7 +47,9 @@ class Grouping:
         return {}
 
     def weights(self, dtype: torch.dtype) -> Tensor:
-        """``[S, G]``; a product with it is the mean over each group's tensors. Tensors are few, so one-hot is cheap."""
+        """``[S, G]``; a product with it is the mean over each group's tensors. Tensors are few, so
+        one-hot is cheap.
+        """
         if dtype not in self._weights:
             member = torch.nn.functional.one_hot(self.index, self.num).to(dtype)
             self._weights[dtype] = member / member.sum(0)
@@ -59,7 +61,9 @@ class Grouping:
 
     def variance(self, x: Tensor) -> Tensor:
         """Population variance over each group's tensors, ``[F, G]``."""
-        return torch.zeros_like(x) if self.alone else self.mean((x - self.spread(self.mean(x))) ** 2)
+        return (
+            torch.zeros_like(x) if self.alone else self.mean((x - self.spread(self.mean(x))) ** 2)
+        )
 
     def spread(self, x: Tensor) -> Tensor:
         """``[F, G]`` back to ``[F, S]``."""
@@ -98,13 +102,19 @@ def make_grouping(
 
 def check_grouping(grouping: str) -> None:
     if grouping not in GROUPINGS:
-        raise UserError(f'unknown grouping "{grouping}"{nearest(grouping, GROUPINGS)}; known: {", ".join(GROUPINGS)}')
+        raise UserError(
+            f'unknown grouping "{grouping}"{nearest(grouping, GROUPINGS)}; known: {", ".join(GROUPINGS)}'
+        )
 
 
-def _made(layout: Layout, grouping: str, parts: tuple[int, ...] | None, published: bool) -> Grouping:
+def _made(
+    layout: Layout, grouping: str, parts: tuple[int, ...] | None, published: bool
+) -> Grouping:
     device = layout.device
     if grouping == "tensor":
-        return by_key([(i, _fine(layout, slot), slot.name) for i, slot in enumerate(layout.slots)], device)
+        return by_key(
+            [(i, _fine(layout, slot), slot.name) for i, slot in enumerate(layout.slots)], device
+        )
     if grouping == "original":
         numbers = parts if parts is not None else (0,) * layout.num
         return by_key([(k, k % KEYS, f"group {k}") for k in numbers], device)
@@ -125,12 +135,16 @@ def type_of(layout: Layout, slot: Slot) -> str:
     for other in layout.slots if owner else ():
         if other.name.rpartition(".")[0] == owner and other.role in BY_ROLE:
             return BY_ROLE[other.role]
-    before = [s for s in layout.slots if s.offset < slot.offset and s.role in BY_ROLE]  # where names say nothing
+    before = [
+        s for s in layout.slots if s.offset < slot.offset and s.role in BY_ROLE
+    ]  # where names say nothing
     return BY_ROLE[before[-1].role] if before else "other"
 
 
 def _named(name: str) -> str:
-    return next((kind for kind, words in BY_NAME.items() if any(word in name.lower() for word in words)), "")
+    return next(
+        (kind for kind, words in BY_NAME.items() if any(word in name.lower() for word in words)), ""
+    )
 
 
 def _row(kind: str, bucket: int, vector: bool) -> int:
@@ -140,20 +154,26 @@ def _row(kind: str, bucket: int, vector: bool) -> int:
 def _label(row: int) -> str:
     rest, vector = divmod(row, 2)
     kind, bucket = divmod(rest, DEPTH_THIRDS)
-    return f"{TYPES[kind]} {('early', 'middle', 'late')[bucket]} {'vectors' if vector else 'weights'}"
+    return (
+        f"{TYPES[kind]} {('early', 'middle', 'late')[bucket]} {'vectors' if vector else 'weights'}"
+    )
 
 
 def _fine(layout: Layout, slot: Slot) -> int:
-    """The intended groups: depth in layers, also in a net whose names carry no number; convolutions are a type."""
+    """The intended groups: depth in layers, also in a net whose names carry no number; convolutions
+    are a type.
+    """
     return _row(type_of(layout, slot), slot.third, len(slot.shape) < 2)
 
 
 def _published(layout: Layout, slot: Slot) -> int:
-    """The released groups: convolutions, recurrent layers and normalisations that are not named so are "other"; depth
-    is the first number in the name against the greatest of them all, and "middle" where there is none or only two.
+    """The released groups: convolutions, recurrent layers and normalisations that are not named so
+    are "other"; depth is the first number in the name against the greatest of them all, and
+    "middle" where there is none or only two.
 
-    The released code asks modules for their class, which an optimizer does not see. So a LayerNorm is "other" here, and
-    an Embedding or a MultiheadAttention "linear", where the name does not tell.
+    The released code asks modules for their class, which an optimizer does not see. So a LayerNorm
+    is "other" here, and an Embedding or a MultiheadAttention "linear", where the name does not
+    tell.
     """
     kind = _named(slot.name) or type_of(layout, slot)
     if not _named(slot.name) and (kind in ("conv", "norm") or _recurrent(slot.name)):
@@ -168,4 +188,6 @@ def _published(layout: Layout, slot: Slot) -> int:
 
 def _recurrent(name: str) -> bool:
     """Whether it is of torch's LSTM, GRU or RNN."""
-    return name.rpartition(".")[2].startswith(("weight_ih", "weight_hh", "weight_hr", "bias_ih", "bias_hh"))
+    return name.rpartition(".")[2].startswith(
+        ("weight_ih", "weight_hh", "weight_hr", "bias_ih", "bias_hh")
+    )

@@ -4,11 +4,11 @@ For every hyper-parameter the value in force is (in log or logit space)
 
     start value + gain * ( default + by_role[role x depth third] + schedule(progress) )
 
-with everything learned starting at zero: it begins exactly as torch's AdamW. ``default`` serves every tensor, also on a
-model whose roles were never seen; ``schedule`` is piecewise linear in the fraction of the episode done, with knots
-dense early, where most of the loss falls. ``gain`` puts perturbations of size .01 in theta at 10% in the
-hyper-parameter, so one ES noise and one outer learning rate suit these few scalars and the networks that grow on them
-alike.
+with everything learned starting at zero: it begins exactly as torch's AdamW. ``default`` serves
+every tensor, also on a model whose roles were never seen; ``schedule`` is piecewise linear in the
+fraction of the episode done, with knots dense early, where most of the loss falls. ``gain`` puts
+perturbations of size .01 in theta at 10% in the hyper-parameter, so one ES noise and one outer
+learning rate suit these few scalars and the networks that grow on them alike.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from lo_framework.layout import DEPTH_THIRDS, ROLES, Layout
 from lo_framework.learned import adamw_rule
 from lo_framework.learned.base import LearnedOptimizer, State, Theta
-from regularizers.sam import SAM, SAMConfig
+from lo_framework.regularizers.sam import SAM, SAMConfig
 
 HYPER = ("log_lr", "logit_beta1", "logit_beta2", "log_weight_decay", "log_eps")
 KNOTS = (0.0, 0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 1.0)
@@ -33,7 +33,8 @@ KNOTS = (0.0, 0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 1.0)
 class HyperAdamWConfig:
     """Start values (torch's defaults) and the gain from theta to log space.
 
-    ``sam_rho`` above 0: the rule works on explicit SAM's gradients, and that radius is where the learned one starts.
+    ``sam_rho`` above 0: the rule works on explicit SAM's gradients, and that radius is where the
+    learned one starts.
     """
 
     lr: float = 1e-3
@@ -46,11 +47,17 @@ class HyperAdamWConfig:
 
     def __post_init__(self) -> None:
         if not (self.lr > 0 and self.eps > 0 and self.weight_decay >= 0):
-            raise ValueError("lr and eps must be positive and weight_decay at least 0: they are learned as logarithms")
+            raise ValueError(
+                "lr and eps must be positive and weight_decay at least 0: they are learned as logarithms"
+            )
         if not 0 <= self.sam_rho < math.inf:
-            raise ValueError(f"sam_rho must be a radius, or 0 for plain gradients, not {self.sam_rho:g}")
+            raise ValueError(
+                f"sam_rho must be a radius, or 0 for plain gradients, not {self.sam_rho:g}"
+            )
         if not (0 < self.beta1 < 1 and 0 < self.beta2 < 1):
-            raise ValueError("beta1 and beta2 must be between 0 and 1, both excluded: they are learned as logits")
+            raise ValueError(
+                "beta1 and beta2 must be between 0 and 1, both excluded: they are learned as logits"
+            )
 
 
 def _logit(x: float) -> float:
@@ -58,7 +65,9 @@ def _logit(x: float) -> float:
 
 
 class HyperAdamW(LearnedOptimizer):
-    """AdamW with learned per-role hyper-parameters and schedules (H = 5, R = roles x depth thirds, P knots)."""
+    """AdamW with learned per-role hyper-parameters and schedules (H = 5, R = roles x depth thirds,
+    P knots).
+    """
 
     kind = "hyper-adamw"
     Config = HyperAdamWConfig
@@ -76,18 +85,26 @@ class HyperAdamW(LearnedOptimizer):
         if config.sam_rho:
             self.log_rho = nn.Parameter(torch.zeros(()))
         start = [
-            math.log(config.lr), _logit(config.beta1), _logit(config.beta2),
-            math.log(max(config.weight_decay, 1e-12)), math.log(config.eps),
-        ]  # fmt: skip
+            math.log(config.lr),
+            _logit(config.beta1),
+            _logit(config.beta2),
+            math.log(max(config.weight_decay, 1e-12)),
+            math.log(config.eps),
+        ]
         self.register_buffer("start", torch.tensor(start), persistent=False)
         self.register_buffer("knots", torch.tensor(KNOTS), persistent=False)
 
     def outer_scale(self, name: str) -> float:
-        return 1.0 if name in ("default", "by_role", "schedule", "log_rho") else super().outer_scale(name)
+        return (
+            1.0
+            if name in ("default", "by_role", "schedule", "log_rho")
+            else super().outer_scale(name)
+        )
 
     def explicit(self, theta: Theta) -> SAM | None:
-        """Explicit SAM whose radius is a meta-parameter. It is learned well only on held-out data: on the training
-        loss, the best radius is 0."""
+        """Explicit SAM whose radius is a meta-parameter. It is learned well only on held-out data:
+        on the training loss, the best radius is 0.
+        """
         if not self.config.sam_rho:
             return None
         rho = self.config.sam_rho * torch.exp(self.config.gain * theta["log_rho"])
@@ -96,7 +113,9 @@ class HyperAdamW(LearnedOptimizer):
     def init_state(self, layout: Layout, params: Tensor) -> State:
         return {
             "step": params.new_zeros(()),
-            "log_power": params.new_zeros(2, layout.num),  # logs of the products of beta1 and of beta2 so far
+            "log_power": params.new_zeros(
+                2, layout.num
+            ),  # logs of the products of beta1 and of beta2 so far
             "m": torch.zeros_like(params),
             "v": torch.zeros_like(params),
         }
@@ -108,7 +127,8 @@ class HyperAdamW(LearnedOptimizer):
         return grads.new_zeros(0, layout.num)
 
     def scheduled(self, progress: Tensor) -> Tensor:
-        """Piecewise-linear schedule at ``progress``: ``[H]``. Hat functions instead of a search: no branch, vmappable.
+        """Piecewise-linear schedule at ``progress``: ``[H]``. Hat functions instead of a search: no
+        branch, vmappable.
         """
         width = self.knots.diff()
         left = torch.cat([width[:1], width])
@@ -119,13 +139,17 @@ class HyperAdamW(LearnedOptimizer):
 
     def hyper(self, layout: Layout, progress: Tensor) -> Tensor:
         """Raw hyper-parameters ``[H, S]`` in log/logit space, before any modulation."""
-        learned = self.by_role[layout.role_keys].T + (self.default + self.scheduled(progress))[:, None]
+        learned = (
+            self.by_role[layout.role_keys].T + (self.default + self.scheduled(progress))[:, None]
+        )
         return self.start[:, None] + self.config.gain * learned
 
     def modulate(
         self, layout: Layout, raw: Tensor, stats: Tensor, state: State, progress: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Hook of the optimizers that grow on this one: raw ``[H, S]`` to (raw', extra channels ``[E, S]``)."""
+        """Hook of the optimizers that grow on this one: raw ``[H, S]`` to (raw', extra channels
+        ``[E, S]``).
+        """
         return raw, raw[:0]
 
     def condition(

@@ -1,8 +1,9 @@
-"""``lstm``: the coordinate-wise recurrent optimizer (Andrychowicz et al. 2016; the L2O-DM baseline).
+"""``lstm``: the coordinate-wise recurrent optimizer (Andrychowicz et al. 2016; the L2O-DM
+baseline).
 
-One small LSTM is shared by all parameters, each with its own hidden state; the gradient enters as log size and sign,
-and the step is ``scale`` times the output. The cell is written from linear operations because the library's has no
-batching rule under vmap.
+One small LSTM is shared by all parameters, each with its own hidden state; the gradient enters as
+log size and sign, and the step is ``scale`` times the output. The cell is written from linear
+operations because the library's has no batching rule under vmap.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ class LSTMConfig:
 
     def __post_init__(self) -> None:
         if self.hidden < 1 or self.layers < 1:
-            raise ValueError(f"hidden ({self.hidden}) and layers ({self.layers}) must be at least 1")
+            raise ValueError(
+                f"hidden ({self.hidden}) and layers ({self.layers}) must be at least 1"
+            )
 
 
 class Cell(nn.Module):
@@ -37,12 +40,16 @@ class Cell(nn.Module):
     def __init__(self, inputs: int, hidden: int, generator: torch.Generator) -> None:
         super().__init__()
         bound = hidden**-0.5
-        self.weight = nn.Parameter((torch.rand(4 * hidden, inputs + hidden, generator=generator) * 2 - 1) * bound)
+        self.weight = nn.Parameter(
+            (torch.rand(4 * hidden, inputs + hidden, generator=generator) * 2 - 1) * bound
+        )
         self.bias = nn.Parameter(torch.zeros(4 * hidden, 1))
 
     def forward(self, x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
         i, f, g, o = (self.weight @ torch.cat([x, h]) + self.bias).chunk(4)
-        c = torch.sigmoid(f + 1.0) * c + torch.sigmoid(i) * torch.tanh(g)  # forget gate open at the start
+        c = torch.sigmoid(f + 1.0) * c + torch.sigmoid(i) * torch.tanh(
+            g
+        )  # forget gate open at the start
         return torch.sigmoid(o) * torch.tanh(c), c
 
 
@@ -60,7 +67,9 @@ class LSTM(LearnedOptimizer):
         generator = torch.Generator().manual_seed(config.seed)
         widths = [2] + [config.hidden] * (config.layers - 1)
         self.cells = nn.ModuleList(Cell(width, config.hidden, generator) for width in widths)
-        self.last = nn.Parameter(torch.randn(1, config.hidden, generator=generator) * config.hidden**-0.5)
+        self.last = nn.Parameter(
+            torch.randn(1, config.hidden, generator=generator) * config.hidden**-0.5
+        )
         self.last_bias = nn.Parameter(torch.zeros(()))
 
     def init_state(self, layout: Layout, params: Tensor) -> State:

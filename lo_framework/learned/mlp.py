@@ -1,12 +1,12 @@
-"""``mlp``: one small network per parameter, the classical learned optimizer (Metz et al. 2020/2022; the best-studied
-baseline).
+"""``mlp``: one small network per parameter, the classical learned optimizer (Metz et al. 2020/2022;
+the best-studied baseline).
 
     p <- p - direction * exp(magnitude * exp_mult) * step_mult
 
-``features=19``: gradient, parameter and six momenta, each over its RMS within the tensor, and eleven time features;
-19-32-32-2. ``features=39``: also second moments, factored (row and column) second moments and their products with
-gradient and momentum. The time features are the same for all parameters, so their part of the first layer is one
-vector, not a product over N columns.
+``features=19``: gradient, parameter and six momenta, each over its RMS within the tensor, and
+eleven time features; 19-32-32-2. ``features=39``: also second moments, factored (row and column)
+second moments and their products with gradient and momentum. The time features are the same for all
+parameters, so their part of the first layer is one vector, not a product over N columns.
 """
 
 from __future__ import annotations
@@ -61,7 +61,9 @@ class MLP(LearnedOptimizer):
 
         def weight(rows: int, cols: int, fan_in: int) -> nn.Parameter:
             w = torch.empty(rows, cols)
-            return nn.Parameter(nn.init.trunc_normal_(w, std=fan_in**-0.5, a=-2.0, b=2.0, generator=generator))
+            return nn.Parameter(
+                nn.init.trunc_normal_(w, std=fan_in**-0.5, a=-2.0, b=2.0, generator=generator)
+            )
 
         self.first = weight(hidden, config.features - len(TIME_SCALES), config.features)
         self.first_time = weight(hidden, len(TIME_SCALES), config.features)
@@ -73,7 +75,10 @@ class MLP(LearnedOptimizer):
         self.register_buffer("decays", torch.tensor(MOMENTUM_19)[:, None], persistent=False)
 
     def init_state(self, layout: Layout, params: Tensor) -> State:
-        return {"step": params.new_zeros(()), "momenta": params.new_zeros(len(self.decays), params.shape[-1])}
+        return {
+            "step": params.new_zeros(()),
+            "momenta": params.new_zeros(len(self.decays), params.shape[-1]),
+        }
 
     def advance(self, params: Tensor, grads: Tensor, state: State) -> tuple[Tensor, State]:
         """Unnormalised features ``[F, n]`` and the new per-parameter state."""
@@ -98,27 +103,43 @@ class MLP(LearnedOptimizer):
 
     def update(self, x: Tensor, bias: Tensor) -> Tensor:
         """What the network makes of normalised features ``[F, n]``: the step to subtract, ``[n]``."""
-        weights = Weights(self.first, bias[:, None], self.second, self.second_bias, self.last, self.last_bias)
+        weights = Weights(
+            self.first, bias[:, None], self.second, self.second_bias, self.last, self.last_bias
+        )
         direction, magnitude = network(x, weights).unbind(0)
         return direction * torch.exp(magnitude * self.config.exp_mult) * self.config.step_mult
 
     def forward(
-        self, layout: Layout, params: Tensor, grads: Tensor, state: State, loss: Tensor | None, progress: Tensor
+        self,
+        layout: Layout,
+        params: Tensor,
+        grads: Tensor,
+        state: State,
+        loss: Tensor | None,
+        progress: Tensor,
     ) -> tuple[Tensor, State]:
-        """The three phases with the features computed once, not in ``measure`` and again in ``apply``."""
+        """The three phases with the features computed once, not in ``measure`` and again in
+        ``apply``.
+        """
         state = self.prepare(layout, grads, state)
         raw, new = self.advance(params, grads, state)
-        channels, bias, reduced = self.condition(layout, layout.mean(raw * raw), state, loss, progress)
+        channels, bias, reduced = self.condition(
+            layout, layout.mean(raw * raw), state, loss, progress
+        )
         return params - self.update(raw * layout.expand(channels), bias), {**reduced, **new}
 
 
 class WideMLP(MLP):
-    """The 39-feature set: 28 per-parameter features and the eleven of time. Built by ``mlp:features=39``."""
+    """The 39-feature set: 28 per-parameter features and the eleven of time. Built by
+    ``mlp:features=39``.
+    """
 
     def __init__(self, config: MLPConfig) -> None:
         super().__init__(config)
         start = torch.tensor([*MOMENTUM_39, SECOND_39, *FACTORED_39])
-        self.decay_delta = nn.Parameter(torch.zeros(len(start)))  # decay = 1 - exp(10 (log(1 - start) / 10 + delta))
+        self.decay_delta = nn.Parameter(
+            torch.zeros(len(start))
+        )  # decay = 1 - exp(10 (log(1 - start) / 10 + delta))
         self.register_buffer("log_keep", torch.log1p(-start), persistent=False)
 
     def init_state(self, layout: Layout, params: Tensor) -> State:
@@ -127,13 +148,21 @@ class WideMLP(MLP):
 
         factored = len(FACTORED_39)
         return {
-            "step": params.new_zeros(()), "momenta": zeros(len(MOMENTUM_39)), "v": zeros(1),
-            "row": zeros(factored), "col": zeros(factored), "factor": zeros(factored),
-        }  # fmt: skip
+            "step": params.new_zeros(()),
+            "momenta": zeros(len(MOMENTUM_39)),
+            "v": zeros(1),
+            "row": zeros(factored),
+            "col": zeros(factored),
+            "factor": zeros(factored),
+        }
 
     def keeps(self) -> tuple[Tensor, Tensor, Tensor]:
-        """1 - decay of momenta ``[3, 1]``, second moment ``[1, 1]`` and factored second moments ``[3, 1]``."""
-        keep = torch.exp(self.get_buffer("log_keep") + 10.0 * self.decay_delta).clamp_max(1.0)[:, None]
+        """1 - decay of momenta ``[3, 1]``, second moment ``[1, 1]`` and factored second moments
+        ``[3, 1]``.
+        """
+        keep = torch.exp(self.get_buffer("log_keep") + 10.0 * self.decay_delta).clamp_max(1.0)[
+            :, None
+        ]
         m, f = len(MOMENTUM_39), len(FACTORED_39)
         return keep[:m], keep[m : m + 1], keep[-f:]
 
@@ -155,10 +184,22 @@ class WideMLP(MLP):
         v = state["v"] + keep_v * (grads * grads - state["v"])
         row, col, factor = state["row"], state["col"], state["factor"]
         inverse = torch.rsqrt(v + 1e-6)
-        raw = torch.cat([
-            grads[None], params[None], m, v, m * inverse, inverse, grads * factor,
-            row, col, torch.rsqrt(row + 1e-8), torch.rsqrt(col + 1e-8), m * factor,
-        ])  # fmt: skip
+        raw = torch.cat(
+            [
+                grads[None],
+                params[None],
+                m,
+                v,
+                m * inverse,
+                inverse,
+                grads * factor,
+                row,
+                col,
+                torch.rsqrt(row + 1e-8),
+                torch.rsqrt(col + 1e-8),
+                m * factor,
+            ]
+        )
         return raw, {"momenta": m, "v": v, "row": row, "col": col, "factor": factor}
 
 

@@ -1,12 +1,13 @@
-"""The per-parameter network of learned optimizers: two hidden ReLU layers applied to every column of ``x [F, n]``.
+"""The per-parameter network of learned optimizers: two hidden ReLU layers applied to every column
+of ``x [F, n]``.
 
     y = last @ relu(second @ relu(first @ x + first_bias) + second_bias) + last_bias
 
-Its hidden layers are by far the largest tensors of an inner step: with 32 units and 16 tasks of 2,400 parameters each
-of them is 5 MB, and a plain product, addition and ReLU spend more time moving them through memory (and on page faults)
-than computing. Here they are computed in blocks of columns (and of tasks) that stay in the second-level cache, and the
-backward pass computes them again, so that an unroll keeps ``x`` and no hidden layer. The result is that of the formula
-up to rounding.
+Its hidden layers are by far the largest tensors of an inner step: with 32 units and 16 tasks of
+2,400 parameters each of them is 5 MB, and a plain product, addition and ReLU spend more time moving
+them through memory (and on page faults) than computing. Here they are computed in blocks of columns
+(and of tasks) that stay in the second-level cache, and the backward pass computes them again, so
+that an unroll keeps ``x`` and no hidden layer. The result is that of the formula up to rounding.
 """
 
 from __future__ import annotations
@@ -17,11 +18,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-CPU_BLOCK = 1 << 17  # elements of one hidden layer per block: 512 kB in float32, of which the backward pass needs four
+CPU_BLOCK = (
+    1 << 17
+    # elements of one hidden layer per block: 512 kB in float32, of which the backward pass needs four
+)
 
 
 class Weights(NamedTuple):
-    """H hidden units, F inputs, O outputs. Inside the operators every tensor may have the tasks ``K`` in front."""
+    """H hidden units, F inputs, O outputs. Inside the operators every tensor may have the tasks
+    ``K`` in front.
+    """
 
     first: Tensor  # [H, F]
     first_bias: Tensor  # [H, 1]
@@ -32,14 +38,18 @@ class Weights(NamedTuple):
 
 
 def network(x: Tensor, weights: Weights) -> Tensor:
-    """``[F, n]`` to ``[O, n]``; vmappable and differentiable (to any order) by whatever differentiates torch code."""
+    """``[F, n]`` to ``[O, n]``; vmappable and differentiable (to any order) by whatever
+    differentiates torch code.
+    """
     if torch.compiler.is_compiling() or _inside_functorch_derivative():
         return formula(x, *weights)
     return _forward(x, *weights)
 
 
 def formula(x: Tensor, *weights: Tensor) -> Tensor:
-    """The definition: what the blocked operators are held to, and what derivatives they do not know are taken of."""
+    """The definition: what the blocked operators are held to, and what derivatives they do not know
+    are taken of.
+    """
     first, first_bias, second, second_bias, last, last_bias = weights
     h = torch.relu(first @ x + first_bias)
     h = torch.relu(second @ h + second_bias)
@@ -47,13 +57,19 @@ def formula(x: Tensor, *weights: Tensor) -> Tensor:
 
 
 def _inside_functorch_derivative() -> bool:
-    """Whether some ``torch.func`` level other than ``vmap`` is active: a custom operator has no rule for those."""
+    """Whether some ``torch.func`` level other than ``vmap`` is active: a custom operator has no
+    rule for those.
+    """
     stack = torch._C._functorch.get_interpreter_stack()
-    return bool(stack) and any(level.key() != torch._C._functorch.TransformType.Vmap for level in stack)
+    return bool(stack) and any(
+        level.key() != torch._C._functorch.TransformType.Vmap for level in stack
+    )
 
 
 def _blocks(x: Tensor, hidden: int) -> Iterator[tuple[slice, slice]]:
-    """Tasks and columns of each block of ``x [K, F, n]``; a device without such caches takes all at once."""
+    """Tasks and columns of each block of ``x [K, F, n]``; a device without such caches takes all at
+    once.
+    """
     num, _, n = x.shape
     if x.device.type != "cpu":
         yield slice(0, num), slice(0, n)
@@ -69,7 +85,9 @@ class _Scratch:
     """One piece of memory for a hidden layer of every block."""
 
     def __init__(self, like: Tensor, hidden: int) -> None:
-        size = max(((r.stop - r.start) * (c.stop - c.start) for r, c in _blocks(like, hidden)), default=0)
+        size = max(
+            ((r.stop - r.start) * (c.stop - c.start) for r, c in _blocks(like, hidden)), default=0
+        )
         self.hidden, self.flat = hidden, like.new_empty(size * hidden)
 
     def block(self, rows: slice, cols: slice) -> Tensor:
@@ -79,7 +97,13 @@ class _Scratch:
 
 @torch.library.custom_op("lo_framework::network", mutates_args=())
 def _forward(
-    x: Tensor, first: Tensor, first_bias: Tensor, second: Tensor, second_bias: Tensor, last: Tensor, last_bias: Tensor
+    x: Tensor,
+    first: Tensor,
+    first_bias: Tensor,
+    second: Tensor,
+    second_bias: Tensor,
+    last: Tensor,
+    last_bias: Tensor,
 ) -> Tensor:
     """``[K, F, n]`` to ``[K, O, n]``, or the same without K."""
     if x.dim() == 2:
@@ -97,10 +121,18 @@ def _forward(
 
 @torch.library.custom_op("lo_framework::network_backward", mutates_args=())
 def _backward(
-    dy: Tensor, x: Tensor, first: Tensor, first_bias: Tensor, second: Tensor, second_bias: Tensor, last: Tensor,
+    dy: Tensor,
+    x: Tensor,
+    first: Tensor,
+    first_bias: Tensor,
+    second: Tensor,
+    second_bias: Tensor,
+    last: Tensor,
     last_bias: Tensor,
-) -> list[Tensor]:  # fmt: skip
-    """Gradients of ``x`` and of the six weights, from ``dy [K, O, n]``; hidden layers are computed again."""
+) -> list[Tensor]:
+    """Gradients of ``x`` and of the six weights, from ``dy [K, O, n]``; hidden layers are computed
+    again.
+    """
     if x.dim() == 2:
         alone = (t[None] for t in (dy, x, first, first_bias, second, second_bias, last, last_bias))
         return [g[0] for g in _backward(*alone)]
@@ -153,11 +185,16 @@ def _pull(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
 
 
 def _batched(operator: Callable[..., Any]) -> Callable[..., Any]:
-    """The vmap rule: the new dimension is the operator's own task dimension, or (of nested vmaps) joins it."""
+    """The vmap rule: the new dimension is the operator's own task dimension, or (of nested vmaps)
+    joins it.
+    """
 
     def rule(info: Any, in_dims: tuple[int | None, ...], *args: Tensor) -> tuple[Any, Any]:
         size = info.batch_size
-        moved = [a.expand(size, *a.shape) if d is None else a.movedim(d, 0) if d else a for a, d in zip(args, in_dims)]
+        moved = [
+            a.expand(size, *a.shape) if d is None else a.movedim(d, 0) if d else a
+            for a, d in zip(args, in_dims)
+        ]
         nested = moved[0].dim() == 4
         out = operator(*(a.flatten(0, 1) if nested else a for a in moved))
         if isinstance(out, Tensor):

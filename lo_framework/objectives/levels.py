@@ -18,7 +18,9 @@ LOG_FLOOR = 1e-3  # a normalised loss below this is as good as zero
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectiveConfig:
-    """``train``: weight of the training loss in [0, 1]; ``log``: weight of the log-loss term (at least 0)."""
+    """``train``: weight of the training loss in [0, 1]; ``log``: weight of the log-loss term (at
+    least 0).
+    """
 
     train: float = 0.0
     log: float = 0.0
@@ -49,7 +51,9 @@ class Objective:
         return ()
 
     def cost(self, *, unrolled: bool) -> float:
-        """Gradient evaluations of one inner step beside its own gradient; ``unrolled``: a graph is kept (TBPTT)."""
+        """Gradient evaluations of one inner step beside its own gradient; ``unrolled``: a graph is
+        kept (TBPTT).
+        """
         return float(self.held_out)
 
     def score(self, task: Task, losses: Losses) -> Tensor:
@@ -61,11 +65,16 @@ class Objective:
                 value = task.normalize(loss)
                 total = total + weight * value
                 if self.config.log:
-                    total = total + weight * self.config.log * torch.log(value.clamp_min(0) + LOG_FLOOR)
+                    total = total + weight * self.config.log * torch.log(
+                        value.clamp_min(0) + LOG_FLOOR
+                    )
         return total
 
-    def measure(self, task: Task, losses: Losses, pairs: bool = False) -> tuple[Tensor, dict[str, Tensor]]:
-        """The score ``[K]`` and what else is to be reported of the step, by name ``[K]``, without a graph.
+    def measure(
+        self, task: Task, losses: Losses, pairs: bool = False
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The score ``[K]`` and what else is to be reported of the step, by name ``[K]``, without a
+        graph.
 
         ``pairs``: the second half of the K tasks are the antithetic twins of the first.
         """

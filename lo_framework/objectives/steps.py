@@ -1,16 +1,19 @@
-"""Objectives about what one step does: MetaAdamW's three terms (`terms`), alone or weighted together.
+"""Objectives about what one step does: MetaAdamW's three terms (`terms`), alone or weighted
+together.
 
 Of every inner step, with losses normalised as everywhere, so that they are comparable across tasks:
 
-* ``gradient``: per tensor of the optimizee, the mean square of the next gradient (after the update, on a second
-  training batch) and the cosine between it and the gradient that the optimizer saw;
+* ``gradient``: per tensor of the optimizee, the mean square of the next gradient (after the update,
+  on a second training batch) and the cosine between it and the gradient that the optimizer saw;
 * ``loss_decrease``: the held-out loss after the update in parts of that before it, on one batch;
-* ``gen_gap``: the distance between training loss (second batch) and held-out loss after the update. Alone it asks for
-  no progress at all, and where training is ahead it raises the training loss: it is a term beside the others;
-* ``combined``: all three; the weights of an outer step are given from outside (`weighted`), so they are constants.
+* ``gen_gap``: the distance between training loss (second batch) and held-out loss after the update.
+  Alone it asks for no progress at all, and where training is ahead it raises the training loss: it
+  is a term beside the others;
+* ``combined``: all three; the weights of an outer step are given from outside (`weighted`), so they
+  are constants.
 
-What is a constant under back-propagation (the loss before, the held-out side of the gap) is, under antithetic
-perturbations, the mean of the two twins': so every estimator follows the same direction.
+What is a constant under back-propagation (the loss before, the held-out side of the gap) is, under
+antithetic perturbations, the mean of the two twins': so every estimator follows the same direction.
 """
 
 from __future__ import annotations
@@ -22,9 +25,9 @@ import torch
 from torch import Tensor
 
 from lo_framework.objectives import terms
+from lo_framework.optimizees.task import soft_cap
 from lo_framework.protocols import Task
-from optimizees.task import soft_cap
-from regularizers.base import HVP_COST
+from lo_framework.regularizers.base import HVP_COST
 
 if TYPE_CHECKING:
     from lo_framework.inner.step import Losses
@@ -35,7 +38,8 @@ FORWARD_COST = 1 / 3  # of a gradient evaluation
 
 @dataclass(frozen=True, kw_only=True)
 class GradientConfig:
-    """``flatness``, ``direction``: weights of the mean square and of ``1 - cos``. ``published``: the paper's ``-cos``.
+    """``flatness``, ``direction``: weights of the mean square and of ``1 - cos``. ``published``:
+    the paper's ``-cos``.
     """
 
     flatness: float = 0.5
@@ -66,8 +70,11 @@ class CombinedConfig(GradientConfig):
 
 
 CONFIGS: dict[str, type] = {
-    "gradient": GradientConfig, "loss_decrease": DecreaseConfig, "gen_gap": GapConfig, "combined": CombinedConfig,
-}  # fmt: skip
+    "gradient": GradientConfig,
+    "loss_decrease": DecreaseConfig,
+    "gen_gap": GapConfig,
+    "combined": CombinedConfig,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,10 +117,17 @@ class StepObjective:
         if "gradient" in self.needs:
             cosines = torch.where(torch.isfinite(after.cosines), after.cosines, -1.0)
             found["gradient"] = terms.gradient_alignment(
-                soft_cap(after.squares), cosines, self.config.flatness, self.config.direction, published=published
+                soft_cap(after.squares),
+                cosines,
+                self.config.flatness,
+                self.config.direction,
+                published=published,
             )
         if "loss_decrease" in self.needs:
-            held, before = task.normalize(losses.held), _constant(task.normalize(after.before), pairs)
+            held, before = (
+                task.normalize(losses.held),
+                _constant(task.normalize(after.before), pairs),
+            )
             value = terms.loss_decrease(held, before, published=published, tiny=FLOOR)
             found["loss_decrease"] = _capped(value, losses.held)
         if "gen_gap" in self.needs:
@@ -126,8 +140,12 @@ class StepObjective:
         """The weighted sum ``[K]`` of the terms."""
         return self.measure(task, losses)[0]
 
-    def measure(self, task: Task, losses: Losses, pairs: bool = False) -> tuple[Tensor, dict[str, Tensor]]:
-        """The score ``[K]``, the terms and ``level``, the normalised training loss, which tells who diverged."""
+    def measure(
+        self, task: Task, losses: Losses, pairs: bool = False
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The score ``[K]``, the terms and ``level``, the normalised training loss, which tells who
+        diverged.
+        """
         found = self.terms(task, losses, pairs)
         score = torch.zeros_like(losses.train)
         for weight, value in zip(self.weights, found.values(), strict=True):
@@ -138,7 +156,11 @@ class StepObjective:
 
 def make_step_objective(name: str, config: object) -> StepObjective:
     """With every weight 1. ``config``: of the type that `CONFIGS` has for ``name``."""
-    given = {field: getattr(config, field) for field in GradientConfig.__dataclass_fields__ if hasattr(config, field)}
+    given = {
+        field: getattr(config, field)
+        for field in GradientConfig.__dataclass_fields__
+        if hasattr(config, field)
+    }
     objective = StepObjective(name=name, config=GradientConfig(**given), weights=())
     return replace(objective, weights=(1.0,) * len(objective.needs))
 

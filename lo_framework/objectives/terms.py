@@ -1,15 +1,18 @@
-"""MetaAdamW's three terms of a meta-objective (arXiv 2605.04055), corrected; pure, without knowledge of a task.
+"""MetaAdamW's three terms of a meta-objective (arXiv 2605.04055), corrected; pure, without
+knowledge of a task.
 
-Of one inner step theta -> theta', with training batches B1, B2 and a held-out batch Bval, and g1, g2 the gradients at
-(theta; B1) and (theta'; B2), the paper has, over G groups of parameters ([.]: no gradient),
+Of one inner step theta -> theta', with training batches B1, B2 and a held-out batch Bval, and g1,
+g2 the gradients at (theta; B1) and (theta'; B2), the paper has, over G groups of parameters ([.]:
+no gradient),
 
     gradient       (1/G) sum_k [ lambda1_k |g2_k|^2 - lambda2_k cos(g1_k, g2_k) ]
     loss_decrease  L(theta'; Bval) - [L(theta; Bval)]
     gen_gap        | L - [L(Bval)] |
 
-The first two are negative wherever they are good, and a weighting that divides a term by its own size (homoscedastic
-uncertainty, see `weighting`) has no minimum there. So by default the cosine is counted from its best value, as
-``1 - cos``, which has the same derivative, and the decrease is a ratio; ``published=True`` gives the paper's forms.
+The first two are negative wherever they are good, and a weighting that divides a term by its own
+size (homoscedastic uncertainty, see `weighting`) has no minimum there. So by default the cosine is
+counted from its best value, as ``1 - cos``, which has the same derivative, and the decrease is a
+ratio; ``published=True`` gives the paper's forms.
 """
 
 from __future__ import annotations
@@ -23,27 +26,37 @@ TINY_SQUARE = 1e-20  # of a gradient's norm: below it there is no direction
 
 
 def gradient_alignment(
-    squares: Tensor, cosines: Tensor, flatness: Tensor | float, direction: Tensor | float, *, published: bool = False
+    squares: Tensor,
+    cosines: Tensor,
+    flatness: Tensor | float,
+    direction: Tensor | float,
+    *,
+    published: bool = False,
 ) -> Tensor:
     """Flatness of the next gradient and its agreement with this one, ``[...]``.
 
-    ``squares``, ``cosines`` ``[..., G]``: ``|g2_k|^2`` and ``cos(g1_k, g2_k)``; ``flatness``, ``direction``: lambda1
-    and lambda2, numbers or ``[..., G]``.
+    ``squares``, ``cosines`` ``[..., G]``: ``|g2_k|^2`` and ``cos(g1_k, g2_k)``; ``flatness``,
+    ``direction``: lambda1 and lambda2, numbers or ``[..., G]``.
     """
     turn = -cosines if published else 1 - cosines
     return (flatness * squares + direction * turn).mean(-1)
 
 
 def cosine(dot: Tensor, square1: Tensor, square2: Tensor) -> Tensor:
-    """Cosines from inner products and squared norms; 0, with zero derivative, where a vector is zero."""
+    """Cosines from inner products and squared norms; 0, with zero derivative, where a vector is
+    zero.
+    """
     there = (square1 > TINY_SQUARE) & (square2 > TINY_SQUARE)
     one = torch.where(there, square1, 1.0)  # before the root: 0 * inf is not 0
     two = torch.where(there, square2, 1.0)
     return torch.where(there, dot * one.rsqrt() * two.rsqrt(), 0.0)
 
 
-def loss_decrease(after: Tensor, before: Tensor, *, published: bool = False, tiny: float = TINY_LOSS) -> Tensor:
-    """``after / [before]``, what a step leaves of a loss: below 1 is better. Published: the difference.
+def loss_decrease(
+    after: Tensor, before: Tensor, *, published: bool = False, tiny: float = TINY_LOSS
+) -> Tensor:
+    """``after / [before]``, what a step leaves of a loss: below 1 is better. Published: the
+    difference.
 
     A negative loss has no ratio: it is divided by its size, so that lower stays better.
     """
@@ -54,7 +67,8 @@ def loss_decrease(after: Tensor, before: Tensor, *, published: bool = False, tin
 def generalization_gap(train: Tensor, valid: Tensor) -> Tensor:
     """``|train - [valid]|``: its derivative is that of ``train`` times the sign of the gap, 0 at 0.
 
-    Both belong to the point after the step. (The released code takes both before it, where no optimizer can change
-    them.) Where training is ahead of validation the derivative *raises* the training loss: it is a term beside others.
+    Both belong to the point after the step. (The released code takes both before it, where no
+    optimizer can change them.) Where training is ahead of validation the derivative *raises* the
+    training loss: it is a term beside others.
     """
     return (train - valid.detach()).abs()

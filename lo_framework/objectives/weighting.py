@@ -1,14 +1,17 @@
-"""How the terms of a meta-objective are weighted: fixed, or by homoscedastic uncertainty with priorities (HUW).
+"""How the terms of a meta-objective are weighted: fixed, or by homoscedastic uncertainty with
+priorities (HUW).
 
-HUW (Kendall et al. 2018; with priorities p: MetaAdamW, arXiv 2605.04055) learns one number s_i = log sigma_i^2 a term:
+HUW (Kendall et al. 2018; with priorities p: MetaAdamW, arXiv 2605.04055) learns one number s_i =
+log sigma_i^2 a term:
 
     total = sum_i [ 1/2 exp(-s_i) L_i + 1/2 p_i s_i ],      d total / d s_i = 1/2 (p_i - exp(-s_i) L_i)
 
-so that at rest exp(-s_i) = p_i / L_i: every term counts in relation to its own size, a higher priority for more. As
-published this has no minimum once a term is negative (s_i falls without end), and a term that reaches 0 gets all the
-weight. Here L_i counts as 0 in the slope where it is negative and s_i stays in [-bound, bound]; ``bound=None`` is the
-published form. The slope is known in closed form, so whoever learns s needs no graph, and within one outer step the
-weights are constants: every estimator can use them.
+so that at rest exp(-s_i) = p_i / L_i: every term counts in relation to its own size, a higher
+priority for more. As published this has no minimum once a term is negative (s_i falls without end),
+and a term that reaches 0 gets all the weight. Here L_i counts as 0 in the slope where it is
+negative and s_i stays in [-bound, bound]; ``bound=None`` is the published form. The slope is known
+in closed form, so whoever learns s needs no graph, and within one outer step the weights are
+constants: every estimator can use them.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ import torch
 from torch import Tensor
 
 from lo_framework.objectives.terms import TERMS
-from optimizees.spec import UserError, build_config, nearest, parse_spec
+from lo_framework.optimizees.spec import UserError, build_config, nearest, parse_spec
 
 WEIGHTINGS = ("sum", "fixed", "huw")
 
@@ -70,11 +73,16 @@ class HUW:
     learns = True
 
     def __init__(
-        self, priorities: Sequence[float] = (1.0,) * len(TERMS), bound: float | None = 3.0, lr: float = 0.05
+        self,
+        priorities: Sequence[float] = (1.0,) * len(TERMS),
+        bound: float | None = 3.0,
+        lr: float = 0.05,
     ) -> None:
         self.priorities = torch.tensor([float(p) for p in priorities], dtype=torch.float64)
         self.bound, self.lr = bound, lr
-        self.s = torch.zeros_like(self.priorities)  # on the host, in double precision, wherever the terms are
+        self.s = torch.zeros_like(
+            self.priorities
+        )  # on the host, in double precision, wherever the terms are
 
     def weights(self) -> tuple[float, ...]:
         """``1/2 exp(-s_i)``."""
@@ -86,7 +94,9 @@ class HUW:
         return weighted + 0.5 * float((self.priorities * self.s).sum())  # type: ignore[return-value]
 
     def slope(self, values: Tensor) -> Tensor:
-        """The step's direction uphill, ``[n]``, at the terms ``values [n]``; 0 for a term that is not finite."""
+        """The step's direction uphill, ``[n]``, at the terms ``values [n]``; 0 for a term that is
+        not finite.
+        """
         values = values.detach().to("cpu", torch.float64)
         if self.bound is not None:
             values = values.clamp_min(0.0)
@@ -146,18 +156,26 @@ class SumConfig:
 
 
 def make_weighting(spec: str, priorities: Sequence[float] | None = None) -> Weighting:
-    """``sum``, ``fixed:weights=1x0.3x0.3`` or ``huw:lr=0.05,bound=3``; ``priorities`` (default all 1) are HUW's.
+    """``sum``, ``fixed:weights=1x0.3x0.3`` or ``huw:lr=0.05,bound=3``; ``priorities`` (default all
+    1) are HUW's.
 
     Raises:
-        UserError: an unknown name or option, a wrong number of weights or priorities, an impossible value.
+        UserError: an unknown name or option, a wrong number of weights or priorities, an impossible
+            value.
     """
     name, options = parse_spec(str(spec))
     if name not in WEIGHTINGS:
-        raise UserError(f"unknown weighting {name!r}{nearest(name, WEIGHTINGS)}; there are {', '.join(WEIGHTINGS)}")
+        raise UserError(
+            f"unknown weighting {name!r}{nearest(name, WEIGHTINGS)}; there are {', '.join(WEIGHTINGS)}"
+        )
     owner = f"weighting {name}"
     if name == "huw":
         config = build_config(HUWConfig, options, owner=owner)
-        return HUW(_checked((1.0,) * len(TERMS) if priorities is None else priorities), config.bound, config.lr)
+        return HUW(
+            _checked((1.0,) * len(TERMS) if priorities is None else priorities),
+            config.bound,
+            config.lr,
+        )
     if priorities is not None:
         raise UserError(f"priorities are for the weighting huw, not for {name!r}")
     if name == "sum":
@@ -167,18 +185,24 @@ def make_weighting(spec: str, priorities: Sequence[float] | None = None) -> Weig
 
 
 def parse_priorities(text: str) -> tuple[float, ...]:
-    """``"2,5,1"`` to numbers, one for each of :data:`~lo_framework.objectives.terms.TERMS`; raises UserError."""
+    """``"2,5,1"`` to numbers, one for each of :data:`~lo_framework.objectives.terms.TERMS`; raises
+    UserError.
+    """
     try:
         return _checked([float(piece) for piece in text.split(",")])
     except UserError:
         raise
     except ValueError:
-        raise UserError(f"priorities {text!r}: expected numbers, as 2,5,1, for {', '.join(TERMS)}") from None
+        raise UserError(
+            f"priorities {text!r}: expected numbers, as 2,5,1, for {', '.join(TERMS)}"
+        ) from None
 
 
 def _checked(priorities: Sequence[float]) -> tuple[float, ...]:
     if len(priorities) != len(TERMS):
-        raise UserError(f"there must be {len(TERMS)} priorities, for {', '.join(TERMS)}, not {len(priorities)}")
+        raise UserError(
+            f"there must be {len(TERMS)} priorities, for {', '.join(TERMS)}, not {len(priorities)}"
+        )
     for p in priorities:
         if not 0 < p < math.inf:
             raise UserError(f"priorities must be positive and finite, not {p:g}")

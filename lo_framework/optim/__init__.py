@@ -1,4 +1,6 @@
-"""Faces: ``torch.optim.Optimizer`` classes over the pure update rules of this framework, and explicit regularizers."""
+"""Faces: ``torch.optim.Optimizer`` classes over the pure update rules of this framework, and
+explicit regularizers.
+"""
 
 from lo_framework.optim.explicit import ASAM, FSAM, GAM, GSAM, SAM, LookSAM
 from lo_framework.optim.guard import GuardConfig
@@ -8,6 +10,15 @@ from lo_framework.optim.meta_optimize import MetaOptimize
 from lo_framework.optim.regularized import Regularized
 
 __all__ = [
-    "ASAM", "FSAM", "GAM", "GSAM", "SAM", "GuardConfig", "Learned", "LookSAM", "MetaAdamW", "MetaOptimize",
+    "ASAM",
+    "FSAM",
+    "GAM",
+    "GSAM",
+    "SAM",
+    "GuardConfig",
+    "Learned",
+    "LookSAM",
+    "MetaAdamW",
+    "MetaOptimize",
     "Regularized",
-]  # fmt: skip
+]

@@ -1,8 +1,9 @@
 """The loss behind a training loop's closure as a `regularizers.base.Landscape`.
 
-A closure can only be run: it computes the loss of the model's parameters as they are, and puts the gradient into
-``.grad``. So `ClosureLandscape.gradient` moves the parameters, runs the closure, and puts everything back, from copies,
-whatever happens in between: parameters, gradients, random state, and the model's buffers where the model is known.
+A closure can only be run: it computes the loss of the model's parameters as they are, and puts the
+gradient into ``.grad``. So `ClosureLandscape.gradient` moves the parameters, runs the closure, and
+puts everything back, from copies, whatever happens in between: parameters, gradients, random state,
+and the model's buffers where the model is known.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 
-from optimizees.spec import UserError
-from regularizers.base import Batch, Landscape, Params
+from lo_framework.optimizees.spec import UserError
+from lo_framework.regularizers.base import Batch, Landscape, Params
 
 _SEEDED = ("cuda", "xpu")  # accelerators whose generators are read and set per device
 _WORD = (1 << 63) - 1
@@ -26,12 +27,15 @@ class NotFiniteError(FloatingPointError):
 
 
 class Surroundings:
-    """What a pass touches beside the parameters. Made before the first pass, whose noise it remembers.
+    """What a pass touches beside the parameters. Made before the first pass, whose noise it
+    remembers.
 
     Args:
         params: the optimizer's parameters.
-        model: its buffers (running statistics) and the gradients of its other parameters are protected as well.
-        same_noise: later passes draw the same random numbers as the first, and do not move the generators.
+        model: its buffers (running statistics) and the gradients of its other parameters are
+            protected as well.
+        same_noise: later passes draw the same random numbers as the first, and do not move the
+            generators.
     """
 
     def __init__(self, params: Sequence[Tensor], model: nn.Module | None, same_noise: bool) -> None:
@@ -64,7 +68,9 @@ class Surroundings:
             for module, name, buffer, copy in buffers:
                 if copy is not None:
                     buffer.copy_(copy)
-                if getattr(module, name) is not buffer:  # some modules put a new tensor in the place of a buffer
+                if (
+                    getattr(module, name) is not buffer
+                ):  # some modules put a new tensor in the place of a buffer
                     setattr(module, name, buffer)
             if noise:
                 self._set_noise(noise)
@@ -95,9 +101,20 @@ class ClosureLandscape:
     """
 
     def __init__(
-        self, run: Callable[[], Any], params: Mapping[str, Tensor], home: Params, surroundings: Surroundings, seed: int
+        self,
+        run: Callable[[], Any],
+        params: Mapping[str, Tensor],
+        home: Params,
+        surroundings: Surroundings,
+        seed: int,
     ) -> None:
-        self.run, self.params, self.home, self.surroundings, self.seed = run, params, home, surroundings, seed
+        self.run, self.params, self.home, self.surroundings, self.seed = (
+            run,
+            params,
+            home,
+            surroundings,
+            seed,
+        )
 
     @torch.no_grad()
     def gradient(self, params: Params) -> tuple[Tensor, Params]:
@@ -121,17 +138,25 @@ class ClosureLandscape:
         return loss, grad
 
     def loss(self, params: Params) -> NoReturn:
-        raise UserError("a closure gives a loss that nothing can be differentiated through; use its gradient")
+        raise UserError(
+            "a closure gives a loss that nothing can be differentiated through; use its gradient"
+        )
 
     def hvp(self, params: Params, direction: Params) -> NoReturn:
-        raise UserError("a closure gives no Hessian-vector products; choose a regularizer that needs gradients only")
+        raise UserError(
+            "a closure gives no Hessian-vector products; choose a regularizer that needs gradients only"
+        )
 
     @property
     def batch(self) -> Batch:
-        raise UserError("this regularizer changes the data, and a closure hides them: change them in the closure")
+        raise UserError(
+            "this regularizer changes the data, and a closure hides them: change them in the closure"
+        )
 
     def on(self, batch: Batch) -> Landscape:
-        raise UserError("this regularizer needs the loss on other data, and a closure hides the data")
+        raise UserError(
+            "this regularizer needs the loss on other data, and a closure hides the data"
+        )
 
     def uniform(self, shape: tuple[int, ...], stream: int) -> Tensor:
         """By a generator of its own: the global ones stay where they are."""
@@ -153,7 +178,8 @@ def copies(params: Mapping[str, Tensor], dtype: torch.dtype) -> Params:
 
 
 def gradients(params: Mapping[str, Tensor], like: Params) -> Params:
-    """Copies of the gradients, in the dtype of ``like``: a reducer of gradients may use their memory again. None is 0.
+    """Copies of the gradients, in the dtype of ``like``: a reducer of gradients may use their
+    memory again. None is 0.
 
     Raises:
         UserError: a gradient is sparse.
@@ -161,9 +187,13 @@ def gradients(params: Mapping[str, Tensor], like: Params) -> Params:
     result = {}
     for name, p in params.items():
         if p.grad is not None and p.grad.layout != torch.strided:
-            raise UserError("regularizers cannot use sparse gradients; build the embedding with sparse=False")
+            raise UserError(
+                "regularizers cannot use sparse gradients; build the embedding with sparse=False"
+            )
         same = like[name]
-        result[name] = torch.zeros_like(same) if p.grad is None else p.grad.detach().to(same.dtype, copy=True)
+        result[name] = (
+            torch.zeros_like(same) if p.grad is None else p.grad.detach().to(same.dtype, copy=True)
+        )
     return result
 
 
@@ -177,16 +207,21 @@ def loss_of(result: Any, like: Params) -> Tensor:
 
 
 def is_finite(loss: Tensor, grad: Params) -> bool:
-    """Loss and norm of the gradient, which the rules divide by, in one look: on an accelerator it waits."""
+    """Loss and norm of the gradient, which the rules divide by, in one look: on an accelerator it
+    waits.
+    """
     return bool(torch.nn.utils.get_total_norm(list(grad.values())).isfinite() & loss.isfinite())
 
 
 def is_writable(x: Tensor) -> bool:
     """Whether it can be changed in place: an expanded tensor cannot."""
-    return x.layout == torch.strided and all(step > 0 or size <= 1 for step, size in zip(x.stride(), x.shape))
+    return x.layout == torch.strided and all(
+        step > 0 or size <= 1 for step, size in zip(x.stride(), x.shape)
+    )
 
 
 def _assign(params: Mapping[str, Tensor], values: Params) -> None:
     for name, p in params.items():
         p.copy_(values[name])
-    torch.clear_autocast_cache()  # where autocast was entered outside of the closure, casts of the old weights remain
+    # where autocast was entered outside of the closure, casts of the old weights remain
+    torch.clear_autocast_cache()

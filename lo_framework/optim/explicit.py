@@ -1,4 +1,5 @@
-"""The regularizers by name, each around any optimizer: ``SAM(torch.optim.AdamW(model.parameters()), rho=0.05)``.
+"""The regularizers by name, each around any optimizer: ``SAM(torch.optim.AdamW(model.parameters()),
+rho=0.05)``.
 
     def closure():
         optimizer.zero_grad()
@@ -8,7 +9,8 @@
 
     loss = optimizer.step(closure)
 
-What each does is told in its file in ``regularizers``; how to use them, and what they cost, in ``docs/explicit.md``.
+What each does is told in its file in ``regularizers``; how to use them, and what they cost, in
+``docs/explicit.md``.
 """
 
 from __future__ import annotations
@@ -19,26 +21,37 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-import regularizers as rules
+from lo_framework import regularizers as rules
 from lo_framework.optim.regularized import Regularized
-from optimizees.spec import UserError, build_config, nearest
+from lo_framework.optimizees.spec import UserError, build_config, nearest
 
 
 class _Named(Regularized):
-    """``options`` are the fields of the regularizer's config; the others are those of `Regularized`."""
+    """``options`` are the fields of the regularizer's config; the others are those of
+    `Regularized`.
+    """
 
     rule: ClassVar[type[rules.Regularizer]]
     preset: ClassVar[dict[str, Any]] = {}
 
     def __init__(
-        self, base: torch.optim.Optimizer, *, model: nn.Module | None = None, same_noise: bool = True, **options: Any
+        self,
+        base: torch.optim.Optimizer,
+        *,
+        model: nn.Module | None = None,
+        same_noise: bool = True,
+        **options: Any,
     ) -> None:
         known = [*(f.name for f in dataclasses.fields(self.rule.Config)), "model", "same_noise"]
         for key in options:
             if key not in known:
                 title = type(self).__name__
-                raise UserError(f'{title}: unknown option "{key}"{nearest(key, known)}; known: {", ".join(known)}')
-        config: Any = build_config(self.rule.Config, {**self.preset, **options}, type(self).__name__)
+                raise UserError(
+                    f'{title}: unknown option "{key}"{nearest(key, known)}; known: {", ".join(known)}'
+                )
+        config: Any = build_config(
+            self.rule.Config, {**self.preset, **options}, type(self).__name__
+        )
         super().__init__(base, self.rule(config), model=model, same_noise=same_noise)
 
 
@@ -54,7 +67,8 @@ class SAM(_Named):
 class ASAM(_Named):
     """Adaptive SAM: the neighbourhood scales with the weights. Two passes.
 
-    Options: ``rho`` (0.5), relative to the weights, so larger than SAM's; ``eta`` (0.01), added to their sizes.
+    Options: ``rho`` (0.5), relative to the weights, so larger than SAM's; ``eta`` (0.01), added to
+    their sizes.
     """
 
     rule = rules.ASAM
@@ -63,17 +77,19 @@ class ASAM(_Named):
 class GSAM(_Named):
     """SAM that also closes the surrogate gap. Two passes.
 
-    Options: ``rho`` (0.05); ``alpha`` (0.1), the weight of the plain gradient's orthogonal part; 0 is SAM.
+    Options: ``rho`` (0.05); ``alpha`` (0.1), the weight of the plain gradient's orthogonal part; 0
+    is SAM.
     """
 
     rule = rules.GSAM
 
 
 class GAM(_Named):
-    """Gradient norm aware minimisation, accelerated (the exact one needs second derivatives). Four passes.
+    """Gradient norm aware minimisation, accelerated (the exact one needs second derivatives). Four
+    passes.
 
-    Options: ``rho`` (0.05), ``rho_prime`` (0.01), ``beta_1`` and ``beta_0`` (0.1), ``gamma`` (0.05), and ``variant``:
-    "paper" or "reference", the formula of the released code.
+    Options: ``rho`` (0.05), ``rho_prime`` (0.01), ``beta_1`` and ``beta_0`` (0.1), ``gamma``
+    (0.05), and ``variant``: "paper" or "reference", the formula of the released code.
     """
 
     rule = rules.GAM
@@ -81,7 +97,8 @@ class GAM(_Named):
 
 
 class LookSAM(_Named):
-    """SAM whose second gradient is taken every ``k`` steps and partly reused in between. ``1 + 1/k`` passes.
+    """SAM whose second gradient is taken every ``k`` steps and partly reused in between. ``1 +
+    1/k`` passes.
 
     Options: ``rho`` (0.05), ``k`` (5), ``alpha`` (0.7), the weight of the reused direction.
     """
@@ -92,7 +109,8 @@ class LookSAM(_Named):
 class FSAM(_Named):
     """Friendly SAM: perturbs along what is particular to the batch. Two passes.
 
-    Options: ``rho`` (0.05), ``sigma`` (1), ``lam`` (0.9), the decay of the average gradient; ``average``.
+    Options: ``rho`` (0.05), ``sigma`` (1), ``lam`` (0.9), the decay of the average gradient;
+    ``average``.
     """
 
     rule = rules.FSAM

@@ -1,13 +1,13 @@
 """When to stop trusting a learned optimizer: pure logic on losses, no tensors.
 
-The guard follows an exponential moving average (EMA) of the training loss. It is *violated* by a loss that is not
-finite, or, after a warm-up, by an EMA above
+The guard follows an exponential moving average (EMA) of the training loss. It is *violated* by a
+loss that is not finite, or, after a warm-up, by an EMA above
 
     best + (factor - 1) |best| + margin |first|
 
-with ``best`` the lowest EMA so far and ``first`` the first finite loss (for positive losses: factor x best, plus a
-margin that lets a loss near zero move). Then AdamW steps in from the last good snapshot, for a while, after which the
-learned optimizer gets another chance.
+with ``best`` the lowest EMA so far and ``first`` the first finite loss (for positive losses: factor
+x best, plus a margin that lets a loss near zero move). Then AdamW steps in from the last good
+snapshot, for a while, after which the learned optimizer gets another chance.
 """
 
 from __future__ import annotations
@@ -28,11 +28,12 @@ class GuardConfig:
         factor: how many times its best value the average loss may reach; above 1.
         margin: what it may add to that, as a fraction of the first loss.
         decay: of the average: 0.9 looks back on about ten steps.
-        warmup: steps before an average can violate the guard; a loss that is not finite always does.
+        warmup: steps before an average can violate the guard; a loss that is not finite always
+            does.
         every: steps between snapshots of the parameters.
         steps: how many steps AdamW makes when it takes over.
-        lr: AdamW's learning rate; None takes the geometric mean of the learned optimizer's recent updates (RMS per
-            parameter), as of the snapshot that training goes back to.
+        lr: AdamW's learning rate; None takes the geometric mean of the learned optimizer's recent
+            updates (RMS per parameter), as of the snapshot that training goes back to.
         weight_decay: AdamW's.
     """
 
@@ -68,8 +69,8 @@ class Trend:
 class Guard:
     """The guard's memory and decisions. Every method takes and returns plain numbers.
 
-    One step: ``violated(loss)``; if so, ``activate()`` and go back to the snapshot; else, if ``due``, take a snapshot
-    and ``keep()``; update; ``updated(...)``.
+    One step: ``violated(loss)``; if so, ``activate()`` and go back to the snapshot; else, if
+    ``due``, take a snapshot and ``keep()``; update; ``updated(...)``.
     """
 
     def __init__(self, config: GuardConfig) -> None:
@@ -85,7 +86,9 @@ class Guard:
     def limit(self) -> float:
         """The average loss above which the guard is violated."""
         best = self.now.best
-        return best + (self.config.factor - 1.0) * abs(best) + self.config.margin * abs(self.now.first)
+        return (
+            best + (self.config.factor - 1.0) * abs(best) + self.config.margin * abs(self.now.first)
+        )
 
     def violated(self, loss: float) -> bool:
         """Take in the loss of this step (before its update) and say whether it breaks the guard."""
@@ -104,10 +107,14 @@ class Guard:
 
     @property
     def due(self) -> bool:
-        """Time for a snapshot: there is none, or it is old and the average is nearer to the best than to the limit."""
+        """Time for a snapshot: there is none, or it is old and the average is nearer to the best
+        than to the limit.
+        """
         if self.kept is None:
             return True
-        return self.since_kept >= self.config.every and self.now.ema <= 0.5 * (self.now.best + self.limit)
+        return self.since_kept >= self.config.every and self.now.ema <= 0.5 * (
+            self.now.best + self.limit
+        )
 
     def keep(self) -> None:
         """A snapshot was taken."""
@@ -127,13 +134,19 @@ class Guard:
         self.since_kept = 0
 
     def updated(self, rms: float | None = None) -> bool:
-        """An update was made: by the learned optimizer if ``rms`` (per parameter) is given. True: AdamW's last one."""
+        """An update was made: by the learned optimizer if ``rms`` (per parameter) is given. True:
+        AdamW's last one.
+        """
         self.since_kept += 1
         if rms is not None:
             if rms > 0:
                 old = self.now.log_rms
                 log = math.log(rms)
-                self.now.log_rms = log if old is None else self.config.decay * old + (1.0 - self.config.decay) * log
+                self.now.log_rms = (
+                    log
+                    if old is None
+                    else self.config.decay * old + (1.0 - self.config.decay) * log
+                )
             return False
         self.remaining -= 1
         return self.remaining == 0
@@ -141,7 +154,9 @@ class Guard:
     def state_dict(self) -> dict[str, Any]:
         """Plain numbers."""
         kept = None if self.kept is None else asdict(self.kept)
-        counts = {name: getattr(self, name) for name in ("since_kept", "remaining", "activations", "lr")}
+        counts = {
+            name: getattr(self, name) for name in ("since_kept", "remaining", "activations", "lr")
+        }
         return {"now": asdict(self.now), "kept": kept, **counts}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

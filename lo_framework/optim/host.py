@@ -1,10 +1,11 @@
-"""The host of an update rule inside a face: one update of many tensors, in cache-sized chunks, written in place.
+"""The host of an update rule inside a face: one update of many tensors, in cache-sized chunks,
+written in place.
 
     measure every chunk  ->  means over tensors  ->  condition over all tensors  ->  apply to every chunk
 
-It equals ``LearnedOptimizer.forward`` on the whole arena, with memory for one chunk at a time beside the state
-itself. On an accelerator nothing waits for the device: Python looks at no number. On a CPU, where looking is free,
-``kernels`` has fast paths.
+It equals ``LearnedOptimizer.forward`` on the whole arena, with memory for one chunk at a time
+beside the state itself. On an accelerator nothing waits for the device: Python looks at no number.
+On a CPU, where looking is free, ``kernels`` has fast paths.
 """
 
 from __future__ import annotations
@@ -23,9 +24,12 @@ from lo_framework.learned.features import TOKEN_STATS
 from lo_framework.optim.kernels import attention_sums, kernel_for, ordinary
 from lo_framework.optim.packs import Plan, Run, Store
 
-CPU_CHUNK = 16384  # elements: a chunk's intermediates stay in the second-level cache, those of a small network too
+# elements: a chunk's intermediates stay in the second-level cache, those of a small network too
+CPU_CHUNK = 16384
 SUM_CHUNK = 65536  # the same where there are no intermediates
-DEVICE_CHUNK = 1 << 22  # an accelerator wants few, large kernels; this only bounds the memory of intermediates
+DEVICE_CHUNK = (
+    1 << 22
+)  # an accelerator wants few, large kernels; this only bounds the memory of intermediates
 
 Multiplier = float | Tensor
 
@@ -45,7 +49,9 @@ class Work:
 
 
 class Chunk(NamedTuple):
-    """A part of a run: ``params`` and ``grads [n]``, per-parameter state ``[..., n]``, and where it lies in the run."""
+    """A part of a run: ``params`` and ``grads [n]``, per-parameter state ``[..., n]``, and where it
+    lies in the run.
+    """
 
     params: Tensor
     grads: Tensor
@@ -54,14 +60,20 @@ class Chunk(NamedTuple):
 
 
 class Host:
-    """Runs a frozen copy of ``learned`` on whichever devices the parameters are; computes in ``dtype``."""
+    """Runs a frozen copy of ``learned`` on whichever devices the parameters are; computes in
+    ``dtype``.
+    """
 
-    def __init__(self, learned: LearnedOptimizer, device: torch.device, dtype: torch.dtype, chunk: int | None) -> None:
+    def __init__(
+        self, learned: LearnedOptimizer, device: torch.device, dtype: torch.dtype, chunk: int | None
+    ) -> None:
         self.learned = copy.deepcopy(learned).requires_grad_(False).to(device, dtype)
         self.device = device
         self.dtype = dtype
         self.chunk = chunk
-        self.kernel = kernel_for(self.learned) if device.type == "cpu" and dtype == torch.float32 else None
+        self.kernel = (
+            kernel_for(self.learned) if device.type == "cpu" and dtype == torch.float32 else None
+        )
         self._on = {device: self.learned}
         self.measures = self._probe()
 
@@ -75,13 +87,20 @@ class Host:
         return self.chunk or (CPU_CHUNK if device.type == "cpu" else DEVICE_CHUNK)
 
     def update(
-        self, store: Store, plan: Plan, params: Sequence[Tensor], multipliers: Sequence[Multiplier],
-        loss: Tensor | None, progress: Tensor, *, squares: list[Tensor] | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        store: Store,
+        plan: Plan,
+        params: Sequence[Tensor],
+        multipliers: Sequence[Multiplier],
+        loss: Tensor | None,
+        progress: Tensor,
+        *,
+        squares: list[Tensor] | None = None,
+    ) -> None:
         """One update, in place, of the parameters of ``plan`` and of the state in ``store``.
 
-        ``multipliers``: what scales the update, one a parameter group. ``squares`` collects the sums of squares of the
-        unscaled updates (0-d tensors).
+        ``multipliers``: what scales the update, one a parameter group. ``squares`` collects the
+        sums of squares of the unscaled updates (0-d tensors).
         """
         if torch.is_autocast_enabled(self.device.type):  # half-precision products are for models
             with torch.autocast(self.device.type, enabled=False):
@@ -91,7 +110,9 @@ class Host:
         for work in works:
             self._prepare(work)
         stats = self._stats(works, plan)
-        channels, shared, reduced = self.learned.condition(plan.layout, stats, store.take(plan), loss, progress)
+        channels, shared, reduced = self.learned.condition(
+            plan.layout, stats, store.take(plan), loss, progress
+        )
         store.put(plan, reduced)
         numbers = channels.T.tolist() if self.kernel else []
         columns = channels.unbind(-1)
@@ -119,46 +140,70 @@ class Host:
         return stats if plan.order is None else stats.index_select(-1, plan.order)
 
     def _gather(self, run: Run, params: Sequence[Tensor]) -> Work:
-        """The tensors of a run side by side. A single one is not copied where its memory is in order."""
+        """The tensors of a run side by side. A single one is not copied where its memory is in
+        order.
+        """
         tensors = [params[i] for i in run.members]
         flat = [p.reshape(-1) for p in tensors]
         grads = [p.grad.reshape(-1) for p in tensors]  # type: ignore[union-attr]
         if len(tensors) == 1:
             return Work(run, tensors, flat[0], grads[0])
-        return Work(run, tensors, torch.cat(flat).to(self.dtype), torch.cat(grads).to(self.dtype))  # of small tensors
+        return Work(
+            run, tensors, torch.cat(flat).to(self.dtype), torch.cat(grads).to(self.dtype)
+        )  # of small tensors
 
     def _chunks(self, work: Work, size: int = 0) -> Iterator[Chunk]:
         """One chunk after the other, in the dtype of computation."""
         n, size = work.params.shape[0], self.chunk or size or self.chunk_size(work.run.pack.device)
         if not work.single or n <= size:
-            yield Chunk(work.params.to(self.dtype), work.grads.to(self.dtype), work.run.state, slice(0, n))
+            yield Chunk(
+                work.params.to(self.dtype), work.grads.to(self.dtype), work.run.state, slice(0, n)
+            )
             return
         for begin in range(0, n, size):
             part = slice(begin, min(begin + size, n))
             state = {name: x[..., part] for name, x in work.run.state.items()}
-            yield Chunk(work.params[part].to(self.dtype), work.grads[part].to(self.dtype), state, part)
+            yield Chunk(
+                work.params[part].to(self.dtype), work.grads[part].to(self.dtype), state, part
+            )
 
     def _prepare(self, work: Work) -> None:
         """Let the rule update state that needs whole tensors; most rules have none."""
         learned = self.on(work.run.pack.device)
         if type(learned).prepare is not LearnedOptimizer.prepare:
-            _store(work.run.state, learned.prepare(work.run.layout, work.grads.to(self.dtype), work.run.state))
+            _store(
+                work.run.state,
+                learned.prepare(work.run.layout, work.grads.to(self.dtype), work.run.state),
+            )
 
     def _means(self, work: Work) -> Tensor:
-        """Means of what the rule measures, ``[F, tensors of the run]``; sums are pairwise in chunks and over them."""
+        """Means of what the rule measures, ``[F, tensors of the run]``; sums are pairwise in chunks
+        and over them.
+        """
         learned = self.on(work.run.pack.device)
         if not work.single:
             whole = next(self._chunks(work))
             return work.run.layout.mean(learned.measure(whole.params, whole.grads, whole.state))
         if self.kernel and work.run.pack.device.type == "cpu":
-            parts = [x for c in self._chunks(work, SUM_CHUNK) for x in attention_sums(c.params, c.grads, c.state)]
+            parts = [
+                x
+                for c in self._chunks(work, SUM_CHUNK)
+                for x in attention_sums(c.params, c.grads, c.state)
+            ]
             sums = torch.stack(parts).reshape(-1, len(TOKEN_STATS))
         else:
-            sums = torch.stack([learned.measure(c.params, c.grads, c.state).sum(-1) for c in self._chunks(work)])
+            sums = torch.stack(
+                [learned.measure(c.params, c.grads, c.state).sum(-1) for c in self._chunks(work)]
+            )
         return (sums.sum(0) / work.params.shape[0])[:, None]
 
     def _apply(
-        self, work: Work, channels: Tensor, shared: Tensor, multiplier: Multiplier, squares: list[Tensor] | None
+        self,
+        work: Work,
+        channels: Tensor,
+        shared: Tensor,
+        multiplier: Multiplier,
+        squares: list[Tensor] | None,
     ) -> None:
         """Update one run by the rule itself; ``channels [C, tensors of the run]``, ``shared [D]``."""
         apply = self.on(work.run.pack.device).apply
@@ -174,9 +219,15 @@ class Host:
             work.params[part].copy_(new)
         _write_back(work)
 
-    def _is_plain(self, work: Work, multiplier: Multiplier, numbers: Sequence[Sequence[float]]) -> bool:
+    def _is_plain(
+        self, work: Work, multiplier: Multiplier, numbers: Sequence[Sequence[float]]
+    ) -> bool:
         """Whether the kernel can update this run where its tensors lie."""
-        if self.kernel is None or not (work.single or self.kernel.small) or isinstance(multiplier, Tensor):
+        if (
+            self.kernel is None
+            or not (work.single or self.kernel.small)
+            or isinstance(multiplier, Tensor)
+        ):
             return False
         where = torch.device("cpu"), torch.float32
         in_place = all(p.is_contiguous() and (p.device, p.dtype) == where for p in work.tensors)
@@ -184,13 +235,20 @@ class Host:
         return in_place and multiplier > 0 and all(ordinary(numbers[k]) for k in work.run.places)
 
     def _apply_fast(
-        self, work: Work, columns: Sequence[Tensor], numbers: Sequence[Sequence[float]], shared: Tensor,
-        multiplier: float, squares: list[Tensor] | None,
-    ) -> None:  # fmt: skip
+        self,
+        work: Work,
+        columns: Sequence[Tensor],
+        numbers: Sequence[Sequence[float]],
+        shared: Tensor,
+        multiplier: float,
+        squares: list[Tensor] | None,
+    ) -> None:
         """The same by the kernel."""
         assert self.kernel is not None
         grads = [work.grads] if work.single else work.grads.split(work.run.layout.sizes)
-        for tensor, flat_grad, state, k in zip(work.tensors, grads, work.run.states, work.run.places):
+        for tensor, flat_grad, state, k in zip(
+            work.tensors, grads, work.run.states, work.run.places
+        ):
             flat = tensor.view(-1)
             old = flat.clone() if squares is not None else None
             self.kernel.apply(flat, flat_grad, state, columns[k], numbers[k], shared, multiplier)

@@ -1,9 +1,11 @@
-"""Fast paths of the AdamW family on a CPU: what ``host`` runs in place of a rule's ``measure`` and ``apply``.
+"""Fast paths of the AdamW family on a CPU: what ``host`` runs in place of a rule's ``measure`` and
+``apply``.
 
-The rules in ``lo_framework.learned`` are the reference, and a test holds these equal to them. They are pure and
-differentiable; here the same arithmetic is done in place, in AdamW's own fused loop or in scratch memory that stays
-in cache. Each kernel works on one float32 tensor at a time, flat, with its hyper-parameters as plain numbers: on an
-accelerator that would wait for the device, so there the rules themselves run.
+The rules in ``lo_framework.learned`` are the reference, and a test holds these equal to them. They
+are pure and differentiable; here the same arithmetic is done in place, in AdamW's own fused loop or
+in scratch memory that stays in cache. Each kernel works on one float32 tensor at a time, flat, with
+its hyper-parameters as plain numbers: on an accelerator that would wait for the device, so there
+the rules themselves run.
 """
 
 from __future__ import annotations
@@ -26,25 +28,46 @@ HYPER = len(AdamWChannels._fields)
 
 
 class AdamWKernel:
-    """``hyper-adamw`` and ``attention``: torch's fused AdamW loop, with the bias corrections folded in."""
+    """``hyper-adamw`` and ``attention``: torch's fused AdamW loop, with the bias corrections folded
+    in.
+    """
 
     small: ClassVar[bool] = True  # worth a call for each small tensor
 
     def __init__(self, learned: LearnedOptimizer) -> None:
-        self.long_ago = torch.tensor(1e30, device="cpu")  # at this step AdamW's own bias corrections are 1
+        self.long_ago = torch.tensor(
+            1e30, device="cpu"
+        )  # at this step AdamW's own bias corrections are 1
 
     def apply(
-        self, params: Tensor, grads: Tensor, state: State, column: Tensor, numbers: Sequence[float], shared: Tensor,
+        self,
+        params: Tensor,
+        grads: Tensor,
+        state: State,
+        column: Tensor,
+        numbers: Sequence[float],
+        shared: Tensor,
         multiplier: float,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """One tensor ``[n]``; ``column [C]`` are its channels, ``numbers`` the same as floats."""
         step_size, decay, keep1, keep2, unbias2, eps = numbers[:HYPER]
         root = math.sqrt(unbias2)
         lr = multiplier * step_size / root
         torch._fused_adamw_(
-            [params], [grads], [state["m"]], [state["v"]], [], [self.long_ago], lr=lr, beta1=1.0 - keep1,
-            beta2=1.0 - keep2, weight_decay=multiplier * decay / lr, eps=eps / root, amsgrad=False, maximize=False,
-        )  # fmt: skip
+            [params],
+            [grads],
+            [state["m"]],
+            [state["v"]],
+            [],
+            [self.long_ago],
+            lr=lr,
+            beta1=1.0 - keep1,
+            beta2=1.0 - keep2,
+            weight_decay=multiplier * decay / lr,
+            eps=eps / root,
+            amsgrad=False,
+            maximize=False,
+        )
 
 
 class Scratch:
@@ -74,10 +97,14 @@ class Scratch:
 
 
 class AttentionMLPKernel:
-    """``attention-mlp``: features, network and update in scratch memory; constants of a tensor enter as one bias."""
+    """``attention-mlp``: features, network and update in scratch memory; constants of a tensor
+    enter as one bias.
+    """
 
     chunk: ClassVar[int] = 16384
-    small: ClassVar[bool] = False  # some thirty operations: small tensors are better off side by side
+    small: ClassVar[bool] = (
+        False  # some thirty operations: small tensors are better off side by side
+    )
 
     def __init__(self, learned: AttentionMLP) -> None:
         rows = FEATURES - 1
@@ -90,9 +117,15 @@ class AttentionMLPKernel:
         self.scratch = Scratch(learned.config.hidden, self.chunk)
 
     def apply(
-        self, params: Tensor, grads: Tensor, state: State, column: Tensor, numbers: Sequence[float], shared: Tensor,
+        self,
+        params: Tensor,
+        grads: Tensor,
+        state: State,
+        column: Tensor,
+        numbers: Sequence[float],
+        shared: Tensor,
         multiplier: float,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """One tensor ``[n]``, chunk by chunk."""
         bias = self.constant + self.by_context @ column[HYPER:-2]
         first = torch.cat([self.by_feature, bias[:, None]], 1)
@@ -105,9 +138,16 @@ class AttentionMLPKernel:
             self._chunk(p, g, own, first, unbias, numbers, multiplier, scratch)
 
     def _chunk(
-        self, p: Tensor, g: Tensor, state: State, first: Tensor, unbias: Tensor, numbers: Sequence[float],
-        multiplier: float, s: Scratch,
-    ) -> None:  # fmt: skip
+        self,
+        p: Tensor,
+        g: Tensor,
+        state: State,
+        first: Tensor,
+        unbias: Tensor,
+        numbers: Sequence[float],
+        multiplier: float,
+        s: Scratch,
+    ) -> None:
         step_size, decay, keep1, keep2, unbias2, eps = numbers[:HYPER]
         p_scale, v_scale = numbers[-2:]
         m, v, momenta = state["m"], state["v"], state["momenta"]
@@ -146,12 +186,16 @@ def kernel_for(learned: LearnedOptimizer) -> Kernel | None:
 
 
 def ordinary(numbers: Sequence[float]) -> bool:
-    """Whether a kernel can work with these channels: it divides by the step size; extremes are left to the rule."""
+    """Whether a kernel can work with these channels: it divides by the step size; extremes are left
+    to the rule.
+    """
     return 0.0 < numbers[0] < math.inf and numbers[4] < math.inf
 
 
 def attention_sums(params: Tensor, grads: Tensor, state: State) -> list[Tensor]:
-    """Sums over a chunk of what ``Attention.measure`` measures, without writing the products to memory."""
+    """Sums over a chunk of what ``Attention.measure`` measures, without writing the products to
+    memory.
+    """
     m = state["m"]
     pairs = [(grads, grads), (m, m), (params, params), (grads, m)]
     return [*(torch.dot(a, b) for a, b in pairs), state["v"].sum()]

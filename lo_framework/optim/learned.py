@@ -2,7 +2,8 @@
 
     optimizer = Learned(model.parameters(), "optimizer.safetensors", num_steps=1000)
 
-A thin class: the update rule is in ``lo_framework.learned``, its host in ``host``, its state in ``packs``.
+A thin class: the update rule is in ``lo_framework.learned``, its host in ``host``, its state in
+``packs``.
 """
 
 from __future__ import annotations
@@ -22,31 +23,36 @@ from lo_framework.optim.host import CPU_CHUNK, Host
 from lo_framework.optim.packs import Store
 from lo_framework.optim.source import fingerprint, learned_from
 from lo_framework.optim.takeover import Takeover
-from optimizees.spec import UserError
+from lo_framework.optimizees.spec import UserError
 
 
 class Learned(torch.optim.Optimizer):
     """Update parameters by a learned optimizer.
 
     Args:
-        params: parameters, named parameters or parameter groups. What a tensor is for (its role) is read off shapes and
-            order, and off names where there are some: give them in the model's order.
-        optimizer: path of a saved optimizer, or a ``LearnedOptimizer``, of which a frozen copy is made.
-        num_steps: how many steps this training will have. Learned schedules run over this length; steps beyond it are
-            made as at its end.
-        lr: multiplier of the update, per parameter group; schedulers act on it. 1 is the optimizer as meta-trained.
-        guard: True or a `GuardConfig`: watch the loss and hand over to AdamW when training breaks. It needs the loss
-            (a closure, ``step(loss=loss)`` or ``observe(loss)`` before every step) and waits for the device every step.
+        params: parameters, named parameters or parameter groups. What a tensor is for (its role) is
+            read off shapes and order, and off names where there are some: give them in the model's
+            order.
+        optimizer: path of a saved optimizer, or a ``LearnedOptimizer``, of which a frozen copy is
+            made.
+        num_steps: how many steps this training will have. Learned schedules run over this length;
+            steps beyond it are made as at its end.
+        lr: multiplier of the update, per parameter group; schedulers act on it. 1 is the optimizer
+            as meta-trained.
+        guard: True or a `GuardConfig`: watch the loss and hand over to AdamW when training breaks.
+            It needs the loss (a closure, ``step(loss=loss)`` or ``observe(loss)`` before every
+            step) and waits for the device every step.
         chunk: parameters per call of the rule; None chooses by device.
 
-    Parameters without a gradient take no part in a step: they are no token of the attention and their state stands
-    still. State and arithmetic are float32 for float32, bfloat16 and float16 parameters (float64 if any parameter
-    is); the result is rounded to the parameter's dtype, there is no float32 master copy. Save and copy through
-    ``state_dict``.
+    Parameters without a gradient take no part in a step: they are no token of the attention and
+    their state stands still. State and arithmetic are float32 for float32, bfloat16 and float16
+    parameters (float64 if any parameter is); the result is rounded to the parameter's dtype, there
+    is no float32 master copy. Save and copy through ``state_dict``.
 
     Raises:
-        UserError: no or a bad ``num_steps``, an unreadable file, complex parameters; by ``step``: sparse gradients, a
-            guard without a loss, an optimizer of corrected gradients (`explicit`) outside `Regularized`.
+        UserError: no or a bad ``num_steps``, an unreadable file, complex parameters; by ``step``:
+            sparse gradients, a guard without a loss, an optimizer of corrected gradients
+            (`explicit`) outside `Regularized`.
     """
 
     def __init__(
@@ -61,12 +67,15 @@ class Learned(torch.optim.Optimizer):
     ) -> None:
         self.num_steps = _checked_steps(num_steps)
         if float(lr) < 0:
-            raise UserError(f"lr is a multiplier of the learned update: it must be at least 0, got {lr}")
+            raise UserError(
+                f"lr is a multiplier of the learned update: it must be at least 0, got {lr}"
+            )
         if chunk is not None and chunk < 1:
             raise UserError(f"chunk must be at least 1, got {chunk}")
         learned = learned_from(optimizer)
         self._fingerprint = fingerprint(learned)
-        # What its gradients were corrected by when it was meta-trained (SAM with a learned radius), or None.
+        # What its gradients were corrected by when it was meta-trained (SAM with a learned radius),
+        # or None.
         self.explicit = learned.explicit(learned.theta())
         self._updates = 0
         self._observed: list[Tensor] = []
@@ -74,7 +83,9 @@ class Learned(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr})
         if not self._params:
             raise UserError("Learned needs at least one parameter")
-        dtype = torch.float64 if any(p.dtype == torch.float64 for p in self._params) else torch.float32
+        dtype = (
+            torch.float64 if any(p.dtype == torch.float64 for p in self._params) else torch.float32
+        )
         self._host = Host(learned, self._params[0].device, dtype, chunk)
         self._new_store()
         config = guard if isinstance(guard, GuardConfig) else GuardConfig()
@@ -90,7 +101,9 @@ class Learned(torch.optim.Optimizer):
         for p in param_group["params"]:
             if p.is_complex():
                 self.param_groups.pop()
-                raise UserError("Learned cannot update complex parameters; use torch.view_as_real of them")
+                raise UserError(
+                    "Learned cannot update complex parameters; use torch.view_as_real of them"
+                )
         self._params = [p for group in self.param_groups for p in group["params"]]
         self._group_of = [g for g, group in enumerate(self.param_groups) for _ in group["params"]]
         if self._store is not None:
@@ -98,15 +111,19 @@ class Learned(torch.optim.Optimizer):
             self._publish()
 
     def observe(self, loss: Tensor | float) -> None:
-        """Tell the loss of the coming step, where neither a closure nor ``step(loss=)`` can. Several are averaged."""
+        """Tell the loss of the coming step, where neither a closure nor ``step(loss=)`` can.
+        Several are averaged.
+        """
         self._observed.append(self._as_loss(loss))
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None, *, loss: Tensor | float | None = None) -> Any:
+    def step(
+        self, closure: Callable[[], Any] | None = None, *, loss: Tensor | float | None = None
+    ) -> Any:
         """One update from the parameters' gradients.
 
-        ``closure`` recomputes loss and gradients first; its result is returned. ``loss`` is for rules and guards that
-        look at it.
+        ``closure`` recomputes loss and gradients first; its result is returned. ``loss`` is for
+        rules and guards that look at it.
         """
         if closure is not None and loss is not None:
             raise UserError("give step a closure or a loss, not both")
@@ -120,14 +137,22 @@ class Learned(torch.optim.Optimizer):
             with torch.enable_grad():
                 result = loss = closure()
         observed, self._observed = self._observed, []
-        value = self._as_loss(loss) if loss is not None else torch.stack(observed).mean() if observed else None
+        value = (
+            self._as_loss(loss)
+            if loss is not None
+            else torch.stack(observed).mean()
+            if observed
+            else None
+        )
         active = self._active()
         if active:
             self._guarded(active, value) if self._takeover else self._update(active, value)
         return result
 
     def state_dict(self) -> dict[str, Any]:
-        """As any optimizer's, and ``"learned"``: what belongs to no single parameter. References, not copies."""
+        """As any optimizer's, and ``"learned"``: what belongs to no single parameter. References,
+        not copies.
+        """
         assert self._store is not None
         result = super().state_dict()
         result["learned"] = {
@@ -142,28 +167,44 @@ class Learned(torch.optim.Optimizer):
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue where ``state_dict`` was taken; ``num_steps`` and the guard's settings stay this object's.
+        """Continue where ``state_dict`` was taken; ``num_steps`` and the guard's settings stay this
+        object's.
 
         Raises:
-            UserError: the state is of another optimizer class or learned optimizer, or of other parameters.
+            UserError: the state is of another optimizer class or learned optimizer, or of other
+                parameters.
         """
         learned = state_dict.get("learned")
-        if learned is None or (learned["kind"], learned["fingerprint"]) != (self._host.learned.kind, self._fingerprint):
-            found = "another optimizer class" if learned is None else f"another learned optimizer ({learned['kind']})"
-            raise UserError(f"this state is of {found}: build Learned with the optimizer file it was saved with")
+        if learned is None or (learned["kind"], learned["fingerprint"]) != (
+            self._host.learned.kind,
+            self._fingerprint,
+        ):
+            found = (
+                "another optimizer class"
+                if learned is None
+                else f"another learned optimizer ({learned['kind']})"
+            )
+            raise UserError(
+                f"this state is of {found}: build Learned with the optimizer file it was saved with"
+            )
         saved: dict[int, State] = {}
 
-        # torch would cast the state to the parameters' dtype, so it is taken out before (after any hooks of the user).
+        # torch would cast the state to the parameters' dtype, so it is taken out before (after any
+        # hooks of the user).
         def capture(_: torch.optim.Optimizer, adapted: dict[str, Any]) -> dict[str, Any]:
             places = [k for group in adapted["param_groups"] for k in group["params"]]
-            saved.update({i: adapted["state"][k] for i, k in enumerate(places) if adapted["state"].get(k)})
+            saved.update(
+                {i: adapted["state"][k] for i, k in enumerate(places) if adapted["state"].get(k)}
+            )
             self._check_saved(saved)
             return {**adapted, "state": {}}
 
         def rebuild(_: torch.optim.Optimizer) -> None:
             self._new_store()
             assert self._store is not None
-            self._store.restore(saved, learned["shared"], learned["packs"], self._params, self._group_of)
+            self._store.restore(
+                saved, learned["shared"], learned["packs"], self._params, self._group_of
+            )
             self._publish()
 
         hooks = [
@@ -180,7 +221,9 @@ class Learned(torch.optim.Optimizer):
             self._takeover.load_state_dict(learned["takeover"])
 
     def __getstate__(self) -> dict[str, Any]:
-        raise TypeError("a Learned optimizer is copied and saved through state_dict() and load_state_dict()")
+        raise TypeError(
+            "a Learned optimizer is copied and saved through state_dict() and load_state_dict()"
+        )
 
     def _check_saved(self, saved: dict[int, State]) -> None:
         for i, state in saved.items():
@@ -195,19 +238,27 @@ class Learned(torch.optim.Optimizer):
                         f"its {name} has {tuple(held)}"
                     )
 
-    def _update(self, active: tuple[int, ...], loss: Tensor | None, squares: list[Tensor] | None = None) -> None:
+    def _update(
+        self, active: tuple[int, ...], loss: Tensor | None, squares: list[Tensor] | None = None
+    ) -> None:
         assert self._store is not None
         if not (self._store.home or self._store.reduced):
-            self._new_store()  # where the model is now: many training loops move it after they build the optimizer
+            # where the model is now: many training loops move it after they build the optimizer
+            self._new_store()
         newcomers = [i for i in active if i not in self._store.home]
         if newcomers:
             self._store.admit(newcomers, self._params, self._group_of)
             self._publish()
         progress = min(self._updates / self.num_steps, 1.0)
         self._host.update(
-            self._store, self._store.plan(active), self._params, [group["lr"] for group in self.param_groups],
-            loss, torch.full((), progress, device=self._host.device, dtype=self._host.dtype), squares=squares,
-        )  # fmt: skip
+            self._store,
+            self._store.plan(active),
+            self._params,
+            [group["lr"] for group in self.param_groups],
+            loss,
+            torch.full((), progress, device=self._host.device, dtype=self._host.dtype),
+            squares=squares,
+        )
         self._updates += 1
 
     def _guarded(self, active: tuple[int, ...], loss: Tensor | None) -> None:
@@ -215,7 +266,9 @@ class Learned(torch.optim.Optimizer):
         takeover = self._takeover
         assert takeover is not None
         if loss is None:
-            raise UserError("guard needs the loss: pass a closure, step(loss=loss), or observe(loss) before step()")
+            raise UserError(
+                "guard needs the loss: pass a closure, step(loss=loss), or observe(loss) before step()"
+            )
         if not takeover.before(float(loss)):
             self._new_store()
         elif takeover.in_charge:
@@ -233,18 +286,24 @@ class Learned(torch.optim.Optimizer):
         for i, p in enumerate(self._params):
             if p.grad is not None and p.numel():
                 if p.grad.layout != torch.strided:
-                    raise UserError("Learned cannot use sparse gradients; build the embedding with sparse=False")
+                    raise UserError(
+                        "Learned cannot use sparse gradients; build the embedding with sparse=False"
+                    )
                 active.append(i)
         return tuple(active)
 
     def _as_loss(self, loss: Tensor | float) -> Tensor:
         value = torch.as_tensor(loss).detach()
         if value.numel() != 1:
-            raise UserError(f"the loss must be one number, got a tensor of shape {tuple(value.shape)}")
+            raise UserError(
+                f"the loss must be one number, got a tensor of shape {tuple(value.shape)}"
+            )
         return value.reshape(()).to(self._host.device, self._host.dtype)
 
     def _layout(self) -> Layout:
-        """Of the whole list, frozen parameters and all: a tensor's role does not depend on who has a gradient."""
+        """Of the whole list, frozen parameters and all: a tensor's role does not depend on who has
+        a gradient.
+        """
         names = [name for group in self.param_groups for name in group.get("param_names", [])]
         if len(set(names)) != len(self._params):
             names = [str(i) for i in range(len(self._params))]
@@ -268,7 +327,9 @@ class Learned(torch.optim.Optimizer):
 
 def _checked_steps(num_steps: int | None) -> int:
     if num_steps is None:
-        raise UserError("Learned needs num_steps, the number of steps of this training: learned schedules run over it")
+        raise UserError(
+            "Learned needs num_steps, the number of steps of this training: learned schedules run over it"
+        )
     if isinstance(num_steps, bool) or int(num_steps) != num_steps or num_steps < 1:
         raise UserError(f"num_steps must be a whole number of at least 1, got {num_steps!r}")
     return int(num_steps)

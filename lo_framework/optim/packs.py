@@ -1,9 +1,11 @@
-"""Where a face keeps the state of a learned optimizer: in packs of tensors, which a step works through in runs.
+"""Where a face keeps the state of a learned optimizer: in packs of tensors, which a step works
+through in runs.
 
-A model has many small tensors (biases, norms) and a few large ones. One call of an update rule costs tens of
-microseconds whatever its size, so small neighbours share one block of state, a *pack*, and are updated in one call; a
-large tensor is a pack of its own and is updated chunk by chunk. A pack is formed when its tensors get their first
-gradient and is never moved. A step works on *runs*: stretches of a pack whose tensors all have a gradient.
+A model has many small tensors (biases, norms) and a few large ones. One call of an update rule
+costs tens of microseconds whatever its size, so small neighbours share one block of state, a
+*pack*, and are updated in one call; a large tensor is a pack of its own and is updated chunk by
+chunk. A pack is formed when its tensors get their first gradient and is never moved. A step works
+on *runs*: stretches of a pack whose tensors all have a gradient.
 """
 
 from __future__ import annotations
@@ -18,7 +20,9 @@ from torch import Tensor
 from lo_framework.layout import Layout
 from lo_framework.learned.base import LearnedOptimizer, State
 
-SMALL = 2048  # tensors up to this size share packs: broadcasting to their parameters costs less than a call for each
+# tensors up to this size share packs: broadcasting to their parameters costs less than a call for
+# each
+SMALL = 2048
 
 
 @dataclass(eq=False)
@@ -53,7 +57,9 @@ class Run:
     def states(self) -> list[State]:
         """The same tensor by tensor."""
         bounds = [(slot.offset, slot.offset + slot.numel) for slot in self.layout.slots]
-        return [{name: x[..., begin:end] for name, x in self.state.items()} for begin, end in bounds]
+        return [
+            {name: x[..., begin:end] for name, x in self.state.items()} for begin, end in bounds
+        ]
 
 
 @dataclass(eq=False)
@@ -67,7 +73,9 @@ class Plan:
     columns: Tensor | None  # of the active tensors in the per-tensor state; None for all of them
 
 
-def per_tensor_keys(learned: LearnedOptimizer, device: torch.device, dtype: torch.dtype) -> frozenset[str]:
+def per_tensor_keys(
+    learned: LearnedOptimizer, device: torch.device, dtype: torch.dtype
+) -> frozenset[str]:
     """The reduced state with one column a tensor: its last dimension follows the number of tensors."""
     shapes = []
     for num in (2, 3):
@@ -78,7 +86,9 @@ def per_tensor_keys(learned: LearnedOptimizer, device: torch.device, dtype: torc
 
 
 def sub_layout(layout: Layout, members: Sequence[int]) -> Layout:
-    """The layout of some of the tensors, laid out anew; roles and depths stay those of the whole model."""
+    """The layout of some of the tensors, laid out anew; roles and depths stay those of the whole
+    model.
+    """
     slots, offset = [], 0
     for index in members:
         slots.append(replace(layout.slots[index], offset=offset))
@@ -87,9 +97,13 @@ def sub_layout(layout: Layout, members: Sequence[int]) -> Layout:
 
 
 class Store:
-    """Packs, and the reduced state: shared values, and one column for each of the S tensors of the whole list."""
+    """Packs, and the reduced state: shared values, and one column for each of the S tensors of the
+    whole list.
+    """
 
-    def __init__(self, learned: LearnedOptimizer, device: torch.device, dtype: torch.dtype, pack_size: int) -> None:
+    def __init__(
+        self, learned: LearnedOptimizer, device: torch.device, dtype: torch.dtype, pack_size: int
+    ) -> None:
         self.learned = learned
         self.device = device
         self.dtype = dtype
@@ -110,7 +124,9 @@ class Store:
             self.reduced[name] = old.new_zeros(*old.shape[:-1], layout.num)
             self.reduced[name][..., : old.shape[-1]] = old
 
-    def admit(self, newcomers: Iterable[int], params: Sequence[Tensor], group_of: Sequence[int]) -> None:
+    def admit(
+        self, newcomers: Iterable[int], params: Sequence[Tensor], group_of: Sequence[int]
+    ) -> None:
         """Fresh state for tensors that have their first gradient."""
         for members in self._packed(newcomers, params, group_of):
             layout = self._whole(members).to(self.device)
@@ -125,41 +141,64 @@ class Store:
                     self.reduced.setdefault(name, x)
 
     def restore(
-        self, saved: dict[int, State], shared: State, packs: Iterable[Sequence[int]], params: Sequence[Tensor],
+        self,
+        saved: dict[int, State],
+        shared: State,
+        packs: Iterable[Sequence[int]],
+        params: Sequence[Tensor],
         group_of: Sequence[int],
-    ) -> None:  # fmt: skip
+    ) -> None:
         """State as it was saved: per tensor (``[*lead, *shape]``, or one column) and shared.
 
-        ``packs``: their members then. A tensor summed in another company gives other bits, so they are formed again,
-        except where tensors that were together are not in one group or on one device any more.
+        ``packs``: their members then. A tensor summed in another company gives other bits, so they
+        are formed again, except where tensors that were together are not in one group or on one
+        device any more.
         """
         self.packs, self.home, self.reduced = [], {}, {}
         self._plans.clear()
         formed = [tuple(members) for members in packs]
         usual = self._packed(saved, params, group_of)
         same_tensors = sorted(i for members in formed for i in members) == sorted(saved)
-        for members in formed if same_tensors and all(_together(m, params, group_of) for m in formed) else usual:
+        for members in (
+            formed
+            if same_tensors and all(_together(m, params, group_of) for m in formed)
+            else usual
+        ):
             names = saved[members[0]].keys()
             block = {}
             for name in names - self.per_tensor:
                 parts = [saved[i][name] for i in members]
-                parts = [x.reshape(*x.shape[: x.dim() - params[i].dim()], -1) for i, x in zip(members, parts)]
-                block[name] = torch.cat([x.to(params[members[0]].device, self.dtype) for x in parts], dim=-1)
+                parts = [
+                    x.reshape(*x.shape[: x.dim() - params[i].dim()], -1)
+                    for i, x in zip(members, parts)
+                ]
+                block[name] = torch.cat(
+                    [x.to(params[members[0]].device, self.dtype) for x in parts], dim=-1
+                )
             self._settle(members, group_of, params, block)
             for name in names & self.per_tensor:
-                x = torch.stack([saved[i][name].to(self.device, self.dtype) for i in members], dim=-1)
+                x = torch.stack(
+                    [saved[i][name].to(self.device, self.dtype) for i in members], dim=-1
+                )
                 self._columns(name, x)[..., list(members)] = x
-        self.reduced.update({name: x.to(self.device, self.dtype).clone() for name, x in shared.items()})
+        self.reduced.update(
+            {name: x.to(self.device, self.dtype).clone() for name, x in shared.items()}
+        )
 
     def shared(self) -> State:
         """The reduced state that belongs to no tensor."""
         return {name: x for name, x in self.reduced.items() if name not in self.per_tensor}
 
     def views(self, index: int, shape: torch.Size) -> State:
-        """The state of one parameter as views: ``[*lead, *shape]``, and its column of the per-tensor state."""
+        """The state of one parameter as views: ``[*lead, *shape]``, and its column of the
+        per-tensor state.
+        """
         pack, place = self.home[index]
         begin, end = pack.offsets[place : place + 2]
-        views = {name: x[..., begin:end].reshape((*x.shape[:-1], *shape)) for name, x in pack.state.items()}
+        views = {
+            name: x[..., begin:end].reshape((*x.shape[:-1], *shape))
+            for name, x in pack.state.items()
+        }
         views.update({name: self.reduced[name][..., index] for name in self.per_tensor})
         return views
 
@@ -175,7 +214,9 @@ class Store:
         """The reduced state as conditioning sees it: columns of the active tensors only."""
         if plan.columns is None:
             return self.reduced
-        picked = {name: self.reduced[name].index_select(-1, plan.columns) for name in self.per_tensor}
+        picked = {
+            name: self.reduced[name].index_select(-1, plan.columns) for name in self.per_tensor
+        }
         return {**self.reduced, **picked}
 
     def put(self, plan: Plan, reduced: State) -> None:
@@ -202,7 +243,9 @@ class Store:
     def _packed(
         self, indices: Iterable[int], params: Sequence[Tensor], group_of: Sequence[int]
     ) -> list[tuple[int, ...]]:
-        """Cut a set of tensors into packs: large ones alone, small ones of one group and device together."""
+        """Cut a set of tensors into packs: large ones alone, small ones of one group and device
+        together.
+        """
         packs: list[list[int]] = []
         open_packs: dict[tuple[torch.device, int], list[int]] = {}
         for i in sorted(indices):
@@ -219,14 +262,21 @@ class Store:
         return [tuple(pack) for pack in packs]
 
     def _settle(
-        self, members: tuple[int, ...], group_of: Sequence[int], params: Sequence[Tensor], block: State
+        self,
+        members: tuple[int, ...],
+        group_of: Sequence[int],
+        params: Sequence[Tensor],
+        block: State,
     ) -> None:
         offsets = [0]
         for i in members:
             offsets.append(offsets[-1] + params[i].numel())
         device = params[members[0]].device
         # Own memory for every key: a step writes into it.
-        state = {name: x.to(device).clone(memory_format=torch.contiguous_format) for name, x in block.items()}
+        state = {
+            name: x.to(device).clone(memory_format=torch.contiguous_format)
+            for name, x in block.items()
+        }
         pack = Pack(members, tuple(offsets), group_of[members[0]], device, state)
         self.packs.append(pack)
         self.home.update({index: (pack, place) for place, index in enumerate(members)})
@@ -249,7 +299,9 @@ class Store:
         if in_runs != list(active):
             at = {index: k for k, index in enumerate(in_runs)}
             order = torch.tensor([at[i] for i in active], device=self.device)
-        columns = None if len(active) == self.layout.num else torch.tensor(active, device=self.device)
+        columns = (
+            None if len(active) == self.layout.num else torch.tensor(active, device=self.device)
+        )
         return Plan(active, self._whole(active).to(self.device), runs, order, columns)
 
 
@@ -260,5 +312,9 @@ def _together(members: Sequence[int], params: Sequence[Tensor], group_of: Sequen
 
 def _stretches(flags: list[bool]) -> list[tuple[int, int]]:
     """Maximal stretches of True: ``[first, last)``."""
-    edges = [i for i in range(len(flags) + 1) if (i < len(flags) and flags[i]) != (i > 0 and flags[i - 1])]
+    edges = [
+        i
+        for i in range(len(flags) + 1)
+        if (i < len(flags) and flags[i]) != (i > 0 and flags[i - 1])
+    ]
     return list(zip(edges[::2], edges[1::2]))

@@ -13,13 +13,15 @@ T = TypeVar("T")
 class Passes:
     """Makes closures into passes: run with gradients enabled, and unscaled.
 
-    A scaler unscales an optimizer's gradients once a step. To it, each pass is therefore an optimizer of its own, and
-    its ``update`` hears of the overflows of every pass.
+    A scaler unscales an optimizer's gradients once a step. To it, each pass is therefore an
+    optimizer of its own, and its ``update`` hears of the overflows of every pass.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         self._optimizer = optimizer
-        self._keys: list[_Pass] = []  # a scaler knows optimizers by identity, so these must outlive the step
+        self._keys: list[
+            _Pass
+        ] = []  # a scaler knows optimizers by identity, so these must outlive the step
 
     def of(self, closure: Callable[[], T], scaler: torch.amp.GradScaler | None) -> Callable[[], T]:
         """What runs the passes of one step."""

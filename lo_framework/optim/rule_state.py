@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from optimizees.spec import UserError
-from regularizers.base import Params, Regularizer, State
+from lo_framework.optimizees.spec import UserError
+from lo_framework.regularizers.base import Params, Regularizer, State
 
 
 class RuleState:
@@ -26,7 +26,8 @@ class RuleState:
         self._used: tuple[str, ...] = ()
 
     def of(self, params: Params) -> State:
-        """The entries for these parameters. Those of absent ones wait until they are back; newcomers start.
+        """The entries for these parameters. Those of absent ones wait until they are back;
+        newcomers start.
 
         Raises:
             UserError: an entry was saved for parameters of other shapes.
@@ -50,11 +51,18 @@ class RuleState:
         self.steps += 1
 
     def state_dict(self) -> dict[str, Any]:
-        return {"name": self.name, "seed": self.seed, "steps": self.steps, "state": dict(self._held)}
+        return {
+            "name": self.name,
+            "seed": self.seed,
+            "steps": self.steps,
+            "state": dict(self._held),
+        }
 
     def check(self, saved: dict[str, Any]) -> None:
         if saved["name"] != self.name:
-            raise UserError(f'this state is of the regularizer "{saved["name"]}", not of "{self.name}"')
+            raise UserError(
+                f'this state is of the regularizer "{saved["name"]}", not of "{self.name}"'
+            )
 
     def load_state_dict(self, saved: dict[str, Any] | None) -> None:
         """None: start."""

@@ -1,7 +1,8 @@
-"""What the guard does to tensors: snapshots of the parameters, and AdamW in the learned optimizer's place.
+"""What the guard does to tensors: snapshots of the parameters, and AdamW in the learned optimizer's
+place.
 
-Only parameters go back: buffers such as BatchNorm statistics are the model's own, and recover by themselves unless
-they took in a value that is not finite.
+Only parameters go back: buffers such as BatchNorm statistics are the model's own, and recover by
+themselves unless they took in a value that is not finite.
 """
 
 from __future__ import annotations
@@ -39,17 +40,23 @@ class Takeover:
         return self.guard.remaining > 0
 
     def before(self, loss: float) -> bool:
-        """Judge the loss at the present parameters. False: they went back to the snapshot, the gradients are void."""
+        """Judge the loss at the present parameters. False: they went back to the snapshot, the
+        gradients are void.
+        """
         if self.guard.violated(loss):
             self.retreat(f"the training loss ({loss:.4g}, average limit {self.guard.limit:.4g})")
             return False
         if self.guard.due:
-            self.snapshot = {i: p.detach().clone() for i, p in enumerate(self.params) if p.requires_grad}
+            self.snapshot = {
+                i: p.detach().clone() for i, p in enumerate(self.params) if p.requires_grad
+            }
             self.guard.keep()
         return True
 
     def after(self, squares: Sequence[Tensor], numel: int) -> bool:
-        """Judge an update of the learned optimizer by its sums of squares. False: not finite, and taken back."""
+        """Judge an update of the learned optimizer by its sums of squares. False: not finite, and
+        taken back.
+        """
         total = float(torch.stack([x.double().to(squares[0].device) for x in squares]).sum())
         rms = (total / numel) ** 0.5
         if not rms < float("inf"):
@@ -59,13 +66,17 @@ class Takeover:
         return True
 
     def step(self) -> bool:
-        """One step of AdamW, scaled by each group's lr as the learned update is. True: it was the last one."""
+        """One step of AdamW, scaled by each group's lr as the learned update is. True: it was the
+        last one.
+        """
         if self.adamw is None:
             self.adamw = self._new_adamw()
         for own, group in zip(self.adamw.param_groups, self.groups):
             own["lr"] = float(self.guard.lr * group["lr"])
         for group in self.groups[len(self.adamw.param_groups) :]:
-            self.adamw.add_param_group({"params": group["params"], "lr": float(self.guard.lr * group["lr"])})
+            self.adamw.add_param_group(
+                {"params": group["params"], "lr": float(self.guard.lr * group["lr"])}
+            )
         self.adamw.step()
         done = self.guard.updated()
         if done:
@@ -100,4 +111,6 @@ class Takeover:
 
     def _new_adamw(self) -> torch.optim.AdamW:
         groups = [{"params": group["params"]} for group in self.groups]
-        return torch.optim.AdamW(groups, lr=self.guard.lr, weight_decay=self.guard.config.weight_decay)
+        return torch.optim.AdamW(
+            groups, lr=self.guard.lr, weight_decay=self.guard.config.weight_decay
+        )

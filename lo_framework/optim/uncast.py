@@ -1,4 +1,6 @@
-"""Loading an optimizer's state past torch's casts: state may be of another dtype than its parameter."""
+"""Loading an optimizer's state past torch's casts: state may be of another dtype than its
+parameter.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,7 @@ from typing import Any
 
 import torch
 
-from optimizees.spec import UserError
+from lo_framework.optimizees.spec import UserError
 
 ByPlace = dict[int, dict[str, Any]]
 
@@ -18,25 +20,32 @@ def names_of(groups: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def load_uncast(
-    optimizer: torch.optim.Optimizer, state_dict: dict[str, Any], check: Callable[[ByPlace], None],
+    optimizer: torch.optim.Optimizer,
+    state_dict: dict[str, Any],
+    check: Callable[[ByPlace], None],
     rebuild: Callable[[ByPlace], None],
-) -> None:  # fmt: skip
-    """torch's ``load_state_dict``, without the state of parameters: that is checked before anything changes, and
-    rebuilt at the end, by their places.
+) -> None:
+    """torch's ``load_state_dict``, without the state of parameters: that is checked before anything
+    changes, and rebuilt at the end, by their places.
 
     Raises:
         UserError: the saved parameters have the names of these, in another order.
     """
     saved: ByPlace = {}
 
-    # torch would cast the state to the parameters' dtype, so it is taken out before (after any hooks of the user).
+    # torch would cast the state to the parameters' dtype, so it is taken out before (after any
+    # hooks of the user).
     def capture(_: torch.optim.Optimizer, adapted: dict[str, Any]) -> dict[str, Any]:
         own, names = names_of(optimizer.param_groups), names_of(adapted["param_groups"])
         if own != names and sorted(own) == sorted(names):
             kind = type(optimizer).__name__
-            raise UserError(f"this state has the same parameters in another order: build {kind} as it was saved")
+            raise UserError(
+                f"this state has the same parameters in another order: build {kind} as it was saved"
+            )
         places = [k for group in adapted["param_groups"] for k in group["params"]]
-        saved.update({i: adapted["state"][k] for i, k in enumerate(places) if adapted["state"].get(k)})
+        saved.update(
+            {i: adapted["state"][k] for i, k in enumerate(places) if adapted["state"].get(k)}
+        )
         check(saved)
         return {**adapted, "state": {}}
 

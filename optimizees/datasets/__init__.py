@@ -8,18 +8,20 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from optimizees.datasets.cifar import CifarConfig, load_cifar10
-from optimizees.datasets.digits import DigitsConfig, load_digits
-from optimizees.datasets.idx import FASHION_MNIST, MNIST, IdxConfig, load_idx
-from optimizees.datasets.splits import Dataset
-from optimizees.spec import UserError, build_config, canonical, nearest, parse_spec
+from lo_framework.optimizees.datasets.cifar import CifarConfig, load_cifar10
+from lo_framework.optimizees.datasets.digits import DigitsConfig, load_digits
+from lo_framework.optimizees.datasets.idx import FASHION_MNIST, MNIST, IdxConfig, load_idx
+from lo_framework.optimizees.datasets.splits import Dataset
+from lo_framework.optimizees.spec import UserError, build_config, canonical, nearest, parse_spec
 
 __all__ = ["DATASETS", "Dataset", "check", "load"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """How to read one data set: its options, its loader (config, data_dir) -> splits, its number of classes."""
+    """How to read one data set: its options, its loader (config, data_dir) -> splits, its number of
+    classes.
+    """
 
     config: type
     load: Callable[[Any, str | None], dict[str, Any]]
@@ -43,15 +45,19 @@ def check(spec: str) -> tuple[str, Any]:
     """
     name, options = parse_spec(spec)
     if name not in DATASETS:
-        raise UserError(f'unknown data set "{name}"{nearest(name, DATASETS)}; known: {", ".join(DATASETS)}')
+        raise UserError(
+            f'unknown data set "{name}"{nearest(name, DATASETS)}; known: {", ".join(DATASETS)}'
+        )
     return name, build_config(DATASETS[name].config, options, name)
 
 
 def load(spec: str, data_dir: str | os.PathLike[str] | None = None) -> Dataset:
-    """The data set named by `spec`, from `data_dir`, else from the folder in ``LO_DATA_DIR``, else downloaded.
+    """The data set named by `spec`, from `data_dir`, else from the folder in ``LO_DATA_DIR``, else
+    downloaded.
 
     Raises:
-        UserError: an unknown name or option; files that are missing, truncated or of another format.
+        UserError: an unknown name or option; files that are missing, truncated or of another
+            format.
     """
     name, config = check(spec)
     entry = DATASETS[name]
@@ -59,5 +65,7 @@ def load(spec: str, data_dir: str | os.PathLike[str] | None = None) -> Dataset:
     folder = os.path.abspath(os.path.expanduser(named)) if named else None
     key = (canonical(name, config), folder)
     if key not in _loaded:
-        _loaded[key] = Dataset(name=key[0], splits=entry.load(config, folder), num_classes=entry.num_classes)
+        _loaded[key] = Dataset(
+            name=key[0], splits=entry.load(config, folder), num_classes=entry.num_classes
+        )
     return _loaded[key]

@@ -1,4 +1,5 @@
-"""CIFAR-10, binary version: records of 1 label byte, then 1,024 red, 1,024 green and 1,024 blue bytes, row by row.
+"""CIFAR-10, binary version: records of 1 label byte, then 1,024 red, 1,024 green and 1,024 blue
+bytes, row by row.
 
 Source: Krizhevsky 2009, Learning Multiple Layers of Features from Tiny Images.
 """
@@ -10,9 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from optimizees.datasets.images import check_labels, splits_to_images
-from optimizees.datasets.source import Payload, Source, fetch
-from optimizees.datasets.splits import with_valid
+from lo_framework.optimizees.datasets.images import check_labels, splits_to_images
+from lo_framework.optimizees.datasets.source import Payload, Source, fetch
+from lo_framework.optimizees.datasets.splits import with_valid
 
 RECORDS = 10_000  # in each of the six files
 SIDE = 32
@@ -24,14 +25,18 @@ CIFAR10 = Source(
     folders=("cifar-10-batches-bin",),
     files=(*TRAIN, TEST),
     url="https://www.cs.toronto.edu/~kriz/",
-    sha256={"cifar-10-binary.tar.gz": "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"},
+    sha256={
+        "cifar-10-binary.tar.gz": "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"
+    },
     archive="cifar-10-binary.tar.gz",
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class CifarConfig:
-    """Options of ``cifar10``. `size`: average the images down to size x size; `grey`: one channel of luma."""
+    """Options of ``cifar10``. `size`: average the images down to size x size; `grey`: one channel
+    of luma.
+    """
 
     size: int | None = None
     grey: bool = False
@@ -42,7 +47,8 @@ class CifarConfig:
 
 
 def load_cifar10(config: CifarConfig, data_dir: str | None) -> dict[str, tuple[Tensor, ...]]:
-    """train 45,000, valid 5,000, test 10,000 images [n, 3, 32, 32] (or `size`, `grey`) in [0, 1] with labels 0..9.
+    """train 45,000, valid 5,000, test 10,000 images [n, 3, 32, 32] (or `size`, `grey`) in [0, 1]
+    with labels 0..9.
 
     Raises:
         UserError: files are missing, truncated or of another format.
@@ -50,7 +56,9 @@ def load_cifar10(config: CifarConfig, data_dir: str | None) -> dict[str, tuple[T
     payloads = fetch(CIFAR10, data_dir)
     parsed = {name: parse(payload) for name, payload in payloads.items()}
     train = tuple(torch.cat([parsed[name][i] for name in TRAIN]) for i in range(2))
-    return splits_to_images(with_valid(train, parsed[TEST]), size=config.size, grey=config.grey, owner="cifar10")
+    return splits_to_images(
+        with_valid(train, parsed[TEST]), size=config.size, grey=config.grey, owner="cifar10"
+    )
 
 
 def parse(payload: Payload) -> tuple[Tensor, Tensor]:

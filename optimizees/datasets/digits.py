@@ -1,6 +1,8 @@
-"""scikit-learn's digits: 1,797 real 8x8 grey images inside its wheel, so that a first run downloads nothing.
+"""scikit-learn's digits: 1,797 real 8x8 grey images inside its wheel, so that a first run downloads
+nothing.
 
-Source: E. Alpaydin, C. Kaynak, Optical Recognition of Handwritten Digits (UCI, 1998); pixels are counts 0..16.
+Source: E. Alpaydin, C. Kaynak, Optical Recognition of Handwritten Digits (UCI, 1998); pixels are
+counts 0..16.
 """
 
 from __future__ import annotations
@@ -10,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from optimizees.datasets.splits import cut
-from optimizees.spec import UserError
+from lo_framework.optimizees.datasets.splits import cut
+from lo_framework.optimizees.spec import UserError
 
 TEST, VALID = 360, 240
 SIDE = 8
@@ -29,7 +31,8 @@ class DigitsConfig:
 
 
 def load_digits(config: DigitsConfig, data_dir: str | None) -> dict[str, tuple[Tensor, ...]]:
-    """train 1,197, valid 240, test 360 images [n, 1, 8, 8] in [0, 1] with labels; `data_dir` is not needed.
+    """train 1,197, valid 240, test 360 images [n, 1, 8, 8] in [0, 1] with labels; `data_dir` is not
+    needed.
 
     Raises:
         UserError: scikit-learn is not installed.
@@ -37,7 +40,9 @@ def load_digits(config: DigitsConfig, data_dir: str | None) -> dict[str, tuple[T
     try:
         from sklearn.datasets import load_digits as load
     except ImportError as error:
-        raise UserError("digits: needs scikit-learn, which holds the images: pip install scikit-learn") from error
+        raise UserError(
+            "digits: needs scikit-learn, which holds the images: pip install scikit-learn"
+        ) from error
     bunch = load()
     images = torch.as_tensor(bunch.images, dtype=torch.float32).unsqueeze(1) / 16
     labels = torch.as_tensor(bunch.target, dtype=torch.int64)

@@ -1,7 +1,8 @@
 """MNIST and Fashion-MNIST: images and labels in IDX files.
 
-Layout: big-endian int32 magic (2051 images, 2049 labels), the count, for images height and width, then bytes.
-Source: LeCun, Cortes, Burges, The MNIST Database; Xiao, Rasul, Vollgraf 2017 (Fashion-MNIST).
+Layout: big-endian int32 magic (2051 images, 2049 labels), the count, for images height and width,
+then bytes. Source: LeCun, Cortes, Burges, The MNIST Database; Xiao, Rasul, Vollgraf 2017
+(Fashion-MNIST).
 """
 
 from __future__ import annotations
@@ -13,14 +14,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from optimizees.datasets.images import check_labels, splits_to_images
-from optimizees.datasets.source import Payload, Source, fetch
-from optimizees.datasets.splits import with_valid
-from optimizees.spec import UserError
+from lo_framework.optimizees.datasets.images import check_labels, splits_to_images
+from lo_framework.optimizees.datasets.source import Payload, Source, fetch
+from lo_framework.optimizees.datasets.splits import with_valid
+from lo_framework.optimizees.spec import UserError
 
 IMAGES, LABELS = 2051, 2049
 PARTS = ("train", "t10k")
-FILES = tuple(f"{part}-{kind}" for part in PARTS for kind in ("images-idx3-ubyte", "labels-idx1-ubyte"))
+FILES = tuple(
+    f"{part}-{kind}" for part in PARTS for kind in ("images-idx3-ubyte", "labels-idx1-ubyte")
+)
 
 MNIST = Source(
     name="mnist",
@@ -46,7 +49,8 @@ FASHION_MNIST = Source(
         "t10k-labels-idx1-ubyte.gz": "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5",
     },
 )
-# The two sets' files have the same names, so a data folder that IS one set's folder would pass for the other's.
+# The two sets' files have the same names, so a data folder that IS one set's folder would pass for
+# the other's.
 LABEL_DIGESTS = {
     "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5": "mnist",
     "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2": "mnist",
@@ -66,8 +70,11 @@ class IdxConfig:
             raise ValueError("size must be at least 1")
 
 
-def load_idx(source: Source, config: IdxConfig, data_dir: str | None) -> dict[str, tuple[Tensor, ...]]:
-    """train 54,000, valid 6,000, test 10,000 images [n, 1, 28, 28] (or `size`) in [0, 1] with labels 0..9.
+def load_idx(
+    source: Source, config: IdxConfig, data_dir: str | None
+) -> dict[str, tuple[Tensor, ...]]:
+    """train 54,000, valid 6,000, test 10,000 images [n, 1, 28, 28] (or `size`) in [0, 1] with
+    labels 0..9.
 
     Raises:
         UserError: files are missing, truncated, of another format, or of the other set.
@@ -75,10 +82,15 @@ def load_idx(source: Source, config: IdxConfig, data_dir: str | None) -> dict[st
     payloads = fetch(source, data_dir)
     parts = []
     for part in PARTS:
-        pixels, labels = payloads[f"{part}-images-idx3-ubyte"], payloads[f"{part}-labels-idx1-ubyte"]
+        pixels, labels = (
+            payloads[f"{part}-images-idx3-ubyte"],
+            payloads[f"{part}-labels-idx1-ubyte"],
+        )
         holds = LABEL_DIGESTS.get(hashlib.sha256(labels.data).hexdigest(), source.name)
         if holds != source.name:
-            raise UserError(f"{labels.where}: expected a file of {source.name}, this one is of {holds}")
+            raise UserError(
+                f"{labels.where}: expected a file of {source.name}, this one is of {holds}"
+            )
         x = parse(pixels, IMAGES, dims=3).unsqueeze(1)
         y = check_labels(parse(labels, LABELS, dims=1), 10, labels.where)
         if len(x) != len(y):
@@ -93,7 +105,8 @@ def parse(payload: Payload, magic: int, *, dims: int) -> Tensor:
     """The uint8 tensor of `dims` dimensions in an IDX file.
 
     Raises:
-        UserError: too short for a header, another magic number, no items, or not the size that the header announces.
+        UserError: too short for a header, another magic number, no items, or not the size that the
+            header announces.
     """
     header = 4 * (1 + dims)
     if len(payload.data) < header:

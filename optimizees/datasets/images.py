@@ -6,28 +6,38 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from optimizees.spec import UserError
+from lo_framework.optimizees.spec import UserError
 
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601 weights of red, green and blue
-_CHUNK = 5000  # images converted at a time: the float copy of a whole colour set at full size would double the peak
+# images converted at a time: the float copy of a whole colour set at full size would double the
+# peak
+_CHUNK = 5000
 
 
 def to_images(pixels: Tensor, *, size: int | None, grey: bool, owner: str) -> Tensor:
-    """Bytes [n, channels, height, width] as float32 in [0, 1], area-averaged down to `size` x `size` if given.
+    """Bytes [n, channels, height, width] as float32 in [0, 1], area-averaged down to `size` x
+    `size` if given.
 
-    Where `size` does not divide the side, neighbouring averages share pixels (adaptive average pooling).
+    Where `size` does not divide the side, neighbouring averages share pixels (adaptive average
+    pooling).
 
     Raises:
         UserError: `size` is larger than the stored images.
     """
     side = min(pixels.shape[2:])
     if size is not None and size > side:
-        raise UserError(f"{owner}: size={size} is larger than the {pixels.shape[2]}x{pixels.shape[3]} images")
+        raise UserError(
+            f"{owner}: size={size} is larger than the {pixels.shape[2]}x{pixels.shape[3]} images"
+        )
     chunks = []
     for chunk in pixels.split(_CHUNK):
         images = chunk.to(torch.float32) / 255
         if grey and images.shape[1] == 3:
-            images = torch.einsum("nchw,c->nhw", images, images.new_tensor(LUMA)).unsqueeze(1).clamp_(0, 1)
+            images = (
+                torch.einsum("nchw,c->nhw", images, images.new_tensor(LUMA))
+                .unsqueeze(1)
+                .clamp_(0, 1)
+            )
         chunks.append(images if size is None else F.adaptive_avg_pool2d(images, size))
     return torch.cat(chunks)
 
@@ -35,7 +45,9 @@ def to_images(pixels: Tensor, *, size: int | None, grey: bool, owner: str) -> Te
 def splits_to_images(
     splits: dict[str, tuple[Tensor, ...]], *, size: int | None, grey: bool, owner: str
 ) -> dict[str, tuple[Tensor, ...]]:
-    """`to_images` on the first tensor of every split. Splits are cut from bytes: cutting floats takes 4x the memory."""
+    """`to_images` on the first tensor of every split. Splits are cut from bytes: cutting floats
+    takes 4x the memory.
+    """
     return {
         name: (to_images(pixels, size=size, grey=grey, owner=owner), labels)
         for name, (pixels, labels) in splits.items()

@@ -1,4 +1,6 @@
-"""Data files: find them in a folder, else download them with checksums; open plain, .gz and .xz, or from a .tar.gz."""
+"""Data files: find them in a folder, else download them with checksums; open plain, .gz and .xz, or
+from a .tar.gz.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from optimizees.spec import UserError, first_line
+from lo_framework.optimizees.spec import UserError, first_line
 
 OPENERS: dict[str, Callable[..., Any]] = {"": open, ".gz": gzip.open, ".xz": lzma.open}
 _BROKEN = (EOFError, OSError, lzma.LZMAError, zlib.error, tarfile.TarError)
@@ -25,10 +27,12 @@ class Source:
 
     Attributes:
         name: the data set's name, which begins error lines.
-        folders: folders below the data folder in which the files may lie; the first is where downloads go.
+        folders: folders below the data folder in which the files may lie; the first is where
+            downloads go.
         files: names of the uncompressed files.
         url: what the names in `sha256` are appended to.
-        sha256: what to download -> its digest: the files themselves (with suffix), or one archive that holds them.
+        sha256: what to download -> its digest: the files themselves (with suffix), or one archive
+            that holds them.
         archive: name of that archive, if the set is published as one.
     """
 
@@ -46,7 +50,8 @@ class Payload:
 
     Attributes:
         where: what error lines call the file: its path, or archive and member.
-        fault: why reading stopped early, or that a checksum inside the file failed; "" if all went well.
+        fault: why reading stopped early, or that a checksum inside the file failed; "" if all went
+            well.
     """
 
     where: str
@@ -57,15 +62,18 @@ class Payload:
         """Raise UserError unless exactly `expected` bytes could be read without a fault."""
         if len(self.data) != expected or self.fault:
             fault = f" ({self.fault})" if self.fault else ""
-            raise UserError(f"{self.where}: expected {expected:,} bytes, found {len(self.data):,}{fault}")
+            raise UserError(
+                f"{self.where}: expected {expected:,} bytes, found {len(self.data):,}{fault}"
+            )
 
 
 def fetch(source: Source, data_dir: str | None) -> dict[str, Payload]:
-    """Every file of `source` by name, from `data_dir` (or a folder of it), the download cache, or the network.
+    """Every file of `source` by name, from `data_dir` (or a folder of it), the download cache, or
+    the network.
 
     Raises:
-        UserError: `data_dir` is no folder; files are missing and cannot be downloaded (the line says which, and where
-            they were looked for); a file cannot be opened.
+        UserError: `data_dir` is no folder; files are missing and cannot be downloaded (the line
+            says which, and where they were looked for); a file cannot be opened.
     """
     places = _places(source, data_dir)
     missing = [name for name in source.files if _find(name, source, places) is None]
@@ -109,9 +117,13 @@ def _find(name: str, source: Source, places: Sequence[Path]) -> Path | None:
 
 
 def _download(source: Source, missing: list[str], places: Sequence[Path]) -> None:
-    """Download what holds the `missing` files into the data folder if it can be written, else into the cache."""
+    """Download what holds the `missing` files into the data folder if it can be written, else into
+    the cache.
+    """
     looked = ", ".join(map(str, places)) or "no folder: name one with --data-dir or LO_DATA_DIR"
-    failure = f"{source.name}: missing {', '.join(missing)} (plain, .gz or .xz); looked in {looked}; "
+    failure = (
+        f"{source.name}: missing {', '.join(missing)} (plain, .gz or .xz); looked in {looked}; "
+    )
     try:
         import pooch
     except ImportError:
@@ -120,7 +132,9 @@ def _download(source: Source, missing: list[str], places: Sequence[Path]) -> Non
     for remote, digest in source.sha256.items():
         if remote == source.archive or any(remote.startswith(name) for name in missing):
             try:
-                pooch.retrieve(source.url + remote, known_hash=f"sha256:{digest}", fname=remote, path=folder)
+                pooch.retrieve(
+                    source.url + remote, known_hash=f"sha256:{digest}", fname=remote, path=folder
+                )
             except Exception as error:  # the network fails in many ways; all of them mean: no file
                 raise UserError(f"{failure}download failed: {first_line(error)}") from error
 

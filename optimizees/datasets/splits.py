@@ -16,7 +16,8 @@ class Dataset:
 
     Attributes:
         name: canonical spec, for example ``"mnist:size=8"``.
-        splits: "train", "valid", "test" -> (images float32 [n, channels, height, width] in [0, 1], labels int64 [n]).
+        splits: "train", "valid", "test" -> (images float32 [n, channels, height, width] in [0, 1],
+            labels int64 [n]).
         num_classes: C; labels are 0 .. C - 1.
     """
 
@@ -32,12 +33,15 @@ class Dataset:
 
 
 def permutation(count: int) -> Tensor:
-    """The one fixed order (seed 0) from which splits are cut, so that they are the same in every run."""
+    """The one fixed order (seed 0) from which splits are cut, so that they are the same in every
+    run.
+    """
     return torch.randperm(count, generator=torch.Generator().manual_seed(SPLIT_SEED))
 
 
 def cut(rows: tuple[Tensor, ...], *counts: int) -> list[tuple[Tensor, ...]]:
-    """Cut `rows` into disjoint parts of `counts` rows, and a last part with all others, by `permutation`.
+    """Cut `rows` into disjoint parts of `counts` rows, and a last part with all others, by
+    `permutation`.
 
     Args:
         rows: tensors with the same first dimension n.
@@ -47,7 +51,11 @@ def cut(rows: tuple[Tensor, ...], *counts: int) -> list[tuple[Tensor, ...]]:
     return [tuple(x[index] for x in rows) for index in order.split(sizes)]
 
 
-def with_valid(train: tuple[Tensor, ...], test: tuple[Tensor, ...]) -> dict[str, tuple[Tensor, ...]]:
-    """The three splits of a data set with a published test split: valid is 10 % cut from train, never from test."""
+def with_valid(
+    train: tuple[Tensor, ...], test: tuple[Tensor, ...]
+) -> dict[str, tuple[Tensor, ...]]:
+    """The three splits of a data set with a published test split: valid is 10 % cut from train,
+    never from test.
+    """
     valid, rest = cut(train, len(train[0]) // 10)
     return {"train": rest, "valid": valid, "test": test}

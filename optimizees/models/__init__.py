@@ -1,8 +1,14 @@
-"""Functional models: plain functions over dicts of tensors, named and shaped like the nn.Module they stand for."""
+"""Functional models: plain functions over dicts of tensors, named and shaped like the nn.Module
+they stand for.
+"""
 
-from optimizees.models.cnn import CNN, CNNConfig
-from optimizees.models.mlp import MLP, MLPConfig, MLPReluConfig
-from optimizees.models.transformer import Transformer, TransformerConfig, TransformerTask
+from lo_framework.optimizees.models.cnn import CNN, CNNConfig
+from lo_framework.optimizees.models.mlp import MLP, MLPConfig, MLPReluConfig
+from lo_framework.optimizees.models.transformer import (
+    Transformer,
+    TransformerConfig,
+    TransformerTask,
+)
 
 __all__ = [
     "CNN",

@@ -1,4 +1,6 @@
-"""``cnn``: a small convolutional classifier, one conv - norm - ReLU - pool block per entry of `channels`."""
+"""``cnn``: a small convolutional classifier, one conv - norm - ReLU - pool block per entry of
+`channels`.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +12,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from optimizees.models.conv import avg_pool2, conv3x3, gather_matrix, max_pool2, out_side
-from optimizees.models.model import uniform
-from optimizees.models.norms import batch_norm, group_norm, moved, normalise
-from optimizees.spec import UserError
-from optimizees.task import Buffers, Params
+from lo_framework.optimizees.models.conv import (
+    avg_pool2,
+    conv3x3,
+    gather_matrix,
+    max_pool2,
+    out_side,
+)
+from lo_framework.optimizees.models.model import uniform
+from lo_framework.optimizees.models.norms import batch_norm, group_norm, moved, normalise
+from lo_framework.optimizees.spec import UserError
+from lo_framework.optimizees.task import Buffers, Params
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,16 +43,20 @@ class CNNConfig:
 
     def __post_init__(self) -> None:
         if not self.channels or min((*self.channels, self.batch)) < 1:
-            raise ValueError("channels needs at least one entry; channels and batch must be at least 1")
+            raise ValueError(
+                "channels needs at least one entry; channels and batch must be at least 1"
+            )
         if self.norm == "batch" and self.batch < 2:
             raise ValueError("batch normalisation needs batches of at least 2 rows, and batch is 1")
 
 
 class CNN:
-    """Blocks of 3x3 convolution (padding 1), norm, ReLU and 2x2 pooling, then a linear head on the flattened maps.
+    """Blocks of 3x3 convolution (padding 1), norm, ReLU and 2x2 pooling, then a linear head on the
+    flattened maps.
 
-    Parameters: "convs.0.weight" [out, in, 3, 3], "convs.0.bias", ..., "norms.0.weight", "norms.0.bias", ...,
-    "head.weight" [C, features], "head.bias". Buffers with ``norm=batch``: "norms.0.running_mean" and "running_var".
+    Parameters: "convs.0.weight" [out, in, 3, 3], "convs.0.bias", ..., "norms.0.weight",
+    "norms.0.bias", ..., "head.weight" [C, features], "head.bias". Buffers with ``norm=batch``:
+    "norms.0.running_mean" and "running_var".
     """
 
     def __init__(self, config: CNNConfig, shape: tuple[int, int, int], classes: int) -> None:
@@ -57,7 +69,9 @@ class CNN:
         for _ in config.channels:
             if min(height, width) < 2:
                 deep = "x".join(map(str, config.channels))
-                raise UserError(f"cnn: channels={deep} halves a {shape[1]}x{shape[2]} image below one pixel")
+                raise UserError(
+                    f"cnn: channels={deep} halves a {shape[1]}x{shape[2]} image below one pixel"
+                )
             self.gathers.append(gather_matrix(height, width, self.stride))
             height, width = out_side(height, self.stride), out_side(width, self.stride)
             if config.pool != "stride":
@@ -65,7 +79,9 @@ class CNN:
         self.features = config.channels[-1] * height * width
 
     def init(self, generator: torch.Generator) -> tuple[Params, Buffers]:
-        """Weights and biases uniform on +-1 / sqrt(fan in), as torch's own layers; norms start as the identity."""
+        """Weights and biases uniform on +-1 / sqrt(fan in), as torch's own layers; norms start as
+        the identity.
+        """
         params: Params = {}
         buffers: Buffers = {}
         for i, (fan_in, out) in enumerate(zip(self.widths[:-1], self.widths[1:], strict=True)):
@@ -87,14 +103,17 @@ class CNN:
         other.gathers = [None if g is None else g.to(device) for g in self.gathers]
         return other
 
-    def apply(self, params: Params, buffers: Buffers, x: Tensor, *, training: bool) -> tuple[Tensor, Buffers]:
+    def apply(
+        self, params: Params, buffers: Buffers, x: Tensor, *, training: bool
+    ) -> tuple[Tensor, Buffers]:
         """Logits [B, C] for `x` [B, channels, height, width], and the buffers moved by this batch."""
         buffers = dict(buffers)
         x = x.permute(1, 2, 3, 0)  # batch-last, see conv.py
         for i, gather in enumerate(self.gathers):
             x = conv3x3(x, params[f"convs.{i}.weight"], self.stride, gather)
             if self.config.pool == "max" and self.config.norm == "none":
-                # Adding a constant and ReLU are monotone: after the maximum they are the same at a quarter of the work.
+                # Adding a constant and ReLU are monotone: after the maximum they are the same at a
+                # quarter of the work.
                 x = F.relu(max_pool2(x) + params[f"convs.{i}.bias"][:, None, None, None])
                 continue
             x = self._bias_and_norm(i, params, buffers, x, training)
@@ -104,8 +123,12 @@ class CNN:
                 x = avg_pool2(F.relu(x)) if self.config.pool == "avg" else F.relu(x)
         return F.linear(x.flatten(0, 2).t(), params["head.weight"], params["head.bias"]), buffers
 
-    def _bias_and_norm(self, i: int, params: Params, buffers: Buffers, x: Tensor, training: bool) -> Tensor:
-        """Block i's bias and normalisation of `x` [C, H, W, B]; `buffers` (this call's own dict) is updated."""
+    def _bias_and_norm(
+        self, i: int, params: Params, buffers: Buffers, x: Tensor, training: bool
+    ) -> Tensor:
+        """Block i's bias and normalisation of `x` [C, H, W, B]; `buffers` (this call's own dict) is
+        updated.
+        """
         added = params[f"convs.{i}.bias"]
         if self.config.norm == "none":
             return x + added[:, None, None, None]
@@ -114,11 +137,14 @@ class CNN:
             return group_norm(x + added[:, None, None, None], weight, bias)
         names = f"norms.{i}.running_mean", f"norms.{i}.running_var"
         flat = x.flatten(1).unsqueeze(0)  # [1, C, H * W * B]
-        # Batch normalisation takes the convolution's bias out again, so only the running mean ever sees it.
+        # Batch normalisation takes the convolution's bias out again, so only the running mean ever
+        # sees it.
         if training:
             flat, (mean, var) = batch_norm(flat, weight, bias)
             running = buffers[names[0]], buffers[names[1]]
-            buffers[names[0]], buffers[names[1]] = moved(running, (mean + added.detach(), var), flat.shape[2])
+            buffers[names[0]], buffers[names[1]] = moved(
+                running, (mean + added.detach(), var), flat.shape[2]
+            )
         else:
             flat = normalise(flat, (buffers[names[0]] - added, buffers[names[1]]), weight, bias)
         return flat.reshape(x.shape)

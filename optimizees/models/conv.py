@@ -1,8 +1,10 @@
-"""3x3 convolution and 2x2 pooling of "batch-last" feature maps [channels, height, width, B], made for vmap on a CPU.
+"""3x3 convolution and 2x2 pooling of "batch-last" feature maps [channels, height, width, B], made
+for vmap on a CPU.
 
-Small images spend their time in memory traffic and in per-image loops, not in arithmetic. With the batch last, every
-step is one large matrix product or runs along the batch, and vmap over tasks only adds a batch to the products.
-All of it is torch's own operations: derivatives of any order and in both modes, vmap and compile work as they do.
+Small images spend their time in memory traffic and in per-image loops, not in arithmetic. With the
+batch last, every step is one large matrix product or runs along the batch, and vmap over tasks only
+adds a batch to the products. All of it is torch's own operations: derivatives of any order and in
+both modes, vmap and compile work as they do.
 """
 
 from __future__ import annotations
@@ -12,8 +14,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 TAPS = 9
-# Up to 8x8 pixels the neighbourhoods are gathered by a product with a 0-1 matrix: 64 multiplications for one number,
-# but no index, no padding and no zero-filling in the derivative. Above, slices are cheaper.
+# Up to 8x8 pixels the neighbourhoods are gathered by a product with a 0-1 matrix: 64
+# multiplications for one number, but no index, no padding and no zero-filling in the derivative.
+# Above, slices are cheaper.
 GATHER_LIMIT = 64
 
 
@@ -23,7 +26,9 @@ def out_side(side: int, stride: int) -> int:
 
 
 def gather_matrix(height: int, width: int, stride: int) -> Tensor | None:
-    """G [9 * out pixels, pixels], ``(G x)[tap, pixel]`` = that neighbour (0 outside); None for large images."""
+    """G [9 * out pixels, pixels], ``(G x)[tap, pixel]`` = that neighbour (0 outside); None for
+    large images.
+    """
     if height * width > GATHER_LIMIT:
         return None
     picture = torch.eye(height * width).reshape(1, height, width, -1)
@@ -42,17 +47,20 @@ def conv3x3(x: Tensor, weight: Tensor, stride: int, gather: Tensor | None) -> Te
     else:
         columns = torch.bmm(gather.to(x.dtype).expand(channels, -1, -1), x.flatten(1, 2))
     columns = columns.reshape(channels * TAPS, -1)  # [C * 9, H' * W' * B]
-    # A column-major left factor makes autograd compute its gradient as (columns @ grad.T).T, which this shape's matrix
-    # product does about 2.5 times faster than grad @ columns.T.
+    # A column-major left factor makes autograd compute its gradient as (columns @ grad.T).T, which
+    # this shape's matrix product does about 2.5 times faster than grad @ columns.T.
     left = weight.flatten(1).t().contiguous().t()
-    return (left @ columns).reshape(weight.shape[0], out_side(height, stride), out_side(width, stride), rows)
+    return (left @ columns).reshape(
+        weight.shape[0], out_side(height, stride), out_side(width, stride), rows
+    )
 
 
 def max_pool2(x: Tensor) -> Tensor:
-    """Maximum over 2x2 windows, odd last rows and columns dropped: [C, H, W, B] -> [C, H // 2, W // 2, B].
+    """Maximum over 2x2 windows, odd last rows and columns dropped: [C, H, W, B] -> [C, H // 2, W //
+    2, B].
 
-    Seen as [C, B, H, W], batch-last is torch's channels-last layout, whose kernel is vectorised along the batch and
-    several times faster than the one for contiguous images.
+    Seen as [C, B, H, W], batch-last is torch's channels-last layout, whose kernel is vectorised
+    along the batch and several times faster than the one for contiguous images.
     """
     return F.max_pool2d(x.permute(0, 3, 1, 2), 2).permute(0, 2, 3, 1)
 
@@ -67,7 +75,9 @@ def _neighbours(x: Tensor, stride: int) -> Tensor:
     height, width = out_side(x.shape[1], stride), out_side(x.shape[2], stride)
     padded = F.pad(x, (0, 0, 1, 1, 1, 1))
     slices = [
-        padded[:, i : i + stride * (height - 1) + 1 : stride, j : j + stride * (width - 1) + 1 : stride]
+        padded[
+            :, i : i + stride * (height - 1) + 1 : stride, j : j + stride * (width - 1) + 1 : stride
+        ]
         for i in range(3)
         for j in range(3)
     ]

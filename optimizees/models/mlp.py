@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from optimizees.models.model import lecun_normal
-from optimizees.task import Buffers, Params
+from lo_framework.optimizees.models.model import lecun_normal
+from lo_framework.optimizees.task import Buffers, Params
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "sigmoid": torch.sigmoid,
@@ -66,8 +66,12 @@ class MLP:
         """This model for parameters on `device`: it holds no tensors."""
         return self
 
-    def apply(self, params: Params, buffers: Buffers, x: Tensor, *, training: bool) -> tuple[Tensor, Buffers]:
-        """Logits [B, C] for images `x` of any shape [B, ...] with as many numbers as there are inputs."""
+    def apply(
+        self, params: Params, buffers: Buffers, x: Tensor, *, training: bool
+    ) -> tuple[Tensor, Buffers]:
+        """Logits [B, C] for images `x` of any shape [B, ...] with as many numbers as there are
+        inputs.
+        """
         x = x.flatten(1)
         last = len(self.widths) - 2
         for i in range(last + 1):

@@ -8,11 +8,13 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from optimizees.task import Buffers, Params
+from lo_framework.optimizees.task import Buffers, Params
 
 
 class Model(Protocol):
-    """A network as two pure functions. Names and shapes of parameters are those of the like-built nn.Module."""
+    """A network as two pure functions. Names and shapes of parameters are those of the like-built
+    nn.Module.
+    """
 
     def init(self, generator: torch.Generator) -> tuple[Params, Buffers]:
         """Fresh parameters and buffers, float32 on the CPU, drawn in a fixed order."""
@@ -22,13 +24,17 @@ class Model(Protocol):
         """This model for parameters on `device`; constants that it holds are moved."""
         ...
 
-    def apply(self, params: Params, buffers: Buffers, x: Tensor, *, training: bool) -> tuple[Tensor, Buffers]:
+    def apply(
+        self, params: Params, buffers: Buffers, x: Tensor, *, training: bool
+    ) -> tuple[Tensor, Buffers]:
         """Logits [B, C] for `x` [B, channels, height, width], and the new buffers."""
         ...
 
 
 def lecun_normal(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """Normal with std 1 / sqrt(fan in), fan in = all dimensions but the first (LeCun et al. 1998, section 4.6)."""
+    """Normal with std 1 / sqrt(fan in), fan in = all dimensions but the first (LeCun et al. 1998,
+    section 4.6).
+    """
     return torch.randn(shape, generator=generator) / math.sqrt(math.prod(shape[1:]))
 
 

@@ -1,7 +1,9 @@
-"""``transformer``: a small pre-norm transformer that classifies images by their patches (Dosovitskiy et al. 2021).
+"""``transformer``: a small pre-norm transformer that classifies images by their patches
+(Dosovitskiy et al. 2021).
 
-Made for vmap on a CPU, where a width of 32 spends its time in memory traffic: tokens and batch are one dimension of
-every matrix product, and what can be done to a matrix of weights is not done to the activations (`_folded`).
+Made for vmap on a CPU, where a width of 32 spends its time in memory traffic: tokens and batch are
+one dimension of every matrix product, and what can be done to a matrix of weights is not done to
+the activations (`_folded`).
 """
 
 from __future__ import annotations
@@ -15,10 +17,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from optimizees.dropout import keep_mask
-from optimizees.models.model import uniform
-from optimizees.spec import UserError
-from optimizees.task import Batch, Buffers, ClassificationTask, Params
+from lo_framework.optimizees.dropout import keep_mask
+from lo_framework.optimizees.models.model import uniform
+from lo_framework.optimizees.spec import UserError
+from lo_framework.optimizees.task import Batch, Buffers, ClassificationTask, Params
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu}
 DROPS = 4  # places in a block where dropout applies
@@ -60,30 +62,37 @@ class TransformerConfig:
 class Transformer:
     """Patches -> linear + position -> blocks -> LayerNorm -> mean over tokens -> linear head.
 
-    With T patches, D = `width` and P numbers in a patch, the parameters are "patch.weight" [D, P], "patch.bias",
-    "position_embed.weight" [T, D], then for each block i (after "blocks.i.") "norm1.weight" and ".bias" [D],
-    "attn.qkv.weight" [3 D, D] and ".bias", "attn.out.weight" [D, D] and ".bias", "norm2.weight" and ".bias",
-    "mlp.up.weight" [ffn, D] and ".bias", "mlp.down.weight" [D, ffn] and ".bias", and last "norm.weight", "norm.bias",
-    "head.weight" [C, D], "head.bias". A block is nn.TransformerEncoderLayer with ``norm_first=True``. The name of the
-    first matrix keeps clear of "embed", by which a layout knows embeddings: it is a matrix like any other, with a
+    With T patches, D = `width` and P numbers in a patch, the parameters are "patch.weight" [D, P],
+    "patch.bias", "position_embed.weight" [T, D], then for each block i (after "blocks.i.")
+    "norm1.weight" and ".bias" [D], "attn.qkv.weight" [3 D, D] and ".bias", "attn.out.weight" [D, D]
+    and ".bias", "norm2.weight" and ".bias", "mlp.up.weight" [ffn, D] and ".bias", "mlp.down.weight"
+    [D, ffn] and ".bias", and last "norm.weight", "norm.bias", "head.weight" [C, D], "head.bias". A
+    block is nn.TransformerEncoderLayer with ``norm_first=True``. The name of the first matrix keeps
+    clear of "embed", by which a layout knows embeddings: it is a matrix like any other, with a
     dense gradient.
     """
 
-    def __init__(self, config: TransformerConfig, shape: tuple[int, int, int], classes: int) -> None:
+    def __init__(
+        self, config: TransformerConfig, shape: tuple[int, int, int], classes: int
+    ) -> None:
         channels, height, width = shape
         if height % config.patch or width % config.patch:
-            raise UserError(f"transformer: patch={config.patch} does not divide images of {height}x{width} pixels")
+            raise UserError(
+                f"transformer: patch={config.patch} does not divide images of {height}x{width} pixels"
+            )
         self.config = config
         self.classes = classes
         self.tokens = (height // config.patch) * (width // config.patch)
         self.inputs = channels * config.patch**2
 
     def init(self, generator: torch.Generator) -> tuple[Params, Buffers]:
-        """What torch draws for nn.Linear (patch, mlp, head), nn.Embedding, nn.LayerNorm and nn.MultiheadAttention.
+        """What torch draws for nn.Linear (patch, mlp, head), nn.Embedding, nn.LayerNorm and
+        nn.MultiheadAttention.
 
-        That is: uniform on +-1 / sqrt(fan in); standard normal; the identity; the packed matrix Xavier-uniform, the
-        output matrix as nn.Linear's, zero biases. Positions of std 0.02, as vision transformers have them, learn more
-        slowly: 200 AdamW steps on digits reach a test accuracy of .90 then, .94 with these.
+        That is: uniform on +-1 / sqrt(fan in); standard normal; the identity; the packed matrix
+        Xavier-uniform, the output matrix as nn.Linear's, zero biases. Positions of std 0.02, as
+        vision transformers have them, learn more slowly: 200 AdamW steps on digits reach a test
+        accuracy of .90 then, .94 with these.
         """
         wide, ffn = self.config.width, self.config.ffn
         params: Params = {}
@@ -99,8 +108,11 @@ class Transformer:
         params["position_embed.weight"] = torch.randn(self.tokens, wide, generator=generator)
         for i in range(self.config.layers):
             norm(f"blocks.{i}.norm1")
-            # uniform's bound is 1 / sqrt(fan in); Xavier's is sqrt(6 / (rows + columns)), here of [3 D, D]
-            params[f"blocks.{i}.attn.qkv.weight"] = uniform((3 * wide, wide), 4 * wide, generator) * math.sqrt(6)
+            # uniform's bound is 1 / sqrt(fan in); Xavier's is sqrt(6 / (rows + columns)), here of
+            # [3 D, D]
+            params[f"blocks.{i}.attn.qkv.weight"] = uniform(
+                (3 * wide, wide), 4 * wide, generator
+            ) * math.sqrt(6)
             params[f"blocks.{i}.attn.qkv.bias"] = torch.zeros(3 * wide)
             params[f"blocks.{i}.attn.out.weight"] = uniform((wide, wide), wide, generator)
             params[f"blocks.{i}.attn.out.bias"] = torch.zeros(wide)
@@ -116,21 +128,32 @@ class Transformer:
         return self
 
     def apply(
-        self, params: Params, buffers: Buffers, x: Tensor, *, training: bool, noise: Tensor | None = None
+        self,
+        params: Params,
+        buffers: Buffers,
+        x: Tensor,
+        *,
+        training: bool,
+        noise: Tensor | None = None,
     ) -> tuple[Tensor, Buffers]:
-        """Logits [B, C] for `x` [B, channels, height, width]; `noise`: the dropout seed, needed if training with it."""
+        """Logits [B, C] for `x` [B, channels, height, width]; `noise`: the dropout seed, needed if
+        training with it.
+        """
         rows, wide = len(x), self.config.width
         drop = _Dropout(self.config.dropout if training else 0.0, noise)
         x = _linear(self._patches(x), params, "patch").reshape(rows, self.tokens, wide)
         x = (x + params["position_embed.weight"]).reshape(-1, wide)  # [B * T, D]
         for i in range(self.config.layers):
             x = self._block(x, params, f"blocks.{i}", rows, drop.after(DROPS * i))
-        # A mean over tokens and a gain for each feature may change places: the gain then meets one token, not T.
+        # A mean over tokens and a gain for each feature may change places: the gain then meets one
+        # token, not T.
         x = _hat(x).reshape(rows, self.tokens, wide).mean(1)
         return F.linear(x, *_folded(params, "head", "norm")), buffers
 
     def _patches(self, x: Tensor) -> Tensor:
-        """[B, channels, height, width] to [B * T, P]: row by row, each patch in the order of a convolution's weight."""
+        """[B, channels, height, width] to [B * T, P]: row by row, each patch in the order of a
+        convolution's weight.
+        """
         side = self.config.patch
         rows, channels, height, width = x.shape
         x = x.reshape(rows, channels, height // side, side, width // side, side)
@@ -139,15 +162,25 @@ class Transformer:
     def _block(self, x: Tensor, params: Params, name: str, rows: int, drop: _Dropout) -> Tensor:
         """One block on `x` [B * T, D]."""
         weight, bias = _folded(params, f"{name}.attn.qkv", f"{name}.norm1")
-        x = x + drop(_linear(self._attend(F.linear(_hat(x), weight, bias), rows, drop), params, f"{name}.attn.out"), 1)
-        inside = ACTIVATIONS[self.config.act](F.linear(_hat(x), *_folded(params, f"{name}.mlp.up", f"{name}.norm2")))
+        x = x + drop(
+            _linear(
+                self._attend(F.linear(_hat(x), weight, bias), rows, drop),
+                params,
+                f"{name}.attn.out",
+            ),
+            1,
+        )
+        inside = ACTIVATIONS[self.config.act](
+            F.linear(_hat(x), *_folded(params, f"{name}.mlp.up", f"{name}.norm2"))
+        )
         return x + drop(_linear(drop(inside, 2), params, f"{name}.mlp.down"), 3)
 
     def _attend(self, qkv: Tensor, rows: int, drop: _Dropout) -> Tensor:
-        """softmax(q k^T / sqrt(d)) v for each head of d = D / heads numbers: [B * T, 3 D] to [B * T, D].
+        """softmax(q k^T / sqrt(d)) v for each head of d = D / heads numbers: [B * T, 3 D] to [B *
+        T, D].
 
-        Written out: torch's fused attention has no second derivative. One `unbind`, because its derivative is one
-        `stack` that writes straight into the layout of `qkv`.
+        Written out: torch's fused attention has no second derivative. One `unbind`, because its
+        derivative is one `stack` that writes straight into the layout of `qkv`.
         """
         heads, size = self.config.heads, self.config.width // self.config.heads
         parts = qkv.reshape(rows, self.tokens, 3, heads, size).unbind(2)
@@ -161,7 +194,9 @@ class TransformerTask(ClassificationTask):
 
     model: Transformer
 
-    def loss(self, params: Params, buffers: Buffers, batch: Batch, noise: Tensor) -> tuple[Tensor, Buffers]:
+    def loss(
+        self, params: Params, buffers: Buffers, batch: Batch, noise: Tensor
+    ) -> tuple[Tensor, Buffers]:
         logits, buffers = self.model.apply(params, buffers, batch[0], training=True, noise=noise)
         return F.cross_entropy(logits, batch[1]), buffers
 
@@ -181,7 +216,9 @@ class _Dropout:
         if self.p == 0:
             return x
         assert self.noise is not None
-        return x * (keep_mask(x.shape, self.p, self.noise, self.first + place).to(x.dtype) / (1 - self.p))
+        return x * (
+            keep_mask(x.shape, self.p, self.noise, self.first + place).to(x.dtype) / (1 - self.p)
+        )
 
 
 def _linear(x: Tensor, params: Params, name: str) -> Tensor:
@@ -194,10 +231,13 @@ def _hat(x: Tensor) -> Tensor:
 
 
 def _folded(params: Params, name: str, norm: str) -> tuple[Tensor, Tensor]:
-    """Weight and bias of the linear layer `name` with the LayerNorm's gain g and bias b before it taken in.
+    """Weight and bias of the linear layer `name` with the LayerNorm's gain g and bias b before it
+    taken in.
 
-    ``W (g * x + b) + c = (W * g) x + (W b + c)``: two passes over the activations less, and more than that in the
-    derivative; loss and gradient take three quarters of the time.
+    ``W (g * x + b) + c = (W * g) x + (W b + c)``: two passes over the activations less, and more
+    than that in the derivative; loss and gradient take three quarters of the time.
     """
     weight = params[f"{name}.weight"]
-    return weight * params[f"{norm}.weight"], weight @ params[f"{norm}.bias"] + params[f"{name}.bias"]
+    return weight * params[f"{norm}.weight"], weight @ params[f"{norm}.bias"] + params[
+        f"{name}.bias"
+    ]

@@ -13,17 +13,33 @@ from benchmarks.harness import Contender
 
 @pytest.mark.parametrize("kind", ["pes", "tbptt"])
 def test_plain_code_gives_the_engines_gradient(kind: str) -> None:
-    assert meta_throughput.difference(kind, num=2, hidden=4, device="cpu") < meta_throughput.TOLERANCE[kind]
+    assert (
+        meta_throughput.difference(kind, num=2, hidden=4, device="cpu")
+        < meta_throughput.TOLERANCE[kind]
+    )
 
 
 def test_ratios_are_taken_within_rounds() -> None:
-    ours, peer = Contender("ours", print, 30, [1.0, 4.0, 2.0]), Contender("peer", print, 10, [1.0, 3.0, 1.0])
+    ours, peer = (
+        Contender("ours", print, 30, [1.0, 4.0, 2.0]),
+        Contender("peer", print, 10, [1.0, 3.0, 1.0]),
+    )
     assert ours.best == 30 and ours.median == 15
     assert ours.ratio(peer) == pytest.approx((3.0, 2.25))
 
 
 def test_smoke(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["--tasks", "1", "--hidden", "2", "--rounds", "1", "--engines", "eager", "--no-curves"]
+    arguments = [
+        "--tasks",
+        "1",
+        "--hidden",
+        "2",
+        "--rounds",
+        "1",
+        "--engines",
+        "eager",
+        "--no-curves",
+    ]
     meta_throughput.main([*arguments, "--out", str(tmp_path)])
     content = json.loads((tmp_path / "meta_throughput.json").read_text())
     assert content["versions"]["torch"] and "meta_throughput" in content["command"]

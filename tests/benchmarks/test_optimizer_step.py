@@ -1,4 +1,6 @@
-"""The shapes are of the sizes that the table names, state is counted once, and the script runs on a tiny model."""
+"""The shapes are of the sizes that the table names, state is counted once, and the script runs on a
+tiny model.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ def test_sizes(name: str, wanted: float) -> None:
     found = optimizer_step.shapes(SIZES[name])
     assert sum(math.prod(shape) for shape in found.values()) == pytest.approx(wanted, rel=0.1)
     width = SIZES[name].width
-    assert found["layers.0.qkv.weight"] == (3 * width, width) and found["layers.0.norm1.bias"] == (width,)
+    assert found["layers.0.qkv.weight"] == (3 * width, width) and found["layers.0.norm1.bias"] == (
+        width,
+    )
 
 
 def test_state_is_counted_once() -> None:
@@ -36,11 +40,23 @@ def test_it_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = content["sizes"]["tiny"]["optimizers"]
     assert {*YARDS, *BOUNDS, "Learned attention", "Learned attention-mlp"} <= rows.keys()
     for row in rows.values():
-        assert row["milliseconds"] > 0 and row["time / AdamW foreach"] > 0 and row["state_bytes_per_parameter"] >= 8
-    assert rows["AdamW foreach"]["time / AdamW foreach"] == rows["AdamW fused"]["memory / AdamW fused"] == 1
+        assert (
+            row["milliseconds"] > 0
+            and row["time / AdamW foreach"] > 0
+            and row["state_bytes_per_parameter"] >= 8
+        )
+    assert (
+        rows["AdamW foreach"]["time / AdamW foreach"]
+        == rows["AdamW fused"]["memory / AdamW fused"]
+        == 1
+    )
     assert [b["optimizer"] for b in content["bounds"]] == [*BOUNDS]
     out = capsys.readouterr().out
-    assert "x foreach" in out and "fulfilled" in out and (tmp_path / "optimizer_step_quick.png").exists()
+    assert (
+        "x foreach" in out
+        and "fulfilled" in out
+        and (tmp_path / "optimizer_step_quick.png").exists()
+    )
 
 
 def test_unknown_size(capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,8 +17,13 @@ def test_counts() -> None:
 
 
 def test_it_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    content = main(["--quick", "--optimizees", "mlp:hidden=4", "--tasks", "2", "--out", str(tmp_path)])
+    content = main(
+        ["--quick", "--optimizees", "mlp:hidden=4", "--tasks", "2", "--out", str(tmp_path)]
+    )
     (rows,) = content["optimizees"].values()
     assert [row["regularizer"] for row in rows] == ["none", "sam"]
     assert rows[0]["time_ratio"] == rows[0]["memory_ratio"] == 1 and rows[1]["time_ratio"] > 0
-    assert "extra grads" in capsys.readouterr().out and (tmp_path / "regularizer_cost_quick.json").exists()
+    assert (
+        "extra grads" in capsys.readouterr().out
+        and (tmp_path / "regularizer_cost_quick.json").exists()
+    )

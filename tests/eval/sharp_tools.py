@@ -9,13 +9,22 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from eval.sharpness.ascent import Effort
-from eval.sharpness.settings import EFFORTS
 from lo_framework.checkpoint import save_optimizer
+from lo_framework.eval.sharpness.ascent import Effort
+from lo_framework.eval.sharpness.settings import EFFORTS
 from lo_framework.learned import make_learned
 
 SMALL = [
-    *("--optimizees", "mlp:hidden=4,batch=8", "--steps", "5", "--seeds", "2", "--tuning-seeds", "1"),
+    *(
+        "--optimizees",
+        "mlp:hidden=4,batch=8",
+        "--steps",
+        "5",
+        "--seeds",
+        "2",
+        "--tuning-seeds",
+        "1",
+    ),
     *("--grid-size", "1", "--radii", "0.01,0.1", "--progress", "none"),
 ]
 
@@ -35,7 +44,9 @@ def tiny_level() -> Iterator[None]:
 def optimizer_file(folder: Path) -> Path:
     learned = make_learned("hyper-adamw")
     path = folder / "optimizer.safetensors"
-    save_optimizer(path, learned.theta(), kind="hyper-adamw", config=asdict(learned.config), summary={})
+    save_optimizer(
+        path, learned.theta(), kind="hyper-adamw", config=asdict(learned.config), summary={}
+    )
     return path
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from eval.sharpness.surface import Surface
+from lo_framework.eval.sharpness.surface import Surface
 from lo_framework.layout import Layout
-from optimizees.datasets.splits import Dataset
-from optimizees.models import MLP, MLPConfig
-from optimizees.task import Batch, Buffers, ClassificationTask, Params, Task
+from lo_framework.optimizees.datasets.splits import Dataset
+from lo_framework.optimizees.models import MLP, MLPConfig
+from lo_framework.optimizees.task import Batch, Buffers, ClassificationTask, Params, Task
 
 F64 = torch.float64
 
@@ -44,7 +44,9 @@ def quadratic(eigenvalues: list[float], seed: int = 1) -> Tensor:
     return basis @ torch.diag(torch.tensor(eigenvalues, dtype=F64)) @ basis.T
 
 
-def small_task(act: str = "tanh", rows: int = 100, hidden: tuple[int, ...] = (12,)) -> ClassificationTask:
+def small_task(
+    act: str = "tanh", rows: int = 100, hidden: tuple[int, ...] = (12,)
+) -> ClassificationTask:
     """Three classes in eight dimensions."""
     g = generator(3)
     x = torch.rand(rows, 1, 2, 4, generator=g)
@@ -55,7 +57,9 @@ def small_task(act: str = "tanh", rows: int = 100, hidden: tuple[int, ...] = (12
     return ClassificationTask(model, data, name="small", batch_size=16)
 
 
-def trained(task: Task, steps: int = 100, lr: float = 0.5, dtype: torch.dtype = F64, **options) -> Surface:
+def trained(
+    task: Task, steps: int = 100, lr: float = 0.5, dtype: torch.dtype = F64, **options
+) -> Surface:
     """The surface after some steps of SGD."""
     g = generator(5)
     params, buffers = task.init(g)
@@ -64,4 +68,6 @@ def trained(task: Task, steps: int = 100, lr: float = 0.5, dtype: torch.dtype = 
         batch, noise = task.batch("train", g), torch.tensor(0)
         grads, buffers = torch.func.grad(task.loss, has_aux=True)(params, buffers, batch, noise)
         params = {name: p - lr * grads[name] for name, p in params.items()}
-    return Surface(task, layout, layout.flatten(params), buffers, task.full("train"), dtype=dtype, **options)
+    return Surface(
+        task, layout, layout.flatten(params), buffers, task.full("train"), dtype=dtype, **options
+    )

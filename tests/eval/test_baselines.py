@@ -9,9 +9,17 @@ import pytest
 import torch
 from torch.func import functional_call, vmap
 
-from eval.baselines import BASELINES, GRIDS, Baseline, make_baseline, make_thetas, register_baseline, setting_label
+from lo_framework.eval.baselines import (
+    BASELINES,
+    GRIDS,
+    Baseline,
+    make_baseline,
+    make_thetas,
+    register_baseline,
+    setting_label,
+)
 from lo_framework.layout import Layout
-from optimizees.spec import UserError
+from lo_framework.optimizees.spec import UserError
 
 STEPS = 50
 SHAPES = {"weight": (5, 3), "bias": (5,)}
@@ -39,7 +47,11 @@ def by_torch(name, lr, cosine, dtype):
     start, grads = problem(dtype)
     params = {k: torch.nn.Parameter(v.clone()) for k, v in LAYOUT.unflatten(start).items()}
     optimizer = TORCH[name](list(params.values()), lr=lr)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=STEPS, eta_min=0.0) if cosine else None
+    schedule = (
+        torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=STEPS, eta_min=0.0)
+        if cosine
+        else None
+    )
     for grad in grads:
         for key, value in LAYOUT.unflatten(grad).items():
             params[key].grad = value.clone()
@@ -53,16 +65,23 @@ def by_baseline(optimizer, theta, start, grads, steps=STEPS):
     params, state = start, optimizer.init_state(LAYOUT, start)
     for t in range(steps):
         progress = torch.tensor(t / STEPS, dtype=start.dtype)
-        params, state = functional_call(optimizer, theta, (LAYOUT, params, grads[t], state, None, progress))
+        params, state = functional_call(
+            optimizer, theta, (LAYOUT, params, grads[t], state, None, progress)
+        )
     return params, state
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("cosine", [0.0, 1.0])
-@pytest.mark.parametrize(("name", "lr"), [("adamw", 0.001), ("adamw", 0.2), ("sgdm", 0.003), ("sgdm", 0.1)])
+@pytest.mark.parametrize(
+    ("name", "lr"), [("adamw", 0.001), ("adamw", 0.2), ("sgdm", 0.003), ("sgdm", 0.1)]
+)
 def test_equals_torch(name, lr, cosine, dtype):
     optimizer = make_baseline(name)
-    theta = {"log_lr": torch.tensor(math.log(lr), dtype=dtype), "cosine": torch.tensor(cosine, dtype=dtype)}
+    theta = {
+        "log_lr": torch.tensor(math.log(lr), dtype=dtype),
+        "cosine": torch.tensor(cosine, dtype=dtype),
+    }
     params, state = by_baseline(optimizer, theta, *problem(dtype))
     expected = by_torch(name, lr, cosine, dtype)
     # Relative to the distance gone: SGD at lr .1 and momentum .9 goes far.
@@ -88,8 +107,10 @@ def test_grid_under_vmap_equals_each_setting_alone(name):
 def test_chunked_apply_equals_the_whole(name):
     optimizer = make_baseline(name)
     start, grads = problem(torch.float32)
-    state = {key: torch.rand(LAYOUT.size) if key in optimizer.per_param else value
-             for key, value in optimizer.init_state(LAYOUT, start).items()}  # fmt: skip
+    state = {
+        key: torch.rand(LAYOUT.size) if key in optimizer.per_param else value
+        for key, value in optimizer.init_state(LAYOUT, start).items()
+    }
     progress = torch.tensor(0.5)
     with torch.no_grad():
         whole, _ = optimizer(LAYOUT, start, grads[3], state, None, progress)
@@ -98,7 +119,11 @@ def test_chunked_apply_equals_the_whole(name):
         parts = []
         for chunk in (slice(0, 7), slice(7, LAYOUT.size)):
             chunk_state = {key: state[key][chunk] for key in optimizer.per_param}
-            parts.append(optimizer.apply(channels[:, :1], shared, start[chunk], grads[3][chunk], chunk_state)[0])
+            parts.append(
+                optimizer.apply(
+                    channels[:, :1], shared, start[chunk], grads[3][chunk], chunk_state
+                )[0]
+            )
     torch.testing.assert_close(torch.cat(parts), whole, rtol=0, atol=0)
 
 
@@ -144,7 +169,10 @@ def test_labels():
         (lambda: make_baseline("sgdm:momentun=0.5"), r'did you mean "momentum"'),
         (lambda: make_baseline("adamw:lr=-1"), "lr must be positive"),
         (lambda: make_baseline("adamw:beta2=1"), "betas must be in"),
-        (lambda: make_thetas(make_baseline("adamw"), [{"lrr": 1.0}]), r'no setting "lrr" \(did you mean "lr"\?\)'),
+        (
+            lambda: make_thetas(make_baseline("adamw"), [{"lrr": 1.0}]),
+            r'no setting "lrr" \(did you mean "lr"\?\)',
+        ),
         (lambda: make_thetas(make_baseline("adamw"), [{"lr": 0.0}]), '"lr" must be positive'),
         (lambda: make_thetas(make_baseline("adamw"), []), "at least one setting"),
         (lambda: register_baseline("adamw", [])(Baseline), "exists already"),

@@ -1,4 +1,6 @@
-"""The command line: help that teaches, one line for bad input, the same numbers with any number of workers."""
+"""The command line: help that teaches, one line for bad input, the same numbers with any number of
+workers.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +11,22 @@ from pathlib import Path
 
 import pytest
 
-from eval.cli import COMMANDS, main
-from eval.learned_files import label_paths, load_learned, split_paths
 from lo_framework.checkpoint import save_optimizer
+from lo_framework.eval.cli import COMMANDS, main
+from lo_framework.eval.learned_files import label_paths, load_learned, split_paths
 from lo_framework.learned import make_learned
-from optimizees.spec import UserError
+from lo_framework.optimizees.spec import UserError
 
-TINY = ["--optimizees", "mlp:hidden=4,batch=8,quadratic", "--steps", "4", "--seeds", "2", "--tuning-seeds", "1"]
+TINY = [
+    "--optimizees",
+    "mlp:hidden=4,batch=8,quadratic",
+    "--steps",
+    "4",
+    "--seeds",
+    "2",
+    "--tuning-seeds",
+    "1",
+]
 SMALL = [*TINY, "--grid-size", "2", "--progress", "none"]
 
 
@@ -44,13 +55,20 @@ def test_transfer_and_report(file, tmp_path, capsys):
     out = tmp_path / "out"
     assert main(["transfer", "--learned", str(file), *SMALL, "--out", str(out)]) == 0
     shown = capsys.readouterr()
-    assert "mlp:hidden=4,batch=8/digits (310 parameters)" in shown.out and "hyper-adamw against adamw" in shown.out
+    assert (
+        "mlp:hidden=4,batch=8/digits (310 parameters)" in shown.out
+        and "hyper-adamw against adamw" in shown.out
+    )
     assert sorted(p.name for p in out.iterdir()) == ["curves.png", "transfer.json", "transfer.md"]
-    assert all(str(out / name) in shown.out for name in ("curves.png", "transfer.json", "transfer.md"))
+    assert all(
+        str(out / name) in shown.out for name in ("curves.png", "transfer.json", "transfer.md")
+    )
     assert shown.err == ""
     data = json.loads((out / "transfer.json").read_text())
     assert data["provenance"]["command"][3:5] == ["transfer", "--learned"]
-    assert data["files"] == {"hyper-adamw": str(file)} and data["derived"]["comparisons"][0]["verdict"]
+    assert (
+        data["files"] == {"hyper-adamw": str(file)} and data["derived"]["comparisons"][0]["verdict"]
+    )
 
     before = {name: (out / name).read_bytes() for name in ("curves.png", "transfer.md")}
     for name in before:
@@ -64,15 +82,40 @@ def test_transfer_and_report(file, tmp_path, capsys):
 def test_numbers_do_not_depend_on_workers(file, tmp_path, capsys):
     for workers in ("1", "2"):
         out = tmp_path / workers
-        assert main(["transfer", "--learned", str(file), *SMALL, "--out", str(out), "--workers", workers]) == 0
+        assert (
+            main(
+                [
+                    "transfer",
+                    "--learned",
+                    str(file),
+                    *SMALL,
+                    "--out",
+                    str(out),
+                    "--workers",
+                    workers,
+                ]
+            )
+            == 0
+        )
     capsys.readouterr()
     assert numbers(tmp_path / "1") == numbers(tmp_path / "2")
-    assert (tmp_path / "1" / "curves.png").read_bytes() == (tmp_path / "2" / "curves.png").read_bytes()
+    assert (tmp_path / "1" / "curves.png").read_bytes() == (
+        tmp_path / "2" / "curves.png"
+    ).read_bytes()
 
 
 def test_seed_offset_gives_other_seeds(file, tmp_path, capsys):
     for offset in ("0", "5"):
-        arguments = ["--optimizees", "quadratic", "--steps", "2", "--seeds", "1", "--baselines", "none"]
+        arguments = [
+            "--optimizees",
+            "quadratic",
+            "--steps",
+            "2",
+            "--seeds",
+            "1",
+            "--baselines",
+            "none",
+        ]
         out = ["--out", str(tmp_path / offset), "--seed-offset", offset, "--progress", "none"]
         assert main(["transfer", "--learned", str(file), *arguments, *out]) == 0
     capsys.readouterr()
@@ -85,8 +128,8 @@ def test_failures_are_named_and_the_rest_is_kept(file, tmp_path, capsys):
     plugin = tmp_path / "my_tasks.py"
     plugin.write_text(
         """
-from optimizees import register_task
-from optimizees.analytic import Quadratic, QuadraticConfig
+from lo_framework.optimizees import register_task
+from lo_framework.optimizees.analytic import Quadratic, QuadraticConfig
 
 class Broken(Quadratic):
     def loss(self, *arguments):
@@ -97,17 +140,36 @@ def build(config):
     return Broken(config)
 """
     )
-    common = ["--learned", str(file), "--plugin", str(plugin), "--steps", "2", "--seeds", "2", "--progress", "none"]
+    common = [
+        "--learned",
+        str(file),
+        "--plugin",
+        str(plugin),
+        "--steps",
+        "2",
+        "--seeds",
+        "2",
+        "--progress",
+        "none",
+    ]
     try:
         out = tmp_path / "out"
-        assert main(["transfer", *common, "--optimizees", "broken_by_test,quadratic", "--out", str(out)]) == 0
+        assert (
+            main(
+                ["transfer", *common, "--optimizees", "broken_by_test,quadratic", "--out", str(out)]
+            )
+            == 0
+        )
         shown = capsys.readouterr()
         assert "failed: broken_by_test, hyper-adamw: RuntimeError: no such kernel" in shown.err
-        assert "quadratic (10 parameters)" in shown.out and "FAILED" in (out / "transfer.md").read_text()
+        assert (
+            "quadratic (10 parameters)" in shown.out
+            and "FAILED" in (out / "transfer.md").read_text()
+        )
         assert main(["transfer", *common, "--optimizees", "broken_by_test", "--out", str(out)]) == 1
         assert main(["report", str(out)]) == 0
     finally:
-        from optimizees.registry import TASKS
+        from lo_framework.optimizees.registry import TASKS
 
         TASKS.pop("broken_by_test", None)
 
@@ -133,9 +195,18 @@ def one_line(capsys):
             ["transfer", "--learned", "FILE", "--optimizees", "quadratic", "--baselines", "adamv"],
             'did you mean "adamw"',
         ),
-        (["transfer", "--learned", "FILE", "--optimizees", "quadratic", "--steps", "0"], "steps: expected at least 1"),
-        (["transfer", "--learned", "FILE", "--optimizees", "quadratic", "--device", "cuda:77"], "cannot be used here"),
-        (["transfer", "--learned", "FILE", "--optimizees", "quadratic", "--out", "JUNK"], "expected a folder"),
+        (
+            ["transfer", "--learned", "FILE", "--optimizees", "quadratic", "--steps", "0"],
+            "steps: expected at least 1",
+        ),
+        (
+            ["transfer", "--learned", "FILE", "--optimizees", "quadratic", "--device", "cuda:77"],
+            "cannot be used here",
+        ),
+        (
+            ["transfer", "--learned", "FILE", "--optimizees", "quadratic", "--out", "JUNK"],
+            "expected a folder",
+        ),
         (["transfer", "--learned", "FILE", "--plugin", "nowhere.py"], "there is no file"),
         (["report", "nowhere"], "there is no transfer.json"),
     ],
@@ -172,7 +243,7 @@ def test_interruption_is_a_line(file, tmp_path, capsys, monkeypatch):
     def interrupted(*arguments, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("eval.evaluation.drive", interrupted)
+    monkeypatch.setattr("lo_framework.eval.evaluation.drive", interrupted)
     assert main(["transfer", "--learned", str(file), *SMALL, "--out", str(tmp_path / "out")]) == 130
     assert "interrupted" in one_line(capsys)
 
@@ -192,19 +263,30 @@ def test_weights_that_do_not_fit_the_kind(tmp_path):
 def test_labels_tell_files_apart(tmp_path):
     assert label_paths(["a.safetensors", "b.safetensors"], ["mlp", "lstm"]) == ["mlp", "lstm"]
     assert label_paths(["runs/a/o.x", "runs/b/o.x"], ["mlp", "mlp"]) == ["mlp a", "mlp b"]
-    assert label_paths(["a/o.x", "b/o.x", "c/o.x"], ["mlp", "lstm", "mlp"]) == ["mlp a", "lstm", "mlp c"]
+    assert label_paths(["a/o.x", "b/o.x", "c/o.x"], ["mlp", "lstm", "mlp"]) == [
+        "mlp a",
+        "lstm",
+        "mlp c",
+    ]
     paths = ["a/1/o.x", "a/2/o.x", "b/1/o.x"]
     assert len(set(label_paths(paths, ["mlp"] * 3))) == 3
     comma = tmp_path / "a,b.safetensors"
     optimizer_file(comma)
     assert split_paths(str(comma)) == [str(comma)] and split_paths("a, b") == ["a", "b"]
-    assert list(load_learned(f"{optimizer_file(tmp_path / 'c.x')},{optimizer_file(tmp_path / 'd.x')}")) == [
-        "hyper-adamw c", "hyper-adamw d",
-    ]  # fmt: skip
+    assert list(
+        load_learned(f"{optimizer_file(tmp_path / 'c.x')},{optimizer_file(tmp_path / 'd.x')}")
+    ) == [
+        "hyper-adamw c",
+        "hyper-adamw d",
+    ]
 
 
-def test_a_folder_that_cannot_be_written_is_known_before_the_work(file, tmp_path, capsys, monkeypatch):
+def test_a_folder_that_cannot_be_written_is_known_before_the_work(
+    file, tmp_path, capsys, monkeypatch
+):
     monkeypatch.setattr(os, "access", lambda path, mode: False)
-    monkeypatch.setattr("eval.evaluation.evaluate", lambda *a, **k: pytest.fail("work was done"))
+    monkeypatch.setattr(
+        "lo_framework.eval.evaluation.evaluate", lambda *a, **k: pytest.fail("work was done")
+    )
     assert main(["transfer", "--learned", str(file), *SMALL, "--out", str(tmp_path / "out")]) == 2
     assert "cannot be written" in one_line(capsys)

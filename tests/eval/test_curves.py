@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_hex
 
-from eval.report.curves import Curve, Panel, draw_curves
-from eval.report.palette import COLOURS, looks
-from eval.statistics import iqm
+from lo_framework.eval.report.curves import Curve, Panel, draw_curves
+from lo_framework.eval.report.palette import COLOURS, looks
+from lo_framework.eval.statistics import iqm
 
 STEPS = np.arange(0, 100, 10)
 
@@ -45,12 +45,16 @@ def test_png_is_written_and_repeats(tmp_path):
 
 def test_no_pyplot_state():
     draw_curves([Panel(title="", curves=[Curve(label="adamw", steps=STEPS, values=runs(1))])])
-    assert "matplotlib.pyplot" not in sys.modules or not sys.modules["matplotlib.pyplot"].get_fignums()
+    assert (
+        "matplotlib.pyplot" not in sys.modules or not sys.modules["matplotlib.pyplot"].get_fignums()
+    )
 
 
 def test_line_is_the_iqm_on_a_log_axis():
     values = runs()
-    figure = draw_curves([Panel(title="t", curves=[Curve(label="adamw", steps=STEPS, values=values)])])
+    figure = draw_curves(
+        [Panel(title="t", curves=[Curve(label="adamw", steps=STEPS, values=values)])]
+    )
     (line,) = lines(figure)
     np.testing.assert_allclose(line.get_ydata(), iqm(values.T))
     assert figure.axes[0].get_yscale() == "log"
@@ -69,14 +73,18 @@ def test_few_divergences_are_crosses_and_counted():
 
 
 def test_line_ends_where_too_many_diverged():
-    figure = draw_curves([Panel(title="t", curves=[Curve(label="a", steps=STEPS, values=broken(runs(), 5))])])
+    figure = draw_curves(
+        [Panel(title="t", curves=[Curve(label="a", steps=STEPS, values=broken(runs(), 5))])]
+    )
     np.testing.assert_array_equal(np.isfinite(lines(figure)[0].get_ydata()), STEPS < 40)
 
 
 def test_divergence_is_for_good():
     values = runs()
     values[:, 4] = math.inf  # finite again afterwards: still gone
-    figure = draw_curves([Panel(title="t", curves=[Curve(label="a", steps=STEPS, values=values)])], smooth=3)
+    figure = draw_curves(
+        [Panel(title="t", curves=[Curve(label="a", steps=STEPS, values=values)])], smooth=3
+    )
     assert not np.isfinite(lines(figure)[0].get_ydata()[4:]).any()
 
 
@@ -92,14 +100,18 @@ def test_explosions_do_not_squash_the_axis():
     values[0, 5:7] = [1e6, 1e30]
     values[0, 7:] = math.nan
     for log in (True, False):
-        figure = draw_curves([Panel(title="t", curves=[Curve(label="a", steps=STEPS, values=values)])], log=log)
+        figure = draw_curves(
+            [Panel(title="t", curves=[Curve(label="a", steps=STEPS, values=values)])], log=log
+        )
         assert figure.axes[0].get_ylim()[1] < 3.0
 
 
 def test_zeros_negatives_and_constants_draw():
     for values in (np.zeros((2, STEPS.size)), np.ones((2, STEPS.size)), -runs(2)):
         for log in (True, False):
-            figure = draw_curves([Panel(title="t", curves=[Curve(label="a", steps=STEPS, values=values)])], log=log)
+            figure = draw_curves(
+                [Panel(title="t", curves=[Curve(label="a", steps=STEPS, values=values)])], log=log
+            )
             figure.canvas.draw()
 
 
@@ -125,4 +137,6 @@ def test_bad_input():
     with pytest.raises(ValueError, match="nothing to draw"):
         draw_curves([Panel(title="t", curves=[])])
     with pytest.raises(ValueError, match=r"adamw: expected values \[seeds, points\] for 10 steps"):
-        draw_curves([Panel(title="t", curves=[Curve(label="adamw", steps=STEPS, values=runs()[0])])])
+        draw_curves(
+            [Panel(title="t", curves=[Curve(label="adamw", steps=STEPS, values=runs()[0])])]
+        )

@@ -1,4 +1,6 @@
-"""Explicit SAM and its kin as baselines: the vmapped run against the torch optimizer wrapped around torch's AdamW."""
+"""Explicit SAM and its kin as baselines: the vmapped run against the torch optimizer wrapped around
+torch's AdamW.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +10,14 @@ import pytest
 import torch
 from torch import nn
 
-from eval.baselines import GRIDS, make_baseline, make_thetas
-from eval.evaluation import gradients_per_step
-from eval.explicit import EXPLICIT
+from lo_framework.eval.baselines import GRIDS, make_baseline, make_thetas
+from lo_framework.eval.evaluation import gradients_per_step
+from lo_framework.eval.explicit import EXPLICIT
 from lo_framework.inner.rollout import _INIT, _TRAIN, rollout, seeded
 from lo_framework.learned import make_learned
 from lo_framework.optim import Regularized
-from optimizees import make_tasks
-from optimizees.spec import UserError
+from lo_framework.optimizees import make_tasks
+from lo_framework.optimizees.spec import UserError
 
 STEPS, SEED = 7, 3
 
@@ -48,7 +50,10 @@ def test_equals_the_wrapper_around_torch_adamw(name: str) -> None:
 def test_costs_and_grids() -> None:
     costs = {name: gradients_per_step(make_baseline(name)) for name in EXPLICIT}
     assert costs == {"sam": 2, "asam": 2, "gsam": 2, "gam": 4, "looksam": 1.2, "fsam": 2}
-    assert gradients_per_step(make_baseline("gam:exact=true")) == 8 and gradients_per_step(make_baseline("adamw")) == 1
+    assert (
+        gradients_per_step(make_baseline("gam:exact=true")) == 8
+        and gradients_per_step(make_baseline("adamw")) == 1
+    )
     assert gradients_per_step(make_learned("hyper-adamw:sam_rho=0.1")) == 2
     assert all(GRIDS[name] == GRIDS["adamw"] for name in EXPLICIT)
 

@@ -7,8 +7,8 @@ from dataclasses import asdict
 
 import pytest
 
-from eval.cli import main
 from lo_framework.checkpoint import save_optimizer
+from lo_framework.eval.cli import main
 from lo_framework.learned import make_learned
 
 TINY = ["--optimizees", "quadratic", "--steps", "2", "--seeds", "1", "--progress", "none"]
@@ -22,8 +22,17 @@ COMMANDS = {
 }
 TUNED = [name for name in COMMANDS if name != "robustness"]
 GRIDS = [name for name in TUNED if name != "ablation"]
-COMMON = ["--seeds=0", "--steps=0", "--workers=0", "--seed-offset=-1", "--seed-offset=10000", "--optimizees=mpl",
-          "--optimizees=quadratic,quadratic", "--datasets=digitz", "--device=cuda:77"]  # fmt: skip
+COMMON = [
+    "--seeds=0",
+    "--steps=0",
+    "--workers=0",
+    "--seed-offset=-1",
+    "--seed-offset=10000",
+    "--optimizees=mpl",
+    "--optimizees=quadratic,quadratic",
+    "--datasets=digitz",
+    "--device=cuda:77",
+]
 OWN = [
     ("compare", "--arms=sgdm,sgdm", "given twice"),
     ("compare", "--arms=adamw", "given twice"),
@@ -43,13 +52,20 @@ REFUSED += OWN
 
 @pytest.fixture(scope="module")
 def file(tmp_path_factory):
-    path, learned = tmp_path_factory.mktemp("learned") / "optimizer.safetensors", make_learned("hyper-adamw")
-    save_optimizer(path, learned.theta(), kind="hyper-adamw", config=asdict(learned.config), summary={})
+    path, learned = (
+        tmp_path_factory.mktemp("learned") / "optimizer.safetensors",
+        make_learned("hyper-adamw"),
+    )
+    save_optimizer(
+        path, learned.theta(), kind="hyper-adamw", config=asdict(learned.config), summary={}
+    )
     return str(path)
 
 
 def files_in(folder):
-    return {path.relative_to(folder): path.is_file() and path.read_bytes() for path in folder.rglob("*")}
+    return {
+        path.relative_to(folder): path.is_file() and path.read_bytes() for path in folder.rglob("*")
+    }
 
 
 @pytest.mark.parametrize(("name", "word", "message"), REFUSED)

@@ -8,18 +8,29 @@ import json
 import numpy as np
 import pytest
 
-from eval.baselines import make_baseline, make_thetas
-from eval.cli import main
-from eval.report import numbers, robustness
-from eval.runner import plan_cells, run_cell
-from eval.statistics import mean_interval
-from eval.sweep import from_json, step_sizes, sweep, to_json
-from optimizees import make_tasks
-from optimizees.spec import UserError
+from lo_framework.eval.baselines import make_baseline, make_thetas
+from lo_framework.eval.cli import main
+from lo_framework.eval.report import numbers, robustness
+from lo_framework.eval.runner import plan_cells, run_cell
+from lo_framework.eval.statistics import mean_interval
+from lo_framework.eval.sweep import from_json, step_sizes, sweep, to_json
+from lo_framework.optimizees import make_tasks
+from lo_framework.optimizees.spec import UserError
 
 TINY = "mlp:hidden=4,batch=8"
 SPECS = "adamw,metaoptimize:meta_lr=0.03,metaoptimize:base=lion,meta_lr=0.03"
-SMALL = ["--optimizees", TINY, "--optimizers", SPECS, "--lrs", "1e-4,1e-2", "--steps", "10", "--seeds", "2"]
+SMALL = [
+    "--optimizees",
+    TINY,
+    "--optimizers",
+    SPECS,
+    "--lrs",
+    "1e-4,1e-2",
+    "--steps",
+    "10",
+    "--seeds",
+    "2",
+]
 QUIET = ["--progress", "none"]
 
 
@@ -38,12 +49,20 @@ def test_tables_csv_and_files_tell_the_runs_own_numbers(tmp_path, capsys):
     (task,) = make_tasks(TINY)
     for spec in result.optimizers:
         optimizer = make_baseline(spec)
-        (cell,) = plan_cells(task.name, spec, make_thetas(optimizer, [{"lr": 1e-4}, {"lr": 1e-2}]), (20_000, 20_001),
-                             10, ("train", "test"))  # fmt: skip
+        (cell,) = plan_cells(
+            task.name,
+            spec,
+            make_thetas(optimizer, [{"lr": 1e-4}, {"lr": 1e-2}]),
+            (20_000, 20_001),
+            10,
+            ("train", "test"),
+        )
         expected = run_cell(cell, task, optimizer).metrics["final_loss"]
         line = result.line(task.name, spec)
         np.testing.assert_allclose(line.metrics["final_loss"], expected, rtol=1e-6)
-        np.testing.assert_allclose(robustness.means(result, task.name, spec), expected.mean(1), rtol=1e-6)
+        np.testing.assert_allclose(
+            robustness.means(result, task.name, spec), expected.mean(1), rtol=1e-6
+        )
         for i, row in enumerate(r for r in rows if r["optimizer"] == spec):
             assert float(row["final_loss_mean"]) == pytest.approx(expected[i].mean(), rel=1e-5)
             text = numbers.plus_minus(mean_interval(expected[i]))
@@ -64,11 +83,16 @@ def test_a_run_continues_and_reports_are_made_again(tmp_path, capsys):
     assert main(["report", str(out)]) == 0
     assert first.startswith(capsys.readouterr().out.split("rows  ")[0].strip()[:200])
     made = {name: (out / name).read_bytes() for name in before}
-    assert made["robustness.csv"] == before["robustness.csv"] and made["robustness.png"] == before["robustness.png"]
+    assert (
+        made["robustness.csv"] == before["robustness.csv"]
+        and made["robustness.png"] == before["robustness.png"]
+    )
 
 
 def test_diverged_runs_are_counted_and_drawn(tmp_path):
-    result = sweep(make_tasks("mlp-relu:hidden=4,batch=8"), ["sgdm"], (1e-2, 1e38), steps=5, seeds=3)
+    result = sweep(
+        make_tasks("mlp-relu:hidden=4,batch=8"), ["sgdm"], (1e-2, 1e38), steps=5, seeds=3
+    )
     assert result.lines[0].diverged.tolist() == [[False] * 3, [True] * 3]
     text = robustness.plain(result)
     assert "3 of 3 diverged" in text and "3 of 6" in text and "inf" in text
@@ -79,10 +103,17 @@ def test_diverged_runs_are_counted_and_drawn(tmp_path):
 
 
 def test_an_optimizer_that_fails_leaves_the_others(tmp_path, capsys, monkeypatch):
-    from eval.torch_metaoptimize import TorchMetaOptimize
+    from lo_framework.eval.torch_metaoptimize import TorchMetaOptimize
 
     monkeypatch.setattr(TorchMetaOptimize, "build", lambda *a: 1 / 0)
-    arguments = ["robustness", *SMALL[:2], "--optimizers", "adamw,torch-metaoptimize", *SMALL[4:], *QUIET]
+    arguments = [
+        "robustness",
+        *SMALL[:2],
+        "--optimizers",
+        "adamw,torch-metaoptimize",
+        *SMALL[4:],
+        *QUIET,
+    ]
     assert main([*arguments, "--out", str(tmp_path)]) == 0
     shown = capsys.readouterr()
     assert "failed: mlp:hidden=4,batch=8/digits, torch-metaoptimize: ZeroDivisionError" in shown.err
@@ -102,7 +133,9 @@ def test_numbers_do_not_depend_on_workers():
 
 def test_step_sizes():
     assert step_sizes("1e-7:1e-2", 1) == (1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2)
-    assert step_sizes("1e-3:1e-2", 2) == (1e-3, 3.16e-3, 1e-2) and len(step_sizes("1e-7:1e-2")) == 11
+    assert (
+        step_sizes("1e-3:1e-2", 2) == (1e-3, 3.16e-3, 1e-2) and len(step_sizes("1e-7:1e-2")) == 11
+    )
     assert step_sizes("0.1,0.01,0.1") == (0.01, 0.1)
 
 
@@ -112,14 +145,20 @@ def test_step_sizes():
         (["--optimizers", "adamv"], 'unknown baseline "adamv" (did you mean "adamw"?)'),
         (["--optimizers", "metaoptimize:meta_rl=1"], 'did you mean "meta_lr"'),
         (["--optimizers", "adamw:lr=0.1"], "gives lr, which is what is swept"),
-        (["--optimizers", "metaoptimize", "--lrs", "1e-3,0.5"], "lr=0.5\": alpha0=0.5 is outside the bounds"),
+        (
+            ["--optimizers", "metaoptimize", "--lrs", "1e-3,0.5"],
+            'lr=0.5": alpha0=0.5 is outside the bounds',
+        ),
         (["--optimizers", "metaoptimize", "--lrs", "1e-12:1e-10"], "outside the bounds"),
-        (["--lrs", ""], "expected positive step sizes"), (["--lrs", "1e-3,0"], "expected positive step sizes"),
-        (["--lrs", "1e-2:1e-3"], "ends before it begins"), (["--per-decade", "0", "--lrs", "1e-3:1"], "--per-decade"),
-        (["--seeds", "0"], "seeds: expected at least 1"), (["--steps", "0"], "steps: expected at least 1"),
+        (["--lrs", ""], "expected positive step sizes"),
+        (["--lrs", "1e-3,0"], "expected positive step sizes"),
+        (["--lrs", "1e-2:1e-3"], "ends before it begins"),
+        (["--per-decade", "0", "--lrs", "1e-3:1"], "--per-decade"),
+        (["--seeds", "0"], "seeds: expected at least 1"),
+        (["--steps", "0"], "steps: expected at least 1"),
         (["--optimizees", "mpl"], 'did you mean "mlp"'),
     ],
-)  # fmt: skip
+)
 def test_bad_input_is_one_line_and_nothing_is_lost(changed, words, tmp_path, capsys):
     out = tmp_path / "out"
     assert main(["robustness", *SMALL, *QUIET, "--out", str(out)]) == 0

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from eval.baselines import make_baseline, make_thetas
-from eval.parallel import Recipe, Workshop, drive
-from eval.progress import Progress
-from eval.runner import Cell, Failure, plan_cells, run_cell
+from lo_framework.eval.baselines import make_baseline, make_thetas
+from lo_framework.eval.parallel import Recipe, Workshop, drive
+from lo_framework.eval.progress import Progress
+from lo_framework.eval.runner import Cell, Failure, plan_cells, run_cell
 from lo_framework.inner.rollout import rollout
-from optimizees import make_tasks
-from optimizees.spec import UserError
+from lo_framework.optimizees import make_tasks
+from lo_framework.optimizees.spec import UserError
 
 TINY = "mlp:hidden=4,batch=8"
 
@@ -39,7 +39,11 @@ def test_metrics_are_those_of_the_rollout():
     expected = rollout(t, optimizer, thetas, [1, 2], 5, splits=("train", "test"))
     np.testing.assert_array_equal(got.curves, expected.train.numpy())
     np.testing.assert_allclose(got.metrics["mean_loss"], expected.train.mean(-1), rtol=1e-6)
-    for key, name in [("final_loss", "train.loss"), ("test_loss", "test.loss"), ("test_accuracy", "test.accuracy")]:
+    for key, name in [
+        ("final_loss", "train.loss"),
+        ("test_loss", "test.loss"),
+        ("test_accuracy", "test.accuracy"),
+    ]:
         np.testing.assert_allclose(got.metrics[key], expected.final[name], rtol=1e-6, err_msg=key)
     assert not got.diverged.any() and got.parameters == 64 * 4 + 4 + 4 * 10 + 10
     assert got.state_floats == pytest.approx(2, abs=0.01) and got.seconds_per_step > 0
@@ -48,8 +52,13 @@ def test_metrics_are_those_of_the_rollout():
 def test_a_diverged_run_has_infinite_losses_and_no_accuracy():
     got = run_cell(*cell(lrs=(0.1, 1e38), name="sgdm", spec="mlp-relu:hidden=4,batch=8"))
     assert got.diverged.tolist() == [[False, False], [True, True]]
-    assert np.isinf(got.metrics["mean_loss"][1]).all() and np.isinf(got.metrics["final_loss"][1]).all()
-    assert np.isnan(got.metrics["test_accuracy"][1]).all() and np.isfinite(got.metrics["test_accuracy"][0]).all()
+    assert (
+        np.isinf(got.metrics["mean_loss"][1]).all() and np.isinf(got.metrics["final_loss"][1]).all()
+    )
+    assert (
+        np.isnan(got.metrics["test_accuracy"][1]).all()
+        and np.isfinite(got.metrics["test_accuracy"][0]).all()
+    )
 
 
 def test_the_optimizer_that_was_given_is_not_touched():
@@ -67,10 +76,18 @@ def test_steps_are_told():
 
 
 @pytest.mark.parametrize(
-    ("thetas", "seeds", "sizes"), [(16, 3, [4, 4, 4, 4]), (1, 40, [1]), (7, 16, [1] * 7), (5, 8, [1, 2, 2])]
+    ("thetas", "seeds", "sizes"),
+    [(16, 3, [4, 4, 4, 4]), (1, 40, [1]), (7, 16, [1] * 7), (5, 8, [1, 2, 2])],
 )
 def test_cells_hold_whole_settings_and_fill_a_vmap(thetas, seeds, sizes):
-    cells = plan_cells("t", "o", [{"x": torch.tensor(float(i))} for i in range(thetas)], range(seeds), 10, ("train",))
+    cells = plan_cells(
+        "t",
+        "o",
+        [{"x": torch.tensor(float(i))} for i in range(thetas)],
+        range(seeds),
+        10,
+        ("train",),
+    )
     assert [len(c.thetas) for c in cells] == sizes
     assert [float(theta["x"]) for c in cells for theta in c.thetas] == list(range(thetas))
 
@@ -86,15 +103,15 @@ def plans(cells):
 @pytest.fixture
 def plugin(tmp_path_factory):
     """A plugin with a task that raises and one that kills its process."""
-    from optimizees import registry
-    from optimizees.plugin import load_plugin
+    from lo_framework.optimizees import registry
+    from lo_framework.optimizees.plugin import load_plugin
 
     path = tmp_path_factory.mktemp("plugin") / "bad_tasks.py"
     path.write_text(
         """
 import os
-from optimizees import register_task
-from optimizees.analytic import Quadratic, QuadraticConfig
+from lo_framework.optimizees import register_task
+from lo_framework.optimizees.analytic import Quadratic, QuadraticConfig
 
 class Broken(Quadratic):
     def loss(self, *arguments):
@@ -163,7 +180,7 @@ def test_plans_may_ask_again():
 
 def test_progress_in_plain_lines(monkeypatch):
     now = [100.0]
-    monkeypatch.setattr("eval.progress.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("lo_framework.eval.progress.time.monotonic", lambda: now[0])
     stream = io.StringIO()
     progress = Progress(title="transfer", stream=stream)  # not a terminal: plain lines
     progress.begin(100)

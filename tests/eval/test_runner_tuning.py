@@ -5,12 +5,19 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from eval.baselines import GRIDS, make_baseline
-from eval.protocol import BY_KEY, METRICS, RANGE, report_seeds, smoothing_width, tuning_seeds
-from eval.runner import Failure, Measured, run_cell
-from eval.tuning import Grid, best, beyond, make_grid, tune
-from optimizees import make_tasks
-from optimizees.spec import UserError
+from lo_framework.eval.baselines import GRIDS, make_baseline
+from lo_framework.eval.protocol import (
+    BY_KEY,
+    METRICS,
+    RANGE,
+    report_seeds,
+    smoothing_width,
+    tuning_seeds,
+)
+from lo_framework.eval.runner import Failure, Measured, run_cell
+from lo_framework.eval.tuning import Grid, best, beyond, make_grid, tune
+from lo_framework.optimizees import make_tasks
+from lo_framework.optimizees.spec import UserError
 
 INF, NAN = np.inf, np.nan
 
@@ -24,7 +31,10 @@ def test_default_grid_has_both_schedules_and_at_least_seven_rates():
 
 
 def test_what_a_spec_fixes_is_not_tuned():
-    assert make_grid("adamw:lr=0.01").settings == ({"lr": 0.01, "cosine": 0.0}, {"lr": 0.01, "cosine": 1.0})
+    assert make_grid("adamw:lr=0.01").settings == (
+        {"lr": 0.01, "cosine": 0.0},
+        {"lr": 0.01, "cosine": 1.0},
+    )
     assert make_grid("adamw:lr=0.01,cosine=1").settings == ({"lr": 0.01, "cosine": 1.0},)
     grid = make_grid("adamw:weight_decay=0.1")
     assert grid.settings == GRIDS["adamw"] and grid.fixed == ()
@@ -39,11 +49,16 @@ def test_grid_size():
 
 
 def scores(**values):
-    return {"valid_loss": np.zeros((3, 2)), **{name: np.array(x, dtype=float) for name, x in values.items()}}
+    return {
+        "valid_loss": np.zeros((3, 2)),
+        **{name: np.array(x, dtype=float) for name, x in values.items()},
+    }
 
 
 def test_best_by_direction_of_the_metric():
-    got = scores(mean_loss=[[3, 3], [1, 2], [2, 2]], valid_accuracy=[[0.9, 0.9], [0.5, 0.5], [0.8, 0.9]])
+    got = scores(
+        mean_loss=[[3, 3], [1, 2], [2, 2]], valid_accuracy=[[0.9, 0.9], [0.5, 0.5], [0.8, 0.9]]
+    )
     assert best(got, BY_KEY["mean_loss"]) == 1
     assert best(got, BY_KEY["test_accuracy"]) == 0
 
@@ -51,7 +66,10 @@ def test_best_by_direction_of_the_metric():
 def test_a_setting_that_diverged_loses_against_any_that_did_not():
     assert best(scores(final_loss=[[0.1, INF], [9, 9], [INF, INF]]), BY_KEY["final_loss"]) == 1
     assert best(scores(final_loss=[[INF, INF], [INF, INF], [9, INF]]), BY_KEY["final_loss"]) == 2
-    assert best(scores(valid_accuracy=[[0.9, NAN], [0.1, 0.2], [NAN, NAN]]), BY_KEY["test_accuracy"]) == 1
+    assert (
+        best(scores(valid_accuracy=[[0.9, NAN], [0.1, 0.2], [NAN, NAN]]), BY_KEY["test_accuracy"])
+        == 1
+    )
 
 
 def test_equal_accuracies_are_decided_by_the_validation_loss():
@@ -67,17 +85,24 @@ def test_beyond_the_edges():
     grid = [{"lr": lr, "cosine": c} for c in (0.0, 1.0) for lr in (0.1, 0.2, 0.6)]
     assert beyond(grid, {"mean_loss": 1, "final_loss": 4}) == []
     assert beyond(grid, {"mean_loss": 2, "final_loss": 2}) == [{"lr": 1.8, "cosine": 0.0}]
-    assert beyond(grid, {"mean_loss": 3, "final_loss": 5}) == [{"lr": 0.05, "cosine": 1.0}, {"lr": 1.8, "cosine": 1.0}]
+    assert beyond(grid, {"mean_loss": 3, "final_loss": 5}) == [
+        {"lr": 0.05, "cosine": 1.0},
+        {"lr": 1.8, "cosine": 1.0},
+    ]
     assert beyond([{"lr": 1.0}], {"mean_loss": 0}) == [{"lr": 0.333}, {"lr": 3.0}]
     assert beyond([{"rho": 1.0}], {"mean_loss": 0}) == []
 
 
 def play(grid, loss_of):
-    """Tune on an imaginary task whose losses are ``loss_of(lr)``; returns the result and the rates tried, in rounds."""
+    """Tune on an imaginary task whose losses are ``loss_of(lr)``; returns the result and the rates
+    tried, in rounds.
+    """
     plan = tune("task", "adamw", make_baseline("adamw"), grid, (10_000, 10_001), 5)
     rounds, cells = [], next(plan)
     while True:
-        rates = [[round(float(np.exp(theta["log_lr"])), 6) for theta in cell.thetas] for cell in cells]
+        rates = [
+            [round(float(np.exp(theta["log_lr"])), 6) for theta in cell.thetas] for cell in cells
+        ]
         rounds.append([lr for part in rates for lr in part])
         outcomes = []
         for part, cell in zip(rates, cells, strict=True):
@@ -86,10 +111,14 @@ def play(grid, loss_of):
             names = ("mean_loss", "final_loss", "valid_loss")
             outcomes.append(
                 Measured(
-                    curves=np.zeros((len(part), 2, 5)), metrics=dict.fromkeys(names, loss), diverged=loss > 1e9,
-                    seconds_per_step=0.0, parameters=1, state_floats=0.0,
+                    curves=np.zeros((len(part), 2, 5)),
+                    metrics=dict.fromkeys(names, loss),
+                    diverged=loss > 1e9,
+                    seconds_per_step=0.0,
+                    parameters=1,
+                    state_floats=0.0,
                 )
-            )  # fmt: skip
+            )
         try:
             cells = plan.send(outcomes)
         except StopIteration as stop:
@@ -153,13 +182,22 @@ def test_tuning_touches_no_test_data():
         try:
             cells = plan.send([run_cell(cell, task, optimizer) for cell in cells])
         except StopIteration as stop:
-            assert stop.value.chosen.keys() == {"mean_loss", "final_loss", "test_loss", "test_accuracy"}
+            assert stop.value.chosen.keys() == {
+                "mean_loss",
+                "final_loss",
+                "test_loss",
+                "test_accuracy",
+            }
             break
     assert seen == {"train", "valid"}
 
 
 def test_seed_ranges_are_disjoint_at_every_offset():
-    everything = [set(seeds(RANGE - offset, offset)) for seeds in (tuning_seeds, report_seeds) for offset in (0, 7)]
+    everything = [
+        set(seeds(RANGE - offset, offset))
+        for seeds in (tuning_seeds, report_seeds)
+        for offset in (0, 7)
+    ]
     assert not everything[0] & everything[2] and not everything[1] & everything[3]
     assert max(report_seeds(RANGE)) < 30_000  # where meta-training's validation begins
     for bad in [(0, 0), (1, -1), (2, RANGE - 1)]:

@@ -1,4 +1,6 @@
-"""`python -m eval sharpness` and `eval report` end to end at tiny sizes: the numbers, the page, bad input."""
+"""`python -m eval sharpness` and `eval report` end to end at tiny sizes: the numbers, the page, bad
+input.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +9,13 @@ from html.parser import HTMLParser
 
 import pytest
 
-from eval.cli import main
-from eval.sharpness.plan import evaluate
-from eval.sharpness.result import from_json, to_json
-from eval.sharpness.settings import Settings
+from lo_framework.eval.cli import main
+from lo_framework.eval.sharpness.plan import evaluate
+from lo_framework.eval.sharpness.result import from_json, to_json
+from lo_framework.eval.sharpness.settings import Settings
 from lo_framework.learned import make_learned
-from optimizees import make_tasks
-from optimizees.spec import UserError
+from lo_framework.optimizees import make_tasks
+from lo_framework.optimizees.spec import UserError
 from tests.eval.sharp_tools import SMALL, numbers, optimizer_file, tiny_level
 
 
@@ -34,20 +36,36 @@ def done(file, tmp_path_factory):
 def test_every_number_is_in_the_json(done):
     data = numbers((done / "sharpness.json").read_text())
     assert data["settings"]["radii"] == [0.01, 0.1] and data["seeds"] == [20_000, 20_001]
-    assert [(arm["optimizer"], len(arm["runs"])) for arm in data["arms"]] == [("hyper-adamw", 2), ("adamw", 2)]
+    assert [(arm["optimizer"], len(arm["runs"])) for arm in data["arms"]] == [
+        ("hyper-adamw", 2),
+        ("adamw", 2),
+    ]
     for arm in data["arms"]:
         for i, run in enumerate(arm["runs"]):
             assert run["failure"] == "" and run["train"]["watch"]["steps"] == [0, 1, 2, 3, 4, 5]
-            assert 0 <= run["step"] <= 5 and run["train"]["watch"]["loss"][run["step"]] <= run["target"]
+            assert (
+                0 <= run["step"] <= 5
+                and run["train"]["watch"]["loss"][run["step"]] <= run["target"]
+            )
             for place in ("equal", "matched"):
                 point = run[place]
                 assert point["failures"] == {} and bool(point["slices"]) == (i == 0)
                 gaps, first = point["balls"]["l2"]["gap"], point["balls"]["l2"]["first_order"]
-                assert 0 < gaps[0] < gaps[1] and all(h <= r1 * (1 + 1e-6) for h, r1 in zip(gaps, first))
-                assert {"train_loss", "test_loss", "test_accuracy", "top_eigenvalue", "trace"} <= set(point["values"])
+                assert 0 < gaps[0] < gaps[1] and all(
+                    h <= r1 * (1 + 1e-6) for h, r1 in zip(gaps, first)
+                )
+                assert {
+                    "train_loss",
+                    "test_loss",
+                    "test_accuracy",
+                    "top_eigenvalue",
+                    "trace",
+                } <= set(point["values"])
             assert run["equal"]["values"]["train_loss"] == run["train"]["watch"]["loss"][-1]
             assert len(run["train"]["probe"]["cosine_correction"]) == 5
-    worst = [max(arm["runs"][i]["train"]["watch"]["loss"][-1] for arm in data["arms"]) for i in (0, 1)]
+    worst = [
+        max(arm["runs"][i]["train"]["watch"]["loss"][-1] for arm in data["arms"]) for i in (0, 1)
+    ]
     assert [run["target"] for run in data["arms"][0]["runs"]] == worst
     assert {c["place"] for c in data["derived"]["comparisons"]} == {"equal", "matched"}
 
@@ -116,8 +134,8 @@ def test_numbers_do_not_depend_on_workers():
 
 PLUGIN = """
 import torch
-from optimizees import register_task
-from optimizees.analytic import Quadratic, QuadraticConfig
+from lo_framework.optimizees import register_task
+from lo_framework.optimizees.analytic import Quadratic, QuadraticConfig
 
 class Cliff(Quadratic):
     def metrics(self, params, buffers, batch):
@@ -141,7 +159,7 @@ def build_constant(config):
 
 @pytest.fixture
 def plugin(tmp_path):
-    from optimizees.registry import TASKS
+    from lo_framework.optimizees.registry import TASKS
 
     path = tmp_path / "sharp_tasks.py"
     path.write_text(PLUGIN)
@@ -150,8 +168,10 @@ def plugin(tmp_path):
         TASKS.pop(name, None)
 
 
-def test_what_fails_is_named_in_its_place_and_loses_nothing_else(plugin, file, tmp_path, capsys, monkeypatch):
-    from eval.sharpness import measuring
+def test_what_fails_is_named_in_its_place_and_loses_nothing_else(
+    plugin, file, tmp_path, capsys, monkeypatch
+):
+    from lo_framework.eval.sharpness import measuring
 
     plain = measuring.Surface
 
@@ -161,14 +181,33 @@ def test_what_fails_is_named_in_its_place_and_loses_nothing_else(plugin, file, t
         return plain(task, *arguments, **options)
 
     monkeypatch.setattr(measuring, "Surface", broken)
-    common = ["sharpness", "--learned", str(file), "--plugin", plugin, "--steps", "2", "--seeds", "2", "--progress"]
+    common = [
+        "sharpness",
+        "--learned",
+        str(file),
+        "--plugin",
+        plugin,
+        "--steps",
+        "2",
+        "--seeds",
+        "2",
+        "--progress",
+    ]
     common += ["none", "--baselines", "none", "--probe", "none", "--radii", "0.01,1000"]
     out = tmp_path / "out"
     with tiny_level():
-        assert main([*common, "--optimizees", "cliff_by_test,quadratic:dim=3", "--out", str(out)]) == 0
+        assert (
+            main([*common, "--optimizees", "cliff_by_test,quadratic:dim=3", "--out", str(out)]) == 0
+        )
     shown = capsys.readouterr()
-    assert "failed: quadratic:dim=3, hyper-adamw, seed 20000: FloatingPointError: the loss at the point" in shown.err
-    assert "l2 balls, r = 1000: FloatingPointError: the loss is not finite within the radius 1000" in shown.err
+    assert (
+        "failed: quadratic:dim=3, hyper-adamw, seed 20000: FloatingPointError: the loss at the point"
+        in shown.err
+    )
+    assert (
+        "l2 balls, r = 1000: FloatingPointError: the loss is not finite within the radius 1000"
+        in shown.err
+    )
     (cliff, other) = json.loads((out / "sharpness.json").read_text())["arms"]
     gaps = cliff["runs"][0]["equal"]["balls"]["l2"]["gap"]
     assert gaps[0] > 0 and gaps[1] is None and other["runs"][0]["equal"] is None
@@ -192,7 +231,10 @@ def test_what_fails_is_named_in_its_place_and_loses_nothing_else(plugin, file, t
         (["--effort", "ful"], 'unknown "ful" (did you mean "full"?)'),
         (["--baselines", "adamv"], 'did you mean "adamw"'),
         (["--probe", "smam"], "did you mean"),
-        (["--optimizees", "cnn:norm=batch,batch=1"], "batch normalisation needs batches of at least 2 rows"),
+        (
+            ["--optimizees", "cnn:norm=batch,batch=1"],
+            "batch normalisation needs batches of at least 2 rows",
+        ),
         (["--optimizees", "mlp,mlp"], "given twice"),
         (["--learned", "nowhere.safetensors"], "there is no file"),
         (["--effrot", "full"], 'did you mean "--effort"'),
@@ -215,12 +257,23 @@ def test_nothing_to_train_is_bad_input(plugin, file, tmp_path, capsys):
 
 def test_torch_optimizers_are_measured_like_any_other(file, tmp_path):
     """MetaAdamW without meta steps is AdamW, and so are its minima."""
-    words = ["sharpness", "--learned", str(file), *SMALL, "--baselines", "adamw,metaadamw:online=false"]
+    words = [
+        "sharpness",
+        "--learned",
+        str(file),
+        *SMALL,
+        "--baselines",
+        "adamw,metaadamw:online=false",
+    ]
     with tiny_level():
         assert main([*words, "--out", str(tmp_path)]) == 0
     data = numbers((tmp_path / "sharpness.json").read_text())
     found = {arm["optimizer"]: arm["runs"] for arm in data["arms"]}
     for mine, theirs in zip(found["metaadamw:online=false"], found["adamw"], strict=True):
         assert mine["failure"] == theirs["failure"] == ""
-        assert mine["train"]["watch"]["loss"] == pytest.approx(theirs["train"]["watch"]["loss"], rel=1e-3)
-        assert mine["equal"]["balls"]["l2"]["gap"] == pytest.approx(theirs["equal"]["balls"]["l2"]["gap"], rel=1e-2)
+        assert mine["train"]["watch"]["loss"] == pytest.approx(
+            theirs["train"]["watch"]["loss"], rel=1e-3
+        )
+        assert mine["equal"]["balls"]["l2"]["gap"] == pytest.approx(
+            theirs["equal"]["balls"]["l2"]["gap"], rel=1e-2
+        )

@@ -1,4 +1,6 @@
-"""A killed evaluation continues from its finished cells, with the numbers of one that nobody disturbed."""
+"""A killed evaluation continues from its finished cells, with the numbers of one that nobody
+disturbed.
+"""
 
 from __future__ import annotations
 
@@ -11,18 +13,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from eval.cli import main
-from eval.runner import Measured
-from eval.sharpness.cells import Found, TrainCell
-from eval.sharpness.settings import Settings
-from eval.sharpness.store import PLAN, CellStore
-from optimizees.spec import UserError
+from lo_framework.eval.cli import main
+from lo_framework.eval.runner import Measured
+from lo_framework.eval.sharpness.cells import Found, TrainCell
+from lo_framework.eval.sharpness.settings import Settings
+from lo_framework.eval.sharpness.store import PLAN, CellStore
+from lo_framework.optimizees.spec import UserError
 from tests.eval.sharp_tools import SMALL, numbers, optimizer_file, tiny_level
 
-# Kills itself just before the file of its 7th finished cell takes its place (the plan's file is the first of all).
+# Kills itself just before the file of its 7th finished cell takes its place (the plan's file is the
+# first of all).
 KILLED = """
 import itertools, json, os, signal, sys
-from eval.cli import main
+from lo_framework.eval.cli import main
 from tests.eval.sharp_tools import tiny_level
 
 count, replace = itertools.count(1), os.replace
@@ -41,11 +44,21 @@ with tiny_level():
 @pytest.fixture
 def command(tmp_path):
     file = optimizer_file(tmp_path)
-    return lambda out, *more: ["sharpness", "--learned", str(file), *SMALL, "--out", str(tmp_path / out), *more]
+    return lambda out, *more: [
+        "sharpness",
+        "--learned",
+        str(file),
+        *SMALL,
+        "--out",
+        str(tmp_path / out),
+        *more,
+    ]
 
 
 def test_a_killed_run_resumes_to_the_same_numbers(command, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("eval.report.sharpness.page", lambda result: "")  # drawing takes longer than the rest
+    monkeypatch.setattr(
+        "lo_framework.eval.report.sharpness.page", lambda result: ""
+    )  # drawing takes longer than the rest
     root = Path(__file__).resolve().parents[2]
     words = [sys.executable, "-c", KILLED, json.dumps(command("out"))]
     ended = subprocess.run(words, cwd=root, capture_output=True, text=True)
@@ -58,7 +71,9 @@ def test_a_killed_run_resumes_to_the_same_numbers(command, tmp_path, capsys, mon
         assert "6 finished cells of an earlier run were used again" in capsys.readouterr().err
         assert not list((tmp_path / "out" / "cells").glob("*.tmp"))
         assert main(command("undisturbed")) == 0
-    got = [numbers((tmp_path / out / "sharpness.json").read_text()) for out in ("out", "undisturbed")]
+    got = [
+        numbers((tmp_path / out / "sharpness.json").read_text()) for out in ("out", "undisturbed")
+    ]
     assert got[0] == got[1]
     capsys.readouterr()
     assert main(command("out", "--seeds", "3")) == 2
@@ -77,23 +92,36 @@ def test_cells_are_told_apart_by_everything_in_them(tmp_path):
     store = CellStore(tmp_path, {"steps": 3})
     store.put(cell(), Found(data={"x": [1.5, None, "words"]}))
     assert store.get(cell()) == Found(data={"x": [1.5, None, "words"]}) and store.reused == 1
-    others = [dict(seed=2), dict(optimizer="p"), dict(theta={"log_lr": np.array(0.6, dtype=np.float32)})]
+    others = [
+        dict(seed=2),
+        dict(optimizer="p"),
+        dict(theta={"log_lr": np.array(0.6, dtype=np.float32)}),
+    ]
     for change in [*others, dict(settings=Settings(steps=3, radii=(0.1,)))]:
         assert store.get(cell(**change)) is None
 
 
 def test_tuning_results_keep_their_infinities(tmp_path):
-    metrics = {"final_loss": np.array([[0.1, np.inf]]), "valid_accuracy": np.array([[np.nan, 1 / 3]])}
+    metrics = {
+        "final_loss": np.array([[0.1, np.inf]]),
+        "valid_accuracy": np.array([[np.nan, 1 / 3]]),
+    }
     kwargs = dict(seconds_per_step=float("nan"), parameters=7, state_floats=2.5)
-    before = Measured(curves=np.zeros((1, 2, 4)), metrics=metrics, diverged=np.array([[False, True]]), **kwargs)
+    before = Measured(
+        curves=np.zeros((1, 2, 4)), metrics=metrics, diverged=np.array([[False, True]]), **kwargs
+    )
     store = CellStore(tmp_path, {})
     store.put(cell(), before)
     after = store.get(cell())
     for name, values in metrics.items():
         np.testing.assert_array_equal(after.metrics[name], values)
-    assert after.diverged.tolist() == [[False, True]] and (after.parameters, after.state_floats) == (7, 2.5)
+    assert after.diverged.tolist() == [[False, True]] and (
+        after.parameters,
+        after.state_floats,
+    ) == (7, 2.5)
     json.loads(
-        next(path for path in tmp_path.glob("*.json") if path.name != PLAN).read_text(), parse_constant=pytest.fail
+        next(path for path in tmp_path.glob("*.json") if path.name != PLAN).read_text(),
+        parse_constant=pytest.fail,
     )
 
 

@@ -8,12 +8,19 @@ import math
 import pytest
 import torch
 
-from eval.sharpness.ascent import QUICK, Effort, doubling_radius, neighbourhoods
-from eval.sharpness.auto_pgd import _checkpoints
-from eval.sharpness.ball import Ball, relative_radii
-from eval.sharpness.surface import Surface
-from optimizees import make_tasks
-from tests.eval.sharpness_tools import F64, function_surface, generator, quadratic, small_task, trained
+from lo_framework.eval.sharpness.ascent import QUICK, Effort, doubling_radius, neighbourhoods
+from lo_framework.eval.sharpness.auto_pgd import _checkpoints
+from lo_framework.eval.sharpness.ball import Ball, relative_radii
+from lo_framework.eval.sharpness.surface import Surface
+from lo_framework.optimizees import make_tasks
+from tests.eval.sharpness_tools import (
+    F64,
+    function_surface,
+    generator,
+    quadratic,
+    small_task,
+    trained,
+)
 
 HARD = Effort(steps=100, norm_steps=100, random_starts=2)
 
@@ -33,7 +40,9 @@ def test_quadratic_minimum(dtype, tolerance):
 
 
 def trust_region_maximum(g: torch.Tensor, h: torch.Tensor, r: float) -> float:
-    """max g.d + d.H d / 2 over ||d|| <= r, for H with a positive eigenvalue, from its secular equation."""
+    """max g.d + d.H d / 2 over ||d|| <= r, for H with a positive eigenvalue, from its secular
+    equation.
+    """
     values, vectors = torch.linalg.eigh(h)
     rotated = vectors.T @ g
     low, high = float(values[-1]), float(values[-1] + g.norm() / r + 1)
@@ -100,7 +109,9 @@ def test_linf_finds_the_corner():
     (found,) = neighbourhoods(surface, [0.7], ball, QUICK)
     corners = torch.tensor(list(itertools.product([-0.7, 0.7], repeat=5)), dtype=F64)
     best = corners[surface.losses(corners).argmax()]
-    torch.testing.assert_close(best, torch.full((5,), 0.7, dtype=F64))  # positive entries: the all-positive corner
+    torch.testing.assert_close(
+        best, torch.full((5,), 0.7, dtype=F64)
+    )  # positive entries: the all-positive corner
     torch.testing.assert_close(found.worst, best)
     assert found.linear_part == pytest.approx(0.7 * float(g.sum()))
 
@@ -108,13 +119,20 @@ def test_linf_finds_the_corner():
 def test_adaptive_sharpness_ignores_a_rescaling_that_changes_no_function():
     surface = trained(small_task("relu"))
     weights = surface.layout.unflatten(surface.params)
-    factors = {"layers.0.weight": 4.0, "layers.0.bias": 4.0, "layers.1.weight": 0.25, "layers.1.bias": 1.0}
+    factors = {
+        "layers.0.weight": 4.0,
+        "layers.0.bias": 4.0,
+        "layers.1.weight": 0.25,
+        "layers.1.bias": 1.0,
+    }
     moved = surface.layout.flatten({name: factors[name] * w for name, w in weights.items()})
     other = Surface(surface.task, surface.layout, moved, {}, surface.data, dtype=F64)
     assert float(other.loss_here) == pytest.approx(float(surface.loss_here), rel=1e-12)
     for norm in ("l2", "linf"):
         both = [
-            neighbourhoods(s, [0.5 if norm == "l2" else 0.05], Ball.of(s, norm, adaptive=True), QUICK)[0]
+            neighbourhoods(
+                s, [0.5 if norm == "l2" else 0.05], Ball.of(s, norm, adaptive=True), QUICK
+            )[0]
             for s in (surface, other)
         ]
         assert both[0].gap == pytest.approx(both[1].gap, rel=1e-8)
@@ -139,7 +157,11 @@ def test_doubling_radius():
 def test_relative_radii_reach_the_origin_at_one():
     surface = function_surface(lambda x: x.sum(), torch.tensor([3.0, 0.0, -4.0]))
     assert relative_radii(surface, [0.1, 1]) == pytest.approx([0.5, 5.0])
-    reach = {(n, a): Ball.of(surface, n, adaptive=a).reach(surface.params) for n in ("l2", "linf") for a in (0, 1)}
+    reach = {
+        (n, a): Ball.of(surface, n, adaptive=a).reach(surface.params)
+        for n in ("l2", "linf")
+        for a in (0, 1)
+    }
     assert list(reach.values()) == pytest.approx([5, math.sqrt(2), 4, 1])
 
 

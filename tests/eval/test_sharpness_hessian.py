@@ -7,12 +7,20 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from eval.sharpness import surface as surface_module
-from eval.sharpness.hessian import ggn_operator, hessian_operator, spectral_density, top_eigenvalues, trace
-from optimizees import make_tasks
+from lo_framework.eval.sharpness import surface as surface_module
+from lo_framework.eval.sharpness.hessian import (
+    ggn_operator,
+    hessian_operator,
+    spectral_density,
+    top_eigenvalues,
+    trace,
+)
+from lo_framework.optimizees import make_tasks
 from tests.eval.sharpness_tools import F64, function_surface, quadratic, small_task, trained
 
-SINGLE_AND_DOUBLE = pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-4), (F64, 1e-8)])
+SINGLE_AND_DOUBLE = pytest.mark.parametrize(
+    "dtype, tolerance", [(torch.float32, 1e-4), (F64, 1e-8)]
+)
 
 
 @pytest.fixture(autouse=True)
@@ -32,7 +40,9 @@ def exact(surface):
     jacobian = torch.func.jacrev(logits)(flat)  # [B, C, N]
     p = logits(flat).softmax(-1)
     inner = torch.diag_embed(p) - p[:, :, None] * p[:, None, :]
-    return hessian.numpy(), torch.einsum("bcn,bcd,bdm->nm", jacobian, inner, jacobian).numpy() / len(y)
+    return hessian.numpy(), torch.einsum(
+        "bcn,bcd,bdm->nm", jacobian, inner, jacobian
+    ).numpy() / len(y)
 
 
 @SINGLE_AND_DOUBLE
@@ -61,7 +71,9 @@ def test_ggn_is_positive_semidefinite_and_the_hessian_is_not():
     assert np.linalg.eigvalsh((ours + ours.T) / 2)[0] > -1e-12
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")  # torch's own forward mode
+@pytest.mark.filterwarnings(
+    "ignore:.*torch.jit.script.*:DeprecationWarning"
+)  # torch's own forward mode
 def test_ggn_is_curvlinops_own():
     from curvlinops import GGNLinearOperator
 
@@ -128,7 +140,12 @@ def test_it_is_deterministic_and_leaves_the_generator_alone():
     operator = hessian_operator(trained(small_task(), steps=5))
     before = torch.get_rng_state()
     one, two = (
-        (top_eigenvalues(operator, 2), trace(operator, 5), spectral_density(operator, probes=2, steps=20)) for _ in "ab"
+        (
+            top_eigenvalues(operator, 2),
+            trace(operator, 5),
+            spectral_density(operator, probes=2, steps=20),
+        )
+        for _ in "ab"
     )
     assert (one[0].values == two[0].values).all() and one[1] == two[1]
     assert (one[2].density == two[2].density).all()

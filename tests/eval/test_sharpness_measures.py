@@ -7,10 +7,10 @@ import math
 import pytest
 import torch
 
-from eval.sharpness.ascent import QUICK, neighbourhoods
-from eval.sharpness.ball import Ball
-from eval.sharpness.measures import average_sharpness, m_sharpness
-from optimizees.spec import UserError
+from lo_framework.eval.sharpness.ascent import QUICK, neighbourhoods
+from lo_framework.eval.sharpness.ball import Ball
+from lo_framework.eval.sharpness.measures import average_sharpness, m_sharpness
+from lo_framework.optimizees.spec import UserError
 from tests.eval.sharpness_tools import F64, function_surface, quadratic, small_task, trained
 
 
@@ -27,9 +27,14 @@ def test_m_sharpness_grows_as_m_shrinks():
 
 def test_m_sharpness_weighs_batches_by_their_size():
     surface = trained(small_task())
-    gaps = [(w, neighbourhoods(b, [0.1], effort=QUICK, norms=False)[0].gap) for w, b in surface.batches(60, 3)]
+    gaps = [
+        (w, neighbourhoods(b, [0.1], effort=QUICK, norms=False)[0].gap)
+        for w, b in surface.batches(60, 3)
+    ]
     assert [w for w, _ in gaps] == [0.6, 0.4]
-    assert m_sharpness(surface, 60, 0.1, seed=3).value == pytest.approx(0.6 * gaps[0][1] + 0.4 * gaps[1][1])
+    assert m_sharpness(surface, 60, 0.1, seed=3).value == pytest.approx(
+        0.6 * gaps[0][1] + 0.4 * gaps[1][1]
+    )
 
 
 @pytest.mark.parametrize("m", [0, 101])
@@ -47,7 +52,9 @@ def test_average_sharpness_is_half_the_trace():
     # the steep gradient cancels within pairs
     assert abs(found.value - 0.09 / 2 * 5.2) < 4 * found.stderr and found.stderr < 0.02
     adaptive = average_sharpness(surface, 0.3, Ball.of(surface, adaptive=True), samples=400)
-    assert abs(adaptive.value - 0.09 / 2 * float((x * x * a.diagonal()).sum())) < 4 * adaptive.stderr
+    assert (
+        abs(adaptive.value - 0.09 / 2 * float((x * x * a.diagonal()).sum())) < 4 * adaptive.stderr
+    )
 
 
 def test_the_standard_error_is_that_of_repetitions():

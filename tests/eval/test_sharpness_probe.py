@@ -6,10 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from eval.sharpness.probe import Probe, Step, at_equal, correction_cosines, running_mean
+from lo_framework.eval.sharpness.probe import (
+    Probe,
+    Step,
+    at_equal,
+    correction_cosines,
+    running_mean,
+)
 from lo_framework.layout import Layout
-from optimizees import make_tasks
-from regularizers.sam import SAM, SAMConfig
+from lo_framework.optimizees import make_tasks
+from lo_framework.regularizers.sam import SAM, SAMConfig
 from tests.eval.sharpness_tools import F64, generator, small_task
 
 K, STEPS, RHO = 2, 6, 0.3
@@ -23,7 +29,9 @@ def run(task, update, dtype=torch.float32, steps=STEPS):
     buffers = {name: torch.stack([b[name] for _, b in starts]).to(dtype) for name in starts[0][1]}
     g, recorded, vectors = generator(9), [], []
     for t in range(steps):
-        batch = tuple(x.to(dtype) if x.is_floating_point() else x for x in task.batch("train", g, (K,)))
+        batch = tuple(
+            x.to(dtype) if x.is_floating_point() else x for x in task.batch("train", g, (K,))
+        )
         noise = torch.arange(K) + 10 * t
 
         def one(flat, own, rows, seed):
@@ -52,7 +60,9 @@ def test_sam_sgd_is_what_algebra_says():
     np.testing.assert_allclose(found.cosine_orthogonal, 1.0, atol=1e-6)
     np.testing.assert_allclose(found.cosine_correction, cosine(g + c, c), atol=1e-8)
     np.testing.assert_allclose(found.cosine_gradient, cosine(g + c, g), atol=1e-8)
-    np.testing.assert_allclose(found.correction_ratio, (c.norm(dim=-1) / g.norm(dim=-1)).T, rtol=1e-8)
+    np.testing.assert_allclose(
+        found.correction_ratio, (c.norm(dim=-1) / g.norm(dim=-1)).T, rtol=1e-8
+    )
     step_size = 0.1 * ((g + c) * g).sum(-1) / (g * g).sum(-1)
     np.testing.assert_allclose(found.step_size, step_size.T, rtol=1e-8)
     np.testing.assert_allclose(found.path_length, 0.1 * (g + c).norm(dim=-1).cumsum(0).T, rtol=1e-8)
@@ -65,7 +75,13 @@ def test_plain_sgd_has_no_orthogonal_component_and_spreads_no_nan(dtype):
     layout, steps, _, _ = run(task, lambda g, c: -0.1 * g, dtype)
     found = correction_cosines(task, layout, SAM(SAMConfig(rho=RHO)), steps)
     assert np.isnan(found.cosine_orthogonal).all() and np.isnan(found.train_loss).all()
-    for name in ("cosine_correction", "cosine_gradient", "correction_ratio", "step_size", "path_length"):
+    for name in (
+        "cosine_correction",
+        "cosine_gradient",
+        "correction_ratio",
+        "step_size",
+        "path_length",
+    ):
         assert np.isfinite(getattr(found, name)).all(), name
     np.testing.assert_allclose(found.cosine_gradient, 1.0, atol=1e-5)
     np.testing.assert_allclose(found.step_size, 0.1, rtol=1e-3)
@@ -104,10 +120,14 @@ def test_steps_between_count_for_the_path():
 def test_a_network_with_running_statistics_on_real_data():
     task = make_tasks("cnn:channels=4,norm=batch,batch=16", "digits", None, "cpu")[0]
     layout, steps, _, _ = run(task, lambda g, c: -0.1 * (g + c), steps=2)
-    found = correction_cosines(task, layout, SAM(SAMConfig(rho=RHO)), steps, train_data=task.full("train"))
+    found = correction_cosines(
+        task, layout, SAM(SAMConfig(rho=RHO)), steps, train_data=task.full("train")
+    )
     assert (found.cosine_orthogonal > 0.99).all()
     buffers = {name: b[1] for name, b in steps[1].buffers.items()}
-    expected = task.metrics(layout.unflatten(steps[1].params[1]), buffers, task.full("train"))["loss"]
+    expected = task.metrics(layout.unflatten(steps[1].params[1]), buffers, task.full("train"))[
+        "loss"
+    ]
     assert found.train_loss[1, 1] == pytest.approx(float(expected), rel=1e-6)
 
 

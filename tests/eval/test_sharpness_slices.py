@@ -6,10 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from eval.sharpness.hessian import hessian_operator, top_eigenvalues
-from eval.sharpness.slices import axis, filter_normalised, loss_line, loss_plane, random_plane
-from optimizees import make_tasks
-from optimizees.spec import UserError
+from lo_framework.eval.sharpness.hessian import hessian_operator, top_eigenvalues
+from lo_framework.eval.sharpness.slices import (
+    axis,
+    filter_normalised,
+    loss_line,
+    loss_plane,
+    random_plane,
+)
+from lo_framework.optimizees import make_tasks
+from lo_framework.optimizees.spec import UserError
 from tests.eval.sharpness_tools import F64, function_surface, small_task, trained
 
 
@@ -22,7 +28,9 @@ def test_filters_have_the_norms_of_the_weights():
         if w.dim() < 2:
             assert not direction[name].any()
         else:
-            torch.testing.assert_close(direction[name].flatten(1).norm(dim=1), w.flatten(1).norm(dim=1))
+            torch.testing.assert_close(
+                direction[name].flatten(1).norm(dim=1), w.flatten(1).norm(dim=1)
+            )
     assert direction["convs.0.weight"].flatten(1).norm(dim=1).shape == (4,)
 
 

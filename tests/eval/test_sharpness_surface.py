@@ -1,14 +1,16 @@
-"""The surface is the task's own loss, its derivatives are exact in passes of any size, and bad input says so."""
+"""The surface is the task's own loss, its derivatives are exact in passes of any size, and bad
+input says so.
+"""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from eval.sharpness import surface as module
-from eval.sharpness.surface import Surface
-from optimizees import make_tasks
-from optimizees.spec import UserError
+from lo_framework.eval.sharpness import surface as module
+from lo_framework.eval.sharpness.surface import Surface
+from lo_framework.optimizees import make_tasks
+from lo_framework.optimizees.spec import UserError
 from tests.eval.sharpness_tools import F64, function_surface, generator, small_task, trained
 
 
@@ -31,7 +33,9 @@ def test_loss_is_the_tasks_and_derivatives_are_autograds(spec):
     torch.testing.assert_close(losses, torch.stack([loss(p) for p in some]))
     torch.testing.assert_close(surface.losses(some), losses)
     torch.testing.assert_close(grads, torch.stack([torch.func.grad(loss)(p) for p in some]))
-    exact = torch.stack([torch.func.vjp(torch.func.grad(loss), p)[1](w)[0] for p, w in zip(some, v)])
+    exact = torch.stack(
+        [torch.func.vjp(torch.func.grad(loss), p)[1](w)[0] for p, w in zip(some, v)]
+    )
     again, products = surface.hvps(some, v)
     torch.testing.assert_close(again, grads)
     torch.testing.assert_close(products, exact)
@@ -44,9 +48,19 @@ def test_passes_of_any_size_give_the_same(numbers, monkeypatch):
     surface = trained(small_task())
     some = points(surface, 5)
     v = torch.randn(5, surface.size, generator=generator(1), dtype=F64)
-    whole = (surface.losses(some), *surface.gradients(some), *surface.hvps(some, v), *surface.hvps(some, torch.sin))
+    whole = (
+        surface.losses(some),
+        *surface.gradients(some),
+        *surface.hvps(some, v),
+        *surface.hvps(some, torch.sin),
+    )
     monkeypatch.setattr(module, "PASS_NUMBERS", numbers)  # 17 rows: the last pass is smaller
-    parts = (surface.losses(some), *surface.gradients(some), *surface.hvps(some, v), *surface.hvps(some, torch.sin))
+    parts = (
+        surface.losses(some),
+        *surface.gradients(some),
+        *surface.hvps(some, v),
+        *surface.hvps(some, torch.sin),
+    )
     for a, b in zip(whole, parts):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-13)
 

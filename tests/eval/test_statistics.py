@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from eval import statistics as st
-from eval.student_t import student_t_quantile
+from lo_framework.eval import statistics as st
+from lo_framework.eval.student_t import student_t_quantile
 
 INF = math.inf
 NAN = math.nan
@@ -73,7 +73,11 @@ def test_paired_difference_is_scipys_paired_test():
 
 
 def test_one_value_has_no_interval():
-    for estimate in (st.mean_interval([2.0]), st.bootstrap_interval([2.0]), st.paired_difference([3.0], [1.0])):
+    for estimate in (
+        st.mean_interval([2.0]),
+        st.bootstrap_interval([2.0]),
+        st.paired_difference([3.0], [1.0]),
+    ):
         assert (estimate.value, estimate.low, estimate.high) == (2.0, -INF, INF)
 
 
@@ -98,7 +102,9 @@ def test_bootstrap_agrees_with_scipys_percentiles_at_the_expanded_level():
 def test_bootstrap_is_seeded_and_takes_generators():
     x = np.random.default_rng(7).normal(size=10)
     assert st.bootstrap_interval(x, seed=3) == st.bootstrap_interval(x, seed=3)
-    assert st.bootstrap_interval(x, seed=3) == st.bootstrap_interval(x, seed=np.random.default_rng(3))
+    assert st.bootstrap_interval(x, seed=3) == st.bootstrap_interval(
+        x, seed=np.random.default_rng(3)
+    )
     assert st.bootstrap_interval(x, seed=3) != st.bootstrap_interval(x, seed=4)
 
 
@@ -121,14 +127,18 @@ def test_stratified_bootstrap_wants_a_matrix():
 
 @pytest.mark.parametrize("n", [5, 10])
 def test_intervals_cover(n):
-    """600 trials, standard error .009. (At n = 5 the plain percentile bootstrap covers .84 of means, .90 of IQMs.)"""
+    """600 trials, standard error .009. (At n = 5 the plain percentile bootstrap covers .84 of
+    means, .90 of IQMs.)
+    """
     rng, trials = np.random.default_rng(9), 600
     truth = st.iqm(np.exp(0.3 * rng.normal(size=400_000)))
     hits_t = hits_iqm = 0
     for trial in range(trials):
         x = rng.normal(size=n)
         hits_t += _covers(st.mean_interval(x), 0.0)
-        hits_iqm += _covers(st.bootstrap_interval(np.exp(0.3 * x), st.iqm, resamples=400, seed=trial), truth)
+        hits_iqm += _covers(
+            st.bootstrap_interval(np.exp(0.3 * x), st.iqm, resamples=400, seed=trial), truth
+        )
     assert 0.92 < hits_t / trials < 0.98
     assert 0.91 < hits_iqm / trials < 0.995
 

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import pytest
 
-from eval.report.table import Table, cell, width
-from eval.statistics import Estimate
+from lo_framework.eval.report.table import Table, cell, width
+from lo_framework.eval.statistics import Estimate
 
 
 def example() -> Table:
     table = Table(
-        "optimizer", "lr", "final loss", "diverged", title="mlp/digits", notes=("95% intervals over 5 seeds",)
+        "optimizer",
+        "lr",
+        "final loss",
+        "diverged",
+        title="mlp/digits",
+        notes=("95% intervals over 5 seeds",),
     )
     table.add("adamw", 0.01, Estimate(value=0.216, low=0.21, high=0.222, n=5), 0)
     table.rule()
@@ -56,8 +61,13 @@ def test_empty_table_shows_its_headers():
 
 def test_cells():
     assert [cell(v) for v in (None, True, 1.23456, 7, "two\nlines", float("inf"))] == [
-        "-", "yes", "1.235", "7", "two lines", "inf",
-    ]  # fmt: skip
+        "-",
+        "yes",
+        "1.235",
+        "7",
+        "two lines",
+        "inf",
+    ]
 
 
 def test_decorated_numbers_stay_right():

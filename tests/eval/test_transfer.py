@@ -9,15 +9,22 @@ import math
 import numpy as np
 import pytest
 
-from eval.comparison import ONE_SEED, SAME, aggregate, compare, matched_steps, reference_of
-from eval.evaluation import evaluate
-from eval.report import files, numbers, transfer
-from eval.report.transfer import closing_table
-from eval.result import Arm, Result, Runs, from_json, to_json
-from eval.statistics import Estimate
+from lo_framework.eval.comparison import (
+    ONE_SEED,
+    SAME,
+    aggregate,
+    compare,
+    matched_steps,
+    reference_of,
+)
+from lo_framework.eval.evaluation import evaluate
+from lo_framework.eval.report import files, numbers, transfer
+from lo_framework.eval.report.transfer import closing_table
+from lo_framework.eval.result import Arm, Result, Runs, from_json, to_json
+from lo_framework.eval.statistics import Estimate
 from lo_framework.learned import make_learned
-from optimizees import make_tasks
-from optimizees.spec import UserError
+from lo_framework.optimizees import make_tasks
+from lo_framework.optimizees.spec import UserError
 
 TINY = "mlp:hidden=4,batch=8"
 
@@ -25,13 +32,19 @@ TINY = "mlp:hidden=4,batch=8"
 @pytest.fixture(scope="module")
 def result():
     """A real one: two tasks, a learned optimizer, two baselines."""
-    options = dict(baselines=("adamw", "sgdm:lr=0.1"), steps=6, seeds=3, tuning_seeds=1, grid_size=2)
+    options = dict(
+        baselines=("adamw", "sgdm:lr=0.1"), steps=6, seeds=3, tuning_seeds=1, grid_size=2
+    )
     return evaluate(make_tasks([TINY, "quadratic"]), make_learned("hyper-adamw"), **options)
 
 
 def test_every_optimizer_starts_from_the_same_point_and_batches(result):
     for task in result.tasks:
-        starts = [runs.curves[:, 0] for label in result.optimizers for runs in result.arm(task, label).runs]
+        starts = [
+            runs.curves[:, 0]
+            for label in result.optimizers
+            for runs in result.arm(task, label).runs
+        ]
         assert len(starts) >= 3
         for start in starts:  # two vmaps of different size may differ in the last bit
             np.testing.assert_allclose(start, starts[0], rtol=1e-6)
@@ -44,7 +57,11 @@ def test_shape_of_the_result(result):
     learned = result.arm(f"{TINY}/digits", "hyper-adamw")
     assert len(learned.runs) == 1 and learned.learned and learned.tuned == ()
     assert set(learned.chosen) == {"mean_loss", "final_loss", "test_loss", "test_accuracy"}
-    assert set(result.arm("quadratic", "hyper-adamw").chosen) == {"mean_loss", "final_loss", "test_loss"}
+    assert set(result.arm("quadratic", "hyper-adamw").chosen) == {
+        "mean_loss",
+        "final_loss",
+        "test_loss",
+    }
     adamw = result.arm(f"{TINY}/digits", "adamw")
     assert len(adamw.tuned) >= 4 and len(adamw.runs) <= 4
     assert adamw.parameters == 310 and adamw.state_floats == pytest.approx(2, abs=0.01)
@@ -53,7 +70,11 @@ def test_shape_of_the_result(result):
 def test_the_reported_setting_is_the_one_that_tuning_found_best(result):
     for task in result.tasks:
         adamw = result.arm(task, "adamw")
-        for key, score in {"mean_loss": "mean_loss", "final_loss": "final_loss", "test_loss": "valid_loss"}.items():
+        for key, score in {
+            "mean_loss": "mean_loss",
+            "final_loss": "final_loss",
+            "test_loss": "valid_loss",
+        }.items():
             by_score = min(adamw.tuned, key=lambda entry: np.mean(entry["scores"][score]))
             assert adamw.of(key).setting == by_score["setting"] and key in by_score["best_for"]
 
@@ -61,7 +82,9 @@ def test_the_reported_setting_is_the_one_that_tuning_found_best(result):
 def test_a_setting_is_run_once_however_many_metrics_it_is_best_for(result):
     for arm in result.arms:
         settings = [tuple(sorted(runs.setting.items())) for runs in arm.runs]
-        assert len(settings) == len(set(settings)) and set(arm.chosen.values()) == set(range(len(arm.runs)))
+        assert len(settings) == len(set(settings)) and set(arm.chosen.values()) == set(
+            range(len(arm.runs))
+        )
 
 
 def test_thetas_replace_the_optimizers_own(result):
@@ -70,7 +93,10 @@ def test_thetas_replace_the_optimizers_own(result):
     options = dict(baselines=(), steps=6, seeds=3)
     got = evaluate(make_tasks("quadratic"), {"mine": learned}, {"mine": theta}, **options)
     assert got.learned == ("mine",) and got.baselines == () and compare(got) == []
-    mine, own = got.arms[0].values("mean_loss"), result.arm("quadratic", "hyper-adamw").values("mean_loss")
+    mine, own = (
+        got.arms[0].values("mean_loss"),
+        result.arm("quadratic", "hyper-adamw").values("mean_loss"),
+    )
     assert (mine != own).all()
     learned.load_theta(theta)
     again = evaluate(make_tasks("quadratic"), learned, **options)
@@ -82,7 +108,9 @@ def test_json_gives_the_same_result_and_tables_again(result):
     text = to_json(result, {"comparisons": []})
     json.loads(text, parse_constant=lambda name: pytest.fail(name))
     again = from_json(text)
-    assert transfer.plain(again) == transfer.plain(result) and transfer.markdown(again) == transfer.markdown(result)
+    assert transfer.plain(again) == transfer.plain(result) and transfer.markdown(
+        again
+    ) == transfer.markdown(result)
     for arm, other in zip(result.arms, again.arms, strict=True):
         for runs, same in zip(arm.runs, other.runs, strict=True):
             np.testing.assert_array_equal(runs.curves, same.curves)
@@ -104,7 +132,9 @@ def test_a_broken_task_is_reported_in_its_place():
         raise RuntimeError("no such kernel")
 
     tasks[0].loss = broken
-    got = evaluate(tasks, make_learned("hyper-adamw"), baselines=("adamw",), steps=2, seeds=2, tuning_seeds=1)
+    got = evaluate(
+        tasks, make_learned("hyper-adamw"), baselines=("adamw",), steps=2, seeds=2, tuning_seeds=1
+    )
     assert [arm.task for arm in got.failures] == ["quadratic"] * 2
     text = transfer.plain(got)
     assert "FAILED" in text and "no such kernel" in text and "rosenbrock (2 parameters)" in text
@@ -129,7 +159,12 @@ def test_a_broken_task_is_reported_in_its_place():
     ],
 )
 def test_bad_input(change, message):
-    options = dict(tasks=make_tasks("quadratic"), learned=make_learned("hyper-adamw"), baselines=["adamw"], steps=2)
+    options = dict(
+        tasks=make_tasks("quadratic"),
+        learned=make_learned("hyper-adamw"),
+        baselines=["adamw"],
+        steps=2,
+    )
     with pytest.raises(UserError, match=message):
         evaluate(**{**options, **change})
 
@@ -143,9 +178,17 @@ def arm(task, label, losses, curves=None, learned=False, accuracy=None):
         {} if accuracy is None else {"test_accuracy": np.asarray(accuracy, dtype=float)}
     )
     curves = np.repeat(losses[:, None], 40, axis=1) if curves is None else np.asarray(curves)
-    runs = Runs(setting={}, metrics=metrics, curves=curves, diverged=~np.isfinite(losses), seconds_per_step=0.001)
+    runs = Runs(
+        setting={},
+        metrics=metrics,
+        curves=curves,
+        diverged=~np.isfinite(losses),
+        seconds_per_step=0.001,
+    )
     chosen = dict.fromkeys(metrics, 0)
-    return Arm(task=task, optimizer=label, learned=learned, runs=(runs,), chosen=chosen, parameters=3)
+    return Arm(
+        task=task, optimizer=label, learned=learned, runs=(runs,), chosen=chosen, parameters=3
+    )
 
 
 def made(*arms, steps=40):
@@ -154,18 +197,30 @@ def made(*arms, steps=40):
     baselines = tuple(dict.fromkeys(a.optimizer for a in arms if not a.learned))
     seeds = tuple(range(20_000, 20_000 + len(arms[0].runs[0].diverged)))
     return Result(
-        tasks=tasks, learned=learned, baselines=baselines, arms=arms, steps=steps, tuning_seeds=(1,), report_seeds=seeds
+        tasks=tasks,
+        learned=learned,
+        baselines=baselines,
+        arms=arms,
+        steps=steps,
+        tuning_seeds=(1,),
+        report_seeds=seeds,
     )
 
 
 def verdict(ours, theirs, **options):
-    return compare(made(arm("t", "lo", ours, learned=True), arm("t", "adamw", theirs), **options))[0]
+    return compare(made(arm("t", "lo", ours, learned=True), arm("t", "adamw", theirs), **options))[
+        0
+    ]
 
 
 def test_difference_is_paired():
     noise = np.array([0.0, 10.0, -10.0, 30.0, -30.0]) + 100
     c = verdict(noise - [0.9, 1.0, 1.1, 1.0, 1.0], noise)
-    assert c.difference.value == pytest.approx(-1) and c.difference.high < -0.8 and c.verdict == "better"
+    assert (
+        c.difference.value == pytest.approx(-1)
+        and c.difference.high < -0.8
+        and c.verdict == "better"
+    )
     assert c.ratio == pytest.approx(0.99) and c.improvement.value == 1
     assert verdict(noise, noise - [0.9, 1.0, 1.1, 1.0, 1.0]).verdict == "worse"
 
@@ -190,7 +245,9 @@ def test_higher_accuracy_is_better_and_a_diverged_one_is_zero():
     theirs = arm("t", "adamw", [1.0] * 4, accuracy=[0.5, 0.51, 0.52, math.nan])
     found = {c.metric: c for c in compare(made(ours, theirs))}
     assert found["test_accuracy"].verdict == "better"
-    assert found["test_accuracy"].ratio == pytest.approx((0.9 + 0.91 + 0.92 + 0.9) / (0.5 + 0.51 + 0.52))
+    assert found["test_accuracy"].ratio == pytest.approx(
+        (0.9 + 0.91 + 0.92 + 0.9) / (0.5 + 0.51 + 0.52)
+    )
 
 
 def test_aggregate_is_the_iqm_of_ratios_on_the_same_seed():
@@ -213,7 +270,9 @@ def test_aggregate_with_divergences():
 
 def test_reference():
     def reference(*labels):
-        return reference_of(made(arm("t", "lo", [1.0], learned=True), *(arm("t", label, [1.0]) for label in labels)))
+        return reference_of(
+            made(arm("t", "lo", [1.0], learned=True), *(arm("t", label, [1.0]) for label in labels))
+        )
 
     assert reference("sgdm", "adamw:weight_decay=0.1", "adamw") == "adamw"
     assert reference("sgdm", "adamw:weight_decay=0.1") == "adamw:weight_decay=0.1"
@@ -226,11 +285,15 @@ def test_steps_to_the_references_last_loss():
     ours = arm("t", "lo", [1, 1], learned=True, curves=[fast, flat])
     theirs = arm("t", "adamw", [1, 1], curves=[slow, slow])
     found = matched_steps(made(ours, theirs), "t")
-    # smoothed over two: the reference ends at 1.5, which `fast` passes at index 20 ((2 + 0) / 2): batch 21
+    # smoothed over two: the reference ends at 1.5, which `fast` passes at index 20 ((2 + 0) / 2):
+    # batch 21
     assert (found["lo"].reached, found["lo"].censored) == (1, 1)
     assert found["adamw"].median == 40 and found["adamw"].censored == 0
     assert (
-        matched_steps(made(arm("t", "lo", [1, 1], learned=True, curves=[fast, fast]), theirs), "t")["lo"].median == 21
+        matched_steps(made(arm("t", "lo", [1, 1], learned=True, curves=[fast, fast]), theirs), "t")[
+            "lo"
+        ].median
+        == 21
     )
 
 
@@ -245,7 +308,10 @@ def test_a_diverged_run_reaches_nothing():
 
 
 def test_the_guard_column_is_there_only_with_data():
-    plain, guarded = made(arm("t", "lo", [1, 2], learned=True)), arm("t", "lo", [1, 2], learned=True)
+    plain, guarded = (
+        made(arm("t", "lo", [1, 2], learned=True)),
+        arm("t", "lo", [1, 2], learned=True),
+    )
     guarded.runs[0].metrics["guard"] = np.array([3.0, 4.0])
     assert "guard" not in transfer.plain(plain) and "3.5" in transfer.plain(made(guarded))
 
@@ -262,7 +328,9 @@ def test_the_guard_column_is_there_only_with_data():
     ],
 )
 def test_plus_minus(value, half, text):
-    assert numbers.plus_minus(Estimate(value=value, low=value - half, high=value + half, n=5)) == text
+    assert (
+        numbers.plus_minus(Estimate(value=value, low=value - half, high=value + half, n=5)) == text
+    )
 
 
 def test_ratio_words():
@@ -284,7 +352,13 @@ def test_many_tasks_get_a_figure_each(tmp_path, monkeypatch):
     for a in arms:
         a.runs[0].metrics["mean_loss"] = np.ones(1)
     names = [path.name for path in files.save(made(*arms), tmp_path)]
-    assert names == ["transfer.json", "transfer.md", "curves.png", "curves-a-x.png", "curves-b-h-2.png"]
+    assert names == [
+        "transfer.json",
+        "transfer.md",
+        "curves.png",
+        "curves-a-x.png",
+        "curves-b-h-2.png",
+    ]
     assert all((tmp_path / name).stat().st_size for name in names)
 
 

@@ -1,7 +1,9 @@
-"""An unroll with an absorbed regularizer, written out task by task in autograd: the reference of test_absorption.
+"""An unroll with an absorbed regularizer, written out task by task in autograd: the reference of
+test_absorption.
 
-The plain unroll gives ``params_t`` as functions of theta. The reference takes R from the formulas (SAM, GAM) at every
-``params_t``; nothing of `lo_framework.absorption` but its configuration is used in it.
+The plain unroll gives ``params_t`` as functions of theta. The reference takes R from the formulas
+(SAM, GAM) at every ``params_t``; nothing of `lo_framework.absorption` but its configuration is used
+in it.
 """
 
 from __future__ import annotations
@@ -32,7 +34,9 @@ LEARNED = doubled("hyper-adamw:lr=0.05")
 
 
 class Moment(NamedTuple):
-    """One inner step of the reference: everything has the K tasks in front and is a function of theta."""
+    """One inner step of the reference: everything has the K tasks in front and is a function of
+    theta.
+    """
 
     before: Carry
     after: Carry
@@ -44,12 +48,21 @@ class Moment(NamedTuple):
 
 
 def estimator_of(
-    regularizer: str, options: str = "", spec: str = "tbptt", objective: str = "valid", num: int = NUM,
-    engine: str = "eager", task: Any = TASK, learned: Any = LEARNED, truncation: Truncation | None = None,
-) -> Any:  # fmt: skip
+    regularizer: str,
+    options: str = "",
+    spec: str = "tbptt",
+    objective: str = "valid",
+    num: int = NUM,
+    engine: str = "eager",
+    task: Any = TASK,
+    learned: Any = LEARNED,
+    truncation: Truncation | None = None,
+) -> Any:
     absorption = make_absorption(regularizer, options)
     family = Family(task, learned, engine, absorption)
-    return make_estimator(spec, family, make_objective(objective), truncation or once(2 * LENGTH, LENGTH), num)
+    return make_estimator(
+        spec, family, make_objective(objective), truncation or once(2 * LENGTH, LENGTH), num
+    )
 
 
 def begun(estimator: Any) -> UnrollState:
@@ -62,11 +75,15 @@ def trajectory(estimator: Any, theta: Theta, state: UnrollState) -> list[Moment]
     """The plain unroll from ``state`` with its graph."""
     state, unroller = copied(state), estimator.unroller
     state, _ = unroller.restart_finished(state)
-    plain = Family(unroller.task, LEARNED).step(held_out=unroller.second_batch, second_order=True, differentiable=True)
+    plain = Family(unroller.task, LEARNED).step(
+        held_out=unroller.second_batch, second_order=True, differentiable=True
+    )
     carry, moments = state.carry, []
     for i in range(unroller.truncation.unroll_length):
         draw, live = unroller.draw(state, i)
-        after, losses = plain(tile_theta(theta, unroller.num), carry._replace(memory={}), draw._replace(weight=None))
+        after, losses = plain(
+            tile_theta(theta, unroller.num), carry._replace(memory={}), draw._replace(weight=None)
+        )
         score = unroller.objective.score(unroller.task, losses)
         moments.append(Moment(carry, after, draw, live, score, state.t + i, state.horizon))
         carry = after
@@ -111,7 +128,11 @@ def weight(moment: Moment, when: str) -> Tensor:
 
 
 def reference(
-    estimator: Any, state: UnrollState, value: Callable[..., Tensor], when: str = "every", strength: float = 1.0
+    estimator: Any,
+    state: UnrollState,
+    value: Callable[..., Tensor],
+    when: str = "every",
+    strength: float = 1.0,
 ) -> Theta:
     theta = {name: x.clone().requires_grad_() for name, x in LEARNED.theta().items()}
     absorption = estimator.unroller.family.absorption
@@ -123,7 +144,9 @@ def reference(
             risen = loss + strength * (value(f, p) - loss)
             penalty = TASK.normalize(risen) - TASK.normalize(loss)
             total = total + moment.live[k] * (moment.score[k] + weight(moment, when)[k] * penalty)
-    grads = torch.autograd.grad(total / (NUM * LENGTH), list(theta.values()), allow_unused=True, materialize_grads=True)
+    grads = torch.autograd.grad(
+        total / (NUM * LENGTH), list(theta.values()), allow_unused=True, materialize_grads=True
+    )
     return dict(zip(theta, grads))
 
 

@@ -1,4 +1,6 @@
-"""What the tests of explicit regularizers share: a small problem, and steps written down slowly from the papers."""
+"""What the tests of explicit regularizers share: a small problem, and steps written down slowly
+from the papers.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ def network(dtype: torch.dtype = torch.float64, seed: int = 0) -> nn.Sequential:
 
 def batch(t: int, dtype: torch.dtype = torch.float64, rows: int = 12) -> tuple[Tensor, Tensor]:
     g = generator(100 + t)
-    return torch.randn(rows, 4, generator=g, dtype=torch.float64).to(dtype), torch.randint(3, (rows,), generator=g)
+    return torch.randn(rows, 4, generator=g, dtype=torch.float64).to(dtype), torch.randint(
+        3, (rows,), generator=g
+    )
 
 
 def loss_fn(model: nn.Module, t: int) -> LossFn:
@@ -35,7 +39,9 @@ def loss_fn(model: nn.Module, t: int) -> LossFn:
     return lambda: nn.functional.cross_entropy(model(x), y)
 
 
-def closure_of(optimizer: torch.optim.Optimizer, loss: LossFn, calls: list[int] | None = None) -> Callable[[], Tensor]:
+def closure_of(
+    optimizer: torch.optim.Optimizer, loss: LossFn, calls: list[int] | None = None
+) -> Callable[[], Tensor]:
     def closure() -> Tensor:
         if calls is not None:
             calls.append(1)
@@ -47,8 +53,13 @@ def closure_of(optimizer: torch.optim.Optimizer, loss: LossFn, calls: list[int] 
     return closure
 
 
-def train(optimizer: Any, model: nn.Module, steps: Sequence[int], calls: list[int] | None = None) -> list[float]:
-    return [float(optimizer.step(closure_of(optimizer, loss_fn(model, t), calls)).detach()) for t in steps]
+def train(
+    optimizer: Any, model: nn.Module, steps: Sequence[int], calls: list[int] | None = None
+) -> list[float]:
+    return [
+        float(optimizer.step(closure_of(optimizer, loss_fn(model, t), calls)).detach())
+        for t in steps
+    ]
 
 
 def weights(model: nn.Module) -> Tensor:
@@ -62,7 +73,9 @@ BASES: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
 
 
 class Slow:
-    """One flat vector, one formula a line, the weights really moved: nothing shared with the code under test."""
+    """One flat vector, one formula a line, the weights really moved: nothing shared with the code
+    under test.
+    """
 
     def __init__(self, model: nn.Module, base: torch.optim.Optimizer) -> None:
         self.params, self.base = list(model.parameters()), base
@@ -102,7 +115,16 @@ def gsam(slow: Slow, loss: LossFn, g: Tensor, rho: float, alpha: float) -> Tenso
     return g_p - alpha * (g - parallel)
 
 
-def gam(slow: Slow, loss: LossFn, g0: Tensor, rho: float, rho_prime: float, a: float, b: float, gamma: float) -> Tensor:
+def gam(
+    slow: Slow,
+    loss: LossFn,
+    g0: Tensor,
+    rho: float,
+    rho_prime: float,
+    a: float,
+    b: float,
+    gamma: float,
+) -> Tensor:
     g1 = slow.grad_at(loss, rho_prime * g0 / g0.norm())
     h0 = g1 - g0
     away = rho * h0 / h0.norm()

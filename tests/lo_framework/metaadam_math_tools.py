@@ -1,4 +1,6 @@
-"""What the tests of MetaAdamW's mathematics share: a small net, its losses, and optimizers some steps on."""
+"""What the tests of MetaAdamW's mathematics share: a small net, its losses, and optimizers some
+steps on.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +52,9 @@ def make(model: nn.Module, **settings: Any) -> MetaAdamW:
     return MetaAdamW(model.named_parameters(), **given)
 
 
-def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int = 3, first: int = 0) -> None:
+def train(
+    model: nn.Module, optimizer: torch.optim.Optimizer, steps: int = 3, first: int = 0
+) -> None:
     for t in range(first, first + steps):
         optimizer.zero_grad()
         loss_fn(model)(batch(t)).backward()
@@ -73,7 +77,9 @@ def with_rules(optimizer: MetaAdamW, **changed: Any) -> MetaAdamW:
     return optimizer
 
 
-def meta_gradients(optimizer: MetaAdamW, model: nn.Module, seed: int = 50, **rules: Any) -> dict[str, Tensor]:
+def meta_gradients(
+    optimizer: MetaAdamW, model: nn.Module, seed: int = 50, **rules: Any
+) -> dict[str, Tensor]:
     """What one meta step puts on every tensor of the network, before any clipping."""
     with_rules(optimizer, clip=0.0, **rules)
     optimizer.meta_step(loss_fn(model), batch(seed), batch(seed + 1), batch(seed + 2))
@@ -81,11 +87,19 @@ def meta_gradients(optimizer: MetaAdamW, model: nn.Module, seed: int = 50, **rul
 
 
 def grads_of(optimizer: MetaAdamW) -> dict[str, Tensor]:
-    return {name: p.grad.clone() for name, p in optimizer.network.named_parameters() if p.grad is not None}
+    return {
+        name: p.grad.clone()
+        for name, p in optimizer.network.named_parameters()
+        if p.grad is not None
+    }
 
 
-def ready(model: nn.Module | None = None, steps: int = 3, **settings: Any) -> tuple[nn.Module, MetaAdamW]:
-    """A model and its optimizer some steps on, the optimizer's network shaken, one gradient waiting."""
+def ready(
+    model: nn.Module | None = None, steps: int = 3, **settings: Any
+) -> tuple[nn.Module, MetaAdamW]:
+    """A model and its optimizer some steps on, the optimizer's network shaken, one gradient
+    waiting.
+    """
     model = Net() if model is None else model
     optimizer = make(model, **settings)
     train(model, optimizer, steps)

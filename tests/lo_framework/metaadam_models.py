@@ -1,7 +1,9 @@
-"""The five models that MetaAdamW was published with, rebuilt small: names and classes of parameters are theirs.
+"""The five models that MetaAdamW was published with, rebuilt small: names and classes of parameters
+are theirs.
 
-ETTh1: a transformer encoder between linear layers. WikiText-2: the same over embeddings. Multi30k: torch's
-transformer, 4 + 4 layers. CIFAR-10: torchvision's ResNet-18. IMDB: a bidirectional LSTM. All are for their names only.
+ETTh1: a transformer encoder between linear layers. WikiText-2: the same over embeddings. Multi30k:
+torch's transformer, 4 + 4 layers. CIFAR-10: torchvision's ResNet-18. IMDB: a bidirectional LSTM.
+All are for their names only.
 """
 
 from __future__ import annotations
@@ -19,9 +21,15 @@ def etth1() -> nn.Module:
 
 def wikitext2() -> nn.Module:
     blocks = nn.TransformerEncoder(
-        nn.TransformerEncoderLayer(4, 2, 8, 0.2, batch_first=True, norm_first=True), 2, enable_nested_tensor=False
+        nn.TransformerEncoderLayer(4, 2, 8, 0.2, batch_first=True, norm_first=True),
+        2,
+        enable_nested_tensor=False,
     )
-    parts = {"token_embedding": nn.Embedding(7, 4), "position_embedding": nn.Embedding(5, 4), "blocks": blocks}
+    parts = {
+        "token_embedding": nn.Embedding(7, 4),
+        "position_embedding": nn.Embedding(5, 4),
+        "blocks": blocks,
+    }
     return _named(**parts, norm=nn.LayerNorm(4), lm_head=nn.Linear(4, 7))
 
 
@@ -43,11 +51,15 @@ def resnet18() -> nn.Module:
 
 def _basic(before: int, width: int) -> nn.Module:
     parts: dict[str, nn.Module] = {
-        "conv1": nn.Conv2d(before, width, 3, bias=False), "bn1": nn.BatchNorm2d(width),
-        "conv2": nn.Conv2d(width, width, 3, bias=False), "bn2": nn.BatchNorm2d(width),
-    }  # fmt: skip
+        "conv1": nn.Conv2d(before, width, 3, bias=False),
+        "bn1": nn.BatchNorm2d(width),
+        "conv2": nn.Conv2d(width, width, 3, bias=False),
+        "bn2": nn.BatchNorm2d(width),
+    }
     if before != width:
-        parts["downsample"] = nn.Sequential(nn.Conv2d(before, width, 1, bias=False), nn.BatchNorm2d(width))
+        parts["downsample"] = nn.Sequential(
+            nn.Conv2d(before, width, 1, bias=False), nn.BatchNorm2d(width)
+        )
     return _named(**parts)
 
 
@@ -60,5 +72,10 @@ def _named(**parts: nn.Module) -> nn.Module:
     return nn.Sequential(OrderedDict(parts))
 
 
-PUBLISHED = {"ETTh1": (etth1, 5), "WikiText-2": (wikitext2, 6), "Multi30k": (multi30k, 16), "CIFAR-10": (resnet18, 4),
-             "IMDB": (imdb, 5)}  # fmt: skip
+PUBLISHED = {
+    "ETTh1": (etth1, 5),
+    "WikiText-2": (wikitext2, 6),
+    "Multi30k": (multi30k, 16),
+    "CIFAR-10": (resnet18, 4),
+    "IMDB": (imdb, 5),
+}

@@ -1,7 +1,9 @@
-"""MetaAdamW written down slowly from the paper and from descriptions of its released code: features, groups, meta-loss.
+"""MetaAdamW written down slowly from the paper and from descriptions of its released code:
+features, groups, meta-loss.
 
-g gradient, m, v moments, p parameter, alpha and beta factors of learning rate and decay, sg logistic sigmoid, Phi the
-network's weights, theta the model's, lambda1 and lambda2 weights of flatness and direction, s the log variances.
+g gradient, m, v moments, p parameter, alpha and beta factors of learning rate and decay, sg
+logistic sigmoid, Phi the network's weights, theta the model's, lambda1 and lambda2 weights of
+flatness and direction, s the log variances.
 """
 
 from __future__ import annotations
@@ -23,9 +25,14 @@ def number_in(name: str) -> int | None:
 
 
 def raw_features(
-    version: str, names: Sequence[str], tensors: Sequence[tuple[Tensor, Tensor, Tensor, Tensor]],
-    groups: Sequence[Sequence[int]], tau: float | None, v_norms: bool, gates: Sequence[float] | None = None,
-) -> Rows:  # fmt: skip
+    version: str,
+    names: Sequence[str],
+    tensors: Sequence[tuple[Tensor, Tensor, Tensor, Tensor]],
+    groups: Sequence[Sequence[int]],
+    tau: float | None,
+    v_norms: bool,
+    gates: Sequence[float] | None = None,
+) -> Rows:
     """As published: a row for each group, of ``tensors`` (g, m, p, v), before any padding."""
     largest = max([number_in(name) or 0 for name in names])
     rows = []
@@ -45,7 +52,15 @@ def raw_features(
             depth.append((number_in(names[i]) or 0) / max(largest, 1))
         columns = [gn, mn, pn, cs] + [vn] * v_norms
         if version == "enhanced":
-            row = [np.mean(gn), np.var(gn), np.mean(mn), np.var(mn), np.mean(gz), np.mean(mz), np.mean(size)]
+            row = [
+                np.mean(gn),
+                np.var(gn),
+                np.mean(mn),
+                np.var(mn),
+                np.mean(gz),
+                np.mean(mz),
+                np.mean(size),
+            ]
             row += [np.mean(bias), np.mean(depth)]
         else:
             row = [np.mean(c) for c in columns]
@@ -54,7 +69,9 @@ def raw_features(
     return _finished(rows, version, tau, gates, eps=1e-8)
 
 
-def _finished(rows: Rows, version: str, tau: float | None, gates: Sequence[float] | None, eps: float) -> Rows:
+def _finished(
+    rows: Rows, version: str, tau: float | None, gates: Sequence[float] | None, eps: float
+) -> Rows:
     factors = None if gates is None else [1 / (1 + math.exp(-raw)) for raw in gates]
     if factors is not None:
         rows = [[f * x for f, x in zip(factors, row)] for row in rows]
@@ -71,11 +88,18 @@ def standardised(rows: Rows, eps: float) -> Rows:
 
 
 def log_features(
-    version: str, names: Sequence[str], tensors: Sequence[tuple[Tensor, Tensor, Tensor, Tensor]],
-    groups: Sequence[Sequence[int]], progress: float | None, v_norms: bool, corrections: Sequence[tuple[float, float]],
-    depths: Sequence[float], gates: Sequence[float] | None = None,
-) -> Rows:  # fmt: skip
-    """The bounded ones: ln(root mean square) / 5 of g, of m_hat, of p and of sqrt(v_hat), and cos(g, m).
+    version: str,
+    names: Sequence[str],
+    tensors: Sequence[tuple[Tensor, Tensor, Tensor, Tensor]],
+    groups: Sequence[Sequence[int]],
+    progress: float | None,
+    v_norms: bool,
+    corrections: Sequence[tuple[float, float]],
+    depths: Sequence[float],
+    gates: Sequence[float] | None = None,
+) -> Rows:
+    """The bounded ones: ln(root mean square) / 5 of g, of m_hat, of p and of sqrt(v_hat), and
+    cos(g, m).
 
     ``corrections``: 1 - beta^t of each tensor; ``depths``: 0 at the first layer, 1 at the last.
     """
@@ -90,13 +114,22 @@ def log_features(
 
             roots = [math.sqrt(float((x * x).mean()) + 1e-14) for x in (g, m)]
             cosine = float((g * m).mean()) / (roots[0] * roots[1])
-            found.append([log_rms(g), log_rms(m / c1), log_rms(p), cosine] + [log_rms((v / c2).sqrt())] * v_norms)
+            found.append(
+                [log_rms(g), log_rms(m / c1), log_rms(p), cosine]
+                + [log_rms((v / c2).sqrt())] * v_norms
+            )
         columns = np.array(found).T
         if version == "enhanced":
             row = [columns[0].mean(), columns[0].var(), columns[1].mean(), columns[1].var()]
-            row += [np.mean([float((tensors[i][k] == 0).double().mean()) for i in group]) for k in (0, 1)]
+            row += [
+                np.mean([float((tensors[i][k] == 0).double().mean()) for i in group])
+                for k in (0, 1)
+            ]
             row += [np.mean([math.log(tensors[i][2].numel() + 1) / 10 for i in group])]
-            row += [np.mean([tensors[i][2].dim() < 2 for i in group]), np.mean([depths[i] for i in group])]
+            row += [
+                np.mean([tensors[i][2].dim() < 2 for i in group]),
+                np.mean([depths[i] for i in group]),
+            ]
         else:
             row = [*columns.mean(1)] + ([*columns.std(1)] if version.endswith("plus") else [])
         rows.append([float(x) for x in row])
@@ -108,11 +141,16 @@ def log_features(
 
 def fine_grained(model: nn.Module) -> list[tuple[str, int, bool]]:
     """The published key of each parameter: layer type, depth bucket, whether it counts as a bias."""
-    owners = {name: model.get_submodule(name.rpartition(".")[0]) for name, _ in model.named_parameters()}
+    owners = {
+        name: model.get_submodule(name.rpartition(".")[0]) for name, _ in model.named_parameters()
+    }
     largest = max([number_in(name) or 0 for name in owners])
     classes = {
-        nn.Linear: "linear", nn.Embedding: "embedding", nn.MultiheadAttention: "attention", nn.LayerNorm: "layernorm",
-    }  # fmt: skip
+        nn.Linear: "linear",
+        nn.Embedding: "embedding",
+        nn.MultiheadAttention: "attention",
+        nn.LayerNorm: "layernorm",
+    }
     keys = []
     for name, p in model.named_parameters():
         low = name.lower()

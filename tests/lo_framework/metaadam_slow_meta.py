@@ -1,5 +1,6 @@
-"""MetaAdamW's meta-loss as one plain function of the network's weights Phi: theta'(Phi) is built with its graph and run
-by ``torch.func.functional_call``; autograd does the rest. No derivative is written by hand, no tensor is moved.
+"""MetaAdamW's meta-loss as one plain function of the network's weights Phi: theta'(Phi) is built
+with its graph and run by ``torch.func.functional_call``; autograd does the rest. No derivative is
+written by hand, no tensor is moved.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ class Meta:
     ``stopped``: quantities under [.], measured once, so that finite differences do not move them.
     """
 
-    def __init__(self, optimizer: MetaAdamW, model: nn.Module, b1: Batch, b2: Batch, valid: Batch) -> None:
+    def __init__(
+        self, optimizer: MetaAdamW, model: nn.Module, b1: Batch, b2: Batch, valid: Batch
+    ) -> None:
         self.optimizer, self.model, self.rules = optimizer, model, optimizer.differences
         self.batches = b1, b2, valid
         self.names = [name for name, _ in model.named_parameters()]
@@ -49,7 +52,9 @@ class Meta:
 
     def gradients(self, theta: Theta, data: Batch, graph: bool) -> list[Tensor]:
         leaves = theta if graph else {name: x.clone().requires_grad_() for name, x in theta.items()}
-        return list(torch.autograd.grad(self.loss(leaves, data), list(leaves.values()), create_graph=graph))
+        return list(
+            torch.autograd.grad(self.loss(leaves, data), list(leaves.values()), create_graph=graph)
+        )
 
     def factors(self, g1: list[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """alpha, beta, lambda1, lambda2 of every group, from the network."""
@@ -62,12 +67,20 @@ class Meta:
         def flat(rows: Any) -> Tensor:
             return torch.cat([rows[i].detach().reshape(-1) for i in in_order])
 
-        moments = {"m": flat([s["exp_avg"] for s in states]), "v": flat([s["exp_avg_sq"] for s in states])}
+        moments = {
+            "m": flat([s["exp_avg"] for s in states]),
+            "v": flat([s["exp_avg_sq"] for s in states]),
+        }
         stats = network.stats(self.plan.layout, flat(self.own), flat(seen), moments)
         ages = stats.new_tensor([t[i] for i in in_order])
-        powers = [stats.new_tensor([self.settings(i)["betas"][k] for i in in_order]).log() * ages for k in range(2)]
+        powers = [
+            stats.new_tensor([self.settings(i)["betas"][k] for i in in_order]).log() * ages
+            for k in range(2)
+        ]
         state = {"step": stats.new_tensor(float(max(t))), "log_power": torch.stack(powers)}
-        made = optimizer.updates + (1 if rules.features_of_fold else 0)  # t_glob of the step looked at
+        made = optimizer.updates + (
+            1 if rules.features_of_fold else 0
+        )  # t_glob of the step looked at
         now = made if rules.network == "published" else optimizer.updates
         total = optimizer.total_steps
         tau = stats.new_tensor(now / total if total else 2 / (1 + math.exp(-now / 1000)) - 1)
@@ -75,8 +88,14 @@ class Meta:
         raw = network.raw(network.encode(tokens))
         config = network.config
         alpha = 1 + config.alpha_range * (torch.sigmoid(raw[0]) - 0.5)
-        beta = 1 + config.beta_range * (torch.sigmoid(raw[1 if config.encoder == "published" else 3]) - 0.5)
-        lambdas = torch.sigmoid(raw[2:4]) if rules.learned_lambdas else torch.full_like(raw[:2], 0.5).detach()
+        beta = 1 + config.beta_range * (
+            torch.sigmoid(raw[1 if config.encoder == "published" else 3]) - 0.5
+        )
+        lambdas = (
+            torch.sigmoid(raw[2:4])
+            if rules.learned_lambdas
+            else torch.full_like(raw[:2], 0.5).detach()
+        )
         return alpha, beta if rules.beta_learns else beta.detach(), lambdas[0], lambdas[1]
 
     def settings(self, i: int) -> dict[str, Any]:
@@ -92,7 +111,11 @@ class Meta:
             if rules.fold:
                 t, m, v = t + 1, b1 * m + (1 - b1) * g1[i], b2 * v + (1 - b2) * g1[i] ** 2
             u = (m / (1 - b1**t)) / ((v / (1 - b2**t)).sqrt() + s["eps"])
-            wd = s["weight_decay"] / (1 - b1**t) if self.optimizer.members.scaled else s["weight_decay"]
+            wd = (
+                s["weight_decay"] / (1 - b1**t)
+                if self.optimizer.members.scaled
+                else s["weight_decay"]
+            )
             theta = self.theta[name]
             moved[name] = theta - s["lr"] * alpha[k] * (u + beta[k] * wd * theta)
         return moved
@@ -106,7 +129,9 @@ class Meta:
         if self.second_order:
             g2 = self.gradients(moved, second, graph=True)
         else:
-            g2 = self.gradients({name: x.detach() for name, x in moved.items()}, second, graph=False)
+            g2 = self.gradients(
+                {name: x.detach() for name, x in moved.items()}, second, graph=False
+            )
         total = torch.zeros((), dtype=torch.float64)
         for k in range(num):
             o1 = torch.cat([g1[i].reshape(-1) for i in range(len(g1)) if self.group[i] == k])
@@ -115,9 +140,14 @@ class Meta:
             if rules.published_terms:
                 total = total + (lambda1[k] * o2.norm() ** 2 - lambda2[k] * cos) / num
             else:
-                total = total + (lambda1[k] * o2.norm() ** 2 / o1.norm() ** 2 + lambda2[k] * (1 - cos)) / num
+                total = (
+                    total
+                    + (lambda1[k] * o2.norm() ** 2 / o1.norm() ** 2 + lambda2[k] * (1 - cos)) / num
+                )
         after = self.loss(moved, valid)
-        before = self.stop("before", self.loss(self.theta, valid) if self.measured else self.before(moved, valid))
+        before = self.stop(
+            "before", self.loss(self.theta, valid) if self.measured else self.before(moved, valid)
+        )
         decrease = after - before if rules.published_terms else after / before
         if rules.gap_ahead:
             gap = (self.loss(moved, second) - self.stop("valid after", after)).abs()
@@ -168,5 +198,7 @@ class Meta:
         total = self.total()[0] + (self.penalty() if with_penalty else 0.0)
         if not total.requires_grad:
             return {name: torch.zeros_like(p) for name, p in own.items()}
-        found = torch.autograd.grad(total, list(own.values()), allow_unused=True, materialize_grads=True)
+        found = torch.autograd.grad(
+            total, list(own.values()), allow_unused=True, materialize_grads=True
+        )
         return dict(zip(own, found))

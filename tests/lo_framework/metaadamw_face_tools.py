@@ -1,4 +1,6 @@
-"""What the tests of MetaAdamW as a torch optimizer share: a small classifier, its batches, and steps on them."""
+"""What the tests of MetaAdamW as a torch optimizer share: a small classifier, its batches, and
+steps on them.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +13,18 @@ from torch import Tensor, nn
 
 from lo_framework.optim import MetaAdamW
 from lo_framework.optim.metaadam.meta_loss import LossFn
-from optimizees.spec import UserError
+from lo_framework.optimizees.spec import UserError
 from tests.lo_framework.face_tools import generator
 from tests.lo_framework.metaopt_tools import snapshot as snapshot
 from tests.lo_framework.metaopt_tools import through_a_file as through_a_file
 
 D = torch.float64
-SMALL = {"width": 8, "heads": 2, "layers": 1, "head_scale": 0.3}  # a head that is not zero: factors are not 1
+SMALL = {
+    "width": 8,
+    "heads": 2,
+    "layers": 1,
+    "head_scale": 0.3,
+}  # a head that is not zero: factors are not 1
 Batch = tuple[Tensor, Tensor]
 
 
@@ -28,8 +35,12 @@ def network(dtype: torch.dtype = D, seed: int = 0) -> nn.Sequential:
 
 
 def noisy_network(dtype: torch.dtype = D) -> nn.Sequential:
-    """With all that a forward pass touches beside parameters: generators, running statistics and their counter."""
-    model = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Tanh(), nn.Dropout(0.4), nn.Linear(6, 3))
+    """With all that a forward pass touches beside parameters: generators, running statistics and
+    their counter.
+    """
+    model = nn.Sequential(
+        nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Tanh(), nn.Dropout(0.4), nn.Linear(6, 3)
+    )
     return started(model, dtype, 0)
 
 
@@ -43,7 +54,9 @@ def started(model: nn.Sequential, dtype: torch.dtype, seed: int) -> nn.Sequentia
 
 def batch(t: int, dtype: torch.dtype = D, rows: int = 12) -> Batch:
     g = generator(100 + t)
-    return torch.randn(rows, 4, generator=g, dtype=D).to(dtype), torch.randint(3, (rows,), generator=g)
+    return torch.randn(rows, 4, generator=g, dtype=D).to(dtype), torch.randint(
+        3, (rows,), generator=g
+    )
 
 
 def loss_of(model: nn.Module) -> LossFn:
@@ -62,7 +75,9 @@ def step(optimizer: torch.optim.Optimizer, model: nn.Module, t: int) -> None:
     optimizer.step()
 
 
-def run(optimizer: torch.optim.Optimizer, model: nn.Module, steps: Sequence[int], meta_every: int = 0) -> None:
+def run(
+    optimizer: torch.optim.Optimizer, model: nn.Module, steps: Sequence[int], meta_every: int = 0
+) -> None:
     """Steps on the batches of those numbers, with a meta step after every ``meta_every``."""
     for t in steps:
         step(optimizer, model, t)

@@ -15,8 +15,9 @@ Found = dict[str, list[Tensor]]
 
 
 def work(rank: int, folder: str, order: str, inside: bool) -> None:
-    """Train on batches of one's own, and write what came of it; ``inside``: `meta_step` runs the model itself, not its
-    wrapper."""
+    """Train on batches of one's own, and write what came of it; ``inside``: `meta_step` runs the
+    model itself, not its wrapper.
+    """
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     try:
@@ -24,7 +25,10 @@ def work(rank: int, folder: str, order: str, inside: bool) -> None:
         model.pop(3)  # without dropout: the generators of the processes are alike
         wrapped = nn.parallel.DistributedDataParallel(model)
         optimizer = tools.make(wrapped.named_parameters(), order=order)
-        loss, found = tools.loss_of(wrapped), Found(weights=[], theta=[], s=[], grads=[], buffers=[])
+        loss, found = (
+            tools.loss_of(wrapped),
+            Found(weights=[], theta=[], s=[], grads=[], buffers=[]),
+        )
         for t in range(6):
             optimizer.zero_grad()
             loss(tools.batch(2 * t + rank)).backward()
@@ -38,9 +42,19 @@ def work(rank: int, folder: str, order: str, inside: bool) -> None:
 
 
 def one_meta_step(optimizer: MetaAdamW, model: nn.Module, t: int, rank: int, found: Found) -> None:
-    before = tools.flat(model.buffers()), tools.flat(p.grad for p in model.parameters()), tools.weights(model)
-    optimizer.meta_step(tools.loss_of(model), *(tools.batch(500 + 10 * t + 2 * k + rank) for k in range(3)))
-    after = tools.flat(model.buffers()), tools.flat(p.grad for p in model.parameters()), tools.weights(model)
+    before = (
+        tools.flat(model.buffers()),
+        tools.flat(p.grad for p in model.parameters()),
+        tools.weights(model),
+    )
+    optimizer.meta_step(
+        tools.loss_of(model), *(tools.batch(500 + 10 * t + 2 * k + rank) for k in range(3))
+    )
+    after = (
+        tools.flat(model.buffers()),
+        tools.flat(p.grad for p in model.parameters()),
+        tools.weights(model),
+    )
     assert all(torch.equal(x, y) for x, y in zip(before, after))
     assert optimizer.weighting is not None
     found["buffers"].append(after[0])

@@ -1,8 +1,10 @@
-"""MetaOptimize written down slowly in the paper's notation, and its traces by brute force. Nothing is shared with the
-code under test: one flat vector, one formula a line, autograd for every derivative.
+"""MetaOptimize written down slowly in the paper's notation, and its traces by brute force. Nothing
+is shared with the code under test: one flat vector, one formula a line, autograd for every
+derivative.
 
-w weights, g gradient, alpha = exp(beta), h trace, z meta-gradient, eta meta step size, kappa weight decay, rho and lam
-decays of the moments, c Lion's mixture; x~ = (m, v), y = (beta, mb, vb); barred quantities end in b.
+w weights, g gradient, alpha = exp(beta), h trace, z meta-gradient, eta meta step size, kappa weight
+decay, rho and lam decays of the moments, c Lion's mixture; x~ = (m, v), y = (beta, mb, vb); barred
+quantities end in b.
 """
 
 from __future__ import annotations
@@ -14,8 +16,20 @@ import torch
 from torch import Tensor
 
 D = torch.float64
-BASE_BETAS = {"sgd": (), "sgdm": (0.9,), "rmsprop": (0.999,), "adamw": (0.9, 0.999), "lion": (0.9, 0.99)}
-META_BETAS = {"fixed": (), "sgd": (), "rmsprop": (0.999,), "adam": (0.9, 0.999), "lion": (0.9, 0.99)}
+BASE_BETAS = {
+    "sgd": (),
+    "sgdm": (0.9,),
+    "rmsprop": (0.999,),
+    "adamw": (0.9, 0.999),
+    "lion": (0.9, 0.99),
+}
+META_BETAS = {
+    "fixed": (),
+    "sgd": (),
+    "rmsprop": (0.999,),
+    "adam": (0.9, 0.999),
+    "lion": (0.9, 0.99),
+}
 BASES, METAS = list(BASE_BETAS), list(META_BETAS)
 Loss = Callable[[int, Tensor], Tensor]
 
@@ -54,7 +68,9 @@ def base_rule(base: str, g: Tensor, m: Tensor, v: Tensor, t: int) -> tuple[Tenso
     return u, rho * m + (1 - rho) * g, v
 
 
-def meta_rule(meta: str, beta: Any, mb: Any, vb: Any, z: Any, eta: float, t: int) -> tuple[Any, Any, Any]:
+def meta_rule(
+    meta: str, beta: Any, mb: Any, vb: Any, z: Any, eta: float, t: int
+) -> tuple[Any, Any, Any]:
     """beta, mb, vb after the meta step t (from 1)."""
     if meta == "fixed":
         return beta, mb, vb
@@ -68,7 +84,11 @@ def meta_rule(meta: str, beta: Any, mb: Any, vb: Any, z: Any, eta: float, t: int
         rho, lam = META_BETAS[meta]
         mb = rho * mb + (1 - rho) * z
         vb = lam * vb + (1 - lam) * z**2
-        return beta - eta * (mb / (1 - rho**t)) / (torch.sqrt(vb / (1 - lam**t) + 1e-30) + 1e-15), mb, vb
+        return (
+            beta - eta * (mb / (1 - rho**t)) / (torch.sqrt(vb / (1 - lam**t) + 1e-30) + 1e-15),
+            mb,
+            vb,
+        )
     c, rho = META_BETAS[meta]
     beta = beta - eta * torch.sign(c * mb + (1 - c) * z)
     return beta, rho * mb + (1 - rho) * z, vb
@@ -78,7 +98,15 @@ class Slow:
     """The Hessian-free algorithm. ``block``: the block of each element of w."""
 
     def __init__(
-        self, base: str, meta: str, w: Tensor, block: Tensor, alpha0: float, eta: float, gamma: float, kappa: float
+        self,
+        base: str,
+        meta: str,
+        w: Tensor,
+        block: Tensor,
+        alpha0: float,
+        eta: float,
+        gamma: float,
+        kappa: float,
     ) -> None:
         self.base, self.meta, self.block = base, meta, block
         self.eta, self.gamma, self.kappa = eta, gamma, kappa
@@ -96,7 +124,9 @@ class Slow:
         dw = -alpha * (u + self.kappa * self.w)
         self.h = self.gamma * (1 - self.kappa * alpha) * self.h + dw
         self.w = self.w + dw
-        self.beta, self.mb, self.vb = meta_rule(self.meta, self.beta, self.mb, self.vb, z, self.eta, self.t)
+        self.beta, self.mb, self.vb = meta_rule(
+            self.meta, self.beta, self.mb, self.vb, z, self.eta, self.t
+        )
 
 
 def derivative(outputs: Tensor, inputs: Sequence[Tensor]) -> list[Tensor]:
@@ -109,11 +139,19 @@ def derivative(outputs: Tensor, inputs: Sequence[Tensor]) -> list[Tensor]:
 
 
 def trace_of_given_betas(
-    base: str, loss: Loss, w0: Tensor, betas: Sequence[Tensor], block: Tensor, shifts: Tensor, gamma: float,
-    kappa: float, *, detach: bool,
-) -> Tensor:  # fmt: skip
-    """sum over s < T of gamma^(T-1-s) d w_T / d beta_s, ``[n, C]``: what "l" is, or, with gradients as constants,
-    Hessian-free. ``shifts [m, C]``: which betas a column moves.
+    base: str,
+    loss: Loss,
+    w0: Tensor,
+    betas: Sequence[Tensor],
+    block: Tensor,
+    shifts: Tensor,
+    gamma: float,
+    kappa: float,
+    *,
+    detach: bool,
+) -> Tensor:
+    """sum over s < T of gamma^(T-1-s) d w_T / d beta_s, ``[n, C]``: what "l" is, or, with gradients
+    as constants, Hessian-free. ``shifts [m, C]``: which betas a column moves.
     """
     eps = [torch.zeros(shifts.shape[1], dtype=D, requires_grad=True) for _ in betas]
     w = w0.clone().requires_grad_()
@@ -132,14 +170,26 @@ def trace_of_given_betas(
 
 
 def trace_with_feedback(
-    base: str, meta: str, loss: Loss, w0: Tensor, beta0: Tensor, traces: Sequence[Tensor], block: Tensor,
-    shifts: Tensor, eta: float, gamma: float, kappa: float, *, injections: Sequence[float] | None = None,
-) -> tuple[Tensor, Tensor, Tensor | None]:  # fmt: skip
-    """X_T ``[n, C]``, Y_T ``[m, C]`` and Q_T of eq. 14 by autograd through weights, base and meta state.
+    base: str,
+    meta: str,
+    loss: Loss,
+    w0: Tensor,
+    beta0: Tensor,
+    traces: Sequence[Tensor],
+    block: Tensor,
+    shifts: Tensor,
+    eta: float,
+    gamma: float,
+    kappa: float,
+    *,
+    injections: Sequence[float] | None = None,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """X_T ``[n, C]``, Y_T ``[m, C]`` and Q_T of eq. 14 by autograd through weights, base and meta
+    state.
 
-    ``traces``: H_t ``[n, C]`` for t < T, constants inside z (2x2). With ``injections`` (cy_t), h is a variable too
-    (3x3, sgd by sgd), and only cy is constant. A shift injected at s stays in beta; the first one counts as the warm
-    start and as the injection at 0 together.
+    ``traces``: H_t ``[n, C]`` for t < T, constants inside z (2x2). With ``injections`` (cy_t), h is
+    a variable too (3x3, sgd by sgd), and only cy is constant. A shift injected at s stays in beta;
+    the first one counts as the warm start and as the injection at 0 together.
     """
     num, columns = len(traces), shifts.shape[1]
     eps = [torch.zeros(columns, dtype=D, requires_grad=True) for _ in range(num)]
@@ -153,7 +203,10 @@ def trace_with_feedback(
         (g,) = torch.autograd.grad(loss(t, w), w, create_graph=True)
         if injections is not None:
             z = (h @ g)[None]
-            ch = torch.autograd.functional.hessian(lambda x, t=t: loss(t, x), w, create_graph=True) @ h
+            ch = (
+                torch.autograd.functional.hessian(lambda x, t=t: loss(t, x), w, create_graph=True)
+                @ h
+            )
             h = gamma * (h - alpha * (ch + kappa * h)) - injections[t] * alpha * (g + kappa * w)
         elif columns == 1:
             products = traces[t][:, 0] * g

@@ -1,4 +1,6 @@
-"""What the tests of MetaOptimize share: parameters of several shapes, and runs on given losses or gradients."""
+"""What the tests of MetaOptimize share: parameters of several shapes, and runs on given losses or
+gradients.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ SHAPES = [(3, 2), (3,), (), (2, 2, 2)]
 NAMES = ["body.weight", "body.bias", "scale", "head.weight"]
 
 
-def parameters(seed: int = 0, shapes: Sequence[tuple[int, ...]] = SHAPES, dtype: torch.dtype = D) -> list[nn.Parameter]:
+def parameters(
+    seed: int = 0, shapes: Sequence[tuple[int, ...]] = SHAPES, dtype: torch.dtype = D
+) -> list[nn.Parameter]:
     g = torch.Generator().manual_seed(seed)
     return [nn.Parameter(torch.randn(shape, generator=g, dtype=D).to(dtype)) for shape in shapes]
 
@@ -32,7 +36,9 @@ def flat(tensors: Sequence[Tensor]) -> Tensor:
 def held(optimizer: MetaOptimize, params: Sequence[nn.Parameter], name: str = "h") -> Tensor:
     """State of all parameters: ``[n]``, or ``[C, n]`` of an exact trace."""
     lead = [optimizer.state[p][name] for p in params]
-    return torch.cat([x.reshape(*x.shape[: x.dim() - p.dim()], -1) for x, p in zip(lead, params)], -1).clone()
+    return torch.cat(
+        [x.reshape(*x.shape[: x.dim() - p.dim()], -1) for x, p in zip(lead, params)], -1
+    ).clone()
 
 
 def beta_of(optimizer: MetaOptimize) -> Tensor:
@@ -40,10 +46,14 @@ def beta_of(optimizer: MetaOptimize) -> Tensor:
 
 
 def give_grads(params: Sequence[nn.Parameter], t: int, skip: Sequence[int] = ()) -> None:
-    """The gradients of step ``t``, whatever the parameters are; alike from step to step, so that step sizes move."""
+    """The gradients of step ``t``, whatever the parameters are; alike from step to step, so that
+    step sizes move.
+    """
     g, fixed = torch.Generator().manual_seed(1000 + t), torch.Generator().manual_seed(7)
     for i, p in enumerate(params):
-        grad = torch.randn(p.shape, generator=g, dtype=D) + torch.randn(p.shape, generator=fixed, dtype=D)
+        grad = torch.randn(p.shape, generator=g, dtype=D) + torch.randn(
+            p.shape, generator=fixed, dtype=D
+        )
         p.grad = None if i in skip else (grad * 10.0 ** -(i % 3)).to(p.dtype)
 
 
@@ -80,7 +90,9 @@ def on_losses(optimizer: MetaOptimize, params: Sequence[nn.Parameter], loss: Los
 
 def make(params: Any, *args: Any, **kwargs: Any) -> MetaOptimize:
     """With step sizes large enough to see, and no bounds unless asked for."""
-    return MetaOptimize(params, *args, **{"alpha0": 0.02, "meta_lr": 0.05, "beta_bounds": None, **kwargs})
+    return MetaOptimize(
+        params, *args, **{"alpha0": 0.02, "meta_lr": 0.05, "beta_bounds": None, **kwargs}
+    )
 
 
 NAMED = {"head": "head", "rest": None}

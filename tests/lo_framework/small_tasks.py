@@ -17,14 +17,15 @@ from lo_framework.inner.step import Carry, Draw
 from lo_framework.layout import Layout
 from lo_framework.learned import LearnedOptimizer, make_learned
 from lo_framework.learned.base import State, Theta
-from optimizees.task import Batch, Buffers, Params, Task, soft_cap
+from lo_framework.optimizees.task import Batch, Buffers, Params, Task, soft_cap
 
 ALL_KINDS = ["hyper-adamw", "attention", "attention-mlp", "mlp", "mlp:features=39", "lstm"]
 NAN_LOSS, INF_LOSS, NAN_GRADIENT, NAN_CURVATURE = 1.0, 2.0, 3.0, 4.0
 
 
 class TinyNet(Task):
-    """tanh(3 -> 4) -> 2 classes on 24 fixed rows, with a parameter that the loss ignores and BatchNorm-like buffers.
+    """tanh(3 -> 4) -> 2 classes on 24 fixed rows, with a parameter that the loss ignores and
+    BatchNorm-like buffers.
 
     Buffer ``sick`` (0-d) chooses an illness of one task: see the constants above.
     """
@@ -37,13 +38,23 @@ class TinyNet(Task):
         self.data = (x, (x[:, 0] * x[:, 1] > 0).long())
 
     def init(self, generator: torch.Generator) -> tuple[Params, Buffers]:
-        shapes = {"0.weight": (4, 3), "0.bias": (4,), "idle": (2, 2), "2.weight": (2, 4), "2.bias": (2,)}
+        shapes = {
+            "0.weight": (4, 3),
+            "0.bias": (4,),
+            "idle": (2, 2),
+            "2.weight": (2, 4),
+            "2.bias": (2,),
+        }
         params = {
             name: 0.7 * torch.randn(shape, generator=generator, dtype=torch.float64).to(self.dtype)
             for name, shape in shapes.items()
         }
         zero = torch.zeros((), dtype=self.dtype)
-        return params, {"sick": zero, "bn.mean": zero.clone(), "bn.count": torch.zeros((), dtype=torch.int64)}
+        return params, {
+            "sick": zero,
+            "bn.mean": zero.clone(),
+            "bn.count": torch.zeros((), dtype=torch.int64),
+        }
 
     def batch(self, split: str, generator: torch.Generator, lead: tuple[int, ...] = ()) -> Batch:
         low, high = {"train": (0, 14), "valid": (14, 19), "test": (19, 24)}[split]
@@ -54,11 +65,17 @@ class TinyNet(Task):
         low, high = {"train": (0, 14), "valid": (14, 19), "test": (19, 24)}[split]
         return tuple(x[low:high] for x in self.data)
 
-    def loss(self, params: Params, buffers: Buffers, batch: Batch, noise: Tensor) -> tuple[Tensor, Buffers]:
+    def loss(
+        self, params: Params, buffers: Buffers, batch: Batch, noise: Tensor
+    ) -> tuple[Tensor, Buffers]:
         hidden = torch.tanh(F.linear(batch[0], params["0.weight"], params["0.bias"]))
         loss = F.cross_entropy(F.linear(hidden, params["2.weight"], params["2.bias"]), batch[1])
         sick, zero = buffers["sick"], 0 * params["0.bias"].sum()
-        loss = loss + torch.where(sick == NAN_LOSS, torch.nan, 0.0) + torch.where(sick == INF_LOSS, torch.inf, 0.0)
+        loss = (
+            loss
+            + torch.where(sick == NAN_LOSS, torch.nan, 0.0)
+            + torch.where(sick == INF_LOSS, torch.inf, 0.0)
+        )
         loss = loss + torch.sqrt(torch.where(sick == NAN_GRADIENT, zero, 1.0)) - 1
         loss = loss + torch.where(sick == NAN_CURVATURE, zero, 1.0).abs() ** 1.5 - 1
         mean = 0.9 * buffers["bn.mean"] + 0.1 * hidden.mean()
@@ -73,9 +90,13 @@ class TinyNet(Task):
 
 
 class Quadratic(Task):
-    """1/2 sum c p^2 without any randomness: starts at p = 1, a batch is the curvatures c, normalised by 1."""
+    """1/2 sum c p^2 without any randomness: starts at p = 1, a batch is the curvatures c,
+    normalised by 1.
+    """
 
-    def __init__(self, curvature: tuple[float, ...] = (1.0, 6.0), dtype: torch.dtype = torch.float64) -> None:
+    def __init__(
+        self, curvature: tuple[float, ...] = (1.0, 6.0), dtype: torch.dtype = torch.float64
+    ) -> None:
         super().__init__(name="quadratic", batch_size=1)
         self.curvature = torch.tensor(curvature, dtype=dtype)
 
@@ -91,7 +112,9 @@ class Quadratic(Task):
     def metrics(self, params: Params, buffers: Buffers, batch: Batch) -> dict[str, Tensor]:
         return {"loss": self.loss(params, buffers, batch, torch.zeros((), dtype=torch.int64))[0]}
 
-    def loss(self, params: Params, buffers: Buffers, batch: Batch, noise: Tensor) -> tuple[Tensor, Buffers]:
+    def loss(
+        self, params: Params, buffers: Buffers, batch: Batch, noise: Tensor
+    ) -> tuple[Tensor, Buffers]:
         return 0.5 * (batch[0] * params["p"] ** 2).sum(), buffers
 
     def normalize(self, loss: Tensor) -> Tensor:
@@ -104,7 +127,9 @@ class PlainSGDConfig:
 
 
 class PlainSGD(LearnedOptimizer):
-    """p <- p - exp(log_lr) g; with ``reads_loss`` the step is also multiplied by the loss it is told."""
+    """p <- p - exp(log_lr) g; with ``reads_loss`` the step is also multiplied by the loss it is
+    told.
+    """
 
     kind = "test-sgd"
     Config = PlainSGDConfig
@@ -137,7 +162,9 @@ class PlainSGD(LearnedOptimizer):
 
 
 def doubled(kind: str, spread: float = 0.05, seed: int = 5, **values: Any) -> LearnedOptimizer:
-    """A float64 learned optimizer, off its start by normal noise of size ``spread``, so that no head is zero."""
+    """A float64 learned optimizer, off its start by normal noise of size ``spread``, so that no
+    head is zero.
+    """
     learned = make_learned(kind, **values).double()
     g = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -163,7 +190,9 @@ def copied(state: UnrollState) -> UnrollState:
 
 def with_buffer(state: UnrollState, name: str, values: Tensor) -> UnrollState:
     carry = state.carry
-    return replace(state, carry=carry._replace(buffers={**carry.buffers, name: values.to(carry.buffers[name])}))
+    return replace(
+        state, carry=carry._replace(buffers={**carry.buffers, name: values.to(carry.buffers[name])})
+    )
 
 
 def slope(f: Callable[[Theta], Tensor], theta: Theta, direction: Theta, h: float = 1e-5) -> float:
@@ -173,7 +202,9 @@ def slope(f: Callable[[Theta], Tensor], theta: Theta, direction: Theta, h: float
 
 
 def directions(theta: Theta, seed: int = 3) -> list[tuple[str, Theta]]:
-    """One random direction within each meta-parameter tensor, named by it, and one through all of them."""
+    """One random direction within each meta-parameter tensor, named by it, and one through all of
+    them.
+    """
     g = torch.Generator().manual_seed(seed)
     noise = {n: torch.randn(x.shape, generator=g, dtype=torch.float64) for n, x in theta.items()}
     zeros = {n: torch.zeros_like(x) for n, x in theta.items()}
@@ -191,5 +222,7 @@ def draw_row(draw: Draw, k: int) -> Draw:
 
 
 def carry_row(carry: Carry, k: int) -> Carry:
-    buffers, state = ({n: x[k : k + 1] for n, x in group.items()} for group in (carry.buffers, carry.state))
+    buffers, state = (
+        {n: x[k : k + 1] for n, x in group.items()} for group in (carry.buffers, carry.state)
+    )
     return Carry(carry.params[k : k + 1], buffers, state, carry.alive[k : k + 1], {})

@@ -1,4 +1,6 @@
-"""Absorbed regularizers: what the estimators return against the same unroll written out (`absorption_tools`)."""
+"""Absorbed regularizers: what the estimators return against the same unroll written out
+(`absorption_tools`).
+"""
 
 from __future__ import annotations
 
@@ -14,9 +16,9 @@ from lo_framework.estimators import make_estimator
 from lo_framework.inner.step import Family
 from lo_framework.landscape import FunctionalLandscape
 from lo_framework.objectives import make_objective
+from lo_framework.optimizees.spec import UserError
 from lo_framework.regularization import make_regularizer
-from optimizees.spec import UserError
-from regularizers.base import Point
+from lo_framework.regularizers.base import Point
 from tests.lo_framework.absorption_tools import (
     LEARNED,
     LENGTH,
@@ -55,7 +57,9 @@ VALUES: dict[str, tuple[str, Callable[..., Tensor]]] = {
 @pytest.mark.parametrize("batch", ["own", "independent"])
 @pytest.mark.parametrize("name", VALUES)
 @pytest.mark.parametrize("objective", ["valid", "train"])
-def test_meta_gradient_is_that_of_the_detached_regularized_loss(name: str, batch: str, objective: str) -> None:
+def test_meta_gradient_is_that_of_the_detached_regularized_loss(
+    name: str, batch: str, objective: str
+) -> None:
     spec, value = VALUES[name]
     estimator = estimator_of(spec, f"batch={batch}", objective=objective)
     state = begun(estimator)
@@ -78,7 +82,9 @@ def test_schedules_and_strength(options: str, when: str, strength: float, spec: 
     estimator = estimator_of("sam:rho=0.1", options, spec)
     state = begun(estimator)
     found, _ = estimator.estimate(LEARNED.theta(), copied(state))
-    assert_equal(found.grad, reference(estimator, state, lambda f, p: sam(f, p, 0.1), when, strength))
+    assert_equal(
+        found.grad, reference(estimator, state, lambda f, p: sam(f, p, 0.1), when, strength)
+    )
 
 
 def test_attached_goes_through_the_perturbation_too() -> None:
@@ -88,12 +94,16 @@ def test_attached_goes_through_the_perturbation_too() -> None:
         estimator = estimator_of("sam:rho=0.3", f"attached={attached}")
         grads[attached] = estimator.estimate(LEARNED.theta(), copied(state))[0].grad
     estimator = estimator_of("sam:rho=0.3")
-    assert_equal(grads["true"], reference(estimator, state, lambda f, p: sam(f, p, 0.3, attached=True)))
+    assert_equal(
+        grads["true"], reference(estimator, state, lambda f, p: sam(f, p, 0.3, attached=True))
+    )
     gap = max(float((grads["true"][n] - grads["false"][n]).abs().max()) for n in LEARNED.theta())
     assert gap > 1e-5
 
 
-@pytest.mark.parametrize("regularizer", ["gsam:rho=0.1,alpha=0.4,space=params", "gam:exact=false,rho=0.1", "fsam"])
+@pytest.mark.parametrize(
+    "regularizer", ["gsam:rho=0.1,alpha=0.4,space=params", "gam:exact=false,rho=0.1", "fsam"]
+)
 def test_a_field_without_a_value_is_pulled_back_step_by_step(regularizer: str) -> None:
     """sum_t J_t^T G_t, accumulated explicitly; the regularizer's own state goes from step to step."""
     estimator = estimator_of(regularizer)
@@ -116,7 +126,9 @@ def test_a_field_without_a_value_is_pulled_back_step_by_step(regularizer: str) -
         for k in range(NUM):
             p, f = loss_at(moment, k, False)
             pull(moment.score[k], moment.live[k])
-            landscape = FunctionalLandscape(lambda q, b, n, f=f: f(q["params"]), (), torch.tensor(0))
+            landscape = FunctionalLandscape(
+                lambda q, b, n, f=f: f(q["params"]), (), torch.tensor(0)
+            )
             at = {"params": p.detach()}
             loss, grad = landscape.gradient(at)
             step = rule.correction(landscape, Point(at, loss, grad), memory[k])
@@ -129,8 +141,12 @@ def test_a_field_without_a_value_is_pulled_back_step_by_step(regularizer: str) -
 
 
 def test_gsam_in_meta_space_keeps_its_promise() -> None:
-    """Along the orthogonal part the perturbed objective stands still and the gap falls, by finite differences."""
-    estimator = estimator_of("gsam:rho=0.2,alpha=0.7", "attached=true")  # attached: gradients of the very numbers
+    """Along the orthogonal part the perturbed objective stands still and the gap falls, by finite
+    differences.
+    """
+    estimator = estimator_of(
+        "gsam:rho=0.2,alpha=0.7", "attached=true"
+    )  # attached: gradients of the very numbers
     state = begun(estimator)
     found, _ = estimator.estimate(LEARNED.theta(), copied(state))
     assert found.plain is not None
@@ -165,7 +181,9 @@ def test_gsam_in_meta_space_leaves_the_two_gradients_to_the_outer_loop() -> None
         state = begun(both["sam:rho=0.1"])
         split, whole = (e.estimate(LEARNED.theta(), copied(state))[0] for e in both.values())
         assert_equal(split.grad, whole.grad)
-        bare = make_estimator(spec, Family(TASK, LEARNED), make_objective("valid"), once(2 * LENGTH, LENGTH), NUM)
+        bare = make_estimator(
+            spec, Family(TASK, LEARNED), make_objective("valid"), once(2 * LENGTH, LENGTH), NUM
+        )
         assert_equal(split.plain, bare.estimate(LEARNED.theta(), copied(state))[0].grad)
 
 
@@ -184,9 +202,11 @@ def test_a_recorded_step_gives_the_same(engine: str, spec: str, regularizer: str
 
 
 def test_pes_through_the_field_equals_pes_through_the_value() -> None:
-    """Exactly where R is quadratic (the trapezoid rule is), to third order in sigma where the field is R's gradient.
+    """Exactly where R is quadratic (the trapezoid rule is), to third order in sigma where the field
+    is R's gradient.
 
-    SAM's field leaves out how the perturbation turns, which its value does not: there they differ by that.
+    SAM's field leaves out how the perturbation turns, which its value does not: there they differ
+    by that.
     """
     for regularizer, task, learned, tolerance in (
         ("weight_decay:lam=0.3", Quadratic(), PlainSGD(PlainSGDConfig(lr=0.06)), 1e-9),
@@ -196,7 +216,12 @@ def test_pes_through_the_field_equals_pes_through_the_value() -> None:
         grads = []
         for through in ("value", "field"):
             estimator = estimator_of(
-                regularizer, f"through={through},strength=4", "pes:sigma=0.002", task=task, learned=learned, num=6
+                regularizer,
+                f"through={through},strength=4",
+                "pes:sigma=0.002",
+                task=task,
+                learned=learned,
+                num=6,
             )
             theta = learned.theta()
             state = in_step(estimator.init_state(theta, torch.Generator().manual_seed(1)))
@@ -207,7 +232,9 @@ def test_pes_through_the_field_equals_pes_through_the_value() -> None:
 
 
 def test_field_pes_is_unbiased_on_a_case_with_a_known_answer() -> None:
-    """SGD with step exp(theta) on a quadratic with weight decay in the objective: the smoothed slope by quadrature."""
+    """SGD with step exp(theta) on a quadratic with weight decay in the objective: the smoothed
+    slope by quadrature.
+    """
     lr, sigma, steps, lam, pairs = 0.06, 0.15, 4, 0.5, 600
     task, learned = Quadratic(), PlainSGD(PlainSGDConfig(lr=lr))
     nodes, weights = (torch.tensor(x) for x in np.polynomial.hermite.hermgauss(20))
@@ -220,9 +247,14 @@ def test_field_pes_is_unbiased_on_a_case_with_a_known_answer() -> None:
         total = total + (weights * 0.5 * (task.curvature * p**2).sum(1)).sum() / torch.pi**0.5
     (expected,) = torch.autograd.grad(total / steps, shift)
     estimator = estimator_of(
-        f"weight_decay:lam={lam}", "through=field", f"pes:sigma={sigma}", task=task, learned=learned, num=pairs,
+        f"weight_decay:lam={lam}",
+        "through=field",
+        f"pes:sigma={sigma}",
+        task=task,
+        learned=learned,
+        num=pairs,
         truncation=once(steps),
-    )  # fmt: skip
+    )
     samples = []
     for seed in range(16):
         state = in_step(estimator.init_state(learned.theta(), torch.Generator().manual_seed(seed)))

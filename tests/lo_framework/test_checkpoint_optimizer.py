@@ -14,10 +14,15 @@ from safetensors.torch import load, save
 from lo_framework import checkpoint
 from lo_framework.checkpoint import FEATURE_VERSION, FORMAT_VERSION, load_optimizer, save_optimizer
 from lo_framework.files import sealed
-from optimizees.spec import UserError
+from lo_framework.optimizees.spec import UserError
 
 CONFIG = {"hidden": (8, 4), "head": "exp", "lr": 1e-3, "bias": True, "clip": None}
-SUMMARY = {"meta_loss": 0.25, "tasks": ["mlp/digits", "cnn/digits"], "worst": float("inf"), "note": 'a "quote" é'}
+SUMMARY = {
+    "meta_loss": 0.25,
+    "tasks": ["mlp/digits", "cnn/digits"],
+    "worst": float("inf"),
+    "note": 'a "quote" é',
+}
 
 
 def weights() -> dict[str, torch.Tensor]:
@@ -74,7 +79,13 @@ def test_plain_safetensors_reads_it(path: Path) -> None:
 
 def test_views_gradients_and_shared_memory(tmp_path: Path) -> None:
     base = torch.arange(12.0).reshape(3, 4).requires_grad_()
-    tensors = {"a": base, "b": base.T, "c": base[:, 1], "d": base, "e": torch.tensor([1 + 2j]).conj()}
+    tensors = {
+        "a": base,
+        "b": base.T,
+        "c": base[:, 1],
+        "d": base,
+        "e": torch.tensor([1 + 2j]).conj(),
+    }
     save_optimizer(tmp_path / "x", tensors, kind="k", config={}, summary={})
     loaded = load_optimizer(tmp_path / "x").tensors
     for name, tensor in tensors.items():
@@ -160,7 +171,11 @@ def test_missing_folder_empty_and_strange_files(tmp_path: Path) -> None:
     refused(tmp_path / "none", "there is no file", "expected an optimizer file")
     refused(tmp_path, "is a folder", "expected an optimizer file")
     refused(Path("/dev/null"), "not an ordinary file")
-    for data, word in [(b"", "empty"), (b"PK\x03\x04" * 9, "not a safetensors file"), (b"\x80\x04" * 99, "not a saf")]:
+    for data, word in [
+        (b"", "empty"),
+        (b"PK\x03\x04" * 9, "not a safetensors file"),
+        (b"\x80\x04" * 99, "not a saf"),
+    ]:
         (tmp_path / "f").write_bytes(data)
         refused(tmp_path / "f", word, "expected an optimizer file")
     (tmp_path / "f").write_bytes(save({"a": torch.ones(2)}, {"kind": "mlp"}))
@@ -175,7 +190,9 @@ def test_truncated_says_so(path: Path) -> None:
     refused(path, "truncated")
 
 
-def test_too_large_is_refused_before_it_is_read(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_large_is_refused_before_it_is_read(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(checkpoint, "_MAX_OPTIMIZER_BYTES", 100)
     monkeypatch.setattr(Path, "read_bytes", lambda self: pytest.fail("was read"))
     refused(path, "at most 100 bytes")
@@ -193,12 +210,16 @@ def test_other_versions_and_kinds(path: Path, monkeypatch: pytest.MonkeyPatch) -
     with monkeypatch.context() as patch:
         patch.setattr(sealed, "FORMAT_VERSION", 2)
         refused(path, "format version 1", "reads version 2")
-    save_optimizer(path, weights(), kind="k", config={}, summary={}, feature_version=FEATURE_VERSION + 1)
+    save_optimizer(
+        path, weights(), kind="k", config={}, summary={}, feature_version=FEATURE_VERSION + 1
+    )
     refused(path, f"features of version {FEATURE_VERSION + 1}")
 
 
 def test_resume_state_is_no_optimizer(tmp_path: Path) -> None:
-    refused(checkpoint.save_state(tmp_path, 3, weights(), {}), "'state'", "expected an optimizer file")
+    refused(
+        checkpoint.save_state(tmp_path, 3, weights(), {}), "'state'", "expected an optimizer file"
+    )
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
@@ -208,17 +229,36 @@ def test_non_finite_weights(path: Path, value: float) -> None:
     with pytest.raises(UserError, match='"half" holds NaN or infinite'):
         save_optimizer(path, bad, kind="k", config={}, summary={})
     assert path.read_bytes() == before
-    record = {"content": "optimizer", "kind": "k", "config": {}, "summary": {}, "feature_version": FEATURE_VERSION}
+    record = {
+        "content": "optimizer",
+        "kind": "k",
+        "config": {},
+        "summary": {},
+        "feature_version": FEATURE_VERSION,
+    }
     path.write_bytes(sealed.seal(bad, record))
     refused(path, '"half" holds NaN or infinite')
 
 
 @pytest.mark.parametrize(
-    "change", [{"kind": None}, {"config": []}, {"summary": "x"}, {"feature_version": True}, {"content": "other"}]
+    "change",
+    [
+        {"kind": None},
+        {"config": []},
+        {"summary": "x"},
+        {"feature_version": True},
+        {"content": "other"},
+    ],
 )
 def test_forged_records(path: Path, change: dict) -> None:
     """A right digest over a wrong record."""
-    record = {"content": "optimizer", "kind": "k", "config": {}, "summary": {}, "feature_version": FEATURE_VERSION}
+    record = {
+        "content": "optimizer",
+        "kind": "k",
+        "config": {},
+        "summary": {},
+        "feature_version": FEATURE_VERSION,
+    }
     path.write_bytes(sealed.seal(weights(), {**record, **change}))
     refused(path, "expected an optimizer file")
 
@@ -244,7 +284,11 @@ def test_what_cannot_be_held_is_a_type_error(tensors: dict, record: dict) -> Non
 def test_seal_does_not_care_for_lookalikes(tmp_path: Path) -> None:
     """Names and texts that look like the digest's place, or like a digest, do not move it."""
     mark = sealed._MARK.decode()
-    tensors = {mark: torch.ones(1), sealed._BLANK: torch.ones(1), '"lo_framework":"{\\"sha256': torch.ones(1)}
+    tensors = {
+        mark: torch.ones(1),
+        sealed._BLANK: torch.ones(1),
+        '"lo_framework":"{\\"sha256': torch.ones(1),
+    }
     record = {"content": mark, "a": sealed._BLANK, mark: mark + sealed._BLANK}
     raw = sealed.seal(tensors, record)
     loaded, back = sealed.unseal(raw, "x", "a file")

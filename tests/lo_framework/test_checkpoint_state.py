@@ -1,4 +1,6 @@
-"""Resume states: exact, the last two kept, and a loadable state after a kill at any moment or a full disk."""
+"""Resume states: exact, the last two kept, and a loadable state after a kill at any moment or a
+full disk.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +17,15 @@ import pytest
 import torch
 
 from lo_framework.checkpoint import ResumeState, load_latest_state, save_state
-from optimizees.spec import UserError
+from lo_framework.optimizees.spec import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
-META = {"worst": float("-inf"), "history": [0.1, 0.2 + 1e-17], "shape": (2, 3), "nested": {"best": None, "ok": True}}
+META = {
+    "worst": float("-inf"),
+    "history": [0.1, 0.2 + 1e-17],
+    "shape": (2, 3),
+    "nested": {"best": None, "ok": True},
+}
 
 
 def tensors(step: int = 0) -> dict[str, torch.Tensor]:
@@ -55,7 +62,9 @@ def test_round_trip(tmp_path: Path) -> None:
     assert back.keys() == tensors().keys()
     for name, tensor in tensors().items():
         assert back[name].dtype == tensor.dtype and back[name].shape == tensor.shape
-        assert back[name].is_contiguous() and torch.equal(back[name].nan_to_num(), tensor.nan_to_num())
+        assert back[name].is_contiguous() and torch.equal(
+            back[name].nan_to_num(), tensor.nan_to_num()
+        )
     g = torch.Generator()
     g.set_state(back["rng"])
     assert torch.equal(torch.rand(3, generator=g), torch.rand(3, generator=_generator_after(0)))
@@ -71,7 +80,11 @@ def test_keeps_the_last_two_and_drops_a_replaced_future(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text("kept")
     for step in (0, 9, 10, 11):
         save_state(tmp_path, step, tensors(step), {})
-    assert names(tmp_path) == ["metrics.jsonl", "state-0000000010.safetensors", "state-0000000011.safetensors"]
+    assert names(tmp_path) == [
+        "metrics.jsonl",
+        "state-0000000010.safetensors",
+        "state-0000000011.safetensors",
+    ]
     save_state(tmp_path, 10, tensors(), {})
     save_state(tmp_path, 10, tensors(), {"again": True})
     assert names(tmp_path) == ["metrics.jsonl", "state-0000000010.safetensors"]
@@ -79,7 +92,9 @@ def test_keeps_the_last_two_and_drops_a_replaced_future(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "empty", "renamed", "folder"])
-def test_damaged_newest_falls_back_with_a_warning(tmp_path: Path, damage: str, capfd: pytest.CaptureFixture) -> None:
+def test_damaged_newest_falls_back_with_a_warning(
+    tmp_path: Path, damage: str, capfd: pytest.CaptureFixture
+) -> None:
     save_state(tmp_path, 1, tensors(1), {"n": 1})
     newest = save_state(tmp_path, 2, tensors(2), {"n": 2})
     raw = newest.read_bytes()
@@ -169,7 +184,9 @@ KILL_LOOP = """
 """
 
 
-def run(script: str, *args: str | Path, prefix: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+def run(
+    script: str, *args: str | Path, prefix: tuple[str, ...] = ()
+) -> subprocess.CompletedProcess[str]:
     """Run `script` in a fresh Python with the repository importable."""
     command = [*prefix, sys.executable, "-c", textwrap.dedent(script), *map(str, args)]
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -186,7 +203,7 @@ FULL = """
     import os, sys
     import torch
     from lo_framework.checkpoint import load_latest_state, save_state
-    from optimizees.spec import UserError
+    from lo_framework.optimizees.spec import UserError
     folder = sys.argv[1]
     save_state(folder, 1, {"w": torch.ones(1000)}, {})
     save_state(folder, 2, {"w": torch.ones(1000)}, {})
@@ -202,15 +219,22 @@ FULL = """
 
 
 def test_file_size_limit_while_saving(tmp_path: Path) -> None:
-    """A real refusal by the system in the middle of a write; Python ignores SIGXFSZ, so the write raises EFBIG."""
+    """A real refusal by the system in the middle of a write; Python ignores SIGXFSZ, so the write
+    raises EFBIG.
+    """
     limit = f"    import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, {resource.RLIM_INFINITY}))\n"
     done = run(limit + FULL, tmp_path)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("\n") == 1 and "File too large; what was there before is unchanged" in done.stdout
+    assert (
+        done.stdout.count("\n") == 1
+        and "File too large; what was there before is unchanged" in done.stdout
+    )
 
 
 def test_full_disk_while_saving(tmp_path: Path) -> None:
-    """A real full disk: a tmpfs of 256 kB in a mount namespace of its own, where the system allows one."""
+    """A real full disk: a tmpfs of 256 kB in a mount namespace of its own, where the system allows
+    one.
+    """
     shell = 'mount -t tmpfs -o size=256k tmpfs "$0" && exec "$@"'
     prefix = ("unshare", "--mount", "sh", "-c", shell, str(tmp_path))
     try:
@@ -245,7 +269,9 @@ def test_interrupted_by_the_person(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(os, "fsync", interrupt)
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job is born ignoring it
+    before = signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # a background job is born ignoring it
     try:
         with pytest.raises(KeyboardInterrupt):
             save_state(tmp_path, 2, tensors(), {})

@@ -53,7 +53,9 @@ def test_meta_loss_falls_on_a_quadratic(spec: str, kind: str) -> None:
     learned = make_learned(f"{kind}:lr=0.02")
     family = Family(Quadratic((1.0, 6.0, 0.3), dtype=torch.float32), learned)
     truncation = once(8, 4) if spec == "pes" else once(8)
-    estimator = make_estimator(spec, family, make_objective("valid"), truncation, 2 if "tbptt" in spec else 24)
+    estimator = make_estimator(
+        spec, family, make_objective("valid"), truncation, 2 if "tbptt" in spec else 24
+    )
     state = in_step(estimator.init_state(learned.theta(), torch.Generator().manual_seed(0)))
     outer, curve = torch.optim.Adam(learned.parameters(), lr=0.004), []
     for _ in range(20):

@@ -26,7 +26,12 @@ def assert_same(a: UnrollState, b: UnrollState) -> None:
 def test_resumed_run_repeats_the_uninterrupted_one(spec: str) -> None:
     learned = make_learned("attention-mlp:width=4,heads=2,hidden=4")
     family = Family(TinyNet(torch.float32), learned)
-    arguments = (family, make_objective("valid:train=0.5"), Truncation(unroll_length=4, episode=(6, 11)), 3)
+    arguments = (
+        family,
+        make_objective("valid:train=0.5"),
+        Truncation(unroll_length=4, episode=(6, 11)),
+        3,
+    )
     estimator, theta = make_estimator(spec, *arguments), learned.theta()
     state = estimator.init_state(theta, torch.Generator().manual_seed(0))
     for killed_after in range(2):
@@ -45,14 +50,27 @@ def test_resumed_run_repeats_the_uninterrupted_one(spec: str) -> None:
 
 def test_names_and_independence() -> None:
     family = Family(TinyNet(), make_learned("hyper-adamw").double())
-    estimator = make_estimator("pes", family, make_objective("valid"), Truncation(unroll_length=2, episode=(6, 6)), 2)
+    estimator = make_estimator(
+        "pes", family, make_objective("valid"), Truncation(unroll_length=2, episode=(6, 6)), 2
+    )
     state = estimator.init_state(family.learned.theta(), torch.Generator().manual_seed(0))
     tensors = state_to_tensors(state)
     assert set(tensors) == {
-        "params", "alive", "generator", "t", "horizon", "stop", "extra.xi",
-        "buffers.sick", "buffers.bn.mean", "buffers.bn.count",
-        "state.step", "state.log_power", "state.m", "state.v",
-    }  # fmt: skip
+        "params",
+        "alive",
+        "generator",
+        "t",
+        "horizon",
+        "stop",
+        "extra.xi",
+        "buffers.sick",
+        "buffers.bn.mean",
+        "buffers.bn.count",
+        "state.step",
+        "state.log_power",
+        "state.m",
+        "state.v",
+    }
     assert all(x.is_contiguous() and x.device.type == "cpu" for x in tensors.values())
     addresses = [x.data_ptr() for x in tensors.values()]
     assert len(set(addresses)) == len(addresses)
@@ -60,14 +78,18 @@ def test_names_and_independence() -> None:
     loaded = state_from_tensors(tensors)
     estimator.estimate(family.learned.theta(), loaded)
     estimator.estimate(family.learned.theta(), state)
-    assert all(torch.equal(x, before[n]) for n, x in tensors.items())  # neither state writes into what was saved
+    assert all(
+        torch.equal(x, before[n]) for n, x in tensors.items()
+    )  # neither state writes into what was saved
     assert set(loaded.carry.buffers) == {"sick", "bn.mean", "bn.count"}
 
 
 def test_a_missing_tensor_is_named() -> None:
     family = Family(TinyNet(), make_learned("hyper-adamw").double())
     estimator = make_estimator("es", family, make_objective("valid"), Truncation(), 1)
-    tensors = state_to_tensors(estimator.init_state(family.learned.theta(), torch.Generator().manual_seed(0)))
+    tensors = state_to_tensors(
+        estimator.init_state(family.learned.theta(), torch.Generator().manual_seed(0))
+    )
     del tensors["horizon"]
     with pytest.raises(KeyError, match="horizon"):
         state_from_tensors(tensors)

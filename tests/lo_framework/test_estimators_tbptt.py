@@ -1,4 +1,6 @@
-"""TBPTT's meta-gradients against finite differences, segments against none, and what it does with ill tasks."""
+"""TBPTT's meta-gradients against finite differences, segments against none, and what it does with
+ill tasks.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +18,8 @@ from lo_framework.estimators.truncation import UnrollState
 from lo_framework.inner.step import Family, Losses, tile_theta
 from lo_framework.learned.base import Theta
 from lo_framework.objectives import Objective, make_objective
+from lo_framework.optimizees.spec import UserError
 from lo_framework.protocols import Batch, Buffers
-from optimizees.spec import UserError
 from tests.lo_framework.small_tasks import (
     ALL_KINDS,
     INF_LOSS,
@@ -40,7 +42,11 @@ from tests.lo_framework.small_tasks import (
     with_buffer,
 )
 
-SMALL = {"attention": "width=4,heads=2", "attention-mlp": "width=4,heads=2,hidden=3,context=2", "mlp": "hidden=3"}
+SMALL = {
+    "attention": "width=4,heads=2",
+    "attention-mlp": "width=4,heads=2,hidden=3,context=2",
+    "mlp": "hidden=3",
+}
 SMALL |= {"mlp:features=39": "hidden=3", "lstm": "hidden=3", "hyper-adamw": "lr=0.02"}
 
 
@@ -51,9 +57,13 @@ def small(kind: str, **values: Any) -> Any:
 def begun(
     spec: str, learned: Any, objective: str, task: Any = None, num: int = 2, length: int = 4
 ) -> tuple[TBPTT, Theta, UnrollState]:
-    """An estimator and a state one truncation into its episodes, which end inside the next one for the last task."""
+    """An estimator and a state one truncation into its episodes, which end inside the next one for
+    the last task.
+    """
     family = Family(task or TinyNet(), learned)
-    estimator = make_estimator(spec, family, make_objective(objective), once(3 * length, length), num)
+    estimator = make_estimator(
+        spec, family, make_objective(objective), once(3 * length, length), num
+    )
     state = in_step(estimator.init_state(learned.theta(), torch.Generator().manual_seed(1)))
     _, state = estimator.estimate(learned.theta(), state)
     stop = state.stop.clone()
@@ -65,12 +75,16 @@ def score(estimator: TBPTT, theta: Theta, state: UnrollState) -> Tensor:
     """What the meta-gradient is the gradient of: the mean over tasks and steps of the masked score."""
     state, unroller = copied(state), estimator.unroller
     length = unroller.truncation.unroll_length
-    _, total, *_ = unroller.run(estimator.step, tile_theta(theta, unroller.num), state.carry, state, 0, length)
+    _, total, *_ = unroller.run(
+        estimator.step, tile_theta(theta, unroller.num), state.carry, state, 0, length
+    )
     return total.mean() / length
 
 
 def assert_slopes(grad: Theta, f: Any, theta: Theta, each: bool = True) -> None:
-    """``f`` along a direction within every tensor, or (not ``each``) along one through all of them only."""
+    """``f`` along a direction within every tensor, or (not ``each``) along one through all of them
+    only.
+    """
     for name, direction in directions(theta)[0 if each else -1 :]:
         expected = slope(f, theta, direction)
         assert along(grad, direction) == pytest.approx(expected, rel=2e-5, abs=2e-9), name
@@ -100,16 +114,21 @@ def test_second_order_reaches_through_the_loss_that_a_rule_reads() -> None:
 
 
 class Frozen:
-    """First order, spelled out: inner gradients (and losses as inputs) are constants, recorded along the run at theta.
+    """First order, spelled out: inner gradients (and losses as inputs) are constants, recorded
+    along the run at theta.
 
     The training loss of a step is its tangent plane there. One task at a time, no vmap over tasks.
     """
 
-    def __init__(self, estimator: TBPTT, objective: Objective, theta: Theta, state: UnrollState) -> None:
+    def __init__(
+        self, estimator: TBPTT, objective: Objective, theta: Theta, state: UnrollState
+    ) -> None:
         self.unroller, self.objective = estimator.unroller, objective
         self.state = state
         held = copied(state)
-        self.draws = [self.unroller.draw(held, i) for i in range(self.unroller.truncation.unroll_length)]
+        self.draws = [
+            self.unroller.draw(held, i) for i in range(self.unroller.truncation.unroll_length)
+        ]
         self.records: dict[tuple[int, int], tuple[Tensor, Tensor, Tensor]] = {}
         self(theta)
 
@@ -128,7 +147,9 @@ class Frozen:
             train, noise = tuple(x[k] for x in draw.train), draw.noise[k]
             if (k, t) not in self.records:
 
-                def loss_of(flat: Tensor, train: Batch = train, noise: Tensor = noise) -> tuple[Tensor, Buffers]:
+                def loss_of(
+                    flat: Tensor, train: Batch = train, noise: Tensor = noise
+                ) -> tuple[Tensor, Buffers]:
                     return task.loss(layout.unflatten(flat), buffers, train, noise)
 
                 grads, (loss, _) = grad_and_value(loss_of, has_aux=True)(params)
@@ -138,14 +159,22 @@ class Frozen:
             params, inner = functional_call(
                 family.learned, theta, (layout, params, grads, inner, loss, draw.progress[k])
             )
-            held, _ = task.loss(layout.unflatten(params), buffers, tuple(x[k] for x in draw.held), noise)
-            total = total + self.objective.score(task, Losses(tangent[None], held[None], torch.zeros(1)))[0] * live[k]
+            held, _ = task.loss(
+                layout.unflatten(params), buffers, tuple(x[k] for x in draw.held), noise
+            )
+            total = (
+                total
+                + self.objective.score(task, Losses(tangent[None], held[None], torch.zeros(1)))[0]
+                * live[k]
+            )
         return total
 
 
 @pytest.mark.parametrize("segments", [1, 2])
 @pytest.mark.parametrize("kind", ALL_KINDS)
-def test_first_order_gradient_is_the_slope_with_frozen_inner_gradients(kind: str, segments: int) -> None:
+def test_first_order_gradient_is_the_slope_with_frozen_inner_gradients(
+    kind: str, segments: int
+) -> None:
     spec, objective = f"tbptt:second_order=false,segments={segments}", "valid:train=0.4,log=0.1"
     estimator, theta, state = begun(spec, small(kind), objective)
     found, _ = estimator.estimate(theta, copied(state))
@@ -186,7 +215,9 @@ def test_first_order_differs_where_curvature_matters() -> None:
     grads = []
     for order in ("true", "false"):
         family = Family(Quadratic(), learned)
-        estimator = make_estimator(f"tbptt:second_order={order}", family, make_objective("valid"), once(5), 1)
+        estimator = make_estimator(
+            f"tbptt:second_order={order}", family, make_objective("valid"), once(5), 1
+        )
         state = in_step(estimator.init_state(learned.theta(), torch.Generator().manual_seed(0)))
         grads.append(float(estimator.estimate(learned.theta(), state)[0].grad["log_lr"]))
     lr, c = 0.1, torch.tensor([1.0, 6.0], dtype=torch.float64)
@@ -195,7 +226,9 @@ def test_first_order_differs_where_curvature_matters() -> None:
     p = (1 - lr * c) ** steps
     exact = -lr * c * steps * (1 - lr * c) ** (steps - 1)
     frozen = -lr * c * torch.cumsum((1 - lr * c) ** (steps - 1), 0)
-    assert grads == pytest.approx([float((c * p * d).sum() / 5) for d in (exact, frozen)], rel=1e-12)
+    assert grads == pytest.approx(
+        [float((c * p * d).sum() / 5) for d in (exact, frozen)], rel=1e-12
+    )
 
 
 def rows_apart(estimator: Any, theta: Theta, state: UnrollState) -> list[Any]:
@@ -209,7 +242,9 @@ def rows_apart(estimator: Any, theta: Theta, state: UnrollState) -> list[Any]:
         rows = [(draw_row(draw, k), live[k : k + 1]) for draw, live in draws]
         alone.unroller.draw = lambda state, i, rows=rows: rows[i]  # type: ignore[method-assign]
         part = {n: getattr(state, n)[k : k + 1].clone() for n in ("t", "horizon", "stop")}
-        results.append(alone.estimate(theta, replace(copied(state), carry=carry_row(state.carry, k), **part)))
+        results.append(
+            alone.estimate(theta, replace(copied(state), carry=carry_row(state.carry, k), **part))
+        )
     return results
 
 
@@ -249,7 +284,9 @@ def test_an_ill_task_is_left_out_and_counted(illness: float, spec: str) -> None:
         torch.testing.assert_close(g, others, rtol=1e-11, atol=1e-14)
     assert found.metrics["nonfinite"] == pytest.approx(1 / 3)
     for k in (0, 2):
-        torch.testing.assert_close(after.carry.params[k], apart[k][1].carry.params[0], rtol=1e-12, atol=1e-13)
+        torch.testing.assert_close(
+            after.carry.params[k], apart[k][1].carry.params[0], rtol=1e-12, atol=1e-13
+        )
     if illness == NAN_CURVATURE:  # nothing is wrong with the task itself
         assert after.carry.alive.all()
         return
@@ -262,7 +299,9 @@ def test_an_ill_task_is_left_out_and_counted(illness: float, spec: str) -> None:
 
 def test_meta_loss_counts_live_steps_only() -> None:
     learned = PlainSGD(PlainSGDConfig(lr=1e-9))  # the loss stays at 3.5
-    estimator = make_estimator("tbptt", Family(Quadratic(), learned), make_objective("valid"), once(5, 4), 3)
+    estimator = make_estimator(
+        "tbptt", Family(Quadratic(), learned), make_objective("valid"), once(5, 4), 3
+    )
     state = in_step(estimator.init_state(learned.theta(), torch.Generator().manual_seed(0)))
     for _ in range(4):
         found, state = estimator.estimate(learned.theta(), state)
@@ -271,7 +310,10 @@ def test_meta_loss_counts_live_steps_only() -> None:
 
 
 def test_combine() -> None:
-    grads = {"a": torch.tensor([[3.0, 4.0], [torch.nan, 0.0], [0.3, 0.4]]), "b": torch.tensor([0.0, 1.0, 0.0])}
+    grads = {
+        "a": torch.tensor([[3.0, 4.0], [torch.nan, 0.0], [0.3, 0.4]]),
+        "b": torch.tensor([0.0, 1.0, 0.0]),
+    }
     (mean,), bad, clipped = combine([grads], clip_task=1.0)
     torch.testing.assert_close(mean["a"], torch.tensor([0.6 + 0.3, 0.8 + 0.4]) / 3)
     assert mean["b"] == 0 and bad == pytest.approx(1 / 3) and clipped == pytest.approx(1 / 3)
@@ -284,7 +326,9 @@ def test_combine() -> None:
 
 @pytest.mark.parametrize("kind", ALL_KINDS)
 def test_gradients_of_exactly_zero_and_tiny_ones_leave_the_meta_gradient_finite(kind: str) -> None:
-    """In float32, where the derivative of a root at zero can overflow: a tensor without gradient, and losses near 0."""
+    """In float32, where the derivative of a root at zero can overflow: a tensor without gradient,
+    and losses near 0.
+    """
     learned = small(kind).float()
     task = TinyNet(torch.float32)
     for size in (1.0, 1e-7, 1e-30, 0.0):
@@ -301,7 +345,11 @@ def scaled(result: tuple[Tensor, Any], size: float) -> tuple[Tensor, Any]:
     return result[0] * size, result[1]
 
 
-@pytest.mark.parametrize("bad", ["tbptt:segments=-1", "tbptt:clip_task=-1", "tbptt:order=2", "tbtt"])
+@pytest.mark.parametrize(
+    "bad", ["tbptt:segments=-1", "tbptt:clip_task=-1", "tbptt:order=2", "tbtt"]
+)
 def test_bad_specs(bad: str) -> None:
     with pytest.raises(UserError):
-        make_estimator(bad, Family(TinyNet(), small("hyper-adamw")), make_objective("valid"), Truncation(), 1)
+        make_estimator(
+            bad, Family(TinyNet(), small("hyper-adamw")), make_objective("valid"), Truncation(), 1
+        )

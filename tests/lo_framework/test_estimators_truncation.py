@@ -11,11 +11,13 @@ import torch
 from lo_framework.estimators.truncation import Truncation, Unroller, UnrollState, canonical
 from lo_framework.inner.step import Family, tile_theta
 from lo_framework.objectives import make_objective
-from optimizees.spec import UserError
+from lo_framework.optimizees.spec import UserError
 from tests.lo_framework.small_tasks import PlainSGD, PlainSGDConfig, TinyNet, copied, doubled
 
 
-def unroller(unroll_length: int, episode: tuple[int, int], num: int, copies: int = 1, kind: str = "") -> Unroller:
+def unroller(
+    unroll_length: int, episode: tuple[int, int], num: int, copies: int = 1, kind: str = ""
+) -> Unroller:
     learned = doubled(kind) if kind else PlainSGD(PlainSGDConfig(lr=0.1))
     truncation = Truncation(unroll_length=unroll_length, episode=episode)
     return Unroller(Family(TinyNet(), learned), make_objective("valid"), truncation, num, copies)
@@ -24,7 +26,9 @@ def unroller(unroll_length: int, episode: tuple[int, int], num: int, copies: int
 def step_on(u: Unroller, state: UnrollState) -> UnrollState:
     theta = tile_theta(u.family.learned.theta(), u.num * u.copies)
     with torch.no_grad():
-        carry, *_ = u.run(u.family.step(held_out=True), theta, state.carry, state, 0, u.truncation.unroll_length)
+        carry, *_ = u.run(
+            u.family.step(held_out=True), theta, state.carry, state, 0, u.truncation.unroll_length
+        )
     return u.advance(state, carry)
 
 
@@ -41,7 +45,9 @@ def test_horizons_are_log_uniform() -> None:
 @pytest.mark.parametrize("u", [0.0, 0.5, 1 - 2**-53])
 def test_horizons_at_the_ends_of_the_range(u: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """exp(log(n)) is just below n for many n, 200 among them."""
-    monkeypatch.setattr(torch, "rand", lambda *size, **options: torch.tensor(u, dtype=torch.float64))
+    monkeypatch.setattr(
+        torch, "rand", lambda *size, **options: torch.tensor(u, dtype=torch.float64)
+    )
     for n in (1, 2, 5, 7, 200, 1999):
         assert Truncation(episode=(n, n)).horizon(torch.Generator()) == n
         assert Truncation(episode=(n, 2 * n)).horizon(torch.Generator()) in range(n, 2 * n + 1)
@@ -63,7 +69,9 @@ def test_first_episodes_are_cut_at_different_places() -> None:
 
 
 def test_the_shard_stays_desynchronised() -> None:
-    """The number of restarts in a truncation stays near its mean from then on, instead of all at once every few."""
+    """The number of restarts in a truncation stays near its mean from then on, instead of all at
+    once every few.
+    """
     u = unroller(10, (40, 80), num=60)
     state, restarts = u.init(torch.Generator().manual_seed(0)), []
     for _ in range(24):
@@ -76,11 +84,15 @@ def test_the_shard_stays_desynchronised() -> None:
 def test_masks_and_progress() -> None:
     u = unroller(4, (6, 6), num=2)
     state = u.init(torch.Generator().manual_seed(0))
-    state = replace(state, t=torch.tensor([4, 0]), stop=torch.tensor([6, 3]), horizon=torch.tensor([6, 8]))
+    state = replace(
+        state, t=torch.tensor([4, 0]), stop=torch.tensor([6, 3]), horizon=torch.tensor([6, 8])
+    )
     drawn = [u.draw(state, i) for i in range(4)]
     assert torch.stack([live for _, live in drawn], 1).tolist() == [[1, 1, 0, 0], [1, 1, 1, 0]]
     progress = torch.stack([draw.progress for draw, _ in drawn], 1)
-    torch.testing.assert_close(progress, torch.tensor([[4 / 6, 5 / 6, 1, 1], [0, 1 / 8, 2 / 8, 3 / 8]]))
+    torch.testing.assert_close(
+        progress, torch.tensor([[4 / 6, 5 / 6, 1, 1], [0, 1 / 8, 2 / 8, 3 / 8]])
+    )
     step = u.family.step(held_out=True)
     theta = tile_theta(u.family.learned.theta(), 2)
     carry, total, *_ = u.run(step, theta, state.carry, copied(state), 0, 4)
@@ -111,7 +123,9 @@ def test_restart_of_finished_tasks_only(copies: int) -> None:
     for name, x in new.items():
         old = kept[name]
         assert torch.equal(x[~mask], old[~mask]) and not torch.equal(x[mask], old[mask])
-    assert (after.carry.state["step"][mask] == 0).all() and (after.carry.buffers["bn.count"][mask] == 0).all()
+    assert (after.carry.state["step"][mask] == 0).all() and (
+        after.carry.buffers["bn.count"][mask] == 0
+    ).all()
     rows = after.carry.params.reshape(copies, 4, -1)[:, done]
     assert torch.equal(rows[0], rows[-1]) and not torch.equal(rows[0][0], rows[0][1])
     fresh, _ = u.restart_finished(after)
@@ -132,12 +146,18 @@ def test_canonical_is_detached_contiguous_and_apart() -> None:
     carry = unroller(3, (9, 9), num=2).init(torch.Generator().manual_seed(0)).carry
     strided = carry._replace(params=carry.params.t().contiguous().t().requires_grad_())
     clean = canonical(strided)
-    assert clean.params.is_contiguous() and not clean.params.requires_grad and torch.equal(clean.params, strided.params)
+    assert (
+        clean.params.is_contiguous()
+        and not clean.params.requires_grad
+        and torch.equal(clean.params, strided.params)
+    )
     assert clean.params.data_ptr() != strided.params.data_ptr()
 
 
 def test_horizon_mean_for_the_record() -> None:
-    """The mean of the distribution, (b - a) / log(b / a): catches a uniform draw, whose mean is far higher."""
+    """The mean of the distribution, (b - a) / log(b / a): catches a uniform draw, whose mean is far
+    higher.
+    """
     g = torch.Generator().manual_seed(1)
     drawn = [Truncation(episode=(10, 1000)).horizon(g) for _ in range(3000)]
     assert sum(drawn) / 3000 == pytest.approx(990 / math.log(100), rel=0.08)

@@ -1,4 +1,6 @@
-"""Later passes leave nothing behind: weights, statistics, random state, gradients, casts; also when they break."""
+"""Later passes leave nothing behind: weights, statistics, random state, gradients, casts; also when
+they break.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,9 @@ from lo_framework.optim import GAM, SAM
 from tests.lo_framework import explicit_tools as tools
 
 
-def breaking(closure: Callable[[], Tensor], at: int, how: Callable[[Tensor], Tensor]) -> Callable[[], Tensor]:
+def breaking(
+    closure: Callable[[], Tensor], at: int, how: Callable[[Tensor], Tensor]
+) -> Callable[[], Tensor]:
     """``closure`` whose call number ``at`` ends in ``how``."""
     calls = 0
 
@@ -85,11 +89,15 @@ def test_low_precision_steps_are_float32_steps_rounded() -> None:
         return torch.tensor(1.0)
 
     optimizer.step(closure)
-    torch.testing.assert_close(points[1] - points[0], torch.full((1, 64), 0.5 / 8), rtol=2e-2, atol=0)
+    torch.testing.assert_close(
+        points[1] - points[0], torch.full((1, 64), 0.5 / 8), rtol=2e-2, atol=0
+    )
 
 
 class Watched(nn.Module):
-    """Statistics, a mask that is an expanded tensor, a buffer that is replaced, and one that is counted in place."""
+    """Statistics, a mask that is an expanded tensor, a buffer that is replaced, and one that is
+    counted in place.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -118,7 +126,11 @@ def test_statistics_are_those_of_the_first_pass(face: tools.Face) -> None:
         tools.train(optimizer, model, [t])
         held = dict(model.named_buffers())
         assert all(torch.equal(b, held[name]) for name, b in plain.named_buffers())
-        assert int(model.get_buffer("count")) == int(model.get_buffer("norm.num_batches_tracked")) == t + 1
+        assert (
+            int(model.get_buffer("count"))
+            == int(model.get_buffer("norm.num_batches_tracked"))
+            == t + 1
+        )
         plain.load_state_dict(model.state_dict())
     before = {name: b.clone() for name, b in model.named_buffers()}
     once = Watched()
@@ -127,7 +139,9 @@ def test_statistics_are_those_of_the_first_pass(face: tools.Face) -> None:
     with pytest.raises(KeyboardInterrupt):
         optimizer.step(breaking(tools.closure_of(optimizer, tools.loss_fn(model, 9)), 2, interrupt))
     assert not torch.equal(before["norm.running_mean"], model.norm.running_mean)  # type: ignore[arg-type]
-    assert all(torch.equal(b, dict(model.named_buffers())[name]) for name, b in once.named_buffers())
+    assert all(
+        torch.equal(b, dict(model.named_buffers())[name]) for name, b in once.named_buffers()
+    )
 
 
 def test_without_a_model_statistics_see_every_pass() -> None:
@@ -216,7 +230,9 @@ def test_closures_need_not_zero_the_gradients() -> None:
 
 
 def test_autocast_around_the_step_casts_the_perturbed_weights() -> None:
-    """Autocast keeps casts of weights while its context lasts; those of w must not serve at w + rho u."""
+    """Autocast keeps casts of weights while its context lasts; those of w must not serve at w + rho
+    u.
+    """
     inside, around = tools.network(torch.float32), tools.network(torch.float32)
     one, two = (SAM(torch.optim.SGD(m.parameters(), lr=0.5), rho=1.0) for m in (inside, around))
     for t in range(3):

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-import regularizers as rules
+from lo_framework import regularizers as rules
 from lo_framework.optim import ASAM, FSAM, GAM, GSAM, SAM, LookSAM, Regularized
-from optimizees.spec import UserError
+from lo_framework.optimizees.spec import UserError
 from tests.lo_framework import explicit_tools as tools
 
 Case = tuple[tools.Face, dict[str, Any], Callable[..., Tensor], dict[str, Any]]
@@ -40,14 +40,18 @@ def test_steps_equal_the_formulas(name: str, base: str) -> None:
     for t in range(20):
         returned = tools.train(optimizer, fast, [t])[0]
         loss = tools.loss_fn(slow, t)
-        assert returned == pytest.approx(float(loss().detach()), abs=1e-10)  # of the weights before the step
+        assert returned == pytest.approx(
+            float(loss().detach()), abs=1e-10
+        )  # of the weights before the step
         reference.step(lambda s, l, g: formula(s, l, g, **constants), loss)
     torch.testing.assert_close(tools.weights(fast), tools.weights(slow), rtol=0, atol=1e-10)
     moved = tools.network()
     plain = tools.BASES[base](moved.parameters())
     for t in range(20):
         plain.step(tools.closure_of(plain, tools.loss_fn(moved, t)))  # type: ignore[arg-type]
-    assert (tools.weights(fast) - tools.weights(moved)).norm() > 1e-3  # the regularizer does something
+    assert (
+        tools.weights(fast) - tools.weights(moved)
+    ).norm() > 1e-3  # the regularizer does something
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -61,7 +65,9 @@ def test_passes_are_what_the_rule_costs(name: str) -> None:
 
 def test_any_regularizer_and_mixtures() -> None:
     """A penalty that needs no further pass, and two at once: their corrections add."""
-    mixture = rules.Mixture([rules.SAM(rules.SAMConfig(rho=0.1)), rules.WeightDecay(rules.WeightDecayConfig(lam=0.3))])
+    mixture = rules.Mixture(
+        [rules.SAM(rules.SAMConfig(rho=0.1)), rules.WeightDecay(rules.WeightDecayConfig(lam=0.3))]
+    )
     one, two = tools.network(), tools.network()
     calls = list[int]()
     mixed = Regularized(torch.optim.SGD(one.parameters(), lr=0.1), mixture)
@@ -80,10 +86,21 @@ def test_random_regularizers_draw_from_the_step_alone() -> None:
         stochastic = True
         name = "jitter"
 
-        def correction(self, landscape: rules.Landscape, here: rules.Point, state: Any) -> rules.Correction:
-            field = {n: landscape.uniform(tuple(x.shape), i) for i, (n, x) in enumerate(here.params.items())}
-            again = {n: landscape.uniform(tuple(x.shape), i) for i, (n, x) in enumerate(here.params.items())}
-            assert all(torch.equal(field[n], again[n]) and field[n].min() >= 0 and field[n].max() < 1 for n in field)
+        def correction(
+            self, landscape: rules.Landscape, here: rules.Point, state: Any
+        ) -> rules.Correction:
+            field = {
+                n: landscape.uniform(tuple(x.shape), i)
+                for i, (n, x) in enumerate(here.params.items())
+            }
+            again = {
+                n: landscape.uniform(tuple(x.shape), i)
+                for i, (n, x) in enumerate(here.params.items())
+            }
+            assert all(
+                torch.equal(field[n], again[n]) and field[n].min() >= 0 and field[n].max() < 1
+                for n in field
+            )
             drawn.append(field)
             return rules.Correction(field, None, state)
 
@@ -104,9 +121,13 @@ def test_random_regularizers_draw_from_the_step_alone() -> None:
 
 def test_bad_options_are_one_line() -> None:
     base = torch.optim.SGD(tools.network().parameters(), lr=0.1)
-    with pytest.raises(UserError, match=r'^SAM: unknown option "roh" \(did you mean "rho"\?\); known: rho, model'):
+    with pytest.raises(
+        UserError, match=r'^SAM: unknown option "roh" \(did you mean "rho"\?\); known: rho, model'
+    ):
         SAM(base, roh=0.1)
-    with pytest.raises(UserError, match=r'^GSAM: unknown option "modle" \(did you mean "model"\?\)'):
+    with pytest.raises(
+        UserError, match=r'^GSAM: unknown option "modle" \(did you mean "model"\?\)'
+    ):
         GSAM(base, modle=None)
     with pytest.raises(UserError, match=r"^SAM: rho must be positive and finite, not -1"):
         SAM(base, rho=-1.0)
@@ -121,16 +142,22 @@ def test_bad_options_are_one_line() -> None:
 def test_what_a_closure_cannot_give_is_refused() -> None:
     params = list(tools.network().parameters())
     base = torch.optim.SGD(params, lr=0.1)
-    with pytest.raises(UserError, match=r"^GAM: gam needs Hessian-vector products.*use exact=False$"):
+    with pytest.raises(
+        UserError, match=r"^GAM: gam needs Hessian-vector products.*use exact=False$"
+    ):
         GAM(base, exact=True)
     penalty = rules.HessianTrace(rules.HessianTraceConfig())
-    with pytest.raises(UserError, match=r"hessian_trace needs Hessian-vector.*choose a regularizer"):
+    with pytest.raises(
+        UserError, match=r"hessian_trace needs Hessian-vector.*choose a regularizer"
+    ):
         Regularized(base, rules.Mixture([rules.SAM(rules.SAMConfig()), penalty]))
     for inner in (torch.optim.LBFGS(params), SAM(base)):
         with pytest.raises(UserError, match="runs the closure itself"):
             SAM(inner)
     model = tools.network()
-    noisy = Regularized(torch.optim.SGD(model.parameters(), lr=0.1), rules.LabelNoise(rules.LabelNoiseConfig()))
+    noisy = Regularized(
+        torch.optim.SGD(model.parameters(), lr=0.1), rules.LabelNoise(rules.LabelNoiseConfig())
+    )
     with pytest.raises(UserError, match="changes the data, and a closure hides them"):
         tools.train(noisy, model, [0])
 

@@ -1,4 +1,6 @@
-"""Explicit regularizers in torch: state, groups, schedulers, scalers, hooks, accumulation, learned bases."""
+"""Explicit regularizers in torch: state, groups, schedulers, scalers, hooks, accumulation, learned
+bases.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR, StepLR
 
 from lo_framework.optim import ASAM, FSAM, GAM, GSAM, SAM, GuardConfig, Learned, LookSAM
-from optimizees.spec import UserError
+from lo_framework.optimizees.spec import UserError
 from tests.lo_framework import explicit_tools as tools
 from tests.lo_framework.face_tools import moved
 
@@ -82,16 +84,23 @@ def test_state_is_exchanged_with_the_bare_base() -> None:
 
 def test_state_of_something_else_is_refused() -> None:
     model = tools.network()
-    sam, fsam = SAM(torch.optim.AdamW(model.parameters())), FSAM(torch.optim.AdamW(model.parameters()))
+    sam, fsam = (
+        SAM(torch.optim.AdamW(model.parameters())),
+        FSAM(torch.optim.AdamW(model.parameters())),
+    )
     with pytest.raises(UserError, match='is of the regularizer "sam", not of "fsam"'):
         fsam.load_state_dict(sam.state_dict())
     tools.train(fsam, model, [0])
     other = [nn.Parameter(torch.zeros(p.numel(), 2)) for p in model.parameters()]
     wrong = FSAM(torch.optim.SGD(other, lr=0.1))
-    wrong.load_state_dict({**wrong.base.state_dict(), "regularizer": fsam.state_dict()["regularizer"]})
+    wrong.load_state_dict(
+        {**wrong.base.state_dict(), "regularizer": fsam.state_dict()["regularizer"]}
+    )
     for p in other:
         p.grad = torch.ones_like(p)
-    with pytest.raises(UserError, match=r"state is of other parameters: fsam's m/0 has shape \(6, 4\)"):
+    with pytest.raises(
+        UserError, match=r"state is of other parameters: fsam's m/0 has shape \(6, 4\)"
+    ):
         wrong.step(lambda: 1.0)
     for copier in (copy.deepcopy, pickle.dumps):
         with pytest.raises(TypeError, match="FSAM is copied and saved through state_dict"):
@@ -122,7 +131,9 @@ def test_groups_hooks_and_defaults_are_those_of_the_base() -> None:
 
 
 @pytest.mark.parametrize("on_base", [True, False])
-@pytest.mark.parametrize("make", [lambda o: CosineAnnealingLR(o, 6), lambda o: OneCycleLR(o, 0.3, total_steps=6)])
+@pytest.mark.parametrize(
+    "make", [lambda o: CosineAnnealingLR(o, 6), lambda o: OneCycleLR(o, 0.3, total_steps=6)]
+)
 def test_schedulers_on_wrapper_or_base(make: Callable[[Any], Any], on_base: bool) -> None:
     models, seen = [tools.network(), tools.network()], list[list[float]]()
     for model, here in zip(models, (on_base, True)):
@@ -143,12 +154,20 @@ def test_schedulers_on_wrapper_or_base(make: Callable[[Any], Any], on_base: bool
 def test_parameters_without_gradient_take_no_part(face: tools.Face) -> None:
     """Frozen, unused, and used in some steps only: the others move as if these were not there."""
     model, alone = tools.network(), tools.network()
-    unused, empty, sometimes = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(0, 2)), nn.Parameter(torch.ones(2))
+    unused, empty, sometimes = (
+        nn.Parameter(torch.ones(3)),
+        nn.Parameter(torch.ones(0, 2)),
+        nn.Parameter(torch.ones(2)),
+    )
     for m in (model, alone):
         m[0].bias.requires_grad_(False)
     everything = [unused, empty, *model.parameters(), sometimes]
     optimizer = face(torch.optim.SGD(everything, lr=0.1, weight_decay=0.1))
-    reference = face(torch.optim.SGD([p for p in alone.parameters() if p.requires_grad], lr=0.1, weight_decay=0.1))
+    reference = face(
+        torch.optim.SGD(
+            [p for p in alone.parameters() if p.requires_grad], lr=0.1, weight_decay=0.1
+        )
+    )
 
     def extended(loss: tools.LossFn, use: bool) -> Tensor:
         return loss() + (sometimes.exp().sum() if use else 0.0)
@@ -162,11 +181,15 @@ def test_parameters_without_gradient_take_no_part(face: tools.Face) -> None:
             assert not torch.equal(sometimes, torch.ones(2))
             break
         if t == 1:
-            torch.testing.assert_close(tools.weights(model), tools.weights(alone), rtol=0, atol=1e-12)
+            torch.testing.assert_close(
+                tools.weights(model), tools.weights(alone), rtol=0, atol=1e-12
+            )
             assert torch.equal(sometimes, torch.ones(2)) and sometimes.grad is None
     left = sometimes.detach().clone()
     tools.train(optimizer, model, range(4, 9))
-    assert torch.equal(sometimes, left) and torch.equal(unused, torch.ones(3)) and unused.grad is None
+    assert (
+        torch.equal(sometimes, left) and torch.equal(unused, torch.ones(3)) and unused.grad is None
+    )
     assert torch.equal(model.get_parameter("0.bias"), tools.network().get_parameter("0.bias"))
     optimizer.step(lambda: optimizer.zero_grad() or 1.0)  # type: ignore[func-returns-value]
 
@@ -206,7 +229,9 @@ def test_accumulated_micro_batches_are_one_batch(face: tools.Face) -> None:
 @pytest.mark.parametrize("face", FACES)
 def test_grad_scaler_changes_nothing_but_steps_that_overflow(face: tools.Face) -> None:
     model, plain = tools.network(torch.float32), tools.network(torch.float32)
-    optimizer, reference = (face(torch.optim.AdamW(m.parameters(), lr=0.02)) for m in (model, plain))
+    optimizer, reference = (
+        face(torch.optim.AdamW(m.parameters(), lr=0.02)) for m in (model, plain)
+    )
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=100)
 
     def scaled(t: int, infinite_at: int = 0) -> list[int]:
@@ -249,7 +274,9 @@ def test_a_disabled_scaler_is_none() -> None:
     tools.train(two, plain, [0])
     assert torch.equal(tools.weights(model), tools.weights(plain))
     with pytest.raises(FloatingPointError):
-        one.step(tools.closure_of(one, lambda: tools.loss_fn(model, 0)() * torch.nan), scaler=scaler)
+        one.step(
+            tools.closure_of(one, lambda: tools.loss_fn(model, 0)() * torch.nan), scaler=scaler
+        )
 
 
 def test_gradients_can_be_clipped_before_the_base_steps() -> None:
@@ -266,7 +293,9 @@ def test_gradients_can_be_clipped_before_the_base_steps() -> None:
 
 
 def test_around_a_learned_optimizer() -> None:
-    """Its updates are those for the regularized gradients, and rules that read the loss get the first pass's."""
+    """Its updates are those for the regularized gradients, and rules that read the loss get the
+    first pass's.
+    """
     model, other = tools.network(torch.float32), tools.network(torch.float32)
     optimizer = SAM(Learned(model.parameters(), moved("attention-mlp"), num_steps=10), rho=0.1)
     bare = Learned(other.parameters(), moved("attention-mlp"), num_steps=10)
@@ -298,7 +327,12 @@ def test_around_a_learned_optimizer() -> None:
 
 def test_a_guarded_base_decides_about_a_broken_loss() -> None:
     model = tools.network(torch.float32)
-    base = Learned(model.parameters(), moved("attention"), num_steps=10, guard=GuardConfig(every=1, warmup=1, steps=2))
+    base = Learned(
+        model.parameters(),
+        moved("attention"),
+        num_steps=10,
+        guard=GuardConfig(every=1, warmup=1, steps=2),
+    )
     optimizer = SAM(base)
     tools.train(optimizer, model, range(3))
     with warnings.catch_warnings():
@@ -314,7 +348,12 @@ def test_code_in_the_document_runs() -> None:
     assert blocks
     torch.manual_seed(0)
     x, y = tools.batch(0, torch.float32)
-    names: dict[str, Any] = {"x": x, "y": y, "loader": [(x, y)] * 4, "loss_fn": nn.functional.cross_entropy}
+    names: dict[str, Any] = {
+        "x": x,
+        "y": y,
+        "loader": [(x, y)] * 4,
+        "loss_fn": nn.functional.cross_entropy,
+    }
     names["model"] = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 3))
     for block in blocks:
         before = tools.weights(names["model"])

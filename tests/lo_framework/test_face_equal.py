@@ -1,4 +1,6 @@
-"""One rule, several hosts: the face, the whole arena at once, the vmapped unroll; chunked or not, kernels or not."""
+"""One rule, several hosts: the face, the whole arena at once, the vmapped unroll; chunked or not,
+kernels or not.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,7 @@ from torch import nn
 
 from lo_framework.inner.step import Draw, Family, tile_theta
 from lo_framework.optim import Learned, host, packs
-from optimizees import make_tasks
+from lo_framework.optimizees import make_tasks
 from tests.lo_framework.face_tools import (
     ALL_KINDS,
     GivenGradients,
@@ -20,7 +22,7 @@ from tests.lo_framework.face_tools import (
     moved,
     parameters,
     run,
-)  # fmt: skip
+)
 
 STEPS, HORIZON = 20, 16  # the last steps lie beyond the horizon
 
@@ -32,11 +34,13 @@ def test_face_arena_and_vmapped_unroll_are_equal(spec: str) -> None:
     start = family.start(generator(3), 2)
     draws = [
         Draw(
-            task.batch("train", generator(100 + t), (2,)), (), torch.zeros(2, dtype=torch.int64),
+            task.batch("train", generator(100 + t), (2,)),
+            (),
+            torch.zeros(2, dtype=torch.int64),
             torch.full((2,), min(t / HORIZON, 1.0)),
         )
         for t in range(STEPS)
-    ]  # fmt: skip
+    ]
 
     step, carry = family.step(held_out=False), start
     with torch.no_grad():
@@ -59,7 +63,9 @@ def test_face_arena_and_vmapped_unroll_are_equal(spec: str) -> None:
         torch.testing.assert_close(flat(list(params.values())), arena, rtol=1e-6, atol=1e-6)
         for n, x in state.items():
             if n in learned.per_param:
-                whole = torch.cat([face.state[p][n].reshape(*x.shape[:-1], -1) for p in params.values()], -1)
+                whole = torch.cat(
+                    [face.state[p][n].reshape(*x.shape[:-1], -1) for p in params.values()], -1
+                )
                 torch.testing.assert_close(whole, x, rtol=1e-4, atol=1e-6)
 
 
@@ -67,20 +73,27 @@ def test_face_arena_and_vmapped_unroll_are_equal(spec: str) -> None:
 def test_face_trains_as_the_unroll_trains(spec: str) -> None:
     """A real loss, with gradients by ``backward`` here and by ``torch.func`` there.
 
-    No norm: a bias before one has nothing but rounding for a gradient, and AdamW brings that to full size.
+    No norm: a bias before one has nothing but rounding for a gradient, and AdamW brings that to
+    full size.
     """
     task = make_tasks("cnn:channels=4", "digits")[0]
     learned = moved(spec, spread=0.005)
     family = Family(task, learned)
     carry = family.start(generator(0), 1)
-    params = {n: nn.Parameter(x[0].clone()) for n, x in family.layout.unflatten(carry.params).items()}
+    params = {
+        n: nn.Parameter(x[0].clone()) for n, x in family.layout.unflatten(carry.params).items()
+    }
     buffers = {n: x[0].clone() for n, x in carry.buffers.items()}
     face = Learned(params.items(), learned, num_steps=10)
     step, noise = family.step(held_out=False), torch.zeros(1, dtype=torch.int64)
     for t in range(10):
         batch = task.batch("train", generator(t), (1,))
         with torch.no_grad():
-            carry, losses = step(tile_theta(learned.theta(), 1), carry, Draw(batch, (), noise, torch.tensor([t / 10])))
+            carry, losses = step(
+                tile_theta(learned.theta(), 1),
+                carry,
+                Draw(batch, (), noise, torch.tensor([t / 10])),
+            )
         face.zero_grad()
         loss, buffers = task.loss(params, buffers, tuple(x[0] for x in batch), noise[0])  # type: ignore[arg-type]
         loss.backward()
@@ -107,11 +120,21 @@ def test_chunked_is_unchunked(spec: str, kernels: bool, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("multiplier", [1.0, 0.3])
-@pytest.mark.parametrize("spec", ["hyper-adamw", "attention", "attention:head=bounded", "attention-mlp"])
-def test_kernels_are_the_rules(spec: str, multiplier: float, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "spec", ["hyper-adamw", "attention", "attention:head=bounded", "attention-mlp"]
+)
+def test_kernels_are_the_rules(
+    spec: str, multiplier: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(packs, "SMALL", 64)
     monkeypatch.setattr(host, "SUM_CHUNK", 1000)
-    shapes = [(150, 120), (120,), (9, 8), (8,), ()]  # the first has more elements than a chunk of any kernel
+    shapes = [
+        (150, 120),
+        (120,),
+        (9, 8),
+        (8,),
+        (),
+    ]  # the first has more elements than a chunk of any kernel
     models = [parameters(shapes=shapes) for _ in range(2)]
     faces = [Learned(params, moved(spec), num_steps=30, lr=multiplier) for params in models]
     assert faces[0]._host.kernel is not None

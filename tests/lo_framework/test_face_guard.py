@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lo_framework.learned import make_learned
 from lo_framework.optim import GuardConfig, Learned
 from lo_framework.optim.guard import DEFAULT_LR, RETREAT, Guard
-from optimizees.spec import UserError
+from lo_framework.optimizees.spec import UserError
 from tests.lo_framework.face_tools import flat, generator, moved, parameters
 
 QUICK = GuardConfig(warmup=3, every=4, steps=6, decay=0.5)
@@ -35,7 +35,10 @@ def feed(guard: Guard, losses: list[float], rms: float | None = None) -> list[bo
 
 def test_falling_and_noisy_losses_never_violate() -> None:
     g = generator(0)
-    losses = [2.3 * math.exp(-t / 100) * (1 + 0.5 * float(torch.randn((), generator=g))) for t in range(500)]
+    losses = [
+        2.3 * math.exp(-t / 100) * (1 + 0.5 * float(torch.randn((), generator=g)))
+        for t in range(500)
+    ]
     guard = Guard(GuardConfig())
     assert not any(feed(guard, losses)) and guard.activations == 0
 
@@ -117,7 +120,14 @@ def test_guard_state_round_trip() -> None:
     assert feed(other, [0.9] * 7 + [9.0] * 3) == feed(guard, [0.9] * 7 + [9.0] * 3)
 
 
-BAD_SETTINGS = [{"factor": 1.0}, {"decay": 1.0}, {"steps": 0}, {"every": 0}, {"lr": 0.0}, {"margin": -1}]
+BAD_SETTINGS = [
+    {"factor": 1.0},
+    {"decay": 1.0},
+    {"steps": 0},
+    {"every": 0},
+    {"lr": 0.0},
+    {"margin": -1},
+]
 
 
 @pytest.mark.parametrize("bad", BAD_SETTINGS)
@@ -144,7 +154,9 @@ def train(face: Learned, params: list[nn.Parameter], steps: int) -> list[float]:
 def diverging(lr: float) -> Learned:
     params = parameters()
     learned = make_learned(f"hyper-adamw:lr={lr}")
-    return Learned(params, learned, num_steps=100, guard=GuardConfig(warmup=5, every=5, steps=30, lr=0.05))
+    return Learned(
+        params, learned, num_steps=100, guard=GuardConfig(warmup=5, every=5, steps=30, lr=0.05)
+    )
 
 
 def test_guard_rescues_a_diverging_training() -> None:
@@ -165,7 +177,9 @@ def test_snapshot_is_restored_and_gradients_of_that_step_are_not_used() -> None:
     with pytest.warns(UserWarning, match="guard"):
         while not face.guard_activations:
             train(face, params, 1)
-    assert torch.equal(flat(params), start)  # the snapshot before the first update: no better one came
+    assert torch.equal(
+        flat(params), start
+    )  # the snapshot before the first update: no better one came
 
 
 def test_learned_optimizer_takes_over_again_with_fresh_state() -> None:
@@ -186,7 +200,13 @@ def test_learned_optimizer_takes_over_again_with_fresh_state() -> None:
 
 def test_adamw_phase_is_adamw() -> None:
     params, twin = parameters(), parameters()
-    face = Learned(params, make_learned("hyper-adamw"), num_steps=100, guard=GuardConfig(lr=0.02, steps=8), lr=0.5)
+    face = Learned(
+        params,
+        make_learned("hyper-adamw"),
+        num_steps=100,
+        guard=GuardConfig(lr=0.02, steps=8),
+        lr=0.5,
+    )
     with pytest.warns(UserWarning, match="guard"):
         problem(params).backward()
         face.step(loss=math.inf)
@@ -223,7 +243,9 @@ def test_a_quiet_guard_changes_nothing_and_measures_updates(spec: str) -> None:
             train(face, params, 1)
     assert torch.equal(flat(models[0]), flat(models[1])) and plain.guard_activations == 0
     rms = (flat(models[1]) - before).square().mean().sqrt() / 0.5
-    assert math.exp(guarded._takeover.guard.now.log_rms or 0.0) == pytest.approx(float(rms), rel=1e-3)  # type: ignore[union-attr]
+    assert math.exp(guarded._takeover.guard.now.log_rms or 0.0) == pytest.approx(
+        float(rms), rel=1e-3
+    )  # type: ignore[union-attr]
 
 
 def test_guard_needs_the_loss() -> None:
@@ -240,7 +262,9 @@ def test_guard_needs_the_loss() -> None:
 
 @pytest.mark.parametrize("bad_step", [3, 8])
 def test_resume_under_the_guard(bad_step: int) -> None:
-    """Saved while the learned optimizer is at work (8 comes later) and while AdamW is (3 came before)."""
+    """Saved while the learned optimizer is at work (8 comes later) and while AdamW is (3 came
+    before).
+    """
 
     def start() -> tuple[list[nn.Parameter], Learned]:
         params = parameters()

@@ -1,4 +1,6 @@
-"""Saving and resuming the face: the same bits as an uninterrupted run, and one clear line for what does not fit."""
+"""Saving and resuming the face: the same bits as an uninterrupted run, and one clear line for what
+does not fit.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 from lo_framework.checkpoint import save_optimizer
 from lo_framework.learned import LearnedOptimizer, make_learned
 from lo_framework.optim import Learned
-from optimizees.spec import UserError
+from lo_framework.optimizees.spec import UserError
 from tests.lo_framework.face_tools import ALL_KINDS, SHAPES, flat, moved, parameters, run
 from tests.lo_framework.small_tasks import PlainSGD, PlainSGDConfig
 
@@ -29,7 +31,12 @@ def through_file(state: dict[str, Any]) -> dict[str, Any]:
 
 
 def save(path: Path, learned: LearnedOptimizer, **changes: Any) -> Path:
-    fields: dict[str, Any] = {"kind": learned.kind, "config": asdict(learned.config), "summary": {}, **changes}
+    fields: dict[str, Any] = {
+        "kind": learned.kind,
+        "config": asdict(learned.config),
+        "summary": {},
+        **changes,
+    }
     save_optimizer(path, learned.theta(), **fields)
     return path
 
@@ -79,7 +86,9 @@ def test_state_of_half_precision_parameters_stays_float32() -> None:
     resumed.load_state_dict(through_file(face.state_dict()))
     for p, q in zip(params, other):
         for name, x in face.state[p].items():
-            assert resumed.state[q][name].dtype == torch.float32 and torch.equal(resumed.state[q][name], x)
+            assert resumed.state[q][name].dtype == torch.float32 and torch.equal(
+                resumed.state[q][name], x
+            )
 
 
 def test_state_dict_before_the_first_step() -> None:
@@ -108,7 +117,10 @@ def test_state_has_the_shapes_of_parameters() -> None:
     run(face, params, [0])
     for p in params:
         state = face.state[p]
-        assert state["m"].shape == state["v"].shape == p.shape and state["momenta"].shape == (2, *p.shape)
+        assert state["m"].shape == state["v"].shape == p.shape and state["momenta"].shape == (
+            2,
+            *p.shape,
+        )
         assert state["log_power"].shape == (2,)
 
 
@@ -128,7 +140,9 @@ def test_scheduler_resumes_with_the_optimizer() -> None:
 
 
 def test_users_hooks_see_the_whole_state() -> None:
-    """A hook that maps states by parameter names, as torch's documentation has it: here the order is reversed."""
+    """A hook that maps states by parameter names, as torch's documentation has it: here the order
+    is reversed.
+    """
     named = {n: nn.Parameter(torch.ones(shape)) for n, shape in SHAPES.items()}
     face = Learned(named.items(), moved("attention-mlp"), num_steps=9)
     run(face, list(named.values()), range(2))
@@ -139,7 +153,11 @@ def test_users_hooks_see_the_whole_state() -> None:
         places = {n: i for i, n in enumerate(state["param_groups"][0]["param_names"])}
         own = optimizer.param_groups[0]["param_names"]
         groups = [{**state["param_groups"][0], "param_names": own}]
-        return {**state, "state": {i: state["state"][places[n]] for i, n in enumerate(own)}, "param_groups": groups}
+        return {
+            **state,
+            "state": {i: state["state"][places[n]] for i, n in enumerate(own)},
+            "param_groups": groups,
+        }
 
     done = []
     other.register_load_state_dict_pre_hook(by_name)

@@ -1,4 +1,6 @@
-"""The face as a citizen of torch: groups, schedulers, scalers, closures, dtypes, missing gradients, clear refusals."""
+"""The face as a citizen of torch: groups, schedulers, scalers, closures, dtypes, missing gradients,
+clear refusals.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR
 from lo_framework.learned import make_learned
 from lo_framework.optim import Learned
 from lo_framework.optim.packs import sub_layout
-from optimizees.spec import UserError
+from lo_framework.optimizees.spec import UserError
 from tests.lo_framework.face_tools import (
     ALL_KINDS,
     SHAPES,
@@ -26,7 +28,7 @@ from tests.lo_framework.face_tools import (
     moved,
     parameters,
     run,
-)  # fmt: skip
+)
 
 
 def after(spec: str, steps: int, **options: object) -> Tensor:
@@ -39,7 +41,9 @@ def after(spec: str, steps: int, **options: object) -> Tensor:
 def test_lr_multiplies_the_update(lr: float | Tensor) -> None:
     start = flat(parameters())
     whole = after("attention", 1) - start
-    torch.testing.assert_close(after("attention", 1, lr=lr), start + float(lr) * whole, rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(
+        after("attention", 1, lr=lr), start + float(lr) * whole, rtol=1e-6, atol=1e-7
+    )
 
 
 def test_groups_have_their_own_multiplier_and_one_attention() -> None:
@@ -49,12 +53,19 @@ def test_groups_have_their_own_multiplier_and_one_attention() -> None:
     assert [group["lr"] for group in face.param_groups] == [1.0, 0.25]
     start = flat(params)
     run(face, params, [0])
-    scale = torch.cat([torch.full((p.numel(),), 1.0 if i < 3 else 0.25) for i, p in enumerate(params)])
-    torch.testing.assert_close(flat(params), start + scale * (after("attention-mlp", 1) - start), rtol=1e-6, atol=1e-7)
+    scale = torch.cat(
+        [torch.full((p.numel(),), 1.0 if i < 3 else 0.25) for i, p in enumerate(params)]
+    )
+    torch.testing.assert_close(
+        flat(params), start + scale * (after("attention-mlp", 1) - start), rtol=1e-6, atol=1e-7
+    )
 
 
 def test_schedulers_act_without_warnings() -> None:
-    for make in (lambda o: CosineAnnealingLR(o, T_max=4), lambda o: LambdaLR(o, lambda epoch: 0.5**epoch)):
+    for make in (
+        lambda o: CosineAnnealingLR(o, T_max=4),
+        lambda o: LambdaLR(o, lambda epoch: 0.5**epoch),
+    ):
         params = parameters()
         face = Learned(params, moved("attention"), num_steps=10)
         scheduler = make(face)
@@ -122,15 +133,20 @@ def test_rules_that_read_the_loss_get_it() -> None:
     face.step()
     face.step(lambda: 0.25)
     assert [None if x is None else (x.dtype, x.dim(), float(x)) for x in seen] == [
-        None, (torch.float32, 0, 2.5), (torch.float32, 0, 2.5), (torch.float32, 0, 0.25),
-    ]  # fmt: skip
+        None,
+        (torch.float32, 0, 2.5),
+        (torch.float32, 0, 2.5),
+        (torch.float32, 0, 0.25),
+    ]
     with pytest.raises(UserError, match="one number"):
         face.step(loss=torch.zeros(3))
 
 
 @pytest.mark.parametrize("spec", ALL_KINDS)
 def test_parameters_without_gradient_take_no_part(spec: str) -> None:
-    """Also when they had one before. The others' attention does not see them; roles come from the whole list."""
+    """Also when they had one before. The others' attention does not see them; roles come from the
+    whole list.
+    """
     params, learned = parameters(), moved(spec)
     params[3].requires_grad_(False)
     face = Learned(params, learned, num_steps=10)
@@ -143,7 +159,9 @@ def test_parameters_without_gradient_take_no_part(spec: str) -> None:
     layout = sub_layout(layout_of(params), members)
     arena = flat([params[i] for i in members])
     state = {
-        n: torch.cat([states[i][n].reshape(*x.shape[: x.dim() - params[0].dim()], -1) for i in members], -1)
+        n: torch.cat(
+            [states[i][n].reshape(*x.shape[: x.dim() - params[0].dim()], -1) for i in members], -1
+        )
         for n, x in states[0].items()
         if n in learned.per_param
     }
@@ -178,7 +196,11 @@ def test_step_without_any_gradient_does_nothing() -> None:
 
 
 def test_empty_and_scalar_parameters() -> None:
-    params = [nn.Parameter(torch.ones(())), nn.Parameter(torch.ones(0, 3)), nn.Parameter(torch.ones(2, 3))]
+    params = [
+        nn.Parameter(torch.ones(())),
+        nn.Parameter(torch.ones(0, 3)),
+        nn.Parameter(torch.ones(2, 3)),
+    ]
     face = Learned(params, moved("attention-mlp"), num_steps=10)
     run(face, params, range(3))
     assert torch.isfinite(flat(params)).all() and params[1].shape == (0, 3)
@@ -228,7 +250,11 @@ def test_mixed_dtypes_and_memory_orders() -> None:
     odd = parameters()
     odd[1].data = odd[1].data.contiguous(memory_format=torch.channels_last)
     odd[6].data = odd[6].data.T.contiguous().T
-    assert not odd[1].is_contiguous() and not odd[6].is_contiguous() and [tuple(p.shape) for p in odd] == shapes
+    assert (
+        not odd[1].is_contiguous()
+        and not odd[6].is_contiguous()
+        and [tuple(p.shape) for p in odd] == shapes
+    )
     for spec in ALL_KINDS:
         models: Iterable[list[nn.Parameter]] = (plain, odd)
         for params in models:
@@ -254,7 +280,9 @@ def test_progress_stays_at_its_end() -> None:
     """A schedule that is zero until the very end: it holds after the last step."""
     learned = make_learned("hyper-adamw")
     with torch.no_grad():
-        learned.get_parameter("schedule")[0, -1] = -100.0  # the learning rate at progress 1 is exp(-1000)
+        learned.get_parameter("schedule")[
+            0, -1
+        ] = -100.0  # the learning rate at progress 1 is exp(-1000)
     params = parameters()
     face = Learned(params, learned, num_steps=3)
     changes = []
@@ -307,13 +335,18 @@ def test_optimizer_keeps_its_own_weights() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("spec", ALL_KINDS)
 def test_parameters_on_several_devices(spec: str) -> None:
-    """All on the CPU, every other on the GPU, all on the GPU, all moved there after the optimizer was built."""
+    """All on the CPU, every other on the GPU, all on the GPU, all moved there after the optimizer
+    was built.
+    """
     plain, mixed, whole, late = (parameters() for _ in range(4))
     learned = moved(spec)
     late_face = Learned(late, learned, num_steps=10)
     for p in (*mixed[1::2], *whole, *late):
         p.data = p.data.cuda()
-    faces = [*(Learned(params, learned, num_steps=10) for params in (plain, mixed, whole)), late_face]
+    faces = [
+        *(Learned(params, learned, num_steps=10) for params in (plain, mixed, whole)),
+        late_face,
+    ]
     for face in faces:
         for t in range(5):
             give_grads(plain, t)
@@ -322,5 +355,7 @@ def test_parameters_on_several_devices(spec: str) -> None:
                 p.grad = q.grad.to(p.device)
             face.step()
     for params in (mixed, whole, late):
-        torch.testing.assert_close(flat([p.cpu() for p in params]), flat(plain), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            flat([p.cpu() for p in params]), flat(plain), rtol=1e-4, atol=1e-5
+        )
     assert late_face._host.device.type == "cuda"

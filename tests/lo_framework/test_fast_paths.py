@@ -20,8 +20,8 @@ from lo_framework.learned import network as module
 from lo_framework.learned.base import LearnedOptimizer
 from lo_framework.learned.network import Weights, formula, network
 from lo_framework.objectives import make_objective
-from optimizees.spec import UserError
-from optimizees.task import Batch, Buffers, Params
+from lo_framework.optimizees.spec import UserError
+from lo_framework.optimizees.task import Batch, Buffers, Params
 from tests.lo_framework.small_tasks import ALL_KINDS, TinyNet, copied, doubled, in_step, once
 
 K, F, H, O = 3, 4, 6, 2
@@ -29,30 +29,44 @@ SHAPES = ((H, F), (H, 1), (H, H), (H, 1), (O, H), (O, 1))
 
 
 def drawn(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed + math.prod(shape)), dtype=torch.float64)
+    return torch.randn(
+        shape, generator=torch.Generator().manual_seed(seed + math.prod(shape)), dtype=torch.float64
+    )
 
 
 def applied(x: Tensor, *weights: Tensor) -> Tensor:
     return network(x, Weights(*weights))
 
 
-@pytest.mark.parametrize("block", [1, 8 * H, 1 << 17])  # single columns, a few of one task, all tasks at once
+@pytest.mark.parametrize(
+    "block", [1, 8 * H, 1 << 17]
+)  # single columns, a few of one task, all tasks at once
 @pytest.mark.parametrize("n", [0, 1, 29])
-def test_network_in_blocks_is_the_formula(n: int, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_network_in_blocks_is_the_formula(
+    n: int, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(module, "CPU_BLOCK", block)
-    inputs = [t.requires_grad_() for t in (drawn(K, F, n), *(drawn(K, *s, seed=i) for i, s in enumerate(SHAPES)))]
+    inputs = [
+        t.requires_grad_()
+        for t in (drawn(K, F, n), *(drawn(K, *s, seed=i) for i, s in enumerate(SHAPES)))
+    ]
     found, wanted = vmap(applied)(*inputs), vmap(formula)(*inputs)
     torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
     cotangent = drawn(K, O, n, seed=9)
     for create_graph in (False, True):
-        slopes = torch.autograd.grad(found, inputs, cotangent, retain_graph=True, create_graph=create_graph)
+        slopes = torch.autograd.grad(
+            found, inputs, cotangent, retain_graph=True, create_graph=create_graph
+        )
         others = torch.autograd.grad(wanted, inputs, cotangent, retain_graph=True)
         for a, b in zip(slopes, others):
             torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
 
 
 def test_network_twice_differentiable() -> None:
-    inputs = [t.requires_grad_() for t in (drawn(K, F, 7), *(drawn(K, *s, seed=i) for i, s in enumerate(SHAPES)))]
+    inputs = [
+        t.requires_grad_()
+        for t in (drawn(K, F, 7), *(drawn(K, *s, seed=i) for i, s in enumerate(SHAPES)))
+    ]
 
     def curvature(f: Callable[..., Tensor]) -> tuple[Tensor, ...]:
         slopes = torch.autograd.grad(vmap(f)(*inputs).pow(2).sum(), inputs, create_graph=True)
@@ -65,10 +79,18 @@ def test_network_twice_differentiable() -> None:
 def test_network_under_torch_func() -> None:
     x, weights = drawn(K, F, 7), [drawn(*s, seed=i) for i, s in enumerate(SHAPES)]
     wanted = torch.stack([formula(row, *weights) for row in x])
-    torch.testing.assert_close(torch.stack([applied(row, *weights) for row in x]), wanted)  # without vmap
-    torch.testing.assert_close(vmap(lambda row: applied(row, *weights))(x), wanted)  # shared weights
-    torch.testing.assert_close(vmap(applied, (2, *[None] * 6))(x.permute(1, 2, 0), *weights), wanted)
-    nested = vmap(lambda scale: vmap(lambda row: applied(scale * row, *weights))(x))(torch.tensor([1.0, 2.0]).double())
+    torch.testing.assert_close(
+        torch.stack([applied(row, *weights) for row in x]), wanted
+    )  # without vmap
+    torch.testing.assert_close(
+        vmap(lambda row: applied(row, *weights))(x), wanted
+    )  # shared weights
+    torch.testing.assert_close(
+        vmap(applied, (2, *[None] * 6))(x.permute(1, 2, 0), *weights), wanted
+    )
+    nested = vmap(lambda scale: vmap(lambda row: applied(scale * row, *weights))(x))(
+        torch.tensor([1.0, 2.0]).double()
+    )
     torch.testing.assert_close(nested[0], wanted)
     slope = vmap(grad(lambda row: applied(row, *weights).sum()))(x)
     (pulled,) = vjp(vmap(lambda row: applied(row, *weights)), x)[1](torch.ones_like(wanted))
@@ -84,7 +106,9 @@ def test_mlp_forward_is_its_three_phases(spec: str) -> None:
         others = others or (params, state)
         arguments = (drawn(layout.size, seed=step), torch.tensor(1.0), torch.tensor(0.1).double())
         params, state = learned(layout, params, arguments[0], state, *arguments[1:])
-        others = LearnedOptimizer.forward(learned, layout, others[0], arguments[0], others[1], *arguments[1:])
+        others = LearnedOptimizer.forward(
+            learned, layout, others[0], arguments[0], others[1], *arguments[1:]
+        )
         torch.testing.assert_close(params, others[0], rtol=1e-13, atol=1e-15)
         assert state.keys() == others[1].keys()
         for name, x in state.items():
@@ -93,7 +117,8 @@ def test_mlp_forward_is_its_three_phases(spec: str) -> None:
 
 @pytest.mark.parametrize(
     "kind, spec",
-    [(k, s) for k in ALL_KINDS for s in ("pes", "tbptt:segments=2")] + [("mlp", "tbptt:second_order=false")],
+    [(k, s) for k in ALL_KINDS for s in ("pes", "tbptt:segments=2")]
+    + [("mlp", "tbptt:second_order=false")],
 )
 def test_recorded_steps_have_the_bits_of_plain_ones(kind: str, spec: str) -> None:
     small = {"attention": ":width=4,heads=2", "attention-mlp": ":width=4,heads=2,hidden=4"}
@@ -144,14 +169,18 @@ def test_recordings_follow_shapes_and_gradients() -> None:
 class InPlace(TinyNet):
     """Writes into one of its inputs."""
 
-    def loss(self, params: Params, buffers: Buffers, batch: Batch, noise: Tensor) -> tuple[Tensor, Buffers]:
+    def loss(
+        self, params: Params, buffers: Buffers, batch: Batch, noise: Tensor
+    ) -> tuple[Tensor, Buffers]:
         loss, new = super().loss(params, buffers, batch, noise)
         return loss, {**new, "bn.mean": buffers["bn.mean"].add_(1)}
 
 
 def test_what_cannot_be_recorded_says_so() -> None:
     learned = doubled("hyper-adamw")
-    estimator = make_estimator("pes", Family(InPlace(), learned, "graph"), make_objective("valid"), once(3), 2)
+    estimator = make_estimator(
+        "pes", Family(InPlace(), learned, "graph"), make_objective("valid"), once(3), 2
+    )
     state = estimator.init_state(learned.theta(), torch.Generator().manual_seed(0))
     with pytest.raises(UserError, match="engine eager"):
         estimator.estimate(learned.theta(), state)

@@ -1,4 +1,6 @@
-"""``--inner-backend higher``: the vmapped engine's meta-gradient by other means, and modules that vmap cannot take."""
+"""``--inner-backend higher``: the vmapped engine's meta-gradient by other means, and modules that
+vmap cannot take.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +20,8 @@ from lo_framework.inner.higher_backend import make_higher
 from lo_framework.inner.step import Family
 from lo_framework.learned import make_learned
 from lo_framework.objectives import make_objective
-from optimizees.from_module import ModuleTask
-from optimizees.spec import UserError
+from lo_framework.optimizees.from_module import ModuleTask
+from lo_framework.optimizees.spec import UserError
 from tests.lo_framework.small_tasks import (
     INF_LOSS,
     NAN_GRADIENT,
@@ -36,7 +38,9 @@ pytest.importorskip("higher", reason="the backend is the package higher", exc_ty
 
 
 def both(spec: str, objective: str, num: int = 2) -> tuple[Any, Any, Any, Any]:
-    """The vmapped estimator, this one, theta and a state one truncation in, with one episode about to end."""
+    """The vmapped estimator, this one, theta and a state one truncation in, with one episode about
+    to end.
+    """
     learned = doubled("hyper-adamw:lr=0.05,weight_decay=0.1,beta2=0.9", spread=0.02)
     family = Family(TinyNet(), learned)
     arguments = (family, make_objective(objective), once(9, 3), num)
@@ -64,7 +68,9 @@ def assert_same(found: Any, expected: Any) -> None:
 @pytest.mark.parametrize("objective", ["valid", "train", "valid:train=0.3,log=0.1"])
 @pytest.mark.parametrize("spec", ["tbptt", "tbptt:second_order=false", "tbptt:clip_task=0.001"])
 def test_same_as_the_vmapped_engine(spec: str, objective: str) -> None:
-    """Meta-gradients, metrics and the state after each of three truncations, restarts and masked steps among them."""
+    """Meta-gradients, metrics and the state after each of three truncations, restarts and masked
+    steps among them.
+    """
     ours, other, theta, state = both(spec, objective)
     here, there = copied(state), copied(state)
     for _ in range(3):
@@ -152,7 +158,9 @@ def test_meta_trains_modules_that_vmap_cannot_take(module: nn.Module) -> None:
 
 @pytest.mark.parametrize("module", [Recurrent(), Branching()], ids=["nn.LSTM", "branching"])
 def test_the_looped_engine_agrees_on_them(module: nn.Module) -> None:
-    """``vmappable = False`` makes our own step a plain loop: an oracle here, and what validation runs."""
+    """``vmappable = False`` makes our own step a plain loop: an oracle here, and what validation
+    runs.
+    """
     learned = make_learned("hyper-adamw:lr=0.01")
     family = Family(module_task(module), learned)
     arguments = (family, make_objective("valid:train=0.5"), once(4), 2)
@@ -166,12 +174,23 @@ def test_the_looped_engine_agrees_on_them(module: nn.Module) -> None:
 
 def test_resumed_run_repeats_the_uninterrupted_one() -> None:
     learned = make_learned("hyper-adamw:lr=0.01")
-    arguments = ("tbptt", Family(TinyNet(torch.float32), learned), make_objective("valid"), once(5, 3), 2)
+    arguments = (
+        "tbptt",
+        Family(TinyNet(torch.float32), learned),
+        make_objective("valid"),
+        once(5, 3),
+        2,
+    )
     estimator, theta = make_higher(*arguments), learned.theta()
-    _, state = estimator.estimate(theta, estimator.init_state(theta, torch.Generator().manual_seed(0)))
+    _, state = estimator.estimate(
+        theta, estimator.init_state(theta, torch.Generator().manual_seed(0))
+    )
     again, fresh = state_from_tensors(state_to_tensors(state)), make_higher(*arguments)
     for _ in range(2):
-        (expected, state), (found, again) = estimator.estimate(theta, state), fresh.estimate(theta, again)
+        (expected, state), (found, again) = (
+            estimator.estimate(theta, state),
+            fresh.estimate(theta, again),
+        )
         assert all(torch.equal(g, expected.grad[n]) for n, g in found.grad.items())
         ours, theirs = state_to_tensors(state), state_to_tensors(again)
         assert all(torch.equal(x, theirs[n]) for n, x in ours.items())
@@ -196,7 +215,13 @@ def test_the_learned_optimizer_itself_is_not_touched() -> None:
 )
 def test_what_it_cannot_do_is_said(spec: str, kind: str, words: str) -> None:
     with pytest.raises(UserError, match=words):
-        make_higher(spec, Family(TinyNet(), make_learned(kind).double()), make_objective("valid"), once(4), 1)
+        make_higher(
+            spec,
+            Family(TinyNet(), make_learned(kind).double()),
+            make_objective("valid"),
+            once(4),
+            1,
+        )
 
 
 def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:

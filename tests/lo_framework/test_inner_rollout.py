@@ -1,4 +1,6 @@
-"""Whole episodes for evaluation: paired by seed, whatever runs beside them, and honest about divergence."""
+"""Whole episodes for evaluation: paired by seed, whatever runs beside them, and honest about
+divergence.
+"""
 
 from __future__ import annotations
 
@@ -36,23 +38,36 @@ def test_a_seed_means_the_same_whatever_runs_beside_it() -> None:
             torch.testing.assert_close(whole.train[i, j], alone.train[0, 0], rtol=1e-13, atol=0)
             for name, x in alone.final.items():
                 torch.testing.assert_close(whole.final[name][i, j], x[0, 0], rtol=1e-13, atol=0)
-    assert torch.equal(whole.train[0, :, 0], whole.train[1, :, 0])  # the same start and first batch for both settings
+    assert torch.equal(
+        whole.train[0, :, 0], whole.train[1, :, 0]
+    )  # the same start and first batch for both settings
     assert len(set(whole.train[0, :, 0].tolist())) == 3
     assert set(whole.final) == {"train.loss", "train.updates", "test.loss", "test.updates"}
     assert whole.held.shape == (2, 3, 0) and (whole.final["test.updates"] == 4).all()
 
 
 def test_seeds_do_not_share_streams() -> None:
-    first = [torch.rand(4, generator=seeded(seed, stream)) for seed in range(8) for stream in (1, 2, 3)]
+    first = [
+        torch.rand(4, generator=seeded(seed, stream)) for seed in range(8) for stream in (1, 2, 3)
+    ]
     assert len({tuple(x.tolist()) for x in first}) == 24
 
 
 def test_diverged_runs_have_infinite_losses_and_finite_parameters() -> None:
-    found = rollout(Quadratic((1.0, 6.0)), PlainSGD(PlainSGDConfig()), thetas(0.1, 1e80), [0], 5, splits=("train",))
+    found = rollout(
+        Quadratic((1.0, 6.0)),
+        PlainSGD(PlainSGDConfig()),
+        thetas(0.1, 1e80),
+        [0],
+        5,
+        splits=("train",),
+    )
     assert found.alive.tolist() == [[True], [False]]
     assert torch.isfinite(found.train[0]).all() and found.train[1, 0, -1] == torch.inf
     assert torch.isfinite(found.params).all()
-    assert found.final["train.loss"][1, 0] == torch.inf and torch.isfinite(found.final["train.loss"][0, 0])
+    assert found.final["train.loss"][1, 0] == torch.inf and torch.isfinite(
+        found.final["train.loss"][0, 0]
+    )
 
 
 def test_progress_refers_to_the_horizon() -> None:
@@ -68,7 +83,9 @@ def test_progress_refers_to_the_horizon() -> None:
 
 def test_finished_steps_are_reported_and_no_graph_is_kept() -> None:
     learned, told = doubled("hyper-adamw"), []
-    found = rollout(TinyNet(), learned, [learned.theta()] * 3, [0, 1], 2, chunk=4, on_step=told.append)
+    found = rollout(
+        TinyNet(), learned, [learned.theta()] * 3, [0, 1], 2, chunk=4, on_step=told.append
+    )
     assert told == [4, 4, 2, 2]
     assert not any(x.requires_grad for x in (found.train, found.params, *found.final.values()))
 

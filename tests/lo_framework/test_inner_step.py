@@ -25,7 +25,9 @@ from tests.lo_framework.small_tasks import (
 )
 
 
-def prepared(learned: LearnedOptimizer, dtype: torch.dtype, steps: int) -> tuple[Family, Carry, list[Draw]]:
+def prepared(
+    learned: LearnedOptimizer, dtype: torch.dtype, steps: int
+) -> tuple[Family, Carry, list[Draw]]:
     """Three tasks at their start, and the data of ``steps`` steps."""
     family = Family(TinyNet(dtype), learned)
     unroller = Unroller(family, make_objective("valid"), once(2 * steps, steps), 3)
@@ -33,7 +35,9 @@ def prepared(learned: LearnedOptimizer, dtype: torch.dtype, steps: int) -> tuple
     return family, state.carry, [unroller.draw(state, i)[0] for i in range(steps)]
 
 
-def run(step: Step, theta: dict[str, Tensor], carry: Carry, draws: list[Draw]) -> tuple[Carry, list[Losses]]:
+def run(
+    step: Step, theta: dict[str, Tensor], carry: Carry, draws: list[Draw]
+) -> tuple[Carry, list[Losses]]:
     losses = []
     for draw in draws:
         carry, loss = step(theta, carry, draw)
@@ -51,7 +55,9 @@ def test_rows_are_separate_runs(kind: str, dtype: torch.dtype, tolerance: float)
     end, losses = run(step, tile_theta(theta, 3), carry, draws)
     task, layout = family.task, family.layout
     for k in range(3):
-        alone, own = run(step, tile_theta(theta, 1), carry_row(carry, k), [draw_row(d, k) for d in draws])
+        alone, own = run(
+            step, tile_theta(theta, 1), carry_row(carry, k), [draw_row(d, k) for d in draws]
+        )
         params, buffers = carry.params[k], {n: x[k] for n, x in carry.buffers.items()}
         state = {n: x[k] for n, x in carry.state.items()}
         for t, draw in enumerate(draws):
@@ -61,8 +67,12 @@ def test_rows_are_separate_runs(kind: str, dtype: torch.dtype, tolerance: float)
                 return task.loss(layout.unflatten(flat), buffers, train, noise)
 
             grads, (loss, buffers) = grad_and_value(loss_of, has_aux=True)(params)
-            params, state = functional_call(learned, theta, (layout, params, grads, state, loss, draw.progress[k]))
-            held, _ = task.loss(layout.unflatten(params), buffers, tuple(x[k] for x in draw.held), noise)
+            params, state = functional_call(
+                learned, theta, (layout, params, grads, state, loss, draw.progress[k])
+            )
+            held, _ = task.loss(
+                layout.unflatten(params), buffers, tuple(x[k] for x in draw.held), noise
+            )
             for found in (losses[t].train[k], own[t].train[0]):
                 torch.testing.assert_close(found, loss, rtol=tolerance, atol=tolerance)
             for found in (losses[t].held[k], own[t].held[0]):
@@ -72,7 +82,9 @@ def test_rows_are_separate_runs(kind: str, dtype: torch.dtype, tolerance: float)
         for name, x in buffers.items():
             torch.testing.assert_close(end.buffers[name][k], x, rtol=tolerance, atol=tolerance)
         for name, x in state.items():
-            torch.testing.assert_close(end.state[name][k], x, rtol=10 * tolerance, atol=10 * tolerance)
+            torch.testing.assert_close(
+                end.state[name][k], x, rtol=10 * tolerance, atol=10 * tolerance
+            )
 
 
 @pytest.mark.parametrize("illness", [NAN_LOSS, INF_LOSS, NAN_GRADIENT])
@@ -88,8 +100,12 @@ def test_an_ill_task_stands_still(illness: float) -> None:
     assert end.alive.tolist() == [True, False, True]
     for found in losses:
         assert found.train[1] == torch.inf and found.held[1] == torch.inf
-        assert torch.isfinite(found.train[[0, 2]]).all() and torch.isfinite(found.held[[0, 2]]).all()
-    assert torch.equal(end.params[1], first.params[1]) and torch.equal(end.params[[0, 2]], healthy.params[[0, 2]])
+        assert (
+            torch.isfinite(found.train[[0, 2]]).all() and torch.isfinite(found.held[[0, 2]]).all()
+        )
+    assert torch.equal(end.params[1], first.params[1]) and torch.equal(
+        end.params[[0, 2]], healthy.params[[0, 2]]
+    )
     assert all(torch.equal(x[1], first.state[n][1]) for n, x in end.state.items())
     assert end.buffers["bn.count"].tolist() == [3, 1, 3]
 
@@ -97,7 +113,9 @@ def test_an_ill_task_stands_still(illness: float) -> None:
 def test_dead_stays_dead() -> None:
     family, carry, draws = prepared(doubled("hyper-adamw"), torch.float64, steps=2)
     carry = carry._replace(alive=torch.tensor([True, False, True]))
-    end, losses = run(family.step(held_out=False), tile_theta(family.learned.theta(), 3), carry, draws)
+    end, losses = run(
+        family.step(held_out=False), tile_theta(family.learned.theta(), 3), carry, draws
+    )
     assert end.alive.tolist() == [True, False, True] and torch.equal(end.params[1], carry.params[1])
     assert losses[0].train[1] == torch.inf and losses[0].held.tolist() == [0.0, torch.inf, 0.0]
 
@@ -107,9 +125,13 @@ def test_every_task_has_its_own_theta() -> None:
     family, carry, draws = prepared(learned, torch.float64, steps=2)
     step = family.step(held_out=False)
     thetas = [doubled("mlp:hidden=4,step_mult=0.1", seed=s).theta() for s in range(3)]
-    together, _ = run(step, {n: torch.stack([t[n] for t in thetas]) for n in thetas[0]}, carry, draws)
+    together, _ = run(
+        step, {n: torch.stack([t[n] for t in thetas]) for n in thetas[0]}, carry, draws
+    )
     for k, theta in enumerate(thetas):
-        alone, _ = run(step, tile_theta(theta, 1), carry_row(carry, k), [draw_row(d, k) for d in draws])
+        alone, _ = run(
+            step, tile_theta(theta, 1), carry_row(carry, k), [draw_row(d, k) for d in draws]
+        )
         torch.testing.assert_close(together.params[k], alone.params[0], rtol=1e-13, atol=1e-14)
 
 
@@ -124,7 +146,9 @@ def test_starts_are_drawn_in_order_and_contiguous() -> None:
         assert torch.equal(carry.buffers["sick"][k], buffers["sick"])
         state = learned.init_state(family.layout, carry.params[k])
         assert all(torch.equal(x[k], state[n]) for n, x in carry.state.items())
-    assert carry.alive.all() and all(x.is_contiguous() for x in (carry.params, *carry.state.values()))
+    assert carry.alive.all() and all(
+        x.is_contiguous() for x in (carry.params, *carry.state.values())
+    )
 
 
 def test_a_task_that_refuses_vmap_is_looped() -> None:
@@ -141,7 +165,9 @@ def test_a_task_that_refuses_vmap_is_looped() -> None:
         results.append((end, torch.autograd.grad(total, list(theta.values()))))  # type: ignore[arg-type]
     (end, grads), (other, others) = results
     torch.testing.assert_close(end.params, other.params, rtol=1e-12, atol=1e-13)
-    assert end.buffers["bn.count"].dtype == other.buffers["bn.count"].dtype and set(end.state) == set(other.state)
+    assert end.buffers["bn.count"].dtype == other.buffers["bn.count"].dtype and set(
+        end.state
+    ) == set(other.state)
     for g, h in zip(grads, others):
         torch.testing.assert_close(g, h, rtol=1e-10, atol=1e-12)
 

@@ -1,4 +1,6 @@
-"""The flat arena: offsets, roles read off shapes and order, reductions against their plain definitions."""
+"""The flat arena: offsets, roles read off shapes and order, reductions against their plain
+definitions.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ SHAPES = {"a": (3, 4), "b": (4,), "c": (2, 3, 2, 2), "d": (), "e": (1, 5)}
 
 
 def roles_of(module: nn.Module, named: bool = True) -> list[str]:
-    shapes = {(n if named else str(i)): p.shape for i, (n, p) in enumerate(module.named_parameters())}
+    shapes = {
+        (n if named else str(i)): p.shape for i, (n, p) in enumerate(module.named_parameters())
+    }
     return [slot.role for slot in Layout.of(shapes).slots]
 
 
@@ -35,9 +39,13 @@ def test_offsets_and_sizes(layout: Layout) -> None:
         Layout.of({})
 
 
-def test_flatten_and_unflatten_are_inverse_and_unflatten_is_a_view(layout: Layout, x: torch.Tensor) -> None:
+def test_flatten_and_unflatten_are_inverse_and_unflatten_is_a_view(
+    layout: Layout, x: torch.Tensor
+) -> None:
     tensors = layout.unflatten(x)
-    assert {n: tuple(t.shape) for n, t in tensors.items()} == {n: (2, 3, *shape) for n, shape in SHAPES.items()}
+    assert {n: tuple(t.shape) for n, t in tensors.items()} == {
+        n: (2, 3, *shape) for n, shape in SHAPES.items()
+    }
     assert torch.equal(layout.flatten(tensors), x)
     tensors["c"].zero_()
     assert x[..., 16:40].abs().sum() == 0
@@ -66,10 +74,16 @@ def test_factored_against_loops(layout: Layout) -> None:
     x = torch.rand(layout.size, generator=torch.Generator().manual_seed(1))
     rows, cols = layout.factored(x)
     tensors, row, col = layout.unflatten(x), layout.unflatten(rows), layout.unflatten(cols)
-    for i in range(3):  # "a" is 3 x 4: rows are means over the smaller of its axes, columns over the larger
+    for i in range(
+        3
+    ):  # "a" is 3 x 4: rows are means over the smaller of its axes, columns over the larger
         for j in range(4):
-            assert row["a"][i, j] == pytest.approx(float(sum(tensors["a"][k, j] for k in range(3))) / 3)
-            assert col["a"][i, j] == pytest.approx(float(sum(tensors["a"][i, k] for k in range(4))) / 4)
+            assert row["a"][i, j] == pytest.approx(
+                float(sum(tensors["a"][k, j] for k in range(3))) / 3
+            )
+            assert col["a"][i, j] == pytest.approx(
+                float(sum(tensors["a"][i, k] for k in range(4))) / 4
+            )
     for i in range(2):  # "c" is 2 x 3 x 2 x 2: its last axis counts as the second largest
         for k in range(2):
             part = tensors["c"][i, :, k]  # [3, 2]
@@ -77,17 +91,31 @@ def test_factored_against_loops(layout: Layout) -> None:
             torch.testing.assert_close(col["c"][i, :, k], part.mean(0, keepdim=True).expand(3, 2))
     for name in ("b", "d"):  # a vector is its own mean
         assert torch.equal(row[name], tensors[name]) and torch.equal(col[name], tensors[name])
-    assert layout.vector_mask.tolist() == [len(SHAPES[n]) < 2 for n, t in tensors.items() for _ in range(t.numel())]
+    assert layout.vector_mask.tolist() == [
+        len(SHAPES[n]) < 2 for n, t in tensors.items() for _ in range(t.numel())
+    ]
 
 
 def test_roles_of_plain_and_normalised_nets() -> None:
     mlp = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
     assert roles_of(mlp) == ["matrix", "bias", "matrix", "bias"]
-    conv = nn.Sequential(nn.Conv2d(1, 4, 3, bias=False), nn.BatchNorm2d(4), nn.Conv2d(4, 6, 3), nn.BatchNorm2d(6))
+    conv = nn.Sequential(
+        nn.Conv2d(1, 4, 3, bias=False), nn.BatchNorm2d(4), nn.Conv2d(4, 6, 3), nn.BatchNorm2d(6)
+    )
     assert roles_of(conv) == ["conv", "norm", "norm", "conv", "bias", "norm", "norm"]
     norms = [nn.LayerNorm(4) for _ in range(3)]
     wide = nn.Sequential(nn.Linear(4, 4), norms[0], nn.Linear(4, 4, bias=False), *norms[1:])
-    assert roles_of(wide) == ["matrix", "bias", "norm", "norm", "matrix", "norm", "norm", "norm", "norm"]
+    assert roles_of(wide) == [
+        "matrix",
+        "bias",
+        "norm",
+        "norm",
+        "matrix",
+        "norm",
+        "norm",
+        "norm",
+        "norm",
+    ]
     assert roles_of(wide, named=False) == roles_of(wide)
 
 
@@ -123,4 +151,8 @@ def test_constants_follow_the_device(layout: Layout) -> None:
     assert layout.to(torch.device("cpu")) is layout
     moved = layout.to(torch.device("meta"))
     assert moved == layout
-    assert {moved.descriptors.device.type, moved.role_keys.device.type, moved.vector_mask.device.type} == {"meta"}
+    assert {
+        moved.descriptors.device.type,
+        moved.role_keys.device.type,
+        moved.vector_mask.device.type,
+    } == {"meta"}

@@ -13,26 +13,41 @@ from lo_framework.estimators.truncation import UnrollState
 from lo_framework.inner.step import Family, tile_theta
 from lo_framework.learned.base import Theta
 from lo_framework.objectives import make_objective
-from tests.lo_framework.small_tasks import TinyNet, along, copied, directions, doubled, in_step, once, slope
+from tests.lo_framework.small_tasks import (
+    TinyNet,
+    along,
+    copied,
+    directions,
+    doubled,
+    in_step,
+    once,
+    slope,
+)
 
 TASK, LENGTH, NUM = TinyNet(), 4, 2
 
 
 @pytest.mark.parametrize("engine", ["eager", "graph"])
 def test_a_learned_radius_has_the_slope_of_the_score(engine: str) -> None:
-    """Also at a truncation's first step, whose parameters do not depend on theta; and in first order."""
+    """Also at a truncation's first step, whose parameters do not depend on theta; and in first
+    order.
+    """
     learned = doubled("hyper-adamw:lr=0.02,sam_rho=0.3")
     theta = learned.theta()
     found = {}
     for spec in ("tbptt", "tbptt:second_order=false"):
         family = Family(TASK, learned, engine)
-        estimator = make_estimator(spec, family, make_objective("valid:train=0.3"), once(LENGTH), NUM)
+        estimator = make_estimator(
+            spec, family, make_objective("valid:train=0.3"), once(LENGTH), NUM
+        )
         state = in_step(estimator.init_state(theta, torch.Generator().manual_seed(1)))
         found[spec] = estimator.estimate(theta, copied(state))[0].grad
 
         def score(at: Theta, estimator: Any = estimator, state: UnrollState = state) -> Tensor:
             begun = copied(state)
-            done = estimator.unroller.run(estimator.step, tile_theta(at, NUM), begun.carry, begun, 0, LENGTH)
+            done = estimator.unroller.run(
+                estimator.step, tile_theta(at, NUM), begun.carry, begun, 0, LENGTH
+            )
             return done.score.mean() / LENGTH
 
     for name, direction in directions(theta):

@@ -1,4 +1,6 @@
-"""The update rules: vmap against a loop, AdamW at the start, growth, degenerate inputs, live meta-parameters."""
+"""The update rules: vmap against a loop, AdamW at the start, growth, degenerate inputs, live
+meta-parameters.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,7 @@ from tests.lo_framework.face_tools import (
     layout_of,
     moved,
     parameters,
-)  # fmt: skip
+)
 
 ADAMW_FAMILY = ["hyper-adamw", "attention", "attention:head=bounded", "attention-mlp"]
 SETTINGS = "lr=0.003,beta1=0.8,beta2=0.99,weight_decay=0.1,eps=1e-6"
@@ -27,7 +29,9 @@ def with_settings(spec: str) -> str:
     return spec + ("," if ":" in spec else ":") + SETTINGS
 
 
-def trajectory(learned: LearnedOptimizer, steps: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
+def trajectory(
+    learned: LearnedOptimizer, steps: int, dtype: torch.dtype = torch.float32, seed: int = 0
+) -> Tensor:
     """The whole arena after ``steps`` updates."""
     params = parameters(seed, dtype=dtype)
     layout, arena = layout_of(params), flat(params)
@@ -60,10 +64,14 @@ def test_starts_as_adamw(spec: str, settings: str, dtype: torch.dtype, tolerance
     for t in range(20):
         give_grads(params, t)
         adamw.step()
-    torch.testing.assert_close(trajectory(learned.to(dtype), 20, dtype), flat(params), rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(
+        trajectory(learned.to(dtype), 20, dtype), flat(params), rtol=tolerance, atol=tolerance
+    )
 
 
-@pytest.mark.parametrize("smaller, larger", [("hyper-adamw", "attention"), ("attention", "attention-mlp")])
+@pytest.mark.parametrize(
+    "smaller, larger", [("hyper-adamw", "attention"), ("attention", "attention-mlp")]
+)
 def test_growth_keeps_the_function(smaller: str, larger: str) -> None:
     incumbent = moved(smaller)
     grown = make_learned(larger)
@@ -81,12 +89,18 @@ def test_vmap_over_tasks_is_a_loop_over_tasks(spec: str) -> None:
     models = [parameters(seed) for seed in range(num)]
     layout = layout_of(models[0])
     theta = {
-        name: torch.stack([x + 0.01 * torch.randn(x.shape, generator=generator(k)) for k in range(num)])
+        name: torch.stack(
+            [x + 0.01 * torch.randn(x.shape, generator=generator(k)) for k in range(num)]
+        )
         for name, x in learned.theta().items()
     }
 
-    def step(theta: dict[str, Tensor], arena: Tensor, grads: Tensor, state: dict[str, Tensor]) -> tuple:
-        return functional_call(learned, theta, (layout, arena, grads, state, None, torch.tensor(0.3)))
+    def step(
+        theta: dict[str, Tensor], arena: Tensor, grads: Tensor, state: dict[str, Tensor]
+    ) -> tuple:
+        return functional_call(
+            learned, theta, (layout, arena, grads, state, None, torch.tensor(0.3))
+        )
 
     arenas = torch.stack([flat(params) for params in models])
     states = [learned.init_state(layout, arena) for arena in arenas]
@@ -96,7 +110,9 @@ def test_vmap_over_tasks_is_a_loop_over_tasks(spec: str) -> None:
         grads = torch.randn(arenas.shape, generator=generator(t))
         batched, batched_state = vmap(step)(theta, batched, grads, batched_state)
         for k in range(num):
-            looped[k], states[k] = step({name: x[k] for name, x in theta.items()}, looped[k], grads[k], states[k])
+            looped[k], states[k] = step(
+                {name: x[k] for name, x in theta.items()}, looped[k], grads[k], states[k]
+            )
     torch.testing.assert_close(batched, torch.stack(looped), rtol=1e-6, atol=1e-6)
     for name, x in batched_state.items():
         torch.testing.assert_close(x, torch.stack([s[name] for s in states]), rtol=1e-4, atol=1e-6)
@@ -110,7 +126,9 @@ def test_degenerate_inputs_give_finite_updates_and_meta_gradients(spec: str, gra
     arena = torch.zeros(layout.size)
     state = learned.init_state(layout, arena)
     for _ in range(3):
-        arena, state = learned(layout, arena, torch.full_like(arena, grad), state, None, torch.tensor(0.0))
+        arena, state = learned(
+            layout, arena, torch.full_like(arena, grad), state, None, torch.tensor(0.0)
+        )
     assert torch.isfinite(arena).all() and all(torch.isfinite(x).all() for x in state.values())
     arena.square().sum().backward()
     assert all(p.grad is None or torch.isfinite(p.grad).all() for p in learned.parameters())
@@ -124,9 +142,13 @@ def test_every_meta_parameter_moves_the_result(spec: str) -> None:
     state = learned.init_state(layout, arena)
     for t in range(4):
         give_grads(params, t)
-        arena, state = learned(layout, arena, flat_grads(params), state, None, torch.tensor(0.03 + t / 4))
+        arena, state = learned(
+            layout, arena, flat_grads(params), state, None, torch.tensor(0.03 + t / 4)
+        )
     arena.square().sum().backward()
-    dead = [n for n, p in learned.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    dead = [
+        n for n, p in learned.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0
+    ]
     assert dead == []
 
 
@@ -137,7 +159,9 @@ def test_update_is_pure(spec: str) -> None:
     layout, arena = layout_of(params), flat(params)
     give_grads(params, 0)
     grads = flat_grads(params)
-    _, state = learned(layout, arena, grads, learned.init_state(layout, arena), None, torch.tensor(0.1))
+    _, state = learned(
+        layout, arena, grads, learned.init_state(layout, arena), None, torch.tensor(0.1)
+    )
     inputs = [arena, grads, *state.values()]
     before = [x.clone() for x in inputs]
     first = learned(layout, arena, grads, state, None, torch.tensor(0.1))

@@ -1,14 +1,17 @@
-"""Defects D1 to D19 of the released MetaAdamW, of its learning signal and its numbers: a test each that fails on the
-old behaviour. D20 to D30 are in ``test_metaadam_defects_robust``. Here only the default optimizer is tested; what was
-released can still be had with ``reproduce="reference"`` (``test_metaadam_reference``).
+"""Defects D1 to D19 of the released MetaAdamW, of its learning signal and its numbers: a test each
+that fails on the old behaviour. D20 to D30 are in ``test_metaadam_defects_robust``. Here only the
+default optimizer is tested; what was released can still be had with ``reproduce="reference"``
+(``test_metaadam_reference``).
 
 Those that have no test:
 
-* D17, second half: a group's features are means over its tensors, so that a bias would weigh as much as an embedding.
-  By default vectors and weights are never in one group; in groups of one's own, one asks for it.
-* D18: validation data that are test data, scaling by the future: of the authors' experiments. `meta_step` is given its
-  validation batch; `eval`'s baseline takes it from the training set.
-* D19: a German vocabulary for English targets: of the authors' experiments; there is no such task here.
+* D17, second half: a group's features are means over its tensors, so that a bias would weigh as
+  much as an embedding. By default vectors and weights are never in one group; in groups of one's
+  own, one asks for it.
+* D18: validation data that are test data, scaling by the future: of the authors' experiments.
+  `meta_step` is given its validation batch; `eval`'s baseline takes it from the training set.
+* D19: a German vocabulary for English targets: of the authors' experiments; there is no such task
+  here.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ from torch import Tensor, nn
 from lo_framework.learned.group_features import FeatureSpec
 from lo_framework.objectives.weighting import HUW
 from lo_framework.optim import MetaAdamW
-from optimizees.spec import UserError
+from lo_framework.optimizees.spec import UserError
 from tests.lo_framework import metaadam_math_tools as tools
 
 
@@ -30,15 +33,21 @@ def tokens(optimizer: MetaAdamW, scale: float = 1.0, numel: int = 1) -> Tensor:
     """Of the net's six tensors with statistics of their own."""
     plan = optimizer.members.plan(tuple(range(6)))
     generator = torch.Generator().manual_seed(0)
-    stats = scale * torch.rand(len(optimizer.network.spec.stats), 6, generator=generator, dtype=tools.D)
+    stats = scale * torch.rand(
+        len(optimizer.network.spec.stats), 6, generator=generator, dtype=tools.D
+    )
     state = {"log_power": torch.full((2, 6), -1.0, dtype=tools.D), "step": stats.new_tensor(3.0)}
-    return optimizer.network.tokens(plan.layout, plan.grouping, stats, state, stats.new_tensor(0.5)).detach()
+    return optimizer.network.tokens(
+        plan.layout, plan.grouping, stats, state, stats.new_tensor(0.5)
+    ).detach()
 
 
 @pytest.mark.parametrize("features", ["basic_plus", "norm_basic_plus"])
 def test_d1_the_plus_versions_are_their_own(features: str) -> None:
     """Ten statistics and the time; as released seven columns of another version, and zeros."""
-    _, optimizer = tools.ready(features=features, grouping="original" if features == "basic_plus" else "fine_grained")
+    _, optimizer = tools.ready(
+        features=features, grouping="original" if features == "basic_plus" else "fine_grained"
+    )
     found = tokens(optimizer)
     assert found.shape[0] == 2 * 5 + 1 and bool((found[-1] == 0.5).all())
     assert all(row.any() for row in found)
@@ -74,17 +83,29 @@ def test_d4_the_generalization_gap_depends_on_the_network(objective: str) -> Non
 
 @pytest.mark.parametrize("size", [1e-6, 1.0, 1e6])
 def test_d5_no_factor_is_saturated_at_the_start(size: float) -> None:
-    """Features are bounded whatever the gradients' scale: factors of a random head spread, but none is at its end."""
+    """Features are bounded whatever the gradients' scale: factors of a random head spread, but none
+    is at its end.
+    """
     found = []
     for seed in range(4):
         generator = torch.Generator().manual_seed(9)
-        p = {f"layer{i}.weight": nn.Parameter(torch.randn(40, 60, generator=generator)) for i in range(4)}
+        p = {
+            f"layer{i}.weight": nn.Parameter(torch.randn(40, 60, generator=generator))
+            for i in range(4)
+        }
         optimizer = MetaAdamW(
-            p.items(), grouping="tensor", attention={"layers": 8, "seed": seed, "head_scale": 0.05}, lr=1e-3
+            p.items(),
+            grouping="tensor",
+            attention={"layers": 8, "seed": seed, "head_scale": 0.05},
+            lr=1e-3,
         )
         for t in range(3):
             for i, w in enumerate(p.values()):
-                w.grad = size * (i + t + 1) * torch.randn(40, 60, generator=torch.Generator().manual_seed(4 * t + i))
+                w.grad = (
+                    size
+                    * (i + t + 1)
+                    * torch.randn(40, 60, generator=torch.Generator().manual_seed(4 * t + i))
+                )
             optimizer.step()
         found += [alpha for alpha, _ in optimizer.factors().values()]
     assert 0.1 < max(abs(a - 1) for a in found) < 0.45
@@ -102,16 +123,24 @@ def test_d6_meta_steps_change_the_factors() -> None:
 
 
 def test_d7_the_loss_is_not_weighed_by_its_own_minimiser_and_has_no_size() -> None:
-    """lambda1 and lambda2 are no outputs; |g2|^2 is relative to |g1|^2, so the loss's scale cancels."""
+    """lambda1 and lambda2 are no outputs; |g2|^2 is relative to |g1|^2, so the loss's scale
+    cancels.
+    """
     model, optimizer = tools.ready(objective="gradient")
-    assert optimizer.network.head.shape[0] == 5 and optimizer.network.factors(torch.zeros(5, 2))[0].shape == (2,)
+    assert optimizer.network.head.shape[0] == 5 and optimizer.network.factors(torch.zeros(5, 2))[
+        0
+    ].shape == (2,)
     told = []
     for scale in (1.0, 100.0):
         model, optimizer = tools.ready(objective="gradient", alpha_range=0.0, beta_range=0.0)
         for state in optimizer.state.values():  # a step that does not depend on this gradient
             state["exp_avg_sq"] += 1e12
         plain = tools.loss_fn(model)
-        told.append(optimizer.meta_step(lambda b, f=plain, s=scale: s * f(b), tools.batch(1), tools.batch(2)))
+        told.append(
+            optimizer.meta_step(
+                lambda b, f=plain, s=scale: s * f(b), tools.batch(1), tools.batch(2)
+            )
+        )
     assert told[0]["gradient"] == pytest.approx(told[1]["gradient"], rel=1e-5)
 
 
@@ -175,7 +204,9 @@ def test_d12_the_decay_is_that_of_adamw() -> None:
     optimizer = MetaAdamW([("w", w)], lr=0.1, weight_decay=0.2, grouping="original")
     w.grad = torch.zeros_like(w)
     optimizer.step()
-    torch.testing.assert_close(w.detach(), torch.full_like(w, 1 - 0.1 * 0.2).detach(), rtol=0, atol=1e-15)
+    torch.testing.assert_close(
+        w.detach(), torch.full_like(w, 1 - 0.1 * 0.2).detach(), rtol=0, atol=1e-15
+    )
 
 
 def test_d13_a_fresh_optimizer_is_adamw() -> None:
@@ -187,7 +218,9 @@ def test_d13_a_fresh_optimizer_is_adamw() -> None:
 
 
 @pytest.mark.parametrize("features", ["norm_basic", "norm_basic_plus"])
-def test_d14_standardising_one_group_is_refused_and_equal_groups_are_harmless(features: str) -> None:
+def test_d14_standardising_one_group_is_refused_and_equal_groups_are_harmless(
+    features: str,
+) -> None:
     """It was NaN in every parameter; and rounding errors of constant columns were divided by 1e-8."""
     model = tools.Net()
     before = [p.detach().clone() for p in model.parameters()]
@@ -200,7 +233,9 @@ def test_d14_standardising_one_group_is_refused_and_equal_groups_are_harmless(fe
         p.grad = torch.full((7,), 0.3 + 1e-8 * i)
     optimizer.step()
     (one, two) = optimizer.factors().values()
-    assert one == pytest.approx(two, abs=1e-4) and all(bool(p.isfinite().all()) for p in twins.values())
+    assert one == pytest.approx(two, abs=1e-4) and all(
+        bool(p.isfinite().all()) for p in twins.values()
+    )
 
 
 @pytest.mark.parametrize("features", ["norm_basic", "norm_basic_plus"])
@@ -226,7 +261,9 @@ def test_d16_both_sides_of_a_difference_see_the_same_dropout_and_statistics_stay
 @pytest.mark.parametrize("version", ["basic", "basic_plus"])
 def test_d17_features_do_not_grow_with_the_number_of_elements(version: str) -> None:
     """Of tensors with the same values, one repeated a hundred times."""
-    p = nn.ParameterDict({"a": nn.Parameter(torch.ones(2, 3)), "b": nn.Parameter(torch.ones(200, 3))})
+    p = nn.ParameterDict(
+        {"a": nn.Parameter(torch.ones(2, 3)), "b": nn.Parameter(torch.ones(200, 3))}
+    )
     optimizer = tools.shaken(tools.make(p, features=version, grouping="tensor"))
     for w in p.values():
         w.grad = torch.tensor([0.1, -0.2, 0.3]).expand_as(w).contiguous()

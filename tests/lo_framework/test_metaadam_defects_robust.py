@@ -1,9 +1,12 @@
-"""Defects D20 to D30 of the released MetaAdamW, of its robustness and its cost: a test each that fails on the old
-behaviour, in depth in the files of ``test_metaadamw_*``. D1 to D19 are in ``test_metaadam_defects``.
+"""Defects D20 to D30 of the released MetaAdamW, of its robustness and its cost: a test each that
+fails on the old behaviour, in depth in the files of ``test_metaadamw_*``. D1 to D19 are in
+``test_metaadam_defects``.
 
-* D27: a wrapper of the weighting that took terms by their type, of which there were duplicates. Here terms have an
-  order and no type (`objectives.terms.TERMS`); there is nothing to take by a wrong key.
-* D29, D30: cost is measured by ``benchmarks/optimizer_step.py``; here what costs, host waits and losses, is counted.
+* D27: a wrapper of the weighting that took terms by their type, of which there were duplicates.
+  Here terms have an order and no type (`objectives.terms.TERMS`); there is nothing to take by a
+  wrong key.
+* D29, D30: cost is measured by ``benchmarks/optimizer_step.py``; here what costs, host waits and
+  losses, is counted.
 """
 
 from __future__ import annotations
@@ -18,13 +21,15 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lo_framework.optim import MetaAdamW
-from optimizees.spec import UserError
+from lo_framework.optimizees.spec import UserError
 from tests.lo_framework import metaadam_math_tools as tools
 
 
 @pytest.mark.parametrize("order", ["decay last", "backwards"])
 def test_d20_parameters_are_known_by_themselves_not_by_their_place(order: str) -> None:
-    """Groups in another order than the model's parameters give the same meta-gradient; so do frozen ones between."""
+    """Groups in another order than the model's parameters give the same meta-gradient; so do frozen
+    ones between.
+    """
     results = []
     for reorder in (False, True):
         model = tools.Net()
@@ -32,12 +37,22 @@ def test_d20_parameters_are_known_by_themselves_not_by_their_place(order: str) -
         model.norm.bias.requires_grad_(False)
         if reorder and order == "backwards":
             named.reverse()
-        vectors, weights = ([x for x in named if (x[1].dim() < 2) is vector] for vector in (True, False))
-        groups: list[dict[str, Any]] = [{"params": weights}, {"params": vectors, "weight_decay": 0.0}]
+        vectors, weights = (
+            [x for x in named if (x[1].dim() < 2) is vector] for vector in (True, False)
+        )
+        groups: list[dict[str, Any]] = [
+            {"params": weights},
+            {"params": vectors, "weight_decay": 0.0},
+        ]
         if reorder and order == "decay last":
             groups.reverse()
-        optimizer = MetaAdamW(  # a difference of gradients would magnify the rounding of sums in another order
-            groups, lr=0.05, weight_decay=0.1, grouping=lambda name, _: name.rpartition(".")[0], order="exact"
+        # a difference of gradients would magnify the rounding of sums in another order
+        optimizer = MetaAdamW(
+            groups,
+            lr=0.05,
+            weight_decay=0.1,
+            grouping=lambda name, _: name.rpartition(".")[0],
+            order="exact",
         )
         tools.train(model, optimizer)
         tools.shaken(optimizer)
@@ -64,7 +79,9 @@ def test_d21_parameters_without_a_gradient_and_groups_added_late_do_no_harm() ->
 
 
 def test_d22_a_checkpoint_has_all_and_loads_anywhere() -> None:
-    """With uncertainty weights, embeddings and gates, into an optimizer that has stepped; the file's dict stays."""
+    """With uncertainty weights, embeddings and gates, into an optimizer that has stepped; the
+    file's dict stays.
+    """
     settings: dict[str, Any] = {"features": "enhanced", "gating": True, "priorities": (1, 3, 5)}
     model, optimizer = tools.ready(**settings)
     optimizer.meta_step(tools.loss_fn(model), *(tools.batch(i) for i in range(3)))
@@ -99,7 +116,9 @@ def test_d23_gradients_that_are_being_accumulated_stay(objective: str) -> None:
 
 @pytest.mark.parametrize("objective", ["loss_decrease", "gen_gap", "gradient", "combined"])
 def test_d24_models_that_cannot_be_differentiated_twice(objective: str) -> None:
-    """Losses never need it; the gradient term does not with the difference of gradients. Attention with dropout 0."""
+    """Losses never need it; the gradient term does not with the difference of gradients. Attention
+    with dropout 0.
+    """
 
     class Attend(nn.Module):
         def __init__(self) -> None:
@@ -119,8 +138,12 @@ def test_d24_models_that_cannot_be_differentiated_twice(objective: str) -> None:
 
 
 def test_d24_gradients_laid_out_channels_last() -> None:
-    model = nn.Sequential(nn.Conv2d(3, 4, 2), nn.Flatten(), nn.Linear(16, 2)).to(memory_format=torch.channels_last)
-    x = torch.randn(5, 3, 3, 3, generator=torch.Generator().manual_seed(0)).to(memory_format=torch.channels_last)
+    model = nn.Sequential(nn.Conv2d(3, 4, 2), nn.Flatten(), nn.Linear(16, 2)).to(
+        memory_format=torch.channels_last
+    )
+    x = torch.randn(5, 3, 3, 3, generator=torch.Generator().manual_seed(0)).to(
+        memory_format=torch.channels_last
+    )
 
     def loss(batch: Tensor) -> Tensor:
         return model(batch).square().mean()
@@ -136,9 +159,10 @@ def test_d25_a_width_too_small_is_refused_and_empty_groups_keep_their_place() ->
     with pytest.raises(UserError, match="a width of at least 6 features"):
         tools.make(model, reproduce="paper", attention={"width": 4, "heads": 2})
     groups: list[dict[str, Any]] = [
-        {"params": []}, {"params": list(model.first.parameters()), "lr": 0.0},
+        {"params": []},
+        {"params": list(model.first.parameters()), "lr": 0.0},
         {"params": [*model.norm.parameters(), *model.last.parameters()]},
-    ]  # fmt: skip
+    ]
     optimizer = MetaAdamW(groups, lr=0.1, grouping="original")
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     tools.train(model, optimizer, 2)
@@ -148,7 +172,9 @@ def test_d25_a_width_too_small_is_refused_and_empty_groups_keep_their_place() ->
 
 
 def test_d26_schedulers_and_the_kind_of_step_in_the_state() -> None:
-    """No counter of its own that a scheduler could take for its; ``step`` is a tensor before and after loading."""
+    """No counter of its own that a scheduler could take for its; ``step`` is a tensor before and
+    after loading.
+    """
     model = tools.Net()
     optimizer = tools.make(model)
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.5)
@@ -164,13 +190,17 @@ def test_d26_schedulers_and_the_kind_of_step_in_the_state() -> None:
 
 
 def test_d28_no_random_numbers_are_drawn() -> None:
-    """Runs of equal seeds see the same shuffles and dropout as AdamW's, from the constructor on, with meta steps."""
+    """Runs of equal seeds see the same shuffles and dropout as AdamW's, from the constructor on,
+    with meta steps.
+    """
     seen = []
     for adamw in (True, False):
         torch.manual_seed(0)
         model = tools.Net(dropout=0.5)
         optimizer: torch.optim.Optimizer = (
-            torch.optim.AdamW(model.parameters()) if adamw else tools.make(model, features="enhanced", gating=True)
+            torch.optim.AdamW(model.parameters())
+            if adamw
+            else tools.make(model, features="enhanced", gating=True)
         )
         draws = []
         for t in range(4):
@@ -226,10 +256,18 @@ def test_d29_a_step_waits_for_no_tensors_number(features: str) -> None:
     assert seen == 2
 
 
-@pytest.mark.parametrize(("objective", "order", "losses"), [
-    ("combined", "exact", 4), ("combined", "first", 3), ("combined", "difference", 4), ("gradient", "exact", 2),
-    ("loss_decrease", "exact", 3), ("loss_decrease", "difference", 2), ("gen_gap", "exact", 3),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("objective", "order", "losses"),
+    [
+        ("combined", "exact", 4),
+        ("combined", "first", 3),
+        ("combined", "difference", 4),
+        ("gradient", "exact", 2),
+        ("loss_decrease", "exact", 3),
+        ("loss_decrease", "difference", 2),
+        ("gen_gap", "exact", 3),
+    ],
+)
 def test_d30_a_meta_step_evaluates_no_loss_twice(objective: str, order: str, losses: int) -> None:
     """Six before, for the combined one."""
     model, optimizer = tools.ready(objective=objective, order=order)

@@ -19,10 +19,16 @@ def idle(grads: dict[str, Any]) -> set[str]:
 
 @pytest.mark.parametrize("features", FEATURES)
 @pytest.mark.parametrize("objective", ["gradient", "loss_decrease", "gen_gap", "combined"])
-def test_a_zero_head_learns_first_and_all_before_it_from_the_second_time_on(objective: str, features: str) -> None:
-    """Without any penalty. At the start nothing but the head has a say, as it should: the optimizer is AdamW."""
+def test_a_zero_head_learns_first_and_all_before_it_from_the_second_time_on(
+    objective: str, features: str
+) -> None:
+    """Without any penalty. At the start nothing but the head has a say, as it should: the optimizer
+    is AdamW.
+    """
     model = tools.Net()
-    optimizer = tools.make(model, objective=objective, features=features, gating=True, total_steps=50)
+    optimizer = tools.make(
+        model, objective=objective, features=features, gating=True, total_steps=50
+    )
     tools.train(model, optimizer)
     first = tools.meta_gradients(optimizer, model, gate_penalty=0.0)
     assert idle(first) == first.keys() - {"head"}
@@ -37,7 +43,7 @@ def test_with_a_random_head_all_learn_at_once(objective: str, features: str) -> 
     size = {"head_scale": 0.3}
     optimizer = tools.make(
         model, objective=objective, features=features, gating=True, total_steps=50, attention=size
-    )  # fmt: skip
+    )
     tools.train(model, optimizer)
     assert not idle(tools.meta_gradients(optimizer, model, gate_penalty=0.0))
 
@@ -48,8 +54,13 @@ def test_all_of_the_papers_network_learns_at_once(objective: str, features: str)
     model = tools.Net()
     sizes = {"width": 16}
     optimizer = tools.make(
-        model, objective=objective, features=features, gating=True, reproduce="paper", attention=sizes
-    )  # fmt: skip
+        model,
+        objective=objective,
+        features=features,
+        gating=True,
+        reproduce="paper",
+        attention=sizes,
+    )
     tools.train(model, optimizer)
     assert not idle(tools.meta_gradients(optimizer, model, gate_penalty=0.0))
 

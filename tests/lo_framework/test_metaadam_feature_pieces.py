@@ -1,4 +1,6 @@
-"""Features of MetaAdamW under transforms and at edges: fast statistics, vmap, second derivatives at zero, time."""
+"""Features of MetaAdamW under transforms and at edges: fast statistics, vmap, second derivatives at
+zero, time.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,14 @@ from lo_framework.optim import MetaAdamW
 from lo_framework.optim.metaadam.statistics import make_order, statistics
 from tests.lo_framework import metaadam_math_tools as tools
 
-SHAPES = {"embed.weight": (5, 3), "a.weight": (4, 3), "a.bias": (4,), "norm.weight": (4,), "b.weight": (2, 4), "s": ()}
+SHAPES = {
+    "embed.weight": (5, 3),
+    "a.weight": (4, 3),
+    "a.bias": (4,),
+    "norm.weight": (4,),
+    "b.weight": (2, 4),
+    "s": (),
+}
 LAYOUT = Layout.of(SHAPES)
 
 
@@ -36,15 +45,22 @@ def network_of(version: str, scale: str, v_norms: bool = True) -> Attention:
 @pytest.mark.parametrize("v_norms", [True, False])
 @pytest.mark.parametrize("scale", ["log", "raw"])
 @pytest.mark.parametrize("version", VERSIONS)
-def test_statistics_by_lists_equal_the_means_that_define_them(version: str, scale: str, v_norms: bool) -> None:
+def test_statistics_by_lists_equal_the_means_that_define_them(
+    version: str, scale: str, v_norms: bool
+) -> None:
     """Also of a missing gradient, which is zero, and of half-precision tensors."""
     p, g, state = random_state(0)
     g = torch.cat([torch.zeros(15), g[15:].bfloat16().float()])
     p = p.bfloat16().float()
     network = network_of(version, scale, v_norms)
     expected = LAYOUT.mean(network.measure(p, g, state))
-    params, grads, ms, vs = (list(LAYOUT.unflatten(x).values()) for x in (p, g, state["m"], state["v"]))
-    some: list[Tensor | None] = [None, *(x.bfloat16() if i % 2 else x for i, x in enumerate(grads[1:]))]
+    params, grads, ms, vs = (
+        list(LAYOUT.unflatten(x).values()) for x in (p, g, state["m"], state["v"])
+    )
+    some: list[Tensor | None] = [
+        None,
+        *(x.bfloat16() if i % 2 else x for i, x in enumerate(grads[1:])),
+    ]
     params = [x.bfloat16() if i % 2 else x.mT if x.dim() == 2 else x for i, x in enumerate(params)]
     states = [{"exp_avg": m, "exp_avg_sq": v} for m, v in zip(ms, vs)]
     found = statistics(network, make_order(params), params, some, states)
@@ -69,13 +85,17 @@ def test_features_under_vmap_equal_a_loop(version: str, scale: str, grouping: st
     inputs = torch.stack([row[0] for row in rows]), torch.stack([row[1] for row in rows])
     found = torch.func.vmap(features)(*inputs, stacked, progress)
     for i, (p, g, state) in enumerate(rows):
-        torch.testing.assert_close(found[i], features(p, g, state, progress[i]), rtol=2e-5, atol=2e-5)
+        torch.testing.assert_close(
+            found[i], features(p, g, state, progress[i]), rtol=2e-5, atol=2e-5
+        )
 
 
 @pytest.mark.parametrize("start", ["zero", "zero but one"])
 @pytest.mark.parametrize("scale", ["log", "raw"])
 @pytest.mark.parametrize("version", VERSIONS)
-def test_second_derivatives_are_finite_at_zero_gradients_and_moments(version: str, scale: str, start: str) -> None:
+def test_second_derivatives_are_finite_at_zero_gradients_and_moments(
+    version: str, scale: str, start: str
+) -> None:
     network = network_of(version, scale)
     made = make_grouping(LAYOUT, "fine_grained")
     size = LAYOUT.size
@@ -84,7 +104,9 @@ def test_second_derivatives_are_finite_at_zero_gradients_and_moments(version: st
         g[-1] = 1.0
     inputs = [x.requires_grad_() for x in (torch.zeros(size), g, m, v)]
     state = {"m": m, "v": v, "step": torch.zeros(()), "log_power": torch.zeros(2, LAYOUT.num)}
-    tokens = network.tokens(LAYOUT, made, network.stats(LAYOUT, inputs[0], g, state), state, torch.tensor(0.0))
+    tokens = network.tokens(
+        LAYOUT, made, network.stats(LAYOUT, inputs[0], g, state), state, torch.tensor(0.0)
+    )
     generator = torch.Generator().manual_seed(0)
     assert tokens.isfinite().all()
     total = (tokens * torch.randn(tokens.shape, generator=generator)).sum()
@@ -97,20 +119,28 @@ def test_second_derivatives_are_finite_at_zero_gradients_and_moments(version: st
 
 @pytest.mark.parametrize("total_steps", [None, 10, 2])
 @pytest.mark.parametrize("reproduce", [None, "paper", "reference"])
-def test_time_is_a_share_of_all_steps_or_saturates(reproduce: str | None, total_steps: int | None) -> None:
+def test_time_is_a_share_of_all_steps_or_saturates(
+    reproduce: str | None, total_steps: int | None
+) -> None:
     """The released code counts the step that is being made, and does not stop at 1."""
-    optimizer = tools.make(nn.ParameterDict({"a": torch.ones(2, 2)}), reproduce=reproduce, total_steps=total_steps)
+    optimizer = tools.make(
+        nn.ParameterDict({"a": torch.ones(2, 2)}), reproduce=reproduce, total_steps=total_steps
+    )
     t_glob = 3  # the third step
     seen = optimizer._attending.time(t_glob - 1)
     if reproduce is None:
         expected = math.tanh(2 / 2000) if total_steps is None else min(2 / total_steps, 1.0)
     else:
-        expected = 2 / (1 + math.exp(-t_glob / 1000)) - 1 if total_steps is None else t_glob / total_steps
+        expected = (
+            2 / (1 + math.exp(-t_glob / 1000)) - 1 if total_steps is None else t_glob / total_steps
+        )
     assert abs(seen - expected) < 1e-15
 
 
 def test_tokens_of_the_released_plus_version_are_a_part_of_the_enhanced_one() -> None:
-    """[mean gn, var gn, mean mn, var mn, zeros of g, zeros of m, mean ln(numel + 1)], and four zeros: no embedding."""
+    """[mean gn, var gn, mean mn, var mn, zeros of g, zeros of m, mean ln(numel + 1)], and four
+    zeros: no embedding.
+    """
     p, g, state = random_state(1)
     made = make_grouping(LAYOUT, "fine_grained", published=True)
 
@@ -119,9 +149,17 @@ def test_tokens_of_the_released_plus_version_are_a_part_of_the_enhanced_one() ->
         parameter = nn.Parameter(torch.ones(2))
         if version == "enhanced":
             settings |= {"width": 22}
-        network = MetaAdamW([parameter], reproduce="reference", features=version, attention=settings).network
-        return network.tokens(LAYOUT, made, network.stats(LAYOUT, p, g, state), state, torch.tensor(0.3)).detach()
+        network = MetaAdamW(
+            [parameter], reproduce="reference", features=version, attention=settings
+        ).network
+        return network.tokens(
+            LAYOUT, made, network.stats(LAYOUT, p, g, state), state, torch.tensor(0.3)
+        ).detach()
 
     found = tokens("basic_plus")
-    assert found.shape[0] == 11 and torch.equal(found[:7], tokens("enhanced")[:7]) and not found[7:].any()
+    assert (
+        found.shape[0] == 11
+        and torch.equal(found[:7], tokens("enhanced")[:7])
+        and not found[7:].any()
+    )
     assert torch.equal(tokens("norm_basic_plus"), found)

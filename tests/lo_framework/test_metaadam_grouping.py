@@ -1,8 +1,9 @@
 """Groups of MetaAdamW: the published ones on its five models, and the corrected ones.
 
-Where the released code asks for the class of the module that owns a parameter, an optimizer has names, shapes and order
-only. So the two cannot agree where names say nothing: on a LayerNorm called ``ln``, an Embedding called ``tok``, a
-MultiheadAttention called ``mix``, a matrix of a class of one's own, and on parameters without names.
+Where the released code asks for the class of the module that owns a parameter, an optimizer has
+names, shapes and order only. So the two cannot agree where names say nothing: on a LayerNorm called
+``ln``, an Embedding called ``tok``, a MultiheadAttention called ``mix``, a matrix of a class of
+one's own, and on parameters without names.
 """
 
 from __future__ import annotations
@@ -20,14 +21,18 @@ from tests.lo_framework import metaadam_slow as slow
 
 def groups_of(model: nn.Module, published: bool) -> Grouping:
     return make_grouping(
-        Layout.of({name: p.shape for name, p in model.named_parameters()}), "fine_grained", published=published
+        Layout.of({name: p.shape for name, p in model.named_parameters()}),
+        "fine_grained",
+        published=published,
     )
 
 
 def labels(model: nn.Module) -> dict[str, str]:
     """The corrected group of each parameter."""
     made = groups_of(model, False)
-    return {name: made.labels[k] for (name, _), k in zip(model.named_parameters(), made.index.tolist())}
+    return {
+        name: made.labels[k] for (name, _), k in zip(model.named_parameters(), made.index.tolist())
+    }
 
 
 @pytest.mark.parametrize("task", models.PUBLISHED)
@@ -43,7 +48,10 @@ def test_published_groups_of_the_published_models(task: str) -> None:
     for k, members in enumerate(slow.partition(keys)):
         kind, bucket, vector = keys[members[0]]
         place = ("early", "middle", "late")[bucket]
-        assert made.labels[k] == f"{kinds.get(kind, kind)} {place} {'vectors' if vector else 'weights'}"
+        assert (
+            made.labels[k]
+            == f"{kinds.get(kind, kind)} {place} {'vectors' if vector else 'weights'}"
+        )
 
 
 @pytest.mark.parametrize("reproduce", [None, "paper", "reference"])
@@ -57,9 +65,12 @@ def test_the_optimizer_has_published_groups_where_it_reproduces(reproduce: str |
 def test_names_decide_before_shapes_and_in_the_published_order() -> None:
     """embed, attention, feed-forward, norm."""
     names = {
-        "embed_norm": "embedding", "attn.norm.weight": "attention", "mlp.norm.weight": "ffn", "normal.bias": "norm",
+        "embed_norm": "embedding",
+        "attn.norm.weight": "attention",
+        "mlp.norm.weight": "ffn",
+        "normal.bias": "norm",
         "plain.weight": "linear",
-    }  # fmt: skip
+    }
     layout = Layout.of(dict.fromkeys(names, (2, 2)))
     for published in (True, False):
         made = make_grouping(layout, "fine_grained", published=published)
@@ -67,7 +78,9 @@ def test_names_decide_before_shapes_and_in_the_published_order() -> None:
         assert found == list(names.values())
 
 
-@pytest.mark.parametrize("numbers", [(None,), (0, 1), (0, 1, 2), (0, 1, 2, 3), (0, 5, 11), (3,), (0, 1, None)])
+@pytest.mark.parametrize(
+    "numbers", [(None,), (0, 1), (0, 1, 2), (0, 1, 2, 3), (0, 5, 11), (3,), (0, 1, None)]
+)
 def test_published_depth_buckets(numbers: tuple[int | None, ...]) -> None:
     """Of the first number in the name against the greatest; inactive up to two layers."""
     names = [f"w{i}.weight" if n is None else f"blocks.{n}.9.weight" for i, n in enumerate(numbers)]
@@ -103,7 +116,9 @@ def test_two_layers_are_early_and_late() -> None:
 
 def test_convolutions_are_a_type_and_their_biases_are_of_it() -> None:
     """Normalisations too, whatever they are called; also in a bare list of parameters."""
-    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Conv2d(2, 4, 3), nn.Flatten(), nn.Linear(4, 3))
+    model = nn.Sequential(
+        nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Conv2d(2, 4, 3), nn.Flatten(), nn.Linear(4, 3)
+    )
     expected = ["conv", "conv", "norm", "norm", "conv", "conv", "linear", "linear"]
     assert [label.split()[0] for label in labels(model).values()] == expected
     bare = Layout.of({f"parameter{i}": p.shape for i, p in enumerate(model.parameters())})
@@ -131,6 +146,8 @@ def test_means_and_variances_of_groups_are_those_of_their_tensors() -> None:
     x = torch.randn(3, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     for k, members in enumerate([[0, 2], [1, 4, 5], [3]]):
         torch.testing.assert_close(made.mean(x)[:, k], x[:, members].mean(1), rtol=0, atol=1e-15)
-        torch.testing.assert_close(made.variance(x)[:, k], x[:, members].var(1, correction=0), rtol=0, atol=1e-15)
+        torch.testing.assert_close(
+            made.variance(x)[:, k], x[:, members].var(1, correction=0), rtol=0, atol=1e-15
+        )
         assert torch.equal(made.spread(made.mean(x))[:, members[0]], made.mean(x)[:, k])
     assert len(TYPES) == 7

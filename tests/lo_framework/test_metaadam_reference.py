@@ -1,18 +1,24 @@
-"""``reproduce="reference"`` against values of the released code that were worked out by hand, one test a difference.
+"""``reproduce="reference"`` against values of the released code that were worked out by hand, one
+test a difference.
 
-Elsewhere: published features, truncated ones and time (``test_metaadam_features``, ``..._feature_pieces``), published
-groups (``..._grouping``), network, sizes and penalty (``..._encoder``), the whole meta-gradient (``..._gradient``).
+Elsewhere: published features, truncated ones and time (``test_metaadam_features``,
+``..._feature_pieces``), published groups (``..._grouping``), network, sizes and penalty
+(``..._encoder``), the whole meta-gradient (``..._gradient``).
 
 What is not reproduced, and why:
 
-* side effects on the model and its surroundings: gradients left in ``.grad``, running statistics moved, dropout that
-  differs between the two sides of a difference, random numbers drawn. They are damage, not a rule (D16, D23, D28).
-* a second validation batch for the gap: ``meta_step`` takes one for both terms. As released the gap moves nothing but
-  its own log variance.
-* crashes (D14, D15, D20 to D22, D24, D25) and NaN. Tensors without a gradient, which count as zeros in their group's
-  features there, take no part here: the released meta update raises on models that have any.
-* types of parameters by the class of their module: an optimizer sees names and shapes (``..._grouping`` says where).
-* initial values drawn from the global generator: the network has a seed of its own. Its distribution is the same.
+* side effects on the model and its surroundings: gradients left in ``.grad``, running statistics
+  moved, dropout that differs between the two sides of a difference, random numbers drawn. They are
+  damage, not a rule (D16, D23, D28).
+* a second validation batch for the gap: ``meta_step`` takes one for both terms. As released the gap
+  moves nothing but its own log variance.
+* crashes (D14, D15, D20 to D22, D24, D25) and NaN. Tensors without a gradient, which count as zeros
+  in their group's features there, take no part here: the released meta update raises on models that
+  have any.
+* types of parameters by the class of their module: an optimizer sees names and shapes
+  (``..._grouping`` says where).
+* initial values drawn from the global generator: the network has a seed of its own. Its
+  distribution is the same.
 """
 
 from __future__ import annotations
@@ -37,14 +43,26 @@ def reference(model: nn.Module, **settings: Any) -> MetaAdamW:
     return tools.make(model, reproduce="reference", **{"attention": SIZES, **settings})
 
 
-@pytest.mark.parametrize(("reproduce", "ratio"), [
-    ("reference", {1: 10.0, 2: 5.26, 10: 1.54, 50: 1.005}), ("paper", {1: 1.0, 10: 1.0}), (None, {1: 1.0, 10: 1.0}),
-])  # fmt: skip
-def test_decay_is_divided_by_one_minus_beta1_to_the_t(reproduce: str | None, ratio: dict[int, float]) -> None:
+@pytest.mark.parametrize(
+    ("reproduce", "ratio"),
+    [
+        ("reference", {1: 10.0, 2: 5.26, 10: 1.54, 50: 1.005}),
+        ("paper", {1: 1.0, 10: 1.0}),
+        (None, {1: 1.0, 10: 1.0}),
+    ],
+)
+def test_decay_is_divided_by_one_minus_beta1_to_the_t(
+    reproduce: str | None, ratio: dict[int, float]
+) -> None:
     """Ratios to torch's AdamW, seen on a parameter whose gradient is zero."""
     w = nn.ParameterDict({"w": nn.Parameter(torch.ones(2, dtype=tools.D))})
     optimizer = tools.make(
-        w, reproduce=reproduce, lr=0.01, alpha_range=0.0, beta_range=0.0, attention={"width": 8, "heads": 4}
+        w,
+        reproduce=reproduce,
+        lr=0.01,
+        alpha_range=0.0,
+        beta_range=0.0,
+        attention={"width": 8, "heads": 4},
     )
     for t in range(1, 51):
         w["w"].grad = torch.zeros(2, dtype=tools.D)
@@ -58,13 +76,17 @@ def test_decay_is_divided_by_one_minus_beta1_to_the_t(reproduce: str | None, rat
 
 
 def test_the_update_is_the_released_formula() -> None:
-    """p - lr alpha / (1 - b1^t) (m / (sqrt(v) / sqrt(1 - b2^t) + eps) + wd beta p), the factors of old moments."""
+    """p - lr alpha / (1 - b1^t) (m / (sqrt(v) / sqrt(1 - b2^t) + eps) + wd beta p), the factors of
+    old moments.
+    """
     model, optimizer = tools.ready(reproduce="reference", attention=SIZES)
     tools.train(model, optimizer, 1, first=5)
     model.zero_grad()
     tools.loss_fn(model)(tools.batch(9)).backward()
-    before = {p: (p.detach().clone(), *(optimizer.state[p][k].clone() for k in ("exp_avg", "exp_avg_sq")))
-              for p in model.parameters()}  # fmt: skip
+    before = {
+        p: (p.detach().clone(), *(optimizer.state[p][k].clone() for k in ("exp_avg", "exp_avg_sq")))
+        for p in model.parameters()
+    }
     optimizer.step()
     labels = {i: label for i, (_, _, label) in enumerate(optimizer.members.groups)}
     t = 5
@@ -73,7 +95,9 @@ def test_the_update_is_the_released_formula() -> None:
         assert p.grad is not None
         m, v = 0.9 * m + 0.1 * p.grad, 0.999 * v + 0.001 * p.grad**2
         u = m / (v.sqrt() / math.sqrt(1 - 0.999**t) + 1e-8) + 0.1 * beta * old
-        torch.testing.assert_close(p.detach(), old - 0.05 * alpha / (1 - 0.9**t) * u, rtol=0, atol=1e-13)
+        torch.testing.assert_close(
+            p.detach(), old - 0.05 * alpha / (1 - 0.9**t) * u, rtol=0, atol=1e-13
+        )
         assert abs(alpha - 1) > 1e-3 and abs(beta - 1) > 1e-3
 
 
@@ -84,7 +108,9 @@ def test_beta_is_detached(objective: str) -> None:
     head, learned = optimizer.network.head, objective != "loss_decrease"
     grads = tools.meta_gradients(optimizer, model)
     before = head.detach() + 1e-4 * grads["head"]  # the step
-    torch.testing.assert_close(grads["head"][1], 1e-4 * before[1] / before.norm(), rtol=1e-6, atol=0)
+    torch.testing.assert_close(
+        grads["head"][1], 1e-4 * before[1] / before.norm(), rtol=1e-6, atol=0
+    )
     assert not grads["head_bias"][1].any()
     assert [bool(x.any()) for x in grads["head_bias"]] == [True, False, learned, learned]
     again = tools.meta_gradients(optimizer, model, norm_penalty=0.0)
@@ -116,16 +142,24 @@ def _tokens(optimizer: MetaAdamW) -> Tensor:
     plan = optimizer.members.plan(tuple(range(6)))
     generator = torch.Generator().manual_seed(0)
     stats = torch.rand(len(optimizer.network.spec.stats), 6, generator=generator, dtype=tools.D)
-    return optimizer.network.tokens(plan.layout, plan.grouping, stats, {}, stats.new_tensor(0.5)).detach()
+    return optimizer.network.tokens(
+        plan.layout, plan.grouping, stats, {}, stats.new_tensor(0.5)
+    ).detach()
 
 
-def points_of_meta_step(reproduce: str | None, seed: int) -> tuple[MetaAdamW, nn.Parameter, list[Tensor]]:
+def points_of_meta_step(
+    reproduce: str | None, seed: int
+) -> tuple[MetaAdamW, nn.Parameter, list[Tensor]]:
     """Where a meta step evaluates losses, on a parameter that has made two steps with factors of 1."""
     w = nn.Parameter(torch.tensor([1.0, -2.0], dtype=tools.D))
     optimizer = tools.make(
-        nn.ParameterDict({"w": w}), reproduce=reproduce, alpha_range=0.0, beta_range=0.0, objective="loss_decrease",
+        nn.ParameterDict({"w": w}),
+        reproduce=reproduce,
+        alpha_range=0.0,
+        beta_range=0.0,
+        objective="loss_decrease",
         attention={"width": 8, "heads": 4},
-    )  # fmt: skip
+    )
     for t in range(2):
         w.grad = torch.tensor([0.3, -0.1 * t], dtype=tools.D)
         optimizer.step()
@@ -141,13 +175,17 @@ def points_of_meta_step(reproduce: str | None, seed: int) -> tuple[MetaAdamW, nn
 
 
 def test_the_look_ahead_repeats_the_last_step_and_ignores_the_first_batch() -> None:
-    """Moments and t as stored; the corrected one and the paper's are the next step with the first batch's gradient."""
+    """Moments and t as stored; the corrected one and the paper's are the next step with the first
+    batch's gradient.
+    """
     optimizer, w, seen = points_of_meta_step("reference", 1)
     m, v, t = optimizer.state[w]["exp_avg"], optimizer.state[w]["exp_avg_sq"], 2
     theta = w.detach()
     u = m / (v.sqrt() / math.sqrt(1 - 0.999**t) + 1e-8) + 0.1 * theta
     torch.testing.assert_close(seen[-1], theta - 0.05 / (1 - 0.9**t) * u, rtol=0, atol=1e-14)
-    assert torch.equal(seen[0], theta) and torch.equal(seen[-1], points_of_meta_step("reference", 7)[2][-1])
+    assert torch.equal(seen[0], theta) and torch.equal(
+        seen[-1], points_of_meta_step("reference", 7)[2][-1]
+    )
     for reproduce in (None, "paper"):
         optimizer, w, seen = points_of_meta_step(reproduce, 1)
         next_step = torch.optim.AdamW([w], lr=0.05, weight_decay=0.1)
@@ -167,7 +205,12 @@ def test_meta_features_are_those_of_the_last_gradient_and_of_moments_that_absorb
     given: list[Any] = []
 
     def spy(network: Any, order: Any, params: Any, grads: Any, states: Any) -> Tensor:
-        given.append(([None if g is None else g.clone() for g in grads], [s["exp_avg"].clone() for s in states]))
+        given.append(
+            (
+                [None if g is None else g.clone() for g in grads],
+                [s["exp_avg"].clone() for s in states],
+            )
+        )
         return real(network, order, params, grads, states)
 
     real = attending.statistics
@@ -191,7 +234,9 @@ def test_the_gap_is_taken_before_the_step_and_has_no_path_to_the_network() -> No
     own = dict(optimizer.network.named_parameters())
     b1, b2, valid = (tools.batch(50 + i) for i in range(3))
     gap = abs(tools.loss_fn(model)(b1) - tools.loss_fn(model)(valid)).item()
-    (expected,) = torch.autograd.grad(penalty(optimizer.network, optimizer.differences), [own["head"]])
+    (expected,) = torch.autograd.grad(
+        penalty(optimizer.network, optimizer.differences), [own["head"]]
+    )
     told = optimizer.meta_step(tools.loss_fn(model), b1, b2, valid)
     assert told["gen_gap"] == pytest.approx(gap, rel=1e-12)
     torch.testing.assert_close(own["head"].grad, expected, rtol=1e-12, atol=0)
@@ -203,11 +248,18 @@ def test_huw_is_unbounded_and_makes_plain_steps_of_1e_4() -> None:
     model, optimizer = tools.ready(reproduce="reference", priorities=(2, 5, 1), attention=SIZES)
     weighting = optimizer.weighting
     assert isinstance(weighting, HUW) and weighting.bound is None
-    s, p = torch.tensor([0.1, -0.2, 5.0], dtype=tools.D), torch.tensor([2.0, 5.0, 1.0], dtype=tools.D)
+    s, p = (
+        torch.tensor([0.1, -0.2, 5.0], dtype=tools.D),
+        torch.tensor([2.0, 5.0, 1.0], dtype=tools.D),
+    )
     weighting.s = s.clone()
     told = optimizer.meta_step(tools.loss_fn(model), *(tools.batch(50 + i) for i in range(3)))
-    values = torch.tensor([told[name] for name in ("gradient", "loss_decrease", "gen_gap")], dtype=tools.D)
-    torch.testing.assert_close(weighting.s, s - 1e-4 * 0.5 * (p - torch.exp(-s) * values), rtol=0, atol=1e-12)
+    values = torch.tensor(
+        [told[name] for name in ("gradient", "loss_decrease", "gen_gap")], dtype=tools.D
+    )
+    torch.testing.assert_close(
+        weighting.s, s - 1e-4 * 0.5 * (p - torch.exp(-s) * values), rtol=0, atol=1e-12
+    )
     total = (0.5 * torch.exp(-s) * values + 0.5 * p * s).sum()
     weighting.s = s
     torch.testing.assert_close(weighting.total(values), total, rtol=1e-12, atol=0)
@@ -227,26 +279,38 @@ def test_the_network_moves_by_plain_gradient_descent() -> None:
 
 
 def test_lambdas_are_outputs_of_the_network_and_minimise_what_they_weigh() -> None:
-    """Sigmoids of its third and fourth output: lambda1 goes down, lambda2 up where the cosine is positive."""
-    model, optimizer = tools.ready(reproduce="reference", objective="gradient", grouping="original", attention=SIZES)
+    """Sigmoids of its third and fourth output: lambda1 goes down, lambda2 up where the cosine is
+    positive.
+    """
+    model, optimizer = tools.ready(
+        reproduce="reference", objective="gradient", grouping="original", attention=SIZES
+    )
     params = list(model.parameters())
     with torch.no_grad():
         optimizer.network.head.zero_()
-        optimizer.network.head_bias.copy_(torch.tensor([[0.0], [0.0], [0.7], [-0.4]], dtype=tools.D))
+        optimizer.network.head_bias.copy_(
+            torch.tensor([[0.0], [0.0], [0.7], [-0.4]], dtype=tools.D)
+        )
     b1, b2 = tools.batch(50), tools.batch(50)
     one = torch.cat([g.reshape(-1) for g in torch.autograd.grad(tools.loss_fn(model)(b1), params)])
     ends: list[Tensor] = []
 
     def loss(batch: Any) -> Tensor:
         value = tools.loss_fn(model)(batch)
-        ends.append(torch.cat([g.reshape(-1) for g in torch.autograd.grad(value, params, retain_graph=True)]))
+        ends.append(
+            torch.cat(
+                [g.reshape(-1) for g in torch.autograd.grad(value, params, retain_graph=True)]
+            )
+        )
         return value
 
     told = optimizer.meta_step(loss, b1, b2)
     two = ends[1]
     lambdas = torch.sigmoid(torch.tensor([0.7, -0.4], dtype=tools.D))
     square, cos = two @ two, one @ two / (one.norm() * two.norm())
-    assert told["gradient"] == pytest.approx(float(lambdas[0] * square - lambdas[1] * cos), rel=1e-9)
+    assert told["gradient"] == pytest.approx(
+        float(lambdas[0] * square - lambdas[1] * cos), rel=1e-9
+    )
     grad = optimizer.network.head_bias.grad
     assert grad is not None
     slopes = lambdas * (1 - lambdas) * torch.stack([square, -cos])
@@ -255,7 +319,9 @@ def test_lambdas_are_outputs_of_the_network_and_minimise_what_they_weigh() -> No
 
 
 def test_modulation_starts_at_once_and_at_random() -> None:
-    """Raw norms into a random head: the first step is not AdamW's. At t=1 the moments are zero: |m| = |v| = cos = 0."""
+    """Raw norms into a random head: the first step is not AdamW's. At t=1 the moments are zero: |m|
+    = |v| = cos = 0.
+    """
     spread = []
     for seed in range(6):
         model = tools.Net()

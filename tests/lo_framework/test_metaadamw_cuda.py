@@ -1,4 +1,6 @@
-"""MetaAdamW on an accelerator: the same as on the CPU, wherever the parameters are and whenever they get there."""
+"""MetaAdamW on an accelerator: the same as on the CPU, wherever the parameters are and whenever
+they get there.
+"""
 
 from __future__ import annotations
 
@@ -33,12 +35,18 @@ def test_steps_and_meta_steps_are_those_of_the_cpu(dtype: torch.dtype, order: st
             optimizer.step()
             if t % 2:
                 pairs = [tools.batch(50 + 3 * t + k, dtype) for k in range(3)]
-                optimizer.meta_step(tools.loss_of(model), *((x.to(device), y.to(device)) for x, y in pairs))
+                optimizer.meta_step(
+                    tools.loss_of(model), *((x.to(device), y.to(device)) for x, y in pairs)
+                )
     tolerance = 1e-3 if dtype == torch.float32 else 1e-6
     for optimizer, model in zip(optimizers[1:], (early, late)):
         torch.testing.assert_close(weights(model).cpu(), weights(plain), rtol=0, atol=tolerance)
-        torch.testing.assert_close(theta(optimizer).cpu(), theta(optimizers[0]), rtol=0, atol=10 * tolerance)
-        assert {p.device.type for p in optimizer.network.parameters()} == {"cuda"} and optimizer.skipped == 0
+        torch.testing.assert_close(
+            theta(optimizer).cpu(), theta(optimizers[0]), rtol=0, atol=10 * tolerance
+        )
+        assert {p.device.type for p in optimizer.network.parameters()} == {
+            "cuda"
+        } and optimizer.skipped == 0
 
 
 @pytest.mark.parametrize("lr", [0.02, torch.tensor(0.02)], ids=["number", "tensor"])
@@ -46,7 +54,9 @@ def test_without_ranges_it_equals_adamw(lr: float | torch.Tensor) -> None:
     params, others = parameters(), parameters()
     for p in (*params, *others):
         p.data = p.data.cuda()
-    one = MetaAdamW(list(zip(SHAPES, params)), lr, alpha_range=0.0, beta_range=0.0, attention=tools.SMALL)
+    one = MetaAdamW(
+        list(zip(SHAPES, params)), lr, alpha_range=0.0, beta_range=0.0, attention=tools.SMALL
+    )
     two = torch.optim.AdamW(others, 0.02)
     for t in range(60):
         for optimizer, mine in ((one, params), (two, others)):
@@ -67,14 +77,18 @@ def test_parameters_on_several_devices() -> None:
     plain, mixed, other = (parameters() for _ in range(3))
     for p in (*mixed[1::2], *other[::2]):
         p.data = p.data.cuda()
-    optimizers = [MetaAdamW(list(zip(SHAPES, m)), 0.02, attention=tools.SMALL) for m in (plain, mixed, other)]
+    optimizers = [
+        MetaAdamW(list(zip(SHAPES, m)), 0.02, attention=tools.SMALL) for m in (plain, mixed, other)
+    ]
     for optimizer, params in zip(optimizers, (plain, mixed, other)):
         for t in range(5):
             for p, g in zip(params, given(t)):
                 p.grad = g.to(p.device)
             optimizer.step()
     for params in (mixed, other):
-        torch.testing.assert_close(flat([p.cpu() for p in params]), flat(plain), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            flat([p.cpu() for p in params]), flat(plain), rtol=1e-4, atol=1e-5
+        )
 
 
 def test_a_state_moves_between_devices() -> None:

@@ -1,4 +1,6 @@
-"""MetaAdamW under DistributedDataParallel: processes that see batches of their own stay alike, network and all."""
+"""MetaAdamW under DistributedDataParallel: processes that see batches of their own stay alike,
+network and all.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ from tests.lo_framework.metaadamw_processes import work
 
 def test_one_process_is_as_none(tmp_path: Path) -> None:
     """Gradients that are views of reduction buckets, and a meta step through the wrapper."""
-    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1
+    )
     try:
         model = tools.network()
         twin = copy.deepcopy(model)
@@ -38,8 +42,10 @@ def test_one_process_is_as_none(tmp_path: Path) -> None:
     ],
 )
 def test_two_processes_stay_alike(order: str, inside: bool, tmp_path: Path) -> None:
-    """Parameters, network and log variances after meta steps on different batches; the model's gradients and running
-    statistics stay in place, though the wrapper hands statistics round in every pass."""
+    """Parameters, network and log variances after meta steps on different batches; the model's
+    gradients and running statistics stay in place, though the wrapper hands statistics round in
+    every pass.
+    """
     torch.multiprocessing.spawn(work, (str(tmp_path), order, inside), nprocs=2)
     one, two = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
     for name in ("weights", "theta", "s", "grads"):

@@ -1,4 +1,6 @@
-"""With both ranges 0, and at the fresh start of its head, MetaAdamW is torch's AdamW, on every path of the update."""
+"""With both ranges 0, and at the fresh start of its head, MetaAdamW is torch's AdamW, on every path
+of the update.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,9 @@ def tensor_lr(params: list[nn.Parameter]) -> list[dict[str, Any]]:
     return [{"params": pairs(params), "lr": torch.tensor(2e-3, dtype=D)}]
 
 
-def distance(one: MetaAdamW | torch.optim.Optimizer, two: torch.optim.Optimizer, dtype: torch.dtype) -> float:
+def distance(
+    one: MetaAdamW | torch.optim.Optimizer, two: torch.optim.Optimizer, dtype: torch.dtype
+) -> float:
     """The largest over 60 steps, of parameters that now and then have no gradient."""
     found = []
     for t in range(60):
@@ -62,20 +66,33 @@ def params_of(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
 @pytest.mark.parametrize("groups", [one_group, three_groups, tensor_lr], ids=lambda f: f.__name__)
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-7), (D, 1e-12)], ids=str)
 def test_without_ranges_it_equals_adamw_for_60_steps(
-    dtype: torch.dtype, tolerance: float, groups: Callable[..., Any], fused: bool, monkeypatch: pytest.MonkeyPatch
+    dtype: torch.dtype,
+    tolerance: float,
+    groups: Callable[..., Any],
+    fused: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(adam_step, "FUSED", fused)
     one = MetaAdamW(groups(parameters(dtype=dtype)), **STILL)
-    numbers = [group | {"lr": float(group.get("lr", 1e-3))} for group in groups(parameters(dtype=dtype))]
+    numbers = [
+        group | {"lr": float(group.get("lr", 1e-3))} for group in groups(parameters(dtype=dtype))
+    ]
     two = torch.optim.AdamW(numbers, foreach=False)
     assert theta(one).any() and one.network.head.any()
     assert distance(one, two, dtype) <= tolerance
 
 
 @pytest.mark.parametrize("grouping", ["fine_grained", "original", "tensor"])
-@pytest.mark.parametrize("features", ["basic", "norm_basic", "basic_plus", "norm_basic_plus", "enhanced", "tokens"])
+@pytest.mark.parametrize(
+    "features", ["basic", "norm_basic", "basic_plus", "norm_basic_plus", "enhanced", "tokens"]
+)
 def test_whatever_features_and_groups_are(features: str, grouping: str) -> None:
-    options: dict[str, Any] = {"features": features, "grouping": grouping, "total_steps": 60, "gating": True}
+    options: dict[str, Any] = {
+        "features": features,
+        "grouping": grouping,
+        "total_steps": 60,
+        "gating": True,
+    }
     one = MetaAdamW(three_groups(parameters()), **STILL, **options)
     two = torch.optim.AdamW(three_groups(parameters()), foreach=False)
     assert distance(one, two, torch.float32) <= 1e-7
@@ -105,7 +122,9 @@ def test_fused_and_written_out_paths_are_equal(decay: str, monkeypatch: pytest.M
     for fused in (True, False):
         monkeypatch.setattr(adam_step, "FUSED", fused)
         params = parameters(dtype=D)
-        optimizer = MetaAdamW(three_groups(params), attention={"head_scale": 3.0}, decay=decay, grouping="tensor")
+        optimizer = MetaAdamW(
+            three_groups(params), attention={"head_scale": 3.0}, decay=decay, grouping="tensor"
+        )
         for t in range(10):
             give_grads(params, t, [] if t % 4 else [0])
             optimizer.step()
@@ -131,10 +150,14 @@ def test_rates_that_stay_on_the_device_are_the_same_numbers(
             rate, shrink = (torch.tensor(x, dtype=dtype) if on_device else x for x in (0.02, 0.003))
             numbers = adam_step.Numbers(rate, shrink, 0.9, 0.99, 1e-8, *corrections)
             with torch.no_grad():
-                adam_step.update(params, [p.grad for p in params if p.grad is not None], states, numbers)
+                adam_step.update(
+                    params, [p.grad for p in params if p.grad is not None], states, numbers
+                )
         found.append(flat(params))
     assert not torch.equal(found[0], flat(parameters(dtype=dtype)))
-    torch.testing.assert_close(found[0], found[1], rtol=0, atol=2e-7 if dtype == torch.float32 else 1e-15)
+    torch.testing.assert_close(
+        found[0], found[1], rtol=0, atol=2e-7 if dtype == torch.float32 else 1e-15
+    )
 
 
 def test_the_fused_path_is_taken_where_it_can_be(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,7 +200,9 @@ def test_attend_every_keeps_factors_between() -> None:
 
 def test_attend_every_looks_again_when_other_tensors_have_gradients() -> None:
     params = parameters()
-    optimizer = MetaAdamW(pairs(params), 0.02, attention=tools.SMALL, attend_every=100, grouping="tensor")
+    optimizer = MetaAdamW(
+        pairs(params), 0.02, attention=tools.SMALL, attend_every=100, grouping="tensor"
+    )
     for t, skip in enumerate([[], [], [2], [2], []]):
         give_grads(params, t, skip)
         optimizer.step()
@@ -189,7 +214,9 @@ def test_parameters_of_two_dtypes_share_a_group() -> None:
     params = parameters()
     for p in params[::2]:
         p.data = p.data.double()
-    one = MetaAdamW([{"params": pairs(params), "lr": 0.02, "weight_decay": 0.1}], grouping="original", **STILL)
+    one = MetaAdamW(
+        [{"params": pairs(params), "lr": 0.02, "weight_decay": 0.1}], grouping="original", **STILL
+    )
     others = parameters()
     for p in others[::2]:
         p.data = p.data.double()

@@ -1,4 +1,6 @@
-"""MetaAdamW and the ``attention`` learned optimizer are one network: each steps with the other's weights."""
+"""MetaAdamW and the ``attention`` learned optimizer are one network: each steps with the other's
+weights.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,7 @@ from lo_framework.learned import make_learned
 from lo_framework.learned.attention import Attention
 from lo_framework.learned.hyper_adamw import HyperAdamW
 from lo_framework.optim import Learned, MetaAdamW
-from optimizees.spec import UserError
+from lo_framework.optimizees.spec import UserError
 from tests.lo_framework import metaadamw_face_tools as tools
 from tests.lo_framework.face_tools import SHAPES, flat, generator, give_grads, parameters
 
@@ -25,7 +27,9 @@ HYPER = {name for name, _ in HyperAdamW(HyperAdamW.Config()).named_parameters()}
 
 
 def trained(spec: str, default: Any = (0.0,) * 5, seed: int = 5) -> Attention:
-    """As meta-training leaves it: the network off its start, and AdamW's settings where they may learn."""
+    """As meta-training leaves it: the network off its start, and AdamW's settings where they may
+    learn.
+    """
     learned = make_learned(spec)
     assert isinstance(learned, Attention)
     g = generator(seed)
@@ -39,7 +43,9 @@ def trained(spec: str, default: Any = (0.0,) * 5, seed: int = 5) -> Attention:
 
 def file_of(learned: Attention, folder: Path) -> Path:
     path = folder / "optimizer.safetensors"
-    save_optimizer(path, learned.theta(), kind="attention", config=asdict(learned.config), summary={})
+    save_optimizer(
+        path, learned.theta(), kind="attention", config=asdict(learned.config), summary={}
+    )
     return path
 
 
@@ -66,10 +72,16 @@ SPECS = [
 ]
 
 
-@pytest.mark.parametrize("default", [(0.0,) * 5, (0.07, 0.0, 0.0, 0.0, 0.0), (0.07, 0.02, -0.03, 0.1, 0.2)], ids=str)
+@pytest.mark.parametrize(
+    "default", [(0.0,) * 5, (0.07, 0.0, 0.0, 0.0, 0.0), (0.07, 0.02, -0.03, 0.1, 0.2)], ids=str
+)
 @pytest.mark.parametrize("spec", SPECS)
-def test_a_meta_trained_network_steps_alike_in_both(spec: str, default: tuple[float, ...], tmp_path: Path) -> None:
-    """From memory or a file, with learned settings too, where ``learn=factors`` moves the rate alone."""
+def test_a_meta_trained_network_steps_alike_in_both(
+    spec: str, default: tuple[float, ...], tmp_path: Path
+) -> None:
+    """From memory or a file, with learned settings too, where ``learn=factors`` moves the rate
+    alone.
+    """
     learned = trained(spec, default)
     expected = after(Learned(named(), learned, num_steps=STEPS))
     assert (expected - flat(parameters())).abs().min() > 1e-5
@@ -79,7 +91,9 @@ def test_a_meta_trained_network_steps_alike_in_both(spec: str, default: tuple[fl
         alphas = [alpha for alpha, _ in optimizer.factors().values()]
         assert max(alphas) - min(alphas) > 1e-3
     # The learned optimizer's settings are the face's, unless others are asked for.
-    assert optimizer.param_groups[0]["lr"] == pytest.approx(learned.config.lr * math.exp(10 * default[0]))
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(
+        learned.config.lr * math.exp(10 * default[0])
+    )
     other = MetaAdamW(named(), 0.5, (0.5, 0.6), attention=learned, total_steps=STEPS)
     assert other.param_groups[0]["lr"] == 0.5 and other.param_groups[0]["betas"] == (0.5, 0.6)
 
@@ -94,13 +108,21 @@ def test_the_factors_themselves_are_those_of_the_learned_rule() -> None:
 
 @pytest.mark.parametrize("features", ["basic", "basic_plus", "enhanced", "tokens"])
 @pytest.mark.parametrize("grouping", ["fine_grained", "tensor"])
-def test_a_network_trained_online_is_given_away(grouping: str, features: str, tmp_path: Path) -> None:
+def test_a_network_trained_online_is_given_away(
+    grouping: str, features: str, tmp_path: Path
+) -> None:
     """With the settings in force, through a file, and taken over again by another MetaAdamW."""
     model = tools.network(torch.float32)
     optimizer = tools.make(
-        model.named_parameters(), 0.03, betas=(0.8, 0.95), eps=1e-6, weight_decay=0.2, features=features,
-        grouping=grouping, total_steps=STEPS,
-    )  # fmt: skip
+        model.named_parameters(),
+        0.03,
+        betas=(0.8, 0.95),
+        eps=1e-6,
+        weight_decay=0.2,
+        features=features,
+        grouping=grouping,
+        total_steps=STEPS,
+    )
     tools.run(optimizer, model, range(4), meta_every=2)
     optimizer.param_groups[0]["lr"] = 0.02
     given = optimizer.learned()
@@ -112,16 +134,26 @@ def test_a_network_trained_online_is_given_away(grouping: str, features: str, tm
         assert name in HYPER or torch.equal(given.theta()[name], x)
     # A fresh MetaAdamW with this network is what the optimizer itself would be on another model.
     fresh = tools.make(
-        named(), 0.02, betas=(0.8, 0.95), eps=1e-6, weight_decay=0.2, features=features, grouping=grouping,
+        named(),
+        0.02,
+        betas=(0.8, 0.95),
+        eps=1e-6,
+        weight_decay=0.2,
+        features=features,
+        grouping=grouping,
         total_steps=STEPS,
-    )  # fmt: skip
+    )
     fresh.network.load_theta(optimizer.network.theta())
     expected = after(fresh)
     for source in (given, path):
-        torch.testing.assert_close(after(Learned(named(), source, num_steps=STEPS)), expected, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(
+            after(Learned(named(), source, num_steps=STEPS)), expected, rtol=1e-6, atol=1e-6
+        )
         again = MetaAdamW(named(), attention=source, total_steps=STEPS)
         torch.testing.assert_close(after(again), expected, rtol=1e-6, atol=1e-6)
-        assert again.network.config.grouping == grouping and again.network.config.features == features
+        assert (
+            again.network.config.grouping == grouping and again.network.config.features == features
+        )
 
 
 def test_a_network_that_was_taken_over_learns_on_and_is_a_copy() -> None:
@@ -131,7 +163,9 @@ def test_a_network_that_was_taken_over_learns_on_and_is_a_copy() -> None:
     optimizer = MetaAdamW(model.named_parameters(), attention=learned, total_steps=STEPS)
     start = tools.theta(optimizer)
     tools.run(optimizer, model, range(4), meta_every=2)
-    assert torch.equal(tools.flat(learned.parameters()), before) and not torch.equal(tools.theta(optimizer), start)
+    assert torch.equal(tools.flat(learned.parameters()), before) and not torch.equal(
+        tools.theta(optimizer), start
+    )
     given = optimizer.learned()
     kept = tools.flat(given.parameters())
     tools.meta(optimizer, model)
@@ -160,7 +194,9 @@ def test_learned_schedules_and_roles_are_refused(part: str, tmp_path: Path) -> N
     with torch.no_grad():
         learned.get_parameter(part).view(-1)[3] = 0.1
     for source in (learned, file_of(learned, tmp_path)):
-        with pytest.raises(UserError, match=r"learned schedules or values for roles.*learn=factors") as caught:
+        with pytest.raises(
+            UserError, match=r"learned schedules or values for roles.*learn=factors"
+        ) as caught:
             MetaAdamW(named(), attention=source, total_steps=STEPS)
         assert "\n" not in str(caught.value)
     after(Learned(named(), learned, num_steps=STEPS), 2)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lo_framework.optim import MetaAdamW
 from lo_framework.optim.metaadam.plan import model_order
-from optimizees.spec import UserError
+from lo_framework.optimizees.spec import UserError
 from tests.lo_framework import metaadamw_face_tools as tools
 from tests.lo_framework.face_tools import flat, give_grads, parameters
 from tests.lo_framework.metaadamw_face_tools import D, snapshot, theta, through_a_file, weights
@@ -51,9 +51,15 @@ def test_the_order_of_groups_does_not_matter(grouping: str, order: str) -> None:
 
 
 MODELS: list[nn.Module] = [
-    tools.noisy_network(), nn.Transformer(4, 2, 12, 12, 8, batch_first=True), nn.LSTM(3, 4, 12),
-    nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ModuleDict({"b": nn.Linear(2, 2), "a": nn.Linear(2, 2)})),
-]  # fmt: skip
+    tools.noisy_network(),
+    nn.Transformer(4, 2, 12, 12, 8, batch_first=True),
+    nn.LSTM(3, 4, 12),
+    nn.Sequential(
+        nn.Conv2d(3, 4, 3),
+        nn.BatchNorm2d(4),
+        nn.ModuleDict({"b": nn.Linear(2, 2), "a": nn.Linear(2, 2)}),
+    ),
+]
 
 
 @pytest.mark.parametrize("model", MODELS, ids=lambda m: type(m).__name__)
@@ -72,13 +78,19 @@ def test_names_are_brought_into_the_models_order(model: nn.Module) -> None:
         for stack in ("encoder", "decoder", ""):
             mine = [x for x, name in zip(numbers, found) if name.startswith(stack) and x]
             assert not stack or mine == sorted(mine)
-        pairs = [(n, n[:-6] + "bias") for n in names if n.endswith(".weight") and n[:-6] + "bias" in names]
+        pairs = [
+            (n, n[:-6] + "bias")
+            for n in names
+            if n.endswith(".weight") and n[:-6] + "bias" in names
+        ]
         assert all(found.index(weight) < found.index(bias) for weight, bias in pairs)
 
 
 @pytest.mark.parametrize("steps", [0, 3])
 def test_an_added_group_leaves_the_state_of_others_alone(steps: int) -> None:
-    """D21: after the first step the released code raises. Before it, it is as if they had been there from the start."""
+    """D21: after the first step the released code raises. Before it, it is as if they had been
+    there from the start.
+    """
     model, whole = tools.network(), tools.network()
     named = list(model.named_parameters())
     optimizer = tools.make(named[:4])
@@ -86,7 +98,9 @@ def test_an_added_group_leaves_the_state_of_others_alone(steps: int) -> None:
     before = {n: {k: x.clone() for k, x in optimizer.state[p].items()} for n, p in named}
     learned = theta(optimizer)
     optimizer.add_param_group({"params": named[4:], "lr": 0.01})
-    assert all(torch.equal(optimizer.state[p][k], x) for n, p in named for k, x in before[n].items())
+    assert all(
+        torch.equal(optimizer.state[p][k], x) for n, p in named for k, x in before[n].items()
+    )
     assert torch.equal(theta(optimizer), learned) and len(optimizer.members.params) == 6
     old = weights(model)
     tools.run(optimizer, model, range(steps, 6), meta_every=2)
@@ -97,7 +111,9 @@ def test_an_added_group_leaves_the_state_of_others_alone(steps: int) -> None:
         pairs = list(whole.named_parameters())
         other = tools.make([{"params": pairs[:4]}, {"params": pairs[4:], "lr": 0.01}])
         tools.run(other, whole, range(6), meta_every=2)
-        assert torch.equal(weights(model), weights(whole)) and snapshot(optimizer) == snapshot(other)
+        assert torch.equal(weights(model), weights(whole)) and snapshot(optimizer) == snapshot(
+            other
+        )
 
 
 @pytest.mark.parametrize("steps", [0, 3])
@@ -151,7 +167,9 @@ def test_a_refused_group_leaves_no_trace() -> None:
 
 @pytest.mark.parametrize("order", ORDERS)
 def test_frozen_and_unused_parameters_stand_still(order: str) -> None:
-    """D20, D21: they shift nothing, and a meta step does not mind them. The others move as if these were not there."""
+    """D20, D21: they shift nothing, and a meta step does not mind them. The others move as if these
+    were not there.
+    """
     model, alone = tools.network(), tools.network()
     for m in (model, alone):
         m[2].requires_grad_(False)
@@ -165,14 +183,20 @@ def test_frozen_and_unused_parameters_stand_still(order: str) -> None:
         tools.run(optimizer, net, range(6), meta_every=2)
     torch.testing.assert_close(weights(model), weights(alone), rtol=0, atol=1e-9)
     assert torch.equal(weights(model[2]), weights(tools.network()[2]))
-    assert torch.equal(unused, torch.ones(3, dtype=D)) and unused not in one.state and unused.grad is None
+    assert (
+        torch.equal(unused, torch.ones(3, dtype=D))
+        and unused not in one.state
+        and unused.grad is None
+    )
     assert list(one.factors()) == [n for n, _ in moving]
 
 
 @pytest.mark.parametrize("grouping", ["fine_grained", "original"])
 @pytest.mark.parametrize("order", ORDERS)
 def test_gradients_that_come_and_go(order: str, grouping: str) -> None:
-    """Ages differ within one group, and each tensor has the bias correction of its own age, as in AdamW."""
+    """Ages differ within one group, and each tensor has the bias correction of its own age, as in
+    AdamW.
+    """
     model, plain = tools.network(), tools.network()
     still = {"alpha_range": 0.0, "beta_range": 0.0}
     one = tools.make(model.named_parameters(), grouping=grouping, order=order, **still)
@@ -218,14 +242,22 @@ def test_empty_and_scalar_parameters() -> None:
     for t in range(3):
         give_grads(params, t)
         optimizer.step()
-    assert flat(params).isfinite().all() and params[1].shape == (0, 3) and params[1] not in optimizer.state
+    assert (
+        flat(params).isfinite().all()
+        and params[1].shape == (0, 3)
+        and params[1] not in optimizer.state
+    )
 
 
 def test_a_step_without_any_gradient_does_nothing() -> None:
     params = parameters()
     optimizer = MetaAdamW(params)
     optimizer.step()
-    assert optimizer.updates == 0 and torch.equal(flat(params), flat(parameters())) and not optimizer.state
+    assert (
+        optimizer.updates == 0
+        and torch.equal(flat(params), flat(parameters()))
+        and not optimizer.state
+    )
 
 
 @pytest.mark.parametrize("names", ["none", "duplicated", "plain"])

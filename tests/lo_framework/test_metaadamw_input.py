@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lo_framework.learned import make_learned
 from lo_framework.optim import MetaAdamW
-from optimizees.spec import UserError
+from lo_framework.optimizees.spec import UserError
 from tests.lo_framework import metaadamw_face_tools as tools
 from tests.lo_framework.metaadamw_face_tools import rejected
 
@@ -23,8 +23,14 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"features": "basik"}, r'unknown features "basik" \(did you mean "basic"\?\)'),
     ({"features": "enhansed"}, r'unknown features "enhansed" \(did you mean "enhanced"\?\)'),
     ({"features": "tokens"}, "look at how far training is: give total_steps"),
-    ({"grouping": "fine-grained"}, r'^unknown grouping "fine-grained" \(did you mean "fine_grained"\?\)'),
-    ({"grouping": None}, "grouping must be one of tensor, original, fine_grained, a dict or a function, not None"),
+    (
+        {"grouping": "fine-grained"},
+        r'^unknown grouping "fine-grained" \(did you mean "fine_grained"\?\)',
+    ),
+    (
+        {"grouping": None},
+        "grouping must be one of tensor, original, fine_grained, a dict or a function, not None",
+    ),
     ({"features": None}, 'unknown features "None"'),
     ({"objective": None}, 'unknown objective "None"'),
     ({"weighting": None}, "unknown weighting 'None'"),
@@ -41,15 +47,27 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"priorities": (1, 1)}, "there must be 3 priorities"),
     ({"priorities": (1, 0, 1)}, "priorities must be positive and finite, not 0"),
     ({"priorities": (1, NAN, 1)}, "priorities must be positive and finite"),
-    ({"priorities": (1, 1, 1), "objective": "gradient"}, 'priorities weigh the terms of objective="combined"'),
-    ({"features": "norm_basic", "grouping": "original"}, 'there is one: use "basic", or a grouping with more'),
+    (
+        {"priorities": (1, 1, 1), "objective": "gradient"},
+        'priorities weigh the terms of objective="combined"',
+    ),
+    (
+        {"features": "norm_basic", "grouping": "original"},
+        'there is one: use "basic", or a grouping with more',
+    ),
     ({"features": "norm_basic_plus", "grouping": lambda n, p: 0}, 'there is one: use "basic_plus"'),
     ({"features": "norm_basic", "grouping": {"all": None}}, "there is one"),
-    ({"attention": {"width": 10, "heads": 4}}, r"attention: width \(10\) must be a positive multiple of heads \(4\)"),
+    (
+        {"attention": {"width": 10, "heads": 4}},
+        r"attention: width \(10\) must be a positive multiple of heads \(4\)",
+    ),
     ({"attention": {"width": 10, "heads": 4}, "reproduce": "paper"}, "multiple of heads"),
     ({"attention": {"heads": 0}, "reproduce": "paper"}, "multiple of heads"),
     ({"attention": {"heads": 0}}, "multiple of heads"),
-    ({"attention": {"width": 4, "heads": 4}, "reproduce": "paper"}, "a width of at least 6 features"),
+    (
+        {"attention": {"width": 4, "heads": 4}, "reproduce": "paper"},
+        "a width of at least 6 features",
+    ),
     ({"attention": {"layers": 0}}, "layers at least 1"),
     ({"attention": {"layers": 1.5}}, "attention: layers must be a whole number, not 1.5"),
     ({"attention": nn.Linear(2, 2)}, "a learned optimizer or the path of its file, not a Linear"),
@@ -82,15 +100,20 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"grouping": {}}, "grouping: .*empty"),
     ({"grouping": {"a": "0", "b": "tail"}}, '"b": "tail" matches no parameter'),
     ({"grouping": {"a": "0", "b": "weight", "c": None}}, 'overlap: both hold parameter "0.weight"'),
-    ({"grouping": {"a": ["0.wieght"], "b": None}}, r'no parameter "0.wieght" \(did you mean "0.weight"\?\)'),
+    (
+        {"grouping": {"a": ["0.wieght"], "b": None}},
+        r'no parameter "0.wieght" \(did you mean "0.weight"\?\)',
+    ),
     ({"grouping": {"a": "0"}}, 'parameter "2.weight" is in no'),
-    ({"grouping": {"a": "."  , "b": None}}, '"b" is empty'),
+    ({"grouping": {"a": ".", "b": None}}, '"b" is empty'),
     ({"grouping": {"a": "("}}, "is not a regular expression"),
     ({"grouping": lambda name, p: [name]}, "the function must return something hashable"),
-]  # fmt: skip
+]
 
 
-@pytest.mark.parametrize(("options", "words"), BAD, ids=lambda x: ",".join(x) if isinstance(x, dict) else "")
+@pytest.mark.parametrize(
+    ("options", "words"), BAD, ids=lambda x: ",".join(x) if isinstance(x, dict) else ""
+)
 def test_bad_arguments(options: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=words) as caught:
         MetaAdamW(tools.network().named_parameters(), **options)
@@ -101,8 +124,15 @@ def test_bad_arguments(options: dict[str, Any], words: str) -> None:
 def test_whole_numbers_of_all_kinds(five: Any) -> None:
     named = tools.network().named_parameters()
     sizes = {"layers": five, "width": 8, "heads": 4}
-    optimizer = MetaAdamW(named, meta_every=five, total_steps=five, attend_every=five, attention=sizes)
-    made = optimizer.meta_every, optimizer.total_steps, optimizer.attend_every, optimizer.network.config.layers
+    optimizer = MetaAdamW(
+        named, meta_every=five, total_steps=five, attend_every=five, attention=sizes
+    )
+    made = (
+        optimizer.meta_every,
+        optimizer.total_steps,
+        optimizer.attend_every,
+        optimizer.network.config.layers,
+    )
     assert made == (5,) * 4 and {type(x) for x in made} == {int}
 
 
@@ -131,7 +161,12 @@ def test_a_meta_step_without_a_validation_batch(objective: str) -> None:
     optimizer = tools.make(model.named_parameters(), objective=objective)
     tools.run(optimizer, model, range(2))
     loss, pairs = tools.loss_of(model), (tools.batch(0), tools.batch(1))
-    rejected(optimizer, model, lambda: optimizer.meta_step(loss, *pairs), f'"{objective}" needs a batch of validation')
+    rejected(
+        optimizer,
+        model,
+        lambda: optimizer.meta_step(loss, *pairs),
+        f'"{objective}" needs a batch of validation',
+    )
 
 
 def test_the_gradient_term_needs_no_validation_batch() -> None:
@@ -139,8 +174,9 @@ def test_the_gradient_term_needs_no_validation_batch() -> None:
     optimizer = tools.make(model.named_parameters(), objective="gradient")
     tools.run(optimizer, model, range(2))
     assert set(optimizer.meta_step(tools.loss_of(model), tools.batch(0), tools.batch(1))) == {
-        "gradient", "weight/gradient",
-    }  # fmt: skip
+        "gradient",
+        "weight/gradient",
+    }
 
 
 def test_a_loss_that_is_none() -> None:
@@ -172,7 +208,9 @@ def test_a_loss_that_is_none() -> None:
 def test_standardising_where_one_group_has_gradients() -> None:
     """Before the state of the first step is made."""
     model = tools.network()
-    optimizer = tools.make(model.named_parameters(), features="norm_basic", grouping={"first": "0", "rest": None})
+    optimizer = tools.make(
+        model.named_parameters(), features="norm_basic", grouping={"first": "0", "rest": None}
+    )
     for p in model[2:].parameters():
         p.requires_grad_(False)
     tools.loss_of(model)(tools.batch(0)).backward()
@@ -180,44 +218,69 @@ def test_standardising_where_one_group_has_gradients() -> None:
     assert not optimizer.state and optimizer.updates == 0
 
 
-@pytest.mark.parametrize(("options", "words"), [
-    ({"alpha_range": 0.0}, "alpha_range=0.0, but the network that attention gives has 1.0: leave it out"),
-    ({"gating": True}, "gating=True, but"), ({"features": "enhanced"}, "features='enhanced', but"),
-    ({"grouping": "original"}, "grouping='original', but"),
-])  # fmt: skip
-def test_settings_that_contradict_the_network_taken_over(options: dict[str, Any], words: str) -> None:
-    learned = make_learned("attention:head=bounded,features=basic,v_norms=true,grouping=tensor,learn=factors")
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (
+            {"alpha_range": 0.0},
+            "alpha_range=0.0, but the network that attention gives has 1.0: leave it out",
+        ),
+        ({"gating": True}, "gating=True, but"),
+        ({"features": "enhanced"}, "features='enhanced', but"),
+        ({"grouping": "original"}, "grouping='original', but"),
+    ],
+)
+def test_settings_that_contradict_the_network_taken_over(
+    options: dict[str, Any], words: str
+) -> None:
+    learned = make_learned(
+        "attention:head=bounded,features=basic,v_norms=true,grouping=tensor,learn=factors"
+    )
     with pytest.raises(UserError, match=words):
         MetaAdamW(tools.network().named_parameters(), attention=learned, **options)
-    MetaAdamW(tools.network().named_parameters(), attention=learned, features="basic", grouping="tensor")
+    MetaAdamW(
+        tools.network().named_parameters(), attention=learned, features="basic", grouping="tensor"
+    )
 
 
 def test_files_of_other_kinds() -> None:
     named = list(tools.network().named_parameters())
-    with pytest.raises(UserError, match='needs an optimizer of kind "attention", not "lstm"; use Learned'):
+    with pytest.raises(
+        UserError, match='needs an optimizer of kind "attention", not "lstm"; use Learned'
+    ):
         MetaAdamW(named, attention=make_learned("lstm"))
     with pytest.raises(UserError, match='not "attention-mlp"'):
         MetaAdamW(named, attention=make_learned("attention-mlp"))
     with pytest.raises(UserError, match="bounded head and plain gradients"):
         MetaAdamW(named, attention=make_learned("attention"), total_steps=9)
     with pytest.raises(UserError, match="bounded head and plain gradients"):
-        MetaAdamW(named, attention=make_learned("attention:head=bounded,sam_rho=0.1"), total_steps=9)
+        MetaAdamW(
+            named, attention=make_learned("attention:head=bounded,sam_rho=0.1"), total_steps=9
+        )
     with pytest.raises(UserError, match="give total_steps"):
         MetaAdamW(named, attention=make_learned("attention:head=bounded"))
     with pytest.raises(UserError, match="give no reproduce"):
-        MetaAdamW(named, attention=make_learned("attention:head=bounded,features=basic"), reproduce="paper")
+        MetaAdamW(
+            named,
+            attention=make_learned("attention:head=bounded,features=basic"),
+            reproduce="paper",
+        )
 
 
 def test_what_cannot_be_given_away() -> None:
     model = tools.network()
     for grouping in ({"first": "0", "rest": None}, lambda name, p: p.dim()):
         optimizer = tools.make(model.named_parameters(), grouping=grouping)
-        rejected(optimizer, model, optimizer.learned, "groups of one's own mean nothing on another model")
+        rejected(
+            optimizer, model, optimizer.learned, "groups of one's own mean nothing on another model"
+        )
     optimizer = tools.make(model.named_parameters())
     for name, value in (("lr", 0.0), ("betas", (0.0, 0.9)), ("eps", 0.0)):
         group = optimizer.param_groups[0]
         kept, group[name] = group[name], value
-        rejected(optimizer, model, optimizer.learned, "a learned optimizer cannot have these settings")
+        rejected(
+            optimizer, model, optimizer.learned, "a learned optimizer cannot have these settings"
+        )
         group[name] = kept
     for options in ({"decay": "scaled"}, {"reproduce": "reference", "attention": {"width": 12}}):
         other = tools.make(model.named_parameters(), **options)

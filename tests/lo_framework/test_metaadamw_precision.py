@@ -1,4 +1,6 @@
-"""MetaAdamW's arithmetic: half and double precision, autocast, and tensors whose memory is in another order."""
+"""MetaAdamW's arithmetic: half and double precision, autocast, and tensors whose memory is in
+another order.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,11 @@ def test_meta_steps_of_half_precision_models(dtype: torch.dtype) -> None:
     optimizer = tools.make(model.named_parameters())
     before = theta(optimizer)
     tools.run(optimizer, model, range(4), meta_every=2)
-    assert weights(model).isfinite().all() and theta(optimizer).isfinite().all() and optimizer.skipped == 0
+    assert (
+        weights(model).isfinite().all()
+        and theta(optimizer).isfinite().all()
+        and optimizer.skipped == 0
+    )
     assert not torch.equal(theta(optimizer), before)
     assert {p.dtype for p in optimizer.network.parameters()} == {torch.float32}
 
@@ -53,14 +59,18 @@ def test_float64_parameters_have_a_float64_network() -> None:
 
 
 def convolutions(orders: str) -> nn.Sequential:
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Tanh(), nn.Conv2d(4, 2, 2), nn.Flatten(), nn.Linear(2, 3))
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.Tanh(), nn.Conv2d(4, 2, 2), nn.Flatten(), nn.Linear(2, 3)
+    )
     model = tools.started(model, D, 0)
     return model.to(memory_format=torch.channels_last) if orders != "plain" else model  # type: ignore[call-overload]
 
 
 def images(orders: str, t: int) -> tools.Batch:
     x = tools.batch(t, rows=10 * 12)[0].reshape(10, 3, 4, 4)
-    return x.contiguous(memory_format=torch.channels_last) if orders != "plain" else x, tools.batch(t, rows=10)[1]
+    return x.contiguous(memory_format=torch.channels_last) if orders != "plain" else x, tools.batch(
+        t, rows=10
+    )[1]
 
 
 @pytest.mark.parametrize("orders", ["channels last", "strange gradients"])
@@ -81,10 +91,15 @@ def test_memory_orders_do_not_matter(orders: str) -> None:
                         p.grad = p.grad.transpose(0, 1).contiguous().transpose(0, 1)
             optimizer.step()
             if t % 2:
-                optimizer.meta_step(tools.loss_of(model), *(images(form, 50 + t + k) for k in range(3)))
+                optimizer.meta_step(
+                    tools.loss_of(model), *(images(form, 50 + t + k) for k in range(3))
+                )
     if orders == "channels last":
         kernel = two.get_parameter("0.weight")
-        assert not kernel.is_contiguous() and not optimizers[1].state[kernel]["exp_avg"].is_contiguous()
+        assert (
+            not kernel.is_contiguous()
+            and not optimizers[1].state[kernel]["exp_avg"].is_contiguous()
+        )
     torch.testing.assert_close(weights(one), weights(two), rtol=0, atol=1e-8)
     torch.testing.assert_close(theta(optimizers[0]), theta(optimizers[1]), rtol=0, atol=1e-6)
 
@@ -101,7 +116,9 @@ def test_state_of_channels_last_parameters_resumes() -> None:
 
 def test_autocast_does_not_reach_the_update() -> None:
     params, others = parameters(), parameters()
-    one, two = (MetaAdamW(list(zip(SHAPES, p)), 0.02, attention=tools.SMALL) for p in (params, others))
+    one, two = (
+        MetaAdamW(list(zip(SHAPES, p)), 0.02, attention=tools.SMALL) for p in (params, others)
+    )
     for t in range(3):
         give_grads(params, t)
         give_grads(others, t)
@@ -113,8 +130,9 @@ def test_autocast_does_not_reach_the_update() -> None:
 
 @pytest.mark.parametrize("order", ["exact", "difference", "first"])
 def test_autocast_in_a_meta_step_is_for_the_model_only(order: str) -> None:
-    """Around `meta_step` or within its loss, it is the same: the network's own arithmetic stays float32, and no cast
-    of weights that have moved since is used."""
+    """Around `meta_step` or within its loss, it is the same: the network's own arithmetic stays
+    float32, and no cast of weights that have moved since is used.
+    """
     models = [tools.network(torch.float32) for _ in range(3)]
     around, within, anew = (tools.make(m.named_parameters(), order=order) for m in models)
     products: list[torch.dtype] = []
@@ -142,4 +160,6 @@ def test_autocast_in_a_meta_step_is_for_the_model_only(order: str) -> None:
         assert one == two == anew.meta_step(cast_anew, *batches)
     assert set(products) == {torch.bfloat16}
     assert torch.equal(theta(around), theta(within)) and torch.equal(theta(around), theta(anew))
-    assert torch.equal(weights(models[0]), weights(models[1])) and torch.equal(weights(models[0]), weights(models[2]))
+    assert torch.equal(weights(models[0]), weights(models[1])) and torch.equal(
+        weights(models[0]), weights(models[2])
+    )

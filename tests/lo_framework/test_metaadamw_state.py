@@ -13,14 +13,17 @@ from torch import Tensor, nn
 
 from lo_framework.objectives.weighting import HUW
 from lo_framework.optim import MetaAdamW
-from optimizees.spec import UserError
+from lo_framework.optimizees.spec import UserError
 from tests.lo_framework import metaadamw_face_tools as tools
 from tests.lo_framework.metaadamw_face_tools import D, snapshot, theta, through_a_file, weights
 
 
 def groups(model: nn.Module) -> list[dict[str, Any]]:
     named = list(model.named_parameters())
-    return [{"params": named[:3], "lr": 0.03, "weight_decay": 0.1}, {"params": named[3:], "betas": (0.8, 0.99)}]
+    return [
+        {"params": named[:3], "lr": 0.03, "weight_decay": 0.1},
+        {"params": named[3:], "betas": (0.8, 0.99)},
+    ]
 
 
 def numbers(x: Any) -> Iterator[float]:
@@ -38,30 +41,50 @@ def numbers(x: Any) -> Iterator[float]:
 
 
 OPTIONS: list[dict[str, Any]] = [
-    {}, {"attend_every": 3}, {"reproduce": "paper"}, {"reproduce": "reference", "features": "basic_plus"},
-    {"features": "enhanced", "gating": True, "weighting": "sum"}, {"grouping": lambda name, p: p.dim()},
+    {},
+    {"attend_every": 3},
+    {"reproduce": "paper"},
+    {"reproduce": "reference", "features": "basic_plus"},
+    {"features": "enhanced", "gating": True, "weighting": "sum"},
+    {"grouping": lambda name, p: p.dim()},
     {"objective": "gradient", "order": "difference", "grouping": "original", "total_steps": 9},
     {"grouping": {"first": "0", "rest": None}, "features": "norm_basic", "decay": "scaled"},
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("saved_at", [0, 1, 2, 4, 5, 7])
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda o: ",".join(o) or "default")
 def test_a_resumed_run_has_the_same_bits(options: dict[str, Any], saved_at: int) -> None:
-    """Through a file, before the first step, and before and after meta steps (2, 4 and so on); the new optimizer was
-    built with another rate and has another head."""
+    """Through a file, before the first step, and before and after meta steps (2, 4 and so on); the
+    new optimizer was built with another rate and has another head.
+    """
     plain = {name: options[name] for name in options if name != "reproduce"}
     sizes = {} if "reproduce" in options else {"attention": tools.SMALL}
     whole, parted = tools.network(torch.float32), tools.network(torch.float32)
-    one = tools.make(groups(whole), **sizes | options) if sizes else MetaAdamW(groups(whole), 0.02, **options)
+    one = (
+        tools.make(groups(whole), **sizes | options)
+        if sizes
+        else MetaAdamW(groups(whole), 0.02, **options)
+    )
     tools.run(one, whole, range(9), meta_every=2)
-    two = tools.make(groups(parted), **sizes | options) if sizes else MetaAdamW(groups(parted), 0.02, **options)
+    two = (
+        tools.make(groups(parted), **sizes | options)
+        if sizes
+        else MetaAdamW(groups(parted), 0.02, **options)
+    )
     tools.run(two, parted, range(saved_at), meta_every=2)
     state = through_a_file(two.state_dict())
-    other = {"attention": {**tools.SMALL, "seed": 5, "head_scale": 0.0}} if sizes else {"attention": {"seed": 5}}
+    other = (
+        {"attention": {**tools.SMALL, "seed": 5, "head_scale": 0.0}}
+        if sizes
+        else {"attention": {"seed": 5}}
+    )
     three = MetaAdamW(groups(parted), 0.7, **other, **plain, reproduce=options.get("reproduce"))
     three.load_state_dict(state)
-    assert list(numbers(three.state_dict())) == list(numbers(state)) and three.factors() == two.factors()
+    assert (
+        list(numbers(three.state_dict())) == list(numbers(state))
+        and three.factors() == two.factors()
+    )
     tools.run(three, parted, range(saved_at, 9), meta_every=2)
     assert torch.equal(weights(whole), weights(parted)) and weights(whole).isfinite().all()
     assert torch.equal(theta(one), theta(three)) and snapshot(one) == snapshot(three)
@@ -75,7 +98,9 @@ def test_what_trains_the_network_is_saved() -> None:
     tools.run(optimizer, model, range(6), meta_every=2)
     mine = optimizer.state_dict()["metaadamw"]
     moments = mine["meta"]["optimizer"]["state"]
-    assert len(moments) == len(optimizer._meta.params) and all(float(s["step"]) == 3 for s in moments.values())
+    assert len(moments) == len(optimizer._meta.params) and all(
+        float(s["step"]) == 3 for s in moments.values()
+    )
     assert isinstance(optimizer.weighting, HUW) and optimizer.weighting.s.all()
     assert torch.equal(mine["weighting"]["s"], optimizer.weighting.s)
     assert mine["updates"] == 6 and set(mine["network"]) == set(optimizer.network.theta())
@@ -84,7 +109,10 @@ def test_what_trains_the_network_is_saved() -> None:
 def test_loading_into_an_optimizer_that_has_stepped() -> None:
     """D22: there the released code never applies the network's weights."""
     model, twin = tools.network(), tools.network()
-    one, two = tools.make(model.named_parameters()), tools.make(twin.named_parameters(), attention=tools.SMALL)
+    one, two = (
+        tools.make(model.named_parameters()),
+        tools.make(twin.named_parameters(), attention=tools.SMALL),
+    )
     tools.run(one, model, range(4), meta_every=2)
     tools.run(two, twin, range(20, 27), meta_every=3)
     two.load_state_dict(through_a_file(one.state_dict()))
@@ -96,7 +124,9 @@ def test_loading_into_an_optimizer_that_has_stepped() -> None:
 
 
 def test_loading_copies_and_can_be_repeated() -> None:
-    """Also what trains the network: torch's own loading shares it. The caller's dict stays whole (D22)."""
+    """Also what trains the network: torch's own loading shares it. The caller's dict stays whole
+    (D22).
+    """
     model = tools.network()
     optimizer = tools.make(model.named_parameters())
     tools.run(optimizer, model, range(4), meta_every=2)
@@ -146,7 +176,9 @@ def test_float64_state_stays_float64() -> None:
     tools.run(one, model, range(3), meta_every=2)
     two.load_state_dict(through_a_file(one.state_dict()))
     assert {x.dtype for s in two.state.values() for n, x in s.items() if n != "step"} == {D}
-    assert {p.dtype for p in two.network.parameters()} == {D} and torch.equal(theta(one), theta(two))
+    assert {p.dtype for p in two.network.parameters()} == {D} and torch.equal(
+        theta(one), theta(two)
+    )
 
 
 def test_is_copied_and_saved_by_its_state_only() -> None:
@@ -164,7 +196,9 @@ def test_the_same_parameters_in_another_order_are_refused() -> None:
         p.grad = torch.full((2, 2), 1.0 + k)
     one.step()
     before = snapshot(two)
-    with pytest.raises(UserError, match="the same parameters in another order: build MetaAdamW as it was saved"):
+    with pytest.raises(
+        UserError, match="the same parameters in another order: build MetaAdamW as it was saved"
+    ):
         two.load_state_dict(one.state_dict())
     assert snapshot(two) == before
 
@@ -179,7 +213,11 @@ def test_a_users_hook_may_bring_parameters_into_order() -> None:
 
     def by_name(_: Any, state: dict[str, Any]) -> dict[str, Any]:
         group = {**state["param_groups"][0], "param_names": ["b", "a"]}
-        return {**state, "state": {0: state["state"][1], 1: state["state"][0]}, "param_groups": [group]}
+        return {
+            **state,
+            "state": {0: state["state"][1], 1: state["state"][0]},
+            "param_groups": [group],
+        }
 
     two.register_load_state_dict_pre_hook(by_name)
     two.load_state_dict(one.state_dict())

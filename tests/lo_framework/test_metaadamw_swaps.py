@@ -1,4 +1,6 @@
-"""What people do to an optimizer from outside: parameters and state replaced or removed, gradients that overflow."""
+"""What people do to an optimizer from outside: parameters and state replaced or removed, gradients
+that overflow.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from optimizees.spec import UserError
+from lo_framework.optimizees.spec import UserError
 from tests.lo_framework import metaadamw_face_tools as tools
 
 Act = Callable[[nn.Sequential, torch.optim.Optimizer], None]
@@ -38,7 +40,9 @@ def pop_a_state(model: nn.Sequential, optimizer: torch.optim.Optimizer) -> None:
     del optimizer.state[model[4].weight]
 
 
-@pytest.mark.parametrize("act", [replace_a_parameter, remove_a_parameter, clear_the_state, pop_a_state])
+@pytest.mark.parametrize(
+    "act", [replace_a_parameter, remove_a_parameter, clear_the_state, pop_a_state]
+)
 def test_it_goes_on_as_adamw_does(act: Act) -> None:
     """Without ranges; also after a meta step between, which must not stumble either."""
     ours, theirs = tools.network(), tools.network()
@@ -78,7 +82,14 @@ def test_names_after_one_has_gone_and_others_have_come() -> None:
     remove_a_parameter(model, optimizer)
     optimizer.param_groups[0]["params"].append(more.weight)
     tools.run(optimizer, model, range(2, 3))
-    assert [label for _, _, label in optimizer.members.groups] == ["0", "2", "2", "4", "4", "parameter5"]
+    assert [label for _, _, label in optimizer.members.groups] == [
+        "0",
+        "2",
+        "2",
+        "4",
+        "4",
+        "parameter5",
+    ]
     optimizer.add_param_group({"params": [("more.bias", more.bias)]})
     assert [label for _, _, label in optimizer.members.groups][-2:] == ["parameter5", "more"]
 

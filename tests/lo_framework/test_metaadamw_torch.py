@@ -1,4 +1,6 @@
-"""MetaAdamW keeps what torch promises of an optimizer: scalers, schedulers, closures, wrappers, accumulation."""
+"""MetaAdamW keeps what torch promises of an optimizer: scalers, schedulers, closures, wrappers,
+accumulation.
+"""
 
 from __future__ import annotations
 
@@ -19,13 +21,15 @@ from torch.optim.lr_scheduler import (
 )
 
 from lo_framework.optim import SAM, MetaAdamW
-from optimizees.spec import UserError
+from lo_framework.optimizees.spec import UserError
 from tests.lo_framework import metaadamw_face_tools as tools
 from tests.lo_framework.metaadamw_face_tools import D, snapshot, theta, weights
 
 
 def test_grad_scaler() -> None:
-    """It changes nothing but steps that overflow, which leave weights, state and network as they were."""
+    """It changes nothing but steps that overflow, which leave weights, state and network as they
+    were.
+    """
     model, plain = tools.network(torch.float32), tools.network(torch.float32)
     optimizer, reference = (tools.make(m.named_parameters()) for m in (model, plain))
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=100)
@@ -58,7 +62,9 @@ SCHEDULERS: dict[str, Any] = {
     "cosine": lambda o: CosineAnnealingLR(o, 6),
     "one cycle": lambda o: OneCycleLR(o, 0.05, total_steps=12),  # writes betas, too
     "cyclic": lambda o: CyclicLR(o, 0.001, 0.05, step_size_up=3),
-    "sequence": lambda o: SequentialLR(o, [LinearLR(o, total_iters=3), CosineAnnealingLR(o, 6)], [3]),
+    "sequence": lambda o: SequentialLR(
+        o, [LinearLR(o, total_iters=3), CosineAnnealingLR(o, 6)], [3]
+    ),
     "to zero": lambda o: LambdaLR(o, lambda t: max(0.0, 1 - t / 3)),
 }
 
@@ -66,7 +72,9 @@ SCHEDULERS: dict[str, Any] = {
 @pytest.mark.parametrize("lr", [0.02, torch.tensor(0.02, dtype=D)], ids=["number", "tensor"])
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_schedulers_act_as_on_adamw(name: str, lr: float | Tensor) -> None:
-    """Without warnings; also on betas, and with a meta step in between, which looks at the rate in force."""
+    """Without warnings; also on betas, and with a meta step in between, which looks at the rate in
+    force.
+    """
     model, plain = tools.network(), tools.network()
     still: dict[str, Any] = {"alpha_range": 0.0, "beta_range": 0.0, "attention": tools.SMALL}
     one = MetaAdamW(model.named_parameters(), lr.clone() if isinstance(lr, Tensor) else lr, **still)
@@ -115,7 +123,9 @@ def test_a_closure_gives_gradients_and_its_value() -> None:
         with torch.no_grad():
             losses.append(float(one.step(closure)))
         tools.step(two, plain, 0)
-    assert losses == sorted(set(losses), reverse=True) and torch.equal(weights(model), weights(plain))
+    assert losses == sorted(set(losses), reverse=True) and torch.equal(
+        weights(model), weights(plain)
+    )
 
 
 def test_wrapped_by_explicit_sam() -> None:
@@ -153,7 +163,11 @@ def test_gradients_and_parameters_it_cannot_use_are_refused() -> None:
     before, state = weights(other), snapshot(optimizer)
     with pytest.raises(UserError, match="cannot use sparse gradients"):
         optimizer.step()
-    assert torch.equal(weights(other), before) and snapshot(optimizer) == state and optimizer.updates == 0
+    assert (
+        torch.equal(weights(other), before)
+        and snapshot(optimizer) == state
+        and optimizer.updates == 0
+    )
     with pytest.raises(UserError, match="complex parameters"):
         MetaAdamW([nn.Parameter(torch.zeros(2, dtype=torch.complex64))])
 

@@ -1,4 +1,6 @@
-"""A meta step leaves no trace: parameters, gradients, running statistics and generators stay bit for bit."""
+"""A meta step leaves no trace: parameters, gradients, running statistics and generators stay bit
+for bit.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from lo_framework.optim.metaadam.untouched import untouched
-from optimizees.spec import UserError
+from lo_framework.optimizees.spec import UserError
 from tests.lo_framework import metaadamw_face_tools as tools
 from tests.lo_framework.metaadamw_face_tools import D, snapshot, theta
 
@@ -32,13 +34,18 @@ def trace(model: nn.Module) -> list[Any]:
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_nothing_of_the_model_changes(objective: str, order: str, reproduce: str | None) -> None:
-    """D16, D23. In training mode, with BatchNorm and Dropout, a frozen parameter, and one without a gradient."""
+    """D16, D23. In training mode, with BatchNorm and Dropout, a frozen parameter, and one without a
+    gradient.
+    """
     model = tools.noisy_network()
     model[4].bias.requires_grad_(False)
     options: dict[str, Any] = {"attention": {"width": 12, "heads": 4}} if reproduce else {}
-    # The published gap does not depend on the network (D4); of the gradient term nothing but the product learns.
+    # The published gap does not depend on the network (D4); of the gradient term nothing but the
+    # product learns.
     idle = [("gen_gap", order, "paper"), ("gradient", "first", None)]
-    optimizer = tools.make(model.named_parameters(), objective=objective, order=order, reproduce=reproduce, **options)
+    optimizer = tools.make(
+        model.named_parameters(), objective=objective, order=order, reproduce=reproduce, **options
+    )
     tools.run(optimizer, model, range(2))
     for grads in ("there", "partly", "none"):
         if grads != "there":
@@ -110,7 +117,9 @@ def test_without_a_step_the_loss_decreases_by_nothing() -> None:
 
 
 class Strange(nn.Module):
-    """Buffers that a child has and the parent changes, one that is replaced, and one that cannot be written."""
+    """Buffers that a child has and the parent changes, one that is replaced, and one that cannot be
+    written.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -224,7 +233,9 @@ def test_other_errors_of_the_model_stay_what_they_are() -> None:
     optimizer = tools.make(model.named_parameters(), order="exact")
     tools.run(optimizer, model, range(1))
     with pytest.raises(RuntimeError, match="cannot be multiplied"):
-        optimizer.meta_step(lambda pair: model(pair[0][:, :2]).sum(), *(tools.batch(t) for t in range(3)))
+        optimizer.meta_step(
+            lambda pair: model(pair[0][:, :2]).sum(), *(tools.batch(t) for t in range(3))
+        )
 
 
 @pytest.mark.parametrize("call", [torch.no_grad, torch.enable_grad])

@@ -1,4 +1,6 @@
-"""What MetaAdamW tells about itself: factors, logs, when a meta step is due, and which were left out."""
+"""What MetaAdamW tells about itself: factors, logs, when a meta step is due, and which were left
+out.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ class Writer:
         self.seen[tag] = value, step
 
 
-@pytest.mark.parametrize("grouping", ["fine_grained", "original", "tensor", {"first": "0", "rest": None}], ids=str)
+@pytest.mark.parametrize(
+    "grouping", ["fine_grained", "original", "tensor", {"first": "0", "rest": None}], ids=str
+)
 def test_factors_are_those_of_the_last_step(grouping: Any) -> None:
     """Read off the update itself: without decay, a first step is lr alpha in size."""
     model = tools.network()
@@ -36,9 +40,12 @@ def test_factors_are_those_of_the_last_step(grouping: Any) -> None:
     tools.step(optimizer, model, 0)
     factors, moved = optimizer.factors(), (weights(model) - before).abs() / 0.02
     expected = {
-        "fine_grained": [f"linear {d} {k}" for d in ("early", "middle", "late") for k in ("weights", "vectors")],
-        "original": ["group 0"], "tensor": [n for n, _ in model.named_parameters()],
-    }.get(grouping if isinstance(grouping, str) else "", ["first", "rest"])  # fmt: skip
+        "fine_grained": [
+            f"linear {d} {k}" for d in ("early", "middle", "late") for k in ("weights", "vectors")
+        ],
+        "original": ["group 0"],
+        "tensor": [n for n, _ in model.named_parameters()],
+    }.get(grouping if isinstance(grouping, str) else "", ["first", "rest"])
     assert list(factors) == expected
     for found in moved.unique():
         assert min(abs(float(found) - alpha) for alpha, _ in factors.values()) < 1e-9
@@ -55,7 +62,10 @@ def test_log_writes_both_factors_of_every_group() -> None:
     optimizer.log(writer, 7, prefix="x")
     assert len(writer.seen) == 12
     for label, (alpha, beta) in optimizer.factors().items():
-        assert writer.seen[f"x/alpha/{label}"] == (alpha, 7) and writer.seen[f"x/beta/{label}"] == (beta, 7)
+        assert writer.seen[f"x/alpha/{label}"] == (alpha, 7) and writer.seen[f"x/beta/{label}"] == (
+            beta,
+            7,
+        )
 
 
 def test_a_meta_step_is_due_after_every_so_many_steps() -> None:
@@ -83,7 +93,9 @@ def test_a_meta_step_tells_terms_and_weights() -> None:
     found = tools.meta(optimizer, model)
     names = ["gradient", "loss_decrease", "gen_gap"]
     assert list(found) == names + [f"weight/{name}" for name in names]
-    assert [found[f"weight/{name}"] for name in names] == [0.5] * 3 and all(found[name] > 0 for name in names)
+    assert [found[f"weight/{name}"] for name in names] == [0.5] * 3 and all(
+        found[name] > 0 for name in names
+    )
     assert isinstance(optimizer.weighting, HUW)
     s = -0.05 / 2 * (torch.tensor([2.0, 5.0, 1.0]) - torch.tensor([found[name] for name in names]))
     torch.testing.assert_close(optimizer.weighting.s, s.double(), rtol=1e-5, atol=1e-7)
@@ -94,12 +106,17 @@ def test_a_meta_step_tells_terms_and_weights() -> None:
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 @pytest.mark.parametrize("where", range(4))
 def test_a_meta_gradient_that_is_not_finite_is_left_out(where: int, bad: float) -> None:
-    """In the first, second or third batch's loss, or after the step alone; the network stays as it was, training
-    goes on, and it is counted."""
+    """In the first, second or third batch's loss, or after the step alone; the network stays as it
+    was, training goes on, and it is counted.
+    """
     model = tools.network()
     optimizer = tools.make(model.named_parameters())
     tools.run(optimizer, model, range(3), meta_every=2)
-    before, moments, calls = theta(optimizer), tools.through_a_file(optimizer._meta.optimizer.state_dict()), list[int]()
+    before, moments, calls = (
+        theta(optimizer),
+        tools.through_a_file(optimizer._meta.optimizer.state_dict()),
+        list[int](),
+    )
     assert isinstance(optimizer.weighting, HUW)
 
     def loss(batch: int) -> Tensor:
@@ -110,12 +127,22 @@ def test_a_meta_gradient_that_is_not_finite_is_left_out(where: int, bad: float) 
 
     old = weights(model)
     optimizer.meta_step(loss, 0, 1, 2)
-    assert optimizer.skipped == 1 and torch.equal(theta(optimizer), before) and torch.equal(weights(model), old)
+    assert (
+        optimizer.skipped == 1
+        and torch.equal(theta(optimizer), before)
+        and torch.equal(weights(model), old)
+    )
     after = optimizer._meta.optimizer.state_dict()["state"]
-    assert all(torch.equal(after[i][k], x) for i, s in moments["state"].items() for k, x in s.items())
+    assert all(
+        torch.equal(after[i][k], x) for i, s in moments["state"].items() for k, x in s.items()
+    )
     assert optimizer.weighting.s.isfinite().all()
     tools.run(optimizer, model, range(3, 6), meta_every=2)
-    assert optimizer.skipped == 1 and not torch.equal(theta(optimizer), before) and weights(model).isfinite().all()
+    assert (
+        optimizer.skipped == 1
+        and not torch.equal(theta(optimizer), before)
+        and weights(model).isfinite().all()
+    )
     other = tools.make(model.named_parameters())
     other.load_state_dict(tools.through_a_file(optimizer.state_dict()))
     assert other.skipped == 1

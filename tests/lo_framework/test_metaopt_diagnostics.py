@@ -1,4 +1,6 @@
-"""Meta-gradients that are not finite, and step sizes that explode, collapse or oscillate: counted, named, said once."""
+"""Meta-gradients that are not finite, and step sizes that explode, collapse or oscillate: counted,
+named, said once.
+"""
 
 from __future__ import annotations
 
@@ -58,7 +60,9 @@ def test_an_exact_trace_starts_anew(trace: str) -> None:
         tools.run(optimizer, params, [2])
     assert not tools.held(optimizer, params).any() and torch.equal(tools.beta_of(optimizer), sizes)
     tools.run(optimizer, params, range(3, 6))
-    assert tools.held(optimizer, params).isfinite().all() and tools.beta_of(optimizer).isfinite().all()
+    assert (
+        tools.held(optimizer, params).isfinite().all() and tools.beta_of(optimizer).isfinite().all()
+    )
     assert optimizer.diagnostics()["skipped"] == 1
 
 
@@ -78,16 +82,22 @@ ALTERNATING = torch.tensor([1.0, -1.0], dtype=D).repeat(WINDOW // 2)
 @pytest.mark.parametrize(
     ("moves", "kind"),
     [
-        (torch.full((WINDOW,), 0.1), "exploding"), (torch.full((WINDOW,), -0.1), "collapsing"),
-        (0.1 * ALTERNATING, "oscillating"), (0.01 * ALTERNATING, None), (torch.full((WINDOW,), 0.05), None),
+        (torch.full((WINDOW,), 0.1), "exploding"),
+        (torch.full((WINDOW,), -0.1), "collapsing"),
+        (0.1 * ALTERNATING, "oscillating"),
+        (0.01 * ALTERNATING, None),
+        (torch.full((WINDOW,), 0.05), None),
         (torch.zeros(WINDOW), None),
     ],
-)  # fmt: skip
+)
 def test_kinds(moves: Tensor, kind: str | None) -> None:
     both = torch.stack([torch.zeros(WINDOW, dtype=D), moves.to(D)], 1)
     if kind is None:
         report = watch_of(both).report()
-        assert report["blocks"] == {} and sum(report[k] for k in ("oscillating", "collapsing", "exploding")) == 0
+        assert (
+            report["blocks"] == {}
+            and sum(report[k] for k in ("oscillating", "collapsing", "exploding")) == 0
+        )
         return
     with pytest.warns(RuntimeWarning, match=f'the step size of block "b1" is {kind}'):
         report = watch_of(both).report()
@@ -98,7 +108,9 @@ def test_bounds_count_and_warnings_come_once() -> None:
     moves = torch.zeros(3 * WINDOW, 20, dtype=D)
     with pytest.warns(RuntimeWarning, match='blocks "b0", .* and 12 more is collapsing') as seen:
         report = watch_of(moves, Limits(-5.0, 0.0, None)).report()
-    assert len(seen) == 1 and report["collapsing"] == 60 and len(report["blocks"]["collapsing"]) == 8
+    assert (
+        len(seen) == 1 and report["collapsing"] == 60 and len(report["blocks"]["collapsing"]) == 8
+    )
     with pytest.warns(RuntimeWarning, match="exploding"):
         assert watch_of(moves, Limits(-10.0, -5.0, None)).report()["exploding"] == 60
 
@@ -107,7 +119,9 @@ def test_bounds_count_and_warnings_come_once() -> None:
 def test_named_as_they_happen_in_a_training(sign: float, kind: str) -> None:
     """Gradients that ask for ever larger (smaller) steps, and a meta step far too large."""
     params = tools.parameters()
-    optimizer = MetaOptimize(params, "sgd", "lion", alpha0=1e-4, meta_lr=0.2, gamma=0.0, weight_decay=0.0)
+    optimizer = MetaOptimize(
+        params, "sgd", "lion", alpha0=1e-4, meta_lr=0.2, gamma=0.0, weight_decay=0.0
+    )
     with pytest.warns(RuntimeWarning, match=f'block "all" is {kind}'):
         for t in range(60):
             for p in params:
@@ -132,9 +146,10 @@ def test_tensorboard() -> None:
     writer = Writer()
     MetaOptimize(pairs, alpha0=0.01, blocks={"head": "head", "rest": None}).log(writer, 3)
     assert writer.seen == {
-        "step_size/head": (pytest.approx(0.01), 3), "step_size/rest": (pytest.approx(0.01), 3),
+        "step_size/head": (pytest.approx(0.01), 3),
+        "step_size/rest": (pytest.approx(0.01), 3),
         "step_size/skipped": (0, 3),
-    }  # fmt: skip
+    }
     writer = Writer()
     MetaOptimize(pairs, alpha0=0.01, blocks="weight").log(writer, 1, prefix="a")
     assert len(writer.seen) == 13 and "a/body.weight/median" in writer.seen

@@ -1,4 +1,6 @@
-"""MetaOptimize against published numbers, against the slow reference, and in the special cases that have a name."""
+"""MetaOptimize against published numbers, against the slow reference, and in the special cases that
+have a name.
+"""
 
 from __future__ import annotations
 
@@ -15,29 +17,55 @@ from tests.lo_framework.metaopt_reference import METAS, D, Slow, base_rule, vec
 GOLDEN = {
     ("sgd", "sgd", "2x2"): ((0.76768136, -0.15775885), (-0.17001237, 0.16712572), -2.89279761),
     ("sgd", "sgd", "l"): ((0.76767977, -0.15775727), (-0.17148566, 0.168582), -2.89264789),
-    ("adamw", "lion", "hessian-free"): ((0.69337858, -0.21082292), (-0.25237705, 0.23761715), -2.59573227),
-    ("lion", "lion", "hessian-free"): ((0.69130826, -0.2053397), (-0.25430726, 0.24274784), -2.59573227),
-    ("adamw", "adam", "hessian-free"): ((0.70111369, -0.21798615), (-0.24532736, 0.23110013), -2.65494717),
+    ("adamw", "lion", "hessian-free"): (
+        (0.69337858, -0.21082292),
+        (-0.25237705, 0.23761715),
+        -2.59573227,
+    ),
+    ("lion", "lion", "hessian-free"): (
+        (0.69130826, -0.2053397),
+        (-0.25430726, 0.24274784),
+        -2.59573227,
+    ),
+    ("adamw", "adam", "hessian-free"): (
+        (0.70111369, -0.21798615),
+        (-0.24532736, 0.23110013),
+        -2.65494717,
+    ),
 }
 
 
 @pytest.mark.parametrize("case", GOLDEN)
 def test_golden_values(case: tuple[str, str, str]) -> None:
-    """On (w1^2 + 4 w2^2) / 2. The published row is that of the sixth iterate, the start being the first."""
+    """On (w1^2 + 4 w2^2) / 2. The published row is that of the sixth iterate, the start being the
+    first.
+    """
     base, meta, trace = case
     w, curvature = nn.Parameter(vec(1.0, -0.5)), vec(1.0, 4.0)
     optimizer = tools.make(
-        [w], base, meta, alpha0=0.05, meta_lr=0.1, gamma=0.9, weight_decay=0.0 if base == "sgd" else 0.1, trace=trace,
-        betas=(0.9, 0.99) if base == "adamw" else None, eps=1e-8,
-    )  # fmt: skip
+        [w],
+        base,
+        meta,
+        alpha0=0.05,
+        meta_lr=0.1,
+        gamma=0.9,
+        weight_decay=0.0 if base == "sgd" else 0.1,
+        trace=trace,
+        betas=(0.9, 0.99) if base == "adamw" else None,
+        eps=1e-8,
+    )
     for t in range(5):
         tools.on_losses(optimizer, [w], lambda t, x: 0.5 * (curvature * x * x).sum(), t)
     expected_w, expected_h, expected_beta = GOLDEN[case]
     torch.testing.assert_close(w.detach(), vec(*expected_w), rtol=0, atol=1e-7)
-    torch.testing.assert_close(tools.held(optimizer, [w]).reshape(-1), vec(*expected_h), rtol=0, atol=1e-7)
+    torch.testing.assert_close(
+        tools.held(optimizer, [w]).reshape(-1), vec(*expected_h), rtol=0, atol=1e-7
+    )
     torch.testing.assert_close(tools.beta_of(optimizer), vec(expected_beta), rtol=0, atol=1e-7)
     if trace == "2x2":
-        torch.testing.assert_close(optimizer._exact.tangents["beta"], vec(0.96561742)[None], rtol=0, atol=1e-7)
+        torch.testing.assert_close(
+            optimizer._exact.tangents["beta"], vec(0.96561742)[None], rtol=0, atol=1e-7
+        )
 
 
 def blocks_of(kind: str) -> Tensor:
@@ -112,7 +140,9 @@ def test_one_block_equals_scalar(trace: str, products: str) -> None:
     results = []
     for blocks in ("scalar", "group", {"all": "."}):
         params = tools.parameters()
-        optimizer = tools.make(tools.named(params), "adamw", "adam", blocks=blocks, trace=trace, products=products)
+        optimizer = tools.make(
+            tools.named(params), "adamw", "adam", blocks=blocks, trace=trace, products=products
+        )
         tools.run(optimizer, params, range(5))
         results.append((tools.flat(params), tools.beta_of(optimizer)))
     for w, beta in results[1:]:
@@ -120,14 +150,22 @@ def test_one_block_equals_scalar(trace: str, products: str) -> None:
         torch.testing.assert_close(beta, results[0][1], rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("alpha", [0.01, torch.tensor(0.01, dtype=D), torch.linspace(0.001, 0.02, 50, dtype=D)])
+@pytest.mark.parametrize(
+    "alpha", [0.01, torch.tensor(0.01, dtype=D), torch.linspace(0.001, 0.02, 50, dtype=D)]
+)
 @pytest.mark.parametrize("base", [*BASE_NAMES, "adamw by operations"])
 def test_kernels_equal_the_pure_rules(base: str, alpha: float | Tensor) -> None:
-    """Also AdamW by single operations, which accelerators run, and at elements that never had a gradient."""
+    """Also AdamW by single operations, which accelerators run, and at elements that never had a
+    gradient.
+    """
     name = base.split()[0]
     rule, g = BASES[name], torch.Generator().manual_seed(0)
     w, h = (torch.randn(50, generator=g, dtype=D) for _ in range(2))
-    pure_w, pure_h, pure_state = w.clone(), h.clone(), {k: torch.zeros(50, dtype=D) for k in rule.state}
+    pure_w, pure_h, pure_state = (
+        w.clone(),
+        h.clone(),
+        {k: torch.zeros(50, dtype=D) for k in rule.state},
+    )
     state = {k: x.clone() for k, x in pure_state.items()}
     for step in range(1, 5):
         grad = torch.randn(50, generator=g, dtype=D)
@@ -155,19 +193,35 @@ def _adamw_by_operations(*args: object) -> Tensor:
 @pytest.mark.parametrize("fused", [True, False], ids=["fused", "plain"])
 @pytest.mark.parametrize("traced", [True, False], ids=["trace", "no trace"])
 @pytest.mark.parametrize("kappa", [0.1, 0.0])
-@pytest.mark.parametrize("alpha", [0.01, torch.linspace(0.001, 0.02, 50, dtype=D)], ids=["number", "tensor"])
+@pytest.mark.parametrize(
+    "alpha", [0.01, torch.linspace(0.001, 0.02, 50, dtype=D)], ids=["number", "tensor"]
+)
 @pytest.mark.parametrize("base", BASE_NAMES)
 def test_the_whole_update_equals_the_pure_rule(
-    base: str, alpha: float | Tensor, kappa: float, traced: bool, fused: bool, monkeypatch: pytest.MonkeyPatch
+    base: str,
+    alpha: float | Tensor,
+    kappa: float,
+    traced: bool,
+    fused: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """`kernels.update`, which chooses the path: AdamW's one-pass change of the weights is its own arithmetic."""
+    """`kernels.update`, which chooses the path: AdamW's one-pass change of the weights is its own
+    arithmetic.
+    """
     if not fused:
         monkeypatch.setattr("lo_framework.optim.metaopt.kernels.HAS_FUSED", False)
     rule, g = BASES[base], torch.Generator().manual_seed(1)
     w, h = (torch.randn(50, generator=g, dtype=D) for _ in range(2))
-    pure_w, pure_h, pure_state = w.clone(), h.clone(), {k: torch.zeros(50, dtype=D) for k in rule.state}
+    pure_w, pure_h, pure_state = (
+        w.clone(),
+        h.clone(),
+        {k: torch.zeros(50, dtype=D) for k in rule.state},
+    )
     state = {k: x.clone() for k, x in pure_state.items()} | ({"h": h} if traced else {})
-    out, given_alpha = torch.full((50,), torch.nan, dtype=D), alpha.clone() if isinstance(alpha, Tensor) else alpha
+    out, given_alpha = (
+        torch.full((50,), torch.nan, dtype=D),
+        alpha.clone() if isinstance(alpha, Tensor) else alpha,
+    )
     for step in range(1, 5):
         grad = torch.randn(50, generator=g, dtype=D)
         grad[:3] = 0.0
@@ -175,7 +229,9 @@ def test_the_whole_update_equals_the_pure_rule(
         u, pure_state = rule.direction(grad, pure_state, rule.betas, rule.eps, step)
         pure_w, pure_h = hessian_free(pure_w, u, pure_h, alpha, kappa, 0.9)
         count = torch.tensor(float(step))
-        update(base, w, given, state, given_alpha, kappa, 0.9, rule.betas, rule.eps, step, count, out)
+        update(
+            base, w, given, state, given_alpha, kappa, 0.9, rule.betas, rule.eps, step, count, out
+        )
         assert torch.equal(given, grad) and float(count) == step
     torch.testing.assert_close(w, pure_w, rtol=0, atol=1e-12)
     for key, x in (pure_state | ({"h": pure_h} if traced else {})).items():

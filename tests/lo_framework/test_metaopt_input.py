@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lo_framework.optim import MetaOptimize
-from optimizees.spec import UserError
+from lo_framework.optimizees.spec import UserError
 from tests.lo_framework import metaopt_tools as tools
 from tests.lo_framework.metaopt_reference import BASES, D, vec
 
@@ -41,14 +41,20 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"blocks": {}}, "blocks is an empty dict"),
     ({"blocks": {"a": "body", "b": "tail"}}, 'block "b": "tail" matches no parameter'),
     ({"blocks": {"a": [], "b": None}}, 'block "a" is empty'),
-    ({"blocks": {"a": "body", "b": "weight", "c": None}}, "overlap: both hold parameter .body.weight."),
-    ({"blocks": {"a": ["head.wight"], "b": None}}, r'no parameter "head.wight" \(did you mean "head.weight"\?\)'),
+    (
+        {"blocks": {"a": "body", "b": "weight", "c": None}},
+        "overlap: both hold parameter .body.weight.",
+    ),
+    (
+        {"blocks": {"a": ["head.wight"], "b": None}},
+        r'no parameter "head.wight" \(did you mean "head.weight"\?\)',
+    ),
     ({"blocks": {"a": "body"}}, 'parameter "scale" is in no block'),
     ({"blocks": {"a": ".", "b": None}}, 'block "b" is empty'),
     ({"blocks": {"a": None, "b": None}}, "both ask for the rest"),
     ({"blocks": {"a": "("}}, "is not a regular expression"),
     ({"blocks": "weight", "trace": "l", "products": "per-block"}, "more than 64"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("options", "words"), BAD)
@@ -66,7 +72,9 @@ def test_bad_parameters() -> None:
         MetaOptimize([{"params": tools.parameters(), "lr": -1.0}])
     with pytest.raises(ValueError, match="empty parameter list"):
         MetaOptimize([])
-    optimizer = MetaOptimize(tools.named(tools.parameters()), blocks={"body": "body", "rest": ["scale", "head.weight"]})
+    optimizer = MetaOptimize(
+        tools.named(tools.parameters()), blocks={"body": "body", "rest": ["scale", "head.weight"]}
+    )
     more = ("tail", tools.parameters()[0])
     before = repr(optimizer.state_dict())
     with pytest.raises(UserError, match='parameter "tail" is in no block'):
@@ -94,7 +102,9 @@ def test_names_of_blocks() -> None:
 
     assert names("scalar") == ["all"] and names("group") == ["group 0", "group 1"]
     assert names("tensor") == names("node") == names("weight") == tools.NAMES
-    by_name = MetaOptimize(pairs, blocks={"head": ["head.weight"], "norms": "bias|scale", "rest": None})
+    by_name = MetaOptimize(
+        pairs, blocks={"head": ["head.weight"], "norms": "bias|scale", "rest": None}
+    )
     assert [spread.first for spread in by_name._blocks.spreads] == [2, 1, 1, 0]
     sizes = MetaOptimize(pairs, blocks="node").step_sizes()
     assert [x.shape for x in sizes.values()] == [(3,), (3,), (1,), (2,)]
@@ -105,8 +115,12 @@ def test_names_of_blocks() -> None:
 def test_bounds_and_cap_hold() -> None:
     params = tools.parameters()
     low, high = vec(0.019).log().item(), vec(0.021).log().item()
-    bounded = tools.make(params, "adamw", "sgd", blocks="tensor", meta_lr=100.0, beta_bounds=(low, high))
-    capped = tools.make(tools.parameters(), "adamw", "sgd", blocks="tensor", meta_lr=100.0, max_change=0.125)
+    bounded = tools.make(
+        params, "adamw", "sgd", blocks="tensor", meta_lr=100.0, beta_bounds=(low, high)
+    )
+    capped = tools.make(
+        tools.parameters(), "adamw", "sgd", blocks="tensor", meta_lr=100.0, max_change=0.125
+    )
     before = tools.beta_of(capped)
     for t in range(3):
         tools.run(bounded, params, [t])
@@ -115,7 +129,11 @@ def test_bounds_and_cap_hold() -> None:
         assert (after - before).abs().max() <= 0.125 + 1e-12
         before = after
     beta = tools.beta_of(bounded)
-    assert (beta >= low - 1e-9).all() and (beta <= high + 1e-9).all() and (beta - high).abs().min() < 1e-9
+    assert (
+        (beta >= low - 1e-9).all()
+        and (beta <= high + 1e-9).all()
+        and (beta - high).abs().min() < 1e-9
+    )
     assert (tools.beta_of(capped) - vec(0.02).log()).abs().max() > 0.2
 
 
@@ -142,6 +160,8 @@ def test_meta_every_of_an_exact_trace() -> None:
     optimizer = tools.make(params, "sgd", "sgd", trace="2x2", meta_every=4, gamma=0.9)
     tools.run(optimizer, params, range(3))
     assert optimizer._exact is not None
-    torch.testing.assert_close(optimizer._exact.tangents["beta"], torch.ones(1, 1, dtype=D), rtol=0, atol=1e-15)
+    torch.testing.assert_close(
+        optimizer._exact.tangents["beta"], torch.ones(1, 1, dtype=D), rtol=0, atol=1e-15
+    )
     tools.run(optimizer, params, [3])
     assert (optimizer._exact.tangents["beta"] - 1).abs() > 1e-6

@@ -1,4 +1,6 @@
-"""MetaOptimize's arithmetic in pieces: chunks, memory layouts, step sizes as numbers or tensors, nothing that waits."""
+"""MetaOptimize's arithmetic in pieces: chunks, memory layouts, step sizes as numbers or tensors,
+nothing that waits.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,12 @@ def test_large_tensors_in_pieces(blocks: str) -> None:
     shapes = [(3, 70_000), (20_000,), (9, 8_000), (5,)]
     rows = [3, 20_000, 9, 5]
     params = tools.parameters(shapes=shapes)
-    counts = {"scalar": [0] * 4, "tensor": [1] * 4, "node": rows, "weight": [p.numel() for p in params]}[blocks]
+    counts = {
+        "scalar": [0] * 4,
+        "tensor": [1] * 4,
+        "node": rows,
+        "weight": [p.numel() for p in params],
+    }[blocks]
     ids, first = [], 0
     for p, num in zip(params, counts):
         ids.append(first + torch.arange(max(num, 1)).repeat_interleave(p.numel() // max(num, 1)))
@@ -56,17 +63,25 @@ def test_large_tensors_in_pieces(blocks: str) -> None:
 
 @pytest.mark.parametrize("blocks", tools.BLOCKS, ids=str)
 @pytest.mark.parametrize("base", BASES)
-def test_step_sizes_as_tensors_give_the_same(base: str, blocks: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What accelerators run, on the CPU: no number is looked at, and AdamW is made of single operations."""
+def test_step_sizes_as_tensors_give_the_same(
+    base: str, blocks: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What accelerators run, on the CPU: no number is looked at, and AdamW is made of single
+    operations.
+    """
     results = []
     for as_numbers in (True, False):
         params = tools.parameters()
         optimizer = tools.make(tools.groups(params), base, "lion", blocks=blocks, gamma=0.9)
         if not as_numbers:
             monkeypatch.setattr("lo_framework.optim.metaopt.kernels.HAS_FUSED", False)
-            monkeypatch.setattr(meta_optimize, "StepSizes", lambda beta, as_numbers: StepSizes(beta, False))
+            monkeypatch.setattr(
+                meta_optimize, "StepSizes", lambda beta, as_numbers: StepSizes(beta, False)
+            )
         tools.run(optimizer, params, range(4))
-        results.append(torch.cat([tools.flat(params), tools.held(optimizer, params), tools.beta_of(optimizer)]))
+        results.append(
+            torch.cat([tools.flat(params), tools.held(optimizer, params), tools.beta_of(optimizer)])
+        )
     torch.testing.assert_close(*results, rtol=0, atol=1e-13)
 
 
@@ -75,9 +90,13 @@ def test_any_memory_layout() -> None:
     plain = tools.parameters(shapes=[(4, 3, 2, 2), (5, 3), (0,)])
     turned = [
         nn.Parameter(plain[0].detach().clone().to(memory_format=torch.channels_last)),
-        nn.Parameter(plain[1].detach().clone().T.contiguous().T), nn.Parameter(plain[2].detach().clone()),
-    ]  # fmt: skip
-    one, two = tools.make(plain, "adamw", "lion", blocks="node"), tools.make(turned, "adamw", "lion", blocks="node")
+        nn.Parameter(plain[1].detach().clone().T.contiguous().T),
+        nn.Parameter(plain[2].detach().clone()),
+    ]
+    one, two = (
+        tools.make(plain, "adamw", "lion", blocks="node"),
+        tools.make(turned, "adamw", "lion", blocks="node"),
+    )
     for t in range(3):
         tools.give_grads(plain, t)
         for p, q in zip(plain, turned):

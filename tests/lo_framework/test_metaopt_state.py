@@ -1,4 +1,6 @@
-"""MetaOptimize's state: resumed to the same bits, and refused in one line where it is of something else."""
+"""MetaOptimize's state: resumed to the same bits, and refused in one line where it is of something
+else.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lo_framework.optim import MetaOptimize
-from optimizees.spec import UserError
+from lo_framework.optimizees.spec import UserError
 from tests.lo_framework import metaopt_tools as tools
 from tests.lo_framework.metaopt_reference import BASES, METAS, D
 
@@ -51,9 +53,11 @@ def rejected(optimizer: MetaOptimize, call: Any, words: str) -> None:
 
 
 OTHERS = [
-    ({"base": "lion"}, r'of another base \("lion", not "adamw"\)'), ({"meta": "adam"}, r'of another meta \("adam"'),
-    ({"blocks": "tensor"}, "of other blocks or parameters"), ({"trace": "2x2"}, r'of another trace \("2x2, joint"'),
-]  # fmt: skip
+    ({"base": "lion"}, r'of another base \("lion", not "adamw"\)'),
+    ({"meta": "adam"}, r'of another meta \("adam"'),
+    ({"blocks": "tensor"}, "of other blocks or parameters"),
+    ({"trace": "2x2"}, r'of another trace \("2x2, joint"'),
+]
 
 
 @pytest.mark.parametrize(("options", "words"), OTHERS)
@@ -71,7 +75,9 @@ def test_state_of_other_classes_and_parameters_is_refused() -> None:
     optimizer = tools.make(params)
     tools.run(optimizer, params, range(2))
     adamw = torch.optim.AdamW(params)
-    rejected(optimizer, lambda: optimizer.load_state_dict(adamw.state_dict()), "another optimizer class")
+    rejected(
+        optimizer, lambda: optimizer.load_state_dict(adamw.state_dict()), "another optimizer class"
+    )
     others = tools.parameters(shapes=[(3, 2), (3,), (1,), (2, 2, 3)])
     wrong = tools.make(others)
     tools.run(wrong, others, range(1))
@@ -84,7 +90,11 @@ def test_bad_steps_are_refused() -> None:
     exact = tools.make(params, "sgd", "sgd", trace="2x2")
     tools.run(exact, params, range(2))
     grads = [p.grad for p in params]
-    rejected(exact, lambda: exact.step(), 'trace "2x2" needs a closure that returns the loss without calling backward')
+    rejected(
+        exact,
+        lambda: exact.step(),
+        'trace "2x2" needs a closure that returns the loss without calling backward',
+    )
 
     def backward() -> Tensor:
         exact.zero_grad()

@@ -1,4 +1,6 @@
-"""MetaOptimize keeps what torch promises of an optimizer: groups, absent gradients, scalers, schedulers, wrappers."""
+"""MetaOptimize keeps what torch promises of an optimizer: groups, absent gradients, scalers,
+schedulers, wrappers.
+"""
 
 from __future__ import annotations
 
@@ -42,14 +44,19 @@ def test_parameters_without_gradient_take_no_part(meta: str, blocks: str) -> Non
     """Whatever they are between, the others move as if these were not there, and they stand still."""
     params, fewer = tools.parameters(), tools.parameters()
     there = [p for i, p in enumerate(fewer) if i not in (1, 2)]
-    one, two = tools.make(params, "adamw", meta, blocks=blocks), tools.make(there, "adamw", meta, blocks=blocks)
+    one, two = (
+        tools.make(params, "adamw", meta, blocks=blocks),
+        tools.make(there, "adamw", meta, blocks=blocks),
+    )
     before = tools.flat(params[1:3])
     for t in range(6):
         tools.give_grads(params, t, skip=[1, 2])
         tools.give_grads(fewer, t)
         one.step()
         two.step()
-    torch.testing.assert_close(tools.flat([params[0], params[3]]), tools.flat(there), rtol=0, atol=1e-13)
+    torch.testing.assert_close(
+        tools.flat([params[0], params[3]]), tools.flat(there), rtol=0, atol=1e-13
+    )
     assert torch.equal(tools.flat(params[1:3]), before)
     mine, theirs = list(one.step_sizes().values()), list(two.step_sizes().values())
     if blocks != "scalar":
@@ -87,12 +94,18 @@ def test_added_groups(blocks: Any) -> None:
     before, sizes = tools.held(optimizer, params[:2]), tools.beta_of(optimizer)
     optimizer.add_param_group({"params": pairs[2:], "weight_decay": 0.0, "lr": 0.5})
     after = tools.beta_of(optimizer)
-    assert torch.equal(tools.held(optimizer, params[:2]), before) and torch.equal(after[: len(sizes)], sizes)
-    torch.testing.assert_close(after[len(sizes) :].exp(), torch.full_like(after[len(sizes) :], 0.02))
+    assert torch.equal(tools.held(optimizer, params[:2]), before) and torch.equal(
+        after[: len(sizes)], sizes
+    )
+    torch.testing.assert_close(
+        after[len(sizes) :].exp(), torch.full_like(after[len(sizes) :], 0.02)
+    )
     still = tools.flat(params[2:])
     tools.run(optimizer, params, range(3, 5))
     assert (tools.flat(params[2:]) != still).all() and len(optimizer.step_sizes()) >= 1
-    other = tools.make([{"params": pairs[:2]}, {"params": pairs[2:]}], "adamw", "lion", blocks=blocks)
+    other = tools.make(
+        [{"params": pairs[:2]}, {"params": pairs[2:]}], "adamw", "lion", blocks=blocks
+    )
     other.load_state_dict(tools.through_a_file(optimizer.state_dict()))
     assert tools.same_state(optimizer, other)
 
@@ -100,7 +113,9 @@ def test_added_groups(blocks: Any) -> None:
 @pytest.mark.parametrize("products", ["joint", "per-block"])
 def test_added_groups_of_an_exact_trace(products: str) -> None:
     params = tools.parameters()
-    optimizer = tools.make(params[:2], "sgdm", "adam", blocks="tensor", trace="2x2", products=products)
+    optimizer = tools.make(
+        params[:2], "sgdm", "adam", blocks="tensor", trace="2x2", products=products
+    )
     tools.run(optimizer, params[:2], range(2))
     before = tools.held(optimizer, params[:2])
     optimizer.add_param_group({"params": params[2:]})
@@ -112,7 +127,9 @@ def test_added_groups_of_an_exact_trace(products: str) -> None:
 
 
 def test_grad_scaler() -> None:
-    """It changes nothing but steps that overflow, which leave weights, state and step sizes as they were."""
+    """It changes nothing but steps that overflow, which leave weights, state and step sizes as they
+    were.
+    """
     params, plain = (tools.parameters(dtype=torch.float32) for _ in range(2))
     optimizer, reference = tools.make(params, "adamw", "adam"), tools.make(plain, "adamw", "adam")
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=100)
@@ -136,11 +153,17 @@ def test_grad_scaler() -> None:
         tools.loss_of(plain, t).backward()
         reference.step()
     torch.testing.assert_close(tools.flat(params), tools.flat(plain), rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(tools.beta_of(optimizer), tools.beta_of(reference), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        tools.beta_of(optimizer), tools.beta_of(reference), rtol=1e-5, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize(
-    "make", [lambda o: CosineAnnealingLR(o, 6), lambda o: OneCycleLR(o, 0.3, total_steps=6, cycle_momentum=True)]
+    "make",
+    [
+        lambda o: CosineAnnealingLR(o, 6),
+        lambda o: OneCycleLR(o, 0.3, total_steps=6, cycle_momentum=True),
+    ],
 )
 def test_schedulers_act_on_the_multiplier(make: Any) -> None:
     params = tools.parameters()
@@ -193,20 +216,26 @@ def test_under_autocast() -> None:
 
 def test_distributed_data_parallel(tmp_path: Path) -> None:
     """Gradients that are views of reduction buckets; one process, which has nothing to wait for."""
-    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1
+    )
     try:
         torch.manual_seed(0)
         model = nn.Linear(4, 3)
         twin = copy.deepcopy(model)
         parallel = nn.parallel.DistributedDataParallel(model, gradient_as_bucket_view=True)
-        optimizers = [tools.make(m.parameters(), "adamw", "lion", blocks="tensor") for m in (parallel, twin)]
+        optimizers = [
+            tools.make(m.parameters(), "adamw", "lion", blocks="tensor") for m in (parallel, twin)
+        ]
         for t in range(4):
             x = torch.randn(6, 4, generator=torch.Generator().manual_seed(t))
             for net, optimizer in zip((parallel, twin), optimizers):
                 optimizer.zero_grad()
                 net(x).square().sum().backward()
                 optimizer.step()
-        assert torch.equal(tools.flat(list(model.parameters())), tools.flat(list(twin.parameters())))
+        assert torch.equal(
+            tools.flat(list(model.parameters())), tools.flat(list(twin.parameters()))
+        )
     finally:
         torch.distributed.destroy_process_group()
 
@@ -216,7 +245,12 @@ def test_code_in_the_document_runs() -> None:
     assert blocks
     torch.manual_seed(0)
     x, y = torch.randn(12, 4), torch.randint(3, (12,))
-    names: dict[str, Any] = {"x": x, "y": y, "loader": [(x, y)] * 4, "loss_fn": nn.functional.cross_entropy}
+    names: dict[str, Any] = {
+        "x": x,
+        "y": y,
+        "loader": [(x, y)] * 4,
+        "loss_fn": nn.functional.cross_entropy,
+    }
     names["model"] = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
     for block in blocks:
         before = tools.flat(list(names["model"].parameters()))

@@ -24,7 +24,9 @@ STEPS, GAMMA, KAPPA, ETA = 5, 0.9, 0.1, 0.05
 
 
 def histories(**options: object) -> tuple[Tensor, list[Tensor], list[Tensor], object]:
-    """The start, beta of every step, the trace ``[n, C]`` before every step and after the last, the optimizer."""
+    """The start, beta of every step, the trace ``[n, C]`` before every step and after the last, the
+    optimizer.
+    """
     params = tools.parameters(3, SHAPES)
     start = tools.flat(params)
     options = {"gamma": GAMMA, "weight_decay": KAPPA, "meta_lr": ETA, "max_change": None, **options}
@@ -49,7 +51,9 @@ def test_hessian_free_trace_is_the_derivative_at_given_gradients(base: str, gamm
     block, _ = spread_of("scalar")
     shifts = torch.ones(1, 1, dtype=D)
     for num in range(1, STEPS + 1):
-        expected = trace_of_given_betas(base, LOSS, start, betas[:num], block, shifts, gamma, KAPPA, detach=True)
+        expected = trace_of_given_betas(
+            base, LOSS, start, betas[:num], block, shifts, gamma, KAPPA, detach=True
+        )
         torch.testing.assert_close(traces[num], expected, rtol=0, atol=1e-12)
 
 
@@ -57,14 +61,24 @@ def test_hessian_free_trace_is_the_derivative_at_given_gradients(base: str, gamm
 @pytest.mark.parametrize("products", ["joint", "per-block"])
 @pytest.mark.parametrize("base", ["sgd", "sgdm", "adamw", "lion"])
 def test_l_is_the_full_derivative(base: str, products: str, blocks: str) -> None:
-    start, betas, traces, _ = histories(base=base, meta="adam", trace="l", products=products, blocks=blocks)
+    start, betas, traces, _ = histories(
+        base=base, meta="adam", trace="l", products=products, blocks=blocks
+    )
     block, num_blocks = spread_of(blocks)
-    shifts = torch.eye(num_blocks, dtype=D) if traces[1].shape[1] > 1 else torch.ones(num_blocks, 1, dtype=D)
+    shifts = (
+        torch.eye(num_blocks, dtype=D)
+        if traces[1].shape[1] > 1
+        else torch.ones(num_blocks, 1, dtype=D)
+    )
     assert traces[1].shape[1] == (num_blocks if products == "per-block" and base != "lion" else 1)
     for num in range(1, STEPS + 1):
-        expected = trace_of_given_betas(base, LOSS, start, betas[:num], block, shifts, GAMMA, KAPPA, detach=False)
+        expected = trace_of_given_betas(
+            base, LOSS, start, betas[:num], block, shifts, GAMMA, KAPPA, detach=False
+        )
         torch.testing.assert_close(traces[num], expected, rtol=0, atol=1e-12)
-    without = trace_of_given_betas(base, LOSS, start, betas, block, shifts, GAMMA, KAPPA, detach=True)
+    without = trace_of_given_betas(
+        base, LOSS, start, betas, block, shifts, GAMMA, KAPPA, detach=True
+    )
     assert (base == "lion") == torch.allclose(without, traces[-1], rtol=0, atol=1e-9)
 
 
@@ -77,13 +91,21 @@ CASES = [
 
 @pytest.mark.parametrize("gamma", [0.9, 1.0])
 @pytest.mark.parametrize("case", CASES)
-def test_2x2_is_the_derivative_through_weights_and_meta_state(case: tuple[str, str, str, str], gamma: float) -> None:
+def test_2x2_is_the_derivative_through_weights_and_meta_state(
+    case: tuple[str, str, str, str], gamma: float
+) -> None:
     base, meta, products, blocks = case
     options = {"base": base, "meta": meta, "products": products, "blocks": blocks, "gamma": gamma}
     start, betas, traces, optimizer = histories(trace="2x2", **options)
     block, num_blocks = spread_of(blocks)
-    shifts = torch.eye(num_blocks, dtype=D) if products == "per-block" else torch.ones(num_blocks, 1, dtype=D)
-    found = trace_with_feedback(base, meta, LOSS, start, betas[0], traces[:-1], block, shifts, ETA, gamma, KAPPA)
+    shifts = (
+        torch.eye(num_blocks, dtype=D)
+        if products == "per-block"
+        else torch.ones(num_blocks, 1, dtype=D)
+    )
+    found = trace_with_feedback(
+        base, meta, LOSS, start, betas[0], traces[:-1], block, shifts, ETA, gamma, KAPPA
+    )
     torch.testing.assert_close(traces[-1], found[0], rtol=0, atol=1e-12)
     y = optimizer._exact.tangents["beta"].T  # type: ignore[attr-defined]
     torch.testing.assert_close(y, found[1], rtol=0, atol=1e-12)
@@ -95,7 +117,9 @@ def test_2x2_is_the_derivative_through_weights_and_meta_state(case: tuple[str, s
 def test_full_is_the_derivative_through_the_trace_too(gamma: float) -> None:
     params = tools.parameters(3, SHAPES)
     start = tools.flat(params)
-    optimizer = tools.make(params, "sgd", "sgd", trace="full", gamma=gamma, weight_decay=KAPPA, max_change=None)
+    optimizer = tools.make(
+        params, "sgd", "sgd", trace="full", gamma=gamma, weight_decay=KAPPA, max_change=None
+    )
     injections, traces, beta0 = [], [], tools.beta_of(optimizer).clone()
     for t in range(STEPS):
         injections.append(gamma * float(optimizer._exact.tangents["beta"]) + 1 - gamma)
@@ -104,7 +128,18 @@ def test_full_is_the_derivative_through_the_trace_too(gamma: float) -> None:
     block, _ = spread_of("scalar")
     shifts = torch.ones(1, 1, dtype=D)
     x, y, q = trace_with_feedback(
-        "sgd", "sgd", LOSS, start, beta0, traces, block, shifts, ETA, gamma, KAPPA, injections=injections
+        "sgd",
+        "sgd",
+        LOSS,
+        start,
+        beta0,
+        traces,
+        block,
+        shifts,
+        ETA,
+        gamma,
+        KAPPA,
+        injections=injections,
     )
     assert q is not None
     torch.testing.assert_close(tools.held(optimizer, params).T, x, rtol=0, atol=1e-12)
@@ -144,6 +179,8 @@ def test_closures_with_and_without_backward_agree(backward: bool) -> None:
             return loss
 
         loss = optimizer.step(closure)
-        assert not loss.requires_grad and not any(p.grad.requires_grad for p in params if p.grad is not None)
+        assert not loss.requires_grad and not any(
+            p.grad.requires_grad for p in params if p.grad is not None
+        )
     tools.run(tools.make(others, "adamw", "adam", trace="2x2"), others, range(3))
     assert torch.equal(tools.flat(params), tools.flat(others))

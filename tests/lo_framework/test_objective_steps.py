@@ -1,4 +1,6 @@
-"""Objectives about steps: values against an unroll written out task by task, meta-gradients against its slopes."""
+"""Objectives about steps: values against an unroll written out task by task, meta-gradients against
+its slopes.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +20,9 @@ from lo_framework.inner.after import After
 from lo_framework.inner.step import Family, Losses
 from lo_framework.learned.base import Theta
 from lo_framework.objectives import StepObjective, make_objective
+from lo_framework.optimizees.spec import UserError
+from lo_framework.optimizees.task import soft_cap
 from lo_framework.protocols import Batch
-from optimizees.spec import UserError
-from optimizees.task import soft_cap
 from tests.lo_framework.small_tasks import (
     NAN_LOSS,
     TinyNet,
@@ -36,7 +38,10 @@ from tests.lo_framework.small_tasks import (
 
 TASK, LENGTH, NUM = TinyNet(), 4, 2
 NAMES = ["gradient", "loss_decrease", "gen_gap", "combined"]
-KINDS = {"hyper-adamw": "hyper-adamw:lr=0.05", "attention-mlp": "attention-mlp:width=4,heads=2,hidden=3,context=2"}
+KINDS = {
+    "hyper-adamw": "hyper-adamw:lr=0.05",
+    "attention-mlp": "attention-mlp:width=4,heads=2,hidden=3,context=2",
+}
 WEIGHTS = (0.7, 1.3, 0.4)
 
 
@@ -49,7 +54,9 @@ def objective_of(spec: str) -> StepObjective:
 def begun(
     spec: str, objective: str, kind: str = "hyper-adamw", engine: str = "eager", num: int = NUM
 ) -> tuple[Any, Theta, UnrollState]:
-    """An estimator, theta and a state one truncation into its episodes, of which the last task's ends in the next."""
+    """An estimator, theta and a state one truncation into its episodes, of which the last task's
+    ends in the next.
+    """
     learned = doubled(KINDS[kind])
     family = Family(TASK, learned, engine)
     estimator = make_estimator(spec, family, objective_of(objective), once(3 * LENGTH, LENGTH), num)
@@ -61,16 +68,23 @@ def begun(
 
 
 class Reference:
-    """The mean score in the paper's notation; what has no gradient is recorded at the first theta it is asked about."""
+    """The mean score in the paper's notation; what has no gradient is recorded at the first theta
+    it is asked about.
+    """
 
-    def __init__(self, estimator: Any, theta: Theta, state: UnrollState, second_order: bool) -> None:
+    def __init__(
+        self, estimator: Any, theta: Theta, state: UnrollState, second_order: bool
+    ) -> None:
         self.unroller, self.state, self.second_order = estimator.unroller, state, second_order
         held = copied(state)
         self.draws = [self.unroller.draw(held, i) for i in range(LENGTH)]
         self.records: dict[Any, Tensor] = {}
         self.terms = dict.fromkeys(self.unroller.objective.needs, 0.0)
         self(theta)
-        self.measured = {name: value / float(sum(w.sum() for _, w in self.draws)) for name, value in self.terms.items()}
+        self.measured = {
+            name: value / float(sum(w.sum() for _, w in self.draws))
+            for name, value in self.terms.items()
+        }
 
     def __call__(self, theta: Theta) -> Tensor:
         return torch.stack([self.task(theta, k) for k in range(self.unroller.num)]).mean() / LENGTH
@@ -83,9 +97,12 @@ class Reference:
         params, inner = carry.params[k], {n: x[k] for n, x in carry.state.items()}
         total = torch.zeros((), dtype=torch.float64)
         for t, (draw, live) in enumerate(self.draws):
+
             def loss(flat: Tensor, batch: Batch, noise: Tensor = draw.noise[k]) -> Tensor:
                 buffers = {n: x[k] for n, x in carry.buffers.items()}  # they do not enter the loss
-                return TASK.loss(family.layout.unflatten(flat), buffers, tuple(x[k] for x in batch), noise)[0]
+                return TASK.loss(
+                    family.layout.unflatten(flat), buffers, tuple(x[k] for x in batch), noise
+                )[0]
 
             g1, seen = grad_and_value(loss)(params, draw.train)
             if not self.second_order:
@@ -112,7 +129,11 @@ class Reference:
         parts = []
         for a, b in zip(*(self.unroller.family.layout.unflatten(g).values() for g in (g1, g2))):
             a, b = a.flatten(), b.flatten()
-            cos = (a @ b) / (a.norm() * b.norm()) if bool(b.any()) else torch.zeros((), dtype=torch.float64)
+            cos = (
+                (a @ b) / (a.norm() * b.norm())
+                if bool(b.any())
+                else torch.zeros((), dtype=torch.float64)
+            )
             parts.append(0.5 * (b @ b) / len(b) + 0.5 * (1 - cos))
         return torch.stack(parts).mean()
 
@@ -120,8 +141,12 @@ class Reference:
 @pytest.mark.parametrize("kind", list(KINDS))
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("order", ["true", "false"])
-def test_the_meta_gradient_is_the_slope_of_the_written_out_score(name: str, order: str, kind: str) -> None:
-    """In first-order mode the gradients that the optimizer saw are constants; the gradient after the update is not."""
+def test_the_meta_gradient_is_the_slope_of_the_written_out_score(
+    name: str, order: str, kind: str
+) -> None:
+    """In first-order mode the gradients that the optimizer saw are constants; the gradient after
+    the update is not.
+    """
     estimator, theta, state = begun(f"tbptt:second_order={order}", name, kind)
     found, _ = estimator.estimate(theta, copied(state))
     reference = Reference(estimator, theta, state, order == "true")
@@ -154,7 +179,9 @@ def test_recorded_steps_have_the_bits_of_plain_ones(name: str, spec: str) -> Non
 def test_segments_change_nothing(order: str) -> None:
     results = []
     for segments in (1, 2):
-        estimator, theta, state = begun(f"tbptt:second_order={order},segments={segments}", "combined", "attention-mlp")
+        estimator, theta, state = begun(
+            f"tbptt:second_order={order},segments={segments}", "combined", "attention-mlp"
+        )
         results.append(estimator.estimate(theta, copied(state))[0])
     for name, g in results[0].grad.items():
         torch.testing.assert_close(g, results[1].grad[name], rtol=1e-9, atol=1e-12)
@@ -163,7 +190,9 @@ def test_segments_change_nothing(order: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_small_perturbations_see_the_same_constants_as_back_propagation(name: str) -> None:
-    """A pair's difference is the derivative along its perturbation, without that of the loss before the step."""
+    """A pair's difference is the derivative along its perturbation, without that of the loss before
+    the step.
+    """
     sigma = 1e-5
     estimator, theta, state = begun(f"es:sigma={sigma}", name)
     found, _ = estimator.estimate(theta, copied(state))
@@ -172,10 +201,11 @@ def test_small_perturbations_see_the_same_constants_as_back_propagation(name: st
     eps = sigma * torch.randn(NUM, size, generator=alone.generator)
     other, _, _ = begun("tbptt", name)
     carry = alone.carry._replace(
-        params=alone.carry.params[:NUM], alive=alone.carry.alive[:NUM],
+        params=alone.carry.params[:NUM],
+        alive=alone.carry.alive[:NUM],
         buffers={n: x[:NUM] for n, x in alone.carry.buffers.items()},
         state={n: x[:NUM] for n, x in alone.carry.state.items()},
-    )  # fmt: skip
+    )
     expected = torch.zeros(size, dtype=torch.float64)
     for k in range(NUM):  # the mean over tasks, but only task k's steps count
         stop = torch.where(torch.arange(NUM) == k, state.stop, state.t)
@@ -202,7 +232,9 @@ def test_an_ill_task_scores_worst_and_leaves_the_others_alone(name: str, spec: s
     found, after = estimator.estimate(theta, ill)
     healthy, _ = estimator.estimate(theta, copied(state))
     assert found.metrics["nonfinite"] == 0.5 and found.metrics["diverged"] >= 0.5
-    assert all(torch.isfinite(g).all() for g in found.grad.values()) and any(g.any() for g in found.grad.values())
+    assert all(torch.isfinite(g).all() for g in found.grad.values()) and any(
+        g.any() for g in found.grad.values()
+    )
     for term in estimator.unroller.objective.needs:
         assert found.metrics[f"term_{term}"] > 1.5 + healthy.metrics[f"term_{term}"]
     assert after.carry.alive.tolist() == [True, False] * copies
@@ -237,13 +269,19 @@ def test_published_forms_go_negative() -> None:
 def test_other_objectives_draw_what_they_always_drew() -> None:
     drawn = {}
     for name in ("valid", "train", *NAMES):
-        unroller = Unroller(Family(TASK, doubled(KINDS["hyper-adamw"])), make_objective(name), once(LENGTH), NUM)
+        unroller = Unroller(
+            Family(TASK, doubled(KINDS["hyper-adamw"])), make_objective(name), once(LENGTH), NUM
+        )
         draw, _ = unroller.draw(unroller.init(torch.Generator().manual_seed(0)), 0)
         drawn[name] = (len(draw.held), len(draw.second))
     assert drawn == {
-        "valid": (2, 0), "train": (0, 0), "gradient": (0, 2), "loss_decrease": (2, 0), "gen_gap": (2, 2),
+        "valid": (2, 0),
+        "train": (0, 0),
+        "gradient": (0, 2),
+        "loss_decrease": (2, 0),
+        "gen_gap": (2, 2),
         "combined": (2, 2),
-    }  # fmt: skip
+    }
 
 
 @pytest.mark.parametrize("engine", ["eager", "graph"])
@@ -253,14 +291,19 @@ def test_an_absorbed_regularizer_is_added_on_top(name: str, engine: str) -> None
     for absorption in (None, make_absorption("sam:rho=0.3", "batch=independent")):
         family = Family(TASK, learned, engine, absorption)
         estimator = make_estimator("tbptt", family, objective_of(name), once(LENGTH), NUM)
-        if absorption is None and name == "gradient":  # the regularizer's own batch would change the stream
+        if (
+            absorption is None and name == "gradient"
+        ):  # the regularizer's own batch would change the stream
             continue
         state = in_step(estimator.init_state(learned.theta(), torch.Generator().manual_seed(1)))
         found.append(estimator.estimate(learned.theta(), state)[0])
     with_penalty = found[-1].metrics
-    terms = sum(w * with_penalty[f"term_{n}"] for w, n in zip(
-        estimator.unroller.objective.weights, estimator.unroller.objective.needs, strict=True
-    ))  # fmt: skip
+    terms = sum(
+        w * with_penalty[f"term_{n}"]
+        for w, n in zip(
+            estimator.unroller.objective.weights, estimator.unroller.objective.needs, strict=True
+        )
+    )
     assert with_penalty["penalty"] > 0
     assert with_penalty["meta_loss"] == pytest.approx(terms + with_penalty["penalty"], rel=1e-6)
     if len(found) == 2:
@@ -268,10 +311,18 @@ def test_an_absorbed_regularizer_is_added_on_top(name: str, engine: str) -> None
         assert any(not torch.equal(g, found[1].grad[n]) for n, g in found[0].grad.items())
 
 
-@pytest.mark.parametrize("spec", [
-    "gradient:flatness=-1", "gradient:flatness=0,direction=0", "gen_gap:published=true", "combined:direciton=1",
-    "loss_decrease:flatness=1", "combined:train=1", "combnied",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "gradient:flatness=-1",
+        "gradient:flatness=0,direction=0",
+        "gen_gap:published=true",
+        "combined:direciton=1",
+        "loss_decrease:flatness=1",
+        "combined:train=1",
+        "combnied",
+    ],
+)
 def test_bad_specs(spec: str) -> None:
     with pytest.raises(UserError, match="objective"):
         make_objective(spec)

@@ -18,7 +18,7 @@ from lo_framework.objectives.weighting import (
     make_weighting,
     parse_priorities,
 )
-from optimizees.spec import UserError
+from lo_framework.optimizees.spec import UserError
 
 DOUBLE: Any = {"dtype": torch.float64}
 
@@ -44,7 +44,9 @@ def test_gradient_alignment(published: bool) -> None:
     cosines = terms.cosine(dots, ones, squares)
     found = terms.gradient_alignment(squares, cosines, lambda1, lambda2, published=published)
     assert float(found) == pytest.approx(expected / 3, rel=1e-12)
-    batched = terms.gradient_alignment(squares.expand(4, 3), cosines.expand(4, 3), 0.5, 0.25, published=published)
+    batched = terms.gradient_alignment(
+        squares.expand(4, 3), cosines.expand(4, 3), 0.5, 0.25, published=published
+    )
     same = (torch.full((3,), 0.5), torch.full((3,), 0.25))
     other = terms.gradient_alignment(squares, cosines, *same, published=published)
     torch.testing.assert_close(batched, other.expand(4), check_dtype=False)
@@ -65,15 +67,27 @@ def test_a_vector_of_zeros_has_no_direction_and_no_derivative() -> None:
 
 
 def test_loss_decrease() -> None:
-    after, before = torch.tensor([0.5, 2.0], **DOUBLE).requires_grad_(), torch.tensor([1.0, 4.0], **DOUBLE)
-    ratio, difference = terms.loss_decrease(after, before), terms.loss_decrease(after, before, published=True)
+    after, before = (
+        torch.tensor([0.5, 2.0], **DOUBLE).requires_grad_(),
+        torch.tensor([1.0, 4.0], **DOUBLE),
+    )
+    ratio, difference = (
+        terms.loss_decrease(after, before),
+        terms.loss_decrease(after, before, published=True),
+    )
     assert ratio.tolist() == [0.5, 0.5] and difference.tolist() == [-0.5, -2.0]
     assert torch.autograd.grad(ratio.sum(), after)[0].tolist() == [1.0, 0.25]
     moving = before.clone().requires_grad_()
     assert not terms.loss_decrease(moving, moving).detach().sub(1).any()
-    assert torch.autograd.grad(terms.loss_decrease(moving, moving).sum(), moving)[0].tolist() == [1.0, 0.25]
+    assert torch.autograd.grad(terms.loss_decrease(moving, moving).sum(), moving)[0].tolist() == [
+        1.0,
+        0.25,
+    ]
     zero = torch.zeros(1)
-    assert torch.isfinite(terms.loss_decrease(torch.ones(1), zero)) and float(terms.loss_decrease(zero, zero)) == 0
+    assert (
+        torch.isfinite(terms.loss_decrease(torch.ones(1), zero))
+        and float(terms.loss_decrease(zero, zero)) == 0
+    )
     negative = terms.loss_decrease(torch.tensor([-3.0, -1.0]), torch.tensor([-2.0, -2.0]))
     assert negative[0] < -1 < negative[1], "a lower loss is better whatever its sign"
 
@@ -90,7 +104,10 @@ def test_generalization_gap() -> None:
 
 def test_huw_is_the_papers_formula_and_its_slope_is_autograds() -> None:
     """sum_i [1/2 exp(-s_i) L_i + 1/2 p_i s_i], s_i = log sigma_i^2."""
-    values, priorities = torch.tensor([0.3, -0.2, 4.0], **DOUBLE), torch.tensor([2.0, 5.0, 1.0], **DOUBLE)
+    values, priorities = (
+        torch.tensor([0.3, -0.2, 4.0], **DOUBLE),
+        torch.tensor([2.0, 5.0, 1.0], **DOUBLE),
+    )
     s = drawn(3, seed=3).requires_grad_()
     expected = 0.0
     for i in range(3):
@@ -98,7 +115,9 @@ def test_huw_is_the_papers_formula_and_its_slope_is_autograds() -> None:
         expected += 0.5 * float(values[i]) / sigma2 + 0.5 * float(priorities[i]) * math.log(sigma2)
     total = huw_total(values, s, priorities)
     assert float(total.detach()) == pytest.approx(expected, rel=1e-12)
-    torch.testing.assert_close(torch.autograd.grad(total, s)[0], huw_slope(values, s.detach(), priorities))
+    torch.testing.assert_close(
+        torch.autograd.grad(total, s)[0], huw_slope(values, s.detach(), priorities)
+    )
     huw = HUW(priorities.tolist(), bound=None)
     huw.s = s.detach().clone()
     leaf = values.clone().requires_grad_()
@@ -142,7 +161,11 @@ def test_a_term_that_is_not_finite_moves_nothing(value: float) -> None:
         huw = HUW(bound=bound)
         huw.learn(torch.tensor([value, 0.5, 0.5]))
         moved = [bool(x) for x in huw.s]
-        assert moved == [bound is not None and value == -math.inf, True, True]  # which counts as 0 there
+        assert moved == [
+            bound is not None and value == -math.inf,
+            True,
+            True,
+        ]  # which counts as 0 there
 
 
 def test_dump_and_load() -> None:
@@ -167,22 +190,41 @@ def test_specs() -> None:
     assert make_weighting("sum").weights() == (1.0, 1.0, 1.0)
     assert make_weighting("fixed:weights=1x0.3x0.3").weights() == (1.0, 0.3, 0.3)
     huw = make_weighting("huw:lr=0.5,bound=none", parse_priorities("2,5, 1"))
-    assert isinstance(huw, HUW) and huw.bound is None and huw.lr == 0.5 and huw.priorities.tolist() == [2, 5, 1]
+    assert (
+        isinstance(huw, HUW)
+        and huw.bound is None
+        and huw.lr == 0.5
+        and huw.priorities.tolist() == [2, 5, 1]
+    )
 
 
-@pytest.mark.parametrize(("spec", "priorities", "expected"), [
-    ("hwu", None, '"huw"'), ("fixed:weights=1x2", None, "3 numbers"), ("fixed:weights=1x2x-3", None, "negative"),
-    ("fixed:weights=0x0x0", None, "all 0"), ("fixed:weihgts=1x1x1", None, '"weights"'), ("sum:lr=1", None, "lr"),
-    ("huw:lr=0", None, "lr"), ("huw:bound=0", None, "bound"), ("huw:bound=nan", None, "nan"),
-    ("sum", (1.0, 1.0, 1.0), "huw"), ("huw", (1.0, 2.0), "3 priorities"), ("huw", (1.0, 2.0, 0.0), "positive"),
-    ("huw", (1.0, -2.0, 1.0), "positive"), ("huw", (1.0, math.inf, 1.0), "finite"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("spec", "priorities", "expected"),
+    [
+        ("hwu", None, '"huw"'),
+        ("fixed:weights=1x2", None, "3 numbers"),
+        ("fixed:weights=1x2x-3", None, "negative"),
+        ("fixed:weights=0x0x0", None, "all 0"),
+        ("fixed:weihgts=1x1x1", None, '"weights"'),
+        ("sum:lr=1", None, "lr"),
+        ("huw:lr=0", None, "lr"),
+        ("huw:bound=0", None, "bound"),
+        ("huw:bound=nan", None, "nan"),
+        ("sum", (1.0, 1.0, 1.0), "huw"),
+        ("huw", (1.0, 2.0), "3 priorities"),
+        ("huw", (1.0, 2.0, 0.0), "positive"),
+        ("huw", (1.0, -2.0, 1.0), "positive"),
+        ("huw", (1.0, math.inf, 1.0), "finite"),
+    ],
+)
 def test_bad_specs(spec: str, priorities: tuple[float, ...] | None, expected: str) -> None:
     with pytest.raises(UserError, match=expected):
         make_weighting(spec, priorities)
 
 
-@pytest.mark.parametrize("text", ["2,5", "2,5,x", "", "2,5,1,1", "2,5,0", "2;5;1", "2,,1", "nan,1,1"])
+@pytest.mark.parametrize(
+    "text", ["2,5", "2,5,x", "", "2,5,1,1", "2,5,0", "2;5;1", "2,,1", "nan,1,1"]
+)
 def test_bad_priorities(text: str) -> None:
     with pytest.raises(UserError, match="priorities"):
         parse_priorities(text)

@@ -9,31 +9,40 @@ import torch
 
 from lo_framework.inner.step import Losses
 from lo_framework.objectives import LOG_FLOOR, make_objective
-from optimizees.spec import UserError
+from lo_framework.optimizees.spec import UserError
 from tests.lo_framework.small_tasks import TinyNet
 
 TASK = TinyNet()  # normalises by 0.7
 
 
 def losses(train: list[float], held: list[float]) -> Losses:
-    return Losses(*(torch.tensor(x, dtype=torch.float64) for x in (train, held)), torch.zeros(len(train)))
+    return Losses(
+        *(torch.tensor(x, dtype=torch.float64) for x in (train, held)), torch.zeros(len(train))
+    )
 
 
 def test_valid_and_train() -> None:
     given = losses([0.7, 0.35], [0.07, 0.14])
     assert make_objective("valid").score(TASK, given).tolist() == pytest.approx([0.1, 0.2])
     assert make_objective("train").score(TASK, given).tolist() == pytest.approx([1.0, 0.5])
-    assert make_objective("valid:train=0.25").score(TASK, given).tolist() == pytest.approx([0.325, 0.275])
+    assert make_objective("valid:train=0.25").score(TASK, given).tolist() == pytest.approx(
+        [0.325, 0.275]
+    )
 
 
 def test_log_term_mixes_like_the_loss() -> None:
     given = losses([0.7], [0.07])
-    expected = 0.25 * (1 + 0.2 * math.log(1 + LOG_FLOOR)) + 0.75 * (0.1 + 0.2 * math.log(0.1 + LOG_FLOOR))
-    assert make_objective("valid:train=0.25,log=0.2").score(TASK, given).item() == pytest.approx(expected)
+    expected = 0.25 * (1 + 0.2 * math.log(1 + LOG_FLOOR)) + 0.75 * (
+        0.1 + 0.2 * math.log(0.1 + LOG_FLOOR)
+    )
+    assert make_objective("valid:train=0.25,log=0.2").score(TASK, given).item() == pytest.approx(
+        expected
+    )
 
 
 @pytest.mark.parametrize(
-    "spec, held_out", [("valid", True), ("train", False), ("valid:train=1", False), ("valid:train=0.9", True)]
+    "spec, held_out",
+    [("valid", True), ("train", False), ("valid:train=1", False), ("valid:train=0.9", True)],
 )
 def test_held_out_data_are_drawn_only_if_scored(spec: str, held_out: bool) -> None:
     assert make_objective(spec).held_out is held_out
@@ -41,12 +50,16 @@ def test_held_out_data_are_drawn_only_if_scored(spec: str, held_out: bool) -> No
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1e30, 0.0, -0.5])
 def test_scores_and_their_gradients_are_finite_whatever_the_loss(value: float) -> None:
-    """A loss below zero (a user's log-likelihood) has a score as well, although it has no logarithm."""
+    """A loss below zero (a user's log-likelihood) has a score as well, although it has no
+    logarithm.
+    """
     given = losses([value, 0.7], [value, 0.7])
     leaves = [x.requires_grad_() for x in (given.train, given.held)]
     score = make_objective("valid:train=0.5,log=0.1").score(TASK, given)
     grads = torch.autograd.grad(score.sum(), leaves)
-    assert torch.isfinite(score).all() and float(score[1].detach()) == pytest.approx(1 + 0.1 * math.log(1 + LOG_FLOOR))
+    assert torch.isfinite(score).all() and float(score[1].detach()) == pytest.approx(
+        1 + 0.1 * math.log(1 + LOG_FLOOR)
+    )
     assert all(torch.isfinite(g).all() and g[1] > 0 for g in grads)
 
 

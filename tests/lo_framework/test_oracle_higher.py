@@ -1,7 +1,9 @@
-"""Meta-gradients of our engine against ``higher``'s: another way to patch models, another way to hold the graph.
+"""Meta-gradients of our engine against ``higher``'s: another way to patch models, another way to
+hold the graph.
 
-Six second-order steps of SGD, Adam and AdamW on a small MLP in float64, scored by training and held-out losses. The
-AdamW that ``higher`` runs here is written once more, in torch's notation with powers of beta.
+Six second-order steps of SGD, Adam and AdamW on a small MLP in float64, scored by training and
+held-out losses. The AdamW that ``higher`` runs here is written once more, in torch's notation with
+powers of beta.
 """
 
 from __future__ import annotations
@@ -20,7 +22,15 @@ from lo_framework.inner.higher_adamw import import_higher, register_adamw
 from lo_framework.inner.step import Draw, Family
 from lo_framework.learned import LearnedOptimizer
 from lo_framework.objectives import make_objective
-from tests.lo_framework.small_tasks import PlainSGD, PlainSGDConfig, TinyNet, copied, doubled, in_step, once
+from tests.lo_framework.small_tasks import (
+    PlainSGD,
+    PlainSGDConfig,
+    TinyNet,
+    copied,
+    doubled,
+    in_step,
+    once,
+)
 
 pytest.importorskip("higher", reason="the oracle is the package higher", exc_type=ImportError)
 
@@ -29,7 +39,9 @@ NAMES = ("0.weight", "0.bias", "idle", "2.weight", "2.bias")
 
 
 class Net(nn.Sequential):
-    """TinyNet as a module; its ``idle`` parameter is reached with factor zero, so that it has a gradient (of zero)."""
+    """TinyNet as a module; its ``idle`` parameter is reached with factor zero, so that it has a
+    gradient (of zero).
+    """
 
     def __init__(self) -> None:
         super().__init__(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
@@ -53,18 +65,26 @@ def register_textbook() -> None:
             for number, (group, grads) in enumerate(zip(self.param_groups, grouped_grads)):
                 beta1, beta2 = group["betas"]
                 for i, (p, g) in enumerate(zip(group["params"], grads)):
-                    m, v, t = self.state[number].get(i) or (torch.zeros_like(p), torch.zeros_like(p), 0)
+                    m, v, t = self.state[number].get(i) or (
+                        torch.zeros_like(p),
+                        torch.zeros_like(p),
+                        0,
+                    )
                     t = t + 1
                     m, v = beta1 * m + (1 - beta1) * g, beta2 * v + (1 - beta2) * g**2
                     self.state[number][i] = (m, v, t)
                     root = (v / (1 - beta2**t) + 1e-30).sqrt()
                     p = p - group["lr"] * group["weight_decay"] * p
-                    group["params"][i] = p - group["lr"] * (m / (1 - beta1**t)) / (root + group["eps"])
+                    group["params"][i] = p - group["lr"] * (m / (1 - beta1**t)) / (
+                        root + group["eps"]
+                    )
 
     higher.register_optim(OracleAdamW, Textbook)
 
 
-def ours(learned: LearnedOptimizer) -> tuple[dict[str, Tensor], UnrollState, UnrollState, list[Draw]]:
+def ours(
+    learned: LearnedOptimizer,
+) -> tuple[dict[str, Tensor], UnrollState, UnrollState, list[Draw]]:
     """Our meta-gradient of one truncation, the states before and after it, and the data it saw."""
     family = Family(TinyNet(), learned)
     objective = make_objective(f"valid:train={TRAIN_SHARE}")
@@ -77,9 +97,15 @@ def ours(learned: LearnedOptimizer) -> tuple[dict[str, Tensor], UnrollState, Unr
 
 
 def theirs(
-    optimizer: type, settings: dict[str, Any], override: dict[str, list[Any]], begin: UnrollState, draws: list[Draw]
+    optimizer: type,
+    settings: dict[str, Any],
+    override: dict[str, list[Any]],
+    begin: UnrollState,
+    draws: list[Draw],
 ) -> tuple[Tensor, list[Tensor]]:
-    """``higher``'s mean score over tasks and steps, a function of the tensors in ``override``; final parameters."""
+    """``higher``'s mean score over tasks and steps, a function of the tensors in ``override``;
+    final parameters.
+    """
     higher, task = import_higher(), TinyNet()
     total, finals = torch.zeros((), dtype=torch.float64), []
     for k in range(TASKS):
@@ -118,7 +144,9 @@ def test_sgd() -> None:
 
 
 def test_adam_with_the_oracles_own_rule() -> None:
-    """Its Adam puts eps elsewhere, so eps is next to nothing here, and it would get the gradient of beta2 wrong."""
+    """Its Adam puts eps elsewhere, so eps is next to nothing here, and it would get the gradient of
+    beta2 wrong.
+    """
     learned = doubled("hyper-adamw:lr=0.05,weight_decay=0,eps=1e-30", spread=0.0)
     grad, begin, end, draws = ours(learned)
     raw = raw_hyper(learned)
@@ -132,10 +160,14 @@ def test_adam_with_the_oracles_own_rule() -> None:
     torch.testing.assert_close(end.carry.params, torch.stack(finals), rtol=1e-10, atol=1e-11)
 
 
-@pytest.mark.parametrize("settings", ["lr=0.05,weight_decay=0.3,beta2=0.9", "lr=0.05,eps=0.01", "lr=0.001"])
+@pytest.mark.parametrize(
+    "settings", ["lr=0.05,weight_decay=0.3,beta2=0.9", "lr=0.05,eps=0.01", "lr=0.001"]
+)
 @pytest.mark.parametrize("rule", ["textbook", "registered"])
 def test_adamw(rule: str, settings: str) -> None:
-    """lr, both betas, weight decay and eps at once; the second rule is the one of ``--inner-backend higher``."""
+    """lr, both betas, weight decay and eps at once; the second rule is the one of ``--inner-backend
+    higher``.
+    """
     register_textbook()
     register_adamw()
     learned = doubled(f"hyper-adamw:{settings}", spread=0.0)
@@ -143,8 +175,11 @@ def test_adamw(rule: str, settings: str) -> None:
     raw = raw_hyper(learned)
     beta1, beta2 = torch.sigmoid(raw[1:3])
     override = {
-        "lr": [raw[0].exp()], "betas": [(beta1, beta2)], "weight_decay": [raw[3].exp()], "eps": [raw[4].exp()],
-    }  # fmt: skip
+        "lr": [raw[0].exp()],
+        "betas": [(beta1, beta2)],
+        "weight_decay": [raw[3].exp()],
+        "eps": [raw[4].exp()],
+    }
     optimizer = OracleAdamW if rule == "textbook" else torch.optim.AdamW
     total, finals = theirs(optimizer, {"lr": 0.05}, override, begin, draws)
     expected = learned.config.gain * torch.autograd.grad(total, raw)[0]
@@ -164,7 +199,9 @@ def test_adamw_follows_torch() -> None:
         model.load_state_dict(layout.unflatten(begin.carry.params[k]))
         betas = tuple(torch.sigmoid(raw[1:3]).tolist())
         lr, weight_decay, eps = (float(raw[i].exp()) for i in (0, 3, 4))
-        optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=betas, weight_decay=weight_decay, eps=eps)
+        optimizer = torch.optim.AdamW(
+            model.parameters(), lr=lr, betas=betas, weight_decay=weight_decay, eps=eps
+        )
         for draw in draws:
             optimizer.zero_grad()
             F.cross_entropy(model(draw.train[0][k]), draw.train[1][k]).backward()

@@ -1,4 +1,6 @@
-"""Fixtures of the meta-training tests: the fork server and a registry that forgets a test's plugins."""
+"""Fixtures of the meta-training tests: the fork server and a registry that forgets a test's
+plugins.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,7 @@ from typing import Any
 import pytest
 
 from lo_framework.learned import KINDS
-from optimizees.registry import TASKS
+from lo_framework.optimizees.registry import TASKS
 from tests.meta_train.tools import Forker
 
 

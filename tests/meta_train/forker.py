@@ -1,9 +1,11 @@
-"""A small server for tests that kill runs: it imports the program once and forks a fresh process for every order.
+"""A small server for tests that kill runs: it imports the program once and forks a fresh process
+for every order.
 
-Orders come as JSON lines on stdin: ``argv``, ``log`` (a file for what the run prints) and optionally ``crash``: n makes
-the process kill itself with SIGKILL at its n-th disk operation (before each fsync, before and after each rename).
-``file_limit`` is the largest file, in bytes, that the process may write (a full disk). Two JSON lines answer: the pid,
-and when the process has ended its exit code (negative: the signal).
+Orders come as JSON lines on stdin: ``argv``, ``log`` (a file for what the run prints) and
+optionally ``crash``: n makes the process kill itself with SIGKILL at its n-th disk operation
+(before each fsync, before and after each rename). ``file_limit`` is the largest file, in bytes,
+that the process may write (a full disk). Two JSON lines answer: the pid, and when the process has
+ended its exit code (negative: the signal).
 """
 
 from __future__ import annotations
@@ -22,10 +24,12 @@ from typing import Any
 
 
 def warm_up() -> None:
-    """A whole run: its late imports and the tables that torch builds cost a second, once instead of in every fork."""
+    """A whole run: its late imports and the tables that torch builds cost a second, once instead of
+    in every fork.
+    """
     import tqdm
 
-    from meta_train.cli import main
+    from lo_framework.meta_train.cli import main
     from tests.meta_train.tools import command
 
     tqdm.tqdm.monitor_interval = 0  # no thread may run when this process forks
@@ -56,7 +60,7 @@ def crash_at(point: int) -> None:
 
 
 def run(order: dict[str, Any]) -> int:
-    from meta_train.cli import main
+    from lo_framework.meta_train.cli import main
 
     log = os.open(order["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(log, 1)

@@ -1,4 +1,6 @@
-"""A user's plugin: a learned optimizer whose start comes from torch's global generator, as any nn.Linear's does."""
+"""A user's plugin: a learned optimizer whose start comes from torch's global generator, as any
+nn.Linear's does.
+"""
 
 from __future__ import annotations
 

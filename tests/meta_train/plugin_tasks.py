@@ -9,13 +9,15 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.data import DataLoader, TensorDataset
 
-from optimizees import register_task, task_from_module
-from optimizees.task import Batch, Buffers, Params, Task, soft_cap
+from lo_framework.optimizees import register_task, task_from_module
+from lo_framework.optimizees.task import Batch, Buffers, Params, Task, soft_cap
 
 
 @dataclass(frozen=True, kw_only=True)
 class SickConfig:
-    """``share`` of the episodes fall ill at their third step: the loss (``where=gradient``: its derivative) is NaN."""
+    """``share`` of the episodes fall ill at their third step: the loss (``where=gradient``: its
+    derivative) is NaN.
+    """
 
     share: float = 0.5
     where: str = "loss"
@@ -32,7 +34,9 @@ class Sick(Task):
         ill = (torch.rand((), generator=generator) < self.config.share).float()
         return {"x": torch.randn(2, generator=generator)}, {"ill": ill, "steps": torch.zeros(())}
 
-    def loss(self, params: Params, buffers: Buffers, batch: Batch, noise: Tensor) -> tuple[Tensor, Buffers]:
+    def loss(
+        self, params: Params, buffers: Buffers, batch: Batch, noise: Tensor
+    ) -> tuple[Tensor, Buffers]:
         loss, now = self._value(params), buffers["ill"] * (buffers["steps"] >= 2)
         if self.config.where == "loss":
             loss = loss + torch.where(now > 0, torch.nan, 0.0)
@@ -73,9 +77,14 @@ class Recurrent(Task):
         self.shapes = {name: p.shape for name, p in self.net.named_parameters()}
 
     def init(self, generator: torch.Generator) -> tuple[Params, Buffers]:
-        return {name: 0.5 * torch.randn(shape, generator=generator) for name, shape in self.shapes.items()}, {}
+        return {
+            name: 0.5 * torch.randn(shape, generator=generator)
+            for name, shape in self.shapes.items()
+        }, {}
 
-    def loss(self, params: Params, buffers: Buffers, batch: Batch, noise: Tensor) -> tuple[Tensor, Buffers]:
+    def loss(
+        self, params: Params, buffers: Buffers, batch: Batch, noise: Tensor
+    ) -> tuple[Tensor, Buffers]:
         out, _ = functional_call(self.net, params, (batch[0],))
         return ((out[:, -1].sum(-1) - batch[0].sum((1, 2))) ** 2).mean(), buffers
 
@@ -97,7 +106,9 @@ def build_loaded(config: object) -> Task:
     """From a data loader that has processes of its own."""
     x = torch.linspace(0, 1, 20)[:, None]
     loader = DataLoader(TensorDataset(x, 2 * x), batch_size=5, num_workers=1)
-    return task_from_module(nn.Linear(1, 1), nn.functional.mse_loss, loader, batch_size=4, name="loaded")
+    return task_from_module(
+        nn.Linear(1, 1), nn.functional.mse_loss, loader, batch_size=4, name="loaded"
+    )
 
 
 @register_task("recurrent", uses_dataset=False)

@@ -1,4 +1,6 @@
-"""Bad input: exit code 2, one line that names what is wrong and the nearest right word, nothing written."""
+"""Bad input: exit code 2, one line that names what is wrong and the nearest right word, nothing
+written.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +13,8 @@ from typing import Any
 import pytest
 import torch
 
-from meta_train.cli import EXAMPLES, main, parser, read_arguments
-from meta_train.config import PRESETS, RunConfig
+from lo_framework.meta_train.cli import EXAMPLES, main, parser, read_arguments
+from lo_framework.meta_train.config import PRESETS, RunConfig
 from tests.meta_train.tools import ROOT, command
 
 
@@ -24,21 +26,36 @@ def refused(argv: list[str], out: Path, capsys: pytest.CaptureFixture[str]) -> s
         code = int(end.code or 0)
     captured = capsys.readouterr()
     assert code == 2, captured
-    assert captured.out == "" and captured.err.startswith("meta_train: ") and captured.err.count("\n") == 1
+    assert (
+        captured.out == ""
+        and captured.err.startswith("meta_train: ")
+        and captured.err.count("\n") == 1
+    )
     assert not out.exists(), "found before anything was written"
     return captured.err
 
 
-@pytest.mark.parametrize(("name", "value", "expected"), [
-    ("optimizees", "mpl", '"mlp"'), ("optimizees", "quadratic:dmi=3", '"dim"'),
-    ("optimizees", "mlp:hidden=x", "hidden"),
-    ("optimizees", "", "optimizees"), ("optimizees", "mlp:batch=8,mlp:batch=8", "twice"),
-    ("datasets", "digit", '"digits"'), ("datasets", "digits:siez=4", '"size"'),
-    ("learned", "attention-mpl", '"attention-mlp"'), ("learned", "lstm:hiden=3", '"hidden"'),
-    ("learned", "attention:width=3", "width"), ("estimator", "pse", '"pes"'), ("estimator", "pes:sgima=1", '"sigma"'),
-    ("estimator", "pes:sigma=0", "sigma"), ("objective", "vaild", '"valid"'), ("objective", "valid:trian=1", '"train"'),
-    ("inner_backend", "highr", '"higher"'),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("optimizees", "mpl", '"mlp"'),
+        ("optimizees", "quadratic:dmi=3", '"dim"'),
+        ("optimizees", "mlp:hidden=x", "hidden"),
+        ("optimizees", "", "optimizees"),
+        ("optimizees", "mlp:batch=8,mlp:batch=8", "twice"),
+        ("datasets", "digit", '"digits"'),
+        ("datasets", "digits:siez=4", '"size"'),
+        ("learned", "attention-mpl", '"attention-mlp"'),
+        ("learned", "lstm:hiden=3", '"hidden"'),
+        ("learned", "attention:width=3", "width"),
+        ("estimator", "pse", '"pes"'),
+        ("estimator", "pes:sgima=1", '"sigma"'),
+        ("estimator", "pes:sigma=0", "sigma"),
+        ("objective", "vaild", '"valid"'),
+        ("objective", "valid:trian=1", '"train"'),
+        ("inner_backend", "highr", '"higher"'),
+    ],
+)
 def test_unknown_words(
     name: str, value: str, expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -52,32 +69,70 @@ def test_unknown_preset(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert '"quick"' in refused(command(out, "--preset", "quik"), out, capsys)
 
 
-@pytest.mark.parametrize(("name", "value"), [
-    ("num_tasks", 0), ("num_tasks", -2), ("num_tasks", 3), ("unroll_length", 0), ("unroll_length", -1), ("shards", 0),
-    ("outer_steps", 0), ("outer_lr", 0), ("outer_lr", -1), ("outer_lr", "nan"), ("outer_lr", "inf"), ("seed", -1),
-    ("validate_every", 0), ("checkpoint_every", 0), ("episode_length", "0"), ("episode_length", "-5"),
-    ("episode_length", "9-4"), ("episode_length", "abc"), ("episode_length", "4-"), ("episode_length", "4-8-9"),
-    ("episode_length", ""), ("episode_length", "1e3"),
-])  # fmt: skip
-def test_impossible_sizes(name: str, value: object, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("num_tasks", 0),
+        ("num_tasks", -2),
+        ("num_tasks", 3),
+        ("unroll_length", 0),
+        ("unroll_length", -1),
+        ("shards", 0),
+        ("outer_steps", 0),
+        ("outer_lr", 0),
+        ("outer_lr", -1),
+        ("outer_lr", "nan"),
+        ("outer_lr", "inf"),
+        ("seed", -1),
+        ("validate_every", 0),
+        ("checkpoint_every", 0),
+        ("episode_length", "0"),
+        ("episode_length", "-5"),
+        ("episode_length", "9-4"),
+        ("episode_length", "abc"),
+        ("episode_length", "4-"),
+        ("episode_length", "4-8-9"),
+        ("episode_length", ""),
+        ("episode_length", "1e3"),
+    ],
+)
+def test_impossible_sizes(
+    name: str, value: object, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "run"
     settings: dict[str, Any] = {name: value}
     line = refused(command(out, **settings), out, capsys)
     assert name.split("_")[0] in line and str(value) in line
 
 
-@pytest.mark.parametrize("flags", [
-    ["--workers", "0"], ["--workers", "-1"], ["--max-seconds", "0"], ["--max-seconds", "-3"], ["--max-seconds", "nan"],
-])  # fmt: skip
-def test_impossible_flags(flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--workers", "0"],
+        ["--workers", "-1"],
+        ["--max-seconds", "0"],
+        ["--max-seconds", "-3"],
+        ["--max-seconds", "nan"],
+    ],
+)
+def test_impossible_flags(
+    flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "run"
     assert flags[0] in refused(command(out, *flags), out, capsys)
 
 
-@pytest.mark.parametrize(("argv", "expected"), [
-    (["--optimizes", "mlp"], '"--optimizees"'), (["--unroll-lenght=3"], '"--unroll-length"'), (["mlp"], "'mlp'"),
-    (["--unroll-length", "x"], "--unroll-length"), (["--num-tasks", "2.5"], "--num-tasks"), (["--seed"], "--seed"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (["--optimizes", "mlp"], '"--optimizees"'),
+        (["--unroll-lenght=3"], '"--unroll-length"'),
+        (["mlp"], "'mlp'"),
+        (["--unroll-length", "x"], "--unroll-length"),
+        (["--num-tasks", "2.5"], "--num-tasks"),
+        (["--seed"], "--seed"),
+    ],
+)
 def test_arguments_that_argparse_refuses(
     argv: list[str], expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -97,6 +152,7 @@ def test_data_that_is_not_there(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The folder, and then the files in it; with no network."""
+
     def no_network(*_: object, **__: object) -> None:
         raise OSError("no network")
 
@@ -115,17 +171,24 @@ def test_plugins_that_cannot_be_used(tmp_path: Path, capsys: pytest.CaptureFixtu
     out, broken = tmp_path / "run", tmp_path / "broken.py"
     broken.write_text("import torch\n1 / 0\n")
     for plugin, expected in [
-        (str(tmp_path / "none.py"), "there is no file"), ("no_such_module_anywhere", "no_such_module_anywhere"),
+        (str(tmp_path / "none.py"), "there is no file"),
+        ("no_such_module_anywhere", "no_such_module_anywhere"),
         (str(broken), "ZeroDivisionError"),
-    ]:  # fmt: skip
+    ]:
         assert expected in refused(command(out, "--plugin", plugin), out, capsys)
 
 
-def test_higher_is_for_hyper_adamw_and_tbptt(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_higher_is_for_hyper_adamw_and_tbptt(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "run"
-    assert "hyper-adamw" in refused(command(out, inner_backend="higher", learned="lstm"), out, capsys)
+    assert "hyper-adamw" in refused(
+        command(out, inner_backend="higher", learned="lstm"), out, capsys
+    )
     assert "tbptt" in refused(command(out, inner_backend="higher", estimator="pes"), out, capsys)
-    assert "segments" in refused(command(out, inner_backend="higher", estimator="tbptt:segments=2"), out, capsys)
+    assert "segments" in refused(
+        command(out, inner_backend="higher", estimator="tbptt:segments=2"), out, capsys
+    )
 
 
 def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
@@ -134,7 +197,10 @@ def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
     assert end.value.code == 0
     text = capsys.readouterr().out
     assert EXAMPLES in text
-    for name in [*PRESETS, *(f"--{field.replace('_', '-')}" for field in RunConfig.__dataclass_fields__)]:
+    for name in [
+        *PRESETS,
+        *(f"--{field.replace('_', '-')}" for field in RunConfig.__dataclass_fields__),
+    ]:
         if name not in ("--clip", "--validation-seeds"):  # settings of presets only
             assert name in text
     for action in parser()._actions:
@@ -143,7 +209,9 @@ def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_help_needs_no_torch() -> None:
     """It would take seconds; modules that are not imported cannot slow it down."""
-    code = "import sys; sys.modules['torch'] = None; from meta_train.cli import main; main(['--help'])"
+    code = (
+        "import sys; sys.modules['torch'] = None; from meta_train.cli import main; main(['--help'])"
+    )
     begun = time.monotonic()
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and "examples:" in done.stdout, done.stderr
@@ -152,7 +220,7 @@ def test_help_needs_no_torch() -> None:
 
 def test_every_setting_can_be_given() -> None:
     """Each option is a setting or handled by the program: none is silently ignored."""
-    from meta_train.cli import NOT_CONFIG
+    from lo_framework.meta_train.cli import NOT_CONFIG
 
     given = set(read_arguments([]))
     assert given - set(RunConfig.__dataclass_fields__) == set(NOT_CONFIG)

@@ -1,4 +1,6 @@
-"""What decides a run's bits (settings and seed) and what does not (workers, the folder, other random numbers)."""
+"""What decides a run's bits (settings and seed) and what does not (workers, the folder, other
+random numbers).
+"""
 
 from __future__ import annotations
 
@@ -13,13 +15,26 @@ import torch
 
 from lo_framework.checkpoint import load_optimizer
 from lo_framework.learned import make_learned
-from meta_train.growth import build_learned
-from meta_train.host import Host, Setup
-from meta_train.outer import Outer
-from meta_train.workers import from_wire, to_wire
-from tests.meta_train.tools import Forker, command, equal, final_state, metrics, same_run, tiny, train
+from lo_framework.meta_train.growth import build_learned
+from lo_framework.meta_train.host import Host, Setup
+from lo_framework.meta_train.outer import Outer
+from lo_framework.meta_train.workers import from_wire, to_wire
+from tests.meta_train.tools import (
+    Forker,
+    command,
+    equal,
+    final_state,
+    metrics,
+    same_run,
+    tiny,
+    train,
+)
 
-GROWING: dict[str, Any] = {"learned": "attention:width=4,heads=1", "estimator": "tbptt", "episode_length": "4-9"}
+GROWING: dict[str, Any] = {
+    "learned": "attention:width=4,heads=1",
+    "estimator": "tbptt",
+    "episode_length": "4-9",
+}
 
 
 @pytest.fixture(scope="module")
@@ -51,10 +66,17 @@ def test_another_seed_other_bits(one_worker: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("changes", [
-    {"estimator": "pes", "learned": "mlp:hidden=4"}, {"estimator": "tbptt:segments=0,second_order=false"},
-    {"optimizees": "mlp:hidden=4,batch=8,cnn:channels=2x2,batch=4", "learned": "attention-mlp:width=4,heads=1"},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"estimator": "pes", "learned": "mlp:hidden=4"},
+        {"estimator": "tbptt:segments=0,second_order=false"},
+        {
+            "optimizees": "mlp:hidden=4,batch=8,cnn:channels=2x2,batch=4",
+            "learned": "attention-mlp:width=4,heads=1",
+        },
+    ],
+)
 def test_workers_do_not_matter(forker: Forker, tmp_path: Path, changes: dict[str, Any]) -> None:
     for workers in (1, 2, 3):
         argv = command(tmp_path / str(workers), workers=workers, **{**changes, "outer_steps": 2})
@@ -65,7 +87,9 @@ def test_workers_do_not_matter(forker: Forker, tmp_path: Path, changes: dict[str
 
 def test_more_workers_than_shards_is_fine(tmp_path: Path) -> None:
     train(tmp_path / "run", workers=4, shards=1, num_tasks=1)
-    assert len([name for name in final_state(tmp_path / "run")[1] if name.endswith(".generator")]) == 1
+    assert (
+        len([name for name in final_state(tmp_path / "run")[1] if name.endswith(".generator")]) == 1
+    )
 
 
 def test_other_kinds_start_the_same_in_every_process() -> None:
@@ -113,7 +137,9 @@ def test_a_shard_goes_on_from_its_dump_with_the_same_bits() -> None:
 def test_outer_goes_on_from_its_dump_with_the_same_bits() -> None:
     learned = make_learned("attention:width=4,heads=1")
     g = torch.Generator().manual_seed(0)
-    grads = [{n: torch.randn(x.shape, generator=g) for n, x in learned.theta().items()} for _ in range(6)]
+    grads = [
+        {n: torch.randn(x.shape, generator=g) for n, x in learned.theta().items()} for _ in range(6)
+    ]
     whole = Outer(learned, 0.01, 1.0, 6)
     for grad in grads[:3]:
         whole.step(grad)
@@ -127,7 +153,9 @@ def test_outer_goes_on_from_its_dump_with_the_same_bits() -> None:
 
 
 def test_a_return_to_the_incumbent_survives_a_resume(tmp_path: Path) -> None:
-    """Steps far too large make the run go back to its incumbent again and again, with a pace that is state too."""
+    """Steps far too large make the run go back to its incumbent again and again, with a pace that
+    is state too.
+    """
     settings: dict[str, Any] = {**GROWING, "outer_lr": 1e3, "validate_every": 1, "outer_steps": 20}
     settings["checkpoint_every"] = 7
     train(tmp_path / "whole", **settings)
@@ -152,11 +180,17 @@ def test_the_incumbent_shares_no_memory_with_what_goes_on_learning(tmp_path: Pat
 
 def test_the_wire_changes_nothing() -> None:
     tensors = {
-        "f": torch.randn(3, 2, generator=torch.Generator().manual_seed(0)), "scalar": torch.tensor(1.5),
-        "clock": torch.tensor([3, 4]), "alive": torch.tensor([True, False]), "strided": torch.arange(6.0).view(2, 3).T,
-        "empty": torch.empty(2, 0), "generator": torch.Generator().get_state(),
-    }  # fmt: skip
+        "f": torch.randn(3, 2, generator=torch.Generator().manual_seed(0)),
+        "scalar": torch.tensor(1.5),
+        "clock": torch.tensor([3, 4]),
+        "alive": torch.tensor([True, False]),
+        "strided": torch.arange(6.0).view(2, 3).T,
+        "empty": torch.empty(2, 0),
+        "generator": torch.Generator().get_state(),
+    }
     back = from_wire(to_wire(({"s": tensors}, [1.5], "kind", None)))
     assert equal(back[0]["s"], tensors) and back[1:] == ([1.5], "kind", None)
     assert all(x.dtype == tensors[name].dtype for name, x in back[0]["s"].items())
-    assert back[0]["s"]["f"].data_ptr() % 64 == 0, "the alignment of torch's own tensors, which kernels see"
+    assert back[0]["s"]["f"].data_ptr() % 64 == 0, (
+        "the alignment of torch's own tensors, which kernels see"
+    )

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from meta_train import closing
-from meta_train.cli import main
+from lo_framework.meta_train import closing
+from lo_framework.meta_train.cli import main
 from tests.meta_train.tools import command, snapshot
 
 
@@ -36,14 +36,22 @@ def test_the_closing_table(
     out = tmp_path / "run"
     assert main(with_evaluation(out, "--max-seconds", "1e-9")) == 0
     assert main(with_evaluation(out, "--resume")) == 0
-    assert evaluations == [closing.SEEDS] * 2, "the optimizer of a stopped run is another one than at the end"
+    assert evaluations == [closing.SEEDS] * 2, (
+        "the optimizer of a stopped run is another one than at the end"
+    )
     first = capsys.readouterr().out
-    assert "adamw" in first and "hyper-adamw" in first and str(out / "evaluation" / "transfer.json") in first
+    assert (
+        "adamw" in first
+        and "hyper-adamw" in first
+        and str(out / "evaluation" / "transfer.json") in first
+    )
     before = snapshot(out)
     assert main(with_evaluation(out, "--resume")) == 0
     assert len(evaluations) == 2 and snapshot(out) == before, "a finished run does nothing"
     again = capsys.readouterr().out
-    assert "adamw" in again and str(out / "evaluation" / "curves.png") in again, "and still tells the result"
+    assert "adamw" in again and str(out / "evaluation" / "curves.png") in again, (
+        "and still tells the result"
+    )
     (out / "evaluation" / "transfer.json").unlink()
     assert main(with_evaluation(out, "--resume")) == 0
     assert len(evaluations) == 3

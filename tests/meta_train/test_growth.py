@@ -1,4 +1,6 @@
-"""Growth with an incumbent, every kind and estimator, several families, and what is saved in the end."""
+"""Growth with an incumbent, every kind and estimator, several families, and what is saved in the
+end.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +13,14 @@ import torch
 
 from lo_framework.checkpoint import load_optimizer
 from lo_framework.learned import LearnedOptimizer, make_learned
-from meta_train import growth
-from meta_train.growth import plan_stages
-from meta_train.host import Setup
-from meta_train.incumbent import measure, score, tuned_start, with_lr
-from meta_train.run import MetaTraining
-from meta_train.workers import Workers
-from optimizees.datasets import DATASETS
-from optimizees.spec import UserError
+from lo_framework.meta_train import growth
+from lo_framework.meta_train.growth import plan_stages
+from lo_framework.meta_train.host import Setup
+from lo_framework.meta_train.incumbent import measure, score, tuned_start, with_lr
+from lo_framework.meta_train.run import MetaTraining
+from lo_framework.meta_train.workers import Workers
+from lo_framework.optimizees.datasets import DATASETS
+from lo_framework.optimizees.spec import UserError
 from tests.meta_train.tools import command, metrics, tiny, train
 
 SMALL = "attention-mlp:width=4,heads=1,hidden=2,context=1"
@@ -49,7 +51,9 @@ def grown(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_chain(grown: Path) -> None:
     kinds = [row["kind"] for row in metrics(grown)]
     assert list(dict.fromkeys(kinds)) == ["hyper-adamw", "attention", "attention-mlp"]
-    assert [row["stage"] for row in metrics(grown)] == sorted(row["stage"] for row in metrics(grown))
+    assert [row["stage"] for row in metrics(grown)] == sorted(
+        row["stage"] for row in metrics(grown)
+    )
 
 
 def test_the_incumbent_never_gets_worse(grown: Path) -> None:
@@ -60,7 +64,9 @@ def test_the_incumbent_never_gets_worse(grown: Path) -> None:
 
 
 def test_what_is_saved_is_what_was_measured(grown: Path) -> None:
-    """The file alone rebuilds the incumbent: its score on the validation seeds is the one it claims."""
+    """The file alone rebuilds the incumbent: its score on the validation seeds is the one it
+    claims.
+    """
     path = grown / "optimizer.safetensors"
     summary, learned = load_optimizer(path).summary, loaded(path)
     again = quality(learned)
@@ -69,10 +75,18 @@ def test_what_is_saved_is_what_was_measured(grown: Path) -> None:
     assert summary["run"]["learned"] == SMALL and summary["steps"] == 9
 
 
-@pytest.mark.parametrize(("smaller", "larger"), [
-    ("hyper-adamw", "attention:width=4,heads=1"), ("attention:width=4,heads=1", SMALL), ("hyper-adamw", SMALL),
-    ("hyper-adamw:beta1=0.8,weight_decay=0.1", "attention:width=4,heads=1,beta1=0.8,weight_decay=0.1"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("smaller", "larger"),
+    [
+        ("hyper-adamw", "attention:width=4,heads=1"),
+        ("attention:width=4,heads=1", SMALL),
+        ("hyper-adamw", SMALL),
+        (
+            "hyper-adamw:beta1=0.8,weight_decay=0.1",
+            "attention:width=4,heads=1,beta1=0.8,weight_decay=0.1",
+        ),
+    ],
+)
 def test_a_stage_starts_as_the_function_of_the_incumbent(smaller: str, larger: str) -> None:
     """Whatever the smaller one has learned, the larger one does the same before its first update."""
     before, after = make_learned(smaller), make_learned(larger)
@@ -90,20 +104,31 @@ def test_training_that_destroys_the_weights_is_not_saved(tmp_path: Path) -> None
     best = train(tmp_path / "run", outer_lr=1e4, validate_every=1)
     assert best.step == 0 and best.score == 1.0
     learned = loaded(tmp_path / "run" / "optimizer.safetensors")
-    assert quality(learned) == load_optimizer(tmp_path / "run" / "optimizer.safetensors").summary["reference"]
+    assert (
+        quality(learned)
+        == load_optimizer(tmp_path / "run" / "optimizer.safetensors").summary["reference"]
+    )
 
 
-@pytest.mark.parametrize(("learned", "estimator"), [
-    ("mlp:hidden=4", "tbptt:second_order=false"), ("mlp:features=39,hidden=4", "es"), ("lstm:hidden=2", "pes"),
-    ("lstm:hidden=2,layers=1", "tbptt:segments=0"), ("hyper-adamw", "pes:sigma=0.05"),
-    ("attention:head=bounded,width=4,heads=2", "tbptt:clip_task=1"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("learned", "estimator"),
+    [
+        ("mlp:hidden=4", "tbptt:second_order=false"),
+        ("mlp:features=39,hidden=4", "es"),
+        ("lstm:hidden=2", "pes"),
+        ("lstm:hidden=2,layers=1", "tbptt:segments=0"),
+        ("hyper-adamw", "pes:sigma=0.05"),
+        ("attention:head=bounded,width=4,heads=2", "tbptt:clip_task=1"),
+    ],
+)
 def test_every_kind_and_estimator(learned: str, estimator: str, tmp_path: Path) -> None:
     best = train(tmp_path / "run", learned=learned, estimator=estimator, outer_steps=3)
     assert all(torch.isfinite(x).all() for x in best.theta.values())
     assert loaded(tmp_path / "run" / "optimizer.safetensors").kind == best.kind
     rows = metrics(tmp_path / "run")
-    assert len(rows) == 3 and all(row["meta_loss"] is not None and row["skipped"] == 0 for row in rows)
+    assert len(rows) == 3 and all(
+        row["meta_loss"] is not None and row["skipped"] == 0 for row in rows
+    )
 
 
 def test_a_first_stage_with_settings_of_its_own_is_measured(tmp_path: Path) -> None:
@@ -114,29 +139,49 @@ def test_a_first_stage_with_settings_of_its_own_is_measured(tmp_path: Path) -> N
 
 
 def test_families_are_the_full_product(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two optimizees x two data sets and one that needs no data; every family has metrics of its own."""
+    """Two optimizees x two data sets and one that needs no data; every family has metrics of its
+    own.
+    """
     monkeypatch.setitem(DATASETS, "others", DATASETS["digits"])
     settings: dict[str, Any] = {
-        "optimizees": "mlp:hidden=2,batch=4,cnn:channels=2,batch=4,quadratic:dim=2", "datasets": "digits,others",
-        "outer_steps": 1, "unroll_length": 1, "episode_length": "2", "shards": 1,
-    }  # fmt: skip
+        "optimizees": "mlp:hidden=2,batch=4,cnn:channels=2,batch=4,quadratic:dim=2",
+        "datasets": "digits,others",
+        "outer_steps": 1,
+        "unroll_length": 1,
+        "episode_length": "2",
+        "shards": 1,
+    }
     train(tmp_path / "run", **settings)
     names = list(metrics(tmp_path / "run")[0]["families"])
     mlp, cnn = "mlp:hidden=2,batch=4", "cnn:channels=2,batch=4"
-    assert names == [f"{mlp}/digits", f"{mlp}/others", f"{cnn}/digits", f"{cnn}/others", "quadratic:dim=2"]
+    assert names == [
+        f"{mlp}/digits",
+        f"{mlp}/others",
+        f"{cnn}/digits",
+        f"{cnn}/others",
+        "quadratic:dim=2",
+    ]
     assert len(load_optimizer(tmp_path / "run" / "optimizer.safetensors").summary["quality"]) == 5
 
 
 def test_augmented_episodes_resume_too(tmp_path: Path) -> None:
-    settings: dict[str, Any] = {"augment": 100.0, "optimizees": "mlp:hidden=2,batch=4", "num_tasks": 4}
+    settings: dict[str, Any] = {
+        "augment": 100.0,
+        "optimizees": "mlp:hidden=2,batch=4",
+        "num_tasks": 4,
+    }
     train(tmp_path / "a", **settings)
     train(tmp_path / "b", max_seconds=1e-9, **settings)
     train(tmp_path / "b", resume=True, **settings)
     assert metrics(tmp_path / "a") == metrics(tmp_path / "b")
 
 
-@pytest.mark.parametrize("shares", [growth.SHARES[3], (1 / 3, 1 / 3, 1 / 3), (0.9, 0.09, 0.01), (0.0, 0.0, 1.0)])
-def test_stages_partition_the_steps(shares: tuple[float, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "shares", [growth.SHARES[3], (1 / 3, 1 / 3, 1 / 3), (0.9, 0.09, 0.01), (0.0, 0.0, 1.0)]
+)
+def test_stages_partition_the_steps(
+    shares: tuple[float, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Whatever the shares and however short the run: every stage has a step, and all have them all."""
     monkeypatch.setitem(growth.SHARES, 3, shares)
     monkeypatch.setitem(growth.SHARES, 2, shares[1:])
@@ -193,7 +238,9 @@ def test_losses_that_are_as_good_as_zero_are_equal() -> None:
     assert score(alike(1e-20), alike(1e-20)) == score(alike(1e-30), alike(1e-20)) == 1.0
 
 
-def test_an_optimizer_without_meta_parameters_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_an_optimizer_without_meta_parameters_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr(LearnedOptimizer, "theta", lambda self: {})
     with pytest.raises(UserError, match="no meta-parameters"):
         MetaTraining(Setup(tiny(learned="lstm"), None, ()), tmp_path / "run")

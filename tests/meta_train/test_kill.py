@@ -22,14 +22,18 @@ from tests.meta_train.tools import (
     program,
     same_run,
     until_step,
-)  # fmt: skip
+)
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="SIGKILL and fork are POSIX")
 
-# Two stages, so that kills fall on both sides of the growth as well; log-uniform episodes, so that clocks matter.
+# Two stages, so that kills fall on both sides of the growth as well; log-uniform episodes, so that
+# clocks matter.
 SETTINGS: dict[str, Any] = {
-    "learned": "attention:width=4,heads=1", "outer_steps": 8, "episode_length": "4-9", "checkpoint_every": 2,
-}  # fmt: skip
+    "learned": "attention:width=4,heads=1",
+    "outer_steps": 8,
+    "episode_length": "4-9",
+    "checkpoint_every": 2,
+}
 
 
 @pytest.fixture(scope="module")
@@ -53,19 +57,27 @@ def test_the_run_has_what_it_takes(undisturbed: tuple[Path, float]) -> None:
     assert any(name.startswith("shard.1.generator") for name in tensors)
 
 
-@pytest.mark.parametrize("seed", [0, *(pytest.param(s, marks=pytest.mark.slow) for s in range(1, 9))])
-def test_killed_again_and_again(forker: Forker, undisturbed: tuple[Path, float], tmp_path: Path, seed: int) -> None:
+@pytest.mark.parametrize(
+    "seed", [0, *(pytest.param(s, marks=pytest.mark.slow) for s in range(1, 9))]
+)
+def test_killed_again_and_again(
+    forker: Forker, undisturbed: tuple[Path, float], tmp_path: Path, seed: int
+) -> None:
     expected, duration = undisturbed
     out, chance = tmp_path / "run", random.Random(seed)
     for _ in range(2):
-        code = forker.kill_after(command(out, "--resume", **SETTINGS), chance.uniform(0.1, 1.0) * duration)
+        code = forker.kill_after(
+            command(out, "--resume", **SETTINGS), chance.uniform(0.1, 1.0) * duration
+        )
         assert code in (0, -signal.SIGKILL), forker.printed()
     finish(forker, out)
     same_run(out, expected)
 
 
 def disk_operations(forker: Forker, folder: Path) -> int:
-    """How many points at which ``crash`` can strike a whole run has: the smallest that no run reaches, by bisection."""
+    """How many points at which ``crash`` can strike a whole run has: the smallest that no run
+    reaches, by bisection.
+    """
     low, high = 1, 256
     while high - low > 1:
         middle = (low + high) // 2
@@ -97,14 +109,18 @@ def test_killed_at_a_disk_operation(
 
 
 @pytest.mark.slow
-def test_killed_at_every_disk_operation(forker: Forker, undisturbed: tuple[Path, float], tmp_path: Path) -> None:
+def test_killed_at_every_disk_operation(
+    forker: Forker, undisturbed: tuple[Path, float], tmp_path: Path
+) -> None:
     count = disk_operations(forker, tmp_path)
     assert count > 12
     for point in range(1, count + 1):
         strike(forker, undisturbed[0], tmp_path / f"run-{point}", point)
 
 
-def test_killed_with_two_workers(forker: Forker, undisturbed: tuple[Path, float], tmp_path: Path) -> None:
+def test_killed_with_two_workers(
+    forker: Forker, undisturbed: tuple[Path, float], tmp_path: Path
+) -> None:
     """The workers end with the run, and one process goes on where two were killed."""
     out = tmp_path / "run"
     pid = forker.start(command(out, workers=2, **SETTINGS))
@@ -120,7 +136,9 @@ def test_killed_with_two_workers(forker: Forker, undisturbed: tuple[Path, float]
 
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
-def test_the_program_itself_killed(undisturbed: tuple[Path, float], tmp_path: Path, workers: int) -> None:
+def test_the_program_itself_killed(
+    undisturbed: tuple[Path, float], tmp_path: Path, workers: int
+) -> None:
     """``python -m meta_train`` three times killed at random moments, then left alone."""
     out, chance = tmp_path / "run", random.Random(workers)
     for attempt in range(4):
@@ -138,7 +156,12 @@ def test_the_program_itself_killed(undisturbed: tuple[Path, float], tmp_path: Pa
 @pytest.mark.slow
 def test_workers_in_the_middle_of_their_work_end_with_the_run(tmp_path: Path) -> None:
     """A long truncation must not go on for a run that is no more."""
-    settings = {**SETTINGS, "unroll_length": 20_000, "episode_length": "20000", "learned": "hyper-adamw"}
+    settings = {
+        **SETTINGS,
+        "unroll_length": 20_000,
+        "episode_length": "20000",
+        "learned": "hyper-adamw",
+    }
     process = program(command(tmp_path / "run", workers=2, **settings, estimator="pes"))
     deadline = time.monotonic() + 60
     while len(descendants(process.pid)) < 2 and time.monotonic() < deadline:

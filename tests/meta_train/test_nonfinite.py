@@ -1,4 +1,6 @@
-"""NaN and infinities: a task's own are isolated and counted; an outer gradient's are skipped and counted."""
+"""NaN and infinities: a task's own are isolated and counted; an outer gradient's are skipped and
+counted.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +12,9 @@ import torch
 
 from lo_framework.checkpoint import load_optimizer
 from lo_framework.learned import make_learned
-from meta_train.host import Host
-from meta_train.outer import Outer
-from optimizees.plugin import load_plugins
+from lo_framework.meta_train.host import Host
+from lo_framework.meta_train.outer import Outer
+from lo_framework.optimizees.plugin import load_plugins
 from tests.meta_train.tools import equal, final_state, metrics, train
 
 PLUGIN = str(Path(__file__).parent / "plugin_tasks.py")
@@ -29,22 +31,34 @@ def outer_theta(out: Path) -> list[bytes]:
 
 
 @pytest.mark.parametrize("where", ["loss", "gradient"])
-@pytest.mark.parametrize(("estimator", "learned"), [
-    ("tbptt", "hyper-adamw"), ("tbptt:segments=0,second_order=false", "mlp:hidden=2"), ("pes", "hyper-adamw"),
-    ("es", "lstm:hidden=2"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("estimator", "learned"),
+    [
+        ("tbptt", "hyper-adamw"),
+        ("tbptt:segments=0,second_order=false", "mlp:hidden=2"),
+        ("pes", "hyper-adamw"),
+        ("es", "lstm:hidden=2"),
+    ],
+)
 def test_tasks_that_fall_ill_are_isolated_and_counted(
     where: str, estimator: str, learned: str, tmp_path: Path
 ) -> None:
     rows = sick_run(
-        tmp_path / "run", f"sick:share=0.5,where={where}", estimator=estimator, learned=learned, num_tasks=8
+        tmp_path / "run",
+        f"sick:share=0.5,where={where}",
+        estimator=estimator,
+        learned=learned,
+        num_tasks=8,
     )
     counts = [row["nonfinite"] for row in rows]
     assert any(0 < count < 1 for count in counts), "some are ill, and they do not infect the others"
     assert all(row["meta_loss"] is not None and row["skipped"] == 0 for row in rows)
     for x in outer_theta(tmp_path / "run"):
         assert torch.frombuffer(bytearray(x), dtype=torch.float32).isfinite().all()
-    assert all(x.isfinite().all() for x in load_optimizer(tmp_path / "run" / "optimizer.safetensors").tensors.values())
+    assert all(
+        x.isfinite().all()
+        for x in load_optimizer(tmp_path / "run" / "optimizer.safetensors").tensors.values()
+    )
 
 
 def test_where_all_are_ill(tmp_path: Path) -> None:
@@ -85,7 +99,10 @@ def test_outer_clips_by_the_norm_of_all() -> None:
     size = sum(x.numel() for x in learned.theta().values())
     assert told["grad_norm"] == pytest.approx(2.0 * size**0.5)
     assert told["clip_ratio"] == pytest.approx(1.0 / told["grad_norm"]) and told["skipped"] == 0.0
-    assert outer.step({name: torch.zeros_like(x) for name, x in learned.theta().items()})["clip_ratio"] == 1.0
+    assert (
+        outer.step({name: torch.zeros_like(x) for name, x in learned.theta().items()})["clip_ratio"]
+        == 1.0
+    )
     huge = outer.step({name: torch.full_like(x, 3e38) for name, x in learned.theta().items()})
     assert huge["skipped"] == 0.0 and all(x.isfinite().all() for x in outer.theta.values())
 

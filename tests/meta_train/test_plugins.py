@@ -11,8 +11,8 @@ import torch
 
 from lo_framework.checkpoint import load_optimizer
 from lo_framework.learned import make_learned
-from meta_train.cli import main
-from optimizees.plugin import load_plugins
+from lo_framework.meta_train.cli import main
+from lo_framework.optimizees.plugin import load_plugins
 from tests.meta_train.tools import Forker, command, metrics, same_run, train
 
 HERE = Path(__file__).parent
@@ -25,7 +25,9 @@ def test_a_task_of_ones_own(tmp_path: Path) -> None:
     assert list(metrics(tmp_path / "run")[0]["families"]) == ["sick:share=0"]
 
 
-def test_without_its_plugin_it_is_unknown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_its_plugin_it_is_unknown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(command(tmp_path / "run", optimizees="sick")) == 2
     assert 'unknown optimizee "sick"' in capsys.readouterr().err
 
@@ -40,14 +42,30 @@ def test_a_learned_optimizer_of_ones_own(tmp_path: Path) -> None:
     assert set(learned.theta()) == {"head.weight", "head.bias"}
 
 
-def test_plugins_reach_the_workers_and_start_alike_everywhere(forker: Forker, tmp_path: Path) -> None:
-    """Three shards of two families on two processes: an uneven share. The start was drawn from the global generator."""
+def test_plugins_reach_the_workers_and_start_alike_everywhere(
+    forker: Forker, tmp_path: Path
+) -> None:
+    """Three shards of two families on two processes: an uneven share. The start was drawn from the
+    global generator.
+    """
     settings: dict[str, Any] = {
-        "optimizees": "sick,quadratic:dim=2", "learned": "slope", "num_tasks": 3, "shards": 3, "outer_steps": 2,
+        "optimizees": "sick,quadratic:dim=2",
+        "learned": "slope",
+        "num_tasks": 3,
+        "shards": 3,
+        "outer_steps": 2,
         "validate_every": 1,
-    }  # fmt: skip
+    }
     for workers in (1, 2):
-        argv = command(tmp_path / str(workers), "--plugin", TASKS, "--plugin", LEARNED, workers=workers, **settings)
+        argv = command(
+            tmp_path / str(workers),
+            "--plugin",
+            TASKS,
+            "--plugin",
+            LEARNED,
+            workers=workers,
+            **settings,
+        )
         assert forker.run(argv) == 0, forker.printed()
     same_run(tmp_path / "1", tmp_path / "2")
 
@@ -55,7 +73,9 @@ def test_plugins_reach_the_workers_and_start_alike_everywhere(forker: Forker, tm
 @pytest.mark.slow
 def test_a_data_loader_with_processes_of_its_own(forker: Forker, tmp_path: Path) -> None:
     for workers in (1, 2):
-        argv = command(tmp_path / str(workers), "--plugin", TASKS, workers=workers, optimizees="loaded")
+        argv = command(
+            tmp_path / str(workers), "--plugin", TASKS, workers=workers, optimizees="loaded"
+        )
         assert forker.run(argv) == 0, forker.printed()
     same_run(tmp_path / "1", tmp_path / "2")
 
@@ -64,7 +84,10 @@ def test_higher_gives_the_same_run_as_vmap(tmp_path: Path) -> None:
     """The first outer step, from the same data: the same meta-loss and the same gradient."""
     rows = []
     for backend in ("torch", "higher"):
-        settings: dict[str, Any] = {"inner_backend": backend, "optimizees": "quadratic:dim=3,mlp:hidden=2,batch=4"}
+        settings: dict[str, Any] = {
+            "inner_backend": backend,
+            "optimizees": "quadratic:dim=3,mlp:hidden=2,batch=4",
+        }
         train(tmp_path / backend, outer_steps=3, **settings)
         rows.append(metrics(tmp_path / backend)[0])
     for key in ("meta_loss", "grad_norm"):
@@ -75,7 +98,11 @@ def test_higher_gives_the_same_run_as_vmap(tmp_path: Path) -> None:
 def test_higher_takes_what_vmap_cannot(tmp_path: Path) -> None:
     """Meta-training, validation and a resume, all without ``vmap``."""
     load_plugins([TASKS])
-    settings: dict[str, Any] = {"optimizees": "recurrent", "inner_backend": "higher", "plugins": (TASKS,)}
+    settings: dict[str, Any] = {
+        "optimizees": "recurrent",
+        "inner_backend": "higher",
+        "plugins": (TASKS,),
+    }
     best = train(tmp_path / "whole", **settings)
     assert best.kind == "hyper-adamw" and best.score <= 1.0
     assert all(row["skipped"] == 0 and row["grad_norm"] > 0 for row in metrics(tmp_path / "whole"))
@@ -86,7 +113,9 @@ def test_higher_takes_what_vmap_cannot(tmp_path: Path) -> None:
 
 def test_tasks_that_fall_ill_with_higher(tmp_path: Path) -> None:
     load_plugins([TASKS])
-    best = train(tmp_path / "run", optimizees="sick", inner_backend="higher", plugins=(TASKS,), num_tasks=4)
+    best = train(
+        tmp_path / "run", optimizees="sick", inner_backend="higher", plugins=(TASKS,), num_tasks=4
+    )
     assert any(row["nonfinite"] > 0 for row in metrics(tmp_path / "run"))
     assert all(torch.isfinite(x).all() for x in best.theta.values())
 

@@ -1,4 +1,6 @@
-"""What a run shows: metrics.jsonl, TensorBoard's curves, the lines on the terminal, the closing words."""
+"""What a run shows: metrics.jsonl, TensorBoard's curves, the lines on the terminal, the closing
+words.
+"""
 
 from __future__ import annotations
 
@@ -8,16 +10,27 @@ from typing import Any
 
 import pytest
 
-from meta_train.cli import main
-from meta_train.curves import Curves
-from meta_train.progress import Progress
-from optimizees.spec import UserError
+from lo_framework.meta_train.cli import main
+from lo_framework.meta_train.curves import Curves
+from lo_framework.meta_train.progress import Progress
+from lo_framework.optimizees.spec import UserError
 from tests.meta_train.tools import command, metrics, train
 
 KEYS = {
-    "step", "stage", "kind", "meta_loss", "diverged", "nonfinite", "grad_norm", "clip_ratio", "skipped", "score",
-    "seconds", "rate", "families",
-}  # fmt: skip
+    "step",
+    "stage",
+    "kind",
+    "meta_loss",
+    "diverged",
+    "nonfinite",
+    "grad_norm",
+    "clip_ratio",
+    "skipped",
+    "score",
+    "seconds",
+    "rate",
+    "families",
+}
 FAMILIES = ["quadratic:dim=3", "mlp:hidden=2,batch=4/digits"]
 
 
@@ -38,7 +51,9 @@ def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
 
     events: Any = EventAccumulator(str(folder))
     events.Reload()
-    return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+    return {
+        tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]
+    }
 
 
 def test_one_line_an_outer_step_with_these_keys(run: Path) -> None:
@@ -46,7 +61,10 @@ def test_one_line_an_outer_step_with_these_keys(run: Path) -> None:
     assert [row["step"] for row in rows] == [1, 2, 3, 4]
     for row in rows:
         assert set(row) == KEYS and list(row["families"]) == FAMILIES
-        assert all({"meta_loss", "diverged", "nonfinite"} <= set(family) for family in row["families"].values())
+        assert all(
+            {"meta_loss", "diverged", "nonfinite"} <= set(family)
+            for family in row["families"].values()
+        )
         mean = sum(family["meta_loss"] for family in row["families"].values()) / 2
         assert row["meta_loss"] == pytest.approx(mean) and row["seconds"] > 0 and row["rate"] > 0
 
@@ -58,11 +76,17 @@ def test_the_curves(run: Path) -> None:
         for tag in ("meta_loss", "diverged", "nonfinite"):
             assert [step for step, _ in curves[f"{tag}/{family}"]] == steps
         values = [value for _, value in curves[f"meta_loss/{family}"]]
-        assert values == pytest.approx([row["families"][family]["meta_loss"] for row in rows], rel=1e-5)
+        assert values == pytest.approx(
+            [row["families"][family]["meta_loss"] for row in rows], rel=1e-5
+        )
         for progress in ("0", "0.5", "1"):
-            assert all(-6 < value < 1 for _, value in curves[f"log10_step_size/{family}/{progress}"])
+            assert all(
+                -6 < value < 1 for _, value in curves[f"log10_step_size/{family}/{progress}"]
+            )
     for tag in ("grad_norm", "clip_ratio", "skipped"):
-        assert [value for _, value in curves[f"outer/{tag}"]] == pytest.approx([row[tag] for row in rows], rel=1e-5)
+        assert [value for _, value in curves[f"outer/{tag}"]] == pytest.approx(
+            [row[tag] for row in rows], rel=1e-5
+        )
     assert [step for step, _ in curves["validation/incumbent"]] == [2, 4]
     assert curves["validation/incumbent"][-1][1] == pytest.approx(rows[-1]["score"])
     assert len(curves["rate/inner_steps_per_second"]) == 4
@@ -70,7 +94,9 @@ def test_the_curves(run: Path) -> None:
 
 def test_kinds_without_step_sizes_draw_none(tmp_path: Path) -> None:
     train(tmp_path / "run", learned="lstm:hidden=2", outer_steps=1)
-    assert not any(tag.startswith("log10_step_size") for tag in scalars(tmp_path / "run" / "tensorboard"))
+    assert not any(
+        tag.startswith("log10_step_size") for tag in scalars(tmp_path / "run" / "tensorboard")
+    )
 
 
 def test_what_a_resumed_run_draws_replaces_what_it_undid(tmp_path: Path) -> None:
@@ -102,7 +128,12 @@ def test_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     captured = capsys.readouterr()
     for word in ("step 4/4", "meta-loss", "inner steps/s", "s left", "score"):
         assert word in captured.err
-    for word in ("optimizer.safetensors", "metrics.jsonl", "tensorboard --logdir", "best on validation seeds"):
+    for word in (
+        "optimizer.safetensors",
+        "metrics.jsonl",
+        "tensorboard --logdir",
+        "best on validation seeds",
+    ):
         assert word in captured.out
     assert main(command(tmp_path / "run", "--resume")) == 0, "and once more for a finished run"
     assert "optimizer.safetensors" in capsys.readouterr().out

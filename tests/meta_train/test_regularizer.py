@@ -1,4 +1,6 @@
-"""``--regularizer``, ``--absorb``, ``--control`` and ``sam_rho`` from the command line to the saved optimizer."""
+"""``--regularizer``, ``--absorb``, ``--control`` and ``sam_rho`` from the command line to the saved
+optimizer.
+"""
 
 from __future__ import annotations
 
@@ -12,15 +14,28 @@ import torch
 
 from lo_framework.absorption import decompose
 from lo_framework.checkpoint import load_optimizer
+from lo_framework.meta_train.config import compute_factor
+from lo_framework.meta_train.host import Host, Setup
+from lo_framework.meta_train.radius import Radius, RadiusConfig
 from lo_framework.optim import Learned, Regularized
-from meta_train.config import compute_factor
-from meta_train.host import Host, Setup
-from meta_train.radius import Radius, RadiusConfig
-from optimizees.spec import UserError
+from lo_framework.optimizees.spec import UserError
 from tests.meta_train.test_bad_input import refused
-from tests.meta_train.tools import Forker, command, final_state, metrics, same_run, shared_out_and_resumed, tiny, train
+from tests.meta_train.tools import (
+    Forker,
+    command,
+    final_state,
+    metrics,
+    same_run,
+    shared_out_and_resumed,
+    tiny,
+    train,
+)
 
-REAL: dict[str, Any] = {"optimizees": "mlp:hidden=4,batch=8", "unroll_length": 3, "episode_length": "6"}
+REAL: dict[str, Any] = {
+    "optimizees": "mlp:hidden=4,batch=8",
+    "unroll_length": 3,
+    "episode_length": "6",
+}
 
 
 @pytest.mark.parametrize("estimator", ["tbptt", "pes"])
@@ -30,7 +45,9 @@ def test_a_regularizer_changes_the_run_and_is_logged(tmp_path: Path, estimator: 
     plain, sharp = (metrics(tmp_path / name) for name in ("none", "sam:rho=0.5"))
     families = [row["families"]["mlp:hidden=4,batch=8/digits"] for row in (plain[0], sharp[0])]
     assert "penalty" not in families[0] and families[1]["penalty"] > 0
-    assert families[1]["meta_loss"] == pytest.approx(families[0]["meta_loss"] + families[1]["penalty"], rel=1e-5)
+    assert families[1]["meta_loss"] == pytest.approx(
+        families[0]["meta_loss"] + families[1]["penalty"], rel=1e-5
+    )
     assert plain[0]["grad_norm"] != sharp[0]["grad_norm"]
     saved = load_optimizer(tmp_path / "sam:rho=0.5" / "optimizer.safetensors")
     assert saved.summary["run"]["regularizer"] == "sam:rho=0.5"
@@ -49,13 +66,15 @@ def test_gsam_decomposes_the_mean_of_all_shards(tmp_path: Path) -> None:
     whole = decompose(mean[1], mean[0], 0.6)
     norm = math.sqrt(sum(float((x.double() ** 2).sum()) for x in whole.values()))
     assert metrics(tmp_path)[0]["grad_norm"] == pytest.approx(norm, rel=1e-5)
-    assert norm != pytest.approx(math.sqrt(sum(float((x.double() ** 2).sum()) for x in mean[0].values())), rel=1e-4)
+    assert norm != pytest.approx(
+        math.sqrt(sum(float((x.double() ** 2).sum()) for x in mean[0].values())), rel=1e-4
+    )
 
 
 def start_of(out: Path) -> dict[str, torch.Tensor]:
     """Theta before the first outer step: hyper-adamw at the tuned learning rate."""
     from lo_framework.learned import make_learned
-    from meta_train.incumbent import with_lr
+    from lo_framework.meta_train.incumbent import with_lr
 
     learned = make_learned("hyper-adamw")
     theta = learned.theta()
@@ -64,21 +83,36 @@ def start_of(out: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("regularizer", ["fsam", "gsam"])
-def test_resumed_and_shared_out_runs_have_the_same_bits(forker: Forker, tmp_path: Path, regularizer: str) -> None:
+def test_resumed_and_shared_out_runs_have_the_same_bits(
+    forker: Forker, tmp_path: Path, regularizer: str
+) -> None:
     """Friendly SAM carries a state of its own from truncation to truncation."""
     settings = {**REAL, "regularizer": regularizer, "absorb": "when=late", "outer_steps": 6}
     shared_out_and_resumed(forker, tmp_path, settings)
 
 
-def test_a_radius_learned_across_phases_resumes_to_the_same_bits(forker: Forker, tmp_path: Path) -> None:
-    settings = {**REAL, "regularizer": "fsam:rho=0.3", "learn_rho": "phase=2,sigma=0.5,lr=50", "outer_steps": 5}
+def test_a_radius_learned_across_phases_resumes_to_the_same_bits(
+    forker: Forker, tmp_path: Path
+) -> None:
+    settings = {
+        **REAL,
+        "regularizer": "fsam:rho=0.3",
+        "learn_rho": "phase=2,sigma=0.5,lr=50",
+        "outer_steps": 5,
+    }
     for workers in (1, 2):
-        assert forker.run(command(tmp_path / str(workers), workers=workers, **settings)) == 0, forker.printed()
+        assert forker.run(command(tmp_path / str(workers), workers=workers, **settings)) == 0, (
+            forker.printed()
+        )
     same_run(tmp_path / "1", tmp_path / "2")
     rows = metrics(tmp_path / "1")
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5]
-    assert rows[0]["rho"] == rows[1]["rho"] != rows[2]["rho"] and all(0.01 < row["rho"] < 10 for row in rows)
-    assert forker.run(command(tmp_path / "cut", **settings), crash=12) == -signal.SIGKILL, forker.printed()
+    assert rows[0]["rho"] == rows[1]["rho"] != rows[2]["rho"] and all(
+        0.01 < row["rho"] < 10 for row in rows
+    )
+    assert forker.run(command(tmp_path / "cut", **settings), crash=12) == -signal.SIGKILL, (
+        forker.printed()
+    )
     assert len(metrics(tmp_path / "cut")) in range(2, 5)
     assert forker.run(command(tmp_path / "cut", "--resume", **settings)) == 0, forker.printed()
     same_run(tmp_path / "cut", tmp_path / "1")
@@ -104,14 +138,18 @@ def test_engine_graph_has_the_same_bits(tmp_path: Path) -> None:
 
 
 def test_control_gets_the_same_meta_compute(tmp_path: Path) -> None:
-    """Counted in gradient evaluations: 1 + 1 + 3 per plain step of second-order TBPTT, one more with SAM."""
+    """Counted in gradient evaluations: 1 + 1 + 3 per plain step of second-order TBPTT, one more
+    with SAM.
+    """
     config = tiny(control="sam", outer_steps=10)
     assert config.outer_steps == 12 and config.regularizer == "none"
     assert compute_factor(config) == pytest.approx(6 / 5)
     assert compute_factor(tiny(control="sam", absorb="batch=independent")) == pytest.approx(7 / 5)
     assert compute_factor(tiny(control="gsam")) == pytest.approx(8 / 5)  # it pulls back twice
     assert compute_factor(tiny(control="sam", absorb="when=end")) == pytest.approx(1 + 1 / 6 / 5)
-    assert compute_factor(tiny(control="sam", absorb="when=last,last=3")) == pytest.approx(1 + 1 / 2 / 5)
+    assert compute_factor(tiny(control="sam", absorb="when=last,last=3")) == pytest.approx(
+        1 + 1 / 2 / 5
+    )
     assert compute_factor(tiny(control="gam:exact=false", estimator="pes")) == pytest.approx(5 / 2)
     train(tmp_path, **REAL, control="sam", outer_steps=2)
     assert len(metrics(tmp_path)) == 3
@@ -139,22 +177,35 @@ def test_a_learned_radius_moves_and_the_face_asks_for_its_wrapper(tmp_path: Path
     assert losses[-1] < losses[0]
 
 
-@pytest.mark.parametrize(("settings", "expected"), [
-    ({"learn_rho": "phase=2"}, "--regularizer"), ({"regularizer": "weight_decay", "learn_rho": "phase=2"}, "radius"),
-    ({"regularizer": "sam+gam", "learn_rho": "phase=2"}, "radius"),
-    ({"regularizer": "sam", "learn_rho": "phsae=2"}, '"phase"'),
-    ({"regularizer": "sam", "learn_rho": "sigma=0"}, "sigma"),
-    ({"regularizer": "sam", "learn_rho": "lr=1", "objective": "train"}, "held-out"),
-    ({"regularizer": "smm"}, '"sam"'), ({"regularizer": "sam:roh=1"}, '"rho"'), ({"regularizer": "sam:rho=0"}, "rho"),
-    ({"regularizer": "sam:rho=-0.1"}, "rho"), ({"regularizer": "sam", "absorb": "wehn=end"}, '"when"'),
-    ({"regularizer": "sam", "absorb": "when=lats"}, "late"), ({"absorb": "when=end"}, "--regularizer"),
-    ({"regularizer": "gsam+gam"}, "space=params"), ({"regularizer": "sam", "control": "sam"}, "--control"),
-    ({"regularizer": "sam", "inner_backend": "higher"}, "--inner-backend"), ({"control": "smm"}, '"sam"'),
-    ({"regularizer": "sam", "absorb": "attached=true", "estimator": "pes"}, "tbptt"),
-    ({"regularizer": "fsam", "absorb": "attached=true"}, "scalar value"),
-    ({"learned": "hyper-adamw:sam_rho=0.05", "objective": "train"}, "held-out"),
-    ({"learned": "hyper-adamw:sam_rho=-1"}, "sam_rho"), ({"engine": "grpah"}, '"graph"'),
-    ({"learned": "hyper-adamw:sam_rho=0.05", "inner_backend": "higher"}, "sam_rho"),
-])  # fmt: skip
-def test_bad_input(settings: dict[str, Any], expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"learn_rho": "phase=2"}, "--regularizer"),
+        ({"regularizer": "weight_decay", "learn_rho": "phase=2"}, "radius"),
+        ({"regularizer": "sam+gam", "learn_rho": "phase=2"}, "radius"),
+        ({"regularizer": "sam", "learn_rho": "phsae=2"}, '"phase"'),
+        ({"regularizer": "sam", "learn_rho": "sigma=0"}, "sigma"),
+        ({"regularizer": "sam", "learn_rho": "lr=1", "objective": "train"}, "held-out"),
+        ({"regularizer": "smm"}, '"sam"'),
+        ({"regularizer": "sam:roh=1"}, '"rho"'),
+        ({"regularizer": "sam:rho=0"}, "rho"),
+        ({"regularizer": "sam:rho=-0.1"}, "rho"),
+        ({"regularizer": "sam", "absorb": "wehn=end"}, '"when"'),
+        ({"regularizer": "sam", "absorb": "when=lats"}, "late"),
+        ({"absorb": "when=end"}, "--regularizer"),
+        ({"regularizer": "gsam+gam"}, "space=params"),
+        ({"regularizer": "sam", "control": "sam"}, "--control"),
+        ({"regularizer": "sam", "inner_backend": "higher"}, "--inner-backend"),
+        ({"control": "smm"}, '"sam"'),
+        ({"regularizer": "sam", "absorb": "attached=true", "estimator": "pes"}, "tbptt"),
+        ({"regularizer": "fsam", "absorb": "attached=true"}, "scalar value"),
+        ({"learned": "hyper-adamw:sam_rho=0.05", "objective": "train"}, "held-out"),
+        ({"learned": "hyper-adamw:sam_rho=-1"}, "sam_rho"),
+        ({"engine": "grpah"}, '"graph"'),
+        ({"learned": "hyper-adamw:sam_rho=0.05", "inner_backend": "higher"}, "sam_rho"),
+    ],
+)
+def test_bad_input(
+    settings: dict[str, Any], expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert expected in refused(command(tmp_path / "run", **settings), tmp_path / "run", capsys)

@@ -15,9 +15,9 @@ import pytest
 from lo_framework import checkpoint
 from lo_framework.checkpoint import load_latest_state, load_optimizer
 from lo_framework.files.lock import exclusive
-from meta_train.cli import main
-from meta_train.workers import Workers
-from optimizees.spec import UserError
+from lo_framework.meta_train.cli import main
+from lo_framework.meta_train.workers import Workers
+from lo_framework.optimizees.spec import UserError
 from tests.meta_train.tools import Forker, command, final_state, metrics, same_run, snapshot, train
 
 
@@ -38,7 +38,11 @@ def refused(capsys: pytest.CaptureFixture[str], argv: list[str]) -> str:
     """The one line of a command that ends with exit code 2."""
     assert main(argv) == 2
     captured = capsys.readouterr()
-    assert captured.out == "" and captured.err.startswith("meta_train: ") and captured.err.count("\n") == 1
+    assert (
+        captured.out == ""
+        and captured.err.startswith("meta_train: ")
+        and captured.err.count("\n") == 1
+    )
     return captured.err
 
 
@@ -58,10 +62,19 @@ def test_a_finished_run_is_left_as_it_is(run: Path, capsys: pytest.CaptureFixtur
     assert "best on validation seeds" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("changes", [
-    {"outer_lr": 0.02}, {"seed": 1}, {"num_tasks": 4}, {"optimizees": "quadratic:dim=4"}, {"outer_steps": 5},
-])  # fmt: skip
-def test_changed_settings_are_named(run: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"outer_lr": 0.02},
+        {"seed": 1},
+        {"num_tasks": 4},
+        {"optimizees": "quadratic:dim=4"},
+        {"outer_steps": 5},
+    ],
+)
+def test_changed_settings_are_named(
+    run: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, Any]
+) -> None:
     before = snapshot(run)
     line = refused(capsys, command(run, "--resume", **changes))
     (name,) = changes
@@ -69,13 +82,19 @@ def test_changed_settings_are_named(run: Path, capsys: pytest.CaptureFixture[str
     assert snapshot(run) == before
 
 
-def test_other_stages_are_named(run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_stages_are_named(
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A release that shares out the steps differently cannot go on with the same bits."""
-    monkeypatch.setattr("meta_train.run.MetaTraining._plan", lambda self: [["hyper-adamw", 0, 3]])
+    monkeypatch.setattr(
+        "lo_framework.meta_train.run.MetaTraining._plan", lambda self: [["hyper-adamw", 0, 3]]
+    )
     assert "another release" in refused(capsys, command(run, "--resume"))
 
 
-def test_another_torch_is_named(run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_torch_is_named(
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("torch.__version__", "0.0.1")
     line = refused(capsys, command(run, "--resume"))
     assert "0.0.1" in line
@@ -86,14 +105,18 @@ def test_workers_may_change(run: Path) -> None:
     assert main(command(run, "--resume", "--max-seconds", "100", workers=7)) == 0
 
 
-def test_a_folder_with_a_run_is_not_overwritten(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_with_a_run_is_not_overwritten(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     before = snapshot(run)
     assert "--resume" in refused(capsys, command(run))
     assert snapshot(run) == before
 
 
 @pytest.mark.parametrize("left", ["state", "metrics.jsonl", "optimizer.safetensors"])
-def test_nor_one_with_a_part_of_a_run(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], left: str) -> None:
+def test_nor_one_with_a_part_of_a_run(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], left: str
+) -> None:
     other = tmp_path / "other"
     other.mkdir()
     (run / left).rename(other / left)
@@ -102,7 +125,9 @@ def test_nor_one_with_a_part_of_a_run(run: Path, tmp_path: Path, capsys: pytest.
     assert snapshot(other) == before
 
 
-def test_a_damaged_newest_state_falls_back(run: Path, finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_damaged_newest_state_falls_back(
+    run: Path, finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     newest = run / "state" / "state-0000000004.safetensors"
     whole = newest.read_bytes()
     newest.write_bytes(whole[: len(whole) // 2])
@@ -134,7 +159,9 @@ def test_max_seconds_stops_early_and_says_so(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, clock = tmp_path / "run", itertools.count()
-    monkeypatch.setattr("meta_train.run.time", SimpleNamespace(monotonic=lambda: float(next(clock))))
+    monkeypatch.setattr(
+        "lo_framework.meta_train.run.time", SimpleNamespace(monotonic=lambda: float(next(clock)))
+    )
     settings = {"outer_steps": 100, "checkpoint_every": 50, "validate_every": 50}
     assert main(command(out, "--max-seconds", "20", **settings)) == 0
     assert "cannot be repeated" in capsys.readouterr().err
@@ -169,9 +196,14 @@ def test_a_run_that_was_not_cut_is_repeatable(run: Path) -> None:
 
 
 def test_a_full_disk_while_saving(
-    tmp_path: Path, finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    finished: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """The last state goes to a disk that refuses: the one before stays, and the run goes on from it later."""
+    """The last state goes to a disk that refuses: the one before stays, and the run goes on from it
+    later.
+    """
     out, write = tmp_path / "run", checkpoint.atomic_write_bytes
 
     def full(path: Path, data: bytes) -> None:
@@ -191,11 +223,17 @@ def test_a_full_disk_while_saving(
 
 
 @pytest.mark.parametrize("limit", [500, 1500, 4000])
-def test_a_disk_that_takes_no_more_bytes(forker: Forker, finished: Path, tmp_path: Path, limit: int) -> None:
-    """Whichever file meets the limit first (a log, the curves, a state): exit code 2, one last line, resume works."""
+def test_a_disk_that_takes_no_more_bytes(
+    forker: Forker, finished: Path, tmp_path: Path, limit: int
+) -> None:
+    """Whichever file meets the limit first (a log, the curves, a state): exit code 2, one last
+    line, resume works.
+    """
     out = tmp_path / "run"
     assert forker.run(command(out), file_limit=limit) == 2, forker.printed()
-    assert forker.printed().splitlines()[-1].startswith("meta_train: cannot write"), forker.printed()
+    assert forker.printed().splitlines()[-1].startswith("meta_train: cannot write"), (
+        forker.printed()
+    )
     assert forker.run(command(out, "--resume")) == 0, forker.printed()
     same_run(out, finished)
 
@@ -209,8 +247,12 @@ def test_an_out_that_cannot_be_a_folder(tmp_path: Path, capsys: pytest.CaptureFi
     assert file.read_text() == "mine"
 
 
-def test_no_process_and_no_open_file_after_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run that fails while it starts closes what it opened; warnings of unclosed files are errors here."""
+def test_no_process_and_no_open_file_after_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that fails while it starts closes what it opened; warnings of unclosed files are errors
+    here.
+    """
     closed: list[Workers] = []
     close = Workers.close
 
@@ -222,7 +264,7 @@ def test_no_process_and_no_open_file_after_an_error(tmp_path: Path, monkeypatch:
         raise UserError("no")
 
     monkeypatch.setattr(Workers, "close", noted)
-    monkeypatch.setattr("meta_train.run.tuned_start", fail)
+    monkeypatch.setattr("lo_framework.meta_train.run.tuned_start", fail)
     with pytest.raises(UserError, match="no"):
         train(tmp_path / "run")
     assert closed
@@ -231,7 +273,10 @@ def test_no_process_and_no_open_file_after_an_error(tmp_path: Path, monkeypatch:
 
 
 def test_ctrl_c_ends_with_130(
-    tmp_path: Path, finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    finished: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     out = tmp_path / "run"
 
@@ -239,13 +284,18 @@ def test_ctrl_c_ends_with_130(
         signal.raise_signal(signal.SIGINT)
 
     with monkeypatch.context() as patch:
-        patch.setattr("meta_train.run.MetaTraining._validate", interrupted)
-        before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job is born ignoring it
+        patch.setattr("lo_framework.meta_train.run.MetaTraining._validate", interrupted)
+        before = signal.signal(
+            signal.SIGINT, signal.default_int_handler
+        )  # a background job is born ignoring it
         try:
             assert main(command(out)) == 130
         finally:
             signal.signal(signal.SIGINT, before)
-    assert capsys.readouterr().err.splitlines()[-1] == f"meta_train: interrupted; go on with --out {out} --resume"
+    assert (
+        capsys.readouterr().err.splitlines()[-1]
+        == f"meta_train: interrupted; go on with --out {out} --resume"
+    )
     assert json.loads((out / "config.json").read_text())["seed"] == 0
     assert main(command(out, "--resume")) == 0
     same_run(out, finished)

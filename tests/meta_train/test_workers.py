@@ -8,14 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from meta_train.host import Setup
-from meta_train.workers import Workers
-from optimizees.spec import UserError
+from lo_framework.meta_train.host import Setup
+from lo_framework.meta_train.workers import Workers
+from lo_framework.optimizees.spec import UserError
 from tests.meta_train.tools import command, descendants, gone, program, tiny, until_step
 
 
 def test_errors_of_workers(tmp_path: Path) -> None:
-    """Bad input stays bad input, a bug shows its traceback, a worker that dies is named; close ends them all."""
+    """Bad input stays bad input, a bug shows its traceback, a worker that dies is named; close ends
+    them all.
+    """
     workers = Workers(Setup(tiny(), None, ()), 2, 2)
     try:
         with pytest.raises(UserError, match="unknown learned optimizer"):
@@ -42,7 +44,9 @@ def test_shares_of_the_shards() -> None:
 
 @pytest.mark.slow
 def test_ctrl_c_in_a_terminal(tmp_path: Path) -> None:
-    """SIGINT to the whole process group, as a terminal sends it: one line, code 130, no process left."""
+    """SIGINT to the whole process group, as a terminal sends it: one line, code 130, no process
+    left.
+    """
     out = tmp_path / "run"
     process = program(command(out, workers=2, outer_steps=10_000))
     until_step(out, 1)
@@ -50,5 +54,7 @@ def test_ctrl_c_in_a_terminal(tmp_path: Path) -> None:
     os.killpg(process.pid, signal.SIGINT)
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 130, errors
-    assert errors.splitlines()[-1].startswith("meta_train: interrupted") and "Traceback" not in errors
+    assert (
+        errors.splitlines()[-1].startswith("meta_train: interrupted") and "Traceback" not in errors
+    )
     assert len(children) >= 2 and gone(children, 5.0)

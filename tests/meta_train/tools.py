@@ -16,20 +16,34 @@ import torch
 from torch import Tensor
 
 from lo_framework.checkpoint import load_latest_state
-from meta_train.config import RunConfig, make_config
-from meta_train.host import Setup
-from meta_train.incumbent import Incumbent
-from meta_train.run import MetaTraining
+from lo_framework.meta_train.config import RunConfig, make_config
+from lo_framework.meta_train.host import Setup
+from lo_framework.meta_train.incumbent import Incumbent
+from lo_framework.meta_train.run import MetaTraining
 
 ROOT = Path(__file__).resolve().parents[2]
 
 # Every setting is named, so that no test depends on the presets.
 TINY: dict[str, Any] = {
-    "optimizees": "quadratic:dim=3,std=0.01", "datasets": "digits", "learned": "hyper-adamw", "estimator": "tbptt",
-    "objective": "valid", "unroll_length": 3, "episode_length": "6", "num_tasks": 2, "shards": 2, "outer_steps": 4,
-    "outer_lr": 0.01, "clip": 1.0, "validate_every": 2, "validation_seeds": 1, "checkpoint_every": 2, "seed": 0,
-    "device": "cpu", "inner_backend": "torch",
-}  # fmt: skip
+    "optimizees": "quadratic:dim=3,std=0.01",
+    "datasets": "digits",
+    "learned": "hyper-adamw",
+    "estimator": "tbptt",
+    "objective": "valid",
+    "unroll_length": 3,
+    "episode_length": "6",
+    "num_tasks": 2,
+    "shards": 2,
+    "outer_steps": 4,
+    "outer_lr": 0.01,
+    "clip": 1.0,
+    "validate_every": 2,
+    "validation_seeds": 1,
+    "checkpoint_every": 2,
+    "seed": 0,
+    "device": "cpu",
+    "inner_backend": "torch",
+}
 NOT_ON_COMMAND_LINE = ("clip", "validation_seeds")
 
 
@@ -38,9 +52,14 @@ def tiny(**changes: Any) -> RunConfig:
 
 
 def train(
-    out: Path, *, workers: int = 1, resume: bool = False, max_seconds: float | None = None,
-    plugins: tuple[str, ...] = (), **changes: Any,
-) -> Incumbent:  # fmt: skip
+    out: Path,
+    *,
+    workers: int = 1,
+    resume: bool = False,
+    max_seconds: float | None = None,
+    plugins: tuple[str, ...] = (),
+    **changes: Any,
+) -> Incumbent:
     """A run in this process."""
     run = MetaTraining(Setup(tiny(**changes), None, plugins), out, workers=workers, quiet=True)
     return run.train(resume=resume, max_seconds=max_seconds)
@@ -48,17 +67,30 @@ def train(
 
 def command(out: Path, *flags: str, workers: int = 1, **changes: Any) -> list[str]:
     """The command line of a tiny run."""
-    settings = {name: value for name, value in {**TINY, **changes}.items() if name not in NOT_ON_COMMAND_LINE}
-    argv = [part for name, value in settings.items() for part in (f"--{name.replace('_', '-')}", str(value))]
+    settings = {
+        name: value
+        for name, value in {**TINY, **changes}.items()
+        if name not in NOT_ON_COMMAND_LINE
+    }
+    argv = [
+        part
+        for name, value in settings.items()
+        for part in (f"--{name.replace('_', '-')}", str(value))
+    ]
     return [*argv, "--workers", str(workers), "--out", str(out), "--no-evaluate", *flags]
 
 
 def program(argv: list[str]) -> subprocess.Popen[str]:
     """``python -m meta_train`` in a process group of its own."""
     return subprocess.Popen(
-        [sys.executable, "-m", "meta_train", *argv], cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
-    )  # fmt: skip
+        [sys.executable, "-m", "meta_train", *argv],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
 
 
 class Forker:
@@ -68,9 +100,14 @@ class Forker:
         self.log = folder / "forker.log"
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
         self.process = subprocess.Popen(
-            [sys.executable, str(ROOT / "tests/meta_train/forker.py")], cwd=ROOT, env=environment, text=True,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
+            [sys.executable, str(ROOT / "tests/meta_train/forker.py")],
+            cwd=ROOT,
+            env=environment,
+            text=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        )
 
     def start(self, argv: list[str], **order: Any) -> int:
         """The pid of a new run; :meth:`wait` for it before the next one."""
@@ -115,13 +152,20 @@ class Forker:
 
 
 def metrics(out: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl without what differs from run to run; NaN and infinities would be an error."""
+    """The lines of metrics.jsonl without what differs from run to run; NaN and infinities would be
+    an error.
+    """
 
     def refuse(word: str) -> None:
         raise ValueError(f"{word} is not JSON")
 
-    rows = [json.loads(line, parse_constant=refuse) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in row.items() if key not in ("seconds", "rate")} for row in rows]
+    rows = [
+        json.loads(line, parse_constant=refuse)
+        for line in (out / "metrics.jsonl").read_text().splitlines()
+    ]
+    return [
+        {key: value for key, value in row.items() if key not in ("seconds", "rate")} for row in rows
+    ]
 
 
 def final_state(out: Path) -> tuple[int, dict[str, bytes], dict[str, Any]]:
@@ -137,7 +181,9 @@ def raw(x: Tensor) -> bytes:
 
 def same_run(one: Path, other: Path) -> None:
     """Assert that two runs ended with the same bits, in everything that they leave but clocks."""
-    assert (one / "optimizer.safetensors").read_bytes() == (other / "optimizer.safetensors").read_bytes()
+    assert (one / "optimizer.safetensors").read_bytes() == (
+        other / "optimizer.safetensors"
+    ).read_bytes()
     assert final_state(one) == final_state(other)
     assert metrics(one) == metrics(other)
 
@@ -145,10 +191,16 @@ def same_run(one: Path, other: Path) -> None:
 def shared_out_and_resumed(forker: Forker, tmp_path: Path, settings: dict[str, Any]) -> None:
     """A run of six steps has the same bits with two workers, and where it is killed and goes on."""
     for workers in (1, 2):
-        assert forker.run(command(tmp_path / str(workers), workers=workers, **settings)) == 0, forker.printed()
+        assert forker.run(command(tmp_path / str(workers), workers=workers, **settings)) == 0, (
+            forker.printed()
+        )
     same_run(tmp_path / "1", tmp_path / "2")
-    assert forker.run(command(tmp_path / "cut", **settings), crash=14) == -signal.SIGKILL, forker.printed()
-    assert len(metrics(tmp_path / "cut")) in range(2, 6)  # after the first checkpoint, before the last step
+    assert forker.run(command(tmp_path / "cut", **settings), crash=14) == -signal.SIGKILL, (
+        forker.printed()
+    )
+    assert len(metrics(tmp_path / "cut")) in range(
+        2, 6
+    )  # after the first checkpoint, before the last step
     assert forker.run(command(tmp_path / "cut", "--resume", **settings)) == 0, forker.printed()
     same_run(tmp_path / "cut", tmp_path / "1")
 
@@ -156,7 +208,10 @@ def shared_out_and_resumed(forker: Forker, tmp_path: Path, settings: dict[str, A
 def snapshot(folder: Path) -> dict[str, tuple[bytes, int]]:
     """Content and modification time of every file."""
     files = (path for path in sorted(folder.rglob("*")) if path.is_file())
-    return {str(path.relative_to(folder)): (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
+    return {
+        str(path.relative_to(folder)): (path.read_bytes(), path.stat().st_mtime_ns)
+        for path in files
+    }
 
 
 def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
@@ -168,7 +223,9 @@ def descendants(pid: int) -> set[int]:
     found: set[int] = set()
     try:
         tasks = list(Path(f"/proc/{pid}/task").iterdir())
-        children = [int(child) for task in tasks for child in (task / "children").read_text().split()]
+        children = [
+            int(child) for task in tasks for child in (task / "children").read_text().split()
+        ]
     except OSError:
         return found
     for child in children:

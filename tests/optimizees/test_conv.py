@@ -1,11 +1,13 @@
-"""The batch-last formulations against torch's own: values, first and second derivatives, odd sizes, ties, vmap."""
+"""The batch-last formulations against torch's own: values, first and second derivatives, odd sizes,
+ties, vmap.
+"""
 
 import pytest
 import torch
 from torch.func import grad, vjp, vmap
 from torch.nn import functional as F
 
-from optimizees.models.conv import avg_pool2, conv3x3, gather_matrix, max_pool2
+from lo_framework.optimizees.models.conv import avg_pool2, conv3x3, gather_matrix, max_pool2
 
 
 def draw(*shape, seed=0):
@@ -51,7 +53,9 @@ def test_conv(side, stride):
     )
 
 
-@pytest.mark.parametrize(("ours", "reference"), [(max_pool2, F.max_pool2d), (avg_pool2, F.avg_pool2d)])
+@pytest.mark.parametrize(
+    ("ours", "reference"), [(max_pool2, F.max_pool2d), (avg_pool2, F.avg_pool2d)]
+)
 @pytest.mark.parametrize("side", [(2, 2), (8, 8), (5, 7)])
 def test_pool(ours, reference, side):
     for x in (draw(3, 4, *side), draw(3, 4, *side).round()):  # rounded numbers are full of ties
@@ -71,7 +75,11 @@ def test_vmapped_block_equals_a_loop_over_torch():
     def norm_of_grad(f):
         return lambda x, w: sum((g**2).sum() for g in grad(f, argnums=(0, 1))(x, w))
 
-    for transform in (lambda f: f, lambda f: grad(f, argnums=(0, 1)), lambda f: grad(norm_of_grad(f), argnums=(0, 1))):
+    for transform in (
+        lambda f: f,
+        lambda f: grad(f, argnums=(0, 1)),
+        lambda f: grad(norm_of_grad(f), argnums=(0, 1)),
+    ):
         got = vmap(transform(ours))(x, w)
         want = [transform(reference)(x[k], w[k]) for k in range(4)]
         if isinstance(got, tuple):

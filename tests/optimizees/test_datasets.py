@@ -1,4 +1,6 @@
-"""Readers of data files: every suffix and layout, every way a file can be broken, and the real files where present."""
+"""Readers of data files: every suffix and layout, every way a file can be broken, and the real
+files where present.
+"""
 
 import gzip
 import lzma
@@ -9,10 +11,10 @@ import pooch
 import pytest
 import torch
 
-from optimizees import UserError, datasets
-from optimizees.datasets import cifar, load
-from optimizees.datasets.idx import FILES
-from optimizees.datasets.images import to_images
+from lo_framework.optimizees import UserError, datasets
+from lo_framework.optimizees.datasets import cifar, load
+from lo_framework.optimizees.datasets.idx import FILES
+from lo_framework.optimizees.datasets.images import to_images
 
 TRAIN, TEST = 40, 20
 PACK = {"": lambda b: b, ".gz": gzip.compress, ".xz": lzma.compress}
@@ -23,7 +25,9 @@ RECORD = 3073
 
 @pytest.fixture(autouse=True)
 def offline(tmp_path, monkeypatch):
-    """No network, an empty download cache, no data folder in the environment, and no data set loaded before."""
+    """No network, an empty download cache, no data folder in the environment, and no data set
+    loaded before.
+    """
 
     def refuse(*args, **kwargs):
         raise ConnectionError("no network in tests")
@@ -41,7 +45,9 @@ def idx_files(seed=0):
     for part, count in (("train", TRAIN), ("t10k", TEST)):
         x = torch.randint(256, (count, 6, 6), dtype=torch.uint8, generator=generator)
         y = torch.randint(10, (count,), dtype=torch.uint8, generator=generator)
-        files[f"{part}-images-idx3-ubyte"] = struct.pack(">4i", 2051, count, 6, 6) + x.numpy().tobytes()
+        files[f"{part}-images-idx3-ubyte"] = (
+            struct.pack(">4i", 2051, count, 6, 6) + x.numpy().tobytes()
+        )
         files[f"{part}-labels-idx1-ubyte"] = struct.pack(">2i", 2049, count) + y.numpy().tobytes()
         arrays[part] = (x, y)
     return files, arrays
@@ -96,7 +102,9 @@ def test_size_is_area_average(tmp_path):
 
 
 def test_grey_keeps_range():
-    pixels = torch.tensor([[255, 255, 255], [0, 0, 0], [255, 0, 0]], dtype=torch.uint8).reshape(3, 3, 1, 1)
+    pixels = torch.tensor([[255, 255, 255], [0, 0, 0], [255, 0, 0]], dtype=torch.uint8).reshape(
+        3, 3, 1, 1
+    )
     grey = to_images(pixels, size=None, grey=True, owner="x")
     torch.testing.assert_close(grey.flatten(), torch.tensor([1.0, 0.0, 0.299]))
 
@@ -104,15 +112,30 @@ def test_grey_keeps_range():
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda f: f.update({IMAGES: f[IMAGES][:-7]}), [IMAGES, "expected 1,456 bytes, found 1,449"]),
-        (lambda f: f.update({IMAGES: f[IMAGES] + b"x"}), [IMAGES, "expected 1,456 bytes, found 1,457"]),
+        (
+            lambda f: f.update({IMAGES: f[IMAGES][:-7]}),
+            [IMAGES, "expected 1,456 bytes, found 1,449"],
+        ),
+        (
+            lambda f: f.update({IMAGES: f[IMAGES] + b"x"}),
+            [IMAGES, "expected 1,456 bytes, found 1,457"],
+        ),
         (lambda f: f.update({IMAGES: f[IMAGES][:9]}), [IMAGES, "expected 16 bytes, found 9"]),
         (lambda f: f.update({IMAGES: b""}), [IMAGES, "expected 16 bytes, found 0"]),
         (lambda f: f.update({IMAGES: b"\x00" * 4 + f[IMAGES][4:]}), ["magic number 2051, found 0"]),
-        (lambda f: f.update({IMAGES: f["train-labels-idx1-ubyte"]}), ["magic number 2051, found 2049"]),
+        (
+            lambda f: f.update({IMAGES: f["train-labels-idx1-ubyte"]}),
+            ["magic number 2051, found 2049"],
+        ),
         (lambda f: f.update({LABELS: struct.pack(">2i", 2049, 0)}), [LABELS, "announces 0 items"]),
-        (lambda f: f.update({LABELS: struct.pack(">2i", 2049, 20) + b"\x0a" * 20}), [LABELS, "label 10", "0 to 9"]),
-        (lambda f: f.update({LABELS: struct.pack(">2i", 2049, 5) + b"\x01" * 5}), ["expected 5 images", "found 20"]),
+        (
+            lambda f: f.update({LABELS: struct.pack(">2i", 2049, 20) + b"\x0a" * 20}),
+            [LABELS, "label 10", "0 to 9"],
+        ),
+        (
+            lambda f: f.update({LABELS: struct.pack(">2i", 2049, 5) + b"\x01" * 5}),
+            ["expected 5 images", "found 20"],
+        ),
     ],
 )
 def test_broken_idx(tmp_path, change, words):
@@ -270,7 +293,9 @@ COUNTS = {
 }
 
 
-@pytest.mark.parametrize("name", ["mnist", "fashion_mnist", pytest.param("cifar10", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "name", ["mnist", "fashion_mnist", pytest.param("cifar10", marks=pytest.mark.slow)]
+)
 def test_real_files(data_dir, name):
     splits = load(f"{name}:size=4", data_dir).splits
     train, test = COUNTS[name]
@@ -282,4 +307,6 @@ def test_real_files(data_dir, name):
 
 
 def test_one_sets_folder_is_not_taken_for_the_others(data_dir):
-    assert "expected a file of fashion_mnist, this one is of mnist" in fails("fashion_mnist:size=4", data_dir / "mnist")
+    assert "expected a file of fashion_mnist, this one is of mnist" in fails(
+        "fashion_mnist:size=4", data_dir / "mnist"
+    )

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from optimizees.dropout import CounterDropout, keep_mask, mix
+from lo_framework.optimizees.dropout import CounterDropout, keep_mask, mix
 
 
 def test_mix_is_a_bijection_on_words():
@@ -15,7 +15,9 @@ def test_mix_is_a_bijection_on_words():
 
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
 def test_masks_look_random(p):
-    masks = torch.stack([keep_mask((200, 50), p, torch.tensor(n), layer) for n in range(4) for layer in range(3)])
+    masks = torch.stack(
+        [keep_mask((200, 50), p, torch.tensor(n), layer) for n in range(4) for layer in range(3)]
+    )
     rates = masks.float().mean((1, 2))
     assert (rates - (1 - p)).abs().max() < 5 * (p * (1 - p) / 1e4) ** 0.5
     assert (torch.corrcoef(masks.flatten(1).float()) - torch.eye(12)).abs().max() < 0.06
@@ -26,7 +28,13 @@ def test_masks_look_random(p):
 
 @pytest.mark.parametrize(
     ("channels", "shape", "lead"),
-    [(None, (5, 6), 2), (1, (5, 6, 7), 2), (2, (5, 6, 3, 3), 2), (2, (6, 3, 3), 1), (3, (5, 6, 2, 2, 2), 2)],
+    [
+        (None, (5, 6), 2),
+        (1, (5, 6, 7), 2),
+        (2, (5, 6, 3, 3), 2),
+        (2, (6, 3, 3), 1),
+        (3, (5, 6, 2, 2, 2), 2),
+    ],
 )
 def test_channels_drop_together(channels, shape, lead):
     layer = CounterDropout(0.5, channels=channels, alpha=False, first=0)

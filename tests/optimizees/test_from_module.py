@@ -1,4 +1,6 @@
-"""task_from_module: buffers, dropout, frozen and tied parameters, initialisation, data, and what it refuses."""
+"""task_from_module: buffers, dropout, frozen and tied parameters, initialisation, data, and what it
+refuses.
+"""
 
 import math
 
@@ -8,8 +10,8 @@ from torch import nn
 from torch.func import grad, grad_and_value, vmap
 from torch.utils.data import DataLoader, TensorDataset
 
-from optimizees import UserError, task_from_module
-from optimizees.dropout import keep_mask
+from lo_framework.optimizees import UserError, task_from_module
+from lo_framework.optimizees.dropout import keep_mask
 
 CE = nn.functional.cross_entropy
 
@@ -51,7 +53,9 @@ def test_equals_the_module_without_dropout():
     task = task_from_module(module, CE, rows(), batch_size=16)
     params, buffers = task.init(seeded())
     x, y = task.batch("train", seeded(1))
-    grads, (loss, new) = grad_and_value(task.loss, has_aux=True)(params, buffers, (x, y), torch.tensor(0))
+    grads, (loss, new) = grad_and_value(task.loss, has_aux=True)(
+        params, buffers, (x, y), torch.tensor(0)
+    )
     module.load_state_dict({**params, **buffers})
     want = CE(module(x), y)
     want.backward()
@@ -74,12 +78,16 @@ def test_batchnorm_and_dropout_under_vmap_equal_a_loop(shared):
     buffers = inits[0][1] if shared else stack([b for _, b in inits])
     batch, noise = task.batch("train", seeded(7), (count,)), torch.arange(count) * 10**12
     step = grad_and_value(task.loss, has_aux=True)
-    grads, (loss, new) = vmap(step, in_dims=(0, None if shared else 0, 0, 0))(params, buffers, batch, noise)
+    grads, (loss, new) = vmap(step, in_dims=(0, None if shared else 0, 0, 0))(
+        params, buffers, batch, noise
+    )
 
     def second(p, b, batch, n):
         return sum((g**2).sum() for g in grad(lambda q: task.loss(q, b, batch, n)[0])(p).values())
 
-    seconds = vmap(grad(second), in_dims=(0, None if shared else 0, 0, 0))(params, buffers, batch, noise)
+    seconds = vmap(grad(second), in_dims=(0, None if shared else 0, 0, 0))(
+        params, buffers, batch, noise
+    )
     for k in range(count):
         rows_k = tuple(x[k] for x in batch)
         alone, (loss_k, new_k) = step(*inits[k], rows_k, noise[k])
@@ -130,7 +138,9 @@ def test_init_is_drawn_from_the_generator():
 
 
 class Odd(nn.Module):
-    """A free parameter (no reset_parameters), a tied pair, a frozen layer and a dropout module used twice."""
+    """A free parameter (no reset_parameters), a tied pair, a frozen layer and a dropout module used
+    twice.
+    """
 
     def __init__(self):
         super().__init__()
@@ -157,7 +167,9 @@ def test_frozen_tied_and_free_parameters():
     assert torch.equal(params["scale"], torch.full((3,), 2.0))
     assert not torch.equal(params["first.weight"], module.first.weight)
     batch = task.batch("train", seeded())
-    grads, (_, new) = grad_and_value(task.loss, has_aux=True)(params, buffers, batch, torch.tensor(1))
+    grads, (_, new) = grad_and_value(task.loss, has_aux=True)(
+        params, buffers, batch, torch.tensor(1)
+    )
     assert (buffers["seen"], new["seen"]) == (0, 1)
 
     def by_hand(p):
@@ -165,7 +177,9 @@ def test_frozen_tied_and_free_parameters():
         for call, name in enumerate(("first", "second")):
             x = torch.tanh(nn.functional.linear(x, p["first.weight"], p[f"{name}.bias"]))
             x = x * keep_mask(x.shape, 0.5, torch.tensor(1), call) * 2
-        return CE(nn.functional.linear(x, module.frozen.weight, module.frozen.bias) * p["scale"], batch[1])
+        return CE(
+            nn.functional.linear(x, module.frozen.weight, module.frozen.bias) * p["scale"], batch[1]
+        )
 
     close(grads, grad(by_hand)(params))
 
@@ -224,7 +238,9 @@ def test_data_loader_is_read_once_and_deterministically():
     module = net()
     state = torch.get_rng_state()
     tasks = [
-        task_from_module(module, CE, DataLoader(TensorDataset(x, y), batch_size=7, shuffle=True, generator=g))
+        task_from_module(
+            module, CE, DataLoader(TensorDataset(x, y), batch_size=7, shuffle=True, generator=g)
+        )
         for g in (None, None, seeded(3), seeded(4))
     ]
     assert torch.equal(state, torch.get_rng_state())
@@ -239,7 +255,9 @@ def test_data_loader_is_read_once_and_deterministically():
 
 def test_regression_and_reconstruction():
     x = torch.randn(60, 4, generator=seeded())
-    task = task_from_module(nn.Linear(4, 2), nn.MSELoss(), (x, x[:, :2] * 30), batch_size=16, name="line")
+    task = task_from_module(
+        nn.Linear(4, 2), nn.MSELoss(), (x, x[:, :2] * 30), batch_size=16, name="line"
+    )
     assert (task.name, task.num_classes) == ("line", None)
     params, buffers = task.init(seeded(3))
     batch = task.batch("train", seeded())
@@ -268,34 +286,68 @@ class Noisy(nn.Module):
     ("make", "words"),
     [
         (lambda: task_from_module(nn.Flatten(), CE, rows()), "no trainable parameters"),
-        (lambda: task_from_module(net().requires_grad_(False), CE, rows()), "no trainable parameters"),
-        (lambda: task_from_module(net().double(), CE, rows()), "must be float32, found torch.float64"),
-        (lambda: task_from_module(nn.LazyLinear(3), CE, rows()), "lazy parameters"),
-        (lambda: task_from_module(net(), CE, rows(), batch_size=1), "BatchNorm needs batches of at least 2 rows"),
-        (lambda: task_from_module(net(), CE, rows(), batch_size=0), "batch_size must be at least 1"),
         (
-            lambda: task_from_module(nn.Sequential(nn.BatchNorm2d(1, momentum=None), nn.Flatten()), CE, rows()),
+            lambda: task_from_module(net().requires_grad_(False), CE, rows()),
+            "no trainable parameters",
+        ),
+        (
+            lambda: task_from_module(net().double(), CE, rows()),
+            "must be float32, found torch.float64",
+        ),
+        (lambda: task_from_module(nn.LazyLinear(3), CE, rows()), "lazy parameters"),
+        (
+            lambda: task_from_module(net(), CE, rows(), batch_size=1),
+            "BatchNorm needs batches of at least 2 rows",
+        ),
+        (
+            lambda: task_from_module(net(), CE, rows(), batch_size=0),
+            "batch_size must be at least 1",
+        ),
+        (
+            lambda: task_from_module(
+                nn.Sequential(nn.BatchNorm2d(1, momentum=None), nn.Flatten()), CE, rows()
+            ),
             "momentum=None",
         ),
         (lambda: task_from_module(nn.Linear(3, 3), CE, rows()), "fails on a batch"),
-        (lambda: task_from_module(net(), nn.CrossEntropyLoss(reduction="none"), rows()), "must be one finite number"),
-        (lambda: task_from_module(net(), lambda o, y: o.sum() * math.nan, rows()), "must be one finite number"),
+        (
+            lambda: task_from_module(net(), nn.CrossEntropyLoss(reduction="none"), rows()),
+            "must be one finite number",
+        ),
+        (
+            lambda: task_from_module(net(), lambda o, y: o.sum() * math.nan, rows()),
+            "must be one finite number",
+        ),
         (lambda: task_from_module(net(), lambda o, y: 1.0, rows()), "found float"),
         (
-            lambda: task_from_module(Noisy(lambda x, m: nn.functional.dropout(x, 0.5, m.training)), CE, rows()),
+            lambda: task_from_module(
+                Noisy(lambda x, m: nn.functional.dropout(x, 0.5, m.training)), CE, rows()
+            ),
             "use nn.Dropout",
         ),
-        (lambda: task_from_module(Noisy(lambda x, m: x if x.sum() > 0 else -x), CE, rows()), "under torch.func.vmap"),
+        (
+            lambda: task_from_module(Noisy(lambda x, m: x if x.sum() > 0 else -x), CE, rows()),
+            "under torch.func.vmap",
+        ),
         (lambda: task_from_module(net(), CE, rows(), num_classes=1), "num_classes=1"),
         (lambda: task_from_module(nn.Flatten(0), CE, rows()), "no trainable"),
-        (lambda: task_from_module(net(), CE, (rows()[0], rows(99)[1])), "same number of rows, found [100, 99]"),
-        (lambda: task_from_module(net(), CE, ()), "expected a tensor, a tuple of tensors or a DataLoader"),
+        (
+            lambda: task_from_module(net(), CE, (rows()[0], rows(99)[1])),
+            "same number of rows, found [100, 99]",
+        ),
+        (
+            lambda: task_from_module(net(), CE, ()),
+            "expected a tensor, a tuple of tensors or a DataLoader",
+        ),
         (lambda: task_from_module(net(), CE, [[1, 2], [3]]), "found a list of list"),
         (lambda: task_from_module(net(), CE, {"x": 1}), "found a dict"),
         (lambda: task_from_module(net(), CE, (torch.tensor(1.0),)), "without dimensions"),
         (lambda: task_from_module(net(), CE, rows(0)), "has no rows"),
         (lambda: task_from_module(net(), CE, rows(2)), "too few to cut test and valid"),
-        (lambda: task_from_module(net(), CE, rows(), valid=rows()[:1]), "expected rows like float32[1, 4, 4], int64[]"),
+        (
+            lambda: task_from_module(net(), CE, rows(), valid=rows()[:1]),
+            "expected rows like float32[1, 4, 4], int64[]",
+        ),
         (lambda: task_from_module(net(), CE, DataLoader([])), "gives no batch"),
         (lambda: task_from_module(net(), CE, DataLoader([{"x": 1}])), "found a dict"),
         (
@@ -318,14 +370,20 @@ def test_to_another_device():
     assert {p.device.type for p in task.module.parameters()} == {"cpu"}
     assert other.loss_fn.weight.device.type == "meta"
     _, buffers = other.loss(
-        *other.init(seeded()), other.full("valid"), torch.zeros((), dtype=torch.int64, device="meta")
+        *other.init(seeded()),
+        other.full("valid"),
+        torch.zeros((), dtype=torch.int64, device="meta"),
     )
     assert buffers["1.running_mean"].device.type == "meta"
 
 
 def test_a_module_that_vmap_cannot_take_is_a_task_all_the_same():
-    task = task_from_module(Noisy(lambda x, m: x if x.sum() > 0 else -x), CE, rows(), vmappable=False)
+    task = task_from_module(
+        Noisy(lambda x, m: x if x.sum() > 0 else -x), CE, rows(), vmappable=False
+    )
     assert not task.vmappable and not task.to("cpu").vmappable
     params, buffers = task.init(torch.Generator().manual_seed(0))
-    loss, _ = task.loss(params, buffers, task.batch("train", torch.Generator().manual_seed(1)), torch.tensor(0))
+    loss, _ = task.loss(
+        params, buffers, task.batch("train", torch.Generator().manual_seed(1)), torch.tensor(0)
+    )
     assert torch.isfinite(loss)

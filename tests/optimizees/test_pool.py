@@ -7,9 +7,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from optimizees import UserError, load_plugin, load_plugins, make_tasks, register_task
-from optimizees.datasets import load
-from optimizees.registry import TASKS
+from lo_framework.optimizees import UserError, load_plugin, load_plugins, make_tasks, register_task
+from lo_framework.optimizees.datasets import load
+from lo_framework.optimizees.registry import TASKS
 
 
 @pytest.fixture
@@ -82,9 +82,9 @@ def test_plugin_file(tmp_path, tasks_restored):
         textwrap.dedent("""
         from __future__ import annotations
         from dataclasses import dataclass
-        from optimizees import register_task
-        from optimizees.pool import build_mlp
-        from optimizees.models import MLPConfig
+        from lo_framework.optimizees import register_task
+        from lo_framework.optimizees.pool import build_mlp
+        from lo_framework.optimizees.models import MLPConfig
 
         @dataclass(frozen=True, kw_only=True)
         class MineConfig:
@@ -116,7 +116,10 @@ def test_plugin_module(tmp_path, monkeypatch):
         ("import no_such_package_here", "no_such_package_here"),
         ("def broken(:", "SyntaxError"),
         ("x = 1\n1 / 0", "ZeroDivisionError: division by zero (bad.py, line 2)"),
-        ("from optimizees import register_task\nregister_task('mlp')(lambda c, d: None)", '"mlp" is taken'),
+        (
+            "from optimizees import register_task\nregister_task('mlp')(lambda c, d: None)",
+            '"mlp" is taken',
+        ),
     ],
 )
 def test_plugin_that_fails(tmp_path, code, words):

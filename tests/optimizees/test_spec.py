@@ -5,7 +5,14 @@ from typing import Literal
 
 import pytest
 
-from optimizees.spec import UserError, build_config, canonical, nearest, parse_spec, split_specs
+from lo_framework.optimizees.spec import (
+    UserError,
+    build_config,
+    canonical,
+    nearest,
+    parse_spec,
+    split_specs,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,11 +36,16 @@ class Needy:
 
 
 def test_parse_spec():
-    assert parse_spec("cnn:channels=16x32, norm=none ") == ("cnn", {"channels": "16x32", "norm": "none"})
+    assert parse_spec("cnn:channels=16x32, norm=none ") == (
+        "cnn",
+        {"channels": "16x32", "norm": "none"},
+    )
     assert parse_spec(" mlp ") == ("mlp", {})
 
 
-@pytest.mark.parametrize("text", ["", ":a=1", "a=1", "cnn:", "cnn:a", "cnn:=1", "cnn:a=", "cnn:a=1,", "cnn:a=1,a=2"])
+@pytest.mark.parametrize(
+    "text", ["", ":a=1", "a=1", "cnn:", "cnn:a", "cnn:=1", "cnn:a=", "cnn:a=1,", "cnn:a=1,a=2"]
+)
 def test_parse_spec_refuses(text):
     with pytest.raises(UserError) as error:
         parse_spec(text)
@@ -42,7 +54,11 @@ def test_parse_spec_refuses(text):
 
 def test_split_specs():
     assert split_specs("mlp:hidden=64x64,act=tanh,cnn") == ["mlp:hidden=64x64,act=tanh", "cnn"]
-    assert split_specs("mlp, cnn:a=1,b=2 ,quadratic:dim=3") == ["mlp", "cnn:a=1,b=2", "quadratic:dim=3"]
+    assert split_specs("mlp, cnn:a=1,b=2 ,quadratic:dim=3") == [
+        "mlp",
+        "cnn:a=1,b=2",
+        "quadratic:dim=3",
+    ]
     assert split_specs("mlp,hidden=64,cnn") == ["mlp:hidden=64", "cnn"]
 
 
@@ -58,16 +74,25 @@ def test_nearest():
 
 
 def test_build_config_converts_by_type():
-    options = {"width": "7", "rate": "1e-3", "fast": "yes", "kind": "beta", "hidden": "64x16", "limit": "5"}
+    options = {
+        "width": "7",
+        "rate": "1e-3",
+        "fast": "yes",
+        "kind": "beta",
+        "hidden": "64x16",
+        "limit": "5",
+    }
     config = build_config(Config, options, "thing")
     assert config == Config(width=7, rate=1e-3, fast=True, kind="beta", hidden=(64, 16), limit=5)
-    assert build_config(Config, {"hidden": "none", "limit": "none"}, "thing") == Config(hidden=(), limit=None)
+    assert build_config(Config, {"hidden": "none", "limit": "none"}, "thing") == Config(
+        hidden=(), limit=None
+    )
 
 
 def test_build_config_takes_converted_values():
-    assert build_config(Config, {"width": 2, "hidden": [1, 2], "rate": 1, "fast": True}, "thing") == Config(
-        width=2, hidden=(1, 2), rate=1.0, fast=True
-    )
+    assert build_config(
+        Config, {"width": 2, "hidden": [1, 2], "rate": 1, "fast": True}, "thing"
+    ) == Config(width=2, hidden=(1, 2), rate=1.0, fast=True)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,6 @@
-"""mlp and cnn against nn.Module, vmap against a loop, normalisation, splits, determinism, analytic tasks."""
+"""mlp and cnn against nn.Module, vmap against a loop, normalisation, splits, determinism, analytic
+tasks.
+"""
 
 import math
 from itertools import pairwise
@@ -8,8 +10,8 @@ import torch
 from torch import nn
 from torch.func import functional_call, grad, grad_and_value, jacrev, vmap
 
-from optimizees import make_tasks
-from optimizees.task import soft_cap
+from lo_framework.optimizees import make_tasks
+from lo_framework.optimizees.task import soft_cap
 
 KINDS = [
     "mlp",
@@ -95,15 +97,21 @@ class CNNModule(nn.Module):
 def test_equals_module(spec, module):
     (task,) = make_tasks(spec)
     params, buffers = task.init(seeded())
-    assert {k: v.shape for k, v in module.named_parameters()} == {k: v.shape for k, v in params.items()}
+    assert {k: v.shape for k, v in module.named_parameters()} == {
+        k: v.shape for k, v in params.items()
+    }
     x, y = task.batch("train", seeded(1))
 
     def reference(p):
-        clones = {k: v.clone() for k, v in buffers.items()}  # BatchNorm2d moves its statistics in place
+        clones = {
+            k: v.clone() for k, v in buffers.items()
+        }  # BatchNorm2d moves its statistics in place
         return nn.functional.cross_entropy(functional_call(module, {**p, **clones}, (x,)), y)
 
     want_grads, want = grad_and_value(reference)(params)
-    grads, (loss, new_buffers) = grad_and_value(task.loss, has_aux=True)(params, buffers, (x, y), torch.tensor(0))
+    grads, (loss, new_buffers) = grad_and_value(task.loss, has_aux=True)(
+        params, buffers, (x, y), torch.tensor(0)
+    )
     torch.testing.assert_close(loss, want)
     assert_close(grads, want_grads)
     moved = {**params, **{k: v.clone() for k, v in buffers.items()}}
@@ -180,7 +188,9 @@ def test_splits_of_digits_are_disjoint():
     sizes = {split: len(task.full(split)[0]) for split in ("train", "valid", "test")}
     assert sizes == {"train": 1197, "valid": 240, "test": 360}
     rows = [x.numpy().tobytes() for split in sizes for x in task.full(split)[0]]
-    assert len(set(rows)) == len(rows) == 1797  # no two digits are equal, so content identifies a row
+    assert (
+        len(set(rows)) == len(rows) == 1797
+    )  # no two digits are equal, so content identifies a row
     assert task.full("train")[0].data_ptr() == task.full("train")[0].data_ptr()
     with pytest.raises(KeyError, match="no split"):
         task.full("dev")
@@ -228,11 +238,16 @@ def test_analytic_minimum_is_zero(spec):
     (task,) = make_tasks(spec)
     x = torch.zeros(4) if spec.startswith("quad") else torch.ones(4)
     for split in ("train", "valid", "test"):
-        slope, (loss, _) = grad_and_value(task.loss, has_aux=True)({"x": x}, {}, task.full(split), torch.tensor(0))
+        slope, (loss, _) = grad_and_value(task.loss, has_aux=True)(
+            {"x": x}, {}, task.full(split), torch.tensor(0)
+        )
         assert loss == 0
         assert not slope["x"].any()
     starts = torch.stack(
-        [task.normalize(task.loss(*task.init(seeded(s)), task.full("train"), 0)[0]) for s in range(50)]
+        [
+            task.normalize(task.loss(*task.init(seeded(s)), task.full("train"), 0)[0])
+            for s in range(50)
+        ]
     )
     assert 0.5 < starts.mean() < 1.5
 

@@ -1,24 +1,29 @@
-"""``transformer`` against torch's own layers: values, derivatives of both orders, initialisation, dropout, training."""
+"""``transformer`` against torch's own layers: values, derivatives of both orders, initialisation,
+dropout, training.
+"""
 
 import pytest
 import torch
 from torch import nn
 from torch.func import functional_call, grad, grad_and_value, vmap
 
-from eval.baselines import make_baseline, make_thetas
 from lo_framework.estimators import Truncation, make_estimator
+from lo_framework.eval.baselines import make_baseline, make_thetas
 from lo_framework.inner.rollout import rollout
 from lo_framework.inner.step import Family
 from lo_framework.layout import Layout
 from lo_framework.learned import make_learned
 from lo_framework.objectives import make_objective
-from optimizees import make_tasks
-from optimizees.datasets import load
-from optimizees.datasets.splits import Dataset
-from optimizees.models import Transformer, TransformerConfig, TransformerTask
+from lo_framework.optimizees import make_tasks
+from lo_framework.optimizees.datasets import load
+from lo_framework.optimizees.datasets.splits import Dataset
+from lo_framework.optimizees.models import Transformer, TransformerConfig, TransformerTask
 
 SMALL = "transformer:width=8,heads=2,layers=1,ffn=6,patch=4,batch=4"
-ATTENTION = {"attn.qkv.weight": "self_attn.in_proj_weight", "attn.qkv.bias": "self_attn.in_proj_bias"}
+ATTENTION = {
+    "attn.qkv.weight": "self_attn.in_proj_weight",
+    "attn.qkv.bias": "self_attn.in_proj_bias",
+}
 PARTS = {"attn.out": "self_attn.out_proj", "mlp.up": "linear1", "mlp.down": "linear2"}
 
 
@@ -39,7 +44,13 @@ class Reference(nn.Module):
         self.position_embed = nn.Embedding(tokens, config.width)
         self.blocks = nn.ModuleList(
             nn.TransformerEncoderLayer(
-                config.width, config.heads, config.ffn, 0.0, config.act, batch_first=True, norm_first=True
+                config.width,
+                config.heads,
+                config.ffn,
+                0.0,
+                config.act,
+                batch_first=True,
+                norm_first=True,
             )
             for _ in range(config.layers)
         )
@@ -93,7 +104,9 @@ def test_equals_torchs_layers(config, shape, dtype, tolerance):
     want, (_, want_logits) = grad_and_value(theirs, has_aux=True)(params)
     torch.testing.assert_close(got_logits, want_logits, atol=tolerance, rtol=tolerance)
     for k in params:
-        torch.testing.assert_close(got[k], want[k], atol=tolerance, rtol=tolerance, msg=lambda m, k=k: f"{k}: {m}")
+        torch.testing.assert_close(
+            got[k], want[k], atol=tolerance, rtol=tolerance, msg=lambda m, k=k: f"{k}: {m}"
+        )
 
 
 @pytest.mark.parametrize("dropout", ["0", "0.3"])
@@ -101,7 +114,9 @@ def test_second_derivatives_by_finite_differences(dropout):
     (task,) = make_tasks(f"{SMALL},dropout={dropout}")
     params = double(task.init(seeded())[0])
     x, y = task.batch("train", seeded(1))
-    direction = {k: torch.randn(v.shape, generator=seeded(len(k)), dtype=v.dtype) for k, v in params.items()}
+    direction = {
+        k: torch.randn(v.shape, generator=seeded(len(k)), dtype=v.dtype) for k, v in params.items()
+    }
     slope = grad(lambda p: task.loss(p, {}, (x.double(), y), torch.tensor(5))[0])
 
     def along(t):
@@ -131,8 +146,12 @@ def test_starts_as_torchs_layers():
             assert torch.equal(value, other), name
         else:
             few = value.numel() < 200
-            assert float(value.std()) == pytest.approx(float(other.std()), rel=0.4 if few else 0.1), name
-            assert float(value.abs().max()) == pytest.approx(float(other.abs().max()), rel=0.2), name
+            assert float(value.std()) == pytest.approx(
+                float(other.std()), rel=0.4 if few else 0.1
+            ), name
+            assert float(value.abs().max()) == pytest.approx(float(other.abs().max()), rel=0.2), (
+                name
+            )
 
 
 def test_names_order_and_roles():
@@ -140,15 +159,36 @@ def test_names_order_and_roles():
     params, _ = task.init(seeded())
     layout = Layout.of({k: tuple(v.shape) for k, v in params.items()})
     roles = {slot.name: slot.role for slot in layout.slots}
-    assert list(params) == list(roles) == [
-        "patch.weight", "patch.bias", "position_embed.weight", "blocks.0.norm1.weight", "blocks.0.norm1.bias",
-        "blocks.0.attn.qkv.weight", "blocks.0.attn.qkv.bias", "blocks.0.attn.out.weight", "blocks.0.attn.out.bias",
-        "blocks.0.norm2.weight", "blocks.0.norm2.bias", "blocks.0.mlp.up.weight", "blocks.0.mlp.up.bias",
-        "blocks.0.mlp.down.weight", "blocks.0.mlp.down.bias", "norm.weight", "norm.bias", "head.weight", "head.bias",
-    ]  # fmt: skip
+    assert (
+        list(params)
+        == list(roles)
+        == [
+            "patch.weight",
+            "patch.bias",
+            "position_embed.weight",
+            "blocks.0.norm1.weight",
+            "blocks.0.norm1.bias",
+            "blocks.0.attn.qkv.weight",
+            "blocks.0.attn.qkv.bias",
+            "blocks.0.attn.out.weight",
+            "blocks.0.attn.out.bias",
+            "blocks.0.norm2.weight",
+            "blocks.0.norm2.bias",
+            "blocks.0.mlp.up.weight",
+            "blocks.0.mlp.up.bias",
+            "blocks.0.mlp.down.weight",
+            "blocks.0.mlp.down.bias",
+            "norm.weight",
+            "norm.bias",
+            "head.weight",
+            "head.bias",
+        ]
+    )
     for name, role in roles.items():
         rest = "bias" if name.endswith("bias") else "matrix"
-        assert role == ("embedding" if "position" in name else "norm" if "norm" in name else rest), name
+        assert role == (
+            "embedding" if "position" in name else "norm" if "norm" in name else rest
+        ), name
     assert params["position_embed.weight"].shape == (16, 32)
     assert params["patch.weight"].shape == (32, 4)
 
@@ -166,7 +206,7 @@ def test_dropout_is_where_torch_has_it(monkeypatch):
         asked.append((layer, tuple(shape), p, int(noise)))
         return torch.ones(shape, dtype=torch.bool)
 
-    monkeypatch.setattr("optimizees.models.transformer.keep_mask", keep)
+    monkeypatch.setattr("lo_framework.optimizees.models.transformer.keep_mask", keep)
     task.loss(params, {}, batch, torch.tensor(7))
     tokens = 4 * 4  # four rows of four patches
     places = [(4, 2, 4, 4), (tokens, 8), (tokens, 6), (tokens, 8)]
@@ -178,7 +218,9 @@ def test_other_images_and_devices():
     wide = {k: (x.repeat(1, 3, 1, 2)[:9], y[:9]) for k, (x, y) in data.splits.items()}
     config = TransformerConfig(patch=4, width=8, dropout=0.1)
     dataset = Dataset(name="wide", splits=wide, num_classes=10)
-    task = TransformerTask(Transformer(config, dataset.shape, 10), dataset, name="wide", batch_size=3).to("meta")
+    task = TransformerTask(
+        Transformer(config, dataset.shape, 10), dataset, name="wide", batch_size=3
+    ).to("meta")
     params, _ = task.init(seeded())
     assert params["patch.weight"].shape == (8, 48)
     assert params["position_embed.weight"].shape == (8, 8)
@@ -194,7 +236,9 @@ def test_recorded_steps_have_the_same_bits(dropout):
     found = []
     for engine in ("eager", "graph"):
         truncation = Truncation(unroll_length=3, episode=(3, 3))
-        estimator = make_estimator("tbptt", Family(task, learned, engine), make_objective("valid"), truncation, 2)
+        estimator = make_estimator(
+            "tbptt", Family(task, learned, engine), make_objective("valid"), truncation, 2
+        )
         theta = learned.theta()
         found.append(estimator.estimate(theta, estimator.init_state(theta, seeded()))[0].grad)
     assert any(v.any() for v in found[0].values())
@@ -207,15 +251,21 @@ def test_nested_vmap():
     """ES over several perturbations of several tasks."""
     (task,) = make_tasks(SMALL)
     starts = [[task.init(seeded(3 * i + j))[0] for j in range(3)] for i in range(2)]
-    params = {k: torch.stack([torch.stack([p[k] for p in row]) for row in starts]) for k in starts[0][0]}
+    params = {
+        k: torch.stack([torch.stack([p[k] for p in row]) for row in starts]) for k in starts[0][0]
+    }
     batch = task.batch("train", seeded(1))
     got = vmap(vmap(lambda p: task.loss(p, {}, batch, torch.tensor(0))[0]))(params)
-    want = torch.stack([torch.stack([task.loss(p, {}, batch, torch.tensor(0))[0] for p in row]) for row in starts])
+    want = torch.stack(
+        [torch.stack([task.loss(p, {}, batch, torch.tensor(0))[0] for p in row]) for row in starts]
+    )
     torch.testing.assert_close(got, want)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("spec", "accuracy"), [("transformer", 0.9), ("transformer:act=relu,dropout=0.1", 0.85)])
+@pytest.mark.parametrize(
+    ("spec", "accuracy"), [("transformer", 0.9), ("transformer:act=relu,dropout=0.1", 0.85)]
+)
 def test_learns_digits(spec, accuracy):
     adamw = make_baseline("adamw")
     thetas = make_thetas(adamw, [{"lr": 0.003}])

@@ -1,4 +1,6 @@
-"""A small classifier and a quadratic in float64, as landscapes and in plain autograd over lists of tensors."""
+"""A small classifier and a quadratic in float64, as landscapes and in plain autograd over lists of
+tensors.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from lo_framework.landscape import FunctionalLandscape, LossFn
-from regularizers import Correction, Point, Regularizer
+from lo_framework.regularizers import Correction, Point, Regularizer
 
 Params = dict[str, Tensor]
 Vectors = list[Tensor]
@@ -33,12 +35,16 @@ def mlp(seed: int = 0, dtype: torch.dtype = torch.float64) -> tuple[Params, tupl
     """Parameters and a batch of 16."""
     generator = torch.Generator().manual_seed(seed)
     shapes = {"1.weight": (5, 4), "1.bias": (5,), "2.weight": (3, 5), "2.bias": (3,)}
-    params = {name: torch.randn(shape, generator=generator, dtype=dtype) for name, shape in shapes.items()}
+    params = {
+        name: torch.randn(shape, generator=generator, dtype=dtype) for name, shape in shapes.items()
+    }
     x = torch.randn(16, 4, generator=generator, dtype=dtype)
     return params, (x, torch.randint(3, (16,), generator=generator))
 
 
-def landscape_of(batch: tuple[Tensor, ...], loss_fn: LossFn = mlp_loss, noise: Tensor = NOISE) -> FunctionalLandscape:
+def landscape_of(
+    batch: tuple[Tensor, ...], loss_fn: LossFn = mlp_loss, noise: Tensor = NOISE
+) -> FunctionalLandscape:
     return FunctionalLandscape(loss_fn, batch, noise)
 
 
@@ -58,7 +64,9 @@ def field(regularizer: Regularizer, landscape: FunctionalLandscape, params: Para
     return [here.grad[name] + made.field[name] for name in params]
 
 
-def plain_loss(params: Params, batch: tuple[Tensor, ...], loss_fn: LossFn = mlp_loss) -> Callable[[Vectors], Tensor]:
+def plain_loss(
+    params: Params, batch: tuple[Tensor, ...], loss_fn: LossFn = mlp_loss
+) -> Callable[[Vectors], Tensor]:
     """The same loss as a function of a list."""
     return lambda w: loss_fn(dict(zip(params, w)), batch, NOISE)
 
@@ -96,4 +104,6 @@ def assert_close(a: Vectors | Params, b: Vectors | Params, tolerance: float = 1e
     """Equal to ``tolerance`` of the length of b."""
     first, second = (list(v.values()) if isinstance(v, dict) else v for v in (a, b))
     off = length(plus(first, second, -1.0))
-    assert off <= tolerance * max(float(length(second)), 1e-3), f"off by {off:g} of {length(second):g}"
+    assert off <= tolerance * max(float(length(second)), 1e-3), (
+        f"off by {off:g} of {length(second):g}"
+    )

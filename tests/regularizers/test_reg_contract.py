@@ -1,4 +1,6 @@
-"""What every regularizer must keep: purity, vmap, no_grad, values that match corrections, costs, finite at zero."""
+"""What every regularizer must keep: purity, vmap, no_grad, values that match corrections, costs,
+finite at zero.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,7 @@ from torch import Tensor
 
 from lo_framework.landscape import FunctionalLandscape
 from lo_framework.regularization import make_regularizer
-from regularizers import REGULARIZERS, NoValue, Point, Regularizer
+from lo_framework.regularizers import REGULARIZERS, NoValue, Point, Regularizer
 from tests.regularizers.reg_tools import (
     NOISE,
     Params,
@@ -32,7 +34,11 @@ VARIANTS = [
     "sam+weight_decay+label_noise:classes=3",
     "looksam+fsam+gsam:space=params",
 ]
-SHIPPED = sorted(name for name, cls in REGULARIZERS.items() if cls.__module__.startswith("regularizers."))
+SHIPPED = sorted(
+    name
+    for name, cls in REGULARIZERS.items()
+    if cls.__module__.startswith("lo_framework.regularizers.")
+)
 ALL = [*(name if name != "label_noise" else "label_noise:classes=3" for name in SHIPPED), *VARIANTS]
 WITH_VALUE = [spec for spec in ALL if make_regularizer(spec).has_value]
 
@@ -41,7 +47,11 @@ def tasks(count: int = 3) -> tuple[Params, tuple[Tensor, ...], Tensor]:
     """Parameters, batches and noise of several tasks, stacked."""
     made = [mlp(seed) for seed in range(count)]
     params = {name: torch.stack([p[name] for p, _ in made]) for name in made[0][0]}
-    return params, tuple(torch.stack(part) for part in zip(*(b for _, b in made))), NOISE + torch.arange(count)
+    return (
+        params,
+        tuple(torch.stack(part) for part in zip(*(b for _, b in made))),
+        NOISE + torch.arange(count),
+    )
 
 
 def one(stacked: Params, k: int) -> Params:
@@ -81,13 +91,21 @@ def test_attached_value_has_its_true_gradient(spec: str) -> None:
 
     functional = torch.func.grad(value)(params)
     leaves = {name: x.clone().requires_grad_() for name, x in params.items()}
-    assert_close(list(torch.autograd.grad(value(leaves), list(leaves.values()))), list(functional.values()))
+    assert_close(
+        list(torch.autograd.grad(value(leaves), list(leaves.values()))), list(functional.values())
+    )
 
     generator = torch.Generator().manual_seed(2)
-    direction = {name: torch.randn(x.shape, generator=generator, dtype=x.dtype) for name, x in params.items()}
-    ahead, behind = ({name: x + h * direction[name] for name, x in params.items()} for h in (1e-5, -1e-5))
+    direction = {
+        name: torch.randn(x.shape, generator=generator, dtype=x.dtype) for name, x in params.items()
+    }
+    ahead, behind = (
+        {name: x + h * direction[name] for name, x in params.items()} for h in (1e-5, -1e-5)
+    )
     slope = (value(ahead) - value(behind)) / 2e-5
-    torch.testing.assert_close(slope, sum((functional[n] * direction[n]).sum() for n in params), rtol=1e-6, atol=1e-8)
+    torch.testing.assert_close(
+        slope, sum((functional[n] * direction[n]).sum() for n in params), rtol=1e-6, atol=1e-8
+    )
     assert torch.equal(value(params).detach(), regularizer.value(landscape, params).detach())
 
 
@@ -99,14 +117,18 @@ def test_a_field_without_a_scalar_says_so(spec: str) -> None:
         regularizer.value(landscape_of(batch), params)
 
 
-def walk(regularizer: Regularizer, params: Params, batch: tuple[Tensor, ...], noise: Tensor) -> tuple[Params, Params]:
+def walk(
+    regularizer: Regularizer, params: Params, batch: tuple[Tensor, ...], noise: Tensor
+) -> tuple[Params, Params]:
     """Three steps of descent with corrections: where it ends, and the state there."""
     state = regularizer.init_state(params)
     for step in range(3):
         landscape = landscape_of((batch[0].roll(step, -2), batch[1]), noise=noise + step)
         here = at(landscape, params)
         made = regularizer.correction(landscape, here, state)
-        params = {name: x - 0.1 * (here.grad[name] + made.field[name]) for name, x in params.items()}
+        params = {
+            name: x - 0.1 * (here.grad[name] + made.field[name]) for name, x in params.items()
+        }
         state = made.state
     return params, state
 
@@ -132,7 +154,9 @@ def test_vmapped_gradient_of_value_equals_a_loop(spec: str) -> None:
 
     together = torch.func.vmap(slope)(params, batch, noise)
     for k in range(2):
-        assert_close(one(together, k), slope(one(params, k), tuple(x[k] for x in batch), noise[k]), 1e-12)
+        assert_close(
+            one(together, k), slope(one(params, k), tuple(x[k] for x in batch), noise[k]), 1e-12
+        )
 
 
 @pytest.mark.parametrize("spec", ALL)
@@ -164,8 +188,12 @@ def test_shapes_and_types(spec: str) -> None:
     regularizer, (params, batch) = make_regularizer(spec), mlp(dtype=torch.float32)
     state = regularizer.init_state(params)
     made = regularizer.correction(landscape_of(batch), at(landscape_of(batch), params), state)
-    assert {n: (x.shape, x.dtype) for n, x in made.field.items()} == {n: (x.shape, x.dtype) for n, x in params.items()}
-    assert [(n, x.shape, x.dtype) for n, x in made.state.items()] == [(n, x.shape, x.dtype) for n, x in state.items()]
+    assert {n: (x.shape, x.dtype) for n, x in made.field.items()} == {
+        n: (x.shape, x.dtype) for n, x in params.items()
+    }
+    assert [(n, x.shape, x.dtype) for n, x in made.state.items()] == [
+        (n, x.shape, x.dtype) for n, x in state.items()
+    ]
     assert made.rise is None or (made.rise.shape == () and made.rise.dtype == torch.float32)
     assert (made.rise is not None) == regularizer.has_value
 
@@ -181,7 +209,9 @@ def test_finite_where_the_gradient_is_zero(spec: str, dtype: torch.dtype) -> Non
         results = [*made.field.values(), *later.field.values(), *later.state.values()]
         if regularizer.has_value:
             for attached in (False, True):
-                results += torch.func.grad(lambda p, a=attached: regularizer.value(flat, p, attached=a))(start).values()
+                results += torch.func.grad(
+                    lambda p, a=attached: regularizer.value(flat, p, attached=a)
+                )(start).values()
         assert all(x.isfinite().all() for x in results)
 
 
@@ -216,12 +246,17 @@ def counted(regularizer: Regularizer, call: Callable[[Counting, Point], object])
     return landscape.gradients, landscape.hvps
 
 
-# label_noise evaluates another landscape; hessian_trace differentiates gradients; looksam here never skips.
-@pytest.mark.parametrize("spec", [s for s in ALL if not any(n in s for n in ("label", "trace", "looksam"))])
+# label_noise evaluates another landscape; hessian_trace differentiates gradients; looksam here
+# never skips.
+@pytest.mark.parametrize(
+    "spec", [s for s in ALL if not any(n in s for n in ("label", "trace", "looksam"))]
+)
 def test_cost_is_what_a_correction_evaluates(spec: str) -> None:
     regularizer = make_regularizer(spec)
     state = regularizer.init_state(mlp()[0])
-    gradients, hvps = counted(regularizer, lambda landscape, here: regularizer.correction(landscape, here, state))
+    gradients, hvps = counted(
+        regularizer, lambda landscape, here: regularizer.correction(landscape, here, state)
+    )
     assert regularizer.cost == (1 + gradients, hvps)
     assert regularizer.needs_hvp == (hvps > 0)
 

@@ -9,13 +9,25 @@ from pathlib import Path
 
 import torch
 
+from lo_framework.optimizees.plugin import load_plugin
 from lo_framework.regularization import make_regularizer
-from optimizees.plugin import load_plugin
-from regularizers import REGULARIZERS, Regularizer
-from tests.regularizers.reg_tools import assert_close, field, grad, landscape_of, mlp, plain_loss, plus
+from lo_framework.regularizers import REGULARIZERS, Regularizer
+from tests.regularizers.reg_tools import (
+    assert_close,
+    field,
+    grad,
+    landscape_of,
+    mlp,
+    plain_loss,
+    plus,
+)
 
 TEXT = (Path(__file__).resolve().parents[2] / "docs" / "regularizers.md").read_text("utf-8")
-SHIPPED = {name: cls for name, cls in REGULARIZERS.items() if cls.__module__.startswith("regularizers.")}
+SHIPPED = {
+    name: cls
+    for name, cls in REGULARIZERS.items()
+    if cls.__module__.startswith("lo_framework.regularizers.")
+}
 
 
 def word(value: object) -> str:
@@ -36,12 +48,20 @@ def facts(spec: str) -> list[str]:
         elif typing.get_origin(hints[option.name]) is typing.Literal:
             span = f" ({', '.join(typing.get_args(hints[option.name]))})"
         options.append(f"`{option.name}` {word(option.default)}{span}")
-    return [cost, "yes" if regularizer.has_value else "no", "as above" if ":" in spec else ", ".join(options)]
+    return [
+        cost,
+        "yes" if regularizer.has_value else "no",
+        "as above" if ":" in spec else ", ".join(options),
+    ]
 
 
 def test_the_table_is_right_and_complete() -> None:
     shipped = TEXT.partition("## What there is")[2].partition("\n## ")[0].splitlines()
-    rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in shipped if line.startswith("| `")]
+    rows = [
+        [cell.strip() for cell in line.strip("|").split(" | ")]
+        for line in shipped
+        if line.startswith("| `")
+    ]
     assert len(rows) == 12
     for name, _, *cells in rows:
         assert cells == facts(name.strip("`")), name
@@ -70,7 +90,9 @@ def test_the_example_works_as_a_plugin(tmp_path: Path) -> None:
         usam = make_regularizer("usam:rho=0.2")
         expected = grad(loss, plus(w, grad(loss, w), 0.2))
         assert_close(field(usam, landscape, params), expected)
-        assert_close(torch.func.grad(lambda p: usam.value(landscape, p))(params), dict(zip(params, expected)))
+        assert_close(
+            torch.func.grad(lambda p: usam.value(landscape, p))(params), dict(zip(params, expected))
+        )
         mixture = make_regularizer("usam:rho=0.2+weight_decay:lam=0.5")
         assert_close(field(mixture, landscape, params), plus(expected, w, 0.5))
     finally:

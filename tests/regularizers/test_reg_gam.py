@@ -46,15 +46,22 @@ def test_exact() -> None:
 
 
 def test_exact_on_a_quadratic_sees_the_top_eigenvalue() -> None:
-    """In a minimum the largest gradient norm within rho is lambda rho, so R1 = lambda rho^2. Started on the top
-    eigenvector at a small distance, the ascent goes the right way."""
+    """In a minimum the largest gradient norm within rho is lambda rho, so R1 = lambda rho^2.
+    Started on the top eigenvector at a small distance, the ascent goes the right way.
+    """
     matrix = torch.diag(torch.tensor([3.0, 1.0, 0.5], dtype=torch.float64))
     w = torch.tensor([1e-9, 0.0, 0.0], dtype=torch.float64)
-    made = correct(make_regularizer("gam:alpha=1,rho=0.1"), landscape_of((matrix,), quadratic_loss), {"w": w})
-    torch.testing.assert_close(made.rise, torch.tensor(3.0 * 0.1**2, dtype=torch.float64), rtol=1e-6, atol=0)
+    made = correct(
+        make_regularizer("gam:alpha=1,rho=0.1"), landscape_of((matrix,), quadratic_loss), {"w": w}
+    )
+    torch.testing.assert_close(
+        made.rise, torch.tensor(3.0 * 0.1**2, dtype=torch.float64), rtol=1e-6, atol=0
+    )
 
 
-def algorithm_2(a: float, b: float, gamma: float, rho: float, rho_prime: float, reference: bool) -> Vectors:
+def algorithm_2(
+    a: float, b: float, gamma: float, rho: float, rho_prime: float, reference: bool
+) -> Vectors:
     g0 = grad(LOSS, W)
     g1 = grad(LOSS, plus(W, normalized(g0), rho_prime))
     h0 = plus(g1, g0, -1.0)
@@ -72,7 +79,9 @@ def spec(a: float, b: float, gamma: float, variant: str = "paper", rho_prime: fl
 
 
 @pytest.mark.parametrize("variant", ["paper", "reference"])
-@pytest.mark.parametrize("a, b, gamma", [(0.1, 0.1, 0.05), (0.6, 0.5, 0.03), (0.3, 1.0, 0.5), (1.0, 0.0, 1.0)])
+@pytest.mark.parametrize(
+    "a, b, gamma", [(0.1, 0.1, 0.05), (0.6, 0.5, 0.03), (0.3, 1.0, 0.5), (1.0, 0.0, 1.0)]
+)
 def test_accelerated(a: float, b: float, gamma: float, variant: str) -> None:
     made = field(make_regularizer(spec(a, b, gamma, variant)), LANDSCAPE, PARAMS)
     assert_close(made, algorithm_2(a, b, gamma, 0.2, 0.03, variant == "reference"))
@@ -81,7 +90,8 @@ def test_accelerated(a: float, b: float, gamma: float, variant: str) -> None:
 def test_variants_agree_where_b_is_one_and_only_there() -> None:
     def fields(b: float) -> list[Params]:
         return [
-            correct(make_regularizer(spec(0.3, b, 0.5, v)), LANDSCAPE, PARAMS).field for v in ("paper", "reference")
+            correct(make_regularizer(spec(0.3, b, 0.5, v)), LANDSCAPE, PARAMS).field
+            for v in ("paper", "reference")
         ]
 
     paper, reference = fields(1.0)
@@ -92,7 +102,9 @@ def test_variants_agree_where_b_is_one_and_only_there() -> None:
 
 def test_accelerated_contains_sam() -> None:
     sam = correct(make_regularizer("sam:rho=0.03"), LANDSCAPE, PARAMS).field
-    assert_close(correct(make_regularizer(spec(1.0, 0.3, 0.0)), LANDSCAPE, PARAMS).field, sam, 1e-12)
+    assert_close(
+        correct(make_regularizer(spec(1.0, 0.3, 0.0)), LANDSCAPE, PARAMS).field, sam, 1e-12
+    )
 
 
 class Recording(FunctionalLandscape):

@@ -1,4 +1,6 @@
-"""Weight decay, the trace of the Hessian and label noise against what they should be in closed form."""
+"""Weight decay, the trace of the Hessian and label noise against what they should be in closed
+form.
+"""
 
 from __future__ import annotations
 
@@ -42,8 +44,15 @@ def cubic_loss(params: Params, batch: tuple[Tensor, ...], noise: Tensor) -> Tens
 @pytest.mark.parametrize("form", ["difference", "exact"])
 def test_trace_of_a_cubic(form: str) -> None:
     """Signs make the trace of a diagonal Hessian exact, and the difference is exact for a cubic."""
-    a, w = (torch.randn(7, generator=torch.Generator().manual_seed(s), dtype=torch.float64) for s in (0, 1))
-    made = correct(make_regularizer(f"hessian_trace:mu=0.3,form={form}"), landscape_of((a,), cubic_loss), {"w": w})
+    a, w = (
+        torch.randn(7, generator=torch.Generator().manual_seed(s), dtype=torch.float64)
+        for s in (0, 1)
+    )
+    made = correct(
+        make_regularizer(f"hessian_trace:mu=0.3,form={form}"),
+        landscape_of((a,), cubic_loss),
+        {"w": w},
+    )
     torch.testing.assert_close(made.rise, 0.3 * a @ w, rtol=1e-9, atol=0)
     torch.testing.assert_close(made.field["w"], 0.3 * a, rtol=1e-9, atol=0)
 
@@ -85,7 +94,9 @@ def test_trace_is_right_on_average() -> None:
     trace = torch.stack(columns).sum()
     regularizer = make_regularizer("hessian_trace:mu=1,probes=16")
     loss = LOSS(W)
-    draws = torch.func.vmap(lambda n: regularizer.value(landscape_of(BATCH, noise=n), PARAMS) - loss)(torch.arange(64))
+    draws = torch.func.vmap(
+        lambda n: regularizer.value(landscape_of(BATCH, noise=n), PARAMS) - loss
+    )(torch.arange(64))
     assert abs(draws.mean() - trace) < 4 * draws.std() / 8
 
 
@@ -97,7 +108,9 @@ def noisy(spec: str, y: Tensor, noise: Tensor = NOISE) -> Tensor:
         seen.append(batch[-1])
         return params["w"].sum()
 
-    make_regularizer(spec).value(landscape_of((torch.zeros(()), y), loss, noise), {"w": torch.zeros(1)})
+    make_regularizer(spec).value(
+        landscape_of((torch.zeros(()), y), loss, noise), {"w": torch.zeros(1)}
+    )
     return seen[-1]
 
 
@@ -126,7 +139,9 @@ def test_label_noise_on_a_regression() -> None:
     off = (drawn - y).double()
     assert drawn.dtype == torch.float32 and drawn.isfinite().all()
     assert off.mean() == pytest.approx(0, abs=0.004) and off.std() == pytest.approx(0.2, abs=0.004)
-    assert (off**4).mean() / off.var() ** 2 == pytest.approx(3, abs=0.2)  # the fourth moment of a normal
+    assert (off**4).mean() / off.var() ** 2 == pytest.approx(
+        3, abs=0.2
+    )  # the fourth moment of a normal
 
 
 def test_label_noise_is_training_on_those_labels() -> None:

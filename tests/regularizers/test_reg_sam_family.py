@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lo_framework.regularization import make_regularizer
-from regularizers import GSAM, SAM, GSAMConfig, SAMConfig
+from lo_framework.regularizers import GSAM, SAM, GSAMConfig, SAMConfig
 from tests.regularizers.reg_tools import (
     Vectors,
     assert_close,
@@ -36,12 +36,17 @@ def test_sam() -> None:
     made = correct(make_regularizer(f"sam:rho={RHO}"), LANDSCAPE, PARAMS)
     assert_close(plus(G, list(made.field.values())), g_p)
     assert made.rise is not None
-    torch.testing.assert_close(made.rise, LOSS(plus(W, normalized(G), RHO)) - LOSS(W), rtol=1e-11, atol=0)
+    torch.testing.assert_close(
+        made.rise, LOSS(plus(W, normalized(G), RHO)) - LOSS(W), rtol=1e-11, atol=0
+    )
 
 
 def test_sam_with_a_radius_that_is_a_tensor() -> None:
     rho = torch.tensor(RHO, dtype=torch.float64)
-    assert_close(field(SAM(SAMConfig(), rho), LANDSCAPE, PARAMS), field(SAM(SAMConfig(rho=RHO)), LANDSCAPE, PARAMS))
+    assert_close(
+        field(SAM(SAMConfig(), rho), LANDSCAPE, PARAMS),
+        field(SAM(SAMConfig(rho=RHO)), LANDSCAPE, PARAMS),
+    )
     here = at(LANDSCAPE, PARAMS)
     slope = torch.func.grad(lambda r: SAM(SAMConfig(), r).correction(LANDSCAPE, here, {}).rise)(rho)
     torch.testing.assert_close(slope, inner(grad(LOSS, plus(W, normalized(G), RHO)), normalized(G)))
@@ -88,7 +93,9 @@ def test_asam_takes_the_best_step_of_its_neighbourhood() -> None:
 
 
 def test_asam_does_not_see_the_scale_of_the_layers() -> None:
-    """Without eta, the same loss in other units of the parameters gives the same step in those units."""
+    """Without eta, the same loss in other units of the parameters gives the same step in those
+    units.
+    """
     asam = make_regularizer("asam:rho=0.1,eta=0")
     matrix = torch.tensor([[2.0, 0.3], [0.3, 1.0]], dtype=torch.float64)
     w = torch.tensor([1.0, -0.7], dtype=torch.float64)
@@ -115,7 +122,10 @@ def test_gsam_without_alpha_is_sam() -> None:
 
 
 def test_the_orthogonal_part_lowers_the_gap_and_keeps_the_perturbed_loss() -> None:
-    sam, gsam = (list(correct(make_regularizer(s), LANDSCAPE, PARAMS).field.values()) for s in ("sam", "gsam:alpha=1"))
+    sam, gsam = (
+        list(correct(make_regularizer(s), LANDSCAPE, PARAMS).field.values())
+        for s in ("sam", "gsam:alpha=1")
+    )
     g_perp = plus(sam, gsam, -1.0)
     g_p = plus(G, sam)
     assert abs(inner(g_perp, g_p)) < 1e-14
@@ -131,16 +141,24 @@ def test_the_orthogonal_part_lowers_the_gap_and_keeps_the_perturbed_loss() -> No
 
 def test_gsam_splits_meta_gradients_unless_told_otherwise() -> None:
     split = GSAM(GSAMConfig(rho=0.2, alpha=0.3)).meta_split()
-    assert split is not None and isinstance(split[0], SAM) and (split[0].config.rho, split[1]) == (0.2, 0.3)
+    assert (
+        split is not None
+        and isinstance(split[0], SAM)
+        and (split[0].config.rho, split[1]) == (0.2, 0.3)
+    )
     assert GSAM(GSAMConfig(space="params")).meta_split() is None
-    explicit = [correct(GSAM(GSAMConfig(space=s)), LANDSCAPE, PARAMS).field for s in ("meta", "params")]
+    explicit = [
+        correct(GSAM(GSAMConfig(space=s)), LANDSCAPE, PARAMS).field for s in ("meta", "params")
+    ]
     assert all(torch.equal(explicit[0][name], explicit[1][name]) for name in PARAMS)
 
 
 def test_gradient_norm() -> None:
     lam, r = 0.06, 0.2
     expected = plus([(1 - lam / r) * x for x in G], grad(LOSS, plus(W, normalized(G), r)), lam / r)
-    assert_close(field(make_regularizer(f"gradient_norm:lam={lam},r={r}"), LANDSCAPE, PARAMS), expected)
+    assert_close(
+        field(make_regularizer(f"gradient_norm:lam={lam},r={r}"), LANDSCAPE, PARAMS), expected
+    )
 
 
 def test_gradient_norm_with_a_share_of_one_is_sam() -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from lo_framework.optimizees.spec import UserError
 from lo_framework.regularization import make_regularizer
-from optimizees.spec import UserError
-from regularizers import GAM, SAM, ASAMConfig, Mixture, WeightDecay, register
+from lo_framework.regularizers import GAM, SAM, ASAMConfig, Mixture, WeightDecay, register
 from tests.regularizers.reg_tools import assert_close, at, correct, landscape_of, mlp
 
 
@@ -69,11 +69,22 @@ def test_a_mixture_adds_fields_rises_and_values() -> None:
     parts = [correct(make_regularizer(name), landscape, params) for name in names]
     mixture = make_regularizer("+".join(names))
     made = correct(mixture, landscape, params)
-    assert_close(made.field, {name: torch.stack([part.field[name] for part in parts]).sum(0) for name in params}, 1e-14)
+    assert_close(
+        made.field,
+        {name: torch.stack([part.field[name] for part in parts]).sum(0) for name in params},
+        1e-14,
+    )
     rises = [part.rise for part in parts if part.rise is not None]
     torch.testing.assert_close(made.rise, torch.stack(rises).sum())
-    torch.testing.assert_close(mixture.value(landscape, params), at(landscape, params).loss + sum(rises))
-    assert mixture.has_value and mixture.needs_hvp and not mixture.stochastic and mixture.cost == (3, 2)
+    torch.testing.assert_close(
+        mixture.value(landscape, params), at(landscape, params).loss + sum(rises)
+    )
+    assert (
+        mixture.has_value
+        and mixture.needs_hvp
+        and not mixture.stochastic
+        and mixture.cost == (3, 2)
+    )
     assert mixture.name == "mixture" and mixture.meta_split() is None
 
 
@@ -92,7 +103,9 @@ def test_parts_of_a_mixture_keep_their_own_states() -> None:
         each = [part.correction(landscape, here, s) for part, s in zip(alone, states)]
         each.append(make_regularizer("sam").correction(landscape, here, {}))
         assert_close(
-            made.field, {name: torch.stack([part.field[name] for part in each]).sum(0) for name in params}, 1e-14
+            made.field,
+            {name: torch.stack([part.field[name] for part in each]).sum(0) for name in params},
+            1e-14,
         )
         state, states = made.state, [part.state for part in each]
     assert {"0/step", "1/step", "0/g_v/1.weight"} <= set(state) and state["1/step"] == 4

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lo_framework.regularization import make_regularizer
-from regularizers import LookSAM, LookSAMConfig
+from lo_framework.regularizers import LookSAM, LookSAMConfig
 from tests.regularizers.reg_tools import (
     Params,
     Vectors,
@@ -71,11 +71,20 @@ def test_looksam_in_two_parts_is_its_correction() -> None:
         landscape = landscape_of(batch)
         here = at(landscape, START)
         whole = looksam.correction(landscape, here, state)
-        part = looksam.refresh(landscape, here, state) if looksam.due(step) else looksam.reuse(here, state)
+        part = (
+            looksam.refresh(landscape, here, state)
+            if looksam.due(step)
+            else looksam.reuse(here, state)
+        )
         for a, b in ((whole.field, part.field), (whole.state, part.state)):
             assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
         state = whole.state
-    assert state["step"] == len(BATCHES) and [looksam.due(step) for step in range(4)] == [True, False, False, True]
+    assert state["step"] == len(BATCHES) and [looksam.due(step) for step in range(4)] == [
+        True,
+        False,
+        False,
+        True,
+    ]
 
 
 def test_looksam_with_a_period_of_one_is_sam() -> None:

@@ -20,7 +20,9 @@ _LONG_AGO: dict[torch.device, Tensor] = {}
 
 
 class Numbers(NamedTuple):
-    """Of one set, at one step. ``rate`` is lr alpha and ``shrink`` lr alpha beta wd; on an accelerator 0-d tensors."""
+    """Of one set, at one step. ``rate`` is lr alpha and ``shrink`` lr alpha beta wd; on an
+    accelerator 0-d tensors.
+    """
 
     rate: float | Tensor
     shrink: float | Tensor
@@ -41,7 +43,9 @@ def simple(p: Tensor, g: Tensor, state: State) -> bool:
     return p.dtype == g.dtype == state["exp_avg"].dtype and p.is_contiguous() and g.is_contiguous()
 
 
-def update(params: Sequence[Tensor], grads: Sequence[Tensor], states: Sequence[State], n: Numbers) -> None:
+def update(
+    params: Sequence[Tensor], grads: Sequence[Tensor], states: Sequence[State], n: Numbers
+) -> None:
     """In place."""
     fast = FUSED and all(simple(*each) for each in zip(params, grads, states))
     if isinstance(n.rate, Tensor):
@@ -54,21 +58,35 @@ def update(params: Sequence[Tensor], grads: Sequence[Tensor], states: Sequence[S
         _written_out(p, g, state, n)
 
 
-def _fused(params: Sequence[Tensor], grads: Sequence[Tensor], states: Sequence[State], n: Numbers) -> None:
+def _fused(
+    params: Sequence[Tensor], grads: Sequence[Tensor], states: Sequence[State], n: Numbers
+) -> None:
     """Bias corrections are folded into the rate and eps, so that no tensor counts steps."""
     device, root = params[0].device, math.sqrt(n.correction2)
     if device not in _LONG_AGO:
-        _LONG_AGO[device] = torch.full((), 1e30, device=device)  # at this step the loop's own corrections are 1
+        _LONG_AGO[device] = torch.full(
+            (), 1e30, device=device
+        )  # at this step the loop's own corrections are 1
     lr, decay = n.rate * (root / n.correction1), 0.0
     if isinstance(n.rate, float) and isinstance(n.shrink, float):
         decay = n.shrink / (n.rate * (root / n.correction1))
     else:
         torch._foreach_mul_(list(params), 1.0 - n.shrink)
     torch._fused_adamw_(
-        list(params), list(grads), [s["exp_avg"] for s in states], [s["exp_avg_sq"] for s in states], [],
-        [_LONG_AGO[device]] * len(params), lr=lr, beta1=n.beta1, beta2=n.beta2, weight_decay=decay, eps=n.eps * root,
-        amsgrad=False, maximize=False,
-    )  # fmt: skip
+        list(params),
+        list(grads),
+        [s["exp_avg"] for s in states],
+        [s["exp_avg_sq"] for s in states],
+        [],
+        [_LONG_AGO[device]] * len(params),
+        lr=lr,
+        beta1=n.beta1,
+        beta2=n.beta2,
+        weight_decay=decay,
+        eps=n.eps * root,
+        amsgrad=False,
+        maximize=False,
+    )
 
 
 def _written_out(p: Tensor, g: Tensor, state: State, n: Numbers) -> None:

@@ -35,7 +35,9 @@ class Seen(NamedTuple):
 class Attending:
     """The network at work; ``total_steps``: what time refers to, None for a time that saturates."""
 
-    def __init__(self, network: Attention, differences: Differences, total_steps: int | None) -> None:
+    def __init__(
+        self, network: Attention, differences: Differences, total_steps: int | None
+    ) -> None:
         self.network, self.differences, self.total_steps = network, differences, total_steps
         self.inference = Inference(network)
 
@@ -44,22 +46,37 @@ class Attending:
         self.inference = Inference(self.network)
 
     def __call__(self, plan: Plan, seen: Seen, updates: int) -> Factors:
-        """With the graph to the network where gradients are enabled; ``updates``: those before this one."""
+        """With the graph to the network where gradients are enabled; ``updates``: those before this
+        one.
+        """
         network = self.network
         network.spec.check(plan.grouping)
         stats = statistics(network, plan.order, seen.params, seen.grads, seen.states)
-        state = {"step": stats.new_tensor(float(max(seen.ages))), "log_power": _log_powers(seen, stats)}
-        tokens = network.tokens(plan.layout, plan.grouping, stats, state, stats.new_tensor(self.time(updates)))
-        raw = network.raw(network.encode(tokens)) if torch.is_grad_enabled() else self.inference(tokens)
+        state = {
+            "step": stats.new_tensor(float(max(seen.ages))),
+            "log_power": _log_powers(seen, stats),
+        }
+        tokens = network.tokens(
+            plan.layout, plan.grouping, stats, state, stats.new_tensor(self.time(updates))
+        )
+        raw = (
+            network.raw(network.encode(tokens))
+            if torch.is_grad_enabled()
+            else self.inference(tokens)
+        )
         alpha, beta = network.factors(raw)
-        if not torch.is_grad_enabled():  # an overflow in one tensor is AdamW's trouble with that one, not with all
+        if (
+            not torch.is_grad_enabled()
+        ):  # an overflow in one tensor is AdamW's trouble with that one, not with all
             alpha, beta = alpha.nan_to_num(1.0), beta.nan_to_num(1.0)
         if self.differences.learned_lambdas:
             return Factors(alpha, beta, torch.sigmoid(raw[2:4]))
         return Factors(alpha, beta, torch.full((2, plan.grouping.num), 0.5).to(alpha))
 
     def time(self, updates: int) -> float:
-        """As published, the update that is being made counts, and time goes on after ``total_steps``."""
+        """As published, the update that is being made counts, and time goes on after
+        ``total_steps``.
+        """
         published = self.differences.network == "published"
         now = updates + published
         if not self.total_steps:
@@ -70,8 +87,12 @@ class Attending:
 def _log_powers(seen: Seen, like: Tensor) -> Tensor:
     """``[2, S]``: logarithms of the betas' powers."""
     kinds = list(zip(seen.betas, seen.ages))
-    alike = all(kind == kinds[0] for kind in kinds)  # one column for all: nearly always, and then cheaper
-    rows = [[_log_power(betas[k], t) for betas, t in (kinds[:1] if alike else kinds)] for k in range(2)]
+    alike = all(
+        kind == kinds[0] for kind in kinds
+    )  # one column for all: nearly always, and then cheaper
+    rows = [
+        [_log_power(betas[k], t) for betas, t in (kinds[:1] if alike else kinds)] for k in range(2)
+    ]
     return like.new_tensor(rows).expand(2, len(kinds))
 
 

@@ -1,7 +1,9 @@
-"""The encoder without derivatives, in few operations: tokens ``[S, D]`` in rows, torch's own norms and attention.
+"""The encoder without derivatives, in few operations: tokens ``[S, D]`` in rows, torch's own norms
+and attention.
 
-At a step the network sees ten tokens or so, and what its blocks cost is the number of operations, not their size. The
-definition is `learned.encoder.Block`, which can be differentiated twice; a test holds them equal.
+At a step the network sees ten tokens or so, and what its blocks cost is the number of operations,
+not their size. The definition is `learned.encoder.Block`, which can be differentiated twice; a test
+holds them equal.
 """
 
 from __future__ import annotations
@@ -17,7 +19,9 @@ from lo_framework.learned.encoder import Block
 
 
 class Weights(NamedTuple):
-    """Of one block, transposed where a product wants them so; biases and gains of a plain block are None."""
+    """Of one block, transposed where a product wants them so; biases and gains of a plain block are
+    None.
+    """
 
     qkv: Tensor
     qkv_bias: Tensor | None
@@ -44,9 +48,13 @@ class Inference:
         self.blocks = [_weights(block) for block in self.network.blocks]  # type: ignore[arg-type]
 
     def __call__(self, tokens: Tensor) -> Tensor:
-        """``[columns, G]`` to the head's output ``[H, G]``, as ``network.raw(network.encode(tokens))``."""
+        """``[columns, G]`` to the head's output ``[H, G]``, as
+        ``network.raw(network.encode(tokens))``.
+        """
         network = self.network
-        if network.head.data_ptr() != self.head.data_ptr():  # `Module.to` has put new memory under its parameters
+        if (
+            network.head.data_ptr() != self.head.data_ptr()
+        ):  # `Module.to` has put new memory under its parameters
             self._look()
         x = tokens.t()
         if not self.published:
@@ -63,20 +71,39 @@ def _weights(block: Block) -> Weights:
         up_bias = block.up_bias.view(-1)
         norm = (None, None)
         return Weights(
-            block.qkv, None, block.out.t(), None, block.up, up_bias, block.down.t(), None, (norm, norm), block.heads
+            block.qkv,
+            None,
+            block.out.t(),
+            None,
+            block.up,
+            up_bias,
+            block.down.t(),
+            None,
+            (norm, norm),
+            block.heads,
         )
     first, second = ((block.gains[i].view(-1), block.shifts[i].view(-1)) for i in range(2))
     return Weights(
-        block.qkv, block.qkv_bias.view(-1), block.out.t(), block.out_bias.view(-1), block.up, block.up_bias.view(-1),
-        block.down.t(), block.down_bias.view(-1), (first, second), block.heads,
-    )  # fmt: skip
+        block.qkv,
+        block.qkv_bias.view(-1),
+        block.out.t(),
+        block.out_bias.view(-1),
+        block.up,
+        block.up_bias.view(-1),
+        block.down.t(),
+        block.down_bias.view(-1),
+        (first, second),
+        block.heads,
+    )
 
 
 def _block(x: Tensor, w: Weights) -> Tensor:
     num, width = x.shape
     shape = x.shape[1:]
     qkv = F.linear(torch.layer_norm(x, shape, *w.norms[0]), w.qkv, w.qkv_bias)
-    q, k, v = qkv.view(1, num, 3, w.heads, width // w.heads).permute(2, 0, 3, 1, 4).unbind(0)  # [1, heads, S, d]
+    q, k, v = (
+        qkv.view(1, num, 3, w.heads, width // w.heads).permute(2, 0, 3, 1, 4).unbind(0)
+    )  # [1, heads, S, d]
     mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(num, width)
     x = torch.addmm(x, mixed, w.out)
     if w.out_bias is not None:

@@ -1,4 +1,5 @@
-"""The parameters one step ahead as a function of alpha and beta, and the meta-gradient that comes back through it:
+"""The parameters one step ahead as a function of alpha and beta, and the meta-gradient that comes
+back through it:
 
     theta'_i = theta_i - lr_i alpha_k ( u_i + beta_k c_i theta_i )        (i in group k; arXiv 2605.04055, algorithm 2)
     d/d alpha_k = - sum_i lr_i <d_i, u_i + beta_k c_i theta_i>            with d_i = d meta-loss / d theta'_i
@@ -29,7 +30,9 @@ class Move(NamedTuple):
 
 
 def direction_of(g: Tensor | None, state: State, n: Numbers) -> Tensor:
-    """Adam's direction: with ``g`` folded into copies of the moments, or of the moments as they are (None)."""
+    """Adam's direction: with ``g`` folded into copies of the moments, or of the moments as they are
+    (None).
+    """
     m, v = state["exp_avg"], state["exp_avg_sq"]
     if g is not None:
         g = g.to(m.dtype)
@@ -51,7 +54,10 @@ def pulled_back(
     by_alpha, by_beta = torch.zeros_like(alpha), torch.zeros_like(beta)
     for move, slope in zip(moves, slopes, strict=True):
         d = slope.reshape(-1).to(move.theta.dtype)
-        along, decayed = torch.dot(d, move.direction).to(alpha), move.decay * torch.dot(d, move.theta).to(alpha)
+        along, decayed = (
+            torch.dot(d, move.direction).to(alpha),
+            move.decay * torch.dot(d, move.theta).to(alpha),
+        )
         by_alpha[move.token] -= move.lr * (along + beta[move.token] * decayed)
         by_beta[move.token] -= move.lr * alpha[move.token] * decayed
     return by_alpha, by_beta

@@ -1,4 +1,6 @@
-"""The parameters of one optimizer: their groups, ages and moments, and plans over those that have a gradient."""
+"""The parameters of one optimizer: their groups, ages and moments, and plans over those that have a
+gradient.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +17,11 @@ from lo_framework.optim.metaadam.adam_step import Numbers, one_minus_power
 from lo_framework.optim.metaadam.plan import Grouped, Plan, make_plan, model_order, name_groups
 from lo_framework.optim.packs import sub_layout
 from lo_framework.optim.uncast import names_of
-from optimizees.spec import UserError
+from lo_framework.optimizees.spec import UserError
 
-ONE = torch.tensor(1.0, dtype=torch.float32, device="cpu")  # a number, or no factor: a new tensor for each
+ONE = torch.tensor(
+    1.0, dtype=torch.float32, device="cpu"
+)  # a number, or no factor: a new tensor for each
 KEPT_PLANS = 8  # few sets of gradients occur in a training
 
 
@@ -29,7 +33,9 @@ class Members:
         groups: the token group of each.
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer, grouping: Grouped, published: bool, scaled: bool) -> None:
+    def __init__(
+        self, optimizer: torch.optim.Optimizer, grouping: Grouped, published: bool, scaled: bool
+    ) -> None:
         self.optimizer, self.grouping = optimizer, grouping
         self.published, self.scaled = published, scaled
         self.params: list[Tensor] = []
@@ -40,7 +46,9 @@ class Members:
         return [p for group in self.optimizer.param_groups for p in group["params"]]
 
     def _names(self) -> list[str]:
-        """A parameter keeps its name, whatever becomes of its group; empty where it has none, or that of another."""
+        """A parameter keeps its name, whatever becomes of its group; empty where it has none, or
+        that of another.
+        """
         given = names_of(self.optimizer.param_groups)
         if not self.names:
             return given if len(set(given)) == len(self._given()) else [""] * len(self._given())
@@ -54,13 +62,18 @@ class Members:
         return found
 
     def current(self) -> bool:
-        """Whether the optimizer still has these parameters: people replace and delete them in its groups."""
+        """Whether the optimizer still has these parameters: people replace and delete them in its
+        groups.
+        """
         given = self._given()
         return len(given) == len(self.params) and all(map(operator.is_, given, self.params))
 
     def gather(self) -> None:
         """Take in the optimizer's parameters; their ages are in their state."""
-        params, part = self._given(), [g for g, x in enumerate(self.optimizer.param_groups) for _ in x["params"]]
+        params, part = (
+            self._given(),
+            [g for g, x in enumerate(self.optimizer.param_groups) for _ in x["params"]],
+        )
         if not params:
             raise UserError("MetaAdamW needs at least one parameter")
         names = self._names()
@@ -69,7 +82,9 @@ class Members:
         places = {name: i for i, name in enumerate(names)}
         order = model_order(names) if named else names
         whole = Layout.of({name: params[places[name]].shape for name in order})
-        layout = sub_layout(whole, [k for _, k in sorted((places[name], k) for k, name in enumerate(order))])
+        layout = sub_layout(
+            whole, [k for _, k in sorted((places[name], k) for k, name in enumerate(order))]
+        )
         groups = name_groups(self.grouping, layout, params, part, named, self.published)
         # Nothing has changed before all is known to be well.
         self.params, self.part, self.layout, self.groups = params, part, layout, groups
@@ -88,7 +103,9 @@ class Members:
     @property
     def dtype(self) -> torch.dtype:
         """What the network computes in."""
-        return torch.float64 if any(p.dtype == torch.float64 for p in self.params) else torch.float32
+        return (
+            torch.float64 if any(p.dtype == torch.float64 for p in self.params) else torch.float32
+        )
 
     def with_gradient(self) -> tuple[int, ...]:
         """Places of the parameters that take part in this step.
@@ -99,11 +116,15 @@ class Members:
         active = tuple(i for i, p in enumerate(self.params) if p.grad is not None and p.numel())
         for i in active:
             if self.params[i].grad.layout != torch.strided:  # type: ignore[union-attr]
-                raise UserError("MetaAdamW cannot use sparse gradients; build the embedding with sparse=False")
+                raise UserError(
+                    "MetaAdamW cannot use sparse gradients; build the embedding with sparse=False"
+                )
         return active
 
     def start(self, i: int) -> bool:
-        """Make the state of a parameter that has none; gives whether it had one that was taken away."""
+        """Make the state of a parameter that has none; gives whether it had one that was taken
+        away.
+        """
         p = self.params[i]
         state = self.optimizer.state[p]
         if not state:
@@ -121,7 +142,9 @@ class Members:
         if key not in self._plans:
             if len(self._plans) >= KEPT_PLANS:
                 self.forget()
-            self._plans[key] = make_plan(active, self.params, self.layout, self.groups, self.part, self.ages)
+            self._plans[key] = make_plan(
+                active, self.params, self.layout, self.groups, self.part, self.ages
+            )
         return self._plans[key]
 
     def group(self, i: int) -> dict[str, Any]:
@@ -134,7 +157,15 @@ class Members:
         """Of the t-th update; ``shrink`` as if the decay were decoupled."""
         beta1, beta2 = group["betas"]
         first, second = one_minus_power(beta1, t), one_minus_power(beta2, t)
-        return Numbers(rate, shrink / first if self.scaled else shrink, beta1, beta2, group["eps"], first, second)
+        return Numbers(
+            rate,
+            shrink / first if self.scaled else shrink,
+            beta1,
+            beta2,
+            group["eps"],
+            first,
+            second,
+        )
 
     def older(self, active: Sequence[int]) -> None:
         for i in active:
@@ -146,7 +177,9 @@ def check_group(group: dict[str, Any]) -> None:
     """Raises UserError for settings or parameters that cannot be."""
     check_settings(group)
     if any(p.is_complex() for p in group["params"]):
-        raise UserError("MetaAdamW cannot update complex parameters; use torch.view_as_real of them")
+        raise UserError(
+            "MetaAdamW cannot update complex parameters; use torch.view_as_real of them"
+        )
 
 
 def check_settings(group: dict[str, Any]) -> None:

@@ -1,9 +1,11 @@
-"""The meta-loss of MetaAdamW at the parameters one step ahead, and its derivative by them (arXiv 2605.04055).
+"""The meta-loss of MetaAdamW at the parameters one step ahead, and its derivative by them (arXiv
+2605.04055).
 
-The terms and their weighting are those of the outer loop, `lo_framework.objectives`. The gradient term's |g2|^2 and
-cosine are differentiated through the Hessian: ``exact``; as a ``difference`` of two gradients, which is cheaper and
-serves models that cannot be differentiated twice; or not at all, ``first``. The last two save a forward pass as well:
-the held-out loss before the step, which only scales its term, comes from the loss after it and its slope there.
+The terms and their weighting are those of the outer loop, `lo_framework.objectives`. The gradient
+term's |g2|^2 and cosine are differentiated through the Hessian: ``exact``; as a ``difference`` of
+two gradients, which is cheaper and serves models that cannot be differentiated twice; or not at
+all, ``first``. The last two save a forward pass as well: the held-out loss before the step, which
+only scales its term, comes from the loss after it and its slope there.
 """
 
 from __future__ import annotations
@@ -25,11 +27,12 @@ from lo_framework.objectives.terms import (
 )
 from lo_framework.objectives.weighting import Weighting
 from lo_framework.optim.metaadam.differences import Differences
-from optimizees.spec import UserError, first_line, nearest
+from lo_framework.optimizees.spec import UserError, first_line, nearest
 
 OBJECTIVES = (*TERMS, "combined")
 ORDERS = ("exact", "difference", "first")
-RADIUS = 3.0  # of the difference of gradients, relative to the parameters' norm and in roots of their precision
+# of the difference of gradients, relative to the parameters' norm and in roots of their precision
+RADIUS = 3.0
 FURTHEST = 1e-2
 LARGEST_LOG = 10.0  # of a loss after and before a step that raised it
 
@@ -46,7 +49,9 @@ def terms_of(objective: str) -> tuple[str, ...]:
 
 
 class Here(NamedTuple):
-    """Before the step: losses of the first and the validation batch (None: not measured), gradients of the first."""
+    """Before the step: losses of the first and the validation batch (None: not measured), gradients
+    of the first.
+    """
 
     train: Tensor
     valid: Tensor | None
@@ -67,18 +72,34 @@ def loss_at(loss_fn: LossFn, batch: Any, graph: bool = True) -> Tensor:
     with torch.set_grad_enabled(graph):
         loss = loss_fn(batch)
     if not isinstance(loss, Tensor) or loss.numel() != 1:
-        found = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
-        raise UserError(f"loss_fn(batch) must return the loss, one number with its graph; it returned {found}")
+        found = (
+            f"a tensor of shape {tuple(loss.shape)}"
+            if isinstance(loss, Tensor)
+            else type(loss).__name__
+        )
+        raise UserError(
+            f"loss_fn(batch) must return the loss, one number with its graph; it returned {found}"
+        )
     if graph and not loss.requires_grad:
-        raise UserError("loss_fn(batch) must return the loss with its graph; it returned one without a graph")
+        raise UserError(
+            "loss_fn(batch) must return the loss with its graph; it returned one without a graph"
+        )
     return loss.reshape(())
 
 
 def slopes_ahead(
-    loss_fn: LossFn, batches: tuple[Any, Any, Any], rewind: Callable[[], None], params: Sequence[Tensor],
-    tokens: Sequence[int], here: Here, lambdas: Tensor, terms: Sequence[str], weighting: Weighting | None, order: str,
+    loss_fn: LossFn,
+    batches: tuple[Any, Any, Any],
+    rewind: Callable[[], None],
+    params: Sequence[Tensor],
+    tokens: Sequence[int],
+    here: Here,
+    lambdas: Tensor,
+    terms: Sequence[str],
+    weighting: Weighting | None,
+    order: str,
     differences: Differences,
-) -> Slopes:  # fmt: skip
+) -> Slopes:
     """With ``params`` where the look-ahead put them.
 
     Args:
@@ -96,7 +117,8 @@ def slopes_ahead(
     if "loss_decrease" in terms or ahead:
         rewind()
         after = _point(loss_fn, batches[2], params)
-    # What the terms are made of becomes leaves: their own derivatives by theta' are known, or one product away.
+    # What the terms are made of becomes leaves: their own derivatives by theta' are known, or one
+    # product away.
     lambdas, train, valid = _leaf(lambdas), _leaf(second.loss), _leaf(after.loss)
     gradients = [_leaf(g) for g in second.grads]
     with torch.enable_grad():
@@ -140,12 +162,15 @@ class _Point(NamedTuple):
 
 def _point(loss_fn: LossFn, batch: Any, params: Sequence[Tensor], graph: bool = False) -> _Point:
     loss = loss_at(loss_fn, batch)
-    grads = torch.autograd.grad(loss, params, create_graph=graph, allow_unused=True, materialize_grads=True)
+    grads = torch.autograd.grad(
+        loss, params, create_graph=graph, allow_unused=True, materialize_grads=True
+    )
     return _Point(loss.detach(), grads)
 
 
 def _size_before(after: _Point, params: Sequence[Tensor], home: Sequence[Tensor]) -> Tensor:
-    """Of the loss at ``home``: to first order of its logarithm, or of itself where the step took it over zero, or near.
+    """Of the loss at ``home``: to first order of its logarithm, or of itself where the step took it
+    over zero, or near.
     """
     loss = after.loss.to(home[0].dtype)
     size = loss.abs().clamp_min(TINY_LOSS)
@@ -163,7 +188,11 @@ def _leaf(x: Tensor) -> Tensor:
 
 
 def _gradient_term(
-    first: Sequence[Tensor], second: Sequence[Tensor], tokens: Sequence[int], lambdas: Tensor, published: bool
+    first: Sequence[Tensor],
+    second: Sequence[Tensor],
+    tokens: Sequence[int],
+    lambdas: Tensor,
+    published: bool,
 ) -> Tensor:
     num = lambdas.shape[1]
     square1, square2, dots = ([lambdas.new_zeros(()) for _ in range(num)] for _ in range(3))
@@ -172,14 +201,23 @@ def _gradient_term(
         for sums, x in ((square1, a @ a), (square2, b @ b), (dots, a @ b)):
             sums[k] = sums[k] + x.to(lambdas.device)  # a model may lie on several devices
     one, two, dot = (torch.stack(x) for x in (square1, square2, dots))
-    # Relative to the gradient before the step: neither the number of parameters nor the loss's scale counts. Where that
-    # is zero, as of a head that the first batch has no labels for, there is nothing to be relative to.
-    flatness = two if published else torch.where(one > TINY_SQUARE, two / one.clamp_min(TINY_SQUARE), 0.0)
-    return gradient_alignment(flatness, cosine(dot, one, two), lambdas[0], lambdas[1], published=published)
+    # Relative to the gradient before the step: neither the number of parameters nor the loss's
+    # scale counts. Where that is zero, as of a head that the first batch has no labels for, there
+    # is nothing to be relative to.
+    flatness = (
+        two if published else torch.where(one > TINY_SQUARE, two / one.clamp_min(TINY_SQUARE), 0.0)
+    )
+    return gradient_alignment(
+        flatness, cosine(dot, one, two), lambdas[0], lambdas[1], published=published
+    )
 
 
-def _exact_product(params: Sequence[Tensor], at: Sequence[Tensor], along: Sequence[Tensor]) -> Sequence[Tensor]:
-    """Hessian times ``along``, from the graph of the gradients ``at``; where one has none, its derivative is zero."""
+def _exact_product(
+    params: Sequence[Tensor], at: Sequence[Tensor], along: Sequence[Tensor]
+) -> Sequence[Tensor]:
+    """Hessian times ``along``, from the graph of the gradients ``at``; where one has none, its
+    derivative is zero.
+    """
     pairs = [(g, d) for g, d in zip(at, along) if g.requires_grad]
     if not pairs:
         return [torch.zeros_like(p) for p in params]
@@ -190,13 +228,19 @@ def _exact_product(params: Sequence[Tensor], at: Sequence[Tensor], along: Sequen
         if "derivative" not in str(error):
             raise
         reason = first_line(error)
-        raise UserError(f'order="exact" differentiates twice: use order="difference" or "first" ({reason})') from None
+        raise UserError(
+            f'order="exact" differentiates twice: use order="difference" or "first" ({reason})'
+        ) from None
 
 
 def _product(
-    loss_fn: LossFn, batch: Any, rewind: Callable[[], None], params: Sequence[Tensor], at: Sequence[Tensor],
+    loss_fn: LossFn,
+    batch: Any,
+    rewind: Callable[[], None],
+    params: Sequence[Tensor],
+    at: Sequence[Tensor],
     along: Sequence[Tensor],
-) -> list[Tensor]:  # fmt: skip
+) -> list[Tensor]:
     """Hessian times ``along``, from the gradients ``at`` here and those a little further."""
     size = torch.nn.utils.get_total_norm([p.detach() for p in params])
     length = torch.nn.utils.get_total_norm(list(along)).clamp_min(1e-30)

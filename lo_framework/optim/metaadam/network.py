@@ -1,4 +1,6 @@
-"""The attention inside MetaAdamW: made, taken over from a meta-trained optimizer, and given back as one."""
+"""The attention inside MetaAdamW: made, taken over from a meta-trained optimizer, and given back as
+one.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,7 @@ from lo_framework.learned.group_features import FeatureSpec
 from lo_framework.learned.hyper_adamw import HyperAdamW
 from lo_framework.optim.metaadam.differences import Differences
 from lo_framework.optim.source import learned_from
-from optimizees.spec import UserError, nearest
+from lo_framework.optimizees.spec import UserError, nearest
 
 Source = LearnedOptimizer | str | os.PathLike[str] | Mapping[str, Any] | None
 SIZES = ("width", "heads", "layers", "hidden_units", "head_scale", "seed")
@@ -40,10 +42,19 @@ def whole(name: str, number: Any, least: int | None = 1) -> int:
 
 
 def make_network(
-    source: Source, differences: Differences, *, features: str, grouping: str, v_norms: bool, time: bool, gating: bool,
-    alpha_range: float, beta_range: float,
-) -> Attention:  # fmt: skip
-    """A new network of the sizes in ``source``, or a copy of the one in an ``Attention`` or in a file.
+    source: Source,
+    differences: Differences,
+    *,
+    features: str,
+    grouping: str,
+    v_norms: bool,
+    time: bool,
+    gating: bool,
+    alpha_range: float,
+    beta_range: float,
+) -> Attention:
+    """A new network of the sizes in ``source``, or a copy of the one in an ``Attention`` or in a
+    file.
 
     Raises:
         UserError: sizes or ranges that cannot be, a file of another kind of optimizer.
@@ -52,15 +63,21 @@ def make_network(
     if source is not None and not isinstance(source, Mapping):
         network = _taken(learned_from(source))
         if published and network.config.encoder != "published":
-            raise UserError("reproduce is for the published network, and this optimizer has another: give no reproduce")
+            raise UserError(
+                "reproduce is for the published network, and this optimizer has another: give no reproduce"
+            )
         return network
     sizes: dict[str, Any] = {"width": 16, "heads": 4, "layers": 2, **(source or {})}
     for name in sizes:
         if name not in SIZES:
-            raise UserError(f'attention: no setting "{name}"{nearest(name, SIZES)}; known: {", ".join(SIZES)}')
+            raise UserError(
+                f'attention: no setting "{name}"{nearest(name, SIZES)}; known: {", ".join(SIZES)}'
+            )
         if name != "head_scale":
             sizes[name] = whole(f"attention: {name}", sizes[name], least=None)
-    spec = FeatureSpec(version=features, scale="raw" if published else "log", v_norms=v_norms, time=time)
+    spec = FeatureSpec(
+        version=features, scale="raw" if published else "log", v_norms=v_norms, time=time
+    )
     if published:
         needed, heads = spec.columns + EMBEDDING * (features == "enhanced"), max(sizes["heads"], 1)
         sizes.setdefault("hidden_units", 32)
@@ -68,9 +85,18 @@ def make_network(
             sizes["width"] = -(-needed // heads) * heads
     try:
         config = AttentionConfig(
-            **sizes, features=features, grouping=grouping, scale=spec.scale, v_norms=v_norms, time=time, gating=gating,
-            alpha_range=alpha_range, beta_range=beta_range, head="bounded", encoder=differences.network,
-        )  # fmt: skip
+            **sizes,
+            features=features,
+            grouping=grouping,
+            scale=spec.scale,
+            v_norms=v_norms,
+            time=time,
+            gating=gating,
+            alpha_range=alpha_range,
+            beta_range=beta_range,
+            head="bounded",
+            encoder=differences.network,
+        )
     except UserError:
         raise
     except ValueError as error:
@@ -82,19 +108,27 @@ def make_network(
 
 
 def check_agrees(network: Attention, usual: Mapping[str, Any], **asked: Any) -> None:
-    """Raises UserError for a setting of MetaAdamW that is neither the usual one nor that of a meta-trained network."""
+    """Raises UserError for a setting of MetaAdamW that is neither the usual one nor that of a
+    meta-trained network.
+    """
     for name, value in asked.items():
         own = getattr(network.config, name)
         if value not in (own, usual[name]):
-            raise UserError(f"{name}={value!r}, but the network that attention gives has {own!r}: leave it out")
+            raise UserError(
+                f"{name}={value!r}, but the network that attention gives has {own!r}: leave it out"
+            )
 
 
 def _taken(learned: LearnedOptimizer) -> Attention:
     """A copy of it, fit for MetaAdamW."""
     if type(learned) is not Attention:
-        raise UserError(f'MetaAdamW needs an optimizer of kind "attention", not "{learned.kind}"; use Learned for it')
+        raise UserError(
+            f'MetaAdamW needs an optimizer of kind "attention", not "{learned.kind}"; use Learned for it'
+        )
     if learned.config.head != "bounded" or learned.config.sam_rho:
-        raise UserError("MetaAdamW has a bounded head and plain gradients; use Learned for this optimizer")
+        raise UserError(
+            "MetaAdamW has a bounded head and plain gradients; use Learned for this optimizer"
+        )
     theta = learned.theta()
     if bool(theta["by_role"].any()) or bool(theta["schedule"].any()):
         raise UserError(
@@ -111,13 +145,21 @@ def hyper_of(network: Attention) -> dict[str, Any]:
     betas = tuple(float(torch.sigmoid(torch.tensor(x, dtype=torch.float64))) for x in raw[1:3])
     plain = not network.default.any()
     if plain:  # to the last digit
-        return {"lr": c.lr, "betas": (c.beta1, c.beta2), "eps": c.eps, "weight_decay": c.weight_decay}
-    lr, weight_decay, eps = (float(torch.tensor(x, dtype=torch.float64).exp()) for x in (raw[0], raw[3], raw[4]))
+        return {
+            "lr": c.lr,
+            "betas": (c.beta1, c.beta2),
+            "eps": c.eps,
+            "weight_decay": c.weight_decay,
+        }
+    lr, weight_decay, eps = (
+        float(torch.tensor(x, dtype=torch.float64).exp()) for x in (raw[0], raw[3], raw[4])
+    )
     return {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
 
 
 def as_learned(network: Attention, group: Mapping[str, Any]) -> Attention:
-    """A learned optimizer that does what MetaAdamW does with this network and the settings of ``group``.
+    """A learned optimizer that does what MetaAdamW does with this network and the settings of
+    ``group``.
 
     Raises:
         UserError: settings that have no logarithm, such as a learning rate of 0.
@@ -141,7 +183,9 @@ def trained_names(network: Attention, differences: Differences) -> list[str]:
 
 
 def penalty(network: Attention, differences: Differences) -> Tensor:
-    """What is added to the meta-loss: as released, norms (not squared) of encoder and head; and sizes of gates."""
+    """What is added to the meta-loss: as released, norms (not squared) of encoder and head; and
+    sizes of gates.
+    """
     total = network.head.new_zeros(())
     if differences.norm_penalty:
         weights: list[Tensor] = [network.head]
@@ -157,4 +201,6 @@ def penalty(network: Attention, differences: Differences) -> Tensor:
 
 
 def _norm(x: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(x) if bool(x.any()) else x.sum()  # the norm of zeros has no derivative
+    return (
+        torch.linalg.vector_norm(x) if bool(x.any()) else x.sum()
+    )  # the norm of zeros has no derivative

@@ -1,4 +1,6 @@
-"""What trains MetaAdamW's network: its meta-gradient, agreed on by all processes, and Adam (as published: SGD)."""
+"""What trains MetaAdamW's network: its meta-gradient, agreed on by all processes, and Adam (as
+published: SGD).
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,7 @@ from torch import Tensor
 from lo_framework.learned.attention import Attention
 from lo_framework.optim.metaadam.differences import Differences
 from lo_framework.optim.metaadam.network import penalty, trained_names
-from optimizees.spec import UserError
+from lo_framework.optimizees.spec import UserError
 
 
 def mean_over_processes(x: Tensor) -> Tensor:
@@ -44,7 +46,9 @@ class MetaOptimizer:
         self.skipped = 0
 
     def take(self, outputs: Sequence[Tensor], slopes: Sequence[Tensor]) -> None:
-        """Pull ``slopes`` of the meta-loss by the network's ``outputs`` back to its weights, into their ``.grad``."""
+        """Pull ``slopes`` of the meta-loss by the network's ``outputs`` back to its weights, into
+        their ``.grad``.
+        """
         for p in self.network.parameters():
             p.grad = None
         extra = penalty(self.network, self.differences)
@@ -52,11 +56,15 @@ class MetaOptimizer:
         if extra.requires_grad:
             pairs.append((extra, torch.ones_like(extra)))
         if pairs:
-            torch.autograd.backward([x for x, _ in pairs], [d for _, d in pairs], inputs=self.params)
+            torch.autograd.backward(
+                [x for x, _ in pairs], [d for _, d in pairs], inputs=self.params
+            )
         self._agree()
 
     def step(self, values: Tensor) -> None:
-        """Move the network along its gradient, unless that or one of the ``values`` of the terms is not finite."""
+        """Move the network along its gradient, unless that or one of the ``values`` of the terms is
+        not finite.
+        """
         grads = [p.grad for p in self.params if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(grads)
         if not bool(torch.isfinite(norm) & torch.isfinite(values).all()):
@@ -77,5 +85,7 @@ class MetaOptimizer:
         return {"optimizer": self.optimizer.state_dict(), "skipped": self.skipped}
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        self.optimizer.load_state_dict(copy.deepcopy(saved["optimizer"]))  # torch would share its tensors
+        self.optimizer.load_state_dict(
+            copy.deepcopy(saved["optimizer"])
+        )  # torch would share its tensors
         self.skipped = saved["skipped"]

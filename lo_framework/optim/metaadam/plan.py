@@ -1,4 +1,6 @@
-"""What a step works on: the tensors with a gradient, their token groups, and sets of them that share all numbers."""
+"""What a step works on: the tensors with a gradient, their token groups, and sets of them that
+share all numbers.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,7 @@ from lo_framework.learned.grouping import GROUPINGS, KEYS, Grouping, by_key, mak
 from lo_framework.optim.metaadam.statistics import Order, make_order
 from lo_framework.optim.metaopt.blocks import assign
 from lo_framework.optim.packs import sub_layout
-from optimizees.spec import UserError
+from lo_framework.optimizees.spec import UserError
 
 Grouped = str | Mapping[str, str | Sequence[str] | None] | Callable[[str, Tensor], Hashable]
 Named = tuple[Hashable, int, str]  # of a group: what tells it from others, its key, its label
@@ -30,7 +32,9 @@ class Set:
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """``layout``, ``grouping`` and ``order`` are those of the active tensors, on the network's device."""
+    """``layout``, ``grouping`` and ``order`` are those of the active tensors, on the network's
+    device.
+    """
 
     active: tuple[int, ...]
     layout: Layout
@@ -49,10 +53,12 @@ class Held(NamedTuple):
 
 
 def model_order(names: Sequence[str]) -> list[str]:
-    """Dotted names as their model has them, also where parameter groups have parted a layer's weight and bias.
+    """Dotted names as their model has them, also where parameter groups have parted a layer's
+    weight and bias.
 
-    What belongs together by its name comes together, at the place of its first; numbers count, parameters between which
-    a child of their module was are before it, and a weight is before its bias. So a model's order stays as it is.
+    What belongs together by its name comes together, at the place of its first; numbers count,
+    parameters between which a child of their module was are before it, and a weight is before its
+    bias. So a model's order stays as it is.
     """
     tree: dict[str, Any] = {}
     for name in names:
@@ -78,13 +84,18 @@ def model_order(names: Sequence[str]) -> list[str]:
 
 
 def name_groups(
-    grouping: Grouped, layout: Layout, params: Sequence[Tensor], parts: Sequence[int], named: bool, published: bool
+    grouping: Grouped,
+    layout: Layout,
+    params: Sequence[Tensor],
+    parts: Sequence[int],
+    named: bool,
+    published: bool,
 ) -> list[Named]:
     """The token group of every tensor of ``layout``.
 
     Args:
-        grouping: a name, a dict of labels to regular expressions, lists of names or None (all others), or a function
-            of a tensor's name and the tensor.
+        grouping: a name, a dict of labels to regular expressions, lists of names or None (all
+            others), or a function of a tensor's name and the tensor.
         parts: parameter group of each tensor.
         named: whether the tensors have names of their own.
 
@@ -101,10 +112,14 @@ def name_groups(
         try:
             order = {value: k for k, value in enumerate(dict.fromkeys(found))}
         except TypeError:
-            raise UserError("grouping: the function must return something hashable, such as a string") from None
+            raise UserError(
+                "grouping: the function must return something hashable, such as a string"
+            ) from None
         return [(value, order[value] % KEYS, str(value)) for value in found]
     if not isinstance(grouping, Mapping):
-        raise UserError(f"grouping must be one of {', '.join(GROUPINGS)}, a dict or a function, not {grouping!r}")
+        raise UserError(
+            f"grouping must be one of {', '.join(GROUPINGS)}, a dict or a function, not {grouping!r}"
+        )
     try:
         blocks = assign(grouping, params, parts, names if named else None)
     except UserError as error:
@@ -114,9 +129,13 @@ def name_groups(
 
 
 def make_plan(
-    active: tuple[int, ...], params: Sequence[Tensor], layout: Layout, groups: Sequence[Named], parts: Sequence[int],
+    active: tuple[int, ...],
+    params: Sequence[Tensor],
+    layout: Layout,
+    groups: Sequence[Named],
+    parts: Sequence[int],
     ages: Sequence[int],
-) -> Plan:  # fmt: skip
+) -> Plan:
     device = params[0].device
     grouping = by_key([groups[i] for i in active], device)
     tokens = grouping.index.tolist()

@@ -10,13 +10,22 @@ import torch
 from lo_framework.optim.metaadam.members import check_settings
 from lo_framework.optim.metaadam.plan import Held
 from lo_framework.optim.uncast import ByPlace, load_uncast
-from optimizees.spec import UserError
+from lo_framework.optimizees.spec import UserError
 
 if TYPE_CHECKING:
     from lo_framework.optim.meta_adamw import MetaAdamW
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
-STARTS = ("seed", "head_scale", "lr", "beta1", "beta2", "eps", "weight_decay", "sam_rho")  # where it began says nothing
+STARTS = (
+    "seed",
+    "head_scale",
+    "lr",
+    "beta1",
+    "beta2",
+    "eps",
+    "weight_decay",
+    "sam_rho",
+)  # where it began says nothing
 
 
 def dump(optimizer: MetaAdamW) -> dict[str, Any]:
@@ -24,7 +33,9 @@ def dump(optimizer: MetaAdamW) -> dict[str, Any]:
     return {
         "kind": _kind(optimizer),
         "updates": optimizer.updates,
-        "factors": None if held is None else {"active": list(held.active), "alpha": held.alpha, "beta": held.beta},
+        "factors": None
+        if held is None
+        else {"active": list(held.active), "alpha": held.alpha, "beta": held.beta},
         "stale": optimizer._stale,
         "network": optimizer.network.theta(),
         "meta": optimizer._meta.state_dict(),
@@ -84,16 +95,22 @@ def _check_whole(optimizer: MetaAdamW, mine: dict[str, Any]) -> None:
     if missing := dump(optimizer).keys() - mine.keys():
         raise _damaged(f"it has no {min(missing)}")
     own, meta = optimizer.network.theta(), mine["meta"]
-    if own.keys() != mine["network"].keys() or any(own[k].shape != x.shape for k, x in mine["network"].items()):
+    if own.keys() != mine["network"].keys() or any(
+        own[k].shape != x.shape for k, x in mine["network"].items()
+    ):
         raise _damaged("its network has other weights")
     shapes, inner = [p.shape for p in optimizer._meta.params], meta.get("optimizer", {})
-    fits = "skipped" in meta and [len(group["params"]) for group in inner.get("param_groups", ())] == [len(shapes)]
+    fits = "skipped" in meta and [
+        len(group["params"]) for group in inner.get("param_groups", ())
+    ] == [len(shapes)]
     for k, state in inner.get("state", {}).items():
         tensors = [x for x in state.values() if isinstance(x, torch.Tensor) and x.dim()]
         fits = fits and k in range(len(shapes)) and all(x.shape == shapes[k] for x in tensors)
     if not fits:
         raise _damaged("what trains the network does not fit it")
-    if optimizer.weighting is not None and (wanted := optimizer.weighting.dump().keys() - mine["weighting"].keys()):
+    if optimizer.weighting is not None and (
+        wanted := optimizer.weighting.dump().keys() - mine["weighting"].keys()
+    ):
         raise _damaged(f"its weighting has no {min(wanted)}")
     held = mine["factors"]
     if held is not None and not set(held["active"]) <= set(range(len(optimizer.members.params))):
@@ -109,11 +126,15 @@ def _held(optimizer: MetaAdamW, saved: dict[str, Any] | None) -> Held | None:
         return None
     active, like = tuple(saved["active"]), optimizer.network.head
     labels = optimizer.members.plan(active).grouping.labels
-    return Held(active, labels, saved["alpha"].to(like, copy=True), saved["beta"].to(like, copy=True))
+    return Held(
+        active, labels, saved["alpha"].to(like, copy=True), saved["beta"].to(like, copy=True)
+    )
 
 
 def _kind(optimizer: MetaAdamW) -> dict[str, Any]:
-    network = {key: value for key, value in asdict(optimizer.network.config).items() if key not in STARTS}
+    network = {
+        key: value for key, value in asdict(optimizer.network.config).items() if key not in STARTS
+    }
     return {
         "network": network,
         "objective": f"{optimizer.objective}, {type(optimizer.weighting).__name__}",

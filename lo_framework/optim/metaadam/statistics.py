@@ -1,8 +1,9 @@
-"""Statistics of tensors for the tokens: ``[F, S]`` means of what the network measures, nothing read back.
+"""Statistics of tensors for the tokens: ``[F, S]`` means of what the network measures, nothing read
+back.
 
-`learned.group_features.measured` is the definition, and what small tensors (biases, norms) get, side by side: what they
-cost is the number of operations. For large ones, norms of whole lists take the place of its products, which would be
-written to memory.
+`learned.group_features.measured` is the definition, and what small tensors (biases, norms) get,
+side by side: what they cost is the number of operations. For large ones, norms of whole lists take
+the place of its products, which would be written to memory.
 """
 
 from __future__ import annotations
@@ -43,16 +44,25 @@ def make_order(params: Sequence[Tensor]) -> Order:
 
 @torch.no_grad()
 def statistics(
-    network: Attention, order: Order, params: Sequence[Tensor], grads: Sequence[Tensor | None], states: Sequence[State]
+    network: Attention,
+    order: Order,
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor | None],
+    states: Sequence[State],
 ) -> Tensor:
     """A missing gradient is zero."""
     ms = [states[k]["exp_avg"] for k in order.places]
     vs = [states[k]["exp_avg_sq"] for k in order.places]
-    gs = [torch.zeros_like(m) if (g := grads[k]) is None else _as(g, m) for k, m in zip(order.places, ms)]
+    gs = [
+        torch.zeros_like(m) if (g := grads[k]) is None else _as(g, m)
+        for k, m in zip(order.places, ms)
+    ]
     ps = [_as(params[k], m) for k, m in zip(order.places, ms)]
     cut, found = order.cut, []
     if cut:
-        found.append(_side_by_side(network, ps[:cut], gs[:cut], ms[:cut], vs[:cut], order.numel[:cut]))
+        found.append(
+            _side_by_side(network, ps[:cut], gs[:cut], ms[:cut], vs[:cut], order.numel[:cut])
+        )
     if cut < len(params):
         found.append(_by_norms(network, ps[cut:], gs[cut:], ms[cut:], vs[cut:], order.numel[cut:]))
     means = torch.cat(found, dim=1) / order.numel
@@ -60,9 +70,13 @@ def statistics(
 
 
 def _side_by_side(
-    network: Attention, ps: list[Tensor], gs: list[Tensor], ms: list[Tensor], vs: list[Tensor],
+    network: Attention,
+    ps: list[Tensor],
+    gs: list[Tensor],
+    ms: list[Tensor],
+    vs: list[Tensor],
     numel: Tensor,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """Sums ``[F, tensors]``."""
     p, g, m, v = (torch.cat([_flat(x) for x in rows]) for rows in (ps, gs, ms, vs))
     measured = network.measure(p, g, {"m": m, "v": v})
@@ -71,9 +85,13 @@ def _side_by_side(
 
 
 def _by_norms(
-    network: Attention, ps: list[Tensor], gs: list[Tensor], ms: list[Tensor], vs: list[Tensor],
+    network: Attention,
+    ps: list[Tensor],
+    gs: list[Tensor],
+    ms: list[Tensor],
+    vs: list[Tensor],
     numel: Tensor,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """The same; tensors may be on several devices."""
     names = network.spec.stats
     rows: list[Sequence[Tensor]] = [torch._foreach_norm(x) for x in (gs, ms, ps)]

@@ -1,8 +1,9 @@
 """Evaluating a training loop's loss without leaving a trace.
 
-Inside :func:`untouched`, parameters may be moved and modules run; afterwards parameters, gradients, buffers (running
-statistics) and torch's generators are bit for bit what they were. Buffers are found without knowing the model: a hook
-on every module's forward copies those of a module and of all in it before its first run.
+Inside :func:`untouched`, parameters may be moved and modules run; afterwards parameters, gradients,
+buffers (running statistics) and torch's generators are bit for bit what they were. Buffers are
+found without knowing the model: a hook on every module's forward copies those of a module and of
+all in it before its first run.
 """
 
 from __future__ import annotations
@@ -13,13 +14,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_buffer_registration_hook, register_module_forward_pre_hook
+from torch.nn.modules.module import (
+    register_module_buffer_registration_hook,
+    register_module_forward_pre_hook,
+)
 
 from lo_framework.optim.closure_landscape import Surroundings, is_writable
 
 
 @contextmanager
-def untouched(params: Sequence[Tensor], model: nn.Module | None = None) -> Iterator[Callable[[], None]]:
+def untouched(
+    params: Sequence[Tensor], model: nn.Module | None = None
+) -> Iterator[Callable[[], None]]:
     """Gives ``rewind``: call it before a pass that must draw the same random numbers as the others.
 
     Args:
@@ -38,15 +44,24 @@ def untouched(params: Sequence[Tensor], model: nn.Module | None = None) -> Itera
             if id(part) not in known:
                 known[id(part)] = part
                 buffers = part.named_buffers(recurse=False)
-                kept.extend((buffer, buffer.detach().clone()) for _, buffer in buffers if is_writable(buffer))
+                kept.extend(
+                    (buffer, buffer.detach().clone())
+                    for _, buffer in buffers
+                    if is_writable(buffer)
+                )
 
     def replace(module: nn.Module, name: str, new: Tensor | None) -> None:
         """Some modules put a new tensor in the place of a buffer."""
         if name in module._buffers:
-            _, _, news = replaced.setdefault((id(module), name), (module, module._buffers[name], []))
+            _, _, news = replaced.setdefault(
+                (id(module), name), (module, module._buffers[name], [])
+            )
             news.append(new)
 
-    hooks = [register_module_forward_pre_hook(keep), register_module_buffer_registration_hook(replace)]
+    hooks = [
+        register_module_forward_pre_hook(keep),
+        register_module_buffer_registration_hook(replace),
+    ]
     try:
         with surroundings.kept():
             yield surroundings.rewind
@@ -59,13 +74,16 @@ def untouched(params: Sequence[Tensor], model: nn.Module | None = None) -> Itera
             for buffer, copy in kept:
                 buffer.copy_(copy)
         for (_, name), (module, first, news) in replaced.items():
-            if any(module._buffers.get(name) is new for new in news):  # else `functional_call` has taken its own away
+            if any(
+                module._buffers.get(name) is new for new in news
+            ):  # else `functional_call` has taken its own away
                 setattr(module, name, first)
         torch.clear_autocast_cache()
 
 
 def as_outside(loss_fn: Callable[[Any], Any], kind: str) -> Callable[[Any], Any]:
-    """``loss_fn`` under the autocast of a ``kind`` of device that is on now, whatever is on when it is called.
+    """``loss_fn`` under the autocast of a ``kind`` of device that is on now, whatever is on when it
+    is called.
 
     Its casts are made anew in every call: parameters move between them.
     """

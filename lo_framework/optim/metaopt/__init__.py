@@ -1,1 +1,3 @@
-"""The parts of ``MetaOptimize``: bases, metas, blocks, bounds, memory, traces and diagnostics, one file each."""
+"""The parts of ``MetaOptimize``: bases, metas, blocks, bounds, memory, traces and diagnostics, one
+file each.
+"""

@@ -1,8 +1,10 @@
-"""Where the state lies: in packs of tensors, which a step works through in runs, and runs in cache-sized pieces.
+"""Where the state lies: in packs of tensors, which a step works through in runs, and runs in
+cache-sized pieces.
 
-A call of a torch operation costs a microsecond whatever its size, so small neighbours share one block of memory and
-are updated together; a large tensor is a pack of its own, updated where it lies. A run is a stretch of a pack whose
-tensors all have a gradient and are equally old. A piece is what one call of a kernel gets.
+A call of a torch operation costs a microsecond whatever its size, so small neighbours share one
+block of memory and are updated together; a large tensor is a pack of its own, updated where it
+lies. A run is a stretch of a pack whose tensors all have a gradient and are equally old. A piece is
+what one call of a kernel gets.
 """
 
 from __future__ import annotations
@@ -34,7 +36,9 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 class Segments(NamedTuple):
-    """Several blocks in one piece: ``ids`` and ``lengths [s]``; ``lengths`` is None where each element has its own."""
+    """Several blocks in one piece: ``ids`` and ``lengths [s]``; ``lengths`` is None where each
+    element has its own.
+    """
 
     ids: Tensor
     lengths: Tensor | None
@@ -48,16 +52,25 @@ class Piece(NamedTuple):
     segments: Segments | None
 
     def spread(self, values: Tensor, dtype: torch.dtype, factor: Number | None = None) -> Tensor:
-        """Values ``[..., m]`` of the blocks, one an element of the piece; without that dimension for one block.
+        """Values ``[..., m]`` of the blocks, one an element of the piece; without that dimension
+        for one block.
 
         ``factor`` multiplies them.
         """
-        chosen = values[..., self.block] if self.segments is None else values.index_select(-1, self.segments.ids)
+        chosen = (
+            values[..., self.block]
+            if self.segments is None
+            else values.index_select(-1, self.segments.ids)
+        )
         chosen = chosen.to(dtype) if factor is None else chosen.to(dtype) * factor
         if self.segments is None:
             return chosen
         lengths, size = self.segments.lengths, self.part.stop - self.part.start
-        return chosen if lengths is None else chosen.repeat_interleave(lengths, dim=-1, output_size=size)
+        return (
+            chosen
+            if lengths is None
+            else chosen.repeat_interleave(lengths, dim=-1, output_size=size)
+        )
 
     def add_sums(self, x: Tensor, totals: Tensor) -> None:
         """Add the sums of ``x [n]`` over the blocks to ``totals [m]``."""
@@ -65,7 +78,9 @@ class Piece(NamedTuple):
             totals[self.block] += x.sum().to(totals)
             return
         ids, lengths = self.segments
-        sums = x if lengths is None else torch.segment_reduce(x, "sum", lengths=lengths, unsafe=True)
+        sums = (
+            x if lengths is None else torch.segment_reduce(x, "sum", lengths=lengths, unsafe=True)
+        )
         totals.index_add_(0, ids.to(totals.device), sums.to(totals))
 
 
@@ -83,7 +98,9 @@ class Pack:
     def views(self, place: int, shape: torch.Size) -> State:
         """The state of one member, ``[*lead, *shape]``."""
         begin, end = self.offsets[place : place + 2]
-        return {name: x[..., begin:end].view((*x.shape[:-1], *shape)) for name, x in self.state.items()}
+        return {
+            name: x[..., begin:end].view((*x.shape[:-1], *shape)) for name, x in self.state.items()
+        }
 
 
 class _Side(NamedTuple):
@@ -111,11 +128,16 @@ class Run:
     @cached_property
     def states(self) -> list[State]:
         """Views of each piece's columns of the state."""
-        parts = [slice(self.begin + piece.part.start, self.begin + piece.part.stop) for piece in self.pieces]
+        parts = [
+            slice(self.begin + piece.part.start, self.begin + piece.part.stop)
+            for piece in self.pieces
+        ]
         return [{name: x[..., part] for name, x in self.pack.state.items()} for part in parts]
 
     def loaded(self, params: Sequence[Tensor], scratch: Scratch) -> tuple[Tensor, Tensor]:
-        """Weights and gradients like `gathered`; several tensors side by side in ``scratch``, in the dtype of state."""
+        """Weights and gradients like `gathered`; several tensors side by side in ``scratch``, in
+        the dtype of state.
+        """
         grads = [p.grad for p in params]
         if len(params) == 1:
             return params[0].reshape(-1), grads[0].reshape(-1)  # type: ignore[union-attr]
@@ -134,27 +156,40 @@ class Run:
             self.write_back(flat, params)
 
     def _place(self, scratch: Scratch, name: str) -> _Side:
-        """The run's part of working memory; views of it are kept, since making them takes longer than copying."""
+        """The run's part of working memory; views of it are kept, since making them takes longer
+        than copying.
+        """
         pack = self.pack
         flat = scratch.of(pack.device, compute_dtype(pack.dtype), self.end - self.begin, name)
         sizes = [shape.numel() for shape in self.shapes]
-        return _Side(flat, [part.view(shape) for part, shape in zip(flat.split(sizes), self.shapes)])
+        return _Side(
+            flat, [part.view(shape) for part, shape in zip(flat.split(sizes), self.shapes)]
+        )
 
     def gathered(self, tensors: Sequence[Tensor]) -> Tensor:
         """One tensor a member, side by side; a single one where it lies if it is contiguous."""
-        return tensors[0].reshape(-1) if len(tensors) == 1 else torch.cat([x.reshape(-1) for x in tensors])
+        return (
+            tensors[0].reshape(-1)
+            if len(tensors) == 1
+            else torch.cat([x.reshape(-1) for x in tensors])
+        )
 
     def write_back(self, flat: Tensor, params: Sequence[Tensor]) -> None:
         """From `gathered` into the parameters, unless it is their own memory."""
         if len(params) > 1:
             parts = flat.split([p.numel() for p in params])
-            torch._foreach_copy_(list(params), [part.view(p.shape) for part, p in zip(parts, params)])
+            torch._foreach_copy_(
+                list(params), [part.view(p.shape) for part, p in zip(parts, params)]
+            )
         elif flat.data_ptr() != params[0].data_ptr():
             params[0].copy_(flat.view(params[0].shape))
 
 
-def form_packs(indices: Iterable[int], params: Sequence[Tensor], group_of: Sequence[int]) -> list[Pack]:
-    """Cut parameters into packs: large ones alone, small ones of one group, device and dtype together.
+def form_packs(
+    indices: Iterable[int], params: Sequence[Tensor], group_of: Sequence[int]
+) -> list[Pack]:
+    """Cut parameters into packs: large ones alone, small ones of one group, device and dtype
+    together.
 
     A function of the parameters alone, so a resumed run sums in the same order as an unbroken one.
     """
@@ -162,7 +197,9 @@ def form_packs(indices: Iterable[int], params: Sequence[Tensor], group_of: Seque
     open_packs: dict[tuple[int, torch.device, torch.dtype], int] = {}
     for i in indices:
         p = params[i]
-        small, limit = (CPU_SMALL, CPU_CHUNK) if p.device.type == "cpu" else (DEVICE_SMALL, DEVICE_CHUNK)
+        small, limit = (
+            (CPU_SMALL, CPU_CHUNK) if p.device.type == "cpu" else (DEVICE_SMALL, DEVICE_CHUNK)
+        )
         if p.numel() > small:
             kept.append(([i], p.numel()))
             continue
@@ -178,7 +215,15 @@ def form_packs(indices: Iterable[int], params: Sequence[Tensor], group_of: Seque
         for i in members:
             offsets.append(offsets[-1] + params[i].numel())
         first = members[0]
-        packs.append(Pack(tuple(members), tuple(offsets), group_of[first], params[first].device, params[first].dtype))
+        packs.append(
+            Pack(
+                tuple(members),
+                tuple(offsets),
+                group_of[first],
+                params[first].device,
+                params[first].dtype,
+            )
+        )
     return packs
 
 
@@ -192,9 +237,13 @@ class Plan:
 
 
 def make_plan(
-    packs: Iterable[Pack], active: Sequence[int], ages: Sequence[int], params: Sequence[Tensor], blocks: Blocks,
+    packs: Iterable[Pack],
+    active: Sequence[int],
+    ages: Sequence[int],
+    params: Sequence[Tensor],
+    blocks: Blocks,
     device: torch.device,
-) -> Plan:  # fmt: skip
+) -> Plan:
     """The plan for the parameters ``active``; ``ages`` are the steps that each parameter has made."""
     runs = _runs(packs, active, ages, params, blocks)
     owners = [piece.block for run in runs for piece in run.pieces if piece.segments is None]
@@ -203,12 +252,18 @@ def make_plan(
         first, count = blocks.spreads[i]
         mask[first : first + count] = True
     return Plan(
-        runs, torch.tensor(owners, dtype=torch.int64, device=device), None if bool(mask.all()) else mask.to(device)
+        runs,
+        torch.tensor(owners, dtype=torch.int64, device=device),
+        None if bool(mask.all()) else mask.to(device),
     )
 
 
 def _runs(
-    packs: Iterable[Pack], active: Sequence[int], ages: Sequence[int], params: Sequence[Tensor], blocks: Blocks
+    packs: Iterable[Pack],
+    active: Sequence[int],
+    ages: Sequence[int],
+    params: Sequence[Tensor],
+    blocks: Blocks,
 ) -> list[Run]:
     wanted, runs = set(active), []
     for pack in packs:
@@ -218,7 +273,11 @@ def _runs(
                 first += 1
                 continue
             last, age = first, ages[pack.members[first]]
-            while last < len(pack.members) and pack.members[last] in wanted and ages[pack.members[last]] == age:
+            while (
+                last < len(pack.members)
+                and pack.members[last] in wanted
+                and ages[pack.members[last]] == age
+            ):
                 last += 1
             members, begin, end = pack.members[first:last], pack.offsets[first], pack.offsets[last]
             pieces = list(_pieces(members, params, blocks, chunk_size(pack.device), pack.device))
@@ -228,14 +287,18 @@ def _runs(
 
 
 class _Cut(NamedTuple):
-    """Consecutive elements: ``num`` segments of ``length`` that belong to the blocks from ``block`` on."""
+    """Consecutive elements: ``num`` segments of ``length`` that belong to the blocks from ``block``
+    on.
+    """
 
     block: int
     num: int
     length: int
 
 
-def _cuts(members: Iterable[int], params: Sequence[Tensor], blocks: Blocks, chunk: int) -> Iterator[_Cut]:
+def _cuts(
+    members: Iterable[int], params: Sequence[Tensor], blocks: Blocks, chunk: int
+) -> Iterator[_Cut]:
     """The elements of some tensors in order, cut so that nothing is longer than ``chunk``."""
     for i in members:
         first, count = blocks.spreads[i]
@@ -251,7 +314,11 @@ def _cuts(members: Iterable[int], params: Sequence[Tensor], blocks: Blocks, chun
 
 
 def _pieces(
-    members: Iterable[int], params: Sequence[Tensor], blocks: Blocks, chunk: int, device: torch.device
+    members: Iterable[int],
+    params: Sequence[Tensor],
+    blocks: Blocks,
+    chunk: int,
+    device: torch.device,
 ) -> Iterator[Piece]:
     begin, size = 0, 0
     together: list[_Cut] = []

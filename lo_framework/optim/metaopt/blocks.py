@@ -1,7 +1,8 @@
 """Blocks: which parameters share a step size.
 
-Every tensor is cut into ``num`` segments of equal length along its memory, which belong to the blocks ``first``,
-``first + 1``, ...: one segment for whole tensors, one a row for nodes, one an element for weights.
+Every tensor is cut into ``num`` segments of equal length along its memory, which belong to the
+blocks ``first``, ``first + 1``, ...: one segment for whole tensors, one a row for nodes, one an
+element for weights.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from optimizees.spec import UserError, nearest
+from lo_framework.optimizees.spec import UserError, nearest
 
 KINDS = ("scalar", "group", "tensor", "node", "weight")
 Spec = str | Mapping[str, str | Sequence[str] | None]
@@ -28,7 +29,9 @@ class Spread(NamedTuple):
 
 @dataclass(frozen=True)
 class Blocks:
-    """Blocks of a list of parameters. ``names``: of the blocks; of the tensors, if each has several (``by_tensor``)."""
+    """Blocks of a list of parameters. ``names``: of the blocks; of the tensors, if each has several
+    (``by_tensor``).
+    """
 
     spreads: tuple[Spread, ...]
     names: tuple[str, ...]
@@ -44,14 +47,17 @@ class Blocks:
         raise IndexError(block)
 
 
-def assign(spec: Spec, params: Sequence[Tensor], group_of: Sequence[int], names: Sequence[str] | None) -> Blocks:
+def assign(
+    spec: Spec, params: Sequence[Tensor], group_of: Sequence[int], names: Sequence[str] | None
+) -> Blocks:
     """Cut ``params`` into blocks.
 
-    ``names`` are the parameters' own, None where they have none. A longer list of parameters keeps the blocks of a
-    shorter one and adds to them.
+    ``names`` are the parameters' own, None where they have none. A longer list of parameters keeps
+    the blocks of a shorter one and adds to them.
 
     Raises:
-        UserError: an unknown kind; empty or overlapping blocks, patterns that match nothing, parameters left over.
+        UserError: an unknown kind; empty or overlapping blocks, patterns that match nothing,
+            parameters left over.
     """
     if isinstance(spec, Mapping):
         return _named(spec, len(params), names)
@@ -65,16 +71,22 @@ def assign(spec: Spec, params: Sequence[Tensor], group_of: Sequence[int], names:
         return Blocks(tuple(Spread(0, 1) for _ in params), ("all",), 1)
     if spec == "group":
         num = max(group_of) + 1
-        return Blocks(tuple(Spread(g, 1) for g in group_of), tuple(f"group {g}" for g in range(num)), num)
+        return Blocks(
+            tuple(Spread(g, 1) for g in group_of), tuple(f"group {g}" for g in range(num)), num
+        )
     spreads, first = [], 0
     for p in params:
-        count = 1 if spec == "tensor" or p.dim() == 0 else p.shape[0] if spec == "node" else p.numel()
+        count = (
+            1 if spec == "tensor" or p.dim() == 0 else p.shape[0] if spec == "node" else p.numel()
+        )
         spreads.append(Spread(first, count))
         first += count
     return Blocks(tuple(spreads), tuple(own), first, spec != "tensor")
 
 
-def _named(spec: Mapping[str, str | Sequence[str] | None], num: int, names: Sequence[str] | None) -> Blocks:
+def _named(
+    spec: Mapping[str, str | Sequence[str] | None], num: int, names: Sequence[str] | None
+) -> Blocks:
     if not spec:
         raise UserError("blocks is an empty dict: name at least one block")
     if names is None:
@@ -84,12 +96,16 @@ def _named(spec: Mapping[str, str | Sequence[str] | None], num: int, names: Sequ
     for block, wanted in spec.items():
         if wanted is None:
             if rest is not None:
-                raise UserError(f'blocks "{rest}" and "{block}" both ask for the rest of the parameters')
+                raise UserError(
+                    f'blocks "{rest}" and "{block}" both ask for the rest of the parameters'
+                )
             rest = block
             continue
         for name in _members(block, wanted, names):
             if name in owner:
-                raise UserError(f'blocks "{owner[name]}" and "{block}" overlap: both hold parameter "{name}"')
+                raise UserError(
+                    f'blocks "{owner[name]}" and "{block}" overlap: both hold parameter "{name}"'
+                )
             owner[name] = block
     if rest is not None:
         left = [name for name in names if name not in owner]
@@ -98,9 +114,13 @@ def _named(spec: Mapping[str, str | Sequence[str] | None], num: int, names: Sequ
         owner.update(dict.fromkeys(left, rest))
     for name in names:
         if name not in owner:
-            raise UserError(f'parameter "{name}" is in no block: add a block for the rest, as in {{"rest": None}}')
+            raise UserError(
+                f'parameter "{name}" is in no block: add a block for the rest, as in {{"rest": None}}'
+            )
     place = {block: b for b, block in enumerate(spec)}
-    return Blocks(tuple(Spread(place[owner[name]], 1) for name in names[:num]), tuple(spec), len(spec))
+    return Blocks(
+        tuple(Spread(place[owner[name]], 1) for name in names[:num]), tuple(spec), len(spec)
+    )
 
 
 def _members(block: str, wanted: str | Sequence[str], names: Sequence[str]) -> list[str]:
@@ -108,7 +128,9 @@ def _members(block: str, wanted: str | Sequence[str], names: Sequence[str]) -> l
         try:
             pattern = re.compile(wanted)
         except re.error as error:
-            raise UserError(f'block "{block}": "{wanted}" is not a regular expression: {error}') from None
+            raise UserError(
+                f'block "{block}": "{wanted}" is not a regular expression: {error}'
+            ) from None
         found = [name for name in names if pattern.search(name)]
         if not found:
             raise UserError(f'block "{block}": "{wanted}" matches no parameter')

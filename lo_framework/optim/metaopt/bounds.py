@@ -9,13 +9,15 @@ from typing import NamedTuple
 from torch import Tensor
 
 from lo_framework.optim.metaopt.bases import Base
-from optimizees.spec import UserError
+from lo_framework.optimizees.spec import UserError
 
 MAX_CHANGE = math.log(2.0)  # a meta step at most halves or doubles a step size
 
 
 class Limits(NamedTuple):
-    """``low <= beta <= high``, and no meta step changes it by more than ``max_change``; None: no limit."""
+    """``low <= beta <= high``, and no meta step changes it by more than ``max_change``; None: no
+    limit.
+    """
 
     low: float | None
     high: float | None
@@ -28,7 +30,9 @@ class Limits(NamedTuple):
         return new if self.low is None and self.high is None else new.clamp(self.low, self.high)
 
 
-def limits_of(base: Base, alpha0: float, beta_bounds: str | Sequence[float] | None, max_change: float | None) -> Limits:
+def limits_of(
+    base: Base, alpha0: float, beta_bounds: str | Sequence[float] | None, max_change: float | None
+) -> Limits:
     """The limits that ``beta_bounds`` asks for: "auto", (low, high) of the log step size, or None.
 
     Raises:
@@ -48,11 +52,17 @@ def limits_of(base: Base, alpha0: float, beta_bounds: str | Sequence[float] | No
         low, high = math.log(base.low), math.log(base.high)
     else:
         if len(beta_bounds) != 2:
-            raise UserError(f"beta_bounds must be (low, high) of the log step size, got {tuple(beta_bounds)}")
+            raise UserError(
+                f"beta_bounds must be (low, high) of the log step size, got {tuple(beta_bounds)}"
+            )
         low, high = (float(x) for x in beta_bounds)
         if not low < high:
-            raise UserError(f"beta_bounds must be (low, high) with low < high, got ({low:g}, {high:g})")
-    slack = 1e-9 * max(1.0, abs(low), abs(high))  # the logarithm of a bound given as a step size rounds
+            raise UserError(
+                f"beta_bounds must be (low, high) with low < high, got ({low:g}, {high:g})"
+            )
+    slack = 1e-9 * max(
+        1.0, abs(low), abs(high)
+    )  # the logarithm of a bound given as a step size rounds
     if not low - slack <= math.log(alpha0) <= high + slack:
         raise UserError(
             f"alpha0={alpha0:g} is outside the bounds {math.exp(low):.3g} to {math.exp(high):.3g} of the step size: "

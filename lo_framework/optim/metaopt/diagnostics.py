@@ -1,13 +1,15 @@
 """What goes wrong with step sizes, said as it happens and counted.
 
-Every ``WINDOW`` meta steps each block is judged by how far its log step size went and how far it got:
+Every ``WINDOW`` meta steps each block is judged by how far its log step size went and how far it
+got:
 
 * exploding: it grew a hundredfold, or lies on its upper bound;
 * collapsing: it shrank to a hundredth, or lies on its lower bound;
-* oscillating: it went back and forth: more than a factor e in all, less than a fifth of that on balance.
+* oscillating: it went back and forth: more than a factor e in all, less than a fifth of that on
+  balance.
 
-On a CPU meta-gradients are looked at in every meta step; on an accelerator, where looking waits for the device, once a
-window.
+On a CPU meta-gradients are looked at in every meta step; on an accelerator, where looking waits for
+the device, once a window.
 """
 
 from __future__ import annotations
@@ -42,7 +44,9 @@ class Watch:
         self.meta_steps = 0
         self.counts = dict.fromkeys(KINDS, 0)
         self.blocks: dict[str, list[str]] = {kind: [] for kind in KINDS}
-        self.bad = torch.zeros_like(beta, dtype=torch.bool)  # meta-gradients that were not finite since the last look
+        self.bad = torch.zeros_like(
+            beta, dtype=torch.bool
+        )  # meta-gradients that were not finite since the last look
         self.skipped = torch.zeros((), dtype=torch.int64, device=beta.device)
         self.start, self.path = beta.clone(), torch.zeros_like(beta)
         self._warned: set[str] = set()
@@ -64,7 +68,10 @@ class Watch:
                 broken, self.bad = self.bad, torch.zeros_like(bad)
         if broken is not None:
             names = self._names(broken)
-            self._warn("skipped", f"the meta-gradient of {names} is not finite: meta step skipped, trace reset")
+            self._warn(
+                "skipped",
+                f"the meta-gradient of {names} is not finite: meta step skipped, trace reset",
+            )
         if ends:
             self._judge(new, limits)
         return broken
@@ -79,12 +86,24 @@ class Watch:
     def report(self) -> dict[str, Any]:
         """Block-windows of each kind, and the first blocks concerned by name."""
         blocks = {kind: list(names) for kind, names in self.blocks.items() if names}
-        return {"meta_steps": self.meta_steps, "skipped": int(self.skipped), **self.counts, "blocks": blocks}
+        return {
+            "meta_steps": self.meta_steps,
+            "skipped": int(self.skipped),
+            **self.counts,
+            "blocks": blocks,
+        }
 
     def state_dict(self) -> dict[str, Any]:
-        tensors = {name: getattr(self, name).clone() for name in ("bad", "skipped", "start", "path")}
+        tensors = {
+            name: getattr(self, name).clone() for name in ("bad", "skipped", "start", "path")
+        }
         blocks = {kind: list(names) for kind, names in self.blocks.items()}
-        return {**tensors, "meta_steps": self.meta_steps, "counts": dict(self.counts), "blocks": blocks}
+        return {
+            **tensors,
+            "meta_steps": self.meta_steps,
+            "counts": dict(self.counts),
+            "blocks": blocks,
+        }
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         for name in ("bad", "skipped", "start", "path"):
@@ -101,7 +120,9 @@ class Watch:
             collapsing = collapsing | (beta <= limits.low)
         oscillating = (self.path > 1.0) & (net.abs() < 0.2 * self.path) & ~exploding & ~collapsing
         masks = dict(zip(KINDS, (oscillating, collapsing, exploding)))
-        for (kind, mask), count in zip(masks.items(), torch.stack([*masks.values()]).sum(1).tolist()):
+        for (kind, mask), count in zip(
+            masks.items(), torch.stack([*masks.values()]).sum(1).tolist()
+        ):
             if count:
                 self.counts[kind] += count
                 held = self.blocks[kind]
@@ -120,4 +141,8 @@ class Watch:
     def _warn(self, kind: str, text: str) -> None:
         if kind not in self._warned:
             self._warned.add(kind)
-            warnings.warn(f"MetaOptimize: {text} (said once; diagnostics() counts)", RuntimeWarning, stacklevel=2)
+            warnings.warn(
+                f"MetaOptimize: {text} (said once; diagnostics() counts)",
+                RuntimeWarning,
+                stacklevel=2,
+            )

@@ -1,7 +1,8 @@
-"""Steps with an exact trace: Hessian-vector products from the gradients' graph, tangents through the rules.
+"""Steps with an exact trace: Hessian-vector products from the gradients' graph, tangents through
+the rules.
 
-State beside the base's own: ``h [C, n]``, ``h_m`` and ``h_v`` (tangents of the moments), ``q`` for the 3x3 form; and Y,
-the tangents of the meta state.
+State beside the base's own: ``h [C, n]``, ``h_m`` and ``h_v`` (tangents of the moments), ``q`` for
+the 3x3 form; and Y, the tangents of the meta state.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from lo_framework.optim.metaopt.bases import Base, State
 from lo_framework.optim.metaopt.hessian_free import Groups, multiplier
 from lo_framework.optim.metaopt.metas import Meta
 from lo_framework.optim.metaopt.products import product
-from optimizees.spec import UserError, nearest
+from lo_framework.optimizees.spec import UserError, nearest
 
 
 def check_trace(trace: str, products: str, base: str, meta: str, blocks: object) -> None:
@@ -25,11 +26,18 @@ def check_trace(trace: str, products: str, base: str, meta: str, blocks: object)
     Raises:
         UserError: an unknown name, or a combination that there is not.
     """
-    for word, value, known in (("trace", trace, formulas.TRACES), ("products", products, formulas.PRODUCTS)):
+    for word, value, known in (
+        ("trace", trace, formulas.TRACES),
+        ("products", products, formulas.PRODUCTS),
+    ):
         if value not in known:
-            raise UserError(f'unknown {word} "{value}"{nearest(str(value), known)}; known: {", ".join(known)}')
+            raise UserError(
+                f'unknown {word} "{value}"{nearest(str(value), known)}; known: {", ".join(known)}'
+            )
     if trace in ("l", "2x2") and base == "rmsprop":
-        raise UserError(f'trace "{trace}" is for the bases sgd, sgdm, adamw and lion; base "{base}" has "hessian-free"')
+        raise UserError(
+            f'trace "{trace}" is for the bases sgd, sgdm, adamw and lion; base "{base}" has "hessian-free"'
+        )
     if trace == "full" and (base, meta, blocks) != ("sgd", "sgd", "scalar"):
         raise UserError('trace "full" is for base "sgd", meta "sgd" and blocks "scalar" only')
 
@@ -77,16 +85,29 @@ class ExactTrace:
 
     def state_names(self) -> tuple[str, ...]:
         """Per-parameter state with one row a column."""
-        return ("h", "q") if self.kind == "full" else ("h", *(f"h_{name}" for name in self.base.state))
+        return (
+            ("h", "q") if self.kind == "full" else ("h", *(f"h_{name}" for name in self.base.state))
+        )
 
     def step(
-        self, plan: Plan, params: Sequence[Tensor], graph: Sequence[Tensor | None], groups: Groups, ages: Sequence[int],
-        beta: Tensor, gamma: float,
-    ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        """Update parameters and state; gives the meta-gradients ``[m]`` of before and their tangents ``[C, m]``."""
+        self,
+        plan: Plan,
+        params: Sequence[Tensor],
+        graph: Sequence[Tensor | None],
+        groups: Groups,
+        ages: Sequence[int],
+        beta: Tensor,
+        gamma: float,
+    ) -> tuple[Tensor, Tensor]:
+        """Update parameters and state; gives the meta-gradients ``[m]`` of before and their
+        tangents ``[C, m]``.
+        """
         members = [i for run in plan.runs for i in run.members]
         leaves, grads = [params[i] for i in members], [graph[i] for i in members]
-        vectors = {name: self._views(plan, params, name) for name in ("h", "q")[: 1 + (self.kind == "full")]}
+        vectors = {
+            name: self._views(plan, params, name)
+            for name in ("h", "q")[: 1 + (self.kind == "full")]
+        }
         z, dz = torch.zeros_like(beta), torch.zeros_like(self._shifts)
         shift = formulas.injected(self.tangents, self._shifts, gamma)
         if self.kind == "full":
@@ -103,18 +124,38 @@ class ExactTrace:
             at += len(run.members)
             products = torch.stack(rows).to(compute_dtype(run.pack.dtype))
             self._run(
-                run, tensors, products, groups[run.pack.group], ages[run.members[0]] + 1, beta, shift, gamma, z, dz
+                run,
+                tensors,
+                products,
+                groups[run.pack.group],
+                ages[run.members[0]] + 1,
+                beta,
+                shift,
+                gamma,
+                z,
+                dz,
             )
         return z, gamma * dz
 
     def carry(
-        self, before: State, z: Tensor, dz: Tensor, taken: Tensor, lr: float, betas: Sequence[float], gamma: float
+        self,
+        before: State,
+        z: Tensor,
+        dz: Tensor,
+        taken: Tensor,
+        lr: float,
+        betas: Sequence[float],
+        gamma: float,
     ) -> None:
-        """Y after the meta step (``taken [m]``: where there was one); ``before``: the meta state that it began with."""
+        """Y after the meta step (``taken [m]``: where there was one); ``before``: the meta state
+        that it began with.
+        """
         if self.kind == "l":
             return
         shift = formulas.injected(self.tangents, self._shifts, gamma)
-        moved = formulas.meta_tangents(self.meta, before, z, lr, betas, shift, self.tangents, dz, gamma)
+        moved = formulas.meta_tangents(
+            self.meta, before, z, lr, betas, shift, self.tangents, dz, gamma
+        )
         still = {name: shift if name == "beta" else gamma * x for name, x in self.tangents.items()}
         self.tangents = {name: torch.where(taken, moved[name], x) for name, x in still.items()}
 
@@ -135,9 +176,18 @@ class ExactTrace:
         return [[x[c] for x in whole] for c in range(self.columns)]
 
     def _run(
-        self, run: Run, tensors: Sequence[Tensor], products: Tensor, group: dict, age: int, beta: Tensor, shift: Tensor,
-        gamma: float, z: Tensor, dz: Tensor,
-    ) -> None:  # fmt: skip
+        self,
+        run: Run,
+        tensors: Sequence[Tensor],
+        products: Tensor,
+        group: dict,
+        age: int,
+        beta: Tensor,
+        shift: Tensor,
+        gamma: float,
+        z: Tensor,
+        dz: Tensor,
+    ) -> None:
         """One run: its part of z and dz, then its step."""
         dtype, device = compute_dtype(run.pack.dtype), run.pack.device
         weights, grads = run.gathered(tensors), run.gathered([p.grad for p in tensors])  # type: ignore[misc]
@@ -147,7 +197,9 @@ class ExactTrace:
             p, h = products[:, piece.part], state["h"]
             if self.columns == 1:
                 piece.add_sums(h[0] * g, z)
-                piece.add_sums(h[0] * p[0] + (g * state["q"][0] if self.kind == "full" else 0.0), dz[0])
+                piece.add_sums(
+                    h[0] * p[0] + (g * state["q"][0] if self.kind == "full" else 0.0), dz[0]
+                )
             else:
                 z += (h @ g).to(z)
                 dz += (p @ h.T).to(dz)
@@ -156,7 +208,9 @@ class ExactTrace:
             if self.kind == "full":
                 alpha, moved = lr * own_beta.exp(), own_shift[0]
                 ch, third, cq = p
-                new_w, h1, q1 = formulas.full_step(w, g, h[0], state["q"][0], ch, third, cq, alpha, kappa, moved, gamma)
+                new_w, h1, q1 = formulas.full_step(
+                    w, g, h[0], state["q"][0], ch, third, cq, alpha, kappa, moved, gamma
+                )
                 h[0], state["q"][0] = h1, q1
             else:
                 columns = []
@@ -165,7 +219,17 @@ class ExactTrace:
                     columns.append((gamma * h[c], gamma * p[c], of_state, own_shift[c]))
                 own = {name: state[name] for name in self.base.state}
                 new_w, new_state, new_columns = formulas.base_tangents(
-                    self.base, w, g, own, own_beta, lr, kappa, group["betas"], group["eps"], age, columns
+                    self.base,
+                    w,
+                    g,
+                    own,
+                    own_beta,
+                    lr,
+                    kappa,
+                    group["betas"],
+                    group["eps"],
+                    age,
+                    columns,
                 )
                 for name, x in new_state.items():
                     state[name].copy_(x)

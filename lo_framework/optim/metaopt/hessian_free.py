@@ -17,7 +17,9 @@ Groups = Sequence[dict[str, Any]]
 
 
 class StepSizes:
-    """The step sizes of one step, as pieces want them: numbers on a CPU, where looking is free, else tensors."""
+    """The step sizes of one step, as pieces want them: numbers on a CPU, where looking is free,
+    else tensors.
+    """
 
     def __init__(self, beta: Tensor, as_numbers: bool) -> None:
         self._alphas = beta.exp()
@@ -37,17 +39,35 @@ def multiplier(group: dict[str, Any]) -> Number:
 
 
 def hessian_free_step(
-    plan: Plan, params: Sequence[Tensor], groups: Groups, ages: Sequence[int], base: Base, sizes: StepSizes,
-    gamma: float, scratch: Scratch, z: Tensor | None,
-) -> None:  # fmt: skip
-    """Update parameters and state in place; ``z [m]`` (zeros, or None) gets the meta-gradients of before the update."""
+    plan: Plan,
+    params: Sequence[Tensor],
+    groups: Groups,
+    ages: Sequence[int],
+    base: Base,
+    sizes: StepSizes,
+    gamma: float,
+    scratch: Scratch,
+    z: Tensor | None,
+) -> None:
+    """Update parameters and state in place; ``z [m]`` (zeros, or None) gets the meta-gradients of
+    before the update.
+    """
     dots = []
     for run in plan.runs:
         group = groups[run.pack.group]
-        lr, kappa, betas, eps = multiplier(group), group["weight_decay"], group["betas"], group["eps"]
+        lr, kappa, betas, eps = (
+            multiplier(group),
+            group["weight_decay"],
+            group["betas"],
+            group["eps"],
+        )
         tensors = [params[i] for i in run.members]
         weights, grads = run.loaded(tensors, scratch)
-        age, device, dtype = ages[run.members[0]] + 1, run.pack.device, compute_dtype(run.pack.dtype)
+        age, device, dtype = (
+            ages[run.members[0]] + 1,
+            run.pack.device,
+            compute_dtype(run.pack.dtype),
+        )
         out, count = scratch.of(device, dtype, max(run.sizes), "change"), scratch.count(age)
         parts = weights.split(run.sizes), grads.split(run.sizes)
         for piece, state, size, stored, grad in zip(run.pieces, run.states, run.sizes, *parts):

@@ -1,7 +1,8 @@
-"""The Hessian-free step in place: a handful of operations on one piece, which stays in cache between them.
+"""The Hessian-free step in place: a handful of operations on one piece, which stays in cache
+between them.
 
-The pure rules in ``bases`` are the reference. On a CPU torch's fused AdamW loop computes AdamW's direction in one pass:
-started at zero with a step size of 1, it ends at ``-u``.
+The pure rules in ``bases`` are the reference. On a CPU torch's fused AdamW loop computes AdamW's
+direction in one pass: started at zero with a step size of 1, it ends at ``-u``.
 """
 
 from __future__ import annotations
@@ -40,9 +41,19 @@ class Scratch:
 
 
 def update(
-    name: str, w: Tensor, g: Tensor, state: State, alpha: Number, kappa: float, gamma: float, betas: Sequence[float],
-    eps: float, step: int, count: Tensor, out: Tensor,
-) -> None:  # fmt: skip
+    name: str,
+    w: Tensor,
+    g: Tensor,
+    state: State,
+    alpha: Number,
+    kappa: float,
+    gamma: float,
+    betas: Sequence[float],
+    eps: float,
+    step: int,
+    count: Tensor,
+    out: Tensor,
+) -> None:
     """One step of weights, base state and trace (if ``state`` has one) in place.
 
     ``count`` is ``step`` as a tensor on the CPU, ``out`` scratch memory.
@@ -81,13 +92,20 @@ def negative_direction(
     return torch.neg(g, out=out)
 
 
-def _adamw(g: Tensor, state: State, betas: Sequence[float], eps: float, step: int, out: Tensor) -> Tensor:
+def _adamw(
+    g: Tensor, state: State, betas: Sequence[float], eps: float, step: int, out: Tensor
+) -> Tensor:
     if _is_fused(out):
-        return _fused(g, state, betas, eps, torch.tensor(float(step), device="cpu"), 1.0, out.zero_())
+        return _fused(
+            g, state, betas, eps, torch.tensor(float(step), device="cpu"), 1.0, out.zero_()
+        )
     m, v = state["m"], state["v"]
     m.lerp_(g, 1.0 - betas[0])
     v.mul_(betas[1]).addcmul_(g, g, value=1.0 - betas[1])
-    correction1, correction2 = float(one_minus_power(betas[0], step)), float(one_minus_power(betas[1], step))
+    correction1, correction2 = (
+        float(one_minus_power(betas[0], step)),
+        float(one_minus_power(betas[1], step)),
+    )
     # -u = m / (-c1 (sqrt(v / c2) + eps))
     torch.sqrt(v, out=out).mul_(-correction1 / math.sqrt(correction2)).sub_(correction1 * eps)
     return torch.div(m, out, out=out)
@@ -98,17 +116,36 @@ def _is_fused(out: Tensor) -> bool:
 
 
 def _fused(
-    g: Tensor, state: State, betas: Sequence[float], eps: float, count: Tensor, alpha: float, out: Tensor
+    g: Tensor,
+    state: State,
+    betas: Sequence[float],
+    eps: float,
+    count: Tensor,
+    alpha: float,
+    out: Tensor,
 ) -> Tensor:
     """Subtracts ``alpha u`` from ``out``."""
     torch._fused_adamw_(
-        [out], [g], [state["m"]], [state["v"]], [], [count], lr=alpha, beta1=betas[0], beta2=betas[1],
-        weight_decay=0.0, eps=eps, amsgrad=False, maximize=False,
-    )  # fmt: skip
+        [out],
+        [g],
+        [state["m"]],
+        [state["v"]],
+        [],
+        [count],
+        lr=alpha,
+        beta1=betas[0],
+        beta2=betas[1],
+        weight_decay=0.0,
+        eps=eps,
+        amsgrad=False,
+        maximize=False,
+    )
     return out
 
 
-def move(w: Tensor, h: Tensor | None, minus_u: Tensor, alpha: Number, kappa: float, gamma: float) -> None:
+def move(
+    w: Tensor, h: Tensor | None, minus_u: Tensor, alpha: Number, kappa: float, gamma: float
+) -> None:
     """``w`` and the trace ``h`` (None: there is none) in place, given ``-u``, which is overwritten.
 
     ``alpha``: a number, or a tensor that broadcasts.
@@ -122,4 +159,9 @@ def move(w: Tensor, h: Tensor | None, minus_u: Tensor, alpha: Number, kappa: flo
     if isinstance(alpha, Tensor) and kappa:
         torch.addcmul(dw, h, torch.rsub(alpha, gamma, alpha=gamma * kappa), out=h)
     else:
-        torch.add(dw, h, alpha=gamma if isinstance(alpha, Tensor) else gamma * (1.0 - kappa * alpha), out=h)
+        torch.add(
+            dw,
+            h,
+            alpha=gamma if isinstance(alpha, Tensor) else gamma * (1.0 - kappa * alpha),
+            out=h,
+        )

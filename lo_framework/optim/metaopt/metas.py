@@ -1,7 +1,8 @@
 """Meta update rules: how the meta-gradients ``z [m]`` move the log step sizes ``beta [m]``.
 
-Pure functions on dictionaries of tensors with one value a block: ``beta``, ``count`` (updates made, for the bias
-corrections) and moments. Blocks do not see each other, so any shape will do, under vmap and forward-mode too.
+Pure functions on dictionaries of tensors with one value a block: ``beta``, ``count`` (updates made,
+for the bias corrections) and moments. Blocks do not see each other, so any shape will do, under
+vmap and forward-mode too.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ from torch import Tensor
 
 from lo_framework.optim.metaopt.bases import TINY, Number, State, one_minus_power
 from lo_framework.optim.metaopt.bounds import Limits
-from optimizees.spec import UserError, nearest
+from lo_framework.optimizees.spec import UserError, nearest
 
-# z is proportional to alpha, which may be 1e-10: an eps of the usual size would stop small step sizes from growing.
+# z is proportional to alpha, which may be 1e-10: an eps of the usual size would stop small step
+# sizes from growing.
 EPS = 1e-15
 
 
@@ -24,8 +26,9 @@ EPS = 1e-15
 class Meta:
     """One rule.
 
-    ``update(state, z, lr, betas)`` gives what changes; its ``count`` includes this update. ``betas`` are momentum and
-    second moment; for rmsprop the latter alone, for lion those of the sign and of the momentum.
+    ``update(state, z, lr, betas)`` gives what changes; its ``count`` includes this update.
+    ``betas`` are momentum and second moment; for rmsprop the latter alone, for lion those of the
+    sign and of the momentum.
     """
 
     name: str
@@ -44,14 +47,21 @@ def _sgd(s: State, z: Tensor, lr: Number, betas: Sequence[float]) -> State:
 
 def _rmsprop(s: State, z: Tensor, lr: Number, betas: Sequence[float]) -> State:
     v = s["v"] + (1.0 - betas[0]) * (z * z - s["v"])
-    return {"beta": s["beta"] - lr * z / (v / one_minus_power(betas[0], s["count"]) + EPS * EPS).sqrt(), "v": v}
+    return {
+        "beta": s["beta"] - lr * z / (v / one_minus_power(betas[0], s["count"]) + EPS * EPS).sqrt(),
+        "v": v,
+    }
 
 
 def _adam(s: State, z: Tensor, lr: Number, betas: Sequence[float]) -> State:
     m = s["m"] + (1.0 - betas[0]) * (z - s["m"])
     v = s["v"] + (1.0 - betas[1]) * (z * z - s["v"])
     rms = (v / one_minus_power(betas[1], s["count"]) + TINY).sqrt()
-    return {"beta": s["beta"] - lr * (m / one_minus_power(betas[0], s["count"])) / (rms + EPS), "m": m, "v": v}
+    return {
+        "beta": s["beta"] - lr * (m / one_minus_power(betas[0], s["count"])) / (rms + EPS),
+        "m": m,
+        "v": v,
+    }
 
 
 def _lion(s: State, z: Tensor, lr: Number, betas: Sequence[float]) -> State:
@@ -74,7 +84,9 @@ METAS: dict[str, Meta] = {
 
 def find_meta(name: str) -> Meta:
     if name not in METAS:
-        raise UserError(f'unknown meta "{name}"{nearest(str(name), METAS)}; known: {", ".join(METAS)}')
+        raise UserError(
+            f'unknown meta "{name}"{nearest(str(name), METAS)}; known: {", ".join(METAS)}'
+        )
     return METAS[name]
 
 
@@ -94,7 +106,8 @@ def meta_step(
 ) -> tuple[State, Tensor]:
     """The state after ``z``, and where ``z`` was not finite.
 
-    Such blocks stand still, as do those that are not ``active`` (none of their parameters had a gradient).
+    Such blocks stand still, as do those that are not ``active`` (none of their parameters had a
+    gradient).
     """
     count = state["count"] + 1
     new = meta.update({**state, "count": count}, z, lr, betas)

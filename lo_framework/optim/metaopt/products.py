@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from optimizees.spec import UserError
+from lo_framework.optimizees.spec import UserError
 
 NEEDS = (
     "needs a closure that returns the loss without calling backward (or calls backward(create_graph=True)): "
@@ -38,7 +38,9 @@ def differentiable_gradients(
     return result.detach() if isinstance(result, Tensor) else result, grads
 
 
-def _with_graph(closure: Callable[[], Any], params: Sequence[Tensor], owner: str) -> tuple[Any, list[Tensor | None]]:
+def _with_graph(
+    closure: Callable[[], Any], params: Sequence[Tensor], owner: str
+) -> tuple[Any, list[Tensor | None]]:
     with torch.enable_grad():
         result = closure()
         grads = [p.grad for p in params]
@@ -55,9 +57,14 @@ def _with_graph(closure: Callable[[], Any], params: Sequence[Tensor], owner: str
 
 
 def product(
-    grads: Sequence[Tensor], params: Sequence[Tensor], vector: Sequence[Tensor], *, create_graph: bool = False
+    grads: Sequence[Tensor],
+    params: Sequence[Tensor],
+    vector: Sequence[Tensor],
+    *,
+    create_graph: bool = False,
 ) -> list[Tensor]:
-    """The derivative of ``<grads, vector>`` by the parameters: a Hessian-vector product where ``grads`` are gradients.
+    """The derivative of ``<grads, vector>`` by the parameters: a Hessian-vector product where
+    ``grads`` are gradients.
 
     The graph is kept for further products.
     """
@@ -65,5 +72,7 @@ def product(
         inner = sum((g * v.to(g.dtype)).sum() for g, v in zip(grads, vector))
         if not isinstance(inner, Tensor) or not inner.requires_grad:  # linear in the parameters
             return [torch.zeros_like(p) for p in params]
-        found = torch.autograd.grad(inner, params, retain_graph=True, create_graph=create_graph, allow_unused=True)
+        found = torch.autograd.grad(
+            inner, params, retain_graph=True, create_graph=create_graph, allow_unused=True
+        )
     return [torch.zeros_like(p) if x is None else x for p, x in zip(params, found)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from optimizees.spec import UserError
+from lo_framework.optimizees.spec import UserError
 
 
 def checked(state_dict: Mapping[str, Any], kind: Mapping[str, Any]) -> dict[str, Any]:
@@ -20,6 +20,10 @@ def checked(state_dict: Mapping[str, Any], kind: Mapping[str, Any]) -> dict[str,
     for word, value in kind.items():
         found = mine["kind"][word]
         if found != value:
-            what = "other blocks or parameters" if word == "blocks" else f'another {word} ("{found}", not "{value}")'
+            what = (
+                "other blocks or parameters"
+                if word == "blocks"
+                else f'another {word} ("{found}", not "{value}")'
+            )
             raise UserError(f"this state is of {what}: build MetaOptimize as it was saved")
     return mine

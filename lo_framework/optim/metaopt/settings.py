@@ -9,7 +9,7 @@ from typing import Any
 
 from lo_framework.optim.metaopt.bases import Base, checked_betas
 from lo_framework.optim.metaopt.bounds import Limits
-from optimizees.spec import UserError
+from lo_framework.optimizees.spec import UserError
 
 
 @dataclass
@@ -27,18 +27,33 @@ class Settings:
             raise UserError(f"meta_lr must be at least 0, got {self.meta_lr}")
         if not 0 <= self.gamma <= 1:
             raise UserError(f"gamma must be in [0, 1], got {self.gamma}")
-        if isinstance(self.meta_every, bool) or int(self.meta_every) != self.meta_every or self.meta_every < 1:
-            raise UserError(f"meta_every must be a whole number of at least 1, got {self.meta_every!r}")
+        if (
+            isinstance(self.meta_every, bool)
+            or int(self.meta_every) != self.meta_every
+            or self.meta_every < 1
+        ):
+            raise UserError(
+                f"meta_every must be a whole number of at least 1, got {self.meta_every!r}"
+            )
 
     def state_dict(self) -> dict[str, Any]:
         return {
-            "meta_lr": self.meta_lr, "gamma": self.gamma, "meta_every": self.meta_every,
-            "meta_betas": list(self.meta_betas), "limits": list(self.limits),
-        }  # fmt: skip
+            "meta_lr": self.meta_lr,
+            "gamma": self.gamma,
+            "meta_every": self.meta_every,
+            "meta_betas": list(self.meta_betas),
+            "limits": list(self.limits),
+        }
 
     @staticmethod
     def loaded(saved: dict[str, Any]) -> Settings:
-        return Settings(**{**saved, "meta_betas": tuple(saved["meta_betas"]), "limits": Limits(*saved["limits"])})
+        return Settings(
+            **{
+                **saved,
+                "meta_betas": tuple(saved["meta_betas"]),
+                "limits": Limits(*saved["limits"]),
+            }
+        )
 
 
 def check_group(group: dict[str, Any], base: Base, params: Sequence[Any]) -> None:
@@ -47,11 +62,15 @@ def check_group(group: dict[str, Any], base: Base, params: Sequence[Any]) -> Non
         UserError: options of a parameter group that cannot be, or complex parameters.
     """
     if not float(group["lr"]) >= 0:
-        raise UserError(f"lr is a multiplier of the step size: it must be at least 0, got {group['lr']}")
+        raise UserError(
+            f"lr is a multiplier of the step size: it must be at least 0, got {group['lr']}"
+        )
     if not group["weight_decay"] >= 0:
         raise UserError(f"weight_decay must be at least 0, got {group['weight_decay']}")
     if not group["eps"] >= 0:
         raise UserError(f"eps must be at least 0, got {group['eps']}")
     group["betas"] = checked_betas(group["betas"], base.betas, f'base "{base.name}"', "betas")
     if any(p.is_complex() for p in params):
-        raise UserError("MetaOptimize cannot update complex parameters; use torch.view_as_real of them")
+        raise UserError(
+            "MetaOptimize cannot update complex parameters; use torch.view_as_real of them"
+        )

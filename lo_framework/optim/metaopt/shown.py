@@ -10,8 +10,12 @@ from torch import Tensor
 from lo_framework.optim.metaopt.blocks import Blocks
 
 
-def by_name(blocks: Blocks, alphas: Tensor, params: Sequence[Tensor], of_weights: bool) -> dict[str, Tensor]:
-    """``alphas [m]`` by block; by tensor where each has several, shaped as the tensor if there is one a weight."""
+def by_name(
+    blocks: Blocks, alphas: Tensor, params: Sequence[Tensor], of_weights: bool
+) -> dict[str, Tensor]:
+    """``alphas [m]`` by block; by tensor where each has several, shaped as the tensor if there is
+    one a weight.
+    """
     if not blocks.by_tensor:
         return dict(zip(blocks.names, alphas.unbind()))
     parts = [alphas[first : first + count] for first, count in blocks.spreads]
@@ -26,5 +30,7 @@ def scalars(step_sizes: Mapping[str, Tensor], many: bool) -> dict[str, float]:
         if not many:
             values[name] = x
         elif x.numel():
-            values.update({f"{name}/min": x.min(), f"{name}/median": x.median(), f"{name}/max": x.max()})
+            values.update(
+                {f"{name}/min": x.min(), f"{name}/median": x.median(), f"{name}/max": x.max()}
+            )
     return dict(zip(values, torch.stack([*values.values()]).tolist()))

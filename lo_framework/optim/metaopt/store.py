@@ -1,4 +1,6 @@
-"""The per-parameter state of one optimizer: packs, how old each parameter is, and plans over those with a gradient."""
+"""The per-parameter state of one optimizer: packs, how old each parameter is, and plans over those
+with a gradient.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,7 @@ from torch import Tensor
 from lo_framework.optim.metaopt import arena
 from lo_framework.optim.metaopt.bases import State
 from lo_framework.optim.metaopt.blocks import Blocks
-from optimizees.spec import UserError
+from lo_framework.optimizees.spec import UserError
 
 KEPT_PLANS = 8  # few sets of gradients occur in a training
 
@@ -27,7 +29,9 @@ def with_gradient(params: Sequence[Tensor]) -> list[int]:
         g = p.grad
         if g is not None and p.numel():
             if g.layout != torch.strided:
-                raise UserError("MetaOptimize cannot use sparse gradients; build the embedding with sparse=False")
+                raise UserError(
+                    "MetaOptimize cannot use sparse gradients; build the embedding with sparse=False"
+                )
             active.append(i)
     return active
 
@@ -57,14 +61,18 @@ class Store:
             self.packs += arena.form_packs(range(first, len(params)), params, group_of)
 
     def plan(self, active: Sequence[int], device: torch.device) -> arena.Plan:
-        """The plan for these parameters, with memory for their state; ``device`` is that of the blocks."""
+        """The plan for these parameters, with memory for their state; ``device`` is that of the
+        blocks.
+        """
         age = self.ages[active[0]]
         key = tuple((i, self.ages[i] - age) for i in active)
         if key not in self._plans:
             self._allocate(active)
             if len(self._plans) >= KEPT_PLANS:
                 self._plans.clear()
-            self._plans[key] = arena.make_plan(self.packs, active, self.ages, self.params, self.blocks, device)
+            self._plans[key] = arena.make_plan(
+                self.packs, active, self.ages, self.params, self.blocks, device
+            )
         return self._plans[key]
 
     def grow_rows(self, rows: Mapping[str, int | None]) -> None:
@@ -110,7 +118,9 @@ class Store:
 
     def _allocate(self, wanted: Sequence[int]) -> None:
         """Fresh state for the packs that hold parameters ``wanted`` and have none yet."""
-        if not self.packs:  # where the model is now: training loops move it after they build the optimizer
+        if (
+            not self.packs
+        ):  # where the model is now: training loops move it after they build the optimizer
             self.packs = arena.form_packs(range(len(self.params)), self.params, self.group_of)
         for pack in self.packs:
             if not pack.state and set(pack.members) & set(wanted):

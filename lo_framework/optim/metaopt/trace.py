@@ -1,10 +1,13 @@
-"""Exact traces: how the weights depend on the log step sizes, Hessian and all, carried forward step by step.
+"""Exact traces: how the weights depend on the log step sizes, Hessian and all, carried forward step
+by step.
 
-The transition of y (the meta state) and x (weights and base state) is differentiated by forward mode through the very
-rules that make the step, so every base and meta has its exact trace. What enters a step is ``gamma`` times the tangents
-after the last one, plus ``(1 - gamma)`` of a fresh shift of beta; the Hessian's part of Y thus gets a gamma of its own.
+The transition of y (the meta state) and x (weights and base state) is differentiated by forward
+mode through the very rules that make the step, so every base and meta has its exact trace. What
+enters a step is ``gamma`` times the tangents after the last one, plus ``(1 - gamma)`` of a fresh
+shift of beta; the Hessian's part of Y thus gets a gamma of its own.
 
-Columns: ``joint`` follows one shift of all betas together (C = 1), ``per-block`` one of each block (C = m).
+Columns: ``joint`` follows one shift of all betas together (C = 1), ``per-block`` one of each block
+(C = m).
 """
 
 from __future__ import annotations
@@ -25,7 +28,9 @@ MAX_COLUMNS = 64  # one Hessian-vector product and one more copy of the paramete
 
 
 def load_forward_mode() -> None:
-    """Let torch load what its forward mode needs, without the deprecation warnings that it causes in torch itself."""
+    """Let torch load what its forward mode needs, without the deprecation warnings that it causes
+    in torch itself.
+    """
     with warnings.catch_warnings(), dual_level():
         warnings.simplefilter("ignore", DeprecationWarning)
         make_dual(torch.zeros(1, device="cpu"), torch.zeros(1, device="cpu"))
@@ -33,7 +38,9 @@ def load_forward_mode() -> None:
 
 def unit_shifts(columns: int, blocks: int, beta: Tensor) -> Tensor:
     """d beta by the shifts of the columns, ``[C, m]``."""
-    return torch.eye(blocks).to(beta) if columns > 1 or blocks == 1 else torch.ones(1, blocks).to(beta)
+    return (
+        torch.eye(blocks).to(beta) if columns > 1 or blocks == 1 else torch.ones(1, blocks).to(beta)
+    )
 
 
 def fresh_tangents(meta: Meta, shifts: Tensor) -> State:
@@ -47,9 +54,18 @@ def injected(tangents: State, shifts: Tensor, gamma: float) -> Tensor:
 
 
 def base_tangents(
-    base: Base, w: Tensor, g: Tensor, state: State, beta: Tensor, lr: Number, kappa: float, betas: Sequence[float],
-    eps: float, step: int, tangents: Sequence[tuple[Tensor, Tensor, State, Tensor]],
-) -> tuple[Tensor, State, list[tuple[Tensor, State]]]:  # fmt: skip
+    base: Base,
+    w: Tensor,
+    g: Tensor,
+    state: State,
+    beta: Tensor,
+    lr: Number,
+    kappa: float,
+    betas: Sequence[float],
+    eps: float,
+    step: int,
+    tangents: Sequence[tuple[Tensor, Tensor, State, Tensor]],
+) -> tuple[Tensor, State, list[tuple[Tensor, State]]]:
     """One step of weights and state, and their new tangents for every column.
 
     ``tangents``: of w, g, state and beta (shaped as ``beta``: 0-d, or one an element).
@@ -60,7 +76,9 @@ def base_tangents(
         with dual_level():
             alpha = lr * make_dual(beta, dbeta).exp().to(w.dtype)
             own = {name: make_dual(x, dstate[name]) for name, x in state.items()}
-            moved, own = advance(base, make_dual(w, dw), make_dual(g, dg), own, alpha, kappa, betas, eps, step)
+            moved, own = advance(
+                base, make_dual(w, dw), make_dual(g, dg), own, alpha, kappa, betas, eps, step
+            )
             new_w, new_dw = _parted(moved)
             parted = {name: _parted(x) for name, x in own.items()}
         columns.append((new_dw, {name: tangent for name, (_, tangent) in parted.items()}))
@@ -68,12 +86,21 @@ def base_tangents(
 
 
 def meta_tangents(
-    meta: Meta, state: State, z: Tensor, lr: Number, betas: Sequence[float], shift: Tensor, tangents: State, dz: Tensor,
+    meta: Meta,
+    state: State,
+    z: Tensor,
+    lr: Number,
+    betas: Sequence[float],
+    shift: Tensor,
+    tangents: State,
+    dz: Tensor,
     gamma: float,
-) -> State:  # fmt: skip
-    """Y after the meta step, ``[C, m]``: ``shift`` is what `injected` gives, ``dz`` each column's change of z.
+) -> State:
+    """Y after the meta step, ``[C, m]``: ``shift`` is what `injected` gives, ``dz`` each column's
+    change of z.
 
-    Bounds and caps are not differentiated: a step size at its bound must keep a trace, or it could never leave.
+    Bounds and caps are not differentiated: a step size at its bound must keep a trace, or it could
+    never leave.
     """
     count, columns = state["count"] + 1, []
     for c in range(shift.shape[0]):
@@ -92,11 +119,26 @@ def _parted(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def full_step(
-    w: Tensor, g: Tensor, h: Tensor, q: Tensor, ch: Tensor, third: Tensor, cq: Tensor, alpha: Number, kappa: float,
-    shift: Number, gamma: float,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """SGD's w, h and Q after a step of the 3x3 form; ``ch``, ``cq`` are Hessian products, ``third`` is d(C h)/dw h."""
-    g, ch, cq = g + kappa * w, ch + kappa * h, cq + kappa * q  # weight decay is a quadratic added to the loss
+    w: Tensor,
+    g: Tensor,
+    h: Tensor,
+    q: Tensor,
+    ch: Tensor,
+    third: Tensor,
+    cq: Tensor,
+    alpha: Number,
+    kappa: float,
+    shift: Number,
+    gamma: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """SGD's w, h and Q after a step of the 3x3 form; ``ch``, ``cq`` are Hessian products, ``third``
+    is d(C h)/dw h.
+    """
+    g, ch, cq = (
+        g + kappa * w,
+        ch + kappa * h,
+        cq + kappa * q,
+    )  # weight decay is a quadratic added to the loss
     new_q = -shift * alpha * (gamma * ch + shift * g) - gamma * alpha * (gamma * third + shift * ch)
     new_q = new_q + gamma * gamma * (q - alpha * cq)
     return w - alpha * g, gamma * (h - alpha * ch) - shift * alpha * g, new_q
