@@ -83,7 +83,7 @@ def run(arguments: argparse.Namespace) -> int:
     from lo_framework.eval.report import ablation
     from lo_framework.eval.study import run_study
     from lo_framework.eval.tuning import make_grid
-    from lo_framework.optimizees.spec import split_specs
+    from lo_framework.spec import split_specs
 
     given = arguments.references
     references = None if given is None else [] if given == "none" else split_specs(given)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from lo_framework.eval.study import canonical_spec, known_options, with_options
-from lo_framework.optimizees.spec import UserError, nearest, parse_spec
+from lo_framework.spec import UserError, nearest, parse_spec
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from lo_framework.layout import Layout
 from lo_framework.learned import adamw_rule
 from lo_framework.learned.base import LearnedOptimizer, State, Theta
-from lo_framework.optimizees.spec import UserError, build_config, nearest, parse_spec
+from lo_framework.spec import UserError, build_config, nearest, parse_spec
 
 Setting = dict[str, float]
 B = TypeVar("B", bound=type[LearnedOptimizer])

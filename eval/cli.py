@@ -12,7 +12,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from lo_framework.optimizees.spec import UserError, nearest
+from lo_framework.spec import UserError, nearest
 
 COMMANDS = {
     "transfer": "lo_framework.eval.transfer",

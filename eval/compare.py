@@ -74,7 +74,7 @@ def run(arguments: argparse.Namespace) -> int:
     from lo_framework.eval.compare_arms import Arms, compare_arms, plan_arms
     from lo_framework.eval.report import files, transfer
     from lo_framework.eval.study import run_study
-    from lo_framework.optimizees.spec import split_specs
+    from lo_framework.spec import split_specs
 
     def specs(text: str) -> list[str]:
         return [] if text in ("none", "") else split_specs(text)

@@ -24,8 +24,8 @@ from lo_framework.eval.provenance import provenance
 from lo_framework.eval.result import Arm, Result
 from lo_framework.eval.runner import Failure, plan_cells
 from lo_framework.eval.tuning import Grid, make_grid
-from lo_framework.optimizees.spec import UserError
 from lo_framework.protocols import Task
+from lo_framework.spec import UserError
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from lo_framework.files.atomic import reason
-from lo_framework.optimizees.spec import UserError
+from lo_framework.spec import UserError
 
 R = TypeVar("R")
 _NUMBERS = re.compile(r"\[\n[^\[\]{}\"]*\]")

@@ -30,8 +30,8 @@ from lo_framework.eval.tuning import Grid, Tuning, make_grid, tune
 from lo_framework.learned import KINDS
 from lo_framework.learned.base import LearnedOptimizer, Theta
 from lo_framework.optimizees.registry import TASKS
-from lo_framework.optimizees.spec import UserError, parse_spec
 from lo_framework.protocols import Task
+from lo_framework.spec import UserError, parse_spec
 
 SPLITS = ("train", "test")
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from lo_framework.checkpoint import OptimizerFile, load_optimizer
 from lo_framework.learned import LearnedOptimizer, make_learned
-from lo_framework.optimizees.spec import UserError
+from lo_framework.spec import UserError
 
 
 class Loaded(NamedTuple):

@@ -17,9 +17,9 @@ from lo_framework.eval.torch_runs import Run, TorchBaseline
 from lo_framework.learned.base import Theta
 from lo_framework.optim import MetaAdamW
 from lo_framework.optim.metaadam.meta_loss import terms_of
-from lo_framework.optimizees.spec import UserError
 from lo_framework.protocols import Task
 from lo_framework.regularizers.base import HVP_COST
+from lo_framework.spec import UserError
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,7 @@ from lo_framework.layout import Layout
 from lo_framework.learned.base import State
 from lo_framework.optim.metaopt import bases, metas
 from lo_framework.optim.metaopt.bounds import MAX_CHANGE, limits_of
-from lo_framework.optimizees.spec import UserError
+from lo_framework.spec import UserError
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from lo_framework.eval.progress import MODES
-from lo_framework.optimizees.spec import split_specs
+from lo_framework.spec import split_specs
 
 if TYPE_CHECKING:
     from lo_framework.eval.learned_files import Loaded

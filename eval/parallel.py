@@ -26,8 +26,8 @@ import torch
 from lo_framework.eval.progress import Progress
 from lo_framework.eval.runner import Failure
 from lo_framework.learned.base import LearnedOptimizer
-from lo_framework.optimizees.spec import UserError
 from lo_framework.protocols import Task
+from lo_framework.spec import UserError
 
 R = TypeVar("R")
 Outcome = Any  # what the plan's cells give (`eval.runner.Measured`), or a `Failure`
@@ -271,7 +271,7 @@ def _serve(pipe: Connection, recipe: Recipe) -> None:
     workshop = Workshop(recipe=recipe)
     broken = ""
     try:
-        from lo_framework.optimizees.plugin import load_plugins
+        from lo_framework.plugin import load_plugins
 
         load_plugins(recipe.plugins)
     except Exception as error:

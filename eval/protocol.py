@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lo_framework.optimizees.spec import UserError
+from lo_framework.spec import UserError
 
 # Three disjoint ranges of seeds: these two, and meta-training's own validation seeds from 30,000
 # on.

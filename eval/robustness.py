@@ -60,7 +60,7 @@ def run(arguments: argparse.Namespace) -> int:
     from lo_framework.eval.report import robustness
     from lo_framework.eval.study import run_study
     from lo_framework.eval.sweep import check_specs, step_sizes, sweep
-    from lo_framework.optimizees.spec import split_specs
+    from lo_framework.spec import split_specs
 
     def plan() -> tuple[list[str], tuple[float, ...]]:
         specs, lrs = (

@@ -22,8 +22,8 @@ from lo_framework.eval.provenance import provenance
 from lo_framework.eval.runner import Failure
 from lo_framework.eval.sharpness.store import CellStore, digest
 from lo_framework.eval.statistics import Array
-from lo_framework.optimizees.spec import UserError, canonical, parse_spec
 from lo_framework.protocols import Task
+from lo_framework.spec import UserError, canonical, parse_spec
 
 CELLS = "cells"
 R = TypeVar("R")
@@ -144,7 +144,7 @@ def run_study(
     """
     from lo_framework.eval.report import files
     from lo_framework.optimizees import make_tasks
-    from lo_framework.optimizees.plugin import load_plugins
+    from lo_framework.plugin import load_plugins
 
     load_plugins(arguments.plugin)
     planned = plan()

@@ -26,8 +26,8 @@ from lo_framework.eval.runner import Failure, plan_cells
 from lo_framework.eval.statistics import Array
 from lo_framework.eval.study import by_setting, known_options, with_options
 from lo_framework.learned.base import LearnedOptimizer
-from lo_framework.optimizees.spec import UserError, parse_spec
 from lo_framework.protocols import Task
+from lo_framework.spec import UserError, parse_spec
 
 FILE = Envelope("robustness", "robustness.json", version=1)
 

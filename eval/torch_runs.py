@@ -29,8 +29,8 @@ from lo_framework.inner.rollout import _INIT, _TRAIN, seeded
 from lo_framework.inner.step import Carry, Draw
 from lo_framework.layout import Layout
 from lo_framework.learned.base import LearnedOptimizer, State, Theta
-from lo_framework.optimizees.spec import UserError
 from lo_framework.protocols import Batch, Buffers, Task
+from lo_framework.spec import UserError
 
 OnCarry = Callable[[int, Carry, Draw | None], None]
 # Streams of `Run.draw`, one a split: neither shifts the other, nor the training batches. Test data

@@ -49,7 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
     from lo_framework.eval.study import check_input
     from lo_framework.eval.tuning import make_grid
     from lo_framework.optimizees import make_tasks
-    from lo_framework.optimizees.plugin import load_plugins
+    from lo_framework.plugin import load_plugins
 
     load_plugins(arguments.plugin)
     learned = load_learned(arguments.learned)

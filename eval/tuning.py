@@ -19,7 +19,7 @@ from lo_framework.eval.protocol import METRICS, Metric
 from lo_framework.eval.runner import Cell, Failure, plan_cells
 from lo_framework.eval.statistics import Array
 from lo_framework.learned.base import LearnedOptimizer
-from lo_framework.optimizees.spec import UserError, parse_spec
+from lo_framework.spec import UserError, parse_spec
 
 SPLITS = ("train", "valid")
 MAX_EXTENSIONS = 2

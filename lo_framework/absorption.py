@@ -28,10 +28,10 @@ from torch.func import vmap
 from lo_framework.inner.batching import over_tasks
 from lo_framework.landscape import FunctionalLandscape
 from lo_framework.learned.base import State, Theta
-from lo_framework.optimizees.spec import UserError, build_config, parse_spec
 from lo_framework.protocols import Batch, Task
 from lo_framework.regularization import make_regularizer
 from lo_framework.regularizers.base import Point, Regularizer
+from lo_framework.spec import UserError, build_config, parse_spec
 
 LossOf = Callable[[Tensor, State, Batch, Tensor], tuple[Tensor, State]]
 _ARENA = "params"  # a regularizer sees the flat arena of a task as one tensor

@@ -27,7 +27,7 @@ from lo_framework.files.atomic import (
 from lo_framework.files.jsonl import truncate_jsonl
 from lo_framework.files.sealed import FORMAT_VERSION, read_sealed, seal
 from lo_framework.learned.features import FEATURE_VERSION
-from lo_framework.optimizees.spec import UserError
+from lo_framework.spec import UserError
 
 __all__ = [
     "FEATURE_VERSION",

@@ -6,8 +6,8 @@ from __future__ import annotations
 
 import re
 
-from lo_framework.optimizees.spec import UserError, build_config, nearest, parse_spec
 from lo_framework.regularizers import REGULARIZERS, Mixture, Regularizer
+from lo_framework.spec import UserError, build_config, nearest, parse_spec
 
 # A plus sign that begins a name; that of a number, as in 1e+3, is followed by a digit.
 _JOINT = re.compile(r"\+(?=\s*[A-Za-z_])")

@@ -185,7 +185,7 @@ def main(argv: list[str] | None = None) -> int:
     """
     arguments = read_arguments(argv)
     try:
-        from lo_framework.optimizees.spec import UserError
+        from lo_framework.spec import UserError
 
         try:
             return _main(arguments)
@@ -209,8 +209,8 @@ def _main(arguments: dict[str, Any]) -> int:
     from lo_framework.meta_train.config import make_config
     from lo_framework.meta_train.host import Setup
     from lo_framework.meta_train.run import MetaTraining
-    from lo_framework.optimizees.plugin import load_plugins
-    from lo_framework.optimizees.spec import UserError
+    from lo_framework.plugin import load_plugins
+    from lo_framework.spec import UserError
 
     torch.set_num_threads(1)
     if arguments["max_seconds"] is not None and not arguments["max_seconds"] > 0:

@@ -16,7 +16,7 @@ from lo_framework.files.atomic import atomic_write_text
 from lo_framework.learned import make_learned
 from lo_framework.meta_train.incumbent import Incumbent
 from lo_framework.meta_train.run import MetaTraining
-from lo_framework.optimizees.spec import UserError
+from lo_framework.spec import UserError
 
 SEEDS = 20
 MARK = "evaluated"  # names the optimizer file that the table is about

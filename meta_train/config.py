@@ -16,8 +16,8 @@ from lo_framework.estimators.tbptt import TBPTTConfig
 from lo_framework.inner.graph import ENGINES
 from lo_framework.objectives import make_objective
 from lo_framework.objectives.weighting import Weighting, make_weighting, parse_priorities
-from lo_framework.optimizees.spec import UserError, nearest, parse_spec
 from lo_framework.regularizers.base import HVP_COST
+from lo_framework.spec import UserError, nearest, parse_spec
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from lo_framework.learned import KINDS, PREDECESSOR, LearnedOptimizer, make_learned
-from lo_framework.optimizees.spec import parse_spec
+from lo_framework.spec import parse_spec
 
 # Share of the outer steps for the last, the last but one and the first stage of a chain.
 SHARES = {1: (1.0,), 2: (0.5, 0.5), 3: (0.25, 0.2, 0.55)}

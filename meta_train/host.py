@@ -21,7 +21,7 @@ from lo_framework.meta_train.growth import build_learned
 from lo_framework.objectives import AnyObjective, StepObjective, make_objective
 from lo_framework.optimizees import Task, make_tasks
 from lo_framework.optimizees.augmentation import Reparametrised
-from lo_framework.optimizees.plugin import load_plugins
+from lo_framework.plugin import load_plugins
 
 VALIDATION_SEED = 30_000  # tuning and reports use other ranges; see eval
 VALIDATION_CHUNK = 8

@@ -27,7 +27,7 @@ from typing import Any
 from lo_framework.files.atomic import reason
 from lo_framework.files.jsonl import truncate_jsonl
 from lo_framework.meta_train.curves import Curves
-from lo_framework.optimizees.spec import UserError
+from lo_framework.spec import UserError
 
 
 class Progress:

@@ -41,8 +41,8 @@ from lo_framework.meta_train.radius import Radius, RadiusConfig, held_out
 from lo_framework.meta_train.state import Run, incumbent_of, merged, pack, part
 from lo_framework.meta_train.workers import Workers
 from lo_framework.objectives import make_objective
-from lo_framework.optimizees import UserError, make_tasks
-from lo_framework.optimizees.spec import build_config, parse_spec
+from lo_framework.optimizees import make_tasks
+from lo_framework.spec import UserError, build_config, parse_spec
 
 PATIENCE = 3  # validations without a better optimizer before the run goes back to the incumbent
 

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from lo_framework.meta_train.host import Host, Setup
-from lo_framework.optimizees.spec import UserError
+from lo_framework.spec import UserError
 
 
 def to_wire(value: Any) -> Any:

@@ -1,17 +1,8 @@
 """Optimizees: the small training problems on which optimizers are trained and judged."""
 
 from lo_framework.optimizees.from_module import task_from_module
-from lo_framework.optimizees.plugin import load_plugin, load_plugins
 from lo_framework.optimizees.pool import make_tasks
 from lo_framework.optimizees.registry import register_task
-from lo_framework.optimizees.spec import (
-    UserError,
-    build_config,
-    canonical,
-    nearest,
-    parse_spec,
-    split_specs,
-)
 from lo_framework.optimizees.task import Batch, Buffers, ClassificationTask, Params, Task
 
 __all__ = [
@@ -20,16 +11,8 @@ __all__ = [
     "ClassificationTask",
     "Params",
     "Task",
-    "UserError",
-    "build_config",
-    "canonical",
-    "load_plugin",
-    "load_plugins",
     "make_tasks",
-    "nearest",
-    "parse_spec",
     "register_task",
-    "split_specs",
     "task_from_module",
 ]
 

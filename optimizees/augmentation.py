@@ -14,8 +14,8 @@ import math
 import torch
 from torch import Tensor
 
-from lo_framework.optimizees.spec import UserError
 from lo_framework.optimizees.task import Batch, Buffers, Params, Task
+from lo_framework.spec import UserError
 
 _PREFIX = "scale of "
 

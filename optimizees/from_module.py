@@ -17,8 +17,8 @@ from torch.nn.parameter import is_lazy
 from lo_framework.optimizees.dropout import CounterDropout, replace_dropout
 from lo_framework.optimizees.models.norms import MOMENTUM, batch_norm, moved, normalise
 from lo_framework.optimizees.rows import Given, Rows, make_splits
-from lo_framework.optimizees.spec import UserError, first_line
 from lo_framework.optimizees.task import Batch, Buffers, DataTask, Params, soft_cap
+from lo_framework.spec import UserError, first_line
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -22,7 +22,8 @@ from lo_framework.optimizees.models import (
     TransformerTask,
 )
 from lo_framework.optimizees.registry import TASKS, Entry, register_task
-from lo_framework.optimizees.spec import (
+from lo_framework.optimizees.task import ClassificationTask, Task
+from lo_framework.spec import (
     UserError,
     build_config,
     canonical,
@@ -31,7 +32,6 @@ from lo_framework.optimizees.spec import (
     parse_spec,
     split_specs,
 )
-from lo_framework.optimizees.task import ClassificationTask, Task
 
 
 @register_task("mlp", config=MLPConfig)

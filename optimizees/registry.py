@@ -8,8 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from lo_framework.optimizees.spec import UserError
 from lo_framework.optimizees.task import Task
+from lo_framework.spec import UserError
 
 F = TypeVar("F", bound=Callable[..., Task])
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lo_framework.optimizees.datasets.splits import cut
-from lo_framework.optimizees.spec import UserError
+from lo_framework.spec import UserError
 
 Rows: TypeAlias = tuple[Tensor, ...]
 Given: TypeAlias = "Tensor | Sequence[Tensor] | DataLoader[Any]"

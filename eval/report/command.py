@@ -47,7 +47,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _again(folder: Path) -> Result | None:
     """Made again and printed; gives the result of transfer."""
     from lo_framework.eval.report import ablation, files, robustness, sharpness, transfer
-    from lo_framework.optimizees.spec import UserError
+    from lo_framework.spec import UserError
 
     studies = {module.FILE.name: module for module in (robustness, ablation)}
     kinds = [

@@ -16,7 +16,7 @@ from lo_framework.eval.report.curves import Curve, Panel, draw_curves
 from lo_framework.eval.report.forest import draw_forest
 from lo_framework.eval.result import FILE, Result, from_json, to_json
 from lo_framework.files.atomic import atomic_write_text, reason
-from lo_framework.optimizees.spec import UserError
+from lo_framework.spec import UserError
 
 PANELS = 6  # more tasks than this also get a figure each
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from lo_framework.eval.report.ratios import ratios
 from lo_framework.eval.result import Result
 from lo_framework.files.atomic import atomic_write_text
-from lo_framework.optimizees.spec import UserError
+from lo_framework.spec import UserError
 
 _LINK = re.compile(r"\]\(([^)/:]+\.png)\)")
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from lo_framework.eval.options import add_common, baselines_of, common
 from lo_framework.eval.progress import Progress
-from lo_framework.optimizees.spec import UserError
+from lo_framework.spec import UserError
 
 if TYPE_CHECKING:
     from lo_framework.eval.learned_files import Loaded
@@ -79,7 +79,7 @@ def run(arguments: argparse.Namespace) -> int:
     from lo_framework.eval.study import check_input
     from lo_framework.eval.tuning import make_grid
     from lo_framework.optimizees import make_tasks
-    from lo_framework.optimizees.plugin import load_plugins
+    from lo_framework.plugin import load_plugins
 
     load_plugins(arguments.plugin)
     effort = check_effort(arguments.effort)

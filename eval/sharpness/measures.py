@@ -14,7 +14,7 @@ import torch
 from lo_framework.eval.sharpness.ascent import QUICK, Effort, neighbourhoods
 from lo_framework.eval.sharpness.ball import Ball
 from lo_framework.eval.sharpness.surface import Surface
-from lo_framework.optimizees.spec import UserError
+from lo_framework.spec import UserError
 
 _AT_ONCE = 16  # perturbations drawn at a time: [16, N] numbers
 

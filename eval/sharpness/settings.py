@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from lo_framework.eval.sharpness.ascent import FULL, QUICK, STANDARD, Effort
-from lo_framework.optimizees.spec import UserError, nearest
+from lo_framework.spec import UserError, nearest
 
 RADII = (0.001, 0.005, 0.05, 0.1)
 PROBE, NO_PROBE = "sam:rho=0.05", "none"

@@ -16,7 +16,7 @@ from torch import Tensor
 from lo_framework.eval.sharpness.surface import Surface
 from lo_framework.eval.statistics import Array
 from lo_framework.layout import Layout
-from lo_framework.optimizees.spec import UserError
+from lo_framework.spec import UserError
 
 _AT_ONCE = 64  # points made at a time: [64, N] numbers
 _XI = 1e-10

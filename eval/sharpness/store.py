@@ -22,7 +22,7 @@ import numpy as np
 from lo_framework.eval.runner import Measured
 from lo_framework.eval.sharpness.cells import Found
 from lo_framework.files.atomic import atomic_write_text, clean_temporaries, reason
-from lo_framework.optimizees.spec import UserError
+from lo_framework.spec import UserError
 
 PLAN = "plan.json"
 Plan = dict[str, Any]

@@ -27,8 +27,8 @@ import torch
 from torch import Tensor
 
 from lo_framework.layout import Layout
-from lo_framework.optimizees.spec import UserError
 from lo_framework.protocols import Batch, Buffers, Task
+from lo_framework.spec import UserError
 
 # Input numbers (of all points) in one pass: enough to hide dispatch, few enough for the activations
 # that a Hessian product keeps (16,384 rows of 8x8 digits, 341 of 32x32x3 images).

@@ -10,7 +10,7 @@ from lo_framework.estimators.tbptt import TBPTT
 from lo_framework.estimators.truncation import Truncation
 from lo_framework.inner.step import Family
 from lo_framework.objectives import AnyObjective
-from lo_framework.optimizees.spec import UserError, build_config, nearest, parse_spec
+from lo_framework.spec import UserError, build_config, nearest, parse_spec
 
 ESTIMATORS: dict[str, Any] = {"tbptt": TBPTT, "es": ES, "pes": PES}
 

@@ -19,8 +19,8 @@ from lo_framework.estimators.truncation import Truncation, Unroller, UnrollState
 from lo_framework.inner.step import Carry, Family
 from lo_framework.learned.base import Theta
 from lo_framework.objectives import AnyObjective
-from lo_framework.optimizees.spec import UserError
 from lo_framework.protocols import MetaGradient
+from lo_framework.spec import UserError
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,8 +23,8 @@ from torch import Tensor
 from lo_framework.inner.step import Carry, Draw, Family, Step
 from lo_framework.learned.base import Theta
 from lo_framework.objectives import AnyObjective
-from lo_framework.optimizees.spec import UserError
 from lo_framework.protocols import Batch, Task
+from lo_framework.spec import UserError
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ import secrets
 import time
 from pathlib import Path
 
-from lo_framework.optimizees.spec import UserError
+from lo_framework.spec import UserError
 
 # The token tells this process from an earlier one with the same number, as restarted containers
 # have it.

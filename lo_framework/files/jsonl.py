@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from lo_framework.files.atomic import atomic_write_bytes, reason
-from lo_framework.optimizees.spec import UserError
+from lo_framework.spec import UserError
 
 
 def truncate_jsonl(path: str | os.PathLike[str], keep_steps: int) -> int:

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from lo_framework.optimizees.spec import UserError
+from lo_framework.spec import UserError
 
 try:
     import fcntl

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from lo_framework.files.atomic import reason
-from lo_framework.optimizees.spec import UserError
+from lo_framework.spec import UserError
 
 FORMAT_VERSION = 1  # of the container and of its record; any change of meaning raises it
 

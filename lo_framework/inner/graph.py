@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from lo_framework.optimizees.spec import UserError
+from lo_framework.spec import UserError
 
 ENGINES = ("eager", "graph", "inductor")
 Flat = Sequence[Tensor]

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lo_framework.optimizees.spec import UserError
+from lo_framework.spec import UserError
 
 TINY = 1e-30  # keeps the derivative of sqrt finite at a second moment of exactly zero
 

@@ -25,8 +25,8 @@ from lo_framework.layout import Layout
 from lo_framework.learned.base import Theta
 from lo_framework.learned.hyper_adamw import HyperAdamW
 from lo_framework.objectives import AnyObjective
-from lo_framework.optimizees.spec import UserError, build_config, parse_spec
 from lo_framework.protocols import Batch, Buffers, MetaGradient, Task
+from lo_framework.spec import UserError, build_config, parse_spec
 
 
 class TaskModule(nn.Module):

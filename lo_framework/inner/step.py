@@ -21,8 +21,8 @@ from lo_framework.inner.batching import over_tasks
 from lo_framework.inner.graph import ENGINES, Recorder
 from lo_framework.layout import Layout
 from lo_framework.learned.base import LearnedOptimizer, State, Theta
-from lo_framework.optimizees.spec import UserError, nearest
 from lo_framework.protocols import Batch, Task
+from lo_framework.spec import UserError, nearest
 
 
 class Carry(NamedTuple):

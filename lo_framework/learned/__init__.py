@@ -16,7 +16,7 @@ from lo_framework.learned.base import LearnedOptimizer
 from lo_framework.learned.hyper_adamw import HyperAdamW
 from lo_framework.learned.lstm import LSTM
 from lo_framework.learned.mlp import MLP, MLPConfig, WideMLP
-from lo_framework.optimizees.spec import UserError, build_config, nearest, parse_spec
+from lo_framework.spec import UserError, build_config, nearest, parse_spec
 
 
 def _make_mlp(config: MLPConfig) -> LearnedOptimizer:

@@ -22,7 +22,7 @@ from torch import Tensor
 from lo_framework.layout import Layout
 from lo_framework.learned.features import TOKEN_STATS, TOKEN_WIDTH, token_features
 from lo_framework.learned.grouping import Grouping
-from lo_framework.optimizees.spec import UserError, nearest
+from lo_framework.spec import UserError, nearest
 
 VERSIONS = ("tokens", "basic", "norm_basic", "basic_plus", "norm_basic_plus", "enhanced")
 TINY = 1e-14

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lo_framework.layout import DEPTH_THIRDS, Layout, Slot, layer_number
-from lo_framework.optimizees.spec import UserError, nearest
+from lo_framework.spec import UserError, nearest
 
 GROUPINGS = ("tensor", "original", "fine_grained")
 TYPES = ("embedding", "attention", "ffn", "norm", "linear", "conv", "other")

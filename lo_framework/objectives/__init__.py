@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from lo_framework.objectives.levels import LOG_FLOOR, Objective, ObjectiveConfig
 from lo_framework.objectives.steps import CONFIGS, StepObjective, make_step_objective
-from lo_framework.optimizees.spec import UserError, build_config, nearest, parse_spec
+from lo_framework.spec import UserError, build_config, nearest, parse_spec
 
 AnyObjective = Objective | StepObjective
 OBJECTIVES = ("valid", "train", *CONFIGS)

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from lo_framework.objectives.terms import TERMS
-from lo_framework.optimizees.spec import UserError, build_config, nearest, parse_spec
+from lo_framework.spec import UserError, build_config, nearest, parse_spec
 
 WEIGHTINGS = ("sum", "fixed", "huw")
 

@@ -15,8 +15,8 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 
-from lo_framework.optimizees.spec import UserError
 from lo_framework.regularizers.base import Batch, Landscape, Params
+from lo_framework.spec import UserError
 
 _SEEDED = ("cuda", "xpu")  # accelerators whose generators are read and set per device
 _WORD = (1 << 63) - 1

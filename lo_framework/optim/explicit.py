@@ -23,7 +23,7 @@ from torch import nn
 
 from lo_framework import regularizers as rules
 from lo_framework.optim.regularized import Regularized
-from lo_framework.optimizees.spec import UserError, build_config, nearest
+from lo_framework.spec import UserError, build_config, nearest
 
 
 class _Named(Regularized):

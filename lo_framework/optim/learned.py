@@ -23,7 +23,7 @@ from lo_framework.optim.host import CPU_CHUNK, Host
 from lo_framework.optim.packs import Store
 from lo_framework.optim.source import fingerprint, learned_from
 from lo_framework.optim.takeover import Takeover
-from lo_framework.optimizees.spec import UserError
+from lo_framework.spec import UserError
 
 
 class Learned(torch.optim.Optimizer):

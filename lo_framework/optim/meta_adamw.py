@@ -41,7 +41,7 @@ from lo_framework.optim.metaadam.network import (
 from lo_framework.optim.metaadam.outer import MetaOptimizer, mean_over_processes
 from lo_framework.optim.metaadam.plan import Grouped, Held, Plan
 from lo_framework.optim.metaadam.untouched import as_outside
-from lo_framework.optimizees.spec import UserError, nearest
+from lo_framework.spec import UserError, nearest
 
 
 class MetaAdamW(torch.optim.Optimizer):

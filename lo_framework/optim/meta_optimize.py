@@ -29,7 +29,7 @@ from lo_framework.optim.metaopt.products import NEEDS, differentiable_gradients
 from lo_framework.optim.metaopt.settings import Settings, check_group
 from lo_framework.optim.metaopt.store import Store, with_gradient
 from lo_framework.optim.uncast import load_uncast
-from lo_framework.optimizees.spec import UserError
+from lo_framework.spec import UserError
 
 
 class MetaOptimize(torch.optim.Optimizer):

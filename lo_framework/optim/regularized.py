@@ -29,7 +29,6 @@ from lo_framework.optim.closure_landscape import (
 from lo_framework.optim.learned import Learned
 from lo_framework.optim.passes import Passes
 from lo_framework.optim.rule_state import RuleState
-from lo_framework.optimizees.spec import UserError, canonical
 from lo_framework.regularizers import (
     GAM,
     Correction,
@@ -41,6 +40,7 @@ from lo_framework.regularizers import (
     vectors,
 )
 from lo_framework.regularizers.base import State
+from lo_framework.spec import UserError, canonical
 
 T = TypeVar("T")
 _STATE_HOOKS = [

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from lo_framework.optimizees.spec import UserError
 from lo_framework.regularizers.base import Params, Regularizer, State
+from lo_framework.spec import UserError
 
 
 class RuleState:

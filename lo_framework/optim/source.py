@@ -8,7 +8,7 @@ import os
 import torch
 
 from lo_framework.learned import LearnedOptimizer, make_learned
-from lo_framework.optimizees.spec import UserError
+from lo_framework.spec import UserError
 
 
 def learned_from(optimizer: str | os.PathLike[str] | LearnedOptimizer) -> LearnedOptimizer:

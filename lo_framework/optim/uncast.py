@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from lo_framework.optimizees.spec import UserError
+from lo_framework.spec import UserError
 
 ByPlace = dict[int, dict[str, Any]]
 

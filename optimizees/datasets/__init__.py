@@ -12,7 +12,7 @@ from lo_framework.optimizees.datasets.cifar import CifarConfig, load_cifar10
 from lo_framework.optimizees.datasets.digits import DigitsConfig, load_digits
 from lo_framework.optimizees.datasets.idx import FASHION_MNIST, MNIST, IdxConfig, load_idx
 from lo_framework.optimizees.datasets.splits import Dataset
-from lo_framework.optimizees.spec import UserError, build_config, canonical, nearest, parse_spec
+from lo_framework.spec import UserError, build_config, canonical, nearest, parse_spec
 
 __all__ = ["DATASETS", "Dataset", "check", "load"]
 

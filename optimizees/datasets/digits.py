@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lo_framework.optimizees.datasets.splits import cut
-from lo_framework.optimizees.spec import UserError
+from lo_framework.spec import UserError
 
 TEST, VALID = 360, 240
 SIDE = 8

@@ -17,7 +17,7 @@ from torch import Tensor
 from lo_framework.optimizees.datasets.images import check_labels, splits_to_images
 from lo_framework.optimizees.datasets.source import Payload, Source, fetch
 from lo_framework.optimizees.datasets.splits import with_valid
-from lo_framework.optimizees.spec import UserError
+from lo_framework.spec import UserError
 
 IMAGES, LABELS = 2051, 2049
 PARTS = ("train", "t10k")

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lo_framework.optimizees.spec import UserError
+from lo_framework.spec import UserError
 
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601 weights of red, green and blue
 # images converted at a time: the float copy of a whole colour set at full size would double the

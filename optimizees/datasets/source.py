@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from lo_framework.optimizees.spec import UserError, first_line
+from lo_framework.spec import UserError, first_line
 
 OPENERS: dict[str, Callable[..., Any]] = {"": open, ".gz": gzip.open, ".xz": lzma.open}
 _BROKEN = (EOFError, OSError, lzma.LZMAError, zlib.error, tarfile.TarError)

@@ -21,8 +21,8 @@ from lo_framework.optimizees.models.conv import (
 )
 from lo_framework.optimizees.models.model import uniform
 from lo_framework.optimizees.models.norms import batch_norm, group_norm, moved, normalise
-from lo_framework.optimizees.spec import UserError
 from lo_framework.optimizees.task import Buffers, Params
+from lo_framework.spec import UserError
 
 
 @dataclass(frozen=True, kw_only=True)

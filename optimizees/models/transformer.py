@@ -19,8 +19,8 @@ from torch.nn import functional as F
 
 from lo_framework.optimizees.dropout import keep_mask
 from lo_framework.optimizees.models.model import uniform
-from lo_framework.optimizees.spec import UserError
 from lo_framework.optimizees.task import Batch, Buffers, ClassificationTask, Params
+from lo_framework.spec import UserError
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu}
 DROPS = 4  # places in a block where dropout applies

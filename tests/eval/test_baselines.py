@@ -19,7 +19,7 @@ from lo_framework.eval.baselines import (
     setting_label,
 )
 from lo_framework.layout import Layout
-from lo_framework.optimizees.spec import UserError
+from lo_framework.spec import UserError
 
 STEPS = 50
 SHAPES = {"weight": (5, 3), "bias": (5,)}

@@ -15,7 +15,7 @@ from lo_framework.checkpoint import save_optimizer
 from lo_framework.eval.cli import COMMANDS, main
 from lo_framework.eval.learned_files import label_paths, load_learned, split_paths
 from lo_framework.learned import make_learned
-from lo_framework.optimizees.spec import UserError
+from lo_framework.spec import UserError
 
 TINY = [
     "--optimizees",

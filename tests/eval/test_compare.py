@@ -15,7 +15,7 @@ from lo_framework.eval.report import files
 from lo_framework.eval.report.forest import mark
 from lo_framework.eval.report.ratios import ratios
 from lo_framework.optimizees import make_tasks
-from lo_framework.optimizees.spec import UserError
+from lo_framework.spec import UserError
 
 TINY = "mlp:hidden=4,batch=8"
 STILL = "metaadamw:alpha_range=0,beta_range=0"  # AdamW by another name

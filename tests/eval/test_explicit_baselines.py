@@ -17,7 +17,7 @@ from lo_framework.inner.rollout import _INIT, _TRAIN, rollout, seeded
 from lo_framework.learned import make_learned
 from lo_framework.optim import Regularized
 from lo_framework.optimizees import make_tasks
-from lo_framework.optimizees.spec import UserError
+from lo_framework.spec import UserError
 
 STEPS, SEED = 7, 3
 

@@ -14,7 +14,7 @@ from lo_framework.eval.torch_runs import torch_rollout
 from lo_framework.inner.rollout import rollout
 from lo_framework.learned import make_learned
 from lo_framework.optimizees import make_tasks
-from lo_framework.optimizees.spec import UserError
+from lo_framework.spec import UserError
 
 (TASK,) = make_tasks("mlp:hidden=4,batch=8")
 

@@ -13,7 +13,7 @@ from lo_framework.layout import Layout
 from lo_framework.learned.base import LearnedOptimizer
 from lo_framework.optim import MetaOptimize
 from lo_framework.optimizees import make_tasks
-from lo_framework.optimizees.spec import UserError
+from lo_framework.spec import UserError
 
 STEPS, SEED = 7, 3
 LAYOUT = Layout.of({"weight": (4, 3), "bias": (4,), "scale": ()})

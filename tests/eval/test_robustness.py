@@ -15,7 +15,7 @@ from lo_framework.eval.runner import plan_cells, run_cell
 from lo_framework.eval.statistics import mean_interval
 from lo_framework.eval.sweep import from_json, step_sizes, sweep, to_json
 from lo_framework.optimizees import make_tasks
-from lo_framework.optimizees.spec import UserError
+from lo_framework.spec import UserError
 
 TINY = "mlp:hidden=4,batch=8"
 SPECS = "adamw,metaoptimize:meta_lr=0.03,metaoptimize:base=lion,meta_lr=0.03"

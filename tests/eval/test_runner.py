@@ -15,7 +15,7 @@ from lo_framework.eval.progress import Progress
 from lo_framework.eval.runner import Cell, Failure, plan_cells, run_cell
 from lo_framework.inner.rollout import rollout
 from lo_framework.optimizees import make_tasks
-from lo_framework.optimizees.spec import UserError
+from lo_framework.spec import UserError
 
 TINY = "mlp:hidden=4,batch=8"
 
@@ -104,7 +104,7 @@ def plans(cells):
 def plugin(tmp_path_factory):
     """A plugin with a task that raises and one that kills its process."""
     from lo_framework.optimizees import registry
-    from lo_framework.optimizees.plugin import load_plugin
+    from lo_framework.plugin import load_plugin
 
     path = tmp_path_factory.mktemp("plugin") / "bad_tasks.py"
     path.write_text(

@@ -17,7 +17,7 @@ from lo_framework.eval.protocol import (
 from lo_framework.eval.runner import Failure, Measured, run_cell
 from lo_framework.eval.tuning import Grid, best, beyond, make_grid, tune
 from lo_framework.optimizees import make_tasks
-from lo_framework.optimizees.spec import UserError
+from lo_framework.spec import UserError
 
 INF, NAN = np.inf, np.nan
 

@@ -15,7 +15,7 @@ from lo_framework.eval.sharpness.result import from_json, to_json
 from lo_framework.eval.sharpness.settings import Settings
 from lo_framework.learned import make_learned
 from lo_framework.optimizees import make_tasks
-from lo_framework.optimizees.spec import UserError
+from lo_framework.spec import UserError
 from tests.eval.sharp_tools import SMALL, numbers, optimizer_file, tiny_level
 
 

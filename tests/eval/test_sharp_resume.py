@@ -18,7 +18,7 @@ from lo_framework.eval.runner import Measured
 from lo_framework.eval.sharpness.cells import Found, TrainCell
 from lo_framework.eval.sharpness.settings import Settings
 from lo_framework.eval.sharpness.store import PLAN, CellStore
-from lo_framework.optimizees.spec import UserError
+from lo_framework.spec import UserError
 from tests.eval.sharp_tools import SMALL, numbers, optimizer_file, tiny_level
 
 # Kills itself just before the file of its 7th finished cell takes its place (the plan's file is the

@@ -10,7 +10,7 @@ import torch
 from lo_framework.eval.sharpness.ascent import QUICK, neighbourhoods
 from lo_framework.eval.sharpness.ball import Ball
 from lo_framework.eval.sharpness.measures import average_sharpness, m_sharpness
-from lo_framework.optimizees.spec import UserError
+from lo_framework.spec import UserError
 from tests.eval.sharpness_tools import F64, function_surface, quadratic, small_task, trained
 
 

@@ -15,7 +15,7 @@ from lo_framework.eval.sharpness.slices import (
     random_plane,
 )
 from lo_framework.optimizees import make_tasks
-from lo_framework.optimizees.spec import UserError
+from lo_framework.spec import UserError
 from tests.eval.sharpness_tools import F64, function_surface, small_task, trained
 
 

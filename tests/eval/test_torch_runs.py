@@ -21,7 +21,7 @@ from lo_framework.inner.rollout import rollout
 from lo_framework.learned import make_learned
 from lo_framework.optim import MetaOptimize
 from lo_framework.optimizees import make_tasks
-from lo_framework.optimizees.spec import UserError
+from lo_framework.spec import UserError
 
 TINY = "mlp:hidden=4,batch=8"
 SEEDS = (3, 4)

@@ -24,7 +24,7 @@ from lo_framework.eval.result import Arm, Result, Runs, from_json, to_json
 from lo_framework.eval.statistics import Estimate
 from lo_framework.learned import make_learned
 from lo_framework.optimizees import make_tasks
-from lo_framework.optimizees.spec import UserError
+from lo_framework.spec import UserError
 
 TINY = "mlp:hidden=4,batch=8"
 

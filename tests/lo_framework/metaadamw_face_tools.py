@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lo_framework.optim import MetaAdamW
 from lo_framework.optim.metaadam.meta_loss import LossFn
-from lo_framework.optimizees.spec import UserError
+from lo_framework.spec import UserError
 from tests.lo_framework.face_tools import generator
 from tests.lo_framework.metaopt_tools import snapshot as snapshot
 from tests.lo_framework.metaopt_tools import through_a_file as through_a_file

@@ -16,9 +16,9 @@ from lo_framework.estimators import make_estimator
 from lo_framework.inner.step import Family
 from lo_framework.landscape import FunctionalLandscape
 from lo_framework.objectives import make_objective
-from lo_framework.optimizees.spec import UserError
 from lo_framework.regularization import make_regularizer
 from lo_framework.regularizers.base import Point
+from lo_framework.spec import UserError
 from tests.lo_framework.absorption_tools import (
     LEARNED,
     LENGTH,

@@ -12,7 +12,7 @@ import pytest
 
 from lo_framework.checkpoint import atomic_write_bytes, atomic_write_text, truncate_jsonl
 from lo_framework.files import atomic
-from lo_framework.optimizees.spec import UserError
+from lo_framework.spec import UserError
 
 
 def test_write_replaces_and_creates_folders(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from safetensors.torch import load, save
 from lo_framework import checkpoint
 from lo_framework.checkpoint import FEATURE_VERSION, FORMAT_VERSION, load_optimizer, save_optimizer
 from lo_framework.files import sealed
-from lo_framework.optimizees.spec import UserError
+from lo_framework.spec import UserError
 
 CONFIG = {"hidden": (8, 4), "head": "exp", "lr": 1e-3, "bias": True, "clip": None}
 SUMMARY = {

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from lo_framework.checkpoint import ResumeState, load_latest_state, save_state
-from lo_framework.optimizees.spec import UserError
+from lo_framework.spec import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 META = {
@@ -203,7 +203,7 @@ FULL = """
     import os, sys
     import torch
     from lo_framework.checkpoint import load_latest_state, save_state
-    from lo_framework.optimizees.spec import UserError
+    from lo_framework.spec import UserError
     folder = sys.argv[1]
     save_state(folder, 1, {"w": torch.ones(1000)}, {})
     save_state(folder, 2, {"w": torch.ones(1000)}, {})

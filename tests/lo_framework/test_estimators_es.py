@@ -21,8 +21,8 @@ from torch import Tensor
 from lo_framework.estimators import make_estimator
 from lo_framework.inner.step import Family, Losses
 from lo_framework.objectives import Objective, make_objective
-from lo_framework.optimizees.spec import UserError
 from lo_framework.protocols import Task
+from lo_framework.spec import UserError
 from tests.lo_framework.small_tasks import (
     NAN_LOSS,
     PlainSGD,

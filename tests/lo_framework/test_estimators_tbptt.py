@@ -18,8 +18,8 @@ from lo_framework.estimators.truncation import UnrollState
 from lo_framework.inner.step import Family, Losses, tile_theta
 from lo_framework.learned.base import Theta
 from lo_framework.objectives import Objective, make_objective
-from lo_framework.optimizees.spec import UserError
 from lo_framework.protocols import Batch, Buffers
+from lo_framework.spec import UserError
 from tests.lo_framework.small_tasks import (
     ALL_KINDS,
     INF_LOSS,

@@ -11,7 +11,7 @@ import torch
 from lo_framework.estimators.truncation import Truncation, Unroller, UnrollState, canonical
 from lo_framework.inner.step import Family, tile_theta
 from lo_framework.objectives import make_objective
-from lo_framework.optimizees.spec import UserError
+from lo_framework.spec import UserError
 from tests.lo_framework.small_tasks import PlainSGD, PlainSGDConfig, TinyNet, copied, doubled
 
 

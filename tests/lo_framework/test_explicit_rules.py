@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lo_framework import regularizers as rules
 from lo_framework.optim import ASAM, FSAM, GAM, GSAM, SAM, LookSAM, Regularized
-from lo_framework.optimizees.spec import UserError
+from lo_framework.spec import UserError
 from tests.lo_framework import explicit_tools as tools
 
 Case = tuple[tools.Face, dict[str, Any], Callable[..., Tensor], dict[str, Any]]

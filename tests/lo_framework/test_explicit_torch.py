@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR, StepLR
 
 from lo_framework.optim import ASAM, FSAM, GAM, GSAM, SAM, GuardConfig, Learned, LookSAM
-from lo_framework.optimizees.spec import UserError
+from lo_framework.spec import UserError
 from tests.lo_framework import explicit_tools as tools
 from tests.lo_framework.face_tools import moved
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lo_framework.learned import make_learned
 from lo_framework.optim import GuardConfig, Learned
 from lo_framework.optim.guard import DEFAULT_LR, RETREAT, Guard
-from lo_framework.optimizees.spec import UserError
+from lo_framework.spec import UserError
 from tests.lo_framework.face_tools import flat, generator, moved, parameters
 
 QUICK = GuardConfig(warmup=3, every=4, steps=6, decay=0.5)

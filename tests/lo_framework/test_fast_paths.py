@@ -20,8 +20,8 @@ from lo_framework.learned import network as module
 from lo_framework.learned.base import LearnedOptimizer
 from lo_framework.learned.network import Weights, formula, network
 from lo_framework.objectives import make_objective
-from lo_framework.optimizees.spec import UserError
 from lo_framework.optimizees.task import Batch, Buffers, Params
+from lo_framework.spec import UserError
 from tests.lo_framework.small_tasks import ALL_KINDS, TinyNet, copied, doubled, in_step, once
 
 K, F, H, O = 3, 4, 6, 2

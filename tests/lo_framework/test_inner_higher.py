@@ -21,7 +21,7 @@ from lo_framework.inner.step import Family
 from lo_framework.learned import make_learned
 from lo_framework.objectives import make_objective
 from lo_framework.optimizees.from_module import ModuleTask
-from lo_framework.optimizees.spec import UserError
+from lo_framework.spec import UserError
 from tests.lo_framework.small_tasks import (
     INF_LOSS,
     NAN_GRADIENT,

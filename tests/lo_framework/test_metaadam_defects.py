@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from lo_framework.learned.group_features import FeatureSpec
 from lo_framework.objectives.weighting import HUW
 from lo_framework.optim import MetaAdamW
-from lo_framework.optimizees.spec import UserError
+from lo_framework.spec import UserError
 from tests.lo_framework import metaadam_math_tools as tools
 
 

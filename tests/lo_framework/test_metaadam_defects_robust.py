@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lo_framework.optim import MetaAdamW
-from lo_framework.optimizees.spec import UserError
+from lo_framework.spec import UserError
 from tests.lo_framework import metaadam_math_tools as tools
 
 

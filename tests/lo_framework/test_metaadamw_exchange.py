@@ -18,7 +18,7 @@ from lo_framework.learned import make_learned
 from lo_framework.learned.attention import Attention
 from lo_framework.learned.hyper_adamw import HyperAdamW
 from lo_framework.optim import Learned, MetaAdamW
-from lo_framework.optimizees.spec import UserError
+from lo_framework.spec import UserError
 from tests.lo_framework import metaadamw_face_tools as tools
 from tests.lo_framework.face_tools import SHAPES, flat, generator, give_grads, parameters
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from lo_framework.optimizees.spec import UserError
+from lo_framework.spec import UserError
 from tests.lo_framework import metaadamw_face_tools as tools
 
 Act = Callable[[nn.Sequential, torch.optim.Optimizer], None]

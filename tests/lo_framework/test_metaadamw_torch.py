@@ -21,7 +21,7 @@ from torch.optim.lr_scheduler import (
 )
 
 from lo_framework.optim import SAM, MetaAdamW
-from lo_framework.optimizees.spec import UserError
+from lo_framework.spec import UserError
 from tests.lo_framework import metaadamw_face_tools as tools
 from tests.lo_framework.metaadamw_face_tools import D, snapshot, theta, weights
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from lo_framework.optim.metaadam.untouched import untouched
-from lo_framework.optimizees.spec import UserError
+from lo_framework.spec import UserError
 from tests.lo_framework import metaadamw_face_tools as tools
 from tests.lo_framework.metaadamw_face_tools import D, snapshot, theta
 

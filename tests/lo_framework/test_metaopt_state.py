@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lo_framework.optim import MetaOptimize
-from lo_framework.optimizees.spec import UserError
+from lo_framework.spec import UserError
 from tests.lo_framework import metaopt_tools as tools
 from tests.lo_framework.metaopt_reference import BASES, METAS, D
 

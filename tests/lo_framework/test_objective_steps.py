@@ -20,9 +20,9 @@ from lo_framework.inner.after import After
 from lo_framework.inner.step import Family, Losses
 from lo_framework.learned.base import Theta
 from lo_framework.objectives import StepObjective, make_objective
-from lo_framework.optimizees.spec import UserError
 from lo_framework.optimizees.task import soft_cap
 from lo_framework.protocols import Batch
+from lo_framework.spec import UserError
 from tests.lo_framework.small_tasks import (
     NAN_LOSS,
     TinyNet,

@@ -18,7 +18,7 @@ from lo_framework.objectives.weighting import (
     make_weighting,
     parse_priorities,
 )
-from lo_framework.optimizees.spec import UserError
+from lo_framework.spec import UserError
 
 DOUBLE: Any = {"dtype": torch.float64}
 

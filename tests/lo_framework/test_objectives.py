@@ -9,7 +9,7 @@ import torch
 
 from lo_framework.inner.step import Losses
 from lo_framework.objectives import LOG_FLOOR, make_objective
-from lo_framework.optimizees.spec import UserError
+from lo_framework.spec import UserError
 from tests.lo_framework.small_tasks import TinyNet
 
 TASK = TinyNet()  # normalises by 0.7

@@ -20,7 +20,7 @@ from lo_framework.meta_train.incumbent import measure, score, tuned_start, with_
 from lo_framework.meta_train.run import MetaTraining
 from lo_framework.meta_train.workers import Workers
 from lo_framework.optimizees.datasets import DATASETS
-from lo_framework.optimizees.spec import UserError
+from lo_framework.spec import UserError
 from tests.meta_train.tools import command, metrics, tiny, train
 
 SMALL = "attention-mlp:width=4,heads=1,hidden=2,context=1"

@@ -14,7 +14,7 @@ from lo_framework.checkpoint import load_optimizer
 from lo_framework.learned import make_learned
 from lo_framework.meta_train.host import Host
 from lo_framework.meta_train.outer import Outer
-from lo_framework.optimizees.plugin import load_plugins
+from lo_framework.plugin import load_plugins
 from tests.meta_train.tools import equal, final_state, metrics, train
 
 PLUGIN = str(Path(__file__).parent / "plugin_tasks.py")

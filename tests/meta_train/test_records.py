@@ -13,7 +13,7 @@ import pytest
 from lo_framework.meta_train.cli import main
 from lo_framework.meta_train.curves import Curves
 from lo_framework.meta_train.progress import Progress
-from lo_framework.optimizees.spec import UserError
+from lo_framework.spec import UserError
 from tests.meta_train.tools import command, metrics, train
 
 KEYS = {

@@ -18,7 +18,7 @@ from lo_framework.meta_train.config import compute_factor
 from lo_framework.meta_train.host import Host, Setup
 from lo_framework.meta_train.radius import Radius, RadiusConfig
 from lo_framework.optim import Learned, Regularized
-from lo_framework.optimizees.spec import UserError
+from lo_framework.spec import UserError
 from tests.meta_train.test_bad_input import refused
 from tests.meta_train.tools import (
     Forker,

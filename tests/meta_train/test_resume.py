@@ -17,7 +17,7 @@ from lo_framework.checkpoint import load_latest_state, load_optimizer
 from lo_framework.files.lock import exclusive
 from lo_framework.meta_train.cli import main
 from lo_framework.meta_train.workers import Workers
-from lo_framework.optimizees.spec import UserError
+from lo_framework.spec import UserError
 from tests.meta_train.tools import Forker, command, final_state, metrics, same_run, snapshot, train
 
 

@@ -14,7 +14,7 @@ import torch
 
 from lo_framework.meta_train.config import compute_factor
 from lo_framework.objectives.weighting import make_weighting
-from lo_framework.optimizees.spec import UserError
+from lo_framework.spec import UserError
 from tests.meta_train.test_bad_input import refused
 from tests.meta_train.test_records import KEYS, scalars
 from tests.meta_train.tools import (

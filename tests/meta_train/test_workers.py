@@ -10,7 +10,7 @@ import pytest
 
 from lo_framework.meta_train.host import Setup
 from lo_framework.meta_train.workers import Workers
-from lo_framework.optimizees.spec import UserError
+from lo_framework.spec import UserError
 from tests.meta_train.tools import command, descendants, gone, program, tiny, until_step
 
 

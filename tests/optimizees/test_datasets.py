@@ -11,10 +11,11 @@ import pooch
 import pytest
 import torch
 
-from lo_framework.optimizees import UserError, datasets
+from lo_framework.optimizees import datasets
 from lo_framework.optimizees.datasets import cifar, load
 from lo_framework.optimizees.datasets.idx import FILES
 from lo_framework.optimizees.datasets.images import to_images
+from lo_framework.spec import UserError
 
 TRAIN, TEST = 40, 20
 PACK = {"": lambda b: b, ".gz": gzip.compress, ".xz": lzma.compress}

@@ -10,8 +10,9 @@ from torch import nn
 from torch.func import grad, grad_and_value, vmap
 from torch.utils.data import DataLoader, TensorDataset
 
-from lo_framework.optimizees import UserError, task_from_module
+from lo_framework.optimizees import task_from_module
 from lo_framework.optimizees.dropout import keep_mask
+from lo_framework.spec import UserError
 
 CE = nn.functional.cross_entropy
 

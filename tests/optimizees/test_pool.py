@@ -7,9 +7,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from lo_framework.optimizees import UserError, load_plugin, load_plugins, make_tasks, register_task
+from lo_framework.optimizees import make_tasks, register_task
 from lo_framework.optimizees.datasets import load
 from lo_framework.optimizees.registry import TASKS
+from lo_framework.plugin import load_plugin, load_plugins
+from lo_framework.spec import UserError
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from lo_framework.optim.metaadam.adam_step import Numbers, one_minus_power
 from lo_framework.optim.metaadam.plan import Grouped, Plan, make_plan, model_order, name_groups
 from lo_framework.optim.packs import sub_layout
 from lo_framework.optim.uncast import names_of
-from lo_framework.optimizees.spec import UserError
+from lo_framework.spec import UserError
 
 ONE = torch.tensor(
     1.0, dtype=torch.float32, device="cpu"

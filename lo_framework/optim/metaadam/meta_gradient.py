@@ -15,7 +15,7 @@ from lo_framework.optim.metaadam.members import Members
 from lo_framework.optim.metaadam.meta_loss import Here, LossFn, loss_at, slopes_ahead
 from lo_framework.optim.metaadam.plan import Plan
 from lo_framework.optim.metaadam.untouched import untouched
-from lo_framework.optimizees.spec import UserError
+from lo_framework.spec import UserError
 
 
 class MetaGradient(NamedTuple):

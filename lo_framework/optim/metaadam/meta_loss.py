@@ -27,7 +27,7 @@ from lo_framework.objectives.terms import (
 )
 from lo_framework.objectives.weighting import Weighting
 from lo_framework.optim.metaadam.differences import Differences
-from lo_framework.optimizees.spec import UserError, first_line, nearest
+from lo_framework.spec import UserError, first_line, nearest
 
 OBJECTIVES = (*TERMS, "combined")
 ORDERS = ("exact", "difference", "first")

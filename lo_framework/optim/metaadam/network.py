@@ -21,7 +21,7 @@ from lo_framework.learned.group_features import FeatureSpec
 from lo_framework.learned.hyper_adamw import HyperAdamW
 from lo_framework.optim.metaadam.differences import Differences
 from lo_framework.optim.source import learned_from
-from lo_framework.optimizees.spec import UserError, nearest
+from lo_framework.spec import UserError, nearest
 
 Source = LearnedOptimizer | str | os.PathLike[str] | Mapping[str, Any] | None
 SIZES = ("width", "heads", "layers", "hidden_units", "head_scale", "seed")

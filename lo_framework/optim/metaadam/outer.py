@@ -16,7 +16,7 @@ from torch import Tensor
 from lo_framework.learned.attention import Attention
 from lo_framework.optim.metaadam.differences import Differences
 from lo_framework.optim.metaadam.network import penalty, trained_names
-from lo_framework.optimizees.spec import UserError
+from lo_framework.spec import UserError
 
 
 def mean_over_processes(x: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from lo_framework.learned.grouping import GROUPINGS, KEYS, Grouping, by_key, mak
 from lo_framework.optim.metaadam.statistics import Order, make_order
 from lo_framework.optim.metaopt.blocks import assign
 from lo_framework.optim.packs import sub_layout
-from lo_framework.optimizees.spec import UserError
+from lo_framework.spec import UserError
 
 Grouped = str | Mapping[str, str | Sequence[str] | None] | Callable[[str, Tensor], Hashable]
 Named = tuple[Hashable, int, str]  # of a group: what tells it from others, its key, its label

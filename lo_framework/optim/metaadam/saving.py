@@ -10,7 +10,7 @@ import torch
 from lo_framework.optim.metaadam.members import check_settings
 from lo_framework.optim.metaadam.plan import Held
 from lo_framework.optim.uncast import ByPlace, load_uncast
-from lo_framework.optimizees.spec import UserError
+from lo_framework.spec import UserError
 
 if TYPE_CHECKING:
     from lo_framework.optim.meta_adamw import MetaAdamW

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from lo_framework.optim.metaopt.bases import Base
-from lo_framework.optimizees.spec import UserError
+from lo_framework.spec import UserError
 
 MAX_CHANGE = math.log(2.0)  # a meta step at most halves or doubles a step size
 

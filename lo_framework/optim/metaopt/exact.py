@@ -18,7 +18,7 @@ from lo_framework.optim.metaopt.bases import Base, State
 from lo_framework.optim.metaopt.hessian_free import Groups, multiplier
 from lo_framework.optim.metaopt.metas import Meta
 from lo_framework.optim.metaopt.products import product
-from lo_framework.optimizees.spec import UserError, nearest
+from lo_framework.spec import UserError, nearest
 
 
 def check_trace(trace: str, products: str, base: str, meta: str, blocks: object) -> None:

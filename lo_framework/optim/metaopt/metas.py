@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lo_framework.optim.metaopt.bases import TINY, Number, State, one_minus_power
 from lo_framework.optim.metaopt.bounds import Limits
-from lo_framework.optimizees.spec import UserError, nearest
+from lo_framework.spec import UserError, nearest
 
 # z is proportional to alpha, which may be 1e-10: an eps of the usual size would stop small step
 # sizes from growing.

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lo_framework.optimizees.spec import UserError
+from lo_framework.spec import UserError
 
 NEEDS = (
     "needs a closure that returns the loss without calling backward (or calls backward(create_graph=True)): "

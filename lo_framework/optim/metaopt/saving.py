@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from lo_framework.optimizees.spec import UserError
+from lo_framework.spec import UserError
 
 
 def checked(state_dict: Mapping[str, Any], kind: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from lo_framework.optim.metaopt.bases import Base, checked_betas
 from lo_framework.optim.metaopt.bounds import Limits
-from lo_framework.optimizees.spec import UserError
+from lo_framework.spec import UserError
 
 
 @dataclass

@@ -13,7 +13,7 @@ from torch import Tensor
 from lo_framework.optim.metaopt import arena
 from lo_framework.optim.metaopt.bases import State
 from lo_framework.optim.metaopt.blocks import Blocks
-from lo_framework.optimizees.spec import UserError
+from lo_framework.spec import UserError
 
 KEPT_PLANS = 8  # few sets of gradients occur in a training
 

@@ -5,7 +5,7 @@ from typing import Literal
 
 import pytest
 
-from lo_framework.optimizees.spec import (
+from lo_framework.spec import (
     UserError,
     build_config,
     canonical,

@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
 
-from lo_framework.optimizees.spec import UserError, first_line
+from lo_framework.spec import UserError, first_line
 
 GROUP = "lo_framework.plugins"
 

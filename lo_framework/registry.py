@@ -1,0 +1,106 @@
+"""Named things of one kind, which spec strings name and files of one's own add to.
+
+ESTIMATORS: Registry[Estimator] = Registry("estimator")
+
+@ESTIMATORS.register("pes", config=PESConfig)
+class PES: ...                                     # built as PES(config, *what the room gives)
+
+ESTIMATORS.build("pes:sigma=0.01", family)         # PES(PESConfig(sigma=0.01), family)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+from lo_framework.spec import UserError, build_config, nearest, parse_spec
+
+T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoOptions:
+    """The config of a thing that takes no options."""
+
+
+@dataclass(frozen=True)
+class Entry(Generic[T]):
+    """How to build one thing: ``build(config, ...)``, the dataclass of its options, and ``facts``
+    that its room wants to know without building it.
+    """
+
+    name: str
+    build: Callable[..., T]
+    config: type
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    def configure(self, options: Mapping[str, Any]) -> Any:
+        """The config that ``options`` (texts or values) stand for; raises UserError."""
+        return build_config(self.config, options, self.name)
+
+
+class Registry(Mapping[str, Entry[T]]):
+    """The things of one ``kind``, in the order in which they were registered."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self._entries: dict[str, Entry[T]] = {}
+
+    def register(self, name: str, *, config: type = NoOptions, **facts: Any) -> Callable[[F], F]:
+        """Decorate a class or function to be known by ``name``; it is called with a ``config``.
+
+        Raises:
+            UserError: the name is taken by something else, or holds a character of spec strings.
+        """
+        if not name or any(c in name for c in ":,=+/ "):
+            raise UserError(
+                f'"{name}" cannot name a {self.kind}: it must hold none of : , = + / and no blank'
+            )
+
+        def decorate(build: F) -> F:
+            known = self._entries.get(name)
+            # The same thing registered again (a plugin file loaded twice) is no conflict.
+            if known is not None and _place(known.build) != _place(build):
+                there = getattr(known.build, "__module__", "another file")
+                raise UserError(
+                    f'the {self.kind} "{name}" exists already (in {there}); choose another name'
+                )
+            self._entries[name] = Entry(name, build, config, facts)
+            return build
+
+        return decorate
+
+    def find(self, name: str) -> Entry[T]:
+        """The entry called ``name``; raises UserError, which names the nearest one."""
+        if name not in self._entries:
+            known = ", ".join(self._entries) or "none"
+            raise UserError(
+                f'unknown {self.kind} "{name}"{nearest(name, self._entries)}; known: {known}'
+            )
+        return self._entries[name]
+
+    def parse(self, spec: str) -> tuple[Entry[T], Any]:
+        """The entry and the config that ``"name:key=value,..."`` stands for; raises UserError."""
+        name, options = parse_spec(spec)
+        entry = self.find(name)
+        return entry, entry.configure(options)
+
+    def build(self, spec: str, *arguments: Any) -> T:
+        """What ``spec`` names, built from its config and ``arguments``; raises UserError."""
+        entry, config = self.parse(spec)
+        return entry.build(config, *arguments)
+
+    def __getitem__(self, name: str) -> Entry[T]:
+        return self._entries[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+
+def _place(build: Callable[..., Any]) -> tuple[Any, Any]:
+    return getattr(build, "__module__", None), getattr(build, "__qualname__", build)
