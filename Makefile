@@ -1,4 +1,4 @@
-# `make test` on a fresh machine needs only python3 with venv: every target builds the environment first.
+# `make train` and `make test` on a fresh machine need only python3 with venv: every target installs first what it uses.
 PYTHON ?= python3
 VENV ?= .venv
 OUT ?= runs/quick
@@ -7,29 +7,33 @@ OUT ?= runs/quick
 export OMP_NUM_THREADS = 1
 
 RUN := $(VENV)/bin/python
-STAMP := $(VENV)/.lo-framework-env
+DEV := $(VENV)/.installed-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help env train test test-slow lint types ci clean
+.PHONY: help env train test test-slow campaign lint types results ci clean
+.PRECIOUS: $(VENV)/.installed-%
 
 help:
 	@echo "make env        build $(VENV) (redone only when pyproject.toml or constraints.txt change)"
 	@echo "make train      meta-train on mlp and cnn into $(OUT)"
 	@echo "make test       the fast tests; ARGS=... goes to pytest"
 	@echo "make test-slow  the slow tests"
+	@echo "make campaign   20 kills of every program that goes on after one (about 10 minutes)"
 	@echo "make lint       ruff"
 	@echo "make types      mypy"
+	@echo "make results    docs/results.md from results/"
 	@echo "make ci         test, lint, types: what .ci/run does"
 	@echo "make clean      remove caches and build products (neither $(VENV) nor runs)"
 
-env: $(STAMP)
+env: $(DEV)
 
-$(STAMP): pyproject.toml constraints.txt
+# The stem is an extra of pyproject.toml: train, or dev with everything.
+$(VENV)/.installed-%: pyproject.toml constraints.txt
 	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install -c constraints.txt -e ".[dev]"
+	$(RUN) -m pip install -c constraints.txt -e ".[$*]"
 	touch $@
 
-train: env
+train: $(VENV)/.installed-train
 	$(RUN) -m meta_train --optimizees mlp,cnn --out $(OUT) --resume
 
 test: env
@@ -38,11 +42,18 @@ test: env
 test-slow: env
 	$(RUN) -m pytest -m slow $(ARGS)
 
+campaign: env
+	$(RUN) -m tests.campaign $(ARGS)
+
 lint: env
 	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
 
 types: env
 	$(RUN) -m mypy lo_framework benchmarks
+
+results: env
+	$(RUN) -m benchmarks.results
 
 ci: test lint types
 

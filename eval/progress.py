@@ -8,6 +8,8 @@ import sys
 import time
 from typing import Any, Literal, TextIO
 
+from lo_framework.optional import require
+
 Mode = Literal["auto", "bar", "plain", "none"]
 MODES = ("auto", "bar", "plain", "none")
 SECONDS = 10.0
@@ -40,6 +42,7 @@ class Progress:
         self.estimate = estimate
         self.started = self.told = time.monotonic()
         if self.mode == "bar":
+            require("tqdm")
             from tqdm import tqdm
 
             look = dict(unit="step", unit_scale=True, dynamic_ncols=True, leave=False)

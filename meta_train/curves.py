@@ -14,6 +14,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from lo_framework.optional import require
+
 
 class Curves:
     """A new event file in ``folder``; TensorBoard forgets what older ones there say about steps
@@ -24,6 +26,7 @@ class Curves:
     """
 
     def __init__(self, folder: Path, begin: int) -> None:
+        require("tensorboard")
         from tensorboard.compat.proto import event_pb2, summary_pb2
         from tensorboard.summary.writer.record_writer import RecordWriter
 

@@ -27,6 +27,7 @@ from typing import Any
 from lo_framework.files.atomic import reason
 from lo_framework.files.jsonl import truncate_jsonl
 from lo_framework.meta_train.curves import Curves
+from lo_framework.optional import require
 from lo_framework.spec import UserError
 
 
@@ -36,6 +37,7 @@ class Progress:
     """
 
     def __init__(self, out: Path, total: int, start: int, quiet: bool = False) -> None:
+        require("tqdm")
         from tqdm import tqdm
 
         self.out = out

@@ -30,7 +30,7 @@ BELOW: dict[str, set[str]] = {
 }
 HOME = "lo_framework"
 # What every room may use; these modules import no room.
-GROUND = tuple(f"{HOME}.{name}" for name in ("namespace", "plugin", "registry", "spec"))
+GROUND = tuple(f"{HOME}.{name}" for name in ("namespace", "optional", "plugin", "registry", "spec"))
 OUTSIDE = {"tests", "benchmarks"}
 # Short names work in the checkout alone: the code itself never uses them.
 SHORT = set(BELOW) - {"core"}
@@ -39,7 +39,7 @@ SHORT = set(BELOW) - {"core"}
 UNPICKLERS = {"pickle", "_pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 
 # Heavy, and needed only by some commands: imported inside the functions that use them.
-LAZY = ["matplotlib", "sklearn", "higher", "tensorboard", "tqdm", "scipy", "pooch"]
+LAZY = ["matplotlib", "sklearn", "higher", "tensorboard", "tqdm", "scipy", "pooch", "curvlinops"]
 
 
 def source_files(room: str) -> list[Path]:

@@ -30,6 +30,7 @@ from lo_framework.eval.sharpness.measures import Mean
 from lo_framework.eval.sharpness.surface import Surface
 from lo_framework.eval.statistics import Array
 from lo_framework.optimizees.task import ClassificationTask
+from lo_framework.optional import require
 
 Product = Callable[[Tensor], Tensor]  # v [N] to A v [N], in the surface's type
 # up to this many parameters the matrix is written out: Lanczos needs more dimensions than steps
@@ -211,6 +212,7 @@ def _curvlinops() -> Any:
     """The package, imported when first needed and without the deprecation warnings of its
     dependencies.
     """
+    require("curvlinops")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return importlib.import_module("curvlinops")
@@ -233,6 +235,7 @@ def _dense(operator: Any) -> Array:
 
 
 def _lanczos(operator: Any, k: int, which: str, tol: float, seed: int) -> tuple[Array, Array]:
+    require("scipy")
     from scipy.sparse.linalg import ArpackError, LinearOperator, eigsh
 
     def matvec(v: Array) -> Array:

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lo_framework.optional import require
 from lo_framework.spec import UserError
 
 TINY = 1e-30  # keeps the derivative of sqrt finite at a second moment of exactly zero
@@ -28,17 +29,13 @@ def import_higher() -> Any:
     Raises:
         UserError: it is not installed.
     """
+    require("higher")
     with warnings.catch_warnings():
         # Compiling its sources, once per installation, warns of two spellings that do no harm.
         for text in (r".*invalid escape sequence", r'.*"is" with'):
             for category in (DeprecationWarning, SyntaxWarning):
                 warnings.filterwarnings("ignore", message=text, category=category)
-        try:
-            import higher
-        except ModuleNotFoundError as error:
-            raise UserError(
-                f"the inner backend higher needs the package {error.name}: pip install it"
-            ) from None
+        import higher
     return higher
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lo_framework.optimizees.datasets.splits import cut
-from lo_framework.spec import UserError
+from lo_framework.optional import require
 
 TEST, VALID = 360, 240
 SIDE = 8
@@ -37,12 +37,9 @@ def load_digits(config: DigitsConfig, data_dir: str | None) -> dict[str, tuple[T
     Raises:
         UserError: scikit-learn is not installed.
     """
-    try:
-        from sklearn.datasets import load_digits as load
-    except ImportError as error:
-        raise UserError(
-            "digits: needs scikit-learn, which holds the images: pip install scikit-learn"
-        ) from error
+    require("sklearn")
+    from sklearn.datasets import load_digits as load
+
     bunch = load()
     images = torch.as_tensor(bunch.images, dtype=torch.float32).unsqueeze(1) / 16
     labels = torch.as_tensor(bunch.target, dtype=torch.int64)

@@ -1,0 +1,40 @@
+"""Packages that only some commands need, and the extra of this project that installs each."""
+
+from __future__ import annotations
+
+import importlib.util
+
+from lo_framework.spec import UserError
+
+# module -> (package, extra, what it is for)
+OPTIONAL = {
+    "sklearn": ("scikit-learn", "train", "it holds the digits"),
+    "pooch": ("pooch", "train", "it downloads data sets"),
+    "tensorboard": ("tensorboard", "train", "a run's curves"),
+    "tqdm": ("tqdm", "train", "progress bars"),
+    "higher": ("higher", "train", "the inner backend of that name"),
+    "matplotlib": ("matplotlib", "eval", "pictures"),
+    "scipy": ("scipy", "sharpness", "eigenvalues"),
+    "curvlinops": ("curvlinops-for-pytorch", "sharpness", "Hessian products"),
+}
+
+
+def missing(module: str) -> str:
+    """The line that says how to get the optional `module`, or '' where it is installed."""
+    if importlib.util.find_spec(module) is not None:
+        return ""
+    package, extra, use = OPTIONAL[module]
+    return f"needs {package} ({use}): pip install 'lo-framework[{extra}]'"
+
+
+def require(module: str) -> None:
+    """Refuse to go on where the optional `module` is not installed.
+
+    It stands before every import of such a package, and at the start of a command that needs one
+    only at its end, so that no hours of work are lost for want of it.
+
+    Raises:
+        UserError: it is missing; the line says how to get it.
+    """
+    if line := missing(module):
+        raise UserError(line)

@@ -1,0 +1,118 @@
+"""Optional packages: what a line says where one is missing, and that every import of one asks."""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lo_framework.optional import OPTIONAL, missing, require
+from lo_framework.spec import UserError
+from tests.test_imports import BELOW, ROOT, source_files
+
+# Files in which imports of optional packages do not ask yet; nothing is to be added.
+EXEMPT = {
+    "eval/report/curves.py",
+    "eval/report/forest.py",
+    "eval/report/heat_maps.py",
+    "eval/report/sharpness_pictures.py",
+    "eval/report/sweep_picture.py",
+    "optimizees/datasets/source.py",
+}
+
+
+def digits(tmp_path: Path) -> None:
+    from lo_framework.optimizees.datasets import digits
+
+    digits.load_digits(digits.DigitsConfig(), None)
+
+
+def curves(tmp_path: Path) -> None:
+    from lo_framework.meta_train.curves import Curves
+
+    Curves(tmp_path / "tensorboard", 1)
+
+
+def higher(tmp_path: Path) -> None:
+    from lo_framework.inner.higher_adamw import import_higher
+
+    import_higher()
+
+
+USES: dict[str, Callable[[Path], Any]] = {
+    "sklearn": digits,
+    "tensorboard": curves,
+    "higher": higher,
+}
+
+
+@pytest.mark.parametrize("module", OPTIONAL)
+def test_the_line_where_a_package_is_missing(
+    module: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert missing(module) == ""
+    monkeypatch.setitem(sys.modules, module, None)
+    package, extra, _ = OPTIONAL[module]
+    with pytest.raises(UserError) as refusal:
+        USES.get(module, lambda _: require(module))(tmp_path)
+    line = str(refusal.value)
+    assert line.startswith(f"needs {package} (") and "\n" not in line
+    assert line.endswith(f"): pip install 'lo-framework[{extra}]'")
+
+
+def test_extras_bring_what_the_lines_promise() -> None:
+    text = (ROOT / "pyproject.toml").read_text("utf-8")
+    extras = dict(re.findall(r"^(\w+) = \[(.*)\]", text, re.M))
+    for package, extra, _ in OPTIONAL.values():
+        assert f'"{package}' in extras[extra], f"[{extra}] does not bring {package}"
+        assert f'"{package}' not in extras["dependencies"]
+
+
+def unasked(tree: ast.AST) -> list[str]:
+    """Functions that import an optional package without a call of `require` or `missing` for it."""
+    faults = []
+    for function in ast.walk(tree):
+        if not isinstance(function, ast.FunctionDef):
+            continue
+        asked = {
+            ast.unparse(node.args[0]).strip("'")
+            for node in ast.walk(function)
+            if isinstance(node, ast.Call)
+            and ast.unparse(node.func) in ("require", "missing")
+            and node.args
+        }
+        names = {
+            name.partition(".")[0]
+            for node in ast.walk(function)
+            if isinstance(node, ast.Import | ast.ImportFrom)
+            for name in (
+                [a.name for a in node.names]
+                if isinstance(node, ast.Import)
+                else [node.module or ""]
+            )
+        }
+        faults += [f"{function.name}: {n}" for n in sorted(names & set(OPTIONAL) - asked)]
+    return faults
+
+
+def test_every_import_of_an_optional_package_asks() -> None:
+    faults = {}
+    for room in BELOW:
+        for path in source_files(room):
+            if found := unasked(ast.parse(path.read_text("utf-8"))):
+                faults[path.relative_to(ROOT).as_posix()] = found
+    assert {k: v for k, v in faults.items() if k not in EXEMPT} == {}
+    assert EXEMPT <= set(faults), "no longer exempt: take it off the list"
+
+
+def test_the_rule_itself() -> None:
+    assert unasked(ast.parse("def f():\n    import scipy.linalg")) == ["f: scipy"]
+    assert unasked(ast.parse("def f():\n    require('tqdm')\n    from scipy import x")) == [
+        "f: scipy"
+    ]
+    assert not unasked(ast.parse("def f():\n    require('scipy')\n    from scipy import x"))
