@@ -11,9 +11,11 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import traceback
 import types
 import typing
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 C = TypeVar("C")
@@ -27,9 +29,18 @@ class UserError(ValueError):
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """``' (did you mean "x"?)'`` for the known word most like `name`, or ``''`` when none is alike."""
+    """``' (did you mean "x"?)'`` for the known word most like `name`, or ``''`` if none is alike."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f' (did you mean "{close[0]}"?)' if close else ""
+
+
+def describe(error: BaseException) -> str:
+    """``TypeError: message (file.py, line 3)`` in one line; a person's error by its own words."""
+    if isinstance(error, UserError):
+        return " ".join(str(error).split())
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
+    return f"{type(error).__name__}: {first_line(error)}{place}"
 
 
 def first_line(error: BaseException) -> str:
@@ -109,7 +120,7 @@ def build_config(config_type: type[C], options: Mapping[str, Any], owner: str) -
                 f'{owner}: unknown option "{key}"{nearest(key, fields)}; known: {known}'
             )
         try:
-            values[key] = _convert(raw, hints[key])
+            values[key] = convert(raw, hints[key])
         except ValueError as error:
             raise UserError(f'{owner}: option {key}="{raw}": {error}') from None
     for key, field in fields.items():
@@ -152,14 +163,14 @@ def _text(value: Any) -> str:
     return "none" if value is None else str(value)
 
 
-def _convert(raw: Any, hint: Any) -> Any:
+def convert(raw: Any, hint: Any) -> Any:
     """`raw` as the type `hint`; raises ValueError with the words that end the error line."""
     origin = typing.get_origin(hint)
     if origin in (typing.Union, types.UnionType):
         inner = [arg for arg in typing.get_args(hint) if arg is not type(None)]
         if raw is None or raw == "none":
             return None
-        return _convert(raw, inner[0])
+        return convert(raw, inner[0])
     if origin is typing.Literal:
         choices = typing.get_args(hint)
         if raw not in choices:
@@ -170,8 +181,8 @@ def _convert(raw: Any, hint: Any) -> Any:
     if origin is tuple:
         item = typing.get_args(hint)[0]
         if isinstance(raw, str):
-            return () if raw == "none" else tuple(_convert(part, item) for part in raw.split("x"))
-        return tuple(_convert(part, item) for part in raw)
+            return () if raw == "none" else tuple(convert(part, item) for part in raw.split("x"))
+        return tuple(convert(part, item) for part in raw)
     return _scalar(raw, hint)
 
 

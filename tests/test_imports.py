@@ -30,7 +30,10 @@ BELOW: dict[str, set[str]] = {
 }
 HOME = "lo_framework"
 # What every room may use; these modules import no room.
-GROUND = tuple(f"{HOME}.{name}" for name in ("namespace", "optional", "plugin", "registry", "spec"))
+GROUND = tuple(
+    f"{HOME}.{name}"
+    for name in ("commandline", "namespace", "optional", "plugin", "registry", "spec")
+)
 OUTSIDE = {"tests", "benchmarks"}
 # Short names work in the checkout alone: the code itself never uses them.
 SHORT = set(BELOW) - {"core"}
