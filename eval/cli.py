@@ -15,12 +15,12 @@ from collections.abc import Sequence
 from lo_framework.spec import UserError, nearest
 
 COMMANDS = {
-    "transfer": "lo_framework.eval.transfer",
-    "compare": "lo_framework.eval.compare",
+    "transfer": "lo_framework.eval.commands.transfer",
+    "compare": "lo_framework.eval.commands.compare",
     "sharpness": "lo_framework.eval.sharpness.command",
-    "robustness": "lo_framework.eval.robustness",
-    "ablation": "lo_framework.eval.ablation",
-    "report": "lo_framework.eval.report.command",
+    "robustness": "lo_framework.eval.commands.robustness",
+    "ablation": "lo_framework.eval.commands.ablation",
+    "report": "lo_framework.eval.commands.report",
 }
 
 EPILOG = """\

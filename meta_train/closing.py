@@ -8,10 +8,10 @@ import hashlib
 import sys
 from pathlib import Path
 
-from lo_framework.eval.evaluation import evaluate
-from lo_framework.eval.progress import Progress
 from lo_framework.eval.report import files, transfer
-from lo_framework.eval.result import Result, from_json
+from lo_framework.eval.running.progress import Progress
+from lo_framework.eval.studies.result import Result, from_json
+from lo_framework.eval.studies.transfer import evaluate
 from lo_framework.files.atomic import atomic_write_text
 from lo_framework.learned import make_learned
 from lo_framework.meta_train.incumbent import Incumbent

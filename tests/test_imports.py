@@ -134,7 +134,7 @@ def violations(text: str, package: str) -> list[str]:
             False,
         ),
         ("learned", "from ..layout import Layout\nfrom . import base", False),
-        ("", "from lo_framework.eval.runner import run", True),
+        ("", "from lo_framework.eval.running.cells import run", True),
         ("", "import importlib\nimportlib.import_module('lo_framework.meta_train')", True),
         ("eval.sharpness", "import lo_framework, lo_framework.optimizees", False),
         ("eval", "import lo_framework.meta_train.config", True),

@@ -12,14 +12,14 @@ from pathlib import Path
 
 import numpy as np
 
-from lo_framework.eval.ablate import FILE, Ablation, Entry, from_json, to_json
-from lo_framework.eval.ablation_panels import Mark, Panel
-from lo_framework.eval.protocol import BY_KEY, METRICS
 from lo_framework.eval.report import numbers
 from lo_framework.eval.report.heat_maps import draw
 from lo_framework.eval.report.origin import origin
 from lo_framework.eval.report.table import Table
+from lo_framework.eval.running.protocol import BY_KEY, METRICS
 from lo_framework.eval.statistics import mean_interval
+from lo_framework.eval.studies.ablation import FILE, Ablation, Entry, from_json, to_json
+from lo_framework.eval.studies.panels import Mark, Panel
 from lo_framework.files.atomic import atomic_write_text
 
 TITLES = {".json": "numbers", ".csv": "rows", ".md": "report", ".png": "heat maps"}

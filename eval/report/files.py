@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
-from lo_framework.eval.comparison import aggregate, compare, matched_steps
-from lo_framework.eval.protocol import smoothing_width
 from lo_framework.eval.report import transfer
 from lo_framework.eval.report.curves import Curve, Panel, draw_curves
 from lo_framework.eval.report.forest import draw_forest
-from lo_framework.eval.result import FILE, Result, from_json, to_json
+from lo_framework.eval.running.protocol import smoothing_width
+from lo_framework.eval.studies.comparison import aggregate, compare, matched_steps
+from lo_framework.eval.studies.result import FILE, Result, from_json, to_json
 from lo_framework.files.atomic import atomic_write_text, reason
 from lo_framework.spec import UserError
 

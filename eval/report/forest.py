@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from lo_framework.eval.comparison import Comparison, compare, reference_of
-from lo_framework.eval.protocol import BY_KEY
 from lo_framework.eval.report.palette import COLOURS
-from lo_framework.eval.result import Result
+from lo_framework.eval.running.protocol import BY_KEY
+from lo_framework.eval.studies.comparison import Comparison, compare, reference_of
+from lo_framework.eval.studies.result import Result
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

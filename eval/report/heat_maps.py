@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lo_framework.eval.ablate import Ablation, Entry
-from lo_framework.eval.ablation_panels import Panel
 from lo_framework.eval.report import numbers
 from lo_framework.eval.statistics import iqm, mean_interval
+from lo_framework.eval.studies.ablation import Ablation, Entry
+from lo_framework.eval.studies.panels import Panel
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from lo_framework.eval.report.ratios import ratios
-from lo_framework.eval.result import Result
+from lo_framework.eval.studies.result import Result
 from lo_framework.files.atomic import atomic_write_text
 from lo_framework.spec import UserError
 

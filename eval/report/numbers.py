@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 
-from lo_framework.eval.protocol import Metric
-from lo_framework.eval.result import Arm
+from lo_framework.eval.running.protocol import Metric
 from lo_framework.eval.statistics import Estimate, mean_interval
+from lo_framework.eval.studies.result import Arm
 
 
 def reached(arm: Arm, metric: Metric) -> str | None:

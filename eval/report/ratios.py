@@ -7,11 +7,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from lo_framework.eval.comparison import BETTER, ONE_SEED, WORSE, Comparison, compare, reference_of
-from lo_framework.eval.protocol import BY_KEY
 from lo_framework.eval.report import numbers
 from lo_framework.eval.report.table import Table
-from lo_framework.eval.result import Result
+from lo_framework.eval.running.protocol import BY_KEY
+from lo_framework.eval.studies.comparison import (
+    BETTER,
+    ONE_SEED,
+    WORSE,
+    Comparison,
+    compare,
+    reference_of,
+)
+from lo_framework.eval.studies.result import Result
 
 SHOWN = ("mean_loss", "final_loss", "test_loss")
 SURE = "*"

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
-from lo_framework.eval.protocol import BY_KEY, METRICS
 from lo_framework.eval.report import numbers
 from lo_framework.eval.report.origin import origin
 from lo_framework.eval.report.sweep_picture import draw
 from lo_framework.eval.report.table import Table
+from lo_framework.eval.running.protocol import BY_KEY, METRICS
 from lo_framework.eval.statistics import Array, mean_interval, summarize
-from lo_framework.eval.sweep import FILE, Sweep, from_json, to_json
+from lo_framework.eval.studies.robustness import FILE, Sweep, from_json, to_json
 from lo_framework.files.atomic import atomic_write_text
 
 # a step size does well if its mean final loss is at most this many times the first optimizer's best

@@ -15,12 +15,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lo_framework.eval.report.palette import Look, looks
-from lo_framework.eval.sharpness.kendall import kendall_tau
 from lo_framework.eval.sharpness.matched import shared_levels
 from lo_framework.eval.sharpness.metrics import EQUAL, PLACES, read
 from lo_framework.eval.sharpness.probe import at_equal
 from lo_framework.eval.sharpness.result import Arm, Result, SeedRun
-from lo_framework.eval.statistics import Array, mean_interval
+from lo_framework.eval.statistics import Array, kendall_tau, mean_interval
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -13,7 +13,7 @@ import numpy as np
 from lo_framework.eval.report.curves import _readable_log_ticks
 from lo_framework.eval.report.palette import Look, looks
 from lo_framework.eval.statistics import bootstrap_interval, iqm
-from lo_framework.eval.sweep import Line, Sweep
+from lo_framework.eval.studies.robustness import Line, Sweep
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -6,7 +6,12 @@ import math
 from collections.abc import Iterable
 
 from lo_framework.eval.baselines import setting_label
-from lo_framework.eval.comparison import (
+from lo_framework.eval.report import numbers
+from lo_framework.eval.report.origin import origin
+from lo_framework.eval.report.ratios import ratios
+from lo_framework.eval.report.table import Table
+from lo_framework.eval.running.protocol import BY_KEY, METRICS, smoothing_width
+from lo_framework.eval.studies.comparison import (
     BETTER,
     SAME,
     WORSE,
@@ -16,12 +21,7 @@ from lo_framework.eval.comparison import (
     matched_steps,
     reference_of,
 )
-from lo_framework.eval.protocol import BY_KEY, METRICS, smoothing_width
-from lo_framework.eval.report import numbers
-from lo_framework.eval.report.origin import origin
-from lo_framework.eval.report.ratios import ratios
-from lo_framework.eval.report.table import Table
-from lo_framework.eval.result import Arm, Result
+from lo_framework.eval.studies.result import Arm, Result
 
 MANY = 8  # optimizers: more of them also get a table of ratios, and a row each in place of a curve
 MEASURED = (

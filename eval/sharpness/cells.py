@@ -17,23 +17,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lo_framework.eval.baselines.torch_runs import TorchBaseline, TorchRollout, torch_rollout
+from lo_framework.eval.running.cells import Found
 from lo_framework.eval.sharpness.measuring import SPLITS, measure_point, work_of
 from lo_framework.eval.sharpness.numbers import number, numbers
 from lo_framework.eval.sharpness.probing import Watcher
 from lo_framework.eval.sharpness.settings import Settings
 from lo_framework.eval.statistics import Array
-from lo_framework.eval.torch_runs import TorchBaseline, TorchRollout, torch_rollout
 from lo_framework.inner.rollout import Rollout, rollout
 from lo_framework.inner.step import Carry, Draw, Family
 from lo_framework.learned.base import LearnedOptimizer
 from lo_framework.protocols import Task
-
-
-@dataclass(frozen=True, kw_only=True)
-class Found:
-    """What a cell gave: JSON values."""
-
-    data: dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)

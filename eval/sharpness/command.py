@@ -15,12 +15,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lo_framework.eval.options import add_common, baselines_of, common
-from lo_framework.eval.progress import Progress
+from lo_framework.eval.commands.options import add_common, baselines_of, common
+from lo_framework.eval.running.progress import Progress
 from lo_framework.spec import UserError
 
 if TYPE_CHECKING:
-    from lo_framework.eval.learned_files import Loaded
+    from lo_framework.eval.running.learned_files import Loaded
     from lo_framework.eval.sharpness.settings import Settings
     from lo_framework.protocols import Task
 
@@ -70,14 +70,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from lo_framework.eval.learned_files import load_learned
+    from lo_framework.eval.commands.frame import check_input
     from lo_framework.eval.report import files, sharpness
+    from lo_framework.eval.running.learned_files import load_learned
+    from lo_framework.eval.running.store import CellStore
+    from lo_framework.eval.running.tuning import make_grid
     from lo_framework.eval.sharpness.plan import evaluate
     from lo_framework.eval.sharpness.probing import check_probe
     from lo_framework.eval.sharpness.settings import Settings, check_effort, parse_radii
-    from lo_framework.eval.sharpness.store import CellStore
-    from lo_framework.eval.study import check_input
-    from lo_framework.eval.tuning import make_grid
     from lo_framework.optimizees import make_tasks
     from lo_framework.plugin import load_plugins
 
@@ -155,24 +155,10 @@ def plan_of(
     learned: Mapping[str, Loaded],
 ) -> dict[str, Any]:
     """Everything that decides the numbers."""
-    import torch
+    from lo_framework.eval.running import plan
+    from lo_framework.eval.running.store import digest
 
-    from lo_framework.eval.provenance import provenance
-    from lo_framework.eval.sharpness.store import digest
-
-    data = {}
-    for task in tasks:
-        tensors = [x for split in ("train", "valid", "test") for x in task.full(split)]
-        data[task.name] = digest(
-            *(x.detach().cpu().contiguous().numpy().tobytes() for x in tensors)
-        )
-    root = Path(__file__).resolve().parents[2]
-    rooms = [*root.glob("eval/*.py"), *(root / "eval" / "sharpness").rglob("*.py")]
-    rooms += [
-        path
-        for room in ("optimizees", "regularizers", "lo_framework")
-        for path in (root / room).rglob("*.py")
-    ]
+    common = plan.plan_of(tasks, arguments.device, arguments.plugin)
     return {
         "steps": settings.steps,
         "seeds": arguments.seeds,
@@ -184,16 +170,9 @@ def plan_of(
         "grid-size": arguments.grid_size,
         "seed-offset": arguments.seed_offset,
         "optimizees": [task.name for task in tasks],
-        "device": str(torch.device(arguments.device)),
+        "device": common["device"],
         "learned": {
             label: digest(Path(loaded.path).read_bytes()) for label, loaded in learned.items()
         },
-        "plugin": {
-            path: digest(Path(path).read_bytes())
-            for path in arguments.plugin
-            if Path(path).is_file()
-        },
-        "data of": data,
-        "versions": provenance()["versions"],
-        "code": digest(*(path.read_bytes() for path in sorted(rooms))),
+        **common,
     }

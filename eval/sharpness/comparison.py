@@ -18,8 +18,7 @@ import numpy as np
 
 from lo_framework.eval.sharpness.metrics import EQUAL, PLACES, Metric, metrics_of
 from lo_framework.eval.sharpness.result import Result
-from lo_framework.eval.statistics import Estimate, paired_difference
-from lo_framework.eval.student_t import student_t_tails
+from lo_framework.eval.statistics import Estimate, paired_difference, student_t_tails
 
 LEVEL = 0.05
 LOWER, HIGHER, SAME, NONE = "lower", "higher", "not significant", "too few pairs"

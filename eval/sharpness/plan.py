@@ -15,21 +15,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from lo_framework.eval import protocol
 from lo_framework.eval.baselines import make_baseline, make_thetas, setting_label
-from lo_framework.eval.evaluation import check, gradients_per_step, make_recipe, tuning_record
-from lo_framework.eval.parallel import Arm as Steps
-from lo_framework.eval.parallel import Store, Workshop, drive
-from lo_framework.eval.progress import Progress
-from lo_framework.eval.provenance import provenance
-from lo_framework.eval.runner import Failure
+from lo_framework.eval.running import protocol
+from lo_framework.eval.running.cells import Failure
+from lo_framework.eval.running.pool import Arm as Steps
+from lo_framework.eval.running.pool import Store, Workshop, drive
+from lo_framework.eval.running.progress import Progress
+from lo_framework.eval.running.provenance import provenance
+from lo_framework.eval.running.tuning import Grid, make_grid, tune
 from lo_framework.eval.sharpness.cells import MeasureCell, TrainCell
 from lo_framework.eval.sharpness.matched import matched_step, worst_final
 from lo_framework.eval.sharpness.measuring import work_of
 from lo_framework.eval.sharpness.result import Arm, Result, SeedRun
 from lo_framework.eval.sharpness.settings import Settings
 from lo_framework.eval.statistics import Array
-from lo_framework.eval.tuning import Grid, make_grid, tune
+from lo_framework.eval.studies.transfer import check, gradients_per_step, make_recipe, tuning_record
 from lo_framework.learned.base import LearnedOptimizer
 from lo_framework.protocols import Task
 
@@ -60,7 +60,7 @@ def evaluate(
     Args:
         learned: learned optimizers by label.
         store: where finished cells are kept and found again.
-        The rest is as in `eval.evaluation.evaluate`.
+        The rest is as in `eval.studies.transfer.evaluate`.
 
     Raises:
         UserError: nothing to do, a label given twice, an unknown baseline, numbers out of range.

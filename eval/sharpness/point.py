@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from lo_framework.eval.parallel import describe
+from lo_framework.eval.running.pool import describe
 from lo_framework.eval.sharpness.settings import Level, Settings
 from lo_framework.eval.sharpness.surface import Surface
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lo_framework.eval.parallel import describe
+from lo_framework.eval.running.pool import describe
 from lo_framework.eval.sharpness.numbers import number, numbers
 from lo_framework.eval.sharpness.probe import Correlation, Probe, Step
 from lo_framework.eval.sharpness.settings import NO_PROBE, Settings

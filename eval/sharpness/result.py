@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from lo_framework.eval.envelope import Envelope
+from lo_framework.eval.running.envelope import Envelope
 from lo_framework.eval.sharpness.metrics import EQUAL, PLACES, read
 from lo_framework.eval.statistics import Array
 

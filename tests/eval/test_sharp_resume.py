@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 
 from lo_framework.eval.cli import main
-from lo_framework.eval.runner import Measured
-from lo_framework.eval.sharpness.cells import Found, TrainCell
+from lo_framework.eval.running.cells import Found, Measured
+from lo_framework.eval.running.store import PLAN, CellStore
+from lo_framework.eval.sharpness.cells import TrainCell
 from lo_framework.eval.sharpness.settings import Settings
-from lo_framework.eval.sharpness.store import PLAN, CellStore
 from lo_framework.spec import UserError
 from tests.eval.sharp_tools import SMALL, numbers, optimizer_file, tiny_level
 

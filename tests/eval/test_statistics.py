@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from lo_framework.eval import statistics as st
-from lo_framework.eval.student_t import student_t_quantile
+from lo_framework.eval.statistics import student_t_quantile
 
 INF = math.inf
 NAN = math.nan

@@ -1,0 +1,80 @@
+"""Train optimizees with learned optimizers and with tuned baselines, and compare them seed by seed.
+
+All optimizers start from the same parameters and see the same batches of a seed. Every baseline
+is tuned for each task over its grid (learning rates x {constant, cosine}) on other seeds and
+without test data; a grid whose best learning rate is at its edge is extended. Each number of a
+baseline comes from the setting that was best for that metric.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from lo_framework.eval.commands.options import add_common, baselines_of, common
+from lo_framework.eval.running.progress import Progress
+
+HELP = "train unseen problems with learned optimizers and with tuned AdamW, SGD, ..."
+EXAMPLES = """\
+examples:
+  python -m eval transfer --learned runs/latest/optimizer.safetensors --out runs/transfer
+      mlp and cnn on digits: 200 steps, 5 seeds, against tuned AdamW and SGD with momentum
+
+  python -m eval transfer --learned runs/a/optimizer.safetensors,runs/b/optimizer.safetensors \\
+          --steps 1000 --seeds 10 --workers 4
+      two learned optimizers, five times as long as they were meta-trained for
+
+  python -m eval transfer --learned FILE --optimizees mlp:hidden=64x64,act=relu,cnn:norm=batch \\
+          --datasets digits,mnist:size=8 --data-dir data
+      two optimizees x two data sets that it never saw
+
+  python -m eval transfer --learned FILE --baselines adamw:weight_decay=0.1,sgdm:lr=0.1
+      options of a baseline hold for its whole grid; one that is usually tuned (lr, cosine) is
+      then left as given
+
+DIR gets transfer.json (every number of every seed), transfer.md (the tables) and curves.png.
+Nothing but the measured times depends on --workers. Exit code: 0 if anything worked (what failed
+is named), 1 if nothing did, 2 for bad input.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_common(parser, optimizees="mlp,cnn", baselines="adamw,sgdm", out="runs/transfer")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from lo_framework.eval.commands.frame import check_input
+    from lo_framework.eval.report import files, transfer
+    from lo_framework.eval.running.learned_files import load_learned
+    from lo_framework.eval.running.tuning import make_grid
+    from lo_framework.eval.studies.transfer import evaluate
+    from lo_framework.optimizees import make_tasks
+    from lo_framework.plugin import load_plugins
+
+    load_plugins(arguments.plugin)
+    learned = load_learned(arguments.learned)
+    tasks = make_tasks(
+        arguments.optimizees, arguments.datasets, arguments.data_dir, arguments.device
+    )
+    baselines = baselines_of(arguments)
+    for label in baselines:
+        make_grid(label, arguments.grid_size)
+    check_input(arguments, tasks, [*learned, *baselines])
+    folder = files.prepare(arguments.out)
+    progress = Progress(mode=arguments.progress, title="transfer")
+    try:
+        result = evaluate(
+            tasks,
+            {label: loaded.optimizer for label, loaded in learned.items()},
+            steps=arguments.steps,
+            **common(arguments, learned),
+            progress=progress,
+        )
+    finally:
+        progress.close()
+    written = files.save(result, folder)
+    print(transfer.plain(result))
+    print(f"\n{files.listing(written)}")
+    for arm in result.failures:
+        print(f"eval transfer: failed: {arm.task}, {arm.optimizer}: {arm.failure}", file=sys.stderr)
+    return 0 if len(result.failures) < len(result.arms) else 1

@@ -1,0 +1,1 @@
+"""Computing cells: what one is, the pool that computes them, the folder that keeps them."""

@@ -1,0 +1,208 @@
+"""Cells: one task under one optimizer at a few settings and seeds. The unit of work, of parallelism
+and of failure.
+
+What a cell holds is decided by the plan alone, never by the number of workers, and every cell is
+computed on its own: that is why results do not depend on how many processes share the work.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+
+from lo_framework.eval.baselines.torch_runs import TorchBaseline, torch_rollout
+from lo_framework.eval.statistics import Array
+from lo_framework.inner.rollout import rollout
+from lo_framework.inner.step import Family
+from lo_framework.learned.base import LearnedOptimizer, Theta
+from lo_framework.protocols import Task
+
+# Settings x seeds in one vmap. CPU, AdamW, task-steps/s at 4 / 8 / 16 / 48: mlp/digits 600 / 2160 /
+# 3720 / 6830, cnn/digits 200 / 430 / 470 / 390; more also costs memory.
+CHUNK = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """C thetas of one optimizer on one task, each from S seeds.
+
+    Thetas are arrays: tensors would travel to other processes through shared memory files, of which
+    there are few.
+    """
+
+    task: str
+    optimizer: str
+    thetas: tuple[dict[str, Array], ...]
+    seeds: tuple[int, ...]
+    steps: int
+    splits: tuple[str, ...]
+
+    @property
+    def work(self) -> int:
+        """Task-steps."""
+        return len(self.thetas) * len(self.seeds) * self.steps
+
+    def compute(
+        self, task: Task, optimizer: LearnedOptimizer, on_step: Callable[[int], None]
+    ) -> Measured:
+        return run_cell(self, task, optimizer, on_step)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What a cell gave: ``metrics[name] [C, S]`` (float64), ``curves [C, S, T]`` of minibatch
+    losses (float32).
+
+    ``extra``: per-run counts of a special kind of optimizer ``[C, S]`` (guard activations,
+    diagnostics), where it has them. ``state_floats``: numbers of optimizer state per parameter of
+    the task.
+    """
+
+    curves: Array
+    metrics: dict[str, Array]
+    diverged: Array
+    seconds_per_step: float
+    parameters: int
+    state_floats: float
+    extra: dict[str, Array] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """What a cell of another kind gave, as JSON values."""
+
+    data: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """A cell that could not be computed, and why in one line."""
+
+    reason: str
+
+
+def run_cell(
+    cell: Cell,
+    task: Task,
+    optimizer: LearnedOptimizer,
+    on_step: Callable[[int], None] | None = None,
+) -> Measured:
+    """Compute a cell; ``on_step(n)`` hears of every ``n`` finished task-steps.
+
+    Losses of a diverged run are infinite and its accuracies nan.
+    """
+    optimizer = copy.deepcopy(optimizer).to(
+        task.device
+    )  # the caller's may live elsewhere, and stays as it is
+    thetas = [
+        {name: torch.tensor(x, device=task.device) for name, x in theta.items()}
+        for theta in cell.thetas
+    ]
+    watch = _Watch(on_step, task.device)
+    family = Family(task, optimizer)
+    rest = (thetas, cell.seeds, cell.steps)
+    rolled: Any
+    if isinstance(optimizer, TorchBaseline):
+        rolled = torch_rollout(task, optimizer, *rest, splits=cell.splits, on_step=watch)
+        state_floats, extra = rolled.state_numel / family.layout.size, rolled.extra
+    else:
+        runs = len(thetas) * len(cell.seeds)
+        chunk = -(-runs // -(-runs // CHUNK))  # equal chunks: 20 runs are 10 + 10, not 16 + 4
+        rolled = rollout(task, optimizer, *rest, splits=cell.splits, chunk=chunk, on_step=watch)
+        guard = getattr(rolled, "guard", None)
+        state_floats, extra = _state_floats(family), {} if guard is None else {"guard": guard}
+    metrics = {"mean_loss": rolled.train.double().mean(-1)}
+    for name, value in rolled.final.items():
+        bad = torch.inf if name.endswith(".loss") else torch.nan
+        key = "final_loss" if name == "train.loss" else name.replace(".", "_")
+        metrics[key] = torch.where(rolled.alive, value, bad).double()
+    diverged = ~rolled.alive | ~torch.isfinite(metrics.get("final_loss", metrics["mean_loss"]))
+    return Measured(
+        curves=rolled.train.float().cpu().numpy(),
+        metrics={name: value.cpu().numpy() for name, value in metrics.items()},
+        diverged=diverged.cpu().numpy(),
+        seconds_per_step=watch.seconds_per_step(),
+        parameters=family.layout.size,
+        state_floats=state_floats,
+        extra={name: np.asarray(value.cpu(), dtype=np.float64) for name, value in extra.items()},
+    )
+
+
+def plan_cells(
+    task: str,
+    optimizer: str,
+    thetas: Sequence[Theta],
+    seeds: Sequence[int],
+    steps: int,
+    splits: tuple[str, ...],
+) -> list[Cell]:
+    """Cells of whole settings, as many of them in a cell as fit one vmap, spread evenly."""
+    per_cell = max(1, CHUNK // len(seeds))
+    cells = -(-len(thetas) // per_cell)
+    bounds = [i * len(thetas) // cells for i in range(cells + 1)]
+    arrays = [{name: x.detach().cpu().numpy() for name, x in theta.items()} for theta in thetas]
+    return [
+        Cell(
+            task=task,
+            optimizer=optimizer,
+            thetas=tuple(arrays[a:b]),
+            seeds=tuple(seeds),
+            steps=steps,
+            splits=splits,
+        )
+        for a, b in pairwise(bounds)
+    ]
+
+
+def by_setting(outcomes: Sequence[Any]) -> tuple[dict[str, Array], Array] | Failure:
+    """Metrics and counts ``[C, S]`` and where runs diverged ``[C, S]``, of cells that share their C
+    settings.
+    """
+    for outcome in outcomes:
+        if isinstance(outcome, Failure):
+            return outcome
+    tables = [outcome.metrics | outcome.extra for outcome in outcomes]
+    # One cell may have counts that another lacks, as where all of its runs diverged at once.
+    names = dict.fromkeys(name for table in tables for name in table)
+    missing = [np.full(outcome.diverged.shape, np.nan) for outcome in outcomes]
+    joined = {n: np.concatenate([t.get(n, nan) for t, nan in zip(tables, missing)]) for n in names}
+    return joined, np.concatenate([outcome.diverged for outcome in outcomes])
+
+
+def _state_floats(family: Family) -> float:
+    """Of the optimizer, and of an explicit regularizer where it has one."""
+    carry = family.start(torch.Generator().manual_seed(0), 1)
+    return (
+        sum(x.numel() for x in (*carry.state.values(), *carry.memory.values())) / family.layout.size
+    )
+
+
+class _Watch:
+    """Times steps as they finish. The median interval, so that a pause of a busy machine does not
+    count.
+    """
+
+    def __init__(self, on_step: Callable[[int], None] | None, device: torch.device) -> None:
+        self.on_step, self.device = on_step, device
+        self.last = 0.0
+        self.intervals: list[float] = []
+
+    def __call__(self, n: int) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)  # a launched step is not a finished one
+        now = time.perf_counter()
+        if self.last:
+            self.intervals.append((now - self.last) / n)
+        self.last = now
+        if self.on_step is not None:
+            self.on_step(n)
+
+    def seconds_per_step(self) -> float:
+        return float(np.median(self.intervals)) if self.intervals else float("nan")

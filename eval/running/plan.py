@@ -1,0 +1,76 @@
+"""What decides the numbers of an evaluation's cells beside the cells themselves."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import lo_framework
+from lo_framework.eval.running.provenance import provenance
+from lo_framework.eval.running.store import digest
+from lo_framework.plugin import GROUP
+from lo_framework.protocols import Task
+
+# Code that no cell runs: it draws, prints or reads arguments, or belongs to the other program.
+IRRELEVANT = (
+    "commandline.py",
+    "eval/cli.py",
+    "eval/commands",
+    "eval/report",
+    "installed",
+    "meta_train",
+)
+
+
+def plan_of(tasks: Sequence[Task], device: str, plugins: Sequence[str]) -> dict[str, Any]:
+    """Data, code, versions and device as JSON values: cells of another plan are not used again."""
+    data = {}
+    for task in tasks:
+        tensors = [x for split in ("train", "valid", "test") for x in task.full(split)]
+        data[task.name] = digest(
+            *(x.detach().cpu().contiguous().numpy().tobytes() for x in tensors)
+        )
+    entries = [entry.module for entry in importlib.metadata.entry_points(group=GROUP)]
+    return {
+        "device": str(torch.device(device)),
+        "plugin": {name: _code(plugin_files(name)) for name in [*plugins, *entries]},
+        "data of": data,
+        "versions": provenance()["versions"],
+        "code": _code(code_files()),
+    }
+
+
+def code_files() -> dict[str, Path]:
+    """All files that can change a cell, by their place in the package; a new one is among them."""
+    home = Path(lo_framework.__file__).parent
+    # The checkout's rooms are links, which a search from `home` would not follow.
+    folders = [folder for folder in home.iterdir() if folder.is_dir()]
+    paths = [*home.glob("*.py"), *(path for folder in folders for path in folder.rglob("*.py"))]
+    files = {path.relative_to(home).as_posix(): path for path in paths}
+    return {
+        name: path
+        for name, path in files.items()
+        if not any(name == word or name.startswith(f"{word}/") for word in IRRELEVANT)
+    }
+
+
+def plugin_files(name: str) -> dict[str, Path]:
+    """The file of a plugin, or those of the package that it names."""
+    if Path(name).is_file():
+        return {name: Path(name)}
+    spec = importlib.util.find_spec(name)
+    if spec is None or spec.origin is None:
+        return {}
+    folders = [Path(folder) for folder in spec.submodule_search_locations or ()]
+    paths = [path for folder in folders for path in folder.rglob("*.py")] or [Path(spec.origin)]
+    return {str(path): path for path in paths}
+
+
+def _code(files: dict[str, Path]) -> str:
+    parts = ((name.encode(), path.read_bytes()) for name, path in sorted(files.items()))
+    return digest(*(part for pair in parts for part in pair))

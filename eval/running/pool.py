@@ -1,0 +1,321 @@
+"""Computes cells, in this process or in several of one thread each, and drives the plans that ask
+for them.
+
+A plan (an *arm*) is a generator: it yields a list of cells, receives what they gave, may ask for
+more, and returns its result. Arms do not wait for each other, so no worker idles while one arm has
+yet to choose its settings.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import torch
+
+from lo_framework.eval.running.cells import Failure
+from lo_framework.eval.running.progress import Progress
+from lo_framework.learned.base import LearnedOptimizer
+from lo_framework.protocols import Task
+from lo_framework.spec import UserError
+
+R = TypeVar("R")
+Outcome = Any  # what the plan's cells give (`eval.running.cells.Measured`), or a `Failure`
+REPORT_EVERY = 0.2  # seconds between a worker's messages about its progress
+
+
+class Cell(Protocol):
+    """One task under one optimizer, and how to compute what is asked of it. Travels to other
+    processes.
+    """
+
+    @property
+    def task(self) -> str: ...
+    @property
+    def optimizer(self) -> str: ...
+    @property
+    def work(self) -> int: ...
+    def compute(
+        self, task: Task, optimizer: LearnedOptimizer, on_step: Callable[[int], None]
+    ) -> Outcome: ...
+
+
+class Store(Protocol):
+    """Keeps what cells gave, so that an interrupted evaluation need not compute them again."""
+
+    def get(self, cell: Any) -> Outcome | None: ...
+    def put(self, cell: Any, outcome: Outcome) -> None: ...
+
+
+Arm = Generator[list[Any], list[Outcome], R]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How a worker process builds tasks and optimizers again.
+
+    A task's name is the spec that makes it; the rest is here.
+
+    Attributes:
+        optimizers: label -> ("learned", kind, config) or ("baseline", spec, {}).
+    """
+
+    optimizers: dict[str, tuple[str, str, dict[str, Any]]]
+    data_dir: str | None = None
+    device: str = "cpu"
+    plugins: tuple[str, ...] = ()
+
+
+@dataclass
+class Workshop:
+    """Tasks and optimizers by name, with which cells are computed. In a worker process: empty, with
+    a recipe.
+    """
+
+    tasks: dict[str, Task] = field(default_factory=dict)
+    optimizers: dict[str, LearnedOptimizer] = field(default_factory=dict)
+    recipe: Recipe | None = None
+
+    def compute(self, cell: Cell, on_step: Callable[[int], None]) -> Outcome:
+        """What the cell gave. An error in it is a `Failure`, so that it costs nothing but this
+        cell.
+        """
+        try:
+            return cell.compute(self._task(cell.task), self._optimizer(cell.optimizer), on_step)
+        except Exception as error:
+            return Failure(reason=describe(error))
+
+    def _task(self, name: str) -> Task:
+        if name not in self.tasks and self.recipe is not None:
+            from lo_framework.optimizees import make_tasks
+
+            spec, _, dataset = name.partition("/")
+            (task,) = make_tasks(
+                [spec], [dataset or "digits"], self.recipe.data_dir, self.recipe.device
+            )
+            self.tasks[name] = task
+        return self.tasks[name]
+
+    def _optimizer(self, label: str) -> LearnedOptimizer:
+        if label not in self.optimizers and self.recipe is not None:
+            from lo_framework.eval.baselines import make_baseline
+            from lo_framework.learned import make_learned
+
+            kind, spec, config = self.recipe.optimizers[label]
+            self.optimizers[label] = (
+                make_learned(spec, **config) if kind == "learned" else make_baseline(spec)
+            )
+        return self.optimizers[label]
+
+
+def describe(error: BaseException) -> str:
+    """``TypeError: message (file.py, line 3)`` in one line; a person's error by its own words."""
+    lines = str(error).splitlines()
+    text = lines[0].strip() if lines else "no message"
+    if isinstance(error, UserError):
+        return text
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
+    return f"{type(error).__name__}: {text}{place}"
+
+
+def drive(
+    arms: Mapping[str, Arm[R]],
+    workshop: Workshop,
+    *,
+    workers: int = 1,
+    progress: Progress | None = None,
+    store: Store | None = None,
+) -> dict[str, R]:
+    """Run all arms to their end; results by the same names, in the same order.
+
+    What ``store`` has of an earlier run is not computed again; it is handed every outcome but
+    failures, as they come.
+    """
+    progress = progress or Progress(mode="none")
+    results: dict[str, R] = {}
+    waiting: dict[str, list[Outcome | None]] = {}
+    queue: deque[tuple[str, int, Cell]] = deque()
+
+    def advance(name: str, outcomes: list[Outcome] | None) -> None:
+        while True:
+            try:
+                cells = next(arms[name]) if outcomes is None else arms[name].send(outcomes)
+            except StopIteration as stop:
+                results[name] = stop.value
+                return
+            known = [None if store is None else store.get(cell) for cell in cells]
+            progress.estimate -= sum(
+                cell.work for cell, got in zip(cells, known) if got is not None
+            )
+            if not all(got is not None for got in known):
+                break
+            outcomes = known
+        waiting[name] = known
+        missing = [(name, i, cell) for i, cell in enumerate(cells) if known[i] is None]
+        progress.expect(sum(cell.work for _, _, cell in missing))
+        queue.extend(missing)
+
+    for name in arms:
+        advance(name, None)
+    source = (
+        _here(queue, workshop, progress)
+        if workers == 1
+        else _there(queue, workshop, workers, progress)
+    )
+    with _single_thread(), closing(source):
+        for (name, i, cell), outcome in source:
+            if store is not None and not isinstance(outcome, Failure):
+                store.put(cell, outcome)
+            waiting[name][i] = outcome
+            if all(got is not None for got in waiting[name]):
+                advance(name, waiting.pop(name))
+    return {name: results[name] for name in arms}
+
+
+Item = tuple[str, int, Cell]
+Source = Generator[tuple[Item, Outcome], None, None]
+
+
+def _here(queue: deque[Item], workshop: Workshop, progress: Progress) -> Source:
+    while queue:
+        item = queue.popleft()
+        yield item, workshop.compute(item[2], progress.advance)
+
+
+def _there(queue: deque[Item], workshop: Workshop, workers: int, progress: Progress) -> Source:
+    """The same with processes: idle ones get the next cell; one that dies costs its cell and is
+    replaced.
+
+    Raises:
+        RuntimeError: a process ends before it is ready, as all others would.
+    """
+    if workshop.recipe is None:
+        raise UserError(
+            "more than one worker needs tasks that their names can build again; use workers=1"
+        )
+    busy: dict[Connection, tuple[Any, Item]] = {}
+    started: set[Connection] = set()
+    idle: list[tuple[Connection, Any]] = []
+    try:
+        while queue or busy:
+            while queue and len(busy) < workers:
+                pipe, process = idle.pop() if idle else _start(workshop.recipe)
+                item = queue.popleft()
+                with suppress(OSError):  # it died: seen below
+                    pipe.send(item[2])
+                busy[pipe] = (process, item)
+            for ready in wait(list(busy)):
+                pipe = ready  # type: ignore[assignment]
+                process, item = busy[pipe]
+                try:
+                    message = pipe.recv()
+                except (EOFError, OSError):
+                    del busy[pipe]
+                    pipe.close()
+                    process.join()
+                    if pipe not in started:
+                        raise RuntimeError(
+                            "a worker process could not start; its own message is above "
+                            "(a script that uses workers must begin its work under `if __name__ == '__main__':`)"
+                        ) from None
+                    yield (
+                        item,
+                        Failure(
+                            reason=f"its process died (exit code {process.exitcode}; out of memory?)"
+                        ),
+                    )
+                    continue
+                started.add(pipe)
+                if isinstance(message, int):
+                    progress.advance(message)
+                    continue
+                del busy[pipe]
+                idle.append((pipe, process))
+                yield item, message
+    finally:
+        for pipe, process in [*idle, *((pipe, process) for pipe, (process, _) in busy.items())]:
+            pipe.close()
+            process.terminate()
+            process.join()
+
+
+def _start(recipe: Recipe) -> tuple[Connection, Any]:
+    context = multiprocessing.get_context(
+        "spawn"
+    )  # a fork of a process with OpenMP or CUDA may hang
+    mine, theirs = context.Pipe()
+    process = context.Process(target=_serve, args=(theirs, recipe), daemon=True)
+    with _environment("OMP_NUM_THREADS", "1"):  # read when the child loads its libraries
+        process.start()
+    theirs.close()
+    return mine, process
+
+
+def _serve(pipe: Connection, recipe: Recipe) -> None:
+    """A worker: cells in, numbers of finished task-steps and then an outcome out. Ends with its
+    pipe.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    torch.set_num_threads(1)
+    workshop = Workshop(recipe=recipe)
+    broken = ""
+    try:
+        from lo_framework.plugin import load_plugins
+
+        load_plugins(recipe.plugins)
+    except Exception as error:
+        broken = describe(error)
+    pipe.send(0)  # ready
+    pending, told = 0, time.monotonic()
+
+    def on_step(n: int) -> None:
+        nonlocal pending, told
+        pending += n
+        if time.monotonic() - told > REPORT_EVERY:
+            pipe.send(pending)
+            pending, told = 0, time.monotonic()
+
+    with suppress(EOFError, OSError):
+        while True:
+            cell = pipe.recv()
+            outcome = Failure(reason=broken) if broken else workshop.compute(cell, on_step)
+            pipe.send(pending)
+            pending = 0
+            pipe.send(outcome)
+
+
+@contextmanager
+def _single_thread() -> Iterator[None]:
+    """One intra-op thread, as the workers have: the bits depend on it, and more only spin on tasks
+    this small.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@contextmanager
+def _environment(name: str, value: str) -> Iterator[None]:
+    saved = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        if saved is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = saved

@@ -1,0 +1,180 @@
+"""Finished cells on disk, one small JSON file each, so that a killed evaluation continues where it
+was.
+
+The folder also holds the plan: everything that decides the numbers (settings, digests of the
+optimizer files, of the data and of the code, versions). Cells are used again only under the same
+plan.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import math
+import os
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lo_framework.eval.running.cells import Found, Measured
+from lo_framework.files.atomic import atomic_write_text, clean_temporaries, reason
+from lo_framework.spec import UserError
+
+PLAN = "plan.json"
+Plan = dict[str, Any]
+
+
+class CellStore:
+    """`eval.running.pool.Store` in ``folder``.
+
+    Args:
+        plan: JSON values that decide the numbers.
+        fresh: forget what an earlier run left.
+
+    Raises:
+        UserError: the folder holds cells of another plan, or cannot be used.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], plan: Plan, *, fresh: bool = False) -> None:
+        self.folder = Path(folder)
+        self.reused = 0
+        plan = json.loads(json.dumps(plan, allow_nan=False))  # as it reads back: tuples are lists
+        before = self._plan()
+        if before is not None and before != plan and not fresh:
+            there, here = _difference(before, plan)
+            raise UserError(
+                f"{str(self.folder)!r} holds cells of an evaluation with {there}, and this one has {here}; "
+                "give another --out, or --fresh to begin again"
+            )
+        if before != plan or fresh:
+            self._clear()
+            atomic_write_text(self.folder / PLAN, json.dumps(plan, indent=1) + "\n")
+        clean_temporaries(self.folder)
+
+    def get(self, cell: Any) -> Measured | Found | None:
+        """What the cell gave in an earlier run; a file that cannot be read counts as none."""
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            outcome = _decode(json.loads(self._path(cell).read_text("utf-8")))
+            self.reused += 1
+            return outcome
+        return None
+
+    def put(self, cell: Any, outcome: Measured | Found) -> None:
+        atomic_write_text(self._path(cell), json.dumps(_encode(outcome), allow_nan=False) + "\n")
+
+    def _path(self, cell: Any) -> Path:
+        text = json.dumps([type(cell).__name__, _plain(cell)], sort_keys=True)
+        return self.folder / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"
+
+    def _plan(self) -> Plan | None:
+        try:
+            plan = json.loads((self.folder / PLAN).read_text("utf-8"))
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise UserError(f"cannot read {str(self.folder / PLAN)!r}: {reason(error)}") from None
+        except ValueError:
+            return None  # damaged: its cells are of no known plan
+        return plan if isinstance(plan, dict) else None
+
+    def _clear(self) -> None:
+        for path in self.folder.glob("*.json") if self.folder.is_dir() else ():
+            path.unlink()
+
+
+def digest(*parts: bytes) -> str:
+    """A short name of some bytes."""
+    total = hashlib.sha256()
+    for part in parts:
+        total.update(hashlib.sha256(part).digest())
+    return total.hexdigest()[:16]
+
+
+def _difference(before: Plan, now: Plan) -> tuple[str, str]:
+    """The first setting that differs, there and here: ``("steps 200", "steps 100")``."""
+    for key in [*now, *(key for key in before if key not in now)]:
+        a, b = before.get(key), now.get(key)
+        if a != b and isinstance(a, dict) and isinstance(b, dict):
+            inner = next(name for name in [*b, *a] if a.get(name) != b.get(name))
+            return f"{key} {inner} {_word(a.get(inner))}", f"{key} {inner} {_word(b.get(inner))}"
+        if a != b:
+            return f"{key} {_word(a)}", f"{key} {_word(b)}"
+    raise AssertionError("plans are equal")
+
+
+def _word(value: Any) -> str:
+    if isinstance(value, list):
+        return ",".join(map(str, value)) or "none"
+    return "none" if value is None else str(value)
+
+
+def _encode(outcome: Measured | Found) -> dict[str, Any]:
+    if isinstance(outcome, Found):
+        return {"kind": "found", "data": outcome.data}
+    kept = {
+        "seconds_per_step": _number(outcome.seconds_per_step),
+        "diverged": outcome.diverged.tolist(),
+    }
+    metrics = {
+        name: [[_number(x) for x in row] for row in rows] for name, rows in outcome.metrics.items()
+    }
+    extra = {
+        name: [[_number(x) for x in row] for row in rows] for name, rows in outcome.extra.items()
+    }
+    sizes = {"parameters": outcome.parameters, "state_floats": outcome.state_floats}
+    # Nothing asks for the curves of tuning runs, which see no test data; float32 has nine digits.
+    shown = outcome.curves if "test_loss" in outcome.metrics else outcome.curves[..., :0]
+    curves = [
+        [[_number(float(f"{x:.9g}")) for x in run] for run in rows] for rows in shown.tolist()
+    ]
+    return {
+        "kind": "measured",
+        "metrics": metrics,
+        "extra": extra,
+        "curves": curves,
+        **kept,
+        **sizes,
+    }
+
+
+def _decode(data: dict[str, Any]) -> Measured | Found:
+    if data.pop("kind") == "found":
+        return Found(data=data["data"])
+    metrics, extra = (
+        {
+            name: np.array([[float(x) for x in row] for row in rows])
+            for name, rows in data.pop(key).items()
+        }
+        for key in ("metrics", "extra")
+    )
+    diverged = np.array(data.pop("diverged"), dtype=bool)
+    seconds = float(data.pop("seconds_per_step"))
+    rows = [[[float(x) for x in run] for run in runs] for runs in data.pop("curves")]
+    curves: Any = np.array(rows, dtype=np.float32).reshape(*diverged.shape, -1)
+    return Measured(
+        curves=curves,
+        metrics=metrics,
+        diverged=diverged,
+        seconds_per_step=seconds,
+        extra=extra,
+        **data,
+    )
+
+
+def _number(x: float) -> float | str:
+    """Strict JSON has no infinity: ``float`` reads these words back."""
+    return float(x) if math.isfinite(x) else str(float(x))
+
+
+def _plain(value: Any) -> Any:
+    """A cell as JSON values; arrays by their digest."""
+    if isinstance(value, np.ndarray):
+        return [str(value.dtype), list(value.shape), digest(np.ascontiguousarray(value).tobytes())]
+    if is_dataclass(value) and not isinstance(value, type):
+        return _plain({**asdict(value)})
+    if isinstance(value, dict):
+        return {str(key): _plain(x) for key, x in value.items()}
+    return [_plain(x) for x in value] if isinstance(value, (list, tuple)) else value

@@ -1,0 +1,1 @@
+"""The evaluations: what each runs and what its result holds."""

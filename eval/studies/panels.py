@@ -1,0 +1,251 @@
+"""Which cells an ablation has: panels of two axes of options of one baseline, as data.
+
+    register_study(Study(baseline="my-optimizer:lr=0.001", panels=(Panel(...), ...), marks=(Mark(...), ...)))
+
+makes ``python -m eval ablation --baseline my-optimizer`` know what to vary and which counts to mark
+in the cells.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from lo_framework.eval.baselines.registry import canonical_spec, known_options, with_options
+from lo_framework.spec import UserError, nearest, parse_spec
+
+
+@dataclass(frozen=True, kw_only=True)
+class Axis:
+    """One option of the baseline and the values it takes, as they stand in a spec."""
+
+    option: str
+    values: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Panel:
+    """Two options against each other; all else is as in the study's spec, changed by ``fixed``."""
+
+    name: str
+    rows: Axis
+    columns: Axis
+    fixed: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def title(self) -> str:
+        extra = ", ".join(f"{key} {value}" for key, value in self.fixed.items())
+        return f"{self.rows.option} x {self.columns.option}" + (f" at {extra}" if extra else "")
+
+    def spec(self, baseline: str, row: str, column: str) -> str:
+        """The cell's optimizer. Raises UserError: an option or a value that the baseline does not
+        have.
+        """
+        return with_options(
+            baseline, {**self.fixed, self.rows.option: row, self.columns.option: column}
+        )
+
+    def specs(self, baseline: str) -> list[str]:
+        return [
+            self.spec(baseline, row, column)
+            for row in self.rows.values
+            for column in self.columns.values
+        ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mark:
+    """A count of `eval.baselines.torch_runs.TorchBaseline.counts` that is shown in cells where it is not
+    zero.
+
+    ``over``: the count of which it is a share, shown in percent; empty: the mean count of a run.
+    """
+
+    count: str
+    symbol: str
+    over: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """What is known about ablating one baseline: the spec that panels start from, the panels, the
+    marks.
+    """
+
+    baseline: str
+    panels: tuple[Panel, ...]
+    marks: tuple[Mark, ...] = ()
+
+
+STUDIES: dict[str, Study] = {}
+
+
+def register_study(study: Study) -> Study:
+    """Make a study known by its baseline's name."""
+    STUDIES[parse_spec(study.baseline)[0]] = study
+    return study
+
+
+def find_study(baseline: str, names: str | None, own: Sequence[str]) -> Study:
+    """The study of ``baseline``: its known panels (``names``: some of them, comma-separated) and a
+    person's ``own``.
+
+    ``baseline`` may give options; a bare name takes those of the study.
+
+    Raises:
+        UserError: an unknown baseline, panel or option, or no panel at all.
+    """
+    name, options = parse_spec(baseline)
+    canonical_spec(baseline)
+    known = STUDIES.get(name)
+    start = known.baseline if known is not None and not options else baseline
+    panels = {panel.name: panel for panel in known.panels} if known is not None else {}
+    if names is not None:
+        for wanted in names.split(","):
+            if wanted not in panels:
+                there = (
+                    f"known for {name}: {', '.join(panels)}"
+                    if panels
+                    else f"none is known for {name}"
+                )
+                raise UserError(f'unknown panel "{wanted}"{nearest(wanted, panels)}; {there}')
+        panels = {wanted: panels[wanted] for wanted in names.split(",")}
+    elif own:
+        panels = {}
+    found = [*panels.values(), *(parse_panel(text) for text in own)]
+    if not found:
+        studied = ", ".join(STUDIES)
+        raise UserError(
+            f'no panels: give --panel OPTION=a/b,OPTION=c/d ("{name}" has no own ones; {studied} has)'
+        )
+    for panel in found:
+        for axis in (panel.rows, panel.columns):
+            if axis.option not in known_options(start):
+                close = nearest(axis.option, known_options(start))
+                raise UserError(
+                    f'panel "{panel.name}": {name} has no option "{axis.option}"{close}'
+                )
+        panel.specs(start)
+    if twice := {panel.name for panel in found if [p.name for p in found].count(panel.name) > 1}:
+        raise UserError(f'panel "{sorted(twice)[0]}" is given twice')
+    return Study(
+        baseline=canonical_spec(start),
+        panels=tuple(found),
+        marks=known.marks if known is not None else (),
+    )
+
+
+def parse_panel(text: str) -> Panel:
+    """``"gamma=0/0.9/1,meta_lr=0.001/0.01"``: rows, then columns; further single values are fixed.
+
+    Raises:
+        UserError: it is not of this form.
+    """
+    form = f'--panel "{text}": expected ROW=a/b/c,COLUMN=x/y'
+    axes: list[Axis] = []
+    fixed: dict[str, str] = {}
+    for piece in text.split(","):
+        option, equals, values = (part.strip() for part in piece.partition("="))
+        split = tuple(dict.fromkeys(value.strip() for value in values.split("/")))
+        if not (option and equals) or not all(split):
+            raise UserError(form)
+        if len(axes) < 2:
+            axes.append(Axis(option=option, values=split))
+        elif len(split) == 1:
+            fixed[option] = split[0]
+        else:
+            raise UserError(f"{form}, and no third option with several values")
+    if len(axes) < 2 or axes[0].option == axes[1].option:
+        raise UserError(f"{form} with two different options")
+    return Panel(
+        name=f"{axes[0].option}-{axes[1].option}", rows=axes[0], columns=axes[1], fixed=fixed
+    )
+
+
+_BASES = Axis(option="base", values=("sgd", "sgdm", "rmsprop", "adamw", "lion"))
+_METAS = Axis(option="meta", values=("fixed", "sgd", "rmsprop", "adam", "lion"))
+_EVERY = Axis(option="meta_every", values=("1", "4", "16", "64"))
+_BLOCKS = Axis(option="blocks", values=("scalar", "tensor", "node", "weight"))
+
+register_study(
+    Study(
+        baseline="torch-metaoptimize:lr=0.0001,meta_lr=0.03",
+        panels=(
+            Panel(name="base-meta", rows=_BASES, columns=_METAS),
+            Panel(name="base-meta-large", rows=_BASES, columns=_METAS, fixed={"lr": "0.01"}),
+            Panel(
+                name="gamma-meta_lr",
+                rows=Axis(option="gamma", values=("0", "0.9", "0.99", "0.999", "1")),
+                columns=Axis(option="meta_lr", values=("0.001", "0.003", "0.01", "0.03", "0.1")),
+            ),
+            Panel(name="meta_every-blocks", rows=_EVERY, columns=_BLOCKS),
+            Panel(
+                name="meta_every-blocks-large", rows=_EVERY, columns=_BLOCKS, fixed={"lr": "0.01"}
+            ),
+        ),
+        marks=(
+            Mark(count="oscillating", symbol="~", over="block_windows"),
+            Mark(count="collapsing", symbol="↓", over="block_windows"),
+            Mark(count="exploding", symbol="↑", over="block_windows"),
+            Mark(count="skipped", symbol="∅"),
+        ),
+    )
+)
+
+_ONLINE = Axis(option="online", values=("true", "false"))
+
+register_study(
+    Study(
+        baseline="metaadamw:lr=0.01",
+        panels=(
+            Panel(
+                name="features-grouping",
+                rows=Axis(
+                    option="features",
+                    values=(
+                        "basic",
+                        "norm_basic",
+                        "basic_plus",
+                        "norm_basic_plus",
+                        "enhanced",
+                        "tokens",
+                    ),
+                ),
+                columns=Axis(option="grouping", values=("fine_grained", "tensor")),
+            ),
+            Panel(
+                name="grouping-gating",
+                rows=Axis(option="grouping", values=("fine_grained", "original", "tensor")),
+                columns=Axis(option="gating", values=("false", "true")),
+            ),
+            Panel(
+                name="objective-order",
+                rows=Axis(
+                    option="objective", values=("combined", "gradient", "loss_decrease", "gen_gap")
+                ),
+                columns=Axis(option="order", values=("difference", "exact", "first")),
+            ),
+            Panel(
+                name="weighting-meta_every",
+                rows=Axis(option="weighting", values=("huw", "sum")),
+                columns=Axis(option="meta_every", values=("5", "10", "50")),
+            ),
+            Panel(
+                name="priorities-meta_lr",
+                rows=Axis(option="priorities", values=("1x1x1", "2x5x1", "5x2x1", "1x3x5")),
+                columns=Axis(option="meta_lr", values=("0.0003", "0.003", "0.03")),
+            ),
+            Panel(
+                name="head_scale-online",
+                rows=Axis(option="head_scale", values=("0", "0.1", "0.3")),
+                columns=_ONLINE,
+            ),
+            Panel(
+                name="reproduce-online",
+                rows=Axis(option="reproduce", values=("none", "paper", "reference")),
+                columns=_ONLINE,
+            ),
+        ),
+        marks=(Mark(count="skipped", symbol="∅"),),
+    )
+)
