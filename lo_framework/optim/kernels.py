@@ -23,6 +23,7 @@ from lo_framework.learned.attention_mlp import DECAYS, FEATURES, AttentionMLP
 from lo_framework.learned.base import LearnedOptimizer, State
 from lo_framework.learned.features import TOKEN_STATS
 from lo_framework.learned.hyper_adamw import HyperAdamW
+from lo_framework.optim.fused import HAS_FUSED, fused_adamw, long_ago
 
 HYPER = len(AdamWChannels._fields)
 
@@ -35,9 +36,7 @@ class AdamWKernel:
     small: ClassVar[bool] = True  # worth a call for each small tensor
 
     def __init__(self, learned: LearnedOptimizer) -> None:
-        self.long_ago = torch.tensor(
-            1e30, device="cpu"
-        )  # at this step AdamW's own bias corrections are 1
+        self.clock = long_ago(torch.device("cpu"))
 
     def apply(
         self,
@@ -53,20 +52,16 @@ class AdamWKernel:
         step_size, decay, keep1, keep2, unbias2, eps = numbers[:HYPER]
         root = math.sqrt(unbias2)
         lr = multiplier * step_size / root
-        torch._fused_adamw_(
+        fused_adamw(
             [params],
             [grads],
             [state["m"]],
             [state["v"]],
-            [],
-            [self.long_ago],
+            self.clock,
             lr=lr,
-            beta1=1.0 - keep1,
-            beta2=1.0 - keep2,
+            betas=(1.0 - keep1, 1.0 - keep2),
             weight_decay=multiplier * decay / lr,
             eps=eps / root,
-            amsgrad=False,
-            maximize=False,
         )
 
 
@@ -180,7 +175,7 @@ def kernel_for(learned: LearnedOptimizer) -> Kernel | None:
         return None  # it measures more than `attention_sums`
     if type(learned) is AttentionMLP:
         return AttentionMLPKernel(learned)
-    if type(learned) in (HyperAdamW, Attention) and hasattr(torch, "_fused_adamw_"):
+    if type(learned) in (HyperAdamW, Attention) and HAS_FUSED:
         return AdamWKernel(learned)
     return None
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lo_framework.layout import Layout
 from lo_framework.learned import LearnedOptimizer
-from lo_framework.learned.base import State
+from lo_framework.optim.base import ByPlace, OptimizerBase
 from lo_framework.optim.guard import GuardConfig
 from lo_framework.optim.host import CPU_CHUNK, Host
 from lo_framework.optim.packs import Store
@@ -26,7 +26,7 @@ from lo_framework.optim.takeover import Takeover
 from lo_framework.spec import UserError
 
 
-class Learned(torch.optim.Optimizer):
+class Learned(OptimizerBase):
     """Update parameters by a learned optimizer.
 
     Args:
@@ -55,6 +55,9 @@ class Learned(torch.optim.Optimizer):
             (`explicit`) outside `Regularized`.
     """
 
+    entry = "learned"
+    takes_loss = True
+
     def __init__(
         self,
         params: Any,
@@ -81,8 +84,6 @@ class Learned(torch.optim.Optimizer):
         self._observed: list[Tensor] = []
         self._store: Store | None = None
         super().__init__(params, {"lr": lr})
-        if not self._params:
-            raise UserError("Learned needs at least one parameter")
         dtype = (
             torch.float64 if any(p.dtype == torch.float64 for p in self._params) else torch.float32
         )
@@ -96,19 +97,9 @@ class Learned(torch.optim.Optimizer):
         """How many times AdamW had to take over."""
         return self._takeover.guard.activations if self._takeover else 0
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        super().add_param_group(param_group)
-        for p in param_group["params"]:
-            if p.is_complex():
-                self.param_groups.pop()
-                raise UserError(
-                    "Learned cannot update complex parameters; use torch.view_as_real of them"
-                )
-        self._params = [p for group in self.param_groups for p in group["params"]]
-        self._group_of = [g for g, group in enumerate(self.param_groups) for _ in group["params"]]
-        if self._store is not None:
-            self._store.set_layout(self._layout())
-            self._publish()
+    @property
+    def is_guarded(self) -> bool:
+        return self._takeover is not None
 
     def observe(self, loss: Tensor | float) -> None:
         """Tell the loss of the coming step, where neither a closure nor ``step(loss=)`` can.
@@ -149,13 +140,14 @@ class Learned(torch.optim.Optimizer):
             self._guarded(active, value) if self._takeover else self._update(active, value)
         return result
 
-    def state_dict(self) -> dict[str, Any]:
-        """As any optimizer's, and ``"learned"``: what belongs to no single parameter. References,
-        not copies.
-        """
+    def _extend(self) -> None:
         assert self._store is not None
-        result = super().state_dict()
-        result["learned"] = {
+        self._store.set_layout(self._layout())
+        self._publish()
+
+    def _entry(self) -> dict[str, Any]:
+        assert self._store is not None
+        return {
             "kind": self._host.learned.kind,
             "fingerprint": self._fingerprint,
             "updates": self._updates,
@@ -163,80 +155,30 @@ class Learned(torch.optim.Optimizer):
             "packs": [list(pack.members) for pack in self._store.packs],
             "takeover": self._takeover.state_dict() if self._takeover else None,
         }
-        return result
 
-    @torch.no_grad()
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue where ``state_dict`` was taken; ``num_steps`` and the guard's settings stay this
-        object's.
-
-        Raises:
-            UserError: the state is of another optimizer class or learned optimizer, or of other
-                parameters.
-        """
-        learned = state_dict.get("learned")
-        if learned is None or (learned["kind"], learned["fingerprint"]) != (
-            self._host.learned.kind,
-            self._fingerprint,
-        ):
-            found = (
-                "another optimizer class"
-                if learned is None
-                else f"another learned optimizer ({learned['kind']})"
-            )
+    def _check_entry(self, entry: Any, groups: list[dict[str, Any]]) -> dict[str, Any]:
+        entry = super()._check_entry(entry, groups)
+        kind = entry["kind"]
+        if (kind, entry["fingerprint"]) != (self._host.learned.kind, self._fingerprint):
             raise UserError(
-                f"this state is of {found}: build Learned with the optimizer file it was saved with"
+                f"this state is of another learned optimizer ({kind}): build Learned with the "
+                "optimizer file it was saved with"
             )
-        saved: dict[int, State] = {}
+        return entry
 
-        # torch would cast the state to the parameters' dtype, so it is taken out before (after any
-        # hooks of the user).
-        def capture(_: torch.optim.Optimizer, adapted: dict[str, Any]) -> dict[str, Any]:
-            places = [k for group in adapted["param_groups"] for k in group["params"]]
-            saved.update(
-                {i: adapted["state"][k] for i, k in enumerate(places) if adapted["state"].get(k)}
-            )
-            self._check_saved(saved)
-            return {**adapted, "state": {}}
+    def _check_saved(self, saved: ByPlace) -> None:
+        per_param = set(self._host.learned.per_param)
+        self._check_shapes(saved, lambda state: state.keys() & per_param)
 
-        def rebuild(_: torch.optim.Optimizer) -> None:
-            self._new_store()
-            assert self._store is not None
-            self._store.restore(
-                saved, learned["shared"], learned["packs"], self._params, self._group_of
-            )
-            self._publish()
-
-        hooks = [
-            self.register_load_state_dict_pre_hook(capture),
-            self.register_load_state_dict_post_hook(rebuild, prepend=True),
-        ]
-        try:
-            super().load_state_dict(state_dict)
-        finally:
-            for hook in hooks:
-                hook.remove()
-        self._updates = learned["updates"]
-        if self._takeover and learned["takeover"] is not None:
-            self._takeover.load_state_dict(learned["takeover"])
-
-    def __getstate__(self) -> dict[str, Any]:
-        raise TypeError(
-            "a Learned optimizer is copied and saved through state_dict() and load_state_dict()"
-        )
-
-    def _check_saved(self, saved: dict[int, State]) -> None:
-        for i, state in saved.items():
-            if i >= len(self._params):
-                continue  # torch's own check of the groups says so
-            shape = self._params[i].shape
-            for name in state.keys() & set(self._host.learned.per_param):
-                held = state[name].shape
-                if held[len(held) - len(shape) :] != shape:
-                    raise UserError(
-                        f"this state is of other parameters: parameter {i} has shape {tuple(shape)}, "
-                        f"its {name} has {tuple(held)}"
-                    )
+    def _restore(self, entry: dict[str, Any], saved: ByPlace) -> None:
+        """``num_steps`` and the guard's settings stay this object's."""
+        self._new_store()
+        assert self._store is not None
+        self._store.restore(saved, entry["shared"], entry["packs"], self._params, self._group_of)
+        self._publish()
+        self._updates = entry["updates"]
+        if self._takeover and entry["takeover"] is not None:
+            self._takeover.load_state_dict(entry["takeover"])
 
     def _update(
         self, active: tuple[int, ...], loss: Tensor | None, squares: list[Tensor] | None = None
@@ -280,18 +222,6 @@ class Learned(torch.optim.Optimizer):
             if not takeover.after(squares, sum(self._params[i].numel() for i in active)):
                 self._new_store()
 
-    def _active(self) -> tuple[int, ...]:
-        """Places of the parameters that take part in this step."""
-        active = []
-        for i, p in enumerate(self._params):
-            if p.grad is not None and p.numel():
-                if p.grad.layout != torch.strided:
-                    raise UserError(
-                        "Learned cannot use sparse gradients; build the embedding with sparse=False"
-                    )
-                active.append(i)
-        return tuple(active)
-
     def _as_loss(self, loss: Tensor | float) -> Tensor:
         value = torch.as_tensor(loss).detach()
         if value.numel() != 1:
@@ -304,14 +234,12 @@ class Learned(torch.optim.Optimizer):
         """Of the whole list, frozen parameters and all: a tensor's role does not depend on who has
         a gradient.
         """
-        names = [name for group in self.param_groups for name in group.get("param_names", [])]
-        if len(set(names)) != len(self._params):
-            names = [str(i) for i in range(len(self._params))]
+        names = self._unique_names() or [str(i) for i in range(len(self._params))]
         return Layout.of({name: p.shape for name, p in zip(names, self._params)})
 
     def _new_store(self) -> None:
         """The state of a fresh start, where the parameters are."""
-        host, device = self._host, self._params[0].device
+        host, device = self._host, self._device
         if host.device != device:
             host = self._host = Host(host.learned, device, host.dtype, host.chunk)
         self._store = Store(host.learned, device, host.dtype, host.chunk or CPU_CHUNK)

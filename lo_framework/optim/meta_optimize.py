@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lo_framework.optim.metaopt import saving, shown
+from lo_framework.optim.base import ByPlace, OptimizerBase
+from lo_framework.optim.metaopt import shown
 from lo_framework.optim.metaopt.arena import Plan
 from lo_framework.optim.metaopt.bases import State, checked_betas, find_base
 from lo_framework.optim.metaopt.blocks import Blocks, Spec, assign
@@ -27,12 +28,11 @@ from lo_framework.optim.metaopt.kernels import Scratch
 from lo_framework.optim.metaopt.metas import find_meta, fresh, meta_step
 from lo_framework.optim.metaopt.products import NEEDS, differentiable_gradients
 from lo_framework.optim.metaopt.settings import Settings, check_group
-from lo_framework.optim.metaopt.store import Store, with_gradient
-from lo_framework.optim.uncast import load_uncast
+from lo_framework.optim.metaopt.store import Store
 from lo_framework.spec import UserError
 
 
-class MetaOptimize(torch.optim.Optimizer):
+class MetaOptimize(OptimizerBase):
     """A base optimizer whose log step sizes ``beta``, one a block, follow the gradient of the
     discounted future loss.
 
@@ -70,6 +70,8 @@ class MetaOptimize(torch.optim.Optimizer):
             its closure.
     """
 
+    entry = "metaoptimize"
+
     def __init__(
         self,
         params: Any,
@@ -96,34 +98,17 @@ class MetaOptimize(torch.optim.Optimizer):
         usual = checked_betas(meta_betas, self._meta.betas, f'meta "{meta}"', "meta_betas")
         self.settings = Settings(meta_lr, gamma, meta_every, usual, limits)
         self._alpha0, self._spec, self._trace, self._products = alpha0, blocks, trace, products
-        self._ready = False
         self._updates, self._scratch = 0, Scratch()
         own = self._base.eps if eps is None else eps
         super().__init__(
             params, {"lr": 1.0, "weight_decay": weight_decay, "betas": betas, "eps": own}
         )
-        self._list_params()
-        if not self._params:
-            raise UserError("MetaOptimize needs at least one parameter")
         self._blocks = self._assign()
         self._meta_state = fresh(self._meta, self._first_beta(self._blocks.size))
         self._exact = self._exact_trace()
         self._watch = Watch(self._meta_state["beta"], self._name)
         self._store = Store(self._rows(), self._show)
         self._store.set_params(self._params, self._group_of, self._blocks)
-        self._ready = True
-
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """As any optimizer's; new blocks start at ``alpha0``."""
-        super().add_param_group(param_group)
-        try:
-            check_group(self.param_groups[-1], self._base, self.param_groups[-1]["params"])
-            if self._ready:
-                self._extend()
-        except UserError:
-            self.param_groups.pop()
-            self._list_params()
-            raise
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -142,15 +127,10 @@ class MetaOptimize(torch.optim.Optimizer):
         elif closure is not None:
             with torch.enable_grad():
                 result = closure()
-        active = with_gradient(self._params)
-        if not active:
-            return result
-        device = self._params[0].device.type
-        if torch.is_autocast_enabled(device):  # half-precision products are for models
-            with torch.autocast(device, enabled=False):
+        active = self._active()
+        if active:
+            with self._full_precision():
                 self._update(active, graph)
-        else:
-            self._update(active, graph)
         return result
 
     @torch.no_grad()
@@ -176,15 +156,14 @@ class MetaOptimize(torch.optim.Optimizer):
         """
         return self._watch.report()
 
-    def state_dict(self) -> dict[str, Any]:
-        """As any optimizer's, and ``"metaoptimize"``: what belongs to no single parameter.
-        References, not copies.
-        """
+    def _check_group(self, group: dict[str, Any]) -> None:
+        check_group(group, self._base)
+
+    def _entry(self) -> dict[str, Any]:
         for i, p in enumerate(self._params):
             if p in self.state:
                 self.state[p]["step"] = self._store.ages[i]
-        result = super().state_dict()
-        result["metaoptimize"] = {
+        return {
             "kind": self._kind(),
             "settings": self.settings.state_dict(),
             "updates": self._updates,
@@ -192,23 +171,20 @@ class MetaOptimize(torch.optim.Optimizer):
             "tangents": dict(self._exact.tangents) if self._exact else None,
             "watch": self._watch.state_dict(),
         }
-        return result
 
-    @torch.no_grad()
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue where ``state_dict`` was taken, with its settings.
+    def _check_entry(self, entry: Any, groups: list[dict[str, Any]]) -> dict[str, Any]:
+        entry = super()._check_entry(entry, groups)
+        for word, value in self._kind().items():
+            saved = entry["kind"][word]
+            if saved != value:
+                what = f'another {word} ("{saved}", not "{value}")'
+                if word == "blocks":
+                    what = "other blocks or parameters"
+                raise UserError(f"this state is of {what}: build MetaOptimize as it was saved")
+        return entry
 
-        Raises:
-            UserError: the state is of another optimizer class, base, meta, trace or blocks, or of
-                other parameters.
-        """
-        mine = saving.checked(state_dict, self._kind())
-        load_uncast(self, state_dict, self._store.check, lambda saved: self._restore(mine, saved))
-
-    def __getstate__(self) -> dict[str, Any]:
-        raise TypeError(
-            "a MetaOptimize optimizer is copied and saved through state_dict() and load_state_dict()"
-        )
+    def _check_saved(self, saved: ByPlace) -> None:
+        self._check_shapes(saved, lambda state: state.keys() - {"step"})
 
     def _update(self, active: Sequence[int], graph: Sequence[Tensor | None]) -> None:
         plan = self._plan(active)
@@ -265,7 +241,7 @@ class MetaOptimize(torch.optim.Optimizer):
 
     def _plan(self, active: Sequence[int]) -> Plan:
         """What to work on; the meta state follows the parameters until the first step."""
-        device = self._params[0].device
+        device = self._device
         if self._updates == 0 and self._meta_state["beta"].device != device:
             self._meta_state = {name: x.to(device) for name, x in self._meta_state.items()}
             self._exact = self._exact_trace()
@@ -295,14 +271,8 @@ class MetaOptimize(torch.optim.Optimizer):
             self._trace, self._products, self._base, self._meta, self._meta_state["beta"]
         )
 
-    def _list_params(self) -> None:
-        self._params = [p for group in self.param_groups for p in group["params"]]
-        self._group_of = [g for g, group in enumerate(self.param_groups) for _ in group["params"]]
-
     def _assign(self) -> Blocks:
-        names = [name for group in self.param_groups for name in group.get("param_names", [])]
-        unique = len(set(names)) == len(self._params)
-        return assign(self._spec, self._params, self._group_of, names if unique else None)
+        return assign(self._spec, self._params, self._group_of, self._unique_names())
 
     def _name(self, block: int) -> str:
         return self._blocks.name(block)
@@ -311,7 +281,7 @@ class MetaOptimize(torch.optim.Optimizer):
         """Double precision, since small meta steps would round away; single where there is one for
         each weight.
         """
-        device = self._params[0].device
+        device = self._device
         single = (
             self._spec == "weight" and self._params[0].dtype != torch.float64
         ) or device.type == "mps"
@@ -319,8 +289,7 @@ class MetaOptimize(torch.optim.Optimizer):
         return torch.full((num,), math.log(self._alpha0), device=device, dtype=dtype)
 
     def _extend(self) -> None:
-        """Take in the parameters of a new group."""
-        self._list_params()
+        """New blocks start at ``alpha0``."""
         blocks = self._assign()
         extra = blocks.size - self._blocks.size
         if self._exact is not None:
@@ -342,17 +311,17 @@ class MetaOptimize(torch.optim.Optimizer):
         blocks = [list(spread) for spread in self._blocks.spreads]
         return {"base": self._base.name, "meta": self._meta.name, "trace": trace, "blocks": blocks}
 
-    def _restore(self, mine: dict[str, Any], saved: dict[int, dict[str, Any]]) -> None:
-        device = self._params[0].device
+    def _restore(self, entry: dict[str, Any], saved: ByPlace) -> None:
+        device = self._device
         self.state.clear()
-        self.settings, self._updates = Settings.loaded(mine["settings"]), mine["updates"]
+        self.settings, self._updates = Settings.loaded(entry["settings"]), entry["updates"]
         dtype = self._meta_state["beta"].dtype
-        self._meta_state = {name: x.to(device, dtype).clone() for name, x in mine["meta"].items()}
+        self._meta_state = {name: x.to(device, dtype).clone() for name, x in entry["meta"].items()}
         self._exact = self._exact_trace()
         if self._exact is not None:
             self._exact.tangents = {
-                name: x.to(device, dtype).clone() for name, x in mine["tangents"].items()
+                name: x.to(device, dtype).clone() for name, x in entry["tangents"].items()
             }
         self._watch = Watch(self._meta_state["beta"], self._name)
-        self._watch.load_state_dict(mine["watch"])
+        self._watch.load_state_dict(entry["watch"])
         self._store.restore(saved)

@@ -4,19 +4,12 @@ parameter.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from lo_framework.spec import UserError
-
-ByPlace = dict[int, dict[str, Any]]
-
-
-def names_of(groups: Sequence[dict[str, Any]]) -> list[str]:
-    """Of the parameters in a list of parameter groups; empty where they have none."""
-    return [name for group in groups for name in group.get("param_names", [])]
+from lo_framework.optim.base import ByPlace, refuse_other_order
 
 
 def load_uncast(
@@ -36,12 +29,7 @@ def load_uncast(
     # torch would cast the state to the parameters' dtype, so it is taken out before (after any
     # hooks of the user).
     def capture(_: torch.optim.Optimizer, adapted: dict[str, Any]) -> dict[str, Any]:
-        own, names = names_of(optimizer.param_groups), names_of(adapted["param_groups"])
-        if own != names and sorted(own) == sorted(names):
-            kind = type(optimizer).__name__
-            raise UserError(
-                f"this state has the same parameters in another order: build {kind} as it was saved"
-            )
+        refuse_other_order(optimizer, adapted["param_groups"])
         places = [k for group in adapted["param_groups"] for k in group["params"]]
         saved.update(
             {i: adapted["state"][k] for i, k in enumerate(places) if adapted["state"].get(k)}

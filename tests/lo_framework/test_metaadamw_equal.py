@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lo_framework.optim import MetaAdamW
+from lo_framework.optim.fused import one_minus_power
 from lo_framework.optim.metaadam import adam_step
 from tests.lo_framework import metaadamw_face_tools as tools
 from tests.lo_framework.face_tools import SHAPES, flat, give_grads, parameters
@@ -72,7 +73,7 @@ def test_without_ranges_it_equals_adamw_for_60_steps(
     fused: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(adam_step, "FUSED", fused)
+    monkeypatch.setattr(adam_step, "HAS_FUSED", fused)
     one = MetaAdamW(groups(parameters(dtype=dtype)), **STILL)
     numbers = [
         group | {"lr": float(group.get("lr", 1e-3))} for group in groups(parameters(dtype=dtype))
@@ -120,7 +121,7 @@ def test_fused_and_written_out_paths_are_equal(decay: str, monkeypatch: pytest.M
     """With factors of all sizes, which torch's AdamW cannot check."""
     found = []
     for fused in (True, False):
-        monkeypatch.setattr(adam_step, "FUSED", fused)
+        monkeypatch.setattr(adam_step, "HAS_FUSED", fused)
         params = parameters(dtype=D)
         optimizer = MetaAdamW(
             three_groups(params), attention={"head_scale": 3.0}, decay=decay, grouping="tensor"
@@ -139,14 +140,14 @@ def test_rates_that_stay_on_the_device_are_the_same_numbers(
     dtype: torch.dtype, fused: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on an accelerator, where nothing reads a factor back."""
-    monkeypatch.setattr(adam_step, "FUSED", fused)
+    monkeypatch.setattr(adam_step, "HAS_FUSED", fused)
     found = []
     for on_device in (False, True):
         params = parameters(dtype=dtype)
         states = [{name: torch.zeros_like(p) for name in ("exp_avg", "exp_avg_sq")} for p in params]
         for t in range(1, 6):
             give_grads(params, t)
-            corrections = [adam_step.one_minus_power(beta, t) for beta in (0.9, 0.99)]
+            corrections = [one_minus_power(beta, t) for beta in (0.9, 0.99)]
             rate, shrink = (torch.tensor(x, dtype=dtype) if on_device else x for x in (0.02, 0.003))
             numbers = adam_step.Numbers(rate, shrink, 0.9, 0.99, 1e-8, *corrections)
             with torch.no_grad():

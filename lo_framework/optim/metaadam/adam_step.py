@@ -14,9 +14,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lo_framework.optim.fused import HAS_FUSED, fused_adamw, long_ago
+
 State = dict[str, Tensor]
-FUSED = hasattr(torch, "_fused_adamw_")
-_LONG_AGO: dict[torch.device, Tensor] = {}
 
 
 class Numbers(NamedTuple):
@@ -33,11 +33,6 @@ class Numbers(NamedTuple):
     correction2: float
 
 
-def one_minus_power(beta: float, t: int) -> float:
-    """1 - beta^t without cancellation."""
-    return -math.expm1(t * math.log(beta)) if beta > 0 else 1.0
-
-
 def simple(p: Tensor, g: Tensor, state: State) -> bool:
     """Whether the fused loop can update it in place; moments are laid out as ``p`` is."""
     return p.dtype == g.dtype == state["exp_avg"].dtype and p.is_contiguous() and g.is_contiguous()
@@ -47,7 +42,7 @@ def update(
     params: Sequence[Tensor], grads: Sequence[Tensor], states: Sequence[State], n: Numbers
 ) -> None:
     """In place."""
-    fast = FUSED and all(simple(*each) for each in zip(params, grads, states))
+    fast = HAS_FUSED and all(simple(*each) for each in zip(params, grads, states))
     if isinstance(n.rate, Tensor):
         fast = fast and n.rate.dtype == torch.float32  # what the fused loop takes
     elif n.rate == 0:
@@ -62,30 +57,22 @@ def _fused(
     params: Sequence[Tensor], grads: Sequence[Tensor], states: Sequence[State], n: Numbers
 ) -> None:
     """Bias corrections are folded into the rate and eps, so that no tensor counts steps."""
-    device, root = params[0].device, math.sqrt(n.correction2)
-    if device not in _LONG_AGO:
-        _LONG_AGO[device] = torch.full(
-            (), 1e30, device=device
-        )  # at this step the loop's own corrections are 1
+    root = math.sqrt(n.correction2)
     lr, decay = n.rate * (root / n.correction1), 0.0
     if isinstance(n.rate, float) and isinstance(n.shrink, float):
         decay = n.shrink / (n.rate * (root / n.correction1))
     else:
         torch._foreach_mul_(list(params), 1.0 - n.shrink)
-    torch._fused_adamw_(
-        list(params),
-        list(grads),
+    fused_adamw(
+        params,
+        grads,
         [s["exp_avg"] for s in states],
         [s["exp_avg_sq"] for s in states],
-        [],
-        [_LONG_AGO[device]] * len(params),
+        long_ago(params[0].device),
         lr=lr,
-        beta1=n.beta1,
-        beta2=n.beta2,
+        betas=(n.beta1, n.beta2),
         weight_decay=decay,
         eps=n.eps * root,
-        amsgrad=False,
-        maximize=False,
     )
 
 

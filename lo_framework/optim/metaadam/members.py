@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from lo_framework.layout import Layout
-from lo_framework.optim.metaadam.adam_step import Numbers, one_minus_power
+from lo_framework.optim.base import names_of
+from lo_framework.optim.fused import one_minus_power
+from lo_framework.optim.metaadam.adam_step import Numbers
 from lo_framework.optim.metaadam.plan import Grouped, Plan, make_plan, model_order, name_groups
 from lo_framework.optim.packs import sub_layout
-from lo_framework.optim.uncast import names_of
 from lo_framework.spec import UserError
 
 ONE = torch.tensor(
@@ -156,7 +157,7 @@ class Members:
     def numbers(self, group: dict[str, Any], t: int, rate: Any, shrink: Any) -> Numbers:
         """Of the t-th update; ``shrink`` as if the decay were decoupled."""
         beta1, beta2 = group["betas"]
-        first, second = one_minus_power(beta1, t), one_minus_power(beta2, t)
+        first, second = (float(one_minus_power(beta, t)) for beta in group["betas"])
         return Numbers(
             rate,
             shrink / first if self.scaled else shrink,

@@ -7,13 +7,13 @@ has the same arithmetic in place, and a test holds the two equal.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from lo_framework.optim.fused import one_minus_power
 from lo_framework.spec import UserError, nearest
 
 State = dict[str, Tensor]
@@ -40,13 +40,6 @@ class Base:
     low: float
     high: float
     direction: Callable[[Tensor, State, Sequence[float], float, int | Tensor], tuple[Tensor, State]]
-
-
-def one_minus_power(beta: float, step: int | Tensor) -> Number:
-    """``1 - beta ** step`` without cancellation."""
-    if isinstance(step, Tensor):
-        return -torch.expm1(step * math.log(beta)) if beta > 0 else torch.ones_like(step)
-    return -math.expm1(step * math.log(beta)) if beta > 0 else 1.0
 
 
 def _sgd(

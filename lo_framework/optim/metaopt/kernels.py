@@ -13,9 +13,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lo_framework.optim.metaopt.bases import Number, State, one_minus_power
-
-HAS_FUSED = hasattr(torch, "_fused_adamw_")
+from lo_framework.optim.fused import HAS_FUSED, fused_adamw, one_minus_power
+from lo_framework.optim.metaopt.bases import Number, State
 
 
 class Scratch:
@@ -125,20 +124,16 @@ def _fused(
     out: Tensor,
 ) -> Tensor:
     """Subtracts ``alpha u`` from ``out``."""
-    torch._fused_adamw_(
+    fused_adamw(
         [out],
         [g],
         [state["m"]],
         [state["v"]],
-        [],
-        [count],
+        count,
         lr=alpha,
-        beta1=betas[0],
-        beta2=betas[1],
+        betas=(betas[0], betas[1]),
         weight_decay=0.0,
         eps=eps,
-        amsgrad=False,
-        maximize=False,
     )
     return out
 

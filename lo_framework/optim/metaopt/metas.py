@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lo_framework.optim.metaopt.bases import TINY, Number, State, one_minus_power
+from lo_framework.optim.fused import one_minus_power
+from lo_framework.optim.metaopt.bases import TINY, Number, State
 from lo_framework.optim.metaopt.bounds import Limits
 from lo_framework.spec import UserError, nearest
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,10 +55,10 @@ class Settings:
         )
 
 
-def check_group(group: dict[str, Any], base: Base, params: Sequence[Any]) -> None:
+def check_group(group: dict[str, Any], base: Base) -> None:
     """
     Raises:
-        UserError: options of a parameter group that cannot be, or complex parameters.
+        UserError: options of a parameter group that cannot be.
     """
     if not float(group["lr"]) >= 0:
         raise UserError(
@@ -70,7 +69,3 @@ def check_group(group: dict[str, Any], base: Base, params: Sequence[Any]) -> Non
     if not group["eps"] >= 0:
         raise UserError(f"eps must be at least 0, got {group['eps']}")
     group["betas"] = checked_betas(group["betas"], base.betas, f'base "{base.name}"', "betas")
-    if any(p.is_complex() for p in params):
-        raise UserError(
-            "MetaOptimize cannot update complex parameters; use torch.view_as_real of them"
-        )

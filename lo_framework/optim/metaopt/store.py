@@ -13,27 +13,8 @@ from torch import Tensor
 from lo_framework.optim.metaopt import arena
 from lo_framework.optim.metaopt.bases import State
 from lo_framework.optim.metaopt.blocks import Blocks
-from lo_framework.spec import UserError
 
 KEPT_PLANS = 8  # few sets of gradients occur in a training
-
-
-def with_gradient(params: Sequence[Tensor]) -> list[int]:
-    """Places of the parameters that take part in this step.
-
-    Raises:
-        UserError: a gradient is sparse.
-    """
-    active = []
-    for i, p in enumerate(params):
-        g = p.grad
-        if g is not None and p.numel():
-            if g.layout != torch.strided:
-                raise UserError(
-                    "MetaOptimize cannot use sparse gradients; build the embedding with sparse=False"
-                )
-            active.append(i)
-    return active
 
 
 class Store:
@@ -86,23 +67,6 @@ class Store:
                         pack.state[name] = torch.cat([x, x.new_zeros(num - x.shape[0], x.shape[1])])
                 self._show(pack)
         self._plans.clear()
-
-    def check(self, saved: Mapping[int, Mapping[str, Any]]) -> None:
-        """
-        Raises:
-            UserError: the state in ``saved`` is of parameters of other shapes.
-        """
-        for i, state in saved.items():
-            if i >= len(self.params):
-                continue  # torch's own check of the groups says so
-            shape = self.params[i].shape
-            for name in state.keys() - {"step"}:
-                held = state[name].shape
-                if held[len(held) - len(shape) :] != shape:
-                    raise UserError(
-                        f"this state is of other parameters: parameter {i} has shape {tuple(shape)}, "
-                        f"its {name} has {tuple(held)}"
-                    )
 
     def restore(self, saved: Mapping[int, Mapping[str, Any]]) -> None:
         """State as it was saved, and nothing of before."""

@@ -1,0 +1,243 @@
+"""The base of this package's optimizers: parameters and their names, gradients, added groups,
+saving and loading.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, ClassVar, NoReturn
+
+import torch
+from torch import Tensor
+from torch.utils.hooks import RemovableHandle
+
+from lo_framework.spec import UserError
+
+ByPlace = dict[int, dict[str, Any]]  # the state of parameters, by their places in the whole list
+
+
+def names_of(groups: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The parameters' names in a list of parameter groups; empty where they have none."""
+    return [name for group in groups for name in group.get("param_names", [])]
+
+
+def refuse_complex(params: Collection[Tensor], owner: str) -> None:
+    """Raise UserError if a parameter is complex."""
+    if any(p.is_complex() for p in params):
+        raise UserError(f"{owner} cannot update complex parameters; use torch.view_as_real of them")
+
+
+def refuse_sparse(grad: Tensor, owner: str) -> None:
+    """Raise UserError if a gradient is sparse."""
+    if grad.layout != torch.strided:
+        raise UserError(
+            f"{owner} cannot use sparse gradients; build the embedding with sparse=False"
+        )
+
+
+@contextmanager
+def hooked(*handles: RemovableHandle) -> Iterator[None]:
+    """Keep hooks for the time of a block."""
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+class StateOnly:
+    """Copied and saved through ``state_dict`` alone: what lives in an optimizer is tied to its
+    parameters.
+    """
+
+    def __getstate__(self) -> NoReturn:
+        kind = type(self).__name__
+        raise TypeError(f"{kind} is copied and saved through state_dict() and load_state_dict()")
+
+
+class OptimizerBase(StateOnly, torch.optim.Optimizer):
+    """A ``torch.optim.Optimizer`` whose state may be of another dtype than its parameters, and that
+    saves an ``entry`` of its own beside torch's.
+
+    Subclasses say what is special about them in `_check_group`, `_extend`, `_entry`,
+    `_check_entry`, `_check_saved` and `_restore`.
+
+    Attributes:
+        entry: key of what belongs to no single parameter in ``state_dict()``.
+        takes_loss: whether ``step`` wants the loss, as ``step(loss=loss)``.
+    """
+
+    entry: ClassVar[str]
+    takes_loss: ClassVar[bool] = False
+
+    def __init__(self, params: Any, defaults: dict[str, Any]) -> None:
+        self._is_complete = False  # while groups are added one by one
+        super().__init__(params, defaults)
+        if not self._params:
+            raise UserError(f"{type(self).__name__} needs at least one parameter")
+        self._is_complete = True
+
+    @property
+    def is_guarded(self) -> bool:
+        """Whether the optimizer itself knows what to do when training breaks."""
+        return False
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group as any optimizer does; nothing changes if it is refused."""
+        super().add_param_group(param_group)
+        try:
+            added = self.param_groups[-1]
+            refuse_complex(added["params"], type(self).__name__)
+            self._check_group(added)
+            self._list_params()
+            if self._is_complete:
+                self._extend()
+        except UserError:
+            self.param_groups.pop()
+            self._list_params()
+            raise
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state as of any optimizer, and ``entry``: what belongs to no single parameter.
+        References, not copies.
+        """
+
+        def add(_: torch.optim.Optimizer, result: dict[str, Any]) -> None:
+            result[self.entry] = self._entry()
+
+        # First of all hooks, so that those of the user see the whole.
+        with hooked(self.register_state_dict_post_hook(add, prepend=True)):
+            return super().state_dict()
+
+    @torch.no_grad()
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue where ``state_dict`` was taken. All is checked before anything changes.
+
+        Raises:
+            UserError: the state is of another kind of optimizer, or of other parameters.
+        """
+        own: dict[str, Any] = {}
+        saved: ByPlace = {}
+
+        # After the hooks of the user, which may adapt a state. torch would cast the parameters'
+        # state to their dtype, so it is taken out here and put back at the end.
+        def capture(_: torch.optim.Optimizer, adapted: dict[str, Any]) -> dict[str, Any]:
+            groups = [dict(group) for group in adapted["param_groups"]]
+            own.update(self._check_entry(adapted.get(self.entry), groups))
+            refuse_other_order(self, groups)
+            places = [k for group in groups for k in group["params"]]
+            states = {i: adapted["state"].get(k) for i, k in enumerate(places)}
+            saved.update({i: state for i, state in states.items() if state})
+            self._check_saved(saved)
+            return {**adapted, "param_groups": groups, "state": {}}
+
+        def rebuild(_: torch.optim.Optimizer) -> None:
+            self._restore(own, saved)
+
+        with hooked(
+            self.register_load_state_dict_pre_hook(capture),
+            self.register_load_state_dict_post_hook(rebuild, prepend=True),
+        ):
+            super().load_state_dict(state_dict)
+
+    def _check_group(self, group: dict[str, Any]) -> None:
+        """Check the settings of a new group; may complete them. Raises UserError."""
+
+    def _extend(self) -> None:
+        """Take in the parameters of a group that was added after construction."""
+
+    def _entry(self) -> dict[str, Any]:
+        """The optimizer's own entry of ``state_dict()``."""
+        raise NotImplementedError
+
+    def _check_entry(self, entry: Any, groups: list[dict[str, Any]]) -> dict[str, Any]:
+        """The entry of a saved state, once it is known to fit; ``groups`` (copies) may be adapted.
+        Raises UserError.
+        """
+        if not isinstance(entry, dict) or "kind" not in entry:
+            raise UserError(
+                f"this state is of another optimizer class, not of {type(self).__name__}"
+            )
+        return entry
+
+    def _check_saved(self, saved: ByPlace) -> None:
+        """Check the saved state of parameters. Raises UserError."""
+
+    def _restore(self, entry: dict[str, Any], saved: ByPlace) -> None:
+        """Take over what was saved, and keep nothing of before."""
+        raise NotImplementedError
+
+    def _check_shapes(
+        self, saved: ByPlace, names: Callable[[dict[str, Any]], Collection[str]]
+    ) -> None:
+        """Raise UserError unless the tensors ``names(state)`` are shaped ``[..., *shape]``, as
+        their parameters.
+        """
+        for i, state in saved.items():
+            if i >= len(self._params):
+                continue  # torch's own check of the groups says so
+            shape = self._params[i].shape
+            for name in names(state):
+                held = state[name].shape
+                if held[len(held) - len(shape) :] != shape:
+                    raise UserError(
+                        f"this state is of other parameters: parameter {i} has shape "
+                        f"{tuple(shape)}, its {name} has {tuple(held)}"
+                    )
+
+    def _list_params(self) -> None:
+        """List all parameters, and the group of each."""
+        self._params = [p for group in self.param_groups for p in group["params"]]
+        self._group_of = [g for g, group in enumerate(self.param_groups) for _ in group["params"]]
+
+    def _unique_names(self) -> list[str] | None:
+        """The names of all parameters; None unless each has one of its own."""
+        names = names_of(self.param_groups)
+        return names if len(set(names)) == len(self._params) else None
+
+    @property
+    def _device(self) -> torch.device:
+        """Where the model is now: many training loops move it after they build the optimizer."""
+        return self._params[0].device
+
+    def _active(self) -> tuple[int, ...]:
+        """Places of the parameters that take part in this step: those with a gradient.
+
+        Raises:
+            UserError: a gradient is sparse.
+        """
+        active = []
+        for i, p in enumerate(self._params):
+            if p.grad is not None and p.numel():
+                refuse_sparse(p.grad, type(self).__name__)
+                active.append(i)
+        return tuple(active)
+
+    def _full_precision(self) -> AbstractContextManager[Any]:
+        """Autocast off, for an update: half-precision products are for models."""
+        kind = self._device.type
+        if torch.is_autocast_enabled(kind):
+            return torch.autocast(kind, enabled=False)
+        return nullcontext()
+
+
+def refuse_other_order(
+    optimizer: torch.optim.Optimizer, saved_groups: Sequence[Mapping[str, Any]]
+) -> None:
+    """Raise UserError if saved parameters have the names of these in another order. Names that
+    differ by a prefix ("module.") are the same.
+    """
+    own, saved = _bare(names_of(optimizer.param_groups)), _bare(names_of(saved_groups))
+    if own != saved and sorted(own) == sorted(saved):
+        kind = type(optimizer).__name__
+        raise UserError(
+            f"this state has the same parameters in another order: build {kind} as it was saved"
+        )
+
+
+def _bare(names: list[str]) -> list[str]:
+    """Names without the path that all of them begin with."""
+    while names and len({name.partition(".")[0] for name in names}) == 1 and "." in names[0]:
+        names = [name.partition(".")[2] for name in names]
+    return names
