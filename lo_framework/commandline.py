@@ -35,7 +35,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from lo_framework.namespace import HOME
-from lo_framework.spec import UserError, convert, describe, nearest
+from lo_framework.schema import Mismatch, convert
+from lo_framework.spec import UserError, describe, nearest
 
 _SIGNAL = 128  # shells report a program that a signal ended as 128 + its number
 SIGINT, SIGPIPE = _SIGNAL + 2, _SIGNAL + 13
@@ -131,10 +132,10 @@ class Parser(argparse.ArgumentParser):
         hint = self.hints[name]
         try:
             if typing.get_origin(hint) is tuple and isinstance(value, list):
-                return tuple(convert(each, typing.get_args(hint)[0]) for each in value)
-            return convert(value, hint)
-        except (ValueError, TypeError) as error:
-            raise UserError(f"{self.flags[name]}: {error}, not {value!r:.80}") from None
+                return tuple(convert(each, typing.get_args(hint)[0], text=True) for each in value)
+            return convert(value, hint, text=True)
+        except Mismatch as error:
+            raise UserError(f"{self.flags[name]}: {error.expected}, not {value!r:.80}") from None
 
     def _file(self, path: str) -> dict[str, Any]:
         try:

@@ -9,44 +9,24 @@ writes the shortest spec that builds the same config again.
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import math
-import traceback
-import types
-import typing
-from collections.abc import Iterable, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
+from lo_framework.errors import UserError, describe, first_line, nearest, shown
+from lo_framework.schema import Mismatch, convert, hints, required
+
+__all__ = [
+    "UserError",
+    "build_config",
+    "canonical",
+    "describe",
+    "first_line",
+    "nearest",
+    "parse_spec",
+    "split_specs",
+]
+
 C = TypeVar("C")
-
-_TRUE = frozenset({"1", "true", "yes", "on"})
-_FALSE = frozenset({"0", "false", "no", "off"})
-
-
-class UserError(ValueError):
-    """Bad input by a person: one clear line. The command lines print it and exit with status 2."""
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """``' (did you mean "x"?)'`` for the known word most like `name`, or ``''`` if none is alike."""
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f' (did you mean "{close[0]}"?)' if close else ""
-
-
-def describe(error: BaseException) -> str:
-    """``TypeError: message (file.py, line 3)`` in one line; a person's error by its own words."""
-    if isinstance(error, UserError):
-        return " ".join(str(error).split())
-    frames = traceback.extract_tb(error.__traceback__)
-    place = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
-    return f"{type(error).__name__}: {first_line(error)}{place}"
-
-
-def first_line(error: BaseException) -> str:
-    """What an error says, on one line: other packages' messages may run over many."""
-    text = str(error).strip()
-    return text.splitlines()[0].rstrip(".:") if text else type(error).__name__
 
 
 def parse_spec(text: str) -> tuple[str, dict[str, str]]:
@@ -98,9 +78,8 @@ def split_specs(text: str) -> list[str]:
 def build_config(config_type: type[C], options: Mapping[str, Any], owner: str) -> C:
     """Build the dataclass `config_type` from option strings, converting each by its field's type.
 
-    Field types: int, float, bool, str, Literal of strings, tuple[T, ...] (``"64x64"``; ``"none"``
-    is empty), and each of them ``| None``. Values that are not strings (from a stored config) are
-    checked, not parsed.
+    Field types are those of `lo_framework.schema`; a tuple is written ``"64x64"``, an empty one and
+    a missing value ``"none"``. Values that are not strings are checked, not parsed.
 
     Args:
         options: field name -> text (or an already converted value).
@@ -110,25 +89,22 @@ def build_config(config_type: type[C], options: Mapping[str, Any], owner: str) -
         UserError: an unknown key, a text its field cannot hold, a missing field without default, or
             a ValueError of the config's own ``__post_init__``.
     """
-    hints = typing.get_type_hints(config_type)
+    types = hints(config_type)
     fields = {f.name: f for f in dataclasses.fields(config_type) if f.init}  # type: ignore[arg-type]
     values: dict[str, Any] = {}
     for key, raw in options.items():
         if key not in fields:
             known = ", ".join(fields) or "none"
             raise UserError(
-                f'{owner}: unknown option "{key}"{nearest(key, fields)}; known: {known}'
+                f"{owner}: unknown option {shown(key)}{nearest(key, fields)}; known: {known}"
             )
         try:
-            values[key] = convert(raw, hints[key])
-        except ValueError as error:
-            raise UserError(f'{owner}: option {key}="{raw}": {error}') from None
+            values[key] = convert(raw, types[key], text=True)
+        except Mismatch as error:
+            problem = error.expected if error.value == raw else error.problem
+            raise UserError(f"{owner}: option {key}={shown(raw)}: {problem}") from None
     for key, field in fields.items():
-        optional = (
-            field.default is not dataclasses.MISSING
-            or field.default_factory is not dataclasses.MISSING
-        )
-        if key not in values and not optional:
+        if key not in values and required(field):
             raise UserError(f'{owner}: option "{key}" is required')
     try:
         return config_type(**values)
@@ -161,52 +137,3 @@ def _text(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:g}" if float(f"{value:g}") == value else repr(value)
     return "none" if value is None else str(value)
-
-
-def convert(raw: Any, hint: Any) -> Any:
-    """`raw` as the type `hint`; raises ValueError with the words that end the error line."""
-    origin = typing.get_origin(hint)
-    if origin in (typing.Union, types.UnionType):
-        inner = [arg for arg in typing.get_args(hint) if arg is not type(None)]
-        if raw is None or raw == "none":
-            return None
-        return convert(raw, inner[0])
-    if origin is typing.Literal:
-        choices = typing.get_args(hint)
-        if raw not in choices:
-            raise ValueError(
-                f"expected one of {', '.join(map(str, choices))}{nearest(str(raw), map(str, choices))}"
-            )
-        return raw
-    if origin is tuple:
-        item = typing.get_args(hint)[0]
-        if isinstance(raw, str):
-            return () if raw == "none" else tuple(convert(part, item) for part in raw.split("x"))
-        return tuple(convert(part, item) for part in raw)
-    return _scalar(raw, hint)
-
-
-def _scalar(raw: Any, hint: Any) -> Any:
-    if hint is bool:
-        word = str(raw).lower()
-        if word not in _TRUE | _FALSE:
-            raise ValueError("expected 1 or 0 (true/false, yes/no, on/off)")
-        return word in _TRUE
-    if hint is int:
-        if isinstance(raw, bool) or (not isinstance(raw, str) and raw != int(raw)):
-            raise ValueError("expected a whole number")
-        try:
-            return int(raw)
-        except ValueError:
-            raise ValueError("expected a whole number") from None
-    if hint is float:
-        try:
-            value = float(raw)
-        except (TypeError, ValueError):
-            raise ValueError("expected a number") from None
-        if math.isnan(value):
-            raise ValueError("expected a number, not nan")
-        return value
-    if hint is str:
-        return str(raw)
-    raise TypeError(f"build_config cannot fill a field of type {hint}")

@@ -36,7 +36,7 @@ def test_a_plus_sign_of_a_number_is_no_joint() -> None:
         ("", "is not a spec"),
         ("sam:rho=1+", 'option rho="1+": expected a number'),
         ("sam:rho=0", "sam: rho must be positive and finite, not 0"),
-        ("sam:rho=inf", "sam: rho must be positive and finite, not inf"),
+        ("sam:rho=inf", 'sam: option rho="inf": expected a finite number, not inf'),
         ("asam:eta=-1", "asam: eta must be finite and not negative, not -1"),
         ("asam:rho=-1", "asam: rho must be positive and finite, not -1"),
         ("gsam:alpha=-0.1", "gsam: alpha must be finite and not negative, not -0.1"),

@@ -1,0 +1,54 @@
+"""What a person is told when something that they gave is wrong: one short, printable line."""
+
+from __future__ import annotations
+
+import difflib
+import reprlib
+import traceback
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+LONGEST_NAME = 80
+
+
+class UserError(ValueError):
+    """Bad input by a person: one clear line. The command lines print it and exit with status 2."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """``' (did you mean "x"?)'`` for the known word most like `name`; ``''`` when none is alike."""
+    if len(name) > LONGEST_NAME:  # the comparison takes the product of both lengths
+        return ""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f' (did you mean "{close[0]}"?)' if close else ""
+
+
+def describe(error: BaseException) -> str:
+    """``TypeError: message (file.py, line 3)`` in one line; a person's error by its own words."""
+    if isinstance(error, UserError):
+        return " ".join(str(error).split())
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
+    return f"{type(error).__name__}: {first_line(error)}{place}"
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error: other packages' messages may run over many."""
+    text = str(error).strip()
+    return text.splitlines()[0].rstrip(".:") if text else type(error).__name__
+
+
+_repr = reprlib.Repr()
+_repr.maxlevel, _repr.maxlist, _repr.maxtuple, _repr.maxdict, _repr.maxother = 2, 4, 4, 3, 60
+
+
+def shown(value: Any) -> str:
+    """A short quote of `value` for an error line: no control characters, never long."""
+    if isinstance(value, str):
+        text = value if len(value) <= LONGEST_NAME else value[: LONGEST_NAME - 3] + "..."
+        return '"' + "".join(c if c.isprintable() else repr(c)[1:-1] for c in text) + '"'
+    try:
+        return _repr.repr(value)
+    except ValueError:  # Python refuses to write a whole number of thousands of digits
+        return "a number of thousands of digits"

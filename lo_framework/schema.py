@@ -1,0 +1,324 @@
+"""One checker for everything that comes from outside: parsed JSON, and the texts of options.
+
+Types of dataclass fields are the schema. `check_json` turns parsed JSON into the value that a type
+describes, or raises one UserError that names the place: "at arms[0].task: expected text, not 0".
+It knows bool, int, float (finite), str, None, Any, Literal, unions, list, tuple, dict[str, X],
+dataclasses inside each other, and ``Annotated`` with a `Range` of numbers or with `Via`.
+
+`check_ranges` holds a config that is made in Python to the same types and ranges.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import math
+import types
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, TypeVar
+
+from lo_framework.errors import UserError, nearest, shown
+
+T = TypeVar("T")
+
+MAX_DEPTH = 32  # of what a schema leaves open (Any)
+_TRUE = frozenset({"1", "true", "yes", "on"})
+_FALSE = frozenset({"0", "false", "no", "off"})
+
+
+_NOTHING = object()
+
+
+class Mismatch(ValueError):
+    """What was expected of ``value``, which does not fit; ``place`` is where it was found."""
+
+    def __init__(self, expected: str, value: Any = _NOTHING, place: str = "") -> None:
+        super().__init__(expected)
+        self.expected, self.value, self.place = expected, value, place
+
+    @property
+    def problem(self) -> str:
+        return self.expected + ("" if self.value is _NOTHING else f", not {shown(self.value)}")
+
+    def __str__(self) -> str:
+        place = self.place.lstrip(".")
+        return f"at {shown(place)[1:-1]}: {self.problem}" if place else self.problem
+
+    def inside(self, part: str) -> Mismatch:
+        """The same error as seen from around the value, of which it is the ``part``."""
+        return Mismatch(self.expected, self.value, part + self.place)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Range:
+    """The numbers from ``low`` to ``high``; without that bound itself where it is ``open``."""
+
+    low: float = -math.inf
+    high: float = math.inf
+    open_low: bool = False
+    open_high: bool = False
+    nan: bool = False
+
+    def holds(self, number: float) -> bool:
+        if number != number:
+            return self.nan
+        above = number > self.low if self.open_low else number >= self.low
+        return above and (number < self.high if self.open_high else number <= self.high)
+
+    def __str__(self) -> str:
+        low = f"{'above' if self.open_low else 'at least'} {self.low:.10g}"
+        high = f"{'below' if self.open_high else 'at most'} {self.high:.10g}"
+        bounds = ((self.low, -math.inf, low), (self.high, math.inf, high))
+        return " and ".join(text for bound, none, text in bounds if bound != none) or "a number"
+
+
+@dataclass(frozen=True)
+class Via:
+    """A field that is read as ``hint`` and then built by ``build``, which may raise ValueError."""
+
+    hint: Any
+    build: Callable[[Any], Any]
+
+
+# Sizes that decide how much memory is taken have an upper bound far above what anyone trains.
+Width = Annotated[int, Range(low=1, high=1 << 16)]
+Layers = Annotated[int, Range(low=1, high=256)]
+Seed = Annotated[int, Range(low=-(2**62), high=2**62)]
+Positive = Annotated[float, Range(low=0, high=1e12, open_low=True)]
+NotNegative = Annotated[float, Range(low=0, high=1e12)]
+Share = Annotated[float, Range(low=0, high=1, open_low=True, open_high=True)]
+AnyNumber = Annotated[float, Range(nan=True)]  # infinities and NaN as well
+
+
+def check_json(value: Any, hint: Any, owner: str) -> Any:
+    """The parsed JSON `value` as the type `hint` (a dataclass, or any other type that fields have).
+
+    Args:
+        owner: what the value is or where it comes from; it begins the error line.
+
+    Raises:
+        UserError: a value that does not fit; the line names its place.
+    """
+    try:
+        return convert(value, hint)
+    except ValueError as error:
+        raise UserError(f"{owner}: {error}") from None
+
+
+def read_json(text: str | bytes, hint: Any, owner: str) -> Any:
+    """`check_json` of a text; raises UserError also for what is no JSON."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        # A number of many digits and a deep nest are refused by the parser itself.
+        reason = error.msg if isinstance(error, json.JSONDecodeError) else type(error).__name__
+        raise UserError(f"{owner}: expected JSON, and it cannot be parsed ({reason})") from None
+    return check_json(value, hint, owner)
+
+
+def check_ranges(config: Any) -> None:
+    """For ``__post_init__``: every field of the dataclass `config` fits its type and its range.
+
+    Raises:
+        ValueError: naming the first field that does not.
+    """
+    for field in dataclasses.fields(config):
+        value, hint = getattr(config, field.name), hints(type(config))[field.name]
+        try:
+            convert(value, hint)
+        except Mismatch as error:
+            problem = error.problem.replace("expected", "must be", 1)
+            raise ValueError(f"{field.name}{error.place} {problem}") from None
+
+
+def hints(cls: Any) -> dict[str, Any]:
+    """Types of a dataclass's fields, with what `Annotated` says of them."""
+    return _hints(cls)
+
+
+@functools.cache
+def _hints(cls: Any) -> dict[str, Any]:
+    return typing.get_type_hints(cls, include_extras=True)
+
+
+def convert(value: Any, hint: Any, *, text: bool = False) -> Any:
+    """`value` as the type `hint`; with ``text``, strings are parsed by that type (``"64x64"``).
+
+    Raises:
+        Mismatch: with the words that end the error line.
+    """
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        return _annotated(value, args[0], args[1:], text)
+    if hint is Any or hint is object:
+        return _shallow(value)
+    if hint is None or hint is type(None):
+        if value is None or (text and value == "none"):
+            return None
+        raise Mismatch("expected nothing (null)", value)
+    if origin in (typing.Union, types.UnionType):
+        return _union(value, args, text)
+    if origin is typing.Literal:
+        return _literal(value, args)
+    if dataclasses.is_dataclass(hint):
+        return value if isinstance(value, hint) else _dataclass(value, hint, text)  # type: ignore[arg-type]
+    if (origin or hint) is dict:
+        return _dict(value, (args or (str, Any))[1], text)
+    if (origin or hint) in (list, tuple):
+        return _sequence(value, origin or hint, args or (Any,), text)
+    return _scalar(value, hint, text)
+
+
+def _annotated(value: Any, inner: Any, extras: tuple[Any, ...], text: bool) -> Any:
+    for extra in extras:
+        if isinstance(extra, Via):
+            try:
+                return extra.build(convert(value, extra.hint, text=text))
+            except Mismatch:
+                raise
+            except (ValueError, OverflowError) as error:
+                raise Mismatch(str(error)) from None
+        if isinstance(extra, Range):
+            found = _number(value, text) if inner is float else convert(value, inner, text=text)
+            if not extra.holds(found):
+                raise Mismatch(f"expected {extra}", value)
+            return found
+    return convert(value, inner, text=text)
+
+
+def _union(value: Any, members: tuple[Any, ...], text: bool) -> Any:
+    errors = []
+    # None first: the text "none" would pass for a str.
+    for member in sorted(members, key=lambda m: m is not type(None)):
+        try:
+            return convert(value, member, text=text)
+        except Mismatch as error:
+            if member is not type(None):
+                errors.append(error)
+    deepest = max(errors, key=lambda error: len(error.place))
+    if deepest.place or len(errors) == 1:
+        raise deepest
+    expected = " or ".join(error.expected for error in errors)
+    raise Mismatch(expected.replace(" or expected", " or"), value)
+
+
+def _literal(value: Any, choices: tuple[Any, ...]) -> Any:
+    for choice in choices:
+        if value == choice and type(value) is type(choice):
+            return choice
+    known = [str(choice) for choice in choices]
+    near = nearest(value, known) if isinstance(value, str) else ""
+    raise Mismatch(f"expected one of {', '.join(known)}{near}", value)
+
+
+def _dataclass(value: Any, cls: type, text: bool) -> Any:
+    if not isinstance(value, Mapping):
+        raise Mismatch("expected an object with named fields", value)
+    fields = {f.name: f for f in dataclasses.fields(cls) if f.init}
+    for key in value:
+        if key not in fields:
+            near = nearest(key, fields) if isinstance(key, str) else ""
+            raise Mismatch(
+                f"unknown field {shown(key)}{near}; known: {', '.join(fields) or 'none'}"
+            )
+    made = {key: _part(value[key], hints(cls)[key], f".{key}", text) for key in value}
+    for key, field in fields.items():
+        if key not in made and required(field):
+            raise Mismatch(f'the field "{key}" is missing')
+    try:
+        return cls(**made)
+    except ValueError as error:
+        raise Mismatch(str(error)) from None
+
+
+def required(field: dataclasses.Field[Any]) -> bool:
+    """Whether a field of a dataclass has no default."""
+    return field.default is field.default_factory is dataclasses.MISSING
+
+
+def _dict(value: Any, hint: Any, text: bool) -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        raise Mismatch("expected an object", value)
+    for key in value:
+        if not isinstance(key, str):
+            raise Mismatch("expected text as a key", key)
+    return {key: _part(x, hint, f"[{shown(key)}]", text) for key, x in value.items()}
+
+
+def _sequence(value: Any, kind: type, args: tuple[Any, ...], text: bool) -> Any:
+    if text and isinstance(value, str):
+        value = [] if value == "none" else value.split("x")
+    if not isinstance(value, (list, tuple)):
+        raise Mismatch("expected a list", value)
+    if kind is tuple and len(args) > 1 and args[-1] is not Ellipsis:
+        if len(value) != len(args):
+            raise Mismatch(f"expected a list of {len(args)} entries, not of {len(value)}")
+        each = args
+    else:
+        each = (args[0],) * len(value)
+    return kind(_part(x, hint, f"[{i}]", text) for i, (x, hint) in enumerate(zip(value, each)))
+
+
+def _part(value: Any, hint: Any, part: str, text: bool) -> Any:
+    try:
+        return convert(value, hint, text=text)
+    except Mismatch as error:
+        raise error.inside(part) from None
+
+
+def _scalar(value: Any, hint: Any, text: bool) -> Any:
+    parsed = text and isinstance(value, str)
+    if hint is bool:
+        if isinstance(value, bool):
+            return value
+        if parsed and value.lower() in _TRUE | _FALSE:
+            return value.lower() in _TRUE
+        wanted = "1 or 0 (true/false, yes/no, on/off)" if text else "true or false"
+        raise Mismatch(f"expected {wanted}", value)
+    if hint is int:
+        if isinstance(value, int) and not isinstance(value, bool):
+            return value
+        try:
+            if parsed:
+                return int(value)
+        except ValueError:
+            pass
+        raise Mismatch("expected a whole number", value)
+    if hint is float:
+        number = _number(value, text)
+        if not math.isfinite(number):
+            raise Mismatch("expected a finite number", number)
+        return number
+    if hint is str:
+        if isinstance(value, str):
+            return value
+        raise Mismatch("expected text", value)
+    raise TypeError(f"no schema for the type {hint}")
+
+
+def _number(value: Any, text: bool) -> float:
+    if isinstance(value, (int, float) if not text else (int, float, str)) and value is not True:
+        try:
+            if value is not False:
+                return float(value)
+        except (ValueError, OverflowError):
+            pass
+    raise Mismatch("expected a number", value)
+
+
+def _shallow(value: Any) -> Any:
+    """`value`, if its lists and objects are nested at most `MAX_DEPTH` deep."""
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        parts = [x.values() if isinstance(x, Mapping) else x for x in level if _holds_parts(x)]
+        level = [inner for part in parts for inner in part]
+        if not level:
+            return value
+    raise Mismatch(f"expected at most {MAX_DEPTH} lists and objects inside each other")
+
+
+def _holds_parts(value: Any) -> bool:
+    return isinstance(value, (Mapping, list, tuple))
