@@ -62,7 +62,7 @@ class Baseline(LearnedOptimizer):
         )  # no channels: stats is empty and stays so
 
     def shared(self, lr: Tensor, step: Tensor) -> Tensor:
-        """The values ``[D]`` that `apply` needs at update number ``step`` (from 1)."""
+        """The values ``[D]`` that `update` needs at update number ``step`` (from 1)."""
         raise NotImplementedError
 
 
@@ -109,7 +109,7 @@ class AdamW(Baseline):
             )
         )
 
-    def apply(  # type: ignore[override]
+    def update(
         self, channels: Tensor, shared: Tensor, params: Tensor, grads: Tensor, state: State
     ) -> tuple[Tensor, State]:
         c = adamw_rule.unstack(shared)
@@ -147,7 +147,7 @@ class SGDM(Baseline):
     def shared(self, lr: Tensor, step: Tensor) -> Tensor:
         return lr[None]
 
-    def apply(  # type: ignore[override]
+    def update(
         self, channels: Tensor, shared: Tensor, params: Tensor, grads: Tensor, state: State
     ) -> tuple[Tensor, State]:
         momentum = self.config.momentum * state["momentum"] + (

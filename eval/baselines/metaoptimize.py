@@ -115,7 +115,7 @@ class MetaOptimizeBaseline(Baseline):
             {"step": step, **{f"meta_{name}": x for name, x in reduced.items()}},
         )
 
-    def apply(  # type: ignore[override]
+    def update(
         self, channels: Tensor, shared: Tensor, params: Tensor, grads: Tensor, state: State
     ) -> tuple[Tensor, State]:
         c, own = self.config, {name: state[name] for name in self.base.state}

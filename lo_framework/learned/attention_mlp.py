@@ -88,7 +88,7 @@ class AttentionMLP(Attention):
         # [decays].
         return channels, 1.0 / (1.0 - self.decays ** reduced["step"]), reduced
 
-    def apply(  # type: ignore[override]
+    def update(
         self, channels: Tensor, shared: Tensor, params: Tensor, grads: Tensor, state: State
     ) -> tuple[Tensor, State]:
         c = adamw_rule.unstack(channels)

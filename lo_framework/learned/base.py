@@ -7,7 +7,7 @@ The rule is cut in three so that one piece of code serves four hosts (the vmappe
   reduction there is;
 * ``condition``: everything that looks across tensors or at time (attention lives here), on ``[F,
   S]`` numbers;
-* ``apply``: the per-parameter rule, on any chunk of parameters.
+* ``update``: the per-parameter rule, on any chunk of parameters.
 
 Shapes: N parameters of the arena, n of a chunk, S tensors, F statistics, C conditioning channels
 per tensor.
@@ -73,7 +73,7 @@ class LearnedOptimizer(nn.Module):
         """
         raise NotImplementedError
 
-    def apply(  # type: ignore[override]
+    def update(
         self, channels: Tensor, shared: Tensor, params: Tensor, grads: Tensor, state: State
     ) -> tuple[Tensor, State]:
         """One chunk: channels ``[C, n]`` (or ``[C, 1]``), params and grads ``[n]``, per-parameter
@@ -94,7 +94,7 @@ class LearnedOptimizer(nn.Module):
         state = self.prepare(layout, grads, state)
         stats = self.stats(layout, params, grads, state)
         channels, shared, reduced = self.condition(layout, stats, state, loss, progress)
-        params, chunk_state = self.apply(layout.expand(channels), shared, params, grads, state)
+        params, chunk_state = self.update(layout.expand(channels), shared, params, grads, state)
         return params, {**reduced, **chunk_state}
 
     def explicit(self, theta: Theta) -> Regularizer | None:

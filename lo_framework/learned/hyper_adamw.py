@@ -162,7 +162,7 @@ class HyperAdamW(LearnedOptimizer):
         reduced = {"step": state["step"] + 1, "log_power": log_power}
         return torch.cat([adamw_rule.stack(c), extra]), progress[None], reduced
 
-    def apply(  # type: ignore[override]
+    def update(
         self, channels: Tensor, shared: Tensor, params: Tensor, grads: Tensor, state: State
     ) -> tuple[Tensor, State]:
         c = adamw_rule.unstack(channels)

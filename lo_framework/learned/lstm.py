@@ -84,7 +84,7 @@ class LSTM(LearnedOptimizer):
     ) -> tuple[Tensor, Tensor, State]:
         return stats, progress[None], {"step": state["step"] + 1}
 
-    def apply(  # type: ignore[override]
+    def update(
         self, channels: Tensor, shared: Tensor, params: Tensor, grads: Tensor, state: State
     ) -> tuple[Tensor, State]:
         x, hs, cs = log_and_sign(grads), [], []

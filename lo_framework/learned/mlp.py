@@ -95,13 +95,13 @@ class MLP(LearnedOptimizer):
         bias = self.first_bias + self.first_time @ time_embedding(state["step"])
         return second_moment_scale(stats), bias, {"step": state["step"] + 1}
 
-    def apply(  # type: ignore[override]
+    def update(
         self, channels: Tensor, shared: Tensor, params: Tensor, grads: Tensor, state: State
     ) -> tuple[Tensor, State]:
         raw, new = self.advance(params, grads, state)
-        return params - self.update(raw * channels, shared), new
+        return params - self.network_step(raw * channels, shared), new
 
-    def update(self, x: Tensor, bias: Tensor) -> Tensor:
+    def network_step(self, x: Tensor, bias: Tensor) -> Tensor:
         """What the network makes of normalised features ``[F, n]``: the step to subtract, ``[n]``."""
         weights = Weights(
             self.first, bias[:, None], self.second, self.second_bias, self.last, self.last_bias
@@ -119,14 +119,14 @@ class MLP(LearnedOptimizer):
         progress: Tensor,
     ) -> tuple[Tensor, State]:
         """The three phases with the features computed once, not in ``measure`` and again in
-        ``apply``.
+        ``update``.
         """
         state = self.prepare(layout, grads, state)
         raw, new = self.advance(params, grads, state)
         channels, bias, reduced = self.condition(
             layout, layout.mean(raw * raw), state, loss, progress
         )
-        return params - self.update(raw * layout.expand(channels), bias), {**reduced, **new}
+        return params - self.network_step(raw * layout.expand(channels), bias), {**reduced, **new}
 
 
 class WideMLP(MLP):

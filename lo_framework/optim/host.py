@@ -1,7 +1,7 @@
 """The host of an update rule inside a face: one update of many tensors, in cache-sized chunks,
 written in place.
 
-    measure every chunk  ->  means over tensors  ->  condition over all tensors  ->  apply to every chunk
+    measure every chunk  ->  means over tensors  ->  condition over all tensors  ->  update every chunk
 
 It equals ``LearnedOptimizer.forward`` on the whole arena, with memory for one chunk at a time
 beside the state itself. On an accelerator nothing waits for the device: Python looks at no number.
@@ -206,7 +206,7 @@ class Host:
         squares: list[Tensor] | None,
     ) -> None:
         """Update one run by the rule itself; ``channels [C, tensors of the run]``, ``shared [D]``."""
-        apply = self.on(work.run.pack.device).apply
+        apply = self.on(work.run.pack.device).update
         if not work.single:
             channels = work.run.layout.expand(channels)
         for params, grads, state, part in self._chunks(work):

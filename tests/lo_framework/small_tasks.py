@@ -155,7 +155,7 @@ class PlainSGD(LearnedOptimizer):
         assert factor is not None
         return stats, factor[None], {"step": state["step"] + 1}
 
-    def apply(  # type: ignore[override]
+    def update(
         self, channels: Tensor, shared: Tensor, params: Tensor, grads: Tensor, state: State
     ) -> tuple[Tensor, State]:
         return params - shared[0] * self.log_lr.exp() * grads, {}

@@ -46,7 +46,7 @@ class Slope(LearnedOptimizer):
     ) -> tuple[Tensor, Tensor, State]:
         return stats, self.head(progress[None]), {"step": state["step"] + 1}
 
-    def apply(  # type: ignore[override]
+    def update(
         self, channels: Tensor, shared: Tensor, params: Tensor, grads: Tensor, state: State
     ) -> tuple[Tensor, State]:
         return params - self.config.lr * torch.exp(shared[0]) * grads, {}

@@ -120,7 +120,7 @@ def test_chunked_apply_equals_the_whole(name):
         for chunk in (slice(0, 7), slice(7, LAYOUT.size)):
             chunk_state = {key: state[key][chunk] for key in optimizer.per_param}
             parts.append(
-                optimizer.apply(
+                optimizer.update(
                     channels[:, :1], shared, start[chunk], grads[3][chunk], chunk_state
                 )[0]
             )
