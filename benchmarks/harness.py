@@ -7,10 +7,8 @@ so that both sides saw the same neighbours.
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
-import platform
 import shlex
 import statistics
 import sys
@@ -22,7 +20,10 @@ from typing import Any
 
 import torch
 
-PACKAGES = ("torch", "numpy", "higher", "torchopt", "optree")
+from lo_framework.eval.running.provenance import provenance, version
+
+
+PEERS = ("higher", "torchopt", "optree")
 
 
 @dataclass
@@ -72,39 +73,16 @@ def synchronize(device: str) -> None:
 
 
 def environment(module: str, device: str = "cpu") -> dict[str, Any]:
-    """Command, versions and machine."""
-    return {
-        "command": shlex.join(["python", "-m", module, *sys.argv[1:]]),
-        "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "versions": {"python": platform.python_version()}
-        | {n: v for n in PACKAGES if (v := version(n))},
-        "machine": {
-            "processor": processor(),
-            "cores": os.cpu_count(),
-            "system": platform.platform(),
-            "device": torch.cuda.get_device_name() if device.startswith("cuda") else "cpu",
-            "threads": torch.get_num_threads(),
-            "load_average": list(os.getloadavg()),
-        },
+    """Command, versions, machine, and how busy it is."""
+    gpu = device.startswith("cuda")
+    command = ["python", "-m", module, *sys.argv[1:]]
+    origin = provenance(command) | {"command": shlex.join(command)}
+    origin["versions"] |= {name: version(name) for name in PEERS}
+    return origin | {
+        "device": torch.cuda.get_device_name() if gpu else "cpu",
+        "threads": torch.get_num_threads(),
+        "load_average": os.getloadavg(),
     }
-
-
-def version(package: str) -> str:
-    """'' if it is not installed."""
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return ""
-
-
-def processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next(
-        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), ""
-    )
 
 
 def print_table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:

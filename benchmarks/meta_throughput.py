@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import copy
 import math
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -299,7 +300,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         content["curve_parameters"] = curve(
             args, kept, [(4, h) for h in wide[:: 2 if args.quick else 1]], "parameters"
         )
-    content["load_average_after"] = harness.environment("", args.device)["machine"]["load_average"]
+    content["load_average_after"] = os.getloadavg()
     name = "meta_throughput" + ("_cuda" if gpu else "") + ("_quick" if args.quick else "")
     harness.save(args.out / f"{name}.json", content)
     if not args.no_curves:

@@ -43,7 +43,8 @@ def origin(*paths: str) -> str:
             if not isinstance(command, str):
                 first, *rest = command
                 command = f"{first} {shlex.join(rest)}"
-            machine = source.get("machine", source).get("processor") or source["platform"]
+            place = source.get("machine", source)
+            machine = place.get("processor") or place["platform"]
             day = (source.get("date") or source["time"])[:10]
             notes[f"{day}, torch {source['versions']['torch']}, {machine}"] = None
         else:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-import lo_framework
+from lo_framework import namespace
 from lo_framework.eval.running.provenance import provenance
 from lo_framework.eval.running.store import digest
 from lo_framework.plugin import GROUP
@@ -35,19 +35,21 @@ def plan_of(tasks: Sequence[Task], device: str, plugins: Sequence[str]) -> dict[
         data[task.name] = digest(
             *(x.detach().cpu().contiguous().numpy().tobytes() for x in tensors)
         )
+    origin = provenance()
     entries = [entry.module for entry in importlib.metadata.entry_points(group=GROUP)]
     return {
         "device": str(torch.device(device)),
         "plugin": {name: _code(plugin_files(name)) for name in [*plugins, *entries]},
         "data of": data,
-        "versions": provenance()["versions"],
+        "versions": origin["versions"],
+        "processor": origin["processor"],
         "code": _code(code_files()),
     }
 
 
 def code_files() -> dict[str, Path]:
     """All files that can change a cell, by their place in the package; a new one is among them."""
-    home = Path(lo_framework.__file__).parent
+    home = Path(namespace.__file__).parent
     # The checkout's rooms are links, which a search from `home` would not follow.
     folders = [folder for folder in home.iterdir() if folder.is_dir()]
     paths = [*home.glob("*.py"), *(path for folder in folders for path in folder.rglob("*.py"))]

@@ -1,4 +1,4 @@
-"""Where a result comes from: versions, the command, the commit, the machine's shape, the time."""
+"""Where a result comes from: versions, the command, the commit, the machine, the time."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+import torch
+
 PACKAGES = ("lo-framework", "torch", "numpy", "scikit-learn")
 
 
@@ -20,12 +22,26 @@ def provenance(command: Sequence[str] = ()) -> dict[str, Any]:
         "command": list(command),
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "versions": {
-            "python": platform.python_version(),
-            **{name: _version(name) for name in PACKAGES},
+            "python": platform.pythonversion(),
+            **{name: version(name) for name in PACKAGES},
         },
         "platform": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs",
+        "processor": processor(),
         "commit": commit(),
     }
+
+
+def processor() -> str:
+    """The processor's model and its capability as torch sees it, which decides the bits of a run:
+    torch chooses its kernels by the latter.
+    """
+    try:
+        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+    except OSError:  # not Linux
+        lines = []
+    models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    model = next(models, platform.processor() or platform.machine())
+    return f"{model}, {torch.backends.cpu.get_cpu_capability()}"
 
 
 def commit() -> str | None:
@@ -42,7 +58,8 @@ def commit() -> str | None:
     )
 
 
-def _version(name: str) -> str | None:
+def version(name: str) -> str | None:
+    """The installed version of a package, or None where it is not."""
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
