@@ -22,7 +22,6 @@ import torch
 
 from lo_framework.eval.running.provenance import provenance, version
 
-
 PEERS = ("higher", "torchopt", "optree")
 
 

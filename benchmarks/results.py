@@ -34,7 +34,8 @@ def read(path: str) -> Any:
 
 def origin(*paths: str) -> str:
     """The commands that made the files, as a block of code, with their versions and machines."""
-    commands, notes = [], {}
+    commands: list[str] = []
+    notes: dict[str, None] = {}
     for path in paths:
         if path.endswith(".json"):
             content = read(path)

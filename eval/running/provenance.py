@@ -22,7 +22,7 @@ def provenance(command: Sequence[str] = ()) -> dict[str, Any]:
         "command": list(command),
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "versions": {
-            "python": platform.pythonversion(),
+            "python": platform.python_version(),
             **{name: version(name) for name in PACKAGES},
         },
         "platform": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs",
