@@ -1,10 +1,8 @@
 """Learning curves as PNG: one panel per task, a line and a 95% band per optimizer, diverged runs as
 crosses.
 
-    draw_curves([Panel(title="mlp/digits", curves=[Curve(label="adamw", steps=steps, values=losses)])], "curves.png")
-
-Only matplotlib's object interface is used (Figure and the Agg canvas), imported when first needed:
-no pyplot state, no display.
+    curves = [Curve(label="adamw", steps=steps, values=losses)]
+    picture = png(draw_curves([Panel(title="mlp/digits", curves=curves)]), 150)
 """
 
 from __future__ import annotations
@@ -13,12 +11,13 @@ import math
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from lo_framework.eval.report.drawing import canvas, label, legend, line_handle, open_frame
+from lo_framework.eval.report.drawing import readable_ticks
 from lo_framework.eval.report.palette import Look, looks
 from lo_framework.eval.statistics import Array, expanded_percentile, iqm, median
 
@@ -27,9 +26,8 @@ if TYPE_CHECKING:
 
 CENTRES = {"iqm": (iqm, "IQM"), "median": (median, "median")}
 RESAMPLES = 500  # enough for a band one looks at; numbers in tables take more
-HEADROOM = (
-    1.6  # the axis ends this factor above the highest start: what explodes leaves through the top
-)
+# the axis ends this factor above the highest start: what explodes leaves through the top
+HEADROOM = 1.6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +51,6 @@ class Panel:
 
 def draw_curves(
     panels: Sequence[Panel],
-    path: str | Path | None = None,
     *,
     title: str = "",
     ylabel: str = "training loss",
@@ -64,7 +61,7 @@ def draw_curves(
     columns: int | None = None,
     seed: int = 0,
 ) -> Figure:
-    """Draw the panels in a grid under one legend, and save them as PNG if ``path`` is given.
+    """Draw the panels in a grid under one legend.
 
     The line is the centre over all seeds, diverged ones counted as infinitely bad, so it ends where
     too many diverged; the band is the bootstrap interval of that centre. The legend counts diverged
@@ -76,40 +73,32 @@ def draw_curves(
     Raises:
         ValueError: no panels, a panel without curves, or values that are not ``[seeds, points]``.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     if not panels or not all(panel.curves for panel in panels):
         raise ValueError("nothing to draw: no panels, or a panel without curves")
     columns = columns or (2 if len(panels) in (2, 4) else min(3, len(panels)))
     rows = math.ceil(len(panels) / columns)
-    figure = Figure(figsize=(max(5.6, 4.0 * columns), 3.2 * rows + 1.0), layout="constrained")
-    FigureCanvasAgg(figure)
+    size = (max(5.6, 4.0 * columns), 3.2 * rows + 1.0)
+    figure, grid = canvas(rows, columns, size, len(panels))
     look = looks(curve.label for panel in panels for curve in panel.curves)
-    counts = {label: [0, 0] for label in look}  # diverged, runs
     everything: list[_Drawn] = []
-    grid = figure.subplots(rows, columns, squeeze=False)
-    for i, axes in enumerate(grid.flat):
-        if i >= len(panels):
-            axes.remove()
-            continue
-        drawn = [_Drawn.of(curve, centre, level, smooth, seed) for curve in panels[i].curves]
-        _draw_panel(axes, panels[i].title, drawn, look, log)
+    for i, (axes, panel) in enumerate(zip(grid, panels, strict=True)):
+        drawn = [_Drawn.of(curve, centre, level, smooth, seed) for curve in panel.curves]
+        _draw_panel(axes, panel.title, drawn, look, log)
         everything += drawn
-        for one in drawn:
-            counts[one.label][0] += len(one.ends)
-            counts[one.label][1] += one.seeds
         if i % columns == 0:
             axes.set_ylabel(ylabel)
         if i + columns >= len(panels):
             axes.set_xlabel("step")
-    notes = _notes(everything, CENTRES[centre][1], level, smooth)
-    _legend(figure, look, counts, notes)
+    notes = "; ".join(_notes(everything, CENTRES[centre][1], level, smooth))
+    words = legend(
+        figure,
+        [_handle(name, own, [x for x in everything if x.label == name]) for name, own in look.items()],
+        title=textwrap.fill(notes, int(16 * figure.get_figwidth())),
+        title_fontproperties={"size": 8},
+    )
+    words.get_title().set(color="0.35", multialignment="center")
     if title:
         figure.suptitle(title, fontsize=13)
-    if path is not None:
-        # No software version in the file: the same data give the same bytes.
-        figure.savefig(path, format="png", dpi=150, metadata={"Software": None})
     return figure
 
 
@@ -182,7 +171,7 @@ def _draw_panel(
     axes.set_ylim(bottom, top)  # before the scale: a log axis without positive data complains
     if log:
         axes.set_yscale("log")
-        _readable_log_ticks(axes, bottom, top)
+        readable_ticks(axes.yaxis, bottom, top)
     for one in drawn:
         colour, dashes = look[one.label]
         shown = np.isfinite(one.line) & np.isfinite(one.low)
@@ -201,9 +190,7 @@ def _draw_panel(
             axes.scatter(
                 x, y, marker="x", s=36, color=colour, linewidth=1.6, zorder=4, clip_on=False
             )
-    axes.set_title(title, fontsize=11)
-    axes.grid(True, which="major", color="0.88", linewidth=0.8, zorder=0)
-    axes.spines[["top", "right"]].set_visible(False)
+    open_frame(axes, label(title))
     axes.margins(x=0.02)
 
 
@@ -223,23 +210,6 @@ def _limits(drawn: list[_Drawn], log: bool) -> tuple[float, float]:
     return bottom - margin, top + margin
 
 
-def _readable_log_ticks(axes: Any, bottom: float, top: float) -> None:
-    """Plain numbers, and more of them than whole decades where the axis spans few."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
-    ratio = top / bottom
-    subs = (
-        (1.0, 1.5, 2.0, 3.0, 5.0, 7.0)
-        if ratio < 10
-        else (1.0, 2.0, 5.0)
-        if ratio < 1000
-        else (1.0,)
-    )
-    axes.yaxis.set_major_locator(LogLocator(subs=subs))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
-    axes.yaxis.set_minor_formatter(NullFormatter())
-
-
 def _notes(everything: Sequence[_Drawn], centre: str, level: float, smooth: int) -> list[str]:
     """What line, band and crosses are."""
     fewest, most = min(one.seeds for one in everything), max(one.seeds for one in everything)
@@ -257,31 +227,10 @@ def _notes(everything: Sequence[_Drawn], centre: str, level: float, smooth: int)
     return notes
 
 
-def _legend(
-    figure: Figure, look: dict[str, Look], counts: dict[str, list[int]], notes: list[str]
-) -> None:
-    """Below the panels, in as many columns as fit."""
-    from matplotlib.lines import Line2D
-
-    handles = []
-    for label, (colour, dashes) in look.items():
-        bad, runs = counts[label]
-        text = f"{label} ({bad} of {runs} diverged)" if bad else label
-        line = Line2D([], [], color=colour, linewidth=1.8, label=text)
-        if dashes:
-            line.set_dashes(dashes)
-        if bad:
-            line.set(marker="x", markersize=6, markeredgewidth=1.6)
-        handles.append(line)
-    longest = max(len(str(handle.get_label())) for handle in handles)
-    fit = int(figure.get_figwidth() / (0.6 + 0.072 * longest))  # inches at nine points
-    legend = figure.legend(
-        handles=handles,
-        loc="outside lower center",
-        ncols=max(1, min(fit, len(handles))),
-        frameon=False,
-        fontsize=9,
-        title=textwrap.fill("; ".join(notes), int(16 * figure.get_figwidth())),
-        title_fontproperties={"size": 8},
-    )
-    legend.get_title().set(color="0.35", multialignment="center")
+def _handle(name: str, look: Look, drawn: Sequence[_Drawn]) -> Any:
+    """Return one optimizer's line for the legend, with how many of its runs diverged."""
+    bad, runs = sum(len(one.ends) for one in drawn), sum(one.seeds for one in drawn)
+    if not bad:
+        return line_handle(label(name), look)
+    text = f"{label(name)} ({bad} of {runs} diverged)"
+    return line_handle(text, look, marker="x", markersize=6, markeredgewidth=1.6)

@@ -6,12 +6,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from lo_framework.eval.report.palette import COLOURS
-from lo_framework.eval.running.protocol import BY_KEY
 from lo_framework.eval.studies.comparison import Comparison, compare, reference_of
+from lo_framework.eval.running.protocol import BY_KEY
+from lo_framework.eval.report.drawing import canvas, label
+from lo_framework.eval.report.palette import COLOURS
 from lo_framework.eval.studies.result import Result
 
 if TYPE_CHECKING:
@@ -30,17 +30,14 @@ class Mark(NamedTuple):
 
 
 def mark(c: Comparison) -> Mark | None:
-    """The paired difference's interval, in parts of the reference's mean; None where there is none."""
+    """Return the paired difference as a ratio to the reference's mean; None where there is none."""
     d, base = c.difference, c.difference.value / (c.ratio - 1) if c.ratio != 1 else math.inf
     found = Mark(c.ratio, 1 + d.low / base, 1 + d.high / base)
     return found if all(map(math.isfinite, found)) and base > 0 else None
 
 
-def draw_forest(result: Result, path: str | Path | None = None) -> Figure | None:
-    """The picture, saved as PNG if ``path`` is given; None if there is nothing to compare with."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
+def draw_forest(result: Result) -> Figure | None:
+    """Return the picture; None if there is nothing to compare with."""
     reference = reference_of(result)
     found = [c for c in compare(result) if c.baseline == reference and c.metric in METRICS]
     tasks = [task for task in result.tasks if any(c.task == task for c in found)]
@@ -50,25 +47,19 @@ def draw_forest(result: Result, path: str | Path | None = None) -> Figure | None
     columns = min(2, len(tasks))
     rows = math.ceil(len(tasks) / columns)
     size = (4.0 * columns + 4.5, (0.34 * len(labels) + 1.1) * rows + 0.6)
-    figure = Figure(figsize=size, layout="constrained")
-    FigureCanvasAgg(figure)
-    grid = figure.subplots(rows, columns, squeeze=False, sharey=True, sharex=True)
-    for i, axes in enumerate(grid.flat):
-        if i >= len(tasks):
-            axes.set_axis_off()
-            continue
-        _panel(axes, tasks[i], labels, [c for c in found if c.task == tasks[i]])
+    figure, grid = canvas(rows, columns, size, sharey=True, sharex=True)
+    for axes in grid[len(tasks) :]:
+        axes.set_axis_off()
+    for i, (axes, task) in enumerate(zip(grid, tasks)):
+        _panel(axes, task, labels, [c for c in found if c.task == task])
         if i + columns >= len(tasks):
-            axes.set_xlabel(f"times {reference}'s, paired by seed")
-    seeds = f"{result.steps} steps, mean and 95% interval over {len(result.report_seeds)} seeds; left is better"
-    figure.suptitle(seeds, fontsize=10)
-    handles, names = grid.flat[0].get_legend_handles_labels()
+            axes.set_xlabel(f"times {label(str(reference))}'s, paired by seed")
+    seeds = f"mean and 95% interval over {len(result.report_seeds)} seeds"
+    figure.suptitle(f"{result.steps} steps, {seeds}; left is better", fontsize=10)
+    handles, names = grid[0].get_legend_handles_labels()
     figure.legend(
         handles, names, loc="outside lower center", ncols=len(METRICS), frameon=False, fontsize=9
     )
-    if path is not None:
-        # No software version in the file: the same data give the same bytes.
-        figure.savefig(path, format="png", dpi=120, metadata={"Software": None})
     return figure
 
 
@@ -103,6 +94,6 @@ def _panel(axes: Any, task: str, labels: Sequence[str], found: Sequence[Comparis
     axes.minorticks_off()
     axes.set_xlim(0.4, 2.6)
     axes.set_ylim(len(labels) - 0.5, -0.5)
-    axes.set_yticks(range(len(labels)), labels, fontsize=8)
+    axes.set_yticks(range(len(labels)), map(label, labels), fontsize=8)
     axes.grid(axis="x", alpha=0.3)
-    axes.set_title(task, fontsize=10)
+    axes.set_title(label(task), fontsize=10)

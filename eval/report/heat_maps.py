@@ -5,15 +5,15 @@ value and what was counted; references as lines on the colour bar.
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lo_framework.eval.report import numbers
-from lo_framework.eval.statistics import iqm, mean_interval
 from lo_framework.eval.studies.ablation import Ablation, Entry
-from lo_framework.eval.studies.panels import Panel
+from lo_framework.eval.studies.panels import Mark, Panel
+from lo_framework.eval.report import numbers
+from lo_framework.eval.report.drawing import canvas, label, log_ticks
+from lo_framework.eval.statistics import iqm, mean_interval
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -24,40 +24,33 @@ MAP = "cividis_r"  # light is low; made for all kinds of colour vision
 HEADROOM = 1.3
 
 
-def draw(result: Ablation, task: str, path: str | Path | None = None) -> Figure:
-    """All panels of one task under one colour scale, saved as PNG if ``path`` is given."""
+def draw(result: Ablation, task: str) -> Figure:
+    """Draw all panels of one task under one colour scale."""
     from matplotlib import colormaps
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import LogNorm
-    from matplotlib.figure import Figure
 
     panels = result.study.panels
     columns = min(2, len(panels))
     rows = math.ceil(len(panels) / columns)
     wide = max(len(panel.columns.values) for panel in panels)
     high = max(len(panel.rows.values) for panel in panels)
-    figure = Figure(
-        figsize=((1.02 * wide + 0.9) * columns + 2.2, (0.72 * high + 0.9) * rows + 0.9),
-        layout="constrained",
-    )
-    FigureCanvasAgg(figure)
-    grid = figure.subplots(rows, columns, squeeze=False)
+    size = ((1.02 * wide + 0.9) * columns + 2.2, (0.72 * high + 0.9) * rows + 0.9)
+    figure, grid = canvas(rows, columns, size)
     beside = [(entry, _centre(entry)) for entry in result.references_of(task) if not entry.failure]
     low, top = _range(result, task, [value for _, value in beside])
     scale = ScalarMappable(norm=LogNorm(low, top), cmap=colormaps[MAP])
-    for i, axes in enumerate(grid.flat):
-        if i < len(panels):
-            _panel(axes, result, task, panels[i], scale)
-        else:
-            axes.set_axis_off()
+    for axes, panel in zip(grid, panels):
+        _panel(axes, result, task, panel, scale)
+    for axes in grid[len(panels) :]:
+        axes.set_axis_off()
     bar = figure.colorbar(scale, ax=grid, extend="max", fraction=0.045, pad=0.015, aspect=35)
     bar.set_label("final training loss (log scale)", fontsize=9)
-    _plain_ticks(bar.ax.yaxis, low, top)
+    log_ticks(bar.ax.yaxis, (1.0, 2.0, 5.0) if top / low < 1000 else (1.0,))
     for entry, value in beside:
         if low <= value <= top:
             bar.ax.axhline(value, color="#D55E00", linewidth=1.6)
-            name = f"{entry.spec.partition(':')[0]} {entry.setting}"
+            name = label(f"{entry.spec.partition(':')[0]} {entry.setting}")
             bar.ax.text(
                 -0.25,
                 value,
@@ -71,16 +64,12 @@ def draw(result: Ablation, task: str, path: str | Path | None = None) -> Figure:
                 backgroundcolor=(1, 1, 1, 0.7),
             )
     seeds = f"{result.steps} steps, mean ± half of the 95% interval over {len(result.seeds)} seeds"
-    figure.suptitle(f"{task}: {result.study.baseline}\n{seeds}{_key(result)}", fontsize=10)
-    if path is not None:
-        # No software version in the file: the same data give the same bytes.
-        figure.savefig(path, format="png", dpi=120, metadata={"Software": None})
+    title = f"{label(task)}: {label(result.study.baseline)}"
+    figure.suptitle(f"{title}\n{seeds}{_key(result)}", fontsize=10)
     return figure
 
 
 def _panel(axes: Any, result: Ablation, task: str, panel: Panel, scale: Any) -> None:
-    from lo_framework.eval.report.ablation import marked  # tables and pictures show the same words
-
     shape = (len(panel.rows.values), len(panel.columns.values))
     colours = np.ones((*shape, 4))
     for i, row in enumerate(panel.rows.values):
@@ -106,17 +95,33 @@ def _panel(axes: Any, result: Ablation, task: str, panel: Panel, scale: Any) -> 
                 linespacing=1.25,
             )
     axes.imshow(colours, aspect="auto")
-    axes.set_xticks(range(shape[1]), panel.columns.values, fontsize=8)
-    axes.set_yticks(range(shape[0]), panel.rows.values, fontsize=8)
-    axes.set_xlabel(panel.columns.option, fontsize=9)
-    axes.set_ylabel(panel.rows.option, fontsize=9)
-    axes.set_title(panel.title, fontsize=10)
+    axes.set_xticks(range(shape[1]), map(label, panel.columns.values), fontsize=8)
+    axes.set_yticks(range(shape[0]), map(label, panel.rows.values), fontsize=8)
+    axes.set_xlabel(label(panel.columns.option), fontsize=9)
+    axes.set_ylabel(label(panel.rows.option), fontsize=9)
+    axes.set_title(label(panel.title), fontsize=10)
     axes.tick_params(length=0)
     axes.set_xticks(np.arange(shape[1] - 1) + 0.5, minor=True)
     axes.set_yticks(np.arange(shape[0] - 1) + 0.5, minor=True)
     axes.grid(which="minor", color="white", linewidth=1.5)
     axes.tick_params(which="minor", length=0)
     axes.spines[:].set_visible(False)
+
+
+def marked(entry: Entry, marks: tuple[Mark, ...]) -> str:
+    """Return ``"~12% ↑3%"``: counts that are not zero, each a share of all or a mean over seeds."""
+    words = []
+    for mark in marks:
+        if mark.count not in entry.metrics or not (
+            total := float(np.nansum(entry.metrics[mark.count]))
+        ):
+            continue
+        if mark.over:
+            share = 100.0 * total / float(np.nansum(entry.metrics[mark.over]))
+            words.append(f"{mark.symbol}{share:.0f}%" if share >= 1 else f"{mark.symbol}<1%")
+        else:
+            words.append(f"{mark.symbol}{total / entry.metrics[mark.count].size:.3g}")
+    return " ".join(words)
 
 
 def _centre(entry: Entry) -> float:
@@ -150,19 +155,12 @@ def _words(entry: Entry, marks: str) -> str:
     else:
         value, _, half = numbers.plus_minus(mean_interval(entry.metrics[KEY])).partition(" ")
         lines = [value, half] if half else [value]
-    return "\n".join(lines + [marks] * bool(marks))
+    return "\n".join(lines + [label(marks)] * bool(marks))
 
 
 def _key(result: Ablation) -> str:
     words = [
-        f"{mark.symbol} {mark.count}" + " (%)" * bool(mark.over) for mark in result.study.marks
+        label(f"{mark.symbol} {mark.count}") + " (%)" * bool(mark.over)
+        for mark in result.study.marks
     ]
     return f"\n{', '.join(words)}; grey: no finite mean" if words else ""
-
-
-def _plain_ticks(axis: Any, low: float, top: float) -> None:
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
-    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if top / low < 1000 else (1.0,)))
-    axis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
-    axis.set_minor_formatter(NullFormatter())

@@ -11,7 +11,7 @@ import base64
 import html
 from collections.abc import Iterable, Sequence
 
-from lo_framework.eval.report.table import cell
+from lo_framework.eval.report.text import visible
 
 STYLE = """
 :root { color-scheme: light dark; --text: #1c1f24; --soft: #5b6470; --ground: #ffffff; --line: #d5dae1; --band: #f3f5f8;
@@ -53,11 +53,12 @@ def page(title: str, body: Iterable[str]) -> str:
     )
     head += f"<title>{escape(title)}</title>\n<style>{STYLE}</style>"
     text = "\n".join(body)
-    return f'<!DOCTYPE html>\n<html lang="en">\n<head>{head}</head>\n<body>\n{text}\n</body>\n</html>\n'
+    start = f'<!DOCTYPE html>\n<html lang="en">\n<head>{head}</head>\n'
+    return f"{start}<body>\n{text}\n</body>\n</html>\n"
 
 
 def escape(text: object) -> str:
-    return html.escape(str(text), quote=True)
+    return html.escape(visible(text), quote=True)
 
 
 def heading(level: int, text: str, anchor: str = "") -> str:
@@ -85,34 +86,33 @@ def contents(anchors: dict[str, str]) -> str:
 
 def table(
     headers: Sequence[str],
-    rows: Sequence[Sequence[object] | None],
+    rows: Sequence[Sequence[str] | None],
     *,
     words: int = 1,
     loud: Sequence[str] = (),
 ) -> str:
-    """Rows of cells, as `eval.report.table.cell` shows them; None is a rule below the row before
-    it.
+    """Return a table of cells; None is a rule below the row before it.
 
     Args:
         words: so many columns from the left hold words.
         loud: cells with these texts stand out.
     """
 
-    def line(tag: str, cells: Sequence[object], kind: str = "") -> str:
+    def line(tag: str, cells: Sequence[str], kind: str = "") -> str:
         parts = []
-        for i, value in enumerate(cells):
-            text = cell(value)
+        for i, text in enumerate(cells):
             names = " ".join(["words"] * (i < words) + ["loud"] * (text in loud))
             kinds = f' class="{names}"' if names else ""
             parts.append(f"<{tag}{kinds}>{escape(text)}</{tag}>")
         return f"<tr{kind}>{''.join(parts)}</tr>"
 
-    body = []
-    for row, after in zip(rows, [*rows[1:], None], strict=True):
-        if row is not None:
-            body.append(line("td", row, ' class="rule"' if after is None else ""))
-    rest = "\n".join(body)
-    return f'<div class="scroll"><table><thead>{line("th", headers)}</thead>\n<tbody>{rest}</tbody></table></div>'
+    body = "\n".join(
+        line("td", row, ' class="rule"' if after is None else "")
+        for row, after in zip(rows, [*rows[1:], None], strict=True)
+        if row is not None
+    )
+    head = f"<thead>{line('th', headers)}</thead>"
+    return f'<div class="scroll"><table>{head}\n<tbody>{body}</tbody></table></div>'
 
 
 def picture(png: bytes, caption: str, alternative: str) -> str:

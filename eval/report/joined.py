@@ -5,43 +5,53 @@ with their pictures.
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
+from lo_framework.eval.report.base import Report
 from lo_framework.eval.report.ratios import ratios
-from lo_framework.eval.studies.result import Result
+from lo_framework.eval.report.text import markdown, picture, quoted
+from lo_framework.eval.report.transfer import TransferReport
 from lo_framework.files.atomic import atomic_write_text
 from lo_framework.spec import UserError
 
-_LINK = re.compile(r"\]\(([^)/:]+\.png)\)")
+
+class Redrawn(NamedTuple):
+    """One report and the files that were made from it."""
+
+    folder: Path
+    report: Report[Any]
+    files: list[Path]
 
 
-def join(folders: Sequence[Path], results: Mapping[Path, Result], path: Path) -> None:
-    """Write ``path`` from the Markdown and PNG files of ``folders``, and from the ``results`` of
-    transfer among them.
+def join(redrawn: Sequence[Redrawn], path: Path) -> None:
+    """Write ``path`` from the Markdown and the pictures of all reports.
 
     Raises:
-        UserError: a folder has no Markdown file; `eval report` makes it.
+        UserError: a report has no Markdown file, or the page cannot be written.
     """
-    names = [Path(os.path.relpath(folder, path.parent)).as_posix() for folder in results]
-    together = (
-        [table.markdown() for table in ratios([*results.values()], names)]
-        if len(results) > 1
-        else []
-    )
-    parts = ["\n\n".join(["# Together", *together])] if together else []
-    for folder in folders:
-        texts = sorted(folder.glob("*.md"))
-        if not texts:
-            raise UserError(f"there is no report (.md) in {str(folder)!r} to join")
-        base = Path(os.path.relpath(folder, path.parent)).as_posix()
-        for file in texts:
-            text = file.read_text("utf-8").rstrip()
-            shown = set(_LINK.findall(text))
-            text = _LINK.sub(lambda m, base=base: f"]({base}/{m[1]})", text)  # type: ignore[misc]
-            rest = [p.name for p in sorted(folder.glob("*.png")) if p.name not in shown]
-            pictures = [f"![{name}]({base}/{name})" for name in rest]
-            parts.append("\n\n".join([f"*{base}*", text, *pictures]))
-    path.parent.mkdir(parents=True, exist_ok=True)
+    base = {one.folder: os.path.relpath(one.folder, path.parent) for one in redrawn}
+    shown = [one for one in redrawn if any(file.suffix == ".md" for file in one.files)]
+    if missing := base.keys() - {one.folder for one in shown}:
+        raise UserError(f"there is no report (.md) in {str(missing.pop())!r} to join")
+    transfers = [one for one in shown if isinstance(one.report, TransferReport)]
+    parts = []
+    if len(transfers) > 1:
+        names = [Path(base[one.folder]).as_posix() for one in transfers]
+        together = ratios([one.report.result for one in transfers], names)
+        parts = ["\n\n".join(["# Together", *(table.markdown() for table in together)])]
+    for one in shown:
+        place = Path(base[one.folder]).as_posix()
+        text = one.report.markdown().rstrip()
+        rest = []
+        for file in one.files:
+            if file.suffix != ".png":
+                continue
+            here, there = f"]({quoted(file.name)})", f"]({quoted(f'{place}/{file.name}')})"
+            if here in text:
+                text = text.replace(here, there)
+            else:
+                rest.append(picture(file.name, f"{place}/{file.name}"))
+        parts.append("\n\n".join([f"*{markdown(place)}*", text, *rest]))
     atomic_write_text(path, "\n\n---\n\n".join(parts) + "\n")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 
 from lo_framework.eval.running.protocol import Metric
-from lo_framework.eval.statistics import Estimate, mean_interval
 from lo_framework.eval.studies.result import Arm
+from lo_framework.eval.statistics import Array, Estimate, mean_interval
 
 
 def reached(arm: Arm, metric: Metric) -> str | None:
@@ -33,6 +33,13 @@ def plus_minus(estimate: Estimate, percent: bool = False) -> str:
     if digits > 5 or abs(value) >= 1e6:
         return f"{value:.3g}{sign} ±{half:.1g}"
     return f"{value:.{digits}f}{sign} ±{half:.{digits}f}"
+
+
+def mean_or_diverged(values: Array, diverged: Array, metric: Metric) -> str:
+    """Return `plus_minus` over seeds, or how many of their runs diverged if any did."""
+    if bad := int(diverged.sum()):
+        return f"{bad} of {diverged.size} diverged"
+    return plus_minus(mean_interval(values, diverged_as=metric.diverged_as), metric.percent)
 
 
 def difference(estimate: Estimate, metric: Metric) -> str:

@@ -5,12 +5,12 @@ crosses.
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lo_framework.eval.report.curves import _readable_log_ticks
+from lo_framework.eval.report.drawing import canvas, label, legend, line_handle, open_frame
+from lo_framework.eval.report.drawing import readable_ticks
 from lo_framework.eval.report.palette import Look, looks
 from lo_framework.eval.statistics import bootstrap_interval, iqm
 from lo_framework.eval.studies.robustness import Line, Sweep
@@ -23,61 +23,40 @@ if TYPE_CHECKING:
 HEADROOM = 2.0
 
 
-def draw(result: Sweep, path: str | Path | None = None, *, level: float = 0.95) -> Figure:
-    """The picture, saved as PNG if ``path`` is given. Line: interquartile mean over seeds; band:
-    its interval.
-    """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.lines import Line2D
-
-    shown = [
-        task for task in result.tasks if any(not x.failure for x in result.lines if x.task == task)
-    ]
+def draw(result: Sweep, *, level: float = 0.95) -> Figure:
+    """Draw a line per optimizer: interquartile means over seeds, in the band of their intervals."""
+    shown = [task for task in result.tasks if any(not x.failure for x in _lines(result, task))]
     columns = min(2, len(shown))
     rows = math.ceil(len(shown) / columns)
-    figure = Figure(figsize=(max(6.0, 4.8 * columns), 3.4 * rows + 1.3), layout="constrained")
-    FigureCanvasAgg(figure)
+    size = (max(6.0, 4.8 * columns), 3.4 * rows + 1.3)
+    figure, grid = canvas(rows, columns, size, len(shown))
     look = looks(result.optimizers)
-    grid = figure.subplots(rows, columns, squeeze=False)
-    for i, axes in enumerate(grid.flat):
-        if i >= len(shown):
-            axes.remove()
-            continue
-        lines = [line for line in result.lines if line.task == shown[i] and not line.failure]
-        _panel(axes, shown[i], result.lrs, lines, look, level)
+    for i, (axes, task) in enumerate(zip(grid, shown, strict=True)):
+        lines = [line for line in _lines(result, task) if not line.failure]
+        _panel(axes, label(task), result.lrs, lines, look, level)
         if i % columns == 0:
             axes.set_ylabel("final training loss")
         if i + columns >= len(shown):
             axes.set_xlabel("step size at the start (lr, alpha0)")
     handles = []
-    for label, (colour, dashes) in look.items():
-        runs = [line.diverged for line in result.lines if line.optimizer == label]
+    for name, own in look.items():
+        runs = [line.diverged for line in result.lines if line.optimizer == name]
         bad, total = sum(int(x.sum()) for x in runs), sum(x.size for x in runs)
-        handle = Line2D([], [], color=colour, marker="o", markersize=3.5, linewidth=1.8)
-        handle.set_label(f"{label} ({bad} of {total} diverged)" if bad else label)
-        if dashes:
-            handle.set_dashes(dashes)
-        handles.append(handle)
+        text = f"{label(name)} ({bad} of {total} diverged)" if bad else label(name)
+        handles.append(line_handle(text, own, marker="o", markersize=3.5))
     words = [
         f"{result.steps} steps; line: IQM of {len(result.seeds)} seeds",
         f"band: {level:.0%} bootstrap interval",
     ]
     if any(line.diverged.any() for line in result.lines):
         words.append("×: runs diverged (at the upper edge)")
-    figure.legend(
-        handles=handles,
-        loc="outside lower center",
-        ncols=2,
-        frameon=False,
-        fontsize=9,
-        title="; ".join(words),
-        title_fontproperties={"size": 8},
-    )
-    if path is not None:
-        # No software version in the file: the same data give the same bytes.
-        figure.savefig(path, format="png", dpi=150, metadata={"Software": None})
+    options = dict(title="; ".join(words), title_fontproperties={"size": 8})
+    legend(figure, handles, columns=2, **options)
     return figure
+
+
+def _lines(result: Sweep, task: str) -> list[Line]:
+    return [line for line in result.lines if line.task == task]
 
 
 def _panel(
@@ -105,7 +84,7 @@ def _panel(
     axes.set_xlim(lrs[0] / 1.5, lrs[-1] * 1.5)
     axes.set_xscale("log")
     axes.set_yscale("log")
-    _readable_log_ticks(axes, bottom, top)
+    readable_ticks(axes.yaxis, bottom, top)
     x = np.array(lrs)
     for line in lines:
         (colour, dashes), (centre, low, high) = look[line.optimizer], drawn[line.optimizer].T
@@ -130,6 +109,4 @@ def _panel(
             axes.scatter(
                 x[bad], edge, marker="x", s=40, color=colour, linewidth=1.6, zorder=4, clip_on=False
             )
-    axes.set_title(title, fontsize=11)
-    axes.grid(True, which="major", color="0.88", linewidth=0.8, zorder=0)
-    axes.spines[["top", "right"]].set_visible(False)
+    open_frame(axes, title)

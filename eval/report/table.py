@@ -6,11 +6,14 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Sequence
 from typing import Any
 
+from lo_framework.eval.report import html
+from lo_framework.eval.report.text import markdown, visible
+
 GAP = "  "
-# "1.2x", "95%", "0.87*", "-", "0.41 ±0.02", "0.4 [0.3, 0.5]", "12 (2 of 5 never)", "2 of 5
-# diverged"
+# as 1.2x, 95%, 0.87*, -, 0.41 ±0.02, 0.4 [0.3, 0.5], 12 (2 of 5 never), 2 of 5 diverged
 _NUMBER = re.compile(
     r"-?|(never|[-+]?(\d[\d.,]*(e[-+]?\d+)?|inf|nan)[%x]?\*?)( ?[±[(].*| of \d+( diverged)?)?",
     re.IGNORECASE,
@@ -18,8 +21,8 @@ _NUMBER = re.compile(
 
 
 def cell(value: Any) -> str:
-    """One line of text: floats to four significant digits, None as a dash, the rest (an `Estimate`
-    too) by ``str``.
+    """Return one line of text: floats to four significant digits, None as a dash, the rest (an
+    `Estimate` too) by ``str``.
     """
     if value is None:
         return "-"
@@ -27,11 +30,11 @@ def cell(value: Any) -> str:
         return "yes" if value else "no"
     if isinstance(value, float):
         return f"{value:.4g}"
-    return " ".join(str(value).split())
+    return visible(" ".join(str(value).split()))
 
 
 def width(text: str) -> int:
-    """Columns of a terminal that ``text`` takes: wide characters two, combining marks none."""
+    """Count the columns of a terminal: wide characters take two, combining marks none."""
     return sum(
         0 if unicodedata.combining(c) else 1 + (unicodedata.east_asian_width(c) in "WF")
         for c in text
@@ -45,14 +48,18 @@ class Table:
         headers: one per column.
         title: a line above.
         notes: lines below: what an interval is, how many seeds.
+        words: so many columns from the left are set left on an HTML page.
     """
 
-    def __init__(self, *headers: str, title: str = "", notes: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, *headers: str, title: str = "", notes: tuple[str, ...] = (), words: int = 1
+    ) -> None:
         if not headers:
             raise ValueError("a table needs at least one column")
         self.headers = [cell(header) for header in headers]
-        self.title = title
-        self.notes = notes
+        self.title = visible(title)
+        self.notes = tuple(map(visible, notes))
+        self.words = words
         self._rows: list[list[str] | None] = []  # None: a rule between groups of rows
         self._words = [False] * len(headers)
 
@@ -68,8 +75,11 @@ class Table:
         ]
         self._rows.append([cell(value) for value in cells])
 
+    def __bool__(self) -> bool:
+        return bool(self._rows)
+
     def rule(self) -> None:
-        """A line between the rows so far and the next ones (not at the ends, never twice)."""
+        """Draw a line between the rows so far and the next ones (not at the ends, never twice)."""
         if self._rows and self._rows[-1] is not None:
             self._rows.append(None)
 
@@ -77,7 +87,7 @@ class Table:
         return self.plain()
 
     def plain(self) -> str:
-        """Aligned with spaces, headers underlined; no trailing blanks."""
+        """Return lines aligned with spaces, headers underlined; no trailing blanks."""
         widths = self._widths()
         line = GAP.join("-" * w for w in widths)
         lines = [self.title, ""] if self.title else []
@@ -87,19 +97,27 @@ class Table:
         return "\n".join(text.rstrip() for text in lines)
 
     def markdown(self) -> str:
-        """A Markdown table, its source aligned too; rules become nothing."""
-        body = [[c.replace("|", "\\|") for c in row] for row in self._body() if row is not None]
-        headers = [c.replace("|", "\\|") for c in self.headers]
+        """Return a Markdown table, its source aligned too; rules become nothing."""
+        headers, *body = (
+            [markdown(text).replace("|", "\\|") for text in row]
+            for row in (self.headers, *self._body())
+            if row is not None
+        )
         widths = [max(3, *(width(row[i]) for row in [headers, *body])) for i in range(len(headers))]
         marks = [
             "-" * w if words else "-" * (w - 1) + ":"
             for w, words in zip(widths, self._words, strict=True)
         ]
-        lines = [f"**{self.title}**", ""] if self.title else []
+        lines = [f"**{markdown(self.title)}**", ""] if self.title else []
         lines += [f"| {self._join(row, widths, ' | ')} |" for row in (headers, marks, *body)]
         for note in self.notes:
-            lines += ["", note]
+            lines += ["", markdown(note)]
         return "\n".join(lines)
+
+    def html(self, loud: Sequence[str] = ()) -> str:
+        """Return the title and the table for a page; cells with a text in ``loud`` stand out."""
+        title = html.paragraph(self.title, "note") if self.title else ""
+        return title + html.table(self.headers, self._body(), words=self.words, loud=loud)
 
     def _body(self) -> list[list[str] | None]:
         return self._rows[:-1] if self._rows and self._rows[-1] is None else self._rows

@@ -1,16 +1,14 @@
-"""The tables of a transfer evaluation, for the terminal and in Markdown."""
+"""The report of `eval transfer` and `eval compare`."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+
+import numpy as np
 
 from lo_framework.eval.baselines import setting_label
-from lo_framework.eval.report import numbers
-from lo_framework.eval.report.origin import origin
-from lo_framework.eval.report.ratios import ratios
-from lo_framework.eval.report.table import Table
-from lo_framework.eval.running.protocol import BY_KEY, METRICS, smoothing_width
 from lo_framework.eval.studies.comparison import (
     BETTER,
     SAME,
@@ -21,104 +19,163 @@ from lo_framework.eval.studies.comparison import (
     matched_steps,
     reference_of,
 )
-from lo_framework.eval.studies.result import Arm, Result
+from lo_framework.eval.running.protocol import BY_KEY, METRICS, smoothing_width
+from lo_framework.eval.report import numbers
+from lo_framework.eval.report.base import Report
+from lo_framework.eval.report.curves import Curve, Panel, draw_curves
+from lo_framework.eval.report.drawing import png
+from lo_framework.eval.report.forest import draw_forest
+from lo_framework.eval.report.ratios import ratios
+from lo_framework.eval.report.table import Table
+from lo_framework.eval.report.text import file_names
+from lo_framework.eval.studies.result import FILE, Arm, Result, from_json, to_json
 
 MANY = 8  # optimizers: more of them also get a table of ratios, and a row each in place of a curve
-MEASURED = (
-    "guard",
-    "train_accuracy",
-    "valid_loss",
-    "valid_accuracy",
-)  # no counts of the optimizer's own
+PANELS = 6  # more tasks than this also get a figure each
+MEASURED = ("train_accuracy", "valid_loss", "valid_accuracy")  # no counts of the optimizer's own
 
 
-def plain(result: Result) -> str:
-    """Everything, for a terminal."""
-    first, last = "\n".join(heading(result)), "\n".join(notes(result))
-    shown = [table.plain() for table in tables(result)]
-    return "\n\n".join([first, *shown, last, *failures(result), *overview(result)])
+class TransferReport(Report[Result]):
+    file, title = FILE, "Transfer"
+    from_json = staticmethod(from_json)
 
+    def to_json(self) -> str:
+        result = self.result
+        derived = {
+            "comparisons": [asdict(c) for c in compare(result)],
+            "aggregates": [asdict(a) for a in aggregate(result)],
+            "steps_to_reference": {
+                task: {label: asdict(s) for label, s in matched_steps(result, task).items()}
+                for task in result.tasks
+            },
+        }
+        return to_json(result, derived)
 
-def markdown(result: Result) -> str:
-    """The same as a Markdown document, with where it comes from."""
-    parts = [
-        "# Transfer",
-        _bullets(heading(result)),
-        *map(_bullets, map(str.splitlines, overview(result))),
-    ]
-    parts += [*(table.markdown() for table in tables(result)), *failures(result)]
-    parts += ["## How to read this", _bullets(notes(result)), *origin(result.provenance)]
-    return "\n\n".join(parts) + "\n"
-
-
-def closing_table(result: Result) -> str:
-    """The short form: the first learned optimizer against the reference, for the end of a
-    meta-training run.
-    """
-    learned, reference = result.learned[0], reference_of(result) or "nothing"
-    table = Table(
-        "task",
-        "metric",
-        learned,
-        f"{reference}, best of grid",
-        "difference [95%]",
-        "ratio",
-        "wins",
-        "verdict",
-        title=f"{learned} against tuned {reference}: {result.steps} steps, {numbers.seeds(result.report_seeds)}",
-    )
-    before = ""
-    for c in compare(result):
-        if (c.learned, c.baseline) == (learned, reference):
-            if c.task != before:
-                table.rule()
-            both = [
-                numbers.reached(result.arm(c.task, label), BY_KEY[c.metric])
-                for label in (learned, reference)
-            ]
-            table.add(
-                c.task if c.task != before else "", BY_KEY[c.metric].title, *both, *_comparison(c)
-            )
-            before = c.task
-    return "\n\n".join([table.plain(), *failures(result)])
-
-
-def heading(result: Result) -> list[str]:
-    """What was run."""
-    lines = [
-        f"{result.steps} steps, {numbers.seeds(result.report_seeds)}, the same for every optimizer"
-    ]
-    if result.baselines:
-        lines.append(
-            f"baselines tuned on each task with {numbers.seeds(result.tuning_seeds)}, learning rate x schedule"
+    def files(self) -> Iterator[tuple[str, str | bytes]]:
+        result = self.result
+        yield "transfer.md", self.markdown()
+        shown = panels(result)
+        if not shown:
+            return
+        if len(result.optimizers) > MANY and (figure := draw_forest(result)) is not None:
+            yield "arms.png", png(figure, 120)
+            return
+        figures = {"curves.png": shown}
+        if len(shown) > PANELS:
+            names = file_names("curves", [panel.title for panel in shown])
+            figures |= {names[panel.title]: [panel] for panel in shown}
+        options = dict(
+            title=f"{result.steps} steps; baselines at their best setting for the mean loss",
+            ylabel="training loss (minibatch)",
+            smooth=smoothing_width(result.steps),
         )
-    return lines + [f"{label}: {file}" for label, file in result.files.items()]
+        for name, some in figures.items():
+            yield name, png(draw_curves(some, **options), 150)
+
+    def heading(self) -> list[str]:
+        result = self.result
+        seeds = numbers.seeds(result.report_seeds)
+        lines = [f"{result.steps} steps, {seeds}, the same for every optimizer"]
+        if result.baselines:
+            tuned = numbers.seeds(result.tuning_seeds)
+            lines.append(
+                f"baselines tuned on each task with {tuned}, learning rate x schedule"
+            )
+        return lines + [f"{label}: {file}" for label, file in result.files.items()]
+
+    def tables(self) -> list[Table]:
+        """Show many optimizers at a glance, then each task, then the aggregate over tasks."""
+        result, comparisons = self.result, compare(self.result)
+        tables = ratios([result]) if len(result.optimizers) > MANY else []
+        for task in result.tasks:
+            arms = [result.arm(task, label) for label in result.optimizers]
+            if all(arm.failure for arm in arms):
+                continue
+            tables.append(_reached(result, task, arms))
+            if of_task := [c for c in comparisons if c.task == task]:
+                tables.append(_differences(of_task))
+        aggregates = _aggregates(result)
+        return [*tables, aggregates] if aggregates else tables
+
+    def summary(self) -> list[str]:
+        """Count how often each learned optimizer was better or worse; nothing for one task."""
+        result, lines = self.result, []
+        pairs = len(result.learned) * len(result.baselines)
+        baselines = result.baselines if pairs <= 12 else result.baselines[:1]
+        for learned in result.learned if len(result.tasks) > 1 else ():
+            for baseline in baselines:
+                verdicts = [
+                    c.verdict
+                    for c in compare(result)
+                    if (c.learned, c.baseline) == (learned, baseline)
+                ]
+                counts = [f"{word} in {verdicts.count(word)}" for word in (BETTER, WORSE, SAME)]
+                if verdicts:
+                    of = f"of {len(verdicts)} comparisons"
+                    lines.append(f"{learned} against {baseline}: {', '.join(counts)} {of}")
+        return lines
+
+    def failures(self) -> list[str]:
+        return [f"{arm.task}, {arm.optimizer}: {arm.failure}" for arm in self.result.failures]
+
+    def worked(self) -> bool:
+        return len(self.result.failures) < len(self.result.arms)
+
+    def notes(self) -> list[str]:
+        result = self.result
+        reference, width = reference_of(result), smoothing_width(result.steps)
+        lines = [
+            "mean loss: training batches, before each update; "
+            "final loss: full training split, after the last",
+            "±: half of the 95% interval of the mean over seeds (Student's t)",
+        ]
+        if result.baselines:
+            lines += [
+                "a baseline's number is from the setting that was best for that metric on the "
+                "tuning seeds",
+                "settings for test loss and test accuracy are chosen by validation data; "
+                "test data choose nothing",
+                "differences are paired by seed; wins: seeds on which it is better than the other, "
+                "a tie counts one half",
+                "verdicts: by the mean difference's interval (by wins where runs diverged); "
+                "no correction for many tests",
+            ]
+        if reference is not None:
+            lines.append(
+                f"steps to {reference}: median batches to a training loss (mean of {width}) <= "
+                f"{reference}'s last"
+            )
+        return lines + [
+            "diverged: runs behind the final loss; "
+            "ms/step: wall time, noisy, seeds side by side in one process",
+            "grads: gradient evaluations per step; state: numbers kept per parameter",
+        ]
 
 
-def tables(result: Result) -> list[Table]:
-    """Many optimizers at a glance; per task what each reached and how learned ones differ; the
-    aggregate over tasks.
+def panels(result: Result) -> list[Panel]:
+    """Return one per task: training loss of every optimizer, of baselines at the setting with the
+    best mean loss.
     """
-    comparisons = compare(result)
-    found = ratios([result]) if len(result.optimizers) > MANY else []
-    for task in result.tasks:
-        arms = [result.arm(task, label) for label in result.optimizers]
-        if all(arm.failure for arm in arms):
-            continue
-        found.append(_reached(result, task, arms))
-        if own := [c for c in comparisons if c.task == task]:
-            found.append(_differences(own))
-    aggregates = _aggregates(result)
-    return [*found, aggregates] if aggregates else found
+    steps = np.arange(result.steps)
+    # Learned ones last, so that they are drawn on top.
+    labels = dict.fromkeys(result.baselines + result.learned)
+    by_task = {
+        task: [
+            Curve(label=label, steps=steps, values=runs.curves)
+            for label in labels
+            if (runs := result.arm(task, label).of("mean_loss")) is not None
+        ]
+        for task in result.tasks
+    }
+    return [Panel(title=task, curves=curves) for task, curves in by_task.items() if curves]
 
 
 def _reached(result: Result, task: str, arms: list[Arm]) -> Table:
     metrics = [m for m in METRICS if any(m.key in arm.chosen for arm in arms)]
     steps = matched_steps(result, task)
-    guarded = any("guard" in runs.metrics for arm in arms for runs in arm.runs)
     headers = ["optimizer", *(m.title for m in metrics)]
-    headers += [f"steps to {reference_of(result)}"] * bool(steps) + ["diverged"]
-    headers += ["guard"] * guarded + ["ms/step", "grads", "state"]
+    headers += [f"steps to {reference_of(result)}"] * bool(steps)
+    headers += ["diverged", "ms/step", "grads", "state"]
     parameters = max(arm.parameters for arm in arms)
     table = Table(
         *headers, title=f"{task} ({parameters:,} parameters)", notes=tuple(_settings(arms))
@@ -131,8 +188,6 @@ def _reached(result: Result, task: str, arms: list[Arm]) -> Table:
         cells: list[object] = [arm.optimizer, *(numbers.reached(arm, m) for m in metrics)]
         cells += [steps.get(arm.optimizer)] * bool(steps)
         cells.append(f"{int(runs.diverged.sum())} of {len(runs.diverged)}")
-        if guarded:
-            cells.append(float(runs.metrics["guard"].mean()) if "guard" in runs.metrics else None)
         milliseconds = (
             None if math.isnan(runs.seconds_per_step) else f"{1e3 * runs.seconds_per_step:.2g}"
         )
@@ -142,7 +197,7 @@ def _reached(result: Result, task: str, arms: list[Arm]) -> Table:
 
 
 def _settings(arms: Iterable[Arm]) -> list[str]:
-    """Which settings a baseline's numbers come from, and what tuning had to do for them."""
+    """Name the settings that a baseline's numbers come from, and what tuning had to do for them."""
     lines = []
     for arm in arms:
         if arm.learned or arm.failure:
@@ -153,14 +208,13 @@ def _settings(arms: Iterable[Arm]) -> list[str]:
             every = "every metric" if len(arm.runs) == 1 else ", ".join(titles)
             words.append(f"{setting_label(runs.setting)} ({every})")
         lines.append(f"{arm.optimizer}: {'; '.join(words)}")
-        counted = (arm.of("final_loss") or arm.runs[0]).metrics
-        told = [
-            f"{name} {x.mean():.3g}"
-            for name, x in counted.items()
+        counts = [
+            f"{name} {values.mean():.3g}"
+            for name, values in (arm.of("final_loss") or arm.runs[0]).metrics.items()
             if name not in (*BY_KEY, *MEASURED)
         ]
-        lines += [f"{' ' * len(arm.optimizer)}  counted (mean): {', '.join(told)}"] if told else []
-        lines += [f"{' ' * len(arm.optimizer)}  {note}" for note in arm.notes]
+        below = [f"counted (mean): {', '.join(counts)}"] if counts else []
+        lines += [f"{' ' * len(arm.optimizer)}  {line}" for line in (*below, *arm.notes)]
     return lines
 
 
@@ -171,105 +225,34 @@ def _differences(comparisons: list[Comparison]) -> Table:
         pair = (c.learned, c.baseline)
         if pair != before:
             table.rule()
-        table.add(*(pair if pair != before else ("", "")), BY_KEY[c.metric].title, *_comparison(c))
+        metric, wins = BY_KEY[c.metric], c.improvement
+        table.add(
+            *(pair if pair != before else ("", "")),
+            metric.title,
+            numbers.difference(c.difference, metric),
+            numbers.ratio(c.ratio),
+            f"{wins.value * wins.n:g} of {wins.n}",
+            c.verdict,
+        )
         before = pair
     return table
 
 
-def _comparison(c: Comparison) -> list[str | None]:
-    wins = f"{c.improvement.value * c.improvement.n:g} of {c.improvement.n}"
-    return [
-        numbers.difference(c.difference, BY_KEY[c.metric]),
-        numbers.ratio(c.ratio),
-        wins,
-        c.verdict,
-    ]
-
-
 def _aggregates(result: Result) -> Table | None:
-    found = aggregate(result)
-    if not found:
+    aggregates = aggregate(result)
+    if not aggregates:
         return None
-    reference = found[0].reference
-    count = max(a.tasks for a in found)
+    count = max(a.tasks for a in aggregates)
     title = (
-        f"{count} tasks: interquartile mean of the ratio to {reference} on the same task and seed"
+        f"{count} tasks: interquartile mean of the ratio to {aggregates[0].reference} on the same "
+        "task and seed"
     )
     table = Table("optimizer", "metric", "ratio [95%]", "verdict", title=title)
     before = ""
-    for a in found:
+    for a in aggregates:
         if a.optimizer != before:
             table.rule()
-        table.add(
-            a.optimizer if a.optimizer != before else "", BY_KEY[a.metric].title, a.ratio, a.verdict
-        )
+        name = a.optimizer if a.optimizer != before else ""
+        table.add(name, BY_KEY[a.metric].title, a.ratio, a.verdict)
         before = a.optimizer
     return table
-
-
-def overview(result: Result) -> list[str]:
-    """One paragraph: how often each learned optimizer was better or worse than each baseline;
-    nothing for one task.
-    """
-    comparisons = compare(result)
-    lines = []
-    few = (
-        result.baselines
-        if len(result.learned) * len(result.baselines) <= 12
-        else result.baselines[:1]
-    )
-    for learned in result.learned if len(result.tasks) > 1 else ():
-        for baseline in few:
-            if learned == baseline:
-                continue
-            verdicts = [
-                c.verdict for c in comparisons if (c.learned, c.baseline) == (learned, baseline)
-            ]
-            counts = [f"{word} in {verdicts.count(word)}" for word in (BETTER, WORSE, SAME)]
-            if verdicts:
-                lines.append(
-                    f"{learned} against {baseline}: {', '.join(counts)} of {len(verdicts)} comparisons"
-                )
-    return ["\n".join(lines)] if lines else []
-
-
-def failures(result: Result) -> list[str]:
-    """One paragraph of what could not be computed, or nothing."""
-    if not result.failures:
-        return []
-    return [
-        "\n".join(
-            [
-                "FAILED",
-                *(f"  {arm.task}, {arm.optimizer}: {arm.failure}" for arm in result.failures),
-            ]
-        )
-    ]
-
-
-def notes(result: Result) -> list[str]:
-    """How to read the tables."""
-    reference, width = reference_of(result), smoothing_width(result.steps)
-    lines = [
-        "mean loss: training batches, before each update; final loss: full training split, after the last",
-        "±: half of the 95% interval of the mean over seeds (Student's t)",
-    ]
-    if result.baselines:
-        lines += [
-            "a baseline's number is from the setting that was best for that metric on the tuning seeds",
-            "settings for test loss and test accuracy are chosen by validation data; test data choose nothing",
-            "differences are paired by seed; wins: seeds on which it is better than the other, a tie counts one half",
-            "verdicts: by the mean difference's interval (by wins where runs diverged); no correction for many tests",
-        ]
-    if reference is not None:
-        lines.append(
-            f"steps to {reference}: median batches to a training loss (mean of {width}) <= {reference}'s last"
-        )
-    return lines + [
-        "diverged: runs behind the final loss; ms/step: wall time, noisy, seeds side by side in one process",
-        "grads: gradient evaluations per step; state: numbers kept per parameter",
-    ]
-
-
-def _bullets(lines: list[str]) -> str:
-    return "\n".join(f"- {line}" for line in lines)

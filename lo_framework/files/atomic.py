@@ -26,15 +26,19 @@ _TEMPORARY = re.compile(r"\..+\.(?P<pid>\d+)-(?P<token>[0-9a-f]{8})-\d+\.tmp", r
 _STALE_SECONDS = 24 * 3600.0
 
 
-def atomic_write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
-    """Make `path` hold exactly `data`; its folder is created where it is missing, and a link is
-    followed.
+def atomic_write_bytes(
+    path: str | os.PathLike[str], data: bytes, *, follow: bool = True
+) -> None:
+    """Make `path` hold exactly `data`; its folder is created where it is missing.
+
+    Args:
+        follow: write to where a link at `path` points; else replace the link itself.
 
     Raises:
         UserError: the system refuses (full disk, no permission, a folder of that name). What was at
             `path` is then unchanged, and no temporary file stays behind.
     """
-    target = Path(os.path.realpath(path))
+    target = Path(os.path.realpath(path) if follow else path)
     temporary = target.with_name(f".{target.name}.{os.getpid()}-{_TOKEN}-{next(_serial)}.tmp")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

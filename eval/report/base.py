@@ -1,0 +1,141 @@
+"""A result for people: its folder of numbers, tables and pictures, and its text for a terminal.
+
+    report = TransferReport(result)
+    written = report.save("runs/transfer")      # transfer.json, then all that is made from it
+    print(report.plain(), report.listing(written))
+    TransferReport.load("runs/transfer").redraw("runs/transfer")
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Generic, TypeVar
+
+from lo_framework.eval.running.envelope import Envelope
+from lo_framework.eval.report.table import Table
+from lo_framework.eval.report.text import bullets, code, markdown, visible
+from lo_framework.files.atomic import atomic_write_bytes
+
+R = TypeVar("R")
+Self = TypeVar("Self", bound="Report[Any]")
+MARKS = {".json": "numbers", ".csv": "rows", ".md": "tables", ".png": "picture", ".html": "page"}
+
+
+class Report(Generic[R]):
+    """One study's result, shown. A subclass says what the tables, the notes and the files are.
+
+    Attributes:
+        file: the JSON file of the study.
+        title: of the Markdown report.
+    """
+
+    file: ClassVar[Envelope]
+    title: ClassVar[str]
+
+    def __init__(self, result: R) -> None:
+        self.result = result
+
+    @classmethod
+    def from_json(cls, text: str, source: str) -> R:
+        """Return the result in a JSON text; ``source`` names it in errors. Raises UserError."""
+        raise NotImplementedError
+
+    def to_json(self) -> str:
+        """Return the result as JSON text, with what follows from it."""
+        raise NotImplementedError
+
+    def heading(self) -> list[str]:
+        """Say what was run, in lines."""
+        raise NotImplementedError
+
+    def tables(self) -> list[Table]:
+        """Return every table, in order."""
+        raise NotImplementedError
+
+    def notes(self) -> list[str]:
+        """Say how to read the tables, in lines."""
+        return []
+
+    def summary(self) -> list[str]:
+        """Say what came out, in lines."""
+        return []
+
+    def failures(self) -> list[str]:
+        """Name everything that could not be computed, one line each."""
+        raise NotImplementedError
+
+    def worked(self) -> bool:
+        """Say whether anything could be computed."""
+        raise NotImplementedError
+
+    def files(self) -> Iterator[tuple[str, str | bytes]]:
+        """Name and make every file but the numbers."""
+        raise NotImplementedError
+
+    @classmethod
+    def load(cls: type[Self], folder: str | os.PathLike[str]) -> Self:
+        """Read the report whose numbers are in ``folder``. Raises UserError."""
+        return cls(cls.file.load(folder, cls.from_json))
+
+    def save(self, folder: str | os.PathLike[str]) -> list[Path]:
+        """Write the numbers first, then what is made from them; returns the files."""
+        return [_write(folder, self.file.name, self.to_json()), *self.redraw(folder)]
+
+    def redraw(self, folder: str | os.PathLike[str]) -> list[Path]:
+        """Write everything but the numbers; returns the files."""
+        return [_write(folder, name, content) for name, content in self.files()]
+
+    def listing(self, written: Sequence[Path]) -> str:
+        """Say where everything is, one line per file."""
+        return "\n".join(f"{MARKS.get(path.suffix, ''):9}{visible(path)}" for path in written)
+
+    def plain(self) -> str:
+        """Return everything for a terminal."""
+        tables = [table.plain() for table in self.tables()]
+        last = [_lines(self.notes()), _lines(self._failed()), _lines(self.summary())]
+        return "\n\n".join(filter(None, [_lines(self.heading()), *tables, *last]))
+
+    def markdown(self) -> str:
+        """Return everything as one Markdown document, with where it comes from."""
+        first, notes = self.heading(), self.notes()
+        parts = [f"# {self.title}", bullets(first) if len(first) > 1 else markdown(first[0])]
+        parts += [bullets(self.summary()), *self.body(), "\n".join(map(markdown, self._failed()))]
+        parts += ["## How to read this", bullets(notes)] if notes else []
+        return "\n\n".join(filter(None, [*parts, *self._origin()])) + "\n"
+
+    def body(self) -> list[str]:
+        """Return the middle of the Markdown document."""
+        return [table.markdown() for table in self.tables()]
+
+    def _failed(self) -> list[str]:
+        lines = self.failures()
+        return ["FAILED", *(f"  {line}" for line in lines)] if lines else []
+
+    def _origin(self) -> list[str]:
+        """Return a title and a list: command, time, versions, platform, commit."""
+        provenance: dict[str, Any] = self.result.provenance  # type: ignore[attr-defined]
+        lines = [f"- {markdown(key)}: {_words(x)}" for key, x in provenance.items() if x]
+        return ["## Where this comes from", "\n".join(lines)] if lines else []
+
+
+def _write(folder: str | os.PathLike[str], name: str, content: str | bytes) -> Path:
+    path = Path(folder) / name
+    data = content.encode("utf-8") if isinstance(content, str) else content
+    # A link that someone put there is replaced, and what it points to stays as it is.
+    atomic_write_bytes(path, data, follow=False)
+    return path
+
+
+def _lines(lines: Sequence[str]) -> str:
+    return "\n".join(map(visible, lines))
+
+
+def _words(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{markdown(key)} {markdown(x)}" for key, x in value.items() if x)
+    if isinstance(value, list):
+        return code(shlex.join(map(str, value)))
+    return markdown(value)

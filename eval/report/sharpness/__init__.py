@@ -1,0 +1,1 @@
+"""The report of a sharpness evaluation: tables, pictures and one self-contained page."""
