@@ -8,9 +8,10 @@ import hashlib
 import sys
 from pathlib import Path
 
-from lo_framework.eval.report import files, transfer
+from lo_framework.eval.report.base import prepare
+from lo_framework.eval.report.transfer import TransferReport
 from lo_framework.eval.running.progress import Progress
-from lo_framework.eval.studies.result import Result, from_json
+from lo_framework.eval.studies.result import Result
 from lo_framework.eval.studies.transfer import evaluate
 from lo_framework.files.atomic import atomic_write_text
 from lo_framework.learned import make_learned
@@ -33,20 +34,20 @@ def closing_report(run: MetaTraining, best: Incumbent, *, workers: int, seeds: i
         folder / MARK,
         f"{hashlib.sha256(optimizer.read_bytes()).hexdigest()} {seeds} seeds\n",
     )
-    result = _told(folder) if mark.exists() and mark.read_text() == key else None
-    if result is None:
-        result = _evaluated(run, best, workers, seeds)
-        files.save(result, files.prepare(folder))
+    report = _told(folder) if mark.exists() and mark.read_text() == key else None
+    if report is None:
+        report = TransferReport(_evaluated(run, best, workers, seeds))
+        report.save(prepare(folder))
         atomic_write_text(mark, key)  # last: a killed evaluation is done again
     written = [path for path in sorted(folder.iterdir()) if path.suffix in (".json", ".md", ".png")]
-    return f"{transfer.plain(result)}\n{files.listing(written)}"
+    return f"{report.plain()}\n{report.listing(written)}"
 
 
-def _told(folder: Path) -> Result | None:
-    """The result that lies in ``folder``, if it is whole."""
+def _told(folder: Path) -> TransferReport | None:
+    """Return the report that lies in ``folder``, if it is whole."""
     try:
-        return from_json((folder / files.FILE.name).read_text())
-    except (OSError, UserError):
+        return TransferReport.load(folder)
+    except UserError:
         return None
 
 

@@ -9,7 +9,6 @@ collapses or explodes, skipped meta-gradients) is marked in the cells.
 from __future__ import annotations
 
 import argparse
-import sys
 
 from lo_framework.eval.commands.options import add_runs
 
@@ -78,8 +77,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from lo_framework.eval.commands.frame import run_study
-    from lo_framework.eval.report import ablation
+    from lo_framework.eval.commands.frame import finish, run_study
+    from lo_framework.eval.report.ablation import AblationReport
     from lo_framework.eval.running.tuning import make_grid
     from lo_framework.eval.studies.ablation import ablate
     from lo_framework.eval.studies.panels import Study, find_study
@@ -104,11 +103,4 @@ def run(arguments: argparse.Namespace) -> int:
     if isinstance(done, int):
         return done
     result, folder = done
-    written = ablation.save(result, folder)
-    print(ablation.plain(result))
-    print(f"\n{ablation.listing(written)}")
-    for entry in result.failures:
-        print(
-            f"eval ablation: failed: {entry.task}, {entry.spec}: {entry.failure}", file=sys.stderr
-        )
-    return 0 if any(not entry.failure for entry in result.entries) else 1
+    return finish("ablation", AblationReport(result), folder)

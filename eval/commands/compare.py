@@ -9,7 +9,6 @@ its tuned settings: what is left between those and the reference is their rule, 
 from __future__ import annotations
 
 import argparse
-import sys
 
 from lo_framework.eval.commands.options import add_runs
 
@@ -71,8 +70,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from lo_framework.eval.commands.frame import run_study
-    from lo_framework.eval.report import files, transfer
+    from lo_framework.eval.commands.frame import finish, run_study
+    from lo_framework.eval.report.transfer import TransferReport
     from lo_framework.eval.studies.compare import Arms, compare_arms, plan_arms
     from lo_framework.spec import split_specs
 
@@ -100,9 +99,4 @@ def run(arguments: argparse.Namespace) -> int:
     if isinstance(done, int):
         return done
     result, folder = done
-    written = files.save(result, folder)
-    print(transfer.plain(result))
-    print(f"\n{files.listing(written)}")
-    for arm in result.failures:
-        print(f"eval compare: failed: {arm.task}, {arm.optimizer}: {arm.failure}", file=sys.stderr)
-    return 0 if len(result.failures) < len(result.arms) else 1
+    return finish("compare", TransferReport(result), folder)

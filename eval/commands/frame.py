@@ -6,14 +6,18 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from lo_framework.eval.report.text import visible
 from lo_framework.eval.running import protocol
 from lo_framework.eval.running.plan import plan_of
 from lo_framework.eval.running.progress import Progress
 from lo_framework.eval.running.store import CellStore
 from lo_framework.eval.studies.transfer import check
 from lo_framework.protocols import Task
+
+if TYPE_CHECKING:
+    from lo_framework.eval.report.base import Report
 
 CELLS = "cells"
 R = TypeVar("R")
@@ -48,7 +52,7 @@ def run_study(
         optimizers: of ``plan()``, those that a person may have given twice.
         compute: ``(plan(), tasks, **options of `drive`)``.
     """
-    from lo_framework.eval.report import files
+    from lo_framework.eval.report.base import prepare
     from lo_framework.optimizees import make_tasks
     from lo_framework.plugin import load_plugins
 
@@ -58,7 +62,7 @@ def run_study(
         arguments.optimizees, arguments.datasets, arguments.data_dir, arguments.device
     )
     check_input(arguments, tasks, optimizers(planned))
-    folder = files.prepare(arguments.out)
+    folder = prepare(arguments.out)
     store = CellStore(
         folder / CELLS, plan_of(tasks, arguments.device, arguments.plugin), fresh=arguments.fresh
     )
@@ -82,3 +86,13 @@ def run_study(
     if store.reused:
         print(f"{store.reused} finished cells of an earlier run were used again", file=sys.stderr)
     return result, folder
+
+
+def finish(name: str, report: Report[Any], folder: Path) -> int:
+    """Save and print a report, and what failed on stderr; returns the exit code."""
+    written = report.save(folder)
+    print(report.plain())
+    print(f"\n{report.listing(written)}")
+    for line in report.failures():
+        print(f"eval {name}: failed: {visible(line)}", file=sys.stderr)
+    return 0 if report.worked() else 1

@@ -1,13 +1,9 @@
-"""Rebuild the tables and pictures of an earlier evaluation from its numbers; nothing is run again."""
+"""Rebuild the tables and pictures of an earlier evaluation from its numbers, without any run."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from lo_framework.eval.studies.result import Result
 
 HELP = "rebuild the tables and pictures of an earlier evaluation from its numbers"
 EXAMPLES = """\
@@ -34,48 +30,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from lo_framework.eval.report.joined import join
+    from lo_framework.eval.report.joined import join, redraw
+    from lo_framework.eval.report.text import visible
 
-    folders = [Path(folder) for folder in arguments.folders]
-    found = {folder: result for folder in folders if (result := _again(folder)) is not None}
+    redrawn = []
+    for folder in arguments.folders:
+        for one in redraw(Path(folder)):
+            print(one.report.plain())
+            print(f"\n{one.report.listing(one.files)}")
+            redrawn.append(one)
     if arguments.join:
-        join(folders, found, Path(arguments.join))
-        print(f"page     {arguments.join}")
+        join(redrawn, Path(arguments.join))
+        print(f"page     {visible(arguments.join)}")
     return 0
-
-
-def _again(folder: Path) -> Result | None:
-    """Made again and printed; gives the result of transfer."""
-    from lo_framework.eval.report import ablation, files, robustness, sharpness, transfer
-    from lo_framework.spec import UserError
-
-    studies = {module.FILE.name: module for module in (robustness, ablation)}
-    kinds = [
-        name
-        for name in (files.FILE.name, sharpness.FILE.name, *studies)
-        if (folder / name).exists()
-    ]
-    if not kinds:
-        names = f"{files.FILE.name} and no {sharpness.FILE.name}, {' or '.join(studies)}"
-        raise UserError(
-            f"there is no {names} in {str(folder)!r}; expected the --out folder of an evaluation"
-        )
-    transferred = None
-    for name in kinds:
-        if name == files.FILE.name:
-            transferred = files.load(folder)
-            written = files.redraw(transferred, folder)
-            print(transfer.plain(transferred))
-            print(f"\n{files.listing(written)}")
-        elif name in studies:
-            study: Any = studies[name]
-            again = study.load(folder)
-            remade = study.redraw(again, folder)
-            print(study.plain(again))
-            print(f"\n{study.listing(remade)}")
-        else:
-            found = sharpness.load(folder)
-            pages = sharpness.redraw(found, folder)
-            print(sharpness.plain(found))
-            print(f"\n{sharpness.listing(pages)}")
-    return transferred

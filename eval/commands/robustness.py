@@ -9,7 +9,6 @@ steps, which is 11,500 at meta_lr 1e-3 and 380 at 3e-2.
 from __future__ import annotations
 
 import argparse
-import sys
 
 from lo_framework.eval.commands.options import add_runs
 
@@ -57,8 +56,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from lo_framework.eval.commands.frame import run_study
-    from lo_framework.eval.report import robustness
+    from lo_framework.eval.commands.frame import finish, run_study
+    from lo_framework.eval.report.robustness import RobustnessReport
     from lo_framework.eval.studies.robustness import check_specs, step_sizes, sweep
     from lo_framework.spec import split_specs
 
@@ -80,12 +79,4 @@ def run(arguments: argparse.Namespace) -> int:
     if isinstance(done, int):
         return done
     result, folder = done
-    written = robustness.save(result, folder)
-    print(robustness.plain(result))
-    print(f"\n{robustness.listing(written)}")
-    for line in result.failures:
-        print(
-            f"eval robustness: failed: {line.task}, {line.optimizer}: {line.failure}",
-            file=sys.stderr,
-        )
-    return 0 if len(result.failures) < len(result.lines) else 1
+    return finish("robustness", RobustnessReport(result), folder)

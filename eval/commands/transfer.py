@@ -9,7 +9,6 @@ baseline comes from the setting that was best for that metric.
 from __future__ import annotations
 
 import argparse
-import sys
 
 from lo_framework.eval.commands.options import add_common, baselines_of, common
 from lo_framework.eval.running.progress import Progress
@@ -43,8 +42,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from lo_framework.eval.commands.frame import check_input
-    from lo_framework.eval.report import files, transfer
+    from lo_framework.eval.commands.frame import check_input, finish
+    from lo_framework.eval.report.base import prepare
+    from lo_framework.eval.report.transfer import TransferReport
     from lo_framework.eval.running.learned_files import load_learned
     from lo_framework.eval.running.tuning import make_grid
     from lo_framework.eval.studies.transfer import evaluate
@@ -60,7 +60,7 @@ def run(arguments: argparse.Namespace) -> int:
     for label in baselines:
         make_grid(label, arguments.grid_size)
     check_input(arguments, tasks, [*learned, *baselines])
-    folder = files.prepare(arguments.out)
+    folder = prepare(arguments.out)
     progress = Progress(mode=arguments.progress, title="transfer")
     try:
         result = evaluate(
@@ -72,9 +72,4 @@ def run(arguments: argparse.Namespace) -> int:
         )
     finally:
         progress.close()
-    written = files.save(result, folder)
-    print(transfer.plain(result))
-    print(f"\n{files.listing(written)}")
-    for arm in result.failures:
-        print(f"eval transfer: failed: {arm.task}, {arm.optimizer}: {arm.failure}", file=sys.stderr)
-    return 0 if len(result.failures) < len(result.arms) else 1
+    return finish("transfer", TransferReport(result), folder)

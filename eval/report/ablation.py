@@ -6,16 +6,16 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from lo_framework.eval.studies.ablation import FILE, Ablation, Entry, from_json, to_json
-from lo_framework.eval.studies.panels import Mark, Panel
-from lo_framework.eval.running.protocol import BY_KEY, METRICS
 from lo_framework.eval.report import numbers
 from lo_framework.eval.report.base import Report
 from lo_framework.eval.report.drawing import png
 from lo_framework.eval.report.heat_maps import KEY, draw, marked
 from lo_framework.eval.report.table import Table
 from lo_framework.eval.report.text import file_names, markdown, picture, table_of_values
+from lo_framework.eval.running.protocol import BY_KEY, METRICS
 from lo_framework.eval.statistics import mean_interval
+from lo_framework.eval.studies.ablation import FILE, Ablation, Entry, from_json, to_json
+from lo_framework.eval.studies.panels import Mark, Panel
 
 
 class AblationReport(Report[Ablation]):
@@ -62,9 +62,7 @@ class AblationReport(Report[Ablation]):
                     if metric.key not in entry.metrics:
                         values += [np.nan] * 3
                         continue
-                    mean = mean_interval(
-                        entry.metrics[metric.key], diverged_as=metric.diverged_as
-                    )
+                    mean = mean_interval(entry.metrics[metric.key], diverged_as=metric.diverged_as)
                     values += [mean.value, mean.low, mean.high]
                 nan = np.array(np.nan)
                 values += [float(entry.metrics.get(count, nan).mean()) for count in counts]

@@ -1,9 +1,9 @@
 """A result for people: its folder of numbers, tables and pictures, and its text for a terminal.
 
-    report = TransferReport(result)
-    written = report.save("runs/transfer")      # transfer.json, then all that is made from it
-    print(report.plain(), report.listing(written))
-    TransferReport.load("runs/transfer").redraw("runs/transfer")
+report = TransferReport(result)
+written = report.save("runs/transfer")      # transfer.json, then all that is made from it
+print(report.plain(), report.listing(written))
+TransferReport.load("runs/transfer").redraw("runs/transfer")
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
-from lo_framework.eval.running.envelope import Envelope
 from lo_framework.eval.report.table import Table
 from lo_framework.eval.report.text import bullets, code, markdown, visible
-from lo_framework.files.atomic import atomic_write_bytes
+from lo_framework.eval.running.envelope import Envelope
+from lo_framework.files.atomic import atomic_write_bytes, reason
+from lo_framework.spec import UserError
 
 R = TypeVar("R")
 Self = TypeVar("Self", bound="Report[Any]")
@@ -119,6 +120,24 @@ class Report(Generic[R]):
         provenance: dict[str, Any] = self.result.provenance  # type: ignore[attr-defined]
         lines = [f"- {markdown(key)}: {_words(x)}" for key, x in provenance.items() if x]
         return ["## Where this comes from", "\n".join(lines)] if lines else []
+
+
+def prepare(folder: str | os.PathLike[str]) -> Path:
+    """Make a folder that can be written, before hours are spent on what goes into it.
+
+    Raises:
+        UserError: it cannot be made or written.
+    """
+    path = Path(folder)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"--out {str(path)!r}: {reason(error)}; expected a folder that can be written"
+        ) from None
+    if not os.access(path, os.W_OK):
+        raise UserError(f"--out {str(path)!r} cannot be written")
+    return path
 
 
 def _write(folder: str | os.PathLike[str], name: str, content: str | bytes) -> Path:

@@ -16,8 +16,14 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
-from lo_framework.eval.report.drawing import canvas, label, legend, line_handle, open_frame
-from lo_framework.eval.report.drawing import readable_ticks
+from lo_framework.eval.report.drawing import (
+    canvas,
+    label,
+    legend,
+    line_handle,
+    open_frame,
+    readable_ticks,
+)
 from lo_framework.eval.report.palette import Look, looks
 from lo_framework.eval.statistics import Array, expanded_percentile, iqm, median
 
@@ -92,7 +98,10 @@ def draw_curves(
     notes = "; ".join(_notes(everything, CENTRES[centre][1], level, smooth))
     words = legend(
         figure,
-        [_handle(name, own, [x for x in everything if x.label == name]) for name, own in look.items()],
+        [
+            _handle(name, own, [x for x in everything if x.label == name])
+            for name, own in look.items()
+        ],
         title=textwrap.fill(notes, int(16 * figure.get_figwidth())),
         title_fontproperties={"size": 8},
     )
@@ -122,7 +131,8 @@ class _Drawn:
         values = np.array(curve.values, dtype=np.float64)
         if values.ndim != 2 or values.shape[1] != steps.size or values.size == 0:
             raise ValueError(
-                f"{curve.label}: expected values [seeds, points] for {steps.size} steps, got {list(values.shape)}"
+                f"{curve.label}: expected values [seeds, points] for {steps.size} steps, "
+                f"got {list(values.shape)}"
             )
         bad = np.maximum.accumulate(
             ~np.isfinite(values), axis=1

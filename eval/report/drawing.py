@@ -21,7 +21,7 @@ LONGEST = 70  # characters of a label
 
 
 def canvas(
-    rows: int, columns: int, size: tuple[float, float], used: int | None = None, **shared: bool
+    rows: int, columns: int, size: tuple[float, float], used: int | None = None, **shared: Any
 ) -> tuple[Figure, list[Any]]:
     """Return a figure and its axes, row by row; the last ones are removed beyond ``used``."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg

@@ -8,10 +8,10 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from lo_framework.eval.studies.comparison import Comparison, compare, reference_of
-from lo_framework.eval.running.protocol import BY_KEY
 from lo_framework.eval.report.drawing import canvas, label
 from lo_framework.eval.report.palette import COLOURS
+from lo_framework.eval.running.protocol import BY_KEY
+from lo_framework.eval.studies.comparison import Comparison, compare, reference_of
 from lo_framework.eval.studies.result import Result
 
 if TYPE_CHECKING:

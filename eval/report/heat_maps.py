@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lo_framework.eval.studies.ablation import Ablation, Entry
-from lo_framework.eval.studies.panels import Mark, Panel
 from lo_framework.eval.report import numbers
 from lo_framework.eval.report.drawing import canvas, label, log_ticks
 from lo_framework.eval.statistics import iqm, mean_interval
+from lo_framework.eval.studies.ablation import Ablation, Entry
+from lo_framework.eval.studies.panels import Mark, Panel
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -125,7 +125,7 @@ def marked(entry: Entry, marks: tuple[Mark, ...]) -> str:
 
 
 def _centre(entry: Entry) -> float:
-    """The mean, and where some runs diverged the interquartile mean, which bears a quarter of them."""
+    """Return the mean, or where runs diverged the interquartile mean, which bears a quarter."""
     values = entry.metrics[KEY]
     return float(
         values.mean()

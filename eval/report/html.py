@@ -14,15 +14,19 @@ from collections.abc import Iterable, Sequence
 from lo_framework.eval.report.text import visible
 
 STYLE = """
-:root { color-scheme: light dark; --text: #1c1f24; --soft: #5b6470; --ground: #ffffff; --line: #d5dae1; --band: #f3f5f8;
+:root { color-scheme: light dark; --text: #1c1f24; --soft: #5b6470; --ground: #ffffff; --line:
+  #d5dae1; --band: #f3f5f8;
   --mark: #0b5cad; }
-@media (prefers-color-scheme: dark) { :root { --text: #e4e7eb; --soft: #a0a9b5; --ground: #15181d; --line: #363c45;
+@media (prefers-color-scheme: dark) { :root { --text: #e4e7eb; --soft: #a0a9b5; --ground:
+  #15181d; --line: #363c45;
   --band: #1d2128; --mark: #7fb8f5; } }
 * { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 68rem; padding: 1.5rem 1.25rem 4rem; background: var(--ground); color: var(--text);
+body { margin: 0 auto; max-width: 68rem; padding: 1.5rem 1.25rem 4rem; background:
+  var(--ground); color: var(--text);
   font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
 h1 { font-size: 1.7rem; margin: 0 0 .4rem; }
-h2 { font-size: 1.25rem; margin: 2.4rem 0 .6rem; padding-bottom: .25rem; border-bottom: 1px solid var(--line); }
+h2 { font-size: 1.25rem; margin: 2.4rem 0 .6rem; padding-bottom: .25rem; border-bottom: 1px
+  solid var(--line); }
 h3 { font-size: 1.02rem; margin: 1.5rem 0 .4rem; }
 p { margin: .5rem 0; max-width: 52rem; }
 ul { margin: .4rem 0; padding-left: 1.2rem; max-width: 52rem; }
@@ -36,14 +40,17 @@ tr.rule td { border-bottom: 2px solid var(--line); }
 .words { text-align: left; }
 td.loud { color: var(--mark); font-weight: 600; }
 figure { margin: 1rem 0 1.4rem; }
-figure img { display: block; max-width: 100%; height: auto; background: #fff; border: 1px solid var(--line);
+figure img { display: block; max-width: 100%; height: auto; background: #fff; border: 1px solid
+  var(--line);
   border-radius: 6px; padding: 6px; }
 figcaption { margin-top: .4rem; max-width: 52rem; }
-code { background: var(--band); padding: .1rem .3rem; border-radius: 3px; overflow-wrap: anywhere; }
+code { background: var(--band); padding: .1rem .3rem; border-radius: 3px; overflow-wrap:
+  anywhere; }
 details { margin: .6rem 0; } summary { cursor: pointer; color: var(--mark); }
 nav a { color: var(--mark); margin-right: .9rem; }
 @media print { body { max-width: none; padding: 0; font-size: 10pt; } nav { display: none; }
-  figure, table { break-inside: avoid; } h2, h3 { break-after: avoid; } .scroll { overflow: visible; } }
+  figure, table { break-inside: avoid; } h2, h3 { break-after: avoid; } .scroll { overflow:
+  visible; } }
 """
 
 

@@ -1,20 +1,30 @@
-"""Several reports as one Markdown page: ratios over the tasks of all, then their texts in order
-with their pictures.
+"""Reports made again from their folders, and several of them as one Markdown page: ratios over the
+tasks of all, then their texts in order with their pictures.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from lo_framework.eval.report.ablation import AblationReport
 from lo_framework.eval.report.base import Report
 from lo_framework.eval.report.ratios import ratios
+from lo_framework.eval.report.robustness import RobustnessReport
+from lo_framework.eval.report.sharpness.page import SharpnessReport
 from lo_framework.eval.report.text import markdown, picture, quoted
 from lo_framework.eval.report.transfer import TransferReport
 from lo_framework.files.atomic import atomic_write_text
 from lo_framework.spec import UserError
+
+REPORTS: tuple[type[Report[Any]], ...] = (
+    TransferReport,
+    SharpnessReport,
+    RobustnessReport,
+    AblationReport,
+)
 
 
 class Redrawn(NamedTuple):
@@ -23,6 +33,20 @@ class Redrawn(NamedTuple):
     folder: Path
     report: Report[Any]
     files: list[Path]
+
+
+def redraw(folder: Path) -> Iterator[Redrawn]:
+    """Make every report in ``folder`` again. Raises UserError: there is none, or it is damaged."""
+    kinds = [kind for kind in REPORTS if os.path.lexists(folder / kind.file.name)]
+    if not kinds:
+        first, *rest = (kind.file.name for kind in REPORTS)
+        raise UserError(
+            f"there is no {first} and no {' or '.join(rest)} in {str(folder)!r}; "
+            "expected the --out folder of an evaluation"
+        )
+    for kind in kinds:
+        report = kind.load(folder)
+        yield Redrawn(folder, report, report.redraw(folder))
 
 
 def join(redrawn: Sequence[Redrawn], path: Path) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 
 from lo_framework.eval.running.protocol import Metric
-from lo_framework.eval.studies.result import Arm
 from lo_framework.eval.statistics import Array, Estimate, mean_interval
+from lo_framework.eval.studies.result import Arm
 
 
 def reached(arm: Arm, metric: Metric) -> str | None:

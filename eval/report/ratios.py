@@ -22,7 +22,10 @@ from lo_framework.eval.studies.result import Result
 
 SHOWN = ("mean_loss", "final_loss", "test_loss")
 SURE = "*"
-NOTE = f"{SURE}: the 95% interval of the paired difference leaves zero out; better, worse: how many such tasks"
+NOTE = (
+    f"{SURE}: the 95% interval of the paired difference leaves zero out; "
+    "better, worse: how many such tasks"
+)
 
 
 class _Column(NamedTuple):

@@ -6,13 +6,13 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from lo_framework.eval.running.protocol import BY_KEY, METRICS
 from lo_framework.eval.report import numbers
 from lo_framework.eval.report.base import Report
 from lo_framework.eval.report.drawing import png
 from lo_framework.eval.report.sweep_picture import draw
 from lo_framework.eval.report.table import Table
 from lo_framework.eval.report.text import table_of_values
+from lo_framework.eval.running.protocol import BY_KEY, METRICS
 from lo_framework.eval.statistics import Array, mean_interval, summarize
 from lo_framework.eval.studies.robustness import FILE, Sweep, from_json, to_json
 
@@ -48,7 +48,13 @@ class RobustnessReport(Report[Sweep]):
         rows = []
         for line in result.lines:
             for i, lr in enumerate(result.lrs if not line.failure else ()):
-                row = [line.task, line.optimizer, lr, len(result.seeds), int(line.diverged[i].sum())]
+                row = [
+                    line.task,
+                    line.optimizer,
+                    lr,
+                    len(result.seeds),
+                    int(line.diverged[i].sum()),
+                ]
                 for metric in metrics:
                     if metric.key not in line.metrics:
                         row += [np.nan] * 4

@@ -9,8 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lo_framework.eval.report.drawing import canvas, label, legend, line_handle, open_frame
-from lo_framework.eval.report.drawing import readable_ticks
+from lo_framework.eval.report.drawing import (
+    canvas,
+    label,
+    legend,
+    line_handle,
+    open_frame,
+    readable_ticks,
+)
 from lo_framework.eval.report.palette import Look, looks
 from lo_framework.eval.statistics import bootstrap_interval, iqm
 from lo_framework.eval.studies.robustness import Line, Sweep

@@ -54,7 +54,9 @@ def bullets(lines: Iterable[object]) -> str:
     return "\n".join(f"- {markdown(line)}" for line in lines)
 
 
-def table_of_values(headers: Sequence[object], rows: Iterable[Sequence[object]], digits: int = 6) -> str:
+def table_of_values(
+    headers: Sequence[object], rows: Iterable[Sequence[object]], digits: int = 6
+) -> str:
     """Return CSV text. Floats have ``digits``, None is empty, and no text is a formula."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
@@ -73,7 +75,7 @@ def _field(value: object, digits: int) -> object:
 
 
 def file_names(start: str, names: Sequence[str]) -> dict[str, str]:
-    """Return a PNG file's name for each of ``names``: ``curves-mlp-digits.png``; no two are equal."""
+    """Name a PNG file for each of ``names``, as ``curves-mlp-digits.png``; no two are equal."""
     slugs = {name: re.sub("[^A-Za-z0-9.]+", "-", name) for name in names}
     for name, slug in slugs.items():
         if len(slug) > _LONGEST or [*slugs.values()].count(slug) > 1:

@@ -5,10 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 
 from lo_framework.eval.baselines import setting_label
+from lo_framework.eval.report import numbers
+from lo_framework.eval.report.base import Report
+from lo_framework.eval.report.curves import Curve, Panel, draw_curves
+from lo_framework.eval.report.drawing import png
+from lo_framework.eval.report.forest import draw_forest
+from lo_framework.eval.report.ratios import ratios
+from lo_framework.eval.report.table import Table
+from lo_framework.eval.report.text import file_names
+from lo_framework.eval.running.protocol import BY_KEY, METRICS, smoothing_width
 from lo_framework.eval.studies.comparison import (
     BETTER,
     SAME,
@@ -19,15 +29,6 @@ from lo_framework.eval.studies.comparison import (
     matched_steps,
     reference_of,
 )
-from lo_framework.eval.running.protocol import BY_KEY, METRICS, smoothing_width
-from lo_framework.eval.report import numbers
-from lo_framework.eval.report.base import Report
-from lo_framework.eval.report.curves import Curve, Panel, draw_curves
-from lo_framework.eval.report.drawing import png
-from lo_framework.eval.report.forest import draw_forest
-from lo_framework.eval.report.ratios import ratios
-from lo_framework.eval.report.table import Table
-from lo_framework.eval.report.text import file_names
 from lo_framework.eval.studies.result import FILE, Arm, Result, from_json, to_json
 
 MANY = 8  # optimizers: more of them also get a table of ratios, and a row each in place of a curve
@@ -64,7 +65,7 @@ class TransferReport(Report[Result]):
         if len(shown) > PANELS:
             names = file_names("curves", [panel.title for panel in shown])
             figures |= {names[panel.title]: [panel] for panel in shown}
-        options = dict(
+        options: dict[str, Any] = dict(
             title=f"{result.steps} steps; baselines at their best setting for the mean loss",
             ylabel="training loss (minibatch)",
             smooth=smoothing_width(result.steps),
@@ -78,9 +79,7 @@ class TransferReport(Report[Result]):
         lines = [f"{result.steps} steps, {seeds}, the same for every optimizer"]
         if result.baselines:
             tuned = numbers.seeds(result.tuning_seeds)
-            lines.append(
-                f"baselines tuned on each task with {tuned}, learning rate x schedule"
-            )
+            lines.append(f"baselines tuned on each task with {tuned}, learning rate x schedule")
         return lines + [f"{label}: {file}" for label, file in result.files.items()]
 
     def tables(self) -> list[Table]:

@@ -70,8 +70,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from lo_framework.eval.commands.frame import check_input
-    from lo_framework.eval.report import files, sharpness
+    from lo_framework.eval.commands.frame import check_input, finish
+    from lo_framework.eval.report.base import prepare
+    from lo_framework.eval.report.sharpness.page import SharpnessReport
     from lo_framework.eval.running.learned_files import load_learned
     from lo_framework.eval.running.store import CellStore
     from lo_framework.eval.running.tuning import make_grid
@@ -100,7 +101,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.seeds < 1:
         raise UserError(f"--seeds: expected at least 1, got {arguments.seeds}")
     check_input(arguments, tasks, [*learned, *baselines])
-    folder = files.prepare(arguments.out)
+    folder = prepare(arguments.out)
     store = CellStore(
         folder / CELLS, plan_of(arguments, settings, tasks, learned), fresh=arguments.fresh
     )
@@ -123,14 +124,9 @@ def run(arguments: argparse.Namespace) -> int:
         return 130
     finally:
         progress.close()
-    written = sharpness.save(result, folder)
-    print(sharpness.plain(result))
-    print(f"\n{sharpness.listing(written)}")
     if store.reused:
         print(f"{store.reused} finished cells of an earlier run were used again", file=sys.stderr)
-    for line in result.failures:
-        print(f"eval sharpness: failed: {line}", file=sys.stderr)
-    return 0 if result.worked else 1
+    return finish("sharpness", SharpnessReport(result), folder)
 
 
 def check_tasks(tasks: Sequence[Task]) -> None:

@@ -2,7 +2,7 @@
 transfer`.
 
     result = evaluate(tasks, learned, theta, baselines=("adamw",), steps=200, seeds=20)
-    print(closing_table(result))
+    print(TransferReport(result).plain())
 
 All optimizers see the same initial parameters and the same batches of a seed. Baselines are tuned
 on each task on other seeds, without test data (`eval.running.tuning`), and reported at their best setting

@@ -26,9 +26,7 @@ _TEMPORARY = re.compile(r"\..+\.(?P<pid>\d+)-(?P<token>[0-9a-f]{8})-\d+\.tmp", r
 _STALE_SECONDS = 24 * 3600.0
 
 
-def atomic_write_bytes(
-    path: str | os.PathLike[str], data: bytes, *, follow: bool = True
-) -> None:
+def atomic_write_bytes(path: str | os.PathLike[str], data: bytes, *, follow: bool = True) -> None:
     """Make `path` hold exactly `data`; its folder is created where it is missing.
 
     Args:

@@ -64,7 +64,7 @@ def test_a_killed_evaluation_is_done_again(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(closing.files, "redraw", interrupted)
+        patch.setattr(closing.TransferReport, "redraw", interrupted)
         assert main(with_evaluation(tmp_path / "run")) == 130
     assert main(with_evaluation(tmp_path / "run", "--resume")) == 0
     assert len(evaluations) == 2

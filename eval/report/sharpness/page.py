@@ -1,4 +1,4 @@
-"""The report of `eval sharpness`: one self-contained page, a CSV file, and tables for a terminal."""
+"""The report of `eval sharpness`: one self-contained page, a CSV file and tables in a terminal."""
 
 from __future__ import annotations
 
@@ -34,8 +34,6 @@ READING = (
     "every optimizer, in evaluation mode.",
     "Sharpness does not predict generalisation by itself: read it beside test accuracy.",
 )
-
-
 
 
 class SharpnessReport(Report[Result]):
@@ -83,7 +81,9 @@ class SharpnessReport(Report[Result]):
             f"radii {', '.join(f'{r:g}' for r in s['radii'])}; probe {s['probe']}",
         ]
         if result.baselines:
-            tuned = f"{numbers.seeds(result.tuning_seeds)}, at their best setting for the final loss"
+            tuned = (
+                f"{numbers.seeds(result.tuning_seeds)}, at their best setting for the final loss"
+            )
             lines.append(f"baselines tuned on each task with {tuned}")
         diverged = sum(arm.diverged for arm in result.arms)
         runs = sum(len(arm.runs) for arm in result.arms)
@@ -188,9 +188,9 @@ class SharpnessReport(Report[Result]):
             if data := pictures.scatter(result, task, key, title):
                 yield (
                     data,
-                    f"Test accuracy against {title}, a dot per run. Kendall's τ counts all pairs of "
-                    "runs, of different optimizers too; dots of one seed are not independent, and a "
-                    "correlation across optimizers may come from anything else in which they "
+                    f"Test accuracy against {title}, a dot per run. Kendall's τ counts all pairs "
+                    "of runs, of different optimizers too; dots of one seed are not independent, "
+                    "and a correlation across optimizers may come from anything else in which they "
                     "differ.",
                 )
         yield from landscapes.pictures(result, task)

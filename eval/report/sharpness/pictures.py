@@ -136,8 +136,8 @@ def radii(result: Result, task: str) -> bytes:
 
 
 def _signed_log(axes: Any, values: Array) -> None:
-    """Make an axis logarithmic on both sides of zero and linear below the smallest value, with three
-    labels per side, so that none overlap.
+    """Make an axis logarithmic on both sides of zero and linear below the smallest value, with
+    three labels per side, so that none overlap.
     """
     from matplotlib.ticker import FixedLocator, NullLocator
 
@@ -183,8 +183,8 @@ def training(result: Result, task: str) -> bytes:
 
 
 def scatter(result: Result, task: str, key: str, title: str) -> bytes | None:
-    """Draw test accuracy (or test loss) against a sharpness at both places; None if there is nothing
-    to draw.
+    """Draw test accuracy (or test loss) against a sharpness at both places; None if there is
+    nothing to draw.
     """
     arms = arms_of(result, task)
     look = looks_of(arms)

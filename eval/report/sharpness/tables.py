@@ -18,8 +18,8 @@ FEW_PAIRS = 3  # more are summed up, and their tables folded
 
 
 def seeds_of(values: Array, percent: bool = False) -> str | None:
-    """Return the mean over the seeds that have the number and half its 95% interval; how many, where
-    some lack it.
+    """Return the mean over the seeds that have the number and half its 95% interval; how many,
+    where some lack it.
     """
     finite = values[np.isfinite(values)]
     if finite.size == 0:
@@ -29,7 +29,7 @@ def seeds_of(values: Array, percent: bool = False) -> str | None:
 
 
 def reached(result: Result, task: str, place: str, *, brief: bool = False) -> Table:
-    """Show losses, accuracies, gradient norm and curvature; ``brief``: those that fit a terminal."""
+    """Show losses, accuracies, gradient norm and curvature; ``brief``: what fits a terminal."""
     arms, steps = _arms(result, task), result.settings["steps"]
     metrics = [
         m
@@ -48,7 +48,9 @@ def reached(result: Result, task: str, place: str, *, brief: bool = False) -> Ta
             table.add(arm.optimizer, "FAILED", *[""] * len(metrics))
             continue
         matched = [run.step for run in arm.runs if run.step is not None]
-        words = [str(steps) if place == EQUAL else f"{np.median(matched):g}" if matched else "never"]
+        words = [
+            str(steps) if place == EQUAL else f"{np.median(matched):g}" if matched else "never"
+        ]
         words += [f"{arm.diverged} diverged"] * bool(arm.diverged)
         if place != EQUAL and arm.censored > arm.diverged:
             words.append(f"{arm.censored - arm.diverged} censored")
@@ -73,8 +75,8 @@ def by_radius(result: Result, task: str, place: str) -> Table:
 
 
 def variants(result: Result, task: str, place: str) -> Table:
-    """Show the other neighbourhoods: l-infinity, adaptive, m-sharpness, average case; an empty table
-    where the effort has none.
+    """Show the other neighbourhoods: l-infinity, adaptive, m-sharpness, average case; an empty
+    table where the effort has none.
     """
     gaps: dict[tuple[str, str], dict[str, str | None]] = {}
     for arm in _arms(result, task):
@@ -99,7 +101,7 @@ def variants(result: Result, task: str, place: str) -> Table:
 def differences(
     result: Result, comparisons: list[Comparison], task: str, a: str, b: str, *, brief: bool = False
 ) -> Table:
-    """Show ``a`` minus ``b``; ``brief``: only what some uncorrected interval sets apart from zero."""
+    """Show ``a`` minus ``b``; ``brief``: only what an uncorrected interval sets apart from zero."""
     titles = {m.key: m for m in metrics_of(result)}
     headers = ("metric", "equal steps: difference", "Holm", "matched loss: difference", "Holm")
     table = Table(*headers, title=f"{task}: {a} minus {b}")

@@ -9,7 +9,9 @@ import pytest
 
 from lo_framework.eval.baselines import make_baseline
 from lo_framework.eval.cli import main
-from lo_framework.eval.report import ablation, numbers
+from lo_framework.eval.report import numbers
+from lo_framework.eval.report.ablation import AblationReport
+from lo_framework.eval.report.heat_maps import marked
 from lo_framework.eval.running.cells import plan_cells, run_cell
 from lo_framework.eval.statistics import mean_interval
 from lo_framework.eval.studies.ablation import Entry, ablate, from_json, to_json, usual_references
@@ -58,7 +60,7 @@ def test_tables_and_csv_tell_the_runs_own_numbers(folder):
         "ablation.md",
     ]
     assert sorted(p.name for p in folder.iterdir() if p.is_file()) == names
-    result = ablation.load(folder)
+    result = AblationReport.load(folder).result
     (task,), (panel,) = make_tasks(TINY), result.study.panels
     with (folder / "ablation.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -88,7 +90,7 @@ def test_tables_and_csv_tell_the_runs_own_numbers(folder):
 
 
 def test_the_reference_is_tuned_over_what_it_leaves_open(folder):
-    (reference,) = ablation.load(folder).references
+    (reference,) = AblationReport.load(folder).result.references
     assert reference.spec == "adamw:lr=0.01" and reference.setting in ("lr=0.01", "lr=0.01 cosine")
     assert "reference" in (folder / "ablation.md").read_text()
 
@@ -103,19 +105,18 @@ def test_diagnostics_are_marked(folder):
         Mark(count="none", symbol="0"),
     )
     assert (
-        ablation.marked(
-            Entry(task="t", spec="s", metrics=metrics), (*marks, Mark(count="x", symbol="x"))
-        )
+        marked(Entry(task="t", spec="s", metrics=metrics), (*marks, Mark(count="x", symbol="x")))
         == "~10% s1.5"
     )
 
 
 def test_json_gives_the_same_report_again_and_finished_cells_are_used(folder, capsys):
-    result = ablation.load(folder)
+    result = AblationReport.load(folder).result
     again = from_json(to_json(result))
-    assert ablation.plain(again) == ablation.plain(result) and ablation.rows(
-        again
-    ) == ablation.rows(result)
+    assert (
+        AblationReport(again).plain() == AblationReport(result).plain()
+        and AblationReport(again).csv() == AblationReport(result).csv()
+    )
     assert again.study == result.study
     before = {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()}
     assert main(["report", str(folder)]) == 0
@@ -180,7 +181,7 @@ def test_a_study_of_ones_own(tmp_path):
         and len(result.entries) == 4
         and not result.failures
     )
-    assert result.tuning_seeds == () and len(ablation.save(result, tmp_path)) == 4
+    assert result.tuning_seeds == () and len(AblationReport(result).save(tmp_path)) == 4
 
 
 def test_failed_cells_are_named(tmp_path, capsys, monkeypatch):

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from lo_framework.eval.cli import main
-from lo_framework.eval.report import files
 from lo_framework.eval.report.forest import mark
 from lo_framework.eval.report.ratios import ratios
+from lo_framework.eval.report.transfer import TransferReport
 from lo_framework.eval.studies.compare import compare_arms, factors, plan_arms
 from lo_framework.eval.studies.comparison import compare
 from lo_framework.optimizees import make_tasks
@@ -89,7 +89,7 @@ def test_a_tuned_arm_and_its_frozen_twin(tmp_path, capsys):
     ]
     assert main(words) == 0
     first = capsys.readouterr()
-    result = files.load(out)
+    result = TransferReport.load(out).result
     task = result.tasks[0]
     frozen, online = (
         result.arm(task, x) for x in ("metaadamw:online=false", "metaadamw:meta_every=2")
@@ -227,7 +227,7 @@ def test_ratios_open_a_page_of_several_results(tmp_path, capsys):
 
 def test_many_arms_get_a_row_each_in_place_of_curves(tmp_path):
     result = compared(scaled="0.5,0.6,0.7,0.8,0.9,1.1,1.2,1.3")
-    assert [path.name for path in files.save(result, tmp_path)] == [
+    assert [path.name for path in TransferReport(result).save(tmp_path)] == [
         "transfer.json",
         "transfer.md",
         "arms.png",

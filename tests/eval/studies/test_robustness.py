@@ -11,6 +11,7 @@ import pytest
 from lo_framework.eval.baselines import make_baseline, make_thetas
 from lo_framework.eval.cli import main
 from lo_framework.eval.report import numbers, robustness
+from lo_framework.eval.report.robustness import RobustnessReport
 from lo_framework.eval.running.cells import plan_cells, run_cell
 from lo_framework.eval.statistics import mean_interval
 from lo_framework.eval.studies.robustness import from_json, step_sizes, sweep, to_json
@@ -40,7 +41,7 @@ def test_tables_csv_and_files_tell_the_runs_own_numbers(tmp_path, capsys):
     shown = capsys.readouterr()
     names = ["robustness.csv", "robustness.json", "robustness.md", "robustness.png"]
     assert sorted(p.name for p in out.iterdir() if p.is_file()) == names and shown.err == ""
-    result = robustness.load(out)
+    result = RobustnessReport.load(out).result
     assert result.seeds == (20_000, 20_001) and result.lrs == (1e-4, 1e-2)
     assert result.provenance["command"][3:5] == ["robustness", "--optimizees"]
     with (out / "robustness.csv").open() as file:
@@ -94,11 +95,14 @@ def test_diverged_runs_are_counted_and_drawn(tmp_path):
         make_tasks("mlp-relu:hidden=4,batch=8"), ["sgdm"], (1e-2, 1e38), steps=5, seeds=3
     )
     assert result.lines[0].diverged.tolist() == [[False] * 3, [True] * 3]
-    text = robustness.plain(result)
+    text = RobustnessReport(result).plain()
     assert "3 of 3 diverged" in text and "3 of 6" in text and "inf" in text
-    assert len(robustness.save(result, tmp_path)) == 4
+    assert len(RobustnessReport(result).save(tmp_path)) == 4
     again = from_json(to_json(result))
-    assert robustness.plain(again) == text and robustness.rows(again) == robustness.rows(result)
+    assert (
+        RobustnessReport(again).plain() == text
+        and RobustnessReport(again).csv() == RobustnessReport(result).csv()
+    )
     json.loads(to_json(result), parse_constant=lambda name: pytest.fail(name))
 
 

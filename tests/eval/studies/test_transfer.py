@@ -9,8 +9,8 @@ import math
 import numpy as np
 import pytest
 
-from lo_framework.eval.report import files, numbers, transfer
-from lo_framework.eval.report.transfer import closing_table
+from lo_framework.eval.report import numbers, transfer
+from lo_framework.eval.report.transfer import TransferReport
 from lo_framework.eval.statistics import Estimate
 from lo_framework.eval.studies.comparison import (
     ONE_SEED,
@@ -27,6 +27,14 @@ from lo_framework.optimizees import make_tasks
 from lo_framework.spec import UserError
 
 TINY = "mlp:hidden=4,batch=8"
+
+
+def plain(result: Result) -> str:
+    return TransferReport(result).plain()
+
+
+def markdown(result: Result) -> str:
+    return TransferReport(result).markdown()
 
 
 @pytest.fixture(scope="module")
@@ -101,28 +109,20 @@ def test_thetas_replace_the_optimizers_own(result):
     learned.load_theta(theta)
     again = evaluate(make_tasks("quadratic"), learned, **options)
     np.testing.assert_array_equal(again.arms[0].values("mean_loss"), mine)
-    assert transfer.plain(got) and transfer.markdown(got)
+    assert plain(got) and markdown(got)
 
 
 def test_json_gives_the_same_result_and_tables_again(result):
     text = to_json(result, {"comparisons": []})
     json.loads(text, parse_constant=lambda name: pytest.fail(name))
     again = from_json(text)
-    assert transfer.plain(again) == transfer.plain(result) and transfer.markdown(
-        again
-    ) == transfer.markdown(result)
+    assert plain(again) == plain(result) and markdown(again) == markdown(result)
     for arm, other in zip(result.arms, again.arms, strict=True):
         for runs, same in zip(arm.runs, other.runs, strict=True):
             np.testing.assert_array_equal(runs.curves, same.curves)
             for key, values in runs.metrics.items():
                 np.testing.assert_array_equal(values, same.metrics[key])
     assert len(text.splitlines()) < 1200  # numbers share lines
-
-
-def test_closing_table(result):
-    text = closing_table(result)
-    assert "hyper-adamw against tuned adamw" in text and "sgdm" not in text
-    assert text.count("mean loss") == 2 and "best of grid" in text
 
 
 def test_a_broken_task_is_reported_in_its_place():
@@ -136,10 +136,10 @@ def test_a_broken_task_is_reported_in_its_place():
         tasks, make_learned("hyper-adamw"), baselines=("adamw",), steps=2, seeds=2, tuning_seeds=1
     )
     assert [arm.task for arm in got.failures] == ["quadratic"] * 2
-    text = transfer.plain(got)
+    text = plain(got)
     assert "FAILED" in text and "no such kernel" in text and "rosenbrock (2 parameters)" in text
-    assert "quadratic, adamw: tuning: RuntimeError" in closing_table(got)
-    assert transfer.plain(from_json(to_json(got))) == text
+    assert "quadratic, adamw: tuning: RuntimeError" in text
+    assert plain(from_json(to_json(got))) == text
 
 
 @pytest.mark.parametrize(
@@ -307,15 +307,6 @@ def test_a_diverged_run_reaches_nothing():
     assert (found["adamw"].reached, found["adamw"].censored) == (1, 1)
 
 
-def test_the_guard_column_is_there_only_with_data():
-    plain, guarded = (
-        made(arm("t", "lo", [1, 2], learned=True)),
-        arm("t", "lo", [1, 2], learned=True),
-    )
-    guarded.runs[0].metrics["guard"] = np.array([3.0, 4.0])
-    assert "guard" not in transfer.plain(plain) and "3.5" in transfer.plain(made(guarded))
-
-
 @pytest.mark.parametrize(
     ("value", "half", "text"),
     [
@@ -339,19 +330,19 @@ def test_ratio_words():
 
 
 def test_curves_panels_use_the_setting_that_is_best_for_the_mean_loss(result):
-    for panel in files.panels(result):
+    for panel in transfer.panels(result):
         assert [curve.label for curve in panel.curves] == ["adamw", "sgdm:lr=0.1", "hyper-adamw"]
         expected = result.arm(panel.title, "adamw").of("mean_loss").curves
         np.testing.assert_array_equal(panel.curves[0].values, expected)
 
 
 def test_many_tasks_get_a_figure_each(tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "PANELS", 1)
+    monkeypatch.setattr(transfer, "PANELS", 1)
     arms = [arm(task, "lo", [1.0], learned=True) for task in ("a/x", "b:h=2")]
     arms = [dataclasses.replace(a, chosen={"mean_loss": 0, "final_loss": 0}) for a in arms]
     for a in arms:
         a.runs[0].metrics["mean_loss"] = np.ones(1)
-    names = [path.name for path in files.save(made(*arms), tmp_path)]
+    names = [path.name for path in TransferReport(made(*arms)).save(tmp_path)]
     assert names == [
         "transfer.json",
         "transfer.md",
