@@ -42,8 +42,8 @@ def pictures(result: Result, task: str) -> Iterator[tuple[bytes, str]]:
             data,
             "Loss along lines through the point, first seed. Random directions have the length of "
             "the weights, filter by filter, and miss the few sharp directions that there are; "
-            "along eigenvectors the unit is l2 length. A curve that is low and wide is flat; compare "
-            "shapes only where the losses at 0 are equal.",
+            "along eigenvectors the unit is l2 length. A curve that is low and wide is flat; "
+            "compare shapes only where the losses at 0 are equal.",
         )
     for name, directions in PLANES.items():
         if data := plane(result, task, name):
