@@ -17,7 +17,7 @@ from lo_framework.spec import UserError, nearest
 COMMANDS = {
     "transfer": "lo_framework.eval.commands.transfer",
     "compare": "lo_framework.eval.commands.compare",
-    "sharpness": "lo_framework.eval.sharpness.command",
+    "sharpness": "lo_framework.eval.commands.sharpness",
     "robustness": "lo_framework.eval.commands.robustness",
     "ablation": "lo_framework.eval.commands.ablation",
     "report": "lo_framework.eval.commands.report",

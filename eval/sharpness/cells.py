@@ -20,8 +20,8 @@ from torch import Tensor
 from lo_framework.eval.baselines.torch_runs import TorchBaseline, TorchRollout, torch_rollout
 from lo_framework.eval.running.cells import Found
 from lo_framework.eval.sharpness.measuring import SPLITS, measure_point, work_of
-from lo_framework.eval.sharpness.numbers import number, numbers
-from lo_framework.eval.sharpness.probing import Watcher
+from lo_framework.eval.sharpness.metrics import number, numbers
+from lo_framework.eval.sharpness.probe import Watcher
 from lo_framework.eval.sharpness.settings import Settings
 from lo_framework.eval.statistics import Array
 from lo_framework.inner.rollout import Rollout, rollout

@@ -16,7 +16,7 @@ from itertools import combinations
 
 import numpy as np
 
-from lo_framework.eval.sharpness.metrics import EQUAL, PLACES, Metric, metrics_of
+from lo_framework.eval.sharpness.metrics import EQUAL, PLACES, Metric, metrics_at
 from lo_framework.eval.sharpness.result import Result
 from lo_framework.eval.statistics import Estimate, paired_difference, student_t_tails
 
@@ -61,7 +61,7 @@ def compare(result: Result) -> list[Comparison]:
         for place in PLACES:
             wanted = [
                 metric
-                for metric in metrics_of(result)
+                for metric in metrics_at(result.settings["radii"])
                 if metric.compared and not metric.fixed_by(place)
             ]
             family = [

@@ -53,3 +53,31 @@ def shared_levels(keys: Sequence[ArrayLike], *, falling: bool, count: int = 12) 
         return np.geomspace(high, low, count) if high > low > 0 else np.empty(0)
     low, high = max(run[0] for run in runs), min(run.max() for run in runs)
     return np.linspace(low, high, count) if high > low else np.empty(0)
+
+
+def at_equal(xs: ArrayLike, curves: ArrayLike, levels: ArrayLike, *, falling: bool) -> Array:
+    """``curves [K, T]`` where ``xs [K, T]`` first reach each of ``levels [L]``: ``[K, L]``.
+
+    Between two steps linearly; nan where a run never gets there (censored). ``falling``: xs is a
+    loss, and reaching is being at most the level; else a path
+    length. Points at which xs or the curve is not finite are left out.
+    """
+    x, y = (
+        np.atleast_2d(np.asarray(xs, dtype=np.float64)),
+        np.atleast_2d(np.asarray(curves, dtype=np.float64)),
+    )
+    wanted = np.atleast_1d(np.asarray(levels, dtype=np.float64))
+    if x.shape != y.shape:
+        raise ValueError(f"xs and curves need one shape, got {list(x.shape)} and {list(y.shape)}")
+    found = np.full((len(x), wanted.size), np.nan)
+    sign = -1.0 if falling else 1.0
+    for k in range(len(x)):
+        keep = np.isfinite(x[k]) & np.isfinite(y[k])
+        a, b = sign * x[k][keep], y[k][keep]
+        for j, level in enumerate(sign * wanted):
+            hits = np.flatnonzero(a >= level)
+            if hits.size == 0:
+                continue
+            i = int(hits[0])
+            found[k, j] = b[i] if i == 0 else np.interp(level, a[i - 1 : i + 1], b[i - 1 : i + 1])
+    return found

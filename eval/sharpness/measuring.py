@@ -8,17 +8,25 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from torch import Tensor
 
-from lo_framework.eval.sharpness import spectrum
+from lo_framework.errors import describe
 from lo_framework.eval.sharpness.ascent import QUICK, Neighbourhood, doubling_radius, neighbourhoods
 from lo_framework.eval.sharpness.ball import Ball, relative_radii
+from lo_framework.eval.sharpness.hessian import (
+    ggn_operator,
+    hessian_operator,
+    spectral_density,
+    top_eigenvalues,
+    trace,
+)
 from lo_framework.eval.sharpness.measures import Mean, average_sharpness, m_sharpness
-from lo_framework.eval.sharpness.numbers import number, numbers
-from lo_framework.eval.sharpness.point import Point
-from lo_framework.eval.sharpness.settings import Settings
+from lo_framework.eval.sharpness.metrics import number, numbers
+from lo_framework.eval.sharpness.settings import Level, Settings
+from lo_framework.eval.sharpness.slices import Slice, axis, loss_line, loss_plane, random_plane
 from lo_framework.eval.sharpness.surface import Surface
 from lo_framework.layout import Layout
 from lo_framework.protocols import Buffers, Task
@@ -26,6 +34,37 @@ from lo_framework.protocols import Buffers, Task
 SAMPLE_SEED = 0  # the same rows for every run of every optimizer
 SPLITS = ("train", "test")
 DOUBLING = (0.25, 0.5)  # parts of the doubling radius
+# of slices: in units of the (filter-normalised) weights, and in l2 length along eigenvectors
+EXTENT = 1.0
+DENSITY_POINTS = 256
+DIGITS = 6  # of what only pictures show
+
+
+@dataclass
+class Point:
+    """A point that is being measured.
+
+    Attributes:
+        data: JSON values by kind: what was measured so far.
+        vectors: top eigenvectors ``[k, N]`` once they are known, for the slices.
+    """
+
+    surface: Surface
+    settings: Settings
+    data: dict[str, Any] = field(
+        default_factory=lambda: {
+            key: {} for key in ("values", "balls", "spectrum", "slices", "failures")
+        }
+    )
+    vectors: Tensor | None = None
+
+    @property
+    def level(self) -> Level:
+        return self.settings.level
+
+    def fail(self, part: str, error: Exception) -> None:
+        """Name a part that could not be measured."""
+        self.data["failures"][part] = describe(error)
 
 
 def measure_point(
@@ -38,8 +77,8 @@ def measure_point(
     pictures: bool,
     on_work: Callable[[int], None],
 ) -> dict[str, Any]:
-    """``values`` (numbers by name), ``balls``, ``spectrum``, ``slices``, ``cost`` and ``failures``
-    (reasons by part).
+    """Return ``values`` (numbers by name), ``balls``, ``spectrum``, ``slices``, ``cost`` and
+    ``failures`` (reasons by part).
 
     Args:
         params: ``[N]``; buffers of one run.
@@ -50,101 +89,70 @@ def measure_point(
         FloatingPointError: the loss at the point itself is not finite.
     """
     began = time.perf_counter()
-    surface = Surface(
-        task,
-        layout,
-        params,
-        buffers,
-        task.full("train"),
-        rows=settings.level.rows,
-        seed=SAMPLE_SEED,
-    )
-    values: dict[str, float | None] = {}
-    for split in SPLITS:
-        for name, x in task.metrics(layout.unflatten(params), buffers, task.full(split)).items():
-            values[f"{split}_{name}"] = number(x)
-    values |= {
-        "sample_loss": number(surface.loss_here),
-        "gradient_norm": number(surface.gradient_here.norm()),
-        "weight_norm": number(surface.params.norm()),
-        "gradient_curvature": number(
-            surface.curvature_along(surface.params, surface.gradient_here)
-        ),
-    }
+    rows, train = settings.level.rows, task.full("train")
+    surface = Surface(task, layout, params, buffers, train, rows=rows, seed=SAMPLE_SEED)
     point = Point(surface, settings)
-    data = point.data
-    data["values"] |= values
+    data, here = point.data, surface.gradient_here
+    for split in SPLITS:
+        metrics = task.metrics(layout.unflatten(params), buffers, task.full(split))
+        data["values"] |= {f"{split}_{name}": number(x) for name, x in metrics.items()}
+    data["values"] |= {
+        "sample_loss": number(surface.loss_here),
+        "gradient_norm": number(here.norm()),
+        "weight_norm": number(surface.params.norm()),
+        "gradient_curvature": number(surface.curvature_along(surface.params, here)),
+    }
     for name, work, measure in _parts(settings, pictures):
         try:
             measure(point)
         except Exception as error:
             point.fail(name, error)
         on_work(work)
-    used = surface.used
-    seconds = {"seconds": time.perf_counter() - began}
     data["rows"] = surface.rows
-    data["cost"] = {
-        "losses": used.losses,
-        "gradients": used.gradients,
-        "hvps": used.hvps,
-        **seconds,
-    }
+    data["cost"] = {**asdict(surface.used), "seconds": time.perf_counter() - began}
     return data
-
-
-def work_of(settings: Settings, pictures: bool) -> int:
-    """About how many gradient evaluations a point takes; for progress bars."""
-    return sum(work for _, work, _ in _parts(settings, pictures))
 
 
 Part = tuple[str, int, Callable[[Point], None]]
 
 
+def work_of(settings: Settings, pictures: bool) -> int:
+    """Estimate how many gradient evaluations a point takes; for progress bars."""
+    return sum(work for _, work, _ in _parts(settings, pictures))
+
+
 def _parts(settings: Settings, pictures: bool) -> list[Part]:
-    level = settings.level
+    """Return what is measured, in order: name, work and how; what the effort lacks has no work."""
+    level, radii = settings.level, len(settings.radii)
     starts = 3 + level.ascent.random_starts
-    climb, steep = (
-        starts * level.ascent.steps,
-        starts * (level.ascent.steps + 3 * level.ascent.norm_steps),
-    )
-    parts: list[Part] = [("l2 balls", len(settings.radii) * steep, _l2)]
-    if level.relative:
-        parts.append(("relative radii", len(level.relative) * climb, _relative))
-    if level.doubling:
-        parts.append(("doubling radius", 10 * climb, _doubling))
-    if level.linf:
-        parts.append(("l-infinity balls", len(level.linf) * climb, _linf))
-    if level.adaptive:
-        parts.append(("adaptive balls", len(level.adaptive) * climb, _adaptive))
-    if level.m:
-        parts.append(("m-sharpness", len(level.m) * len(settings.radii) * climb, _minibatches))
-    if level.sigma:
-        parts.append(("average case", len(level.sigma) * level.average, _average))
-    spectra: list[Part] = []
-    if level.eigenvalues:
-        spectra.append(("curvature", 2 * (40 + level.trace), spectrum.curvature))
-    if level.ggn:
-        spectra.append(("Gauss-Newton matrix", 3 * (40 + level.trace), spectrum.gauss_newton))
-    if pictures and level.density:
-        spectra.append(("spectral density", 3 * level.density * level.lanczos, spectrum.density))
-    if pictures:
-        spectra.append(("slices", 2 * level.line + level.plane**2 // 2, spectrum.slices))
-    return [*parts, *spectra]
+    climb = starts * level.ascent.steps
+    steep = climb + 3 * starts * level.ascent.norm_steps
+    parts: list[Part] = [
+        ("l2 balls", radii * steep, _l2),
+        ("relative radii", len(level.relative) * climb, _relative),
+        ("doubling radius", level.doubling * 10 * climb, _doubling),
+        ("l-infinity balls", len(level.linf) * climb, _linf),
+        ("adaptive balls", len(level.adaptive) * climb, _adaptive),
+        ("m-sharpness", len(level.m) * radii * climb, _minibatches),
+        ("average case", len(level.sigma) * level.average, _average),
+        ("curvature", bool(level.eigenvalues) * 2 * (40 + level.trace), _curvature),
+        ("Gauss-Newton matrix", level.ggn * 3 * (40 + level.trace), _gauss_newton),
+        ("spectral density", pictures * 3 * level.density * level.lanczos, _density),
+        ("slices", pictures * (2 * level.line + level.plane**2 // 2), _slices),
+    ]
+    return [part for part in parts if part[1]]
 
 
 def _l2(point: Point) -> None:
-    point.data["balls"]["l2"] = _ball(
-        point, "l2 balls", Ball.of(point.surface), point.settings.radii, norms=True
-    )
+    ball, radii = Ball.of(point.surface), point.settings.radii
+    point.data["balls"]["l2"] = _ball(point, "l2 balls", ball, radii, norms=True)
 
 
 def _relative(point: Point) -> None:
-    ball, fractions = Ball.of(point.surface), point.level.relative
-    labels = [f"{fraction:g} ‖w‖" for fraction in fractions]
-    found = _ball(
-        point, "relative radii", ball, relative_radii(point.surface, fractions), labels=labels
-    )
-    point.data["balls"]["l2, relative"] = found
+    fractions = point.level.relative
+    radii, labels = relative_radii(point.surface, fractions), [f"{x:g} ‖w‖" for x in fractions]
+    balls = _ball(point, "relative radii", Ball.of(point.surface), radii, labels=labels)
+    point.data["balls"]["l2, relative"] = balls
 
 
 def _linf(point: Point) -> None:
@@ -158,71 +166,122 @@ def _adaptive(point: Point) -> None:
 
 
 def _doubling(point: Point) -> None:
-    """The radius r₂ at which the loss has doubled, and what is on the way there."""
+    """Measure the radius r₂ at which the loss has doubled, and gaps on the way there."""
     radius = number(doubling_radius(point.surface))
     point.data["values"]["doubling_radius"] = radius
     if radius is not None:
         radii, labels = [part * radius for part in DOUBLING], [f"{part:g} r₂" for part in DOUBLING]
-        point.data["balls"]["l2, of r₂"] = _ball(
-            point, "doubling radius", Ball.of(point.surface), radii, labels=labels
-        )
+        balls = _ball(point, "doubling radius", Ball.of(point.surface), radii, labels=labels)
+        point.data["balls"]["l2, of r₂"] = balls
 
 
 def _minibatches(point: Point) -> None:
-    """Minibatches of the sample; m above its rows is left out."""
+    """Measure the mean gap over minibatches; m above the rows of the sample is left out."""
+    surface, radii = point.surface, point.settings.radii
     for m in point.level.m:
-        if m <= point.surface.rows:
-            found = [m_sharpness(point.surface, m, r, effort=QUICK) for r in point.settings.radii]
-            point.data["balls"][f"m-sharpness, m = {m}"] = _means(found, point.settings.radii, "")
+        if m <= surface.rows:
+            means = [m_sharpness(surface, m, r, effort=QUICK) for r in radii]
+            point.data["balls"][f"m-sharpness, m = {m}"] = _means(means, radii, "")
 
 
 def _average(point: Point) -> None:
-    sigmas = point.level.sigma
-    found = [
-        average_sharpness(point.surface, sigma, samples=point.level.average) for sigma in sigmas
-    ]
-    point.data["balls"]["average case"] = _means(found, sigmas, "σ = ")
+    samples, sigmas = point.level.average, point.level.sigma
+    means = [average_sharpness(point.surface, sigma, samples=samples) for sigma in sigmas]
+    point.data["balls"]["average case"] = _means(means, sigmas, "σ = ")
 
 
-def _means(found: Sequence[Mean], radii: Sequence[float], prefix: str) -> dict[str, list[Any]]:
-    means = {"gap": numbers(x.value for x in found), "stderr": numbers(x.stderr for x in found)}
-    return {"labels": [f"{prefix}{r:g}" for r in radii], "radii": list(radii), **means}
+def _means(means: Sequence[Mean], radii: Sequence[float], prefix: str) -> dict[str, list[Any]]:
+    gaps = {"gap": numbers(x.value for x in means), "stderr": numbers(x.stderr for x in means)}
+    return {"labels": [f"{prefix}{r:g}" for r in radii], "radii": list(radii), **gaps}
 
 
 def _ball(
     point: Point,
-    what: str,
+    part: str,
     ball: Ball,
     radii: Sequence[float],
     *,
     norms: bool = False,
     labels: Sequence[str] = (),
 ) -> dict[str, list[Any]]:
-    """One list per quantity, in the order of ascending radii; None from a radius on within which
-    the loss is not finite.
+    """Return one list per quantity, in the order of ascending radii; None from a radius on within
+    which the loss is not finite.
     """
     radii = sorted(radii)
-    found: list[Neighbourhood] = []
+    balls: list[Neighbourhood] = []
     for count in range(len(radii), 0, -1):
+        some = radii[:count]
         try:
-            found = neighbourhoods(
-                point.surface, radii[:count], ball, point.level.ascent, norms=norms
-            )
+            balls = neighbourhoods(point.surface, some, ball, point.level.ascent, norms=norms)
             break
         except FloatingPointError as error:
-            point.fail(f"{what}, r = {radii[count - 1]:.4g}", error)
-    missing = [None] * (len(radii) - len(found))
+            point.fail(f"{part}, r = {some[-1]:.4g}", error)
+    missing = [None] * (len(radii) - len(balls))
 
     def column(values: Iterable[float]) -> list[float | None]:
         return numbers(values) + missing
 
     columns = {
-        "max_loss": column(x.max_loss for x in found),
-        "gap": column(x.gap for x in found),
-        "curvature": column(x.curvature_part for x in found),
-        "one_step": column(x.one_step_gap for x in found),
+        "max_loss": column(x.max_loss for x in balls),
+        "gap": column(x.gap for x in balls),
+        "curvature": column(x.curvature_part for x in balls),
+        "one_step": column(x.one_step_gap for x in balls),
     }
     if norms:
-        columns["max_gradient_norm"] = column(x.max_gradient_norm for x in found)
-        columns["first_order"] = column(x.first_order for x in found)
+        columns["max_gradient_norm"] = column(x.max_gradient_norm for x in balls)
+        columns["first_order"] = column(x.first_order for x in balls)
     return {"labels": list(labels) or [f"{r:g}" for r in radii], "radii": list(radii), **columns}
+
+
+def _curvature(point: Point) -> None:
+    """Measure the largest eigenvalues and the trace of the Hessian."""
+    point.vectors = _matrix(point, hessian_operator(point.surface), "hessian", "")
+
+
+def _gauss_newton(point: Point) -> None:
+    """Measure those of the Gauss-Newton matrix, where the task is a classifier."""
+    operator = ggn_operator(point.surface)
+    if operator is not None:
+        _matrix(point, operator, "ggn", "ggn_")
+
+
+def _matrix(point: Point, operator: Any, name: str, prefix: str) -> Tensor:
+    top = top_eigenvalues(operator, point.level.eigenvalues)
+    total = trace(operator, point.level.trace)
+    values = {"top_eigenvalue": top.values[0], "trace": total.value, "trace_stderr": total.stderr}
+    point.data["values"] |= {f"{prefix}{key}": number(x) for key, x in values.items()}
+    pairs = {"eigenvalues": numbers(top.values), "residuals": numbers(top.residuals)}
+    point.data["spectrum"][name] = pairs
+    return top.vectors
+
+
+def _density(point: Point) -> None:
+    level, operator = point.level, hessian_operator(point.surface)
+    size = level.density, level.lanczos
+    spectrum = spectral_density(operator, probes=size[0], steps=size[1], points=DENSITY_POINTS)
+    curve = {"x": numbers(spectrum.grid, DIGITS), "y": numbers(spectrum.density, DIGITS)}
+    point.data["spectrum"]["density"] = curve
+
+
+def _slices(point: Point) -> None:
+    """Take lines and planes along random directions and, as these miss the few sharp ones, along
+    top eigenvectors.
+    """
+    surface, slices = point.surface, point.data["slices"]
+    line, plane = axis(EXTENT, point.level.line), axis(EXTENT, point.level.plane)
+    if any(len(slot.shape) >= 2 for slot in surface.layout.slots):
+        first, second = random_plane(surface.layout, surface.params, 0)
+        slices["random line"] = _json(loss_line(surface, first, line))
+        slices["random plane"] = _json(loss_plane(surface, first, second, plane))
+    vectors = [] if point.vectors is None else [*point.vectors[:2]]
+    for i, vector in enumerate(vectors):
+        slices[f"eigenvector {i + 1}"] = _json(loss_line(surface, vector, line))
+    if len(vectors) > 1:
+        slices["eigenvector plane"] = _json(loss_plane(surface, vectors[0], vectors[1], plane))
+
+
+def _json(found: Slice) -> dict[str, Any]:
+    if found.y is None:
+        return {"x": numbers(found.x, DIGITS), "loss": numbers(found.losses, DIGITS)}
+    rows = [numbers(row, DIGITS) for row in found.losses]
+    return {"x": numbers(found.x, DIGITS), "y": numbers(found.y, DIGITS), "loss": rows}

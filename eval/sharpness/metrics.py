@@ -1,15 +1,15 @@
-"""The numbers of a measured point by key: ``"train_loss"``, ``"l2.gap@0.05"`` (field ``gap`` of the
-l2 ball, radius 0.05).
+"""Numbers as JSON has them, and those of a measured point by key: ``"train_loss"``,
+``"l2.gap@0.05"`` (field ``gap`` of the l2 ball, radius 0.05).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from lo_framework.eval.sharpness.result import Result
+from torch import Tensor
 
 EQUAL, MATCHED = "equal", "matched"
 PLACES = {EQUAL: "at equal steps", MATCHED: "at matched training loss"}
@@ -46,10 +46,10 @@ LAST = (
 )
 
 
-def metrics_of(result: Result) -> list[Metric]:
-    """What tables show, in their order."""
+def metrics_at(radii: Sequence[float]) -> list[Metric]:
+    """Return what tables show, in their order."""
     middle = []
-    for r in result.settings["radii"]:
+    for r in radii:
         middle += [
             Metric(key=f"l2.gap@{r:g}", title=f"h({r:g})"),
             Metric(key=f"l2.curvature@{r:g}", title=f"h − r‖∇L‖ ({r:g})"),
@@ -59,16 +59,23 @@ def metrics_of(result: Result) -> list[Metric]:
 
 
 def read(point: Mapping[str, Any] | None, key: str) -> float:
-    """The number, or nan if it was not measured or not finite."""
+    """Return the number, or nan if it was not measured or not finite."""
     if not point:
-        return float("nan")
+        return math.nan
     name, at, radius = key.partition("@")
-    if not at:
-        value = point["values"].get(key)
-    else:
-        ball, _, field = name.partition(".")
-        found = point["balls"].get(ball)
-        wanted = f"{float(radius):g}"
-        places = [i for i, r in enumerate(found["radii"]) if f"{r:g}" == wanted] if found else []
-        value = found[field][places[0]] if places and field in found else None
-    return float("nan") if value is None else float(value)
+    ball, _, field = name.partition(".")
+    columns = point["balls"].get(ball, {}) if at else {}
+    value = None if at else point["values"].get(key)
+    for r, x in zip(columns.get("radii", ()), columns.get(field, ())):
+        value = x if f"{r:g}" == radius else value
+    return math.nan if value is None else float(value)
+
+
+def number(value: Tensor | float, digits: int = 17) -> float | None:
+    """A JSON number, or None if it is not finite."""
+    x = float(value)
+    return float(f"{x:.{digits}g}") if math.isfinite(x) else None
+
+
+def numbers(values: Iterable[Tensor | float], digits: int = 17) -> list[float | None]:
+    return [number(x, digits) for x in values]

@@ -7,13 +7,13 @@ should point along the rest of -correction. So for every step, on its own batch 
 
     cosine_correction   cos(update, -correction)
     cosine_gradient     cos(update, -g)
-    cosine_orthogonal   cos of the two components orthogonal to g: the direct test, blind to mere step length
+    cosine_orthogonal   cos of the components orthogonal to g: the direct test, blind to step length
     correction_ratio    ||correction|| / ||g||
     step_size           -<update, g> / ||g||^2, the effective step
     path_length         sum of ||update|| up to and with this step
 
 A cosine with a vector that is zero up to rounding is undefined: nan at that step, and left out by
-`running_mean` and `at_equal`. For example the update of plain SGD has no component orthogonal to g.
+`matched.at_equal`. For example the update of plain SGD has no component orthogonal to g.
 
 Slower training passes the same places later, so runs are compared at equal training loss and at
 equal path length.
@@ -21,22 +21,32 @@ equal path length.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
-from numpy.typing import ArrayLike
 from torch import Tensor
 
+from lo_framework.errors import describe
+from lo_framework.eval.sharpness.metrics import number, numbers
+from lo_framework.eval.sharpness.settings import NO_PROBE, Settings
+from lo_framework.eval.sharpness.surface import sample
 from lo_framework.eval.statistics import Array
+from lo_framework.inner.step import Carry, Draw
 from lo_framework.landscape import FunctionalLandscape
 from lo_framework.layout import Layout
 from lo_framework.protocols import Batch, Buffers, Task
+from lo_framework.regularization import make_regularizer
 from lo_framework.regularizers import vectors
 from lo_framework.regularizers.base import Params, Point, Regularizer, State
 
+CURVES = (
+    "cosine_correction",
+    "cosine_gradient",
+    "cosine_orthogonal",
+    "correction_ratio",
+    "step_size",
+)
 _FLAT = "params"
 ROUNDING = 8.0  # a component shorter than this many rounding errors of its terms is none
 
@@ -178,66 +188,6 @@ class Probe:
         return row, correction.state
 
 
-def correction_cosines(
-    task: Task,
-    layout: Layout,
-    regularizer: Regularizer,
-    steps: Iterable[Step],
-    *,
-    train_data: Batch | None = None,
-) -> Correlation:
-    """Of a whole run at once; see `Probe`."""
-    probe = Probe(task, layout, regularizer, train_data=train_data)
-    for step in steps:
-        probe.look(step)
-    return probe.found()
-
-
-def running_mean(curves: ArrayLike, window: int) -> Array:
-    """The mean over the last ``window`` points of ``curves [..., T]``; undefined ones (nan) do not
-    count.
-    """
-    y = np.asarray(curves, dtype=np.float64)
-    defined = ~np.isnan(y)
-
-    def summed(x: Array) -> Array:
-        total = np.concatenate([np.zeros((*x.shape[:-1], 1)), np.cumsum(x, axis=-1)], axis=-1)
-        ends = np.arange(1, x.shape[-1] + 1)
-        return total[..., ends] - total[..., np.maximum(ends - window, 0)]
-
-    count = np.round(summed(defined.astype(np.float64)))
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(count > 0, summed(np.where(defined, y, 0.0)) / count, np.nan)
-
-
-def at_equal(xs: ArrayLike, curves: ArrayLike, levels: ArrayLike, *, falling: bool) -> Array:
-    """``curves [K, T]`` where ``xs [K, T]`` first reach each of ``levels [L]``: ``[K, L]``.
-
-    Between two steps linearly; nan where a run never gets there (censored). ``falling``: xs is a
-    loss, smoothed (see `running_mean`), and reaching is being at most the level; else a path
-    length. Points at which xs or the curve is not finite are left out.
-    """
-    x, y = (
-        np.atleast_2d(np.asarray(xs, dtype=np.float64)),
-        np.atleast_2d(np.asarray(curves, dtype=np.float64)),
-    )
-    wanted = np.atleast_1d(np.asarray(levels, dtype=np.float64))
-    if x.shape != y.shape:
-        raise ValueError(f"xs and curves need one shape, got {list(x.shape)} and {list(y.shape)}")
-    found = np.full((len(x), wanted.size), np.nan)
-    sign = -1.0 if falling else 1.0
-    for k in range(len(x)):
-        keep = np.isfinite(x[k]) & np.isfinite(y[k])
-        a, b = sign * x[k][keep], y[k][keep]
-        for j, level in enumerate(sign * wanted):
-            hits = np.flatnonzero(a >= level)
-            if hits.size == 0:
-                continue
-            i = int(hits[0])
-            found[k, j] = b[i] if i == 0 else np.interp(level, a[i - 1 : i + 1], b[i - 1 : i + 1])
-    return found
-
-
 def _without(a: Tensor, g: Tensor) -> Tensor:
     return vectors.without({_FLAT: a}, {_FLAT: g})[_FLAT]
 
@@ -252,3 +202,87 @@ def _cosine(a: Tensor, b: Tensor, floor_a: Tensor, floor_b: Tensor) -> Tensor:
     long_a, long_b = a.norm(), b.norm()
     defined = (long_a > floor_a) & (long_b > floor_b)
     return torch.where(defined, (a @ b) / torch.where(defined, long_a * long_b, 1.0), torch.nan)
+
+
+class Watcher:
+    """A callback for `lo_framework.inner.rollout.rollout` of one run."""
+
+    def __init__(self, task: Task, layout: Layout, settings: Settings) -> None:
+        self.task, self.layout, self.settings = task, layout, settings
+        # On big data the whole split at a hundred steps takes many times as long as the training.
+        self.data = sample(task.full("train"), settings.level.watched_rows, seed=0)
+        self.watched = set(settings.watched)
+        self.steps: list[int] = []
+        self.losses: list[float | None] = []
+        self.paths: list[float] = []
+        self.path = 0.0
+        self.before: Carry | None = None
+        self.probed: list[int] = []
+        self.probe: Probe | None = None
+        self.failure = ""
+        if settings.probe != NO_PROBE:
+            self.probe = Probe(task, layout, make_regularizer(settings.probe), train_data=self.data)
+
+    def __call__(self, t: int, carry: Carry, draw: Draw | None) -> None:
+        if self.before is not None:
+            assert draw is not None
+            self.path += float((carry.params[0] - self.before.params[0]).double().norm())
+            self._look(t - 1, self.before, carry, draw)
+        if t in self.watched:
+            self.steps.append(t)
+            self.losses.append(self._loss(carry))
+            self.paths.append(self.path)
+        self.before = carry
+
+    def found(self) -> dict[str, Any]:
+        """JSON values: lists of one length, at the watched steps."""
+        watch = {"steps": self.steps, "loss": self.losses, "path": self.paths}
+        return {"watch": watch, "probe": self._curves(), "probe_failure": self.failure}
+
+    def _look(self, t: int, before: Carry, after: Carry, draw: Draw) -> None:
+        """Show the probe the update of step ``t``. What it cannot do (a model without a batching
+        rule) ends it only.
+        """
+        if self.probe is None or self.failure:
+            return
+        try:
+            if t in self.settings.probed:
+                self.probe.look(
+                    Step(before.params, after.params, before.buffers, draw.train, draw.noise)
+                )
+                self.probed.append(t)
+            else:
+                self.probe.travel((after.params - before.params).norm(dim=-1))
+        except Exception as error:
+            self.failure = describe(error)
+
+    def _curves(self) -> dict[str, Any] | None:
+        if not self.probed:
+            return None
+        assert self.probe is not None
+        found: Correlation = self.probe.found()
+        curves = {name: numbers(getattr(found, name)[0].tolist()) for name in CURVES}
+        keys = {
+            "loss": numbers(found.train_loss[0].tolist()),
+            "path": numbers(found.path_length[0].tolist()),
+        }
+        return {"steps": self.probed, **keys, **curves}
+
+    def _loss(self, carry: Carry) -> float | None:
+        """None once diverged."""
+        if not bool(carry.alive[0]):
+            return None
+        buffers: dict[str, Tensor] = {name: x[0] for name, x in carry.buffers.items()}
+        with torch.no_grad():
+            return number(
+                self.task.metrics(self.layout.unflatten(carry.params[0]), buffers, self.data)[
+                    "loss"
+                ]
+            )
+
+
+def check_probe(spec: str) -> str:
+    """Raises UserError: an unknown regularizer or option."""
+    if spec != NO_PROBE:
+        make_regularizer(spec)
+    return spec

@@ -10,7 +10,7 @@ from lo_framework.eval.baselines import setting_label
 from lo_framework.eval.report import numbers
 from lo_framework.eval.report.table import Table
 from lo_framework.eval.sharpness.comparison import SAME, Comparison, side_by_side
-from lo_framework.eval.sharpness.metrics import EQUAL, FIRST, LAST, PLACES, metrics_of
+from lo_framework.eval.sharpness.metrics import EQUAL, FIRST, LAST, PLACES, metrics_at
 from lo_framework.eval.sharpness.result import Arm, Result
 from lo_framework.eval.statistics import Array, mean_interval
 
@@ -102,7 +102,7 @@ def differences(
     result: Result, comparisons: list[Comparison], task: str, a: str, b: str, *, brief: bool = False
 ) -> Table:
     """Show ``a`` minus ``b``; ``brief``: only what an uncorrected interval sets apart from zero."""
-    titles = {m.key: m for m in metrics_of(result)}
+    titles = {m.key: m for m in metrics_at(result.settings["radii"])}
     headers = ("metric", "equal steps: difference", "Holm", "matched loss: difference", "Holm")
     table = Table(*headers, title=f"{task}: {a} minus {b}")
     for equal, matched in side_by_side(comparisons):
@@ -161,7 +161,7 @@ def _verdict(result: Result, tested: list[Comparison]) -> tuple[str, bool]:
     """Return the sentence on one pair, and whether anything is significant."""
     if not tested:
         return "too few pairs for a test", False
-    titles = {m.key: m.title for m in metrics_of(result)}
+    titles = {m.key: m.title for m in metrics_at(result.settings["radii"])}
     sure = [f"{titles[c.metric]} {c.verdict}" for c in tested if c.verdict != SAME]
     only = [titles[c.metric] for c in tested if c.verdict == SAME and _apart(c)]
     text = ", ".join(sure) if sure else "nothing significant"

@@ -19,9 +19,9 @@ from lo_framework.eval.sharpness.comparison import (
     holm,
 )
 from lo_framework.eval.sharpness.matched import matched_step, shared_levels, worst_final
-from lo_framework.eval.sharpness.plan import _match, _Trained
 from lo_framework.eval.sharpness.result import Arm, Result, SeedRun
 from lo_framework.eval.statistics import Estimate, kendall_tau, student_t_quantile, student_t_tails
+from lo_framework.eval.studies.sharpness import _match, _Trained
 
 
 def test_the_target_is_the_worst_finite_last_loss():

@@ -16,7 +16,7 @@ from lo_framework.eval.sharpness.hessian import (
     trace,
 )
 from lo_framework.optimizees import make_tasks
-from tests.eval.sharpness_tools import F64, function_surface, quadratic, small_task, trained
+from tests.eval.sharpness.problems import F64, function_surface, quadratic, small_task, trained
 
 SINGLE_AND_DOUBLE = pytest.mark.parametrize(
     "dtype, tolerance", [(torch.float32, 1e-4), (F64, 1e-8)]

@@ -11,7 +11,7 @@ from lo_framework.eval.sharpness import surface as module
 from lo_framework.eval.sharpness.surface import Surface
 from lo_framework.optimizees import make_tasks
 from lo_framework.spec import UserError
-from tests.eval.sharpness_tools import F64, function_surface, generator, small_task, trained
+from tests.eval.sharpness.problems import F64, function_surface, generator, small_task, trained
 
 
 def points(surface: Surface, count: int) -> torch.Tensor:

@@ -76,9 +76,9 @@ def run(arguments: argparse.Namespace) -> int:
     from lo_framework.eval.running.learned_files import load_learned
     from lo_framework.eval.running.store import CellStore
     from lo_framework.eval.running.tuning import make_grid
-    from lo_framework.eval.sharpness.plan import evaluate
-    from lo_framework.eval.sharpness.probing import check_probe
+    from lo_framework.eval.sharpness.probe import check_probe
     from lo_framework.eval.sharpness.settings import Settings, check_effort, parse_radii
+    from lo_framework.eval.studies.sharpness import evaluate
     from lo_framework.optimizees import make_tasks
     from lo_framework.plugin import load_plugins
 

@@ -16,7 +16,7 @@ from lo_framework.eval.sharpness.slices import (
 )
 from lo_framework.optimizees import make_tasks
 from lo_framework.spec import UserError
-from tests.eval.sharpness_tools import F64, function_surface, small_task, trained
+from tests.eval.sharpness.problems import F64, function_surface, small_task, trained
 
 
 def test_filters_have_the_norms_of_the_weights():

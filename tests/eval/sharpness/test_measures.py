@@ -11,7 +11,7 @@ from lo_framework.eval.sharpness.ascent import QUICK, neighbourhoods
 from lo_framework.eval.sharpness.ball import Ball
 from lo_framework.eval.sharpness.measures import average_sharpness, m_sharpness
 from lo_framework.spec import UserError
-from tests.eval.sharpness_tools import F64, function_surface, quadratic, small_task, trained
+from tests.eval.sharpness.problems import F64, function_surface, quadratic, small_task, trained
 
 
 def test_m_sharpness_grows_as_m_shrinks():

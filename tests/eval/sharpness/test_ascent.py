@@ -8,12 +8,17 @@ import math
 import pytest
 import torch
 
-from lo_framework.eval.sharpness.ascent import QUICK, Effort, doubling_radius, neighbourhoods
-from lo_framework.eval.sharpness.auto_pgd import _checkpoints
+from lo_framework.eval.sharpness.ascent import (
+    QUICK,
+    Effort,
+    _checkpoints,
+    doubling_radius,
+    neighbourhoods,
+)
 from lo_framework.eval.sharpness.ball import Ball, relative_radii
 from lo_framework.eval.sharpness.surface import Surface
 from lo_framework.optimizees import make_tasks
-from tests.eval.sharpness_tools import (
+from tests.eval.sharpness.problems import (
     F64,
     function_surface,
     generator,

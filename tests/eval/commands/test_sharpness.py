@@ -10,13 +10,13 @@ from html.parser import HTMLParser
 import pytest
 
 from lo_framework.eval.cli import main
-from lo_framework.eval.sharpness.plan import evaluate
 from lo_framework.eval.sharpness.result import from_json, to_json
 from lo_framework.eval.sharpness.settings import Settings
+from lo_framework.eval.studies.sharpness import evaluate
 from lo_framework.learned import make_learned
 from lo_framework.optimizees import make_tasks
 from lo_framework.spec import UserError
-from tests.eval.sharp_tools import SMALL, numbers, optimizer_file, tiny_level
+from tests.eval.sharpness.evaluations import SMALL, numbers, optimizer_file, tiny_level
 
 
 @pytest.fixture(scope="module")

@@ -6,17 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from lo_framework.eval.sharpness.probe import (
-    Probe,
-    Step,
-    at_equal,
-    correction_cosines,
-    running_mean,
-)
+from lo_framework.eval.sharpness.matched import at_equal
+from lo_framework.eval.sharpness.probe import Correlation, Probe, Step
 from lo_framework.layout import Layout
 from lo_framework.optimizees import make_tasks
 from lo_framework.regularizers.sam import SAM, SAMConfig
-from tests.eval.sharpness_tools import F64, generator, small_task
+from tests.eval.sharpness.problems import F64, generator, small_task
 
 K, STEPS, RHO = 2, 6, 0.3
 
@@ -49,6 +44,14 @@ def run(task, update, dtype=torch.float32, steps=STEPS):
     return layout, recorded, *(torch.stack(x) for x in zip(*vectors))
 
 
+def probed(task, layout, steps, train_data=None) -> Correlation:
+    """The curves of a whole run."""
+    probe = Probe(task, layout, SAM(SAMConfig(rho=RHO)), train_data=train_data)
+    for step in steps:
+        probe.look(step)
+    return probe.found()
+
+
 def cosine(a, b):
     return ((a * b).sum(-1) / a.norm(dim=-1) / b.norm(dim=-1)).T.numpy()
 
@@ -56,7 +59,7 @@ def cosine(a, b):
 def test_sam_sgd_is_what_algebra_says():
     task = small_task()
     layout, steps, g, c = run(task, lambda g, c: -0.1 * (g + c), F64)
-    found = correction_cosines(task, layout, SAM(SAMConfig(rho=RHO)), steps)
+    found = probed(task, layout, steps)
     np.testing.assert_allclose(found.cosine_orthogonal, 1.0, atol=1e-6)
     np.testing.assert_allclose(found.cosine_correction, cosine(g + c, c), atol=1e-8)
     np.testing.assert_allclose(found.cosine_gradient, cosine(g + c, g), atol=1e-8)
@@ -73,7 +76,7 @@ def test_sam_sgd_is_what_algebra_says():
 def test_plain_sgd_has_no_orthogonal_component_and_spreads_no_nan(dtype):
     task = small_task()
     layout, steps, _, _ = run(task, lambda g, c: -0.1 * g, dtype)
-    found = correction_cosines(task, layout, SAM(SAMConfig(rho=RHO)), steps)
+    found = probed(task, layout, steps)
     assert np.isnan(found.cosine_orthogonal).all() and np.isnan(found.train_loss).all()
     for name in (
         "cosine_correction",
@@ -90,7 +93,7 @@ def test_plain_sgd_has_no_orthogonal_component_and_spreads_no_nan(dtype):
 def test_an_optimizer_that_goes_elsewhere_is_told_apart():
     task = small_task()
     layout, steps, _, _ = run(task, lambda g, c: -0.1 * (g - c), F64)
-    found = correction_cosines(task, layout, SAM(SAMConfig(rho=RHO)), steps)
+    found = probed(task, layout, steps)
     np.testing.assert_allclose(found.cosine_orthogonal, -1.0, atol=1e-6)
 
 
@@ -98,7 +101,7 @@ def test_no_update_is_undefined_and_harms_no_other_step():
     task = small_task()
     layout, steps, _, _ = run(task, lambda g, c: -0.1 * (g + c), steps=3)
     steps[1] = steps[1]._replace(after=steps[1].params)
-    found = correction_cosines(task, layout, SAM(SAMConfig(rho=RHO)), steps)
+    found = probed(task, layout, steps)
     for curve in (found.cosine_orthogonal, found.cosine_gradient, found.cosine_correction):
         assert np.isnan(curve).tolist() == [[False, True, False]] * K
     assert (found.step_size[:, 1] == 0).all()
@@ -113,28 +116,20 @@ def test_steps_between_count_for_the_path():
     probe.look(steps[0])
     probe.travel((steps[1].after - steps[1].params).norm(dim=-1))
     probe.look(steps[2])
-    whole = correction_cosines(task, layout, SAM(SAMConfig(rho=RHO)), steps)
+    whole = probed(task, layout, steps)
     np.testing.assert_allclose(probe.found().path_length, whole.path_length[:, [0, 2]], rtol=1e-6)
 
 
 def test_a_network_with_running_statistics_on_real_data():
     task = make_tasks("cnn:channels=4,norm=batch,batch=16", "digits", None, "cpu")[0]
     layout, steps, _, _ = run(task, lambda g, c: -0.1 * (g + c), steps=2)
-    found = correction_cosines(
-        task, layout, SAM(SAMConfig(rho=RHO)), steps, train_data=task.full("train")
-    )
+    found = probed(task, layout, steps, train_data=task.full("train"))
     assert (found.cosine_orthogonal > 0.99).all()
     buffers = {name: b[1] for name, b in steps[1].buffers.items()}
     expected = task.metrics(layout.unflatten(steps[1].params[1]), buffers, task.full("train"))[
         "loss"
     ]
     assert found.train_loss[1, 1] == pytest.approx(float(expected), rel=1e-6)
-
-
-def test_running_mean_leaves_undefined_steps_out():
-    nan = np.nan
-    found = running_mean([[1.0, nan, 3.0, nan, nan, nan]], 3)
-    np.testing.assert_allclose(found, [[1.0, 1.0, 2.0, 3.0, 3.0, nan]])
 
 
 def test_at_equal_loss_and_path():

@@ -14,19 +14,20 @@ import numpy as np
 import pytest
 
 from lo_framework.eval.cli import main
+from lo_framework.eval.report.sharpness.page import SharpnessReport
 from lo_framework.eval.running.cells import Found, Measured
 from lo_framework.eval.running.store import PLAN, CellStore
 from lo_framework.eval.sharpness.cells import TrainCell
 from lo_framework.eval.sharpness.settings import Settings
 from lo_framework.spec import UserError
-from tests.eval.sharp_tools import SMALL, numbers, optimizer_file, tiny_level
+from tests.eval.sharpness.evaluations import SMALL, numbers, optimizer_file, tiny_level
 
 # Kills itself just before the file of its 7th finished cell takes its place (the plan's file is the
 # first of all).
 KILLED = """
 import itertools, json, os, signal, sys
 from lo_framework.eval.cli import main
-from tests.eval.sharp_tools import tiny_level
+from tests.eval.sharpness.evaluations import tiny_level
 
 count, replace = itertools.count(1), os.replace
 
@@ -56,10 +57,9 @@ def command(tmp_path):
 
 
 def test_a_killed_run_resumes_to_the_same_numbers(command, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(
-        "lo_framework.eval.report.sharpness.page", lambda result: ""
-    )  # drawing takes longer than the rest
-    root = Path(__file__).resolve().parents[2]
+    # drawing takes longer than the rest
+    monkeypatch.setattr(SharpnessReport, "page", lambda report: "")
+    root = Path(__file__).resolve().parents[3]
     words = [sys.executable, "-c", KILLED, json.dumps(command("out"))]
     ended = subprocess.run(words, cwd=root, capture_output=True, text=True)
     assert ended.returncode == -signal.SIGKILL, ended.stderr
