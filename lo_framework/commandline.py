@@ -61,6 +61,7 @@ class Parser(argparse.ArgumentParser):
             allow_abbrev=False,
             argument_default=argparse.SUPPRESS,
         )
+        self.file: dict[str, Any] = {}  # what the last --config file said
         self.hints: dict[str, Any] = {}
         self.flags: dict[str, str] = {}
         for config in configs:
@@ -92,7 +93,8 @@ class Parser(argparse.ArgumentParser):
         given.pop("debug", None)
         path = given.pop("config", None)
         given = {name: self._converted(name, value) for name, value in given.items()}
-        return given if path is None else {**self._file(path), **given}
+        self.file = {} if path is None else self._file(path)
+        return {**self.file, **given}
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message.removeprefix('argument ')} (see --help)")

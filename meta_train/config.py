@@ -1,23 +1,30 @@
-"""What a run is: everything that decides its bits, and the presets.
+"""The settings of a run: what decides its bits, the presets, and how it is carried out.
 
 Presets count steps, never seconds, so that a run can be repeated. What does not decide the bits
-(workers, where files go, how long to go on) is not part of :class:`RunConfig`.
+(workers, where files go, how long to go on) is in :class:`Program`. The docstrings of the fields
+are the help of the command line; nothing heavy is imported before a `RunConfig` is made.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, fields, replace
-from typing import Any
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from lo_framework.absorption import Absorption, make_absorption
-from lo_framework.estimators import Truncation, estimator_config
-from lo_framework.estimators.tbptt import TBPTTConfig
-from lo_framework.inner.graph import ENGINES
-from lo_framework.objectives import make_objective
-from lo_framework.objectives.weighting import Weighting, make_weighting, parse_priorities
-from lo_framework.regularizers.base import HVP_COST
-from lo_framework.spec import UserError, nearest, parse_spec
+from lo_framework.spec import UserError, build_config, nearest, parse_spec
+
+if TYPE_CHECKING:
+    from lo_framework.absorption import Absorption
+    from lo_framework.estimators import Truncation
+    from lo_framework.meta_train.radius import RadiusConfig
+    from lo_framework.objectives import AnyObjective
+    from lo_framework.objectives.weighting import Weighting
+
+LARGEST = 10**9  # of every count: above it, arithmetic alone takes forever
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,77 +32,89 @@ class RunConfig:
     """One meta-training run. Field names are the command line's."""
 
     optimizees: str = "mlp,cnn"
+    """Tasks, as mlp,cnn or mlp:hidden=64x64,act=tanh."""
     datasets: str = "digits"
+    """Data sets, as digits,fashion_mnist:size=8."""
     learned: str = "attention-mlp"
+    """Learned optimizer: attention-mlp, attention, hyper-adamw, mlp or lstm, with options."""
     estimator: str = "tbptt:clip_task=1"
+    """Meta-gradient: tbptt, pes or es, with options, as pes:sigma=0.01."""
     objective: str = "valid"
+    """What an unroll is scored by: valid (held-out loss) or train; or what each step does:
+    gradient, loss_decrease, gen_gap or all three combined."""
     unroll_length: int = 50
-    episode_length: str = "200"  # or "100-1000": log-uniform
-    num_tasks: int = 8  # per family
-    shards: int = (
-        2  # virtual shards per family; workers share them out, the bits depend on this number only
-    )
-    augment: float = 1.0  # span of the random parameter scales of half the episodes; 1: none
+    """Inner steps of one truncation."""
+    episode_length: str = "200"
+    """Inner steps of an episode: 200, or 100-1000 for log-uniform lengths."""
+    num_tasks: int = 8
+    """Tasks per family (optimizee x data set) in flight."""
+    shards: int = 2
+    """Virtual shards per family; unlike --workers, which share them out, this decides the bits."""
+    augment: float = 1.0
+    """Half of the episodes see parameters in units up to this factor off (1: none)."""
     outer_steps: int = 100
+    """Updates of the learned optimizer."""
     outer_lr: float = 0.01
+    """Learning rate of the outer Adam."""
     clip: float = 1.0
+    """Largest norm of the meta-gradient."""
     validate_every: int = 5
+    """Outer steps between validations of the incumbent."""
     validation_seeds: int = 8
+    """Seeds of a validation."""
     checkpoint_every: int = 10
+    """Outer steps between resume states."""
     seed: int = 0
+    """Seed of the run."""
     device: str = "cpu"
+    """cpu, cuda, cuda:1, ..."""
     inner_backend: str = "torch"
-    regularizer: str = (
-        "none"  # absorbed: in the meta-objective, never in the gradients that the optimizer sees
-    )
-    absorb: str = ""  # how; see lo_framework.absorption.AbsorbConfig
-    learn_rho: str = (
-        ""  # "phase=10,sigma=0.3,lr=1": the regularizer's radius by ES on held-out loss
-    )
-    control: str = (
-        "none"  # a regularizer whose meta-compute this unregularized run gets, as more outer steps
-    )
-    weighting: str = (
-        ""  # of the terms of the objective combined: sum (which "" stands for), fixed or huw
-    )
-    priorities: str = ""  # "2,5,1": of the terms under the weighting huw
-    # how inner steps run: eager, graph (recorded, the same bits) or inductor (compiled)
+    """torch, or higher: for modules that vmap cannot take (hyper-adamw only)."""
+    regularizer: str = "none"
+    """Absorb one in the meta-objective, never in the gradients that the optimizer sees: sam, gsam,
+    gam, ... with options, or a mixture, as sam:rho=0.05+gam."""
+    absorb: str = ""
+    """How: batch=own|independent, attached=true, when=every|last|end|late, last=20, strength=1,
+    through=value|field."""
+    learn_rho: str = ""
+    """Learn its radius on held-out loss at twice the cost: phase=10,sigma=0.3,lr=1."""
+    control: str = "none"
+    """No regularizer, but as many more outer steps as this one would have cost."""
+    weighting: str = ""
+    """Of the terms of combined: sum (default), fixed:weights=1x0.3x0.3, or huw, which learns them:
+    huw:lr=0.05,bound=3."""
+    priorities: str = ""
+    """Of gradient, loss_decrease and gen_gap under --weighting huw, as 2,5,1."""
     engine: str = "eager"
+    """How inner steps run: eager, graph (recorded: the same bits) or inductor (compiled)."""
 
     def __post_init__(self) -> None:
-        for name in (
-            "unroll_length",
-            "num_tasks",
-            "shards",
-            "outer_steps",
-            "validate_every",
-            "validation_seeds",
-            "checkpoint_every",
-        ):
-            if getattr(self, name) < 1:
-                raise UserError(f"{flag(name)} must be at least 1, not {getattr(self, name)}")
+        from lo_framework.inner.graph import ENGINES
+
+        for name in COUNTS:
+            if not 1 <= getattr(self, name) <= LARGEST:
+                bound = "at least 1" if getattr(self, name) < 1 else f"at most {LARGEST}"
+                raise UserError(f"{flag(name)} must be {bound}, not {getattr(self, name)}")
         for name in ("outer_lr", "clip"):
             if not 0 < getattr(self, name) < math.inf:
                 raise UserError(
                     f"{flag(name)} must be positive and finite, not {getattr(self, name)}"
                 )
-        if not self.augment >= 1:
-            raise UserError(f"--augment must be at least 1 (1: none), not {self.augment}")
+        if not 1 <= self.augment < math.inf:
+            raise UserError(
+                f"--augment must be finite and at least 1 (1: none), not {self.augment}"
+            )
         if self.num_tasks % self.shards:
             raise UserError(
                 f"--num-tasks ({self.num_tasks}) must be a multiple of --shards ({self.shards})"
             )
-        if self.seed < 0:
-            raise UserError(f"--seed must not be negative, not {self.seed}")
-        if self.inner_backend not in ("torch", "higher"):
-            known = ("torch", "higher")
-            raise UserError(
-                f"unknown --inner-backend {self.inner_backend!r}{nearest(self.inner_backend, known)}; torch or higher"
-            )
-        if self.engine not in ENGINES:
-            raise UserError(
-                f"unknown --engine {self.engine!r}{nearest(self.engine, ENGINES)}; {', '.join(ENGINES)}"
-            )
+        if not 0 <= self.seed < 2**63:
+            raise UserError(f"--seed must not be negative and fit 63 bits, not {self.seed}")
+        for name, known in (("inner_backend", ("torch", "higher")), ("engine", ENGINES)):
+            if (word := getattr(self, name)) not in known:
+                raise UserError(
+                    f"unknown {flag(name)} {word!r:.80}{nearest(word, known)}; {', '.join(known)}"
+                )
         if self.unroll_length > self.episode[1]:
             longest = f"--episode-length {self.episode_length}"
             raise UserError(
@@ -104,6 +123,9 @@ class RunConfig:
         self._check_regularizer()
         self._check_weighting()
         _ = self.truncation
+
+    def __getstate__(self) -> dict[str, Any]:  # the fields alone: what they stand for is made again
+        return asdict(self)
 
     def _check_regularizer(self) -> None:
         if self.regularizer == "none" and self.control == "none":
@@ -114,32 +136,29 @@ class RunConfig:
                     )
             return
         if "none" not in (self.regularizer, self.control):
-            raise UserError(
-                "--control is the run without the regularizer: give one of --regularizer and --control"
-            )
+            raise UserError("--control is the run without the regularizer: give one of the two")
         if self.inner_backend != "torch":
             raise UserError("--regularizer needs --inner-backend torch")
-        absorption = make_absorption(
-            self.regularizer if self.control == "none" else self.control, self.absorb
-        )
+        absorption = self.absorption or self.absorption_of(self.control)
         if absorption.config.attached and parse_spec(self.estimator)[0] != "tbptt":
             raise UserError(
-                "--absorb attached=true is for the estimator tbptt: es and pes differentiate nothing"
+                "--absorb attached=true is for the estimator tbptt: others differentiate nothing"
             )
 
         if self.learn_rho:
-            _ = absorption.radius
-            if not make_objective(self.objective).only_held_out:
+            _ = absorption.radius, self.radius
+            if not self.scored_by.only_held_out:
                 raise UserError(
                     "a radius (--learn-rho) is learned on held-out data only: use --objective valid"
                 )
 
     def _check_weighting(self) -> None:
-        name, _ = parse_spec(self.objective)
-        for field in ("weighting", "priorities"):
-            if getattr(self, field) and name != "combined":
+        kind, _ = parse_spec(self.objective)
+        for name in ("weighting", "priorities"):
+            if getattr(self, name) and kind != "combined":
                 raise UserError(
-                    f"{flag(field)} is for --objective combined, which has several terms, not for {name!r}"
+                    f"{flag(name)} is for --objective combined, which has several terms, "
+                    f"not for {kind!r}"
                 )
         if self.priorities and parse_spec(self.weighting or "sum")[0] != "huw":
             raise UserError("--priorities are for --weighting huw")
@@ -151,32 +170,91 @@ class RunConfig:
         """
         if parse_spec(self.objective)[0] != "combined":
             return None
+        from lo_framework.objectives.weighting import make_weighting, parse_priorities
+
         priorities = parse_priorities(self.priorities) if self.priorities else None
         return make_weighting(self.weighting or "sum", priorities)
 
-    @property
-    def absorption(self) -> Absorption | None:
-        return (
-            None if self.regularizer == "none" else make_absorption(self.regularizer, self.absorb)
-        )
+    def absorption_of(self, regularizer: str) -> Absorption:
+        """The regularizer of that spec, absorbed as this run absorbs one."""
+        from lo_framework.absorption import make_absorption
 
-    @property
+        return make_absorption(regularizer, self.absorb)
+
+    @cached_property
+    def absorption(self) -> Absorption | None:
+        return None if self.regularizer == "none" else self.absorption_of(self.regularizer)
+
+    @cached_property
+    def radius(self) -> RadiusConfig | None:
+        """How the radius of the regularizer is learned, where it is."""
+        from lo_framework.meta_train.radius import RadiusConfig
+
+        if not self.learn_rho:
+            return None
+        _, options = parse_spec(f"rho:{self.learn_rho}")
+        return build_config(RadiusConfig, options, owner="--learn-rho")
+
+    @cached_property
+    def scored_by(self) -> AnyObjective:
+        from lo_framework.objectives import make_objective
+
+        return make_objective(self.objective)
+
+    @cached_property
     def episode(self) -> tuple[int, int]:
+        """The shortest and the longest episode."""
         low, dash, high = self.episode_length.partition("-")
         try:
             return int(low), int(high if dash else low)
         except ValueError:
             raise UserError(
-                f"--episode-length {self.episode_length!r}: expected 200, or 100-1000 for log-uniform lengths"
+                f"--episode-length {self.episode_length!r:.80}: expected 200, or 100-1000 for "
+                "log-uniform lengths"
             ) from None
 
-    @property
+    @cached_property
     def truncation(self) -> Truncation:
+        from lo_framework.estimators import Truncation
+
         return Truncation(unroll_length=self.unroll_length, episode=self.episode)
 
     @property
     def tasks_per_shard(self) -> int:
         return self.num_tasks // self.shards
+
+
+COUNTS = [f.name for f in fields(RunConfig) if f.type == "int" and f.name != "seed"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Program:
+    """How a run is carried out: nothing that is saved depends on it (but on ``max_seconds``)."""
+
+    preset: str = "quick"
+    """quick (a few minutes) or small (about an hour)."""
+    out: str = "runs/latest"
+    """Folder of the run."""
+    resume: bool = False
+    """Go on from the last checkpoint in --out, or start if there is none."""
+    workers: int = min(2, os.cpu_count() or 1)
+    """Processes of one thread each."""
+    max_seconds: float | None = None
+    """Stop meta-training early after this time; the run is then not repeatable."""
+    data_dir: str | None = None
+    """Folder with data files (default: LO_DATA_DIR)."""
+    plugins: tuple[str, ...] = field(default=(), metadata={"option": "plugin"})
+    """A Python file or module that registers tasks or optimizers."""
+    evaluate: bool = True
+    """Skip the closing table against tuned AdamW on unseen seeds."""
+
+    def __post_init__(self) -> None:
+        if self.max_seconds is not None and not self.max_seconds > 0:
+            raise UserError(f"--max-seconds must be positive, not {self.max_seconds}")
+        if not self.out.strip():
+            raise UserError("--out is empty: expected the folder of the run, as runs/latest")
+        if self.data_dir is not None and not Path(self.data_dir).is_dir():
+            raise UserError(f"--data-dir: the folder {self.data_dir!r} does not exist")
 
 
 # A few minutes and about an hour on two CPU cores; figures in the README.
@@ -190,48 +268,31 @@ def flag(field: str) -> str:
     return "--" + field.replace("_", "-")
 
 
-def make_config(preset: str = "quick", **given: Any) -> RunConfig:
-    """The preset with whatever was given in its place (None: not given)."""
+def make_config(
+    preset: str = "quick", written: Mapping[str, Any] | None = None, **given: Any
+) -> RunConfig:
+    """The preset with what was ``written`` in a run's own ``config.json``, and with whatever was
+    given in its place (None: not given).
+    """
     if preset not in PRESETS:
         raise UserError(
-            f"unknown preset {preset!r}{nearest(preset, PRESETS)}; there are {', '.join(PRESETS)}"
+            f"unknown preset {preset!r:.80}{nearest(preset, PRESETS)}; "
+            f"there are {', '.join(PRESETS)}"
         )
-    values = {
-        **PRESETS[preset],
-        **{name: value for name, value in given.items() if value is not None},
-    }
+    given = {name: value for name, value in given.items() if value is not None}
+    written = dict(written or {})
+    values = {**PRESETS[preset], **written, **given}
     known = {f.name for f in fields(RunConfig)}
     for name in values:
         if name not in known:
-            raise UserError(f"unknown setting {name!r}{nearest(name, known)}")
+            raise UserError(f"unknown setting {name!r:.80}{nearest(name, known)}")
     config = replace(RunConfig(), **values)
-    if config.control == "none":
+    same = all(written.get(name) == getattr(config, name) for name in ("control", "outer_steps"))
+    if config.control == "none" or same:  # a control's config.json has the steps that it took
         return config
+    from lo_framework.meta_train.control import compute_factor
+
     return replace(config, outer_steps=math.ceil(config.outer_steps * compute_factor(config)))
-
-
-def compute_factor(config: RunConfig) -> float:
-    """How many times the gradient evaluations of the plain run the regularized one takes
-    (``--control``).
-
-    Plain, per inner step: the gradient, whatever the objective adds (the held-out loss with its
-    pull-back, say), and under second-order TBPTT the Hessian-vector product that pulls back through
-    the gradient.
-    """
-    absorption = make_absorption(config.control, config.absorb)
-    settings = estimator_config(config.estimator)
-    unrolled = isinstance(settings, TBPTTConfig)
-    second_order = isinstance(settings, TBPTTConfig) and settings.second_order
-    plain = 1.0 + make_objective(config.objective).cost(unrolled=unrolled) + HVP_COST * second_order
-    extra = absorption.regularizer.cost.total - (0.0 if absorption.independent else 1.0)
-    extra += (
-        2.0 if absorption.alpha and unrolled else 0.0
-    )  # GSAM pulls back twice: so much, as measured
-    length = sum(config.episode) / 2
-    share = {"last": min(1.0, absorption.config.last / length), "end": 1.0 / length}.get(
-        absorption.config.when, 1.0
-    )
-    return 1.0 + share * extra / plain
 
 
 def difference(old: dict[str, Any], new: RunConfig) -> str:

@@ -21,7 +21,7 @@ SHARES = {1: (1.0,), 2: (0.5, 0.5), 3: (0.25, 0.2, 0.55)}
 
 @dataclass(frozen=True)
 class Stage:
-    """Outer steps [begin, end) train an optimizer of this kind."""
+    """OuterOptimizer steps [begin, end) train an optimizer of this kind."""
 
     index: int
     kind: str
@@ -42,16 +42,17 @@ def build_learned(kind: str, config: dict[str, Any]) -> LearnedOptimizer:
         return make_learned(kind, **config)
 
 
-def plan_stages(spec: str, outer_steps: int) -> list[Stage]:
+def plan_stages(spec: str, outer_steps: int, *, grown: bool = True) -> list[Stage]:
     """Stages for a learned-optimizer spec; predecessors take over the settings they share with it.
 
     One that learns its own factors only (``learn=factors``) has none: it would take over what they
-    have learned.
+    have learned; nor has one that is not ``grown``.
     """
     final = make_learned(spec)
     kind, _ = parse_spec(spec)
     chain = [kind]
-    while chain[0] in PREDECESSOR and getattr(final.config, "learn", "all") == "all":
+    grown = grown and getattr(final.config, "learn", "all") == "all"
+    while grown and chain[0] in PREDECESSOR:
         chain.insert(0, PREDECESSOR[chain[0]])
     chain = chain[-outer_steps:]  # a very short run has fewer stages than kinds
     values = asdict(final.config)

@@ -6,6 +6,8 @@ process holds it does not matter to its bits, so neither does the number of work
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -18,22 +20,43 @@ from lo_framework.inner.step import Family
 from lo_framework.learned.base import LearnedOptimizer, Theta
 from lo_framework.meta_train.config import RunConfig
 from lo_framework.meta_train.growth import build_learned
-from lo_framework.objectives import AnyObjective, StepObjective, make_objective
+from lo_framework.objectives import AnyObjective, StepObjective
 from lo_framework.optimizees import Task, make_tasks
 from lo_framework.optimizees.augmentation import Reparametrised
 from lo_framework.plugin import load_plugins
+from lo_framework.spec import UserError, describe
 
 VALIDATION_SEED = 30_000  # tuning and reports use other ranges; see eval
 VALIDATION_CHUNK = 8
 _STREAM = 0x5EED
 
 
-class Setup(NamedTuple):
+class WorkerSetup(NamedTuple):
     """What a worker needs to build its tasks; where the data are does not decide a run's bits."""
 
     config: RunConfig
-    data_dir: str | None
-    plugins: tuple[str, ...]
+    data_dir: str | None = None
+    plugins: tuple[str, ...] = ()
+    tasks: tuple[Task, ...] = ()  # objects in place of specs; they stay in this process
+
+    def make_tasks(self) -> list[Task]:
+        config = self.config
+        if self.tasks:
+            return [task.to(config.device) for task in self.tasks]
+        return make_tasks(config.optimizees, config.datasets, self.data_dir, config.device)
+
+
+class TaskFailed(UserError):
+    """An error in a task or in the optimizer that runs on it."""
+
+
+@contextmanager
+def named(task: Task) -> Iterator[None]:
+    """Errors of a person's code, sys.exit among them, as one line that names the task."""
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        raise TaskFailed(f"{task.name}: {describe(error)}") from error
 
 
 class Unit(NamedTuple):
@@ -66,18 +89,16 @@ def build_estimator(
     return make(config.estimator, family, objective, config.truncation, config.tasks_per_shard)
 
 
-class Host:
+class ShardHost:
     """Holds the shards ``mine`` (numbers; shard s is of family s // config.shards)."""
 
-    def __init__(self, setup: Setup, mine: list[int]) -> None:
+    def __init__(self, setup: WorkerSetup, mine: list[int]) -> None:
         torch.set_num_threads(1)
         load_plugins(setup.plugins)
         self.config = setup.config
         self.mine = mine
-        self.tasks = make_tasks(
-            self.config.optimizees, self.config.datasets, setup.data_dir, self.config.device
-        )
-        self.objective = make_objective(self.config.objective)
+        self.tasks = setup.make_tasks()
+        self.objective = self.config.scored_by
         self.estimators: dict[int, Any] = {}
         self.states: dict[int, Any] = {}
 
@@ -121,9 +142,10 @@ class Host:
         theta = {name: x.to(self.config.device) for name, x in theta.items()}
         out = {}
         for shard in self.mine:
-            estimate, self.states[shard] = self.estimators[shard].estimate(
-                theta, self.states[shard]
-            )
+            with named(self.tasks[shard // self.config.shards]):
+                estimate, self.states[shard] = self.estimators[shard].estimate(
+                    theta, self.states[shard]
+                )
             grads = [
                 x and {name: g.cpu() for name, g in x.items()}
                 for x in (estimate.grad, estimate.plain)
@@ -143,14 +165,15 @@ class Host:
             first = unit.chunk * VALIDATION_CHUNK
             seeds = range(first, min(first + VALIDATION_CHUNK, self.config.validation_seeds))
             theta = {name: x.to(self.config.device) for name, x in thetas[unit.theta].items()}
-            done = rollout(
-                self.tasks[unit.family],
-                learned,
-                [theta],
-                [VALIDATION_SEED + s for s in seeds],
-                self.config.episode[1],
-                splits=("train", "valid"),
-            )
+            with named(self.tasks[unit.family]):
+                done = rollout(
+                    self.tasks[unit.family],
+                    learned,
+                    [theta],
+                    [VALIDATION_SEED + s for s in seeds],
+                    self.config.episode[1],
+                    splits=("train", "valid"),
+                )
             out[unit] = {
                 "mean": done.train.mean(-1)[0].tolist(),
                 "final": done.final["train.loss"][0].tolist(),

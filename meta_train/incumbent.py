@@ -17,7 +17,7 @@ import torch
 from lo_framework.learned.base import LearnedOptimizer, Theta
 from lo_framework.learned.hyper_adamw import HyperAdamW
 from lo_framework.meta_train.config import RunConfig
-from lo_framework.meta_train.host import VALIDATION_CHUNK, Unit
+from lo_framework.meta_train.host import VALIDATION_CHUNK, ShardHost, Unit
 from lo_framework.meta_train.workers import Workers
 
 WEIGHTS = {"mean": 0.3, "valid": 0.5, "final": 0.2}
@@ -63,7 +63,7 @@ def measure(
         else _alternate(units, families, w, workers.num)
         for w in range(workers.num)
     ]
-    answers = workers.call("validate", [(kind, values, thetas, part) for part in split])
+    answers = workers.call(ShardHost.validate, [(kind, values, thetas, part) for part in split])
     merged = {unit: result for answer in answers for unit, result in answer.items()}
     out = []
     for t in range(len(thetas)):

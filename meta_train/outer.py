@@ -19,7 +19,7 @@ FLOOR = 0.05
 AVERAGING = 0.8
 
 
-class Outer:
+class OuterOptimizer:
     """Adam on theta for the outer steps of one stage."""
 
     def __init__(self, learned: LearnedOptimizer, lr: float, clip: float, steps: int) -> None:

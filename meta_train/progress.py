@@ -67,7 +67,8 @@ class Progress:
             self.log.flush()
             self.curves.add(record["step"], curves)
         self.bar.update()
-        short = f"{record['kind']} meta-loss {record['meta_loss']:.4f}, {record['rate']:.0f} inner steps/s"
+        short = f"{record['kind']} meta-loss {record['meta_loss']:.4f}"
+        short += f", {record['rate']:.0f} inner steps/s"
         if record.get("score") is not None:
             short += f", score {record['score']:.3f}"
         self.bar.set_postfix_str(short)

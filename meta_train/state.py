@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from lo_framework.meta_train.incumbent import Incumbent, Quality
-from lo_framework.meta_train.outer import Outer
+from lo_framework.meta_train.outer import OuterOptimizer
 from lo_framework.meta_train.radius import Radius
 from lo_framework.objectives.weighting import Weighting
 
@@ -16,12 +16,12 @@ Tensors = dict[str, Tensor]
 
 
 @dataclass
-class Run:
+class RunState:
     """What a run is in the middle of; everything here is in its checkpoints."""
 
     step: int
     stage: int
-    outer: Outer
+    outer: OuterOptimizer
     incumbent: Incumbent
     reference: Quality
     start_lr: float
@@ -30,7 +30,7 @@ class Run:
     weighting: Weighting | None = None
 
 
-def pack(run: Run, shards: dict[int, Tensors]) -> tuple[Tensors, dict[str, Any]]:
+def pack(run: RunState, shards: dict[int, Tensors]) -> tuple[Tensors, dict[str, Any]]:
     """Tensors ``outer.*``, ``incumbent.*``, ``shard.N.*``, ``radius.*`` and ``weighting.*``; the
     rest as a record.
     """

@@ -24,7 +24,7 @@ class SickConfig:
 
 
 class Sick(Task):
-    """|x|^2 / 2 in two dimensions. Buffers: whether this episode falls ill, and its steps so far."""
+    """|x|^2 / 2 in two dimensions. Buffers: whether this episode falls ill, and its steps."""
 
     def __init__(self, config: SickConfig) -> None:
         super().__init__(name="sick", batch_size=1)

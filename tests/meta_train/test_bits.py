@@ -16,8 +16,8 @@ import torch
 from lo_framework.checkpoint import load_optimizer
 from lo_framework.learned import make_learned
 from lo_framework.meta_train.growth import build_learned
-from lo_framework.meta_train.host import Host, Setup
-from lo_framework.meta_train.outer import Outer
+from lo_framework.meta_train.host import ShardHost, WorkerSetup
+from lo_framework.meta_train.outer import OuterOptimizer
 from lo_framework.meta_train.workers import from_wire, to_wire
 from tests.meta_train.tools import (
     Forker,
@@ -102,7 +102,7 @@ def test_other_kinds_start_the_same_in_every_process() -> None:
 
 
 def test_shards_have_streams_of_their_own() -> None:
-    host = Host(Setup(tiny(), None, ()), [0, 1])
+    host = ShardHost(WorkerSetup(tiny(), None, ()), [0, 1])
     learned = make_learned("hyper-adamw")
     host.build(learned.kind, {}, 0, None)
     states = host.dump()
@@ -113,20 +113,24 @@ def test_shards_have_streams_of_their_own() -> None:
 
 @pytest.mark.parametrize("seed", [0, 2**31, 2**63 + 11])
 def test_any_seed(seed: int, tmp_path: Path) -> None:
-    host = Host(Setup(tiny(seed=seed), None, ()), [0])
+    host = ShardHost(WorkerSetup(tiny(seed=seed), None, ()), [0])
     host.build("hyper-adamw", {}, 0, None)
 
 
 def test_a_shard_goes_on_from_its_dump_with_the_same_bits() -> None:
     """What a checkpoint holds of a worker is all there is."""
     for estimator in ("tbptt", "pes", "es"):
-        host = Host(Setup(tiny(estimator=estimator, episode_length="4-9"), None, ()), [0, 1])
+        host = ShardHost(
+            WorkerSetup(tiny(estimator=estimator, episode_length="4-9"), None, ()), [0, 1]
+        )
         learned = make_learned("hyper-adamw")
         host.build(learned.kind, {}, 0, None)
         host.estimate(learned.theta())
         saved = host.dump()
         expected = [host.estimate(learned.theta()) for _ in range(3)]
-        other = Host(Setup(tiny(estimator=estimator, episode_length="4-9"), None, ()), [1, 0])
+        other = ShardHost(
+            WorkerSetup(tiny(estimator=estimator, episode_length="4-9"), None, ()), [1, 0]
+        )
         other.build(learned.kind, {}, 0, from_wire(to_wire(saved)))
         for answer in expected:
             again = other.estimate(learned.theta())
@@ -140,11 +144,11 @@ def test_outer_goes_on_from_its_dump_with_the_same_bits() -> None:
     grads = [
         {n: torch.randn(x.shape, generator=g) for n, x in learned.theta().items()} for _ in range(6)
     ]
-    whole = Outer(learned, 0.01, 1.0, 6)
+    whole = OuterOptimizer(learned, 0.01, 1.0, 6)
     for grad in grads[:3]:
         whole.step(grad)
     saved = {name: x.clone() for name, x in whole.dump().items()}
-    other = Outer(learned, 0.01, 1.0, 6)
+    other = OuterOptimizer(learned, 0.01, 1.0, 6)
     other.load(saved, 3)
     for grad in grads[3:]:
         assert whole.step(grad) == other.step(grad)
@@ -173,7 +177,7 @@ def test_the_incumbent_shares_no_memory_with_what_goes_on_learning(tmp_path: Pat
     file = load_optimizer(tmp_path / "run" / "optimizer.safetensors")
     assert equal(dict(sorted(best.theta.items())), dict(sorted(file.tensors.items())))
     learned = make_learned("hyper-adamw")
-    outer = Outer(learned, 0.01, 1.0, 4)
+    outer = OuterOptimizer(learned, 0.01, 1.0, 4)
     outer.step({name: torch.ones_like(x) for name, x in learned.theta().items()})
     assert not learned.theta()["default"].any(), "the outer optimizer moves its own copy"
 

@@ -15,7 +15,7 @@ from lo_framework.checkpoint import load_optimizer
 from lo_framework.learned import LearnedOptimizer, make_learned
 from lo_framework.meta_train import growth
 from lo_framework.meta_train.growth import plan_stages
-from lo_framework.meta_train.host import Setup
+from lo_framework.meta_train.host import WorkerSetup
 from lo_framework.meta_train.incumbent import measure, score, tuned_start, with_lr
 from lo_framework.meta_train.run import MetaTraining
 from lo_framework.meta_train.workers import Workers
@@ -36,7 +36,7 @@ def loaded(path: Path) -> LearnedOptimizer:
 
 def quality(learned: LearnedOptimizer) -> list[dict[str, float]]:
     config = tiny()
-    workers = Workers(Setup(config, None, ()), config.shards, 1)
+    workers = Workers(WorkerSetup(config, None, ()), config.shards, 1)
     values = {name: getattr(learned.config, name) for name in learned.config.__dataclass_fields__}
     return measure(workers, config, 1, learned.kind, values, [learned.theta()])[0]
 
@@ -203,7 +203,7 @@ def test_stages_share_the_settings_they_have_in_common() -> None:
 
 def test_the_yardstick_is_the_best_common_learning_rate() -> None:
     config = tiny()
-    workers = Workers(Setup(config, None, ()), config.shards, 1)
+    workers = Workers(WorkerSetup(config, None, ()), config.shards, 1)
     lr, reference = tuned_start(workers, config, 1)
     learned = make_learned("hyper-adamw")
     theta = learned.theta() | {"default": with_lr(learned.theta()["default"], learned.config, lr)}
@@ -243,7 +243,7 @@ def test_an_optimizer_without_meta_parameters_is_refused(
 ) -> None:
     monkeypatch.setattr(LearnedOptimizer, "theta", lambda self: {})
     with pytest.raises(UserError, match="no meta-parameters"):
-        MetaTraining(Setup(tiny(learned="lstm"), None, ()), tmp_path / "run")
+        MetaTraining(WorkerSetup(tiny(learned="lstm"), None, ()), tmp_path / "run")
 
 
 def test_the_saved_settings_are_readable(grown: Path) -> None:

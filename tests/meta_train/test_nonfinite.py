@@ -12,8 +12,8 @@ import torch
 
 from lo_framework.checkpoint import load_optimizer
 from lo_framework.learned import make_learned
-from lo_framework.meta_train.host import Host
-from lo_framework.meta_train.outer import Outer
+from lo_framework.meta_train.host import ShardHost
+from lo_framework.meta_train.outer import OuterOptimizer
 from lo_framework.plugin import load_plugins
 from tests.meta_train.tools import equal, final_state, metrics, train
 
@@ -74,9 +74,9 @@ def test_where_all_are_ill(tmp_path: Path) -> None:
 def test_an_outer_step_that_is_not_finite_is_skipped_and_counted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    estimate, calls = Host.estimate, []
+    estimate, calls = ShardHost.estimate, []
 
-    def poisoned(self: Host, theta: dict[str, torch.Tensor]) -> Any:
+    def poisoned(self: ShardHost, theta: dict[str, torch.Tensor]) -> Any:
         calls.append({name: x.clone() for name, x in theta.items()})
         answer = estimate(self, theta)
         if len(calls) in (1, 3):  # the first one too, when Adam has no state yet
@@ -84,7 +84,7 @@ def test_an_outer_step_that_is_not_finite_is_skipped_and_counted(
                 grad["default"][0] = torch.nan if len(calls) == 1 else torch.inf
         return answer
 
-    monkeypatch.setattr(Host, "estimate", poisoned)
+    monkeypatch.setattr(ShardHost, "estimate", poisoned)
     train(tmp_path / "run", checkpoint_every=1)
     rows = metrics(tmp_path / "run")
     assert [row["skipped"] for row in rows] == [1.0, 0.0, 1.0, 0.0]
@@ -94,7 +94,7 @@ def test_an_outer_step_that_is_not_finite_is_skipped_and_counted(
 
 def test_outer_clips_by_the_norm_of_all() -> None:
     learned = make_learned("hyper-adamw")
-    outer = Outer(learned, 0.01, 1.0, 10)
+    outer = OuterOptimizer(learned, 0.01, 1.0, 10)
     told = outer.step({name: torch.full_like(x, 2.0) for name, x in learned.theta().items()})
     size = sum(x.numel() for x in learned.theta().values())
     assert told["grad_norm"] == pytest.approx(2.0 * size**0.5)
@@ -110,9 +110,9 @@ def test_outer_clips_by_the_norm_of_all() -> None:
 def test_a_skipped_step_at_the_start_resumes() -> None:
     """A checkpoint from before Adam's first update holds no moments."""
     learned = make_learned("hyper-adamw")
-    outer = Outer(learned, 0.01, 1.0, 4)
+    outer = OuterOptimizer(learned, 0.01, 1.0, 4)
     outer.step({name: torch.full_like(x, torch.nan) for name, x in learned.theta().items()})
-    again = Outer(learned, 0.01, 1.0, 4)
+    again = OuterOptimizer(learned, 0.01, 1.0, 4)
     again.load(outer.dump(), 1)
     grad = {name: torch.ones_like(x) for name, x in learned.theta().items()}
     assert outer.step(grad) == again.step(grad) and equal(outer.theta, again.theta)

@@ -14,8 +14,8 @@ import torch
 
 from lo_framework.absorption import decompose
 from lo_framework.checkpoint import load_optimizer
-from lo_framework.meta_train.config import compute_factor
-from lo_framework.meta_train.host import Host, Setup
+from lo_framework.meta_train.control import compute_factor
+from lo_framework.meta_train.host import ShardHost, WorkerSetup
 from lo_framework.meta_train.radius import Radius, RadiusConfig
 from lo_framework.optim import Learned, Regularized
 from lo_framework.spec import UserError
@@ -56,7 +56,7 @@ def test_a_regularizer_changes_the_run_and_is_logged(tmp_path: Path, estimator: 
 def test_gsam_decomposes_the_mean_of_all_shards(tmp_path: Path) -> None:
     settings = {**REAL, "regularizer": "gsam:rho=0.5,alpha=0.6"}
     train(tmp_path, **settings, outer_steps=1)
-    host = Host(Setup(tiny(**settings, outer_steps=1), None, ()), [0, 1])
+    host = ShardHost(WorkerSetup(tiny(**settings, outer_steps=1), None, ()), [0, 1])
     learned_kind = final_state(tmp_path)[2]["stages"][0][0]
     theta = start_of(tmp_path)
     host.build(learned_kind, {}, 0, None)

@@ -87,7 +87,7 @@ def test_other_stages_are_named(
 ) -> None:
     """A release that shares out the steps differently cannot go on with the same bits."""
     monkeypatch.setattr(
-        "lo_framework.meta_train.run.MetaTraining._plan", lambda self: [["hyper-adamw", 0, 3]]
+        "lo_framework.meta_train.folder.plan_of", lambda stages: [["hyper-adamw", 0, 3]]
     )
     assert "another release" in refused(capsys, command(run, "--resume"))
 
@@ -159,9 +159,9 @@ def test_max_seconds_stops_early_and_says_so(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, clock = tmp_path / "run", itertools.count()
-    monkeypatch.setattr(
-        "lo_framework.meta_train.run.time", SimpleNamespace(monotonic=lambda: float(next(clock)))
-    )
+    for module in ("run", "trainer"):
+        fake = SimpleNamespace(monotonic=lambda: float(next(clock)))
+        monkeypatch.setattr(f"lo_framework.meta_train.{module}.time", fake)
     settings = {"outer_steps": 100, "checkpoint_every": 50, "validate_every": 50}
     assert main(command(out, "--max-seconds", "20", **settings)) == 0
     assert "cannot be repeated" in capsys.readouterr().err
@@ -264,7 +264,7 @@ def test_no_process_and_no_open_file_after_an_error(
         raise UserError("no")
 
     monkeypatch.setattr(Workers, "close", noted)
-    monkeypatch.setattr("lo_framework.meta_train.run.tuned_start", fail)
+    monkeypatch.setattr("lo_framework.meta_train.trainer.tuned_start", fail)
     with pytest.raises(UserError, match="no"):
         train(tmp_path / "run")
     assert closed
@@ -284,7 +284,7 @@ def test_ctrl_c_ends_with_130(
         signal.raise_signal(signal.SIGINT)
 
     with monkeypatch.context() as patch:
-        patch.setattr("lo_framework.meta_train.run.MetaTraining._validate", interrupted)
+        patch.setattr("lo_framework.meta_train.trainer.Trainer._validate", interrupted)
         before = signal.signal(
             signal.SIGINT, signal.default_int_handler
         )  # a background job is born ignoring it

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from lo_framework.meta_train.host import Setup
+from lo_framework.meta_train.host import ShardHost, WorkerSetup
 from lo_framework.meta_train.workers import Workers
+from lo_framework.processes import Died
 from lo_framework.spec import UserError
 from tests.meta_train.tools import command, descendants, gone, program, tiny, until_step
 
@@ -18,28 +19,31 @@ def test_errors_of_workers(tmp_path: Path) -> None:
     """Bad input stays bad input, a bug shows its traceback, a worker that dies is named; close ends
     them all.
     """
-    workers = Workers(Setup(tiny(), None, ()), 2, 2)
+    workers = Workers(WorkerSetup(tiny(), None, ()), 2, 2)
     try:
-        with pytest.raises(UserError, match="unknown learned optimizer"):
-            workers.call("build", [("atention", {}, 0, None)] * 2)
-        workers.pipes[1].recv()  # the other one's answer
-        with pytest.raises(RuntimeError, match=r"worker 0 failed:\n(.|\n)*no_such_method"):
-            workers.everywhere("no_such_method")
-        workers.pipes[1].recv()
-        os.kill(workers.processes[1].pid, signal.SIGKILL)
-        with pytest.raises(RuntimeError, match=r"worker 1 ended unexpectedly \(exit code -9"):
-            workers.call("validate", [("hyper-adamw", {}, [], [])] * 2)
+        with pytest.raises(UserError, match="unknown learned optimizer") as found:
+            workers.call(ShardHost.build, [("atention", {}, 0, None)] * 2)
+        assert "Traceback" in str(found.value.__cause__), "for --debug"
+        workers.children[1].receive()  # that it is ready
+        workers.children[1].receive()  # the other one's answer
+        with pytest.raises(RuntimeError, match="worker 0 failed: TypeError.*argument") as bug:
+            workers.everywhere(ShardHost.build)
+        assert "Traceback" in str(bug.value.__cause__)
+        workers.children[1].receive()
+        os.kill(workers.children[1].process.pid, signal.SIGKILL)
+        with pytest.raises(Died, match=r"worker 1 ended unexpectedly \(exit code -9"):
+            workers.call(ShardHost.validate, [("hyper-adamw", {}, [], [])] * 2)
     finally:
         workers.close()
-    assert not any(process.is_alive() for process in workers.processes)
+    assert not any(child.process.is_alive() for child in workers.children)
     workers.close()  # twice is fine
 
 
 def test_shares_of_the_shards() -> None:
-    workers = Workers(Setup(tiny(), None, ()), 1, 5)
-    assert workers.num == 1 and workers.parts == [[0]] and not workers.processes
+    workers = Workers(WorkerSetup(tiny(), None, ()), 1, 5)
+    assert workers.num == 1 and workers.parts == [[0]] and not workers.children
     with pytest.raises(UserError, match="--workers must be at least 1"):
-        Workers(Setup(tiny(), None, ()), 2, 0)
+        Workers(WorkerSetup(tiny(), None, ()), 2, 0)
 
 
 @pytest.mark.slow

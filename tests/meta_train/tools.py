@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lo_framework.checkpoint import load_latest_state
 from lo_framework.meta_train.config import RunConfig, make_config
-from lo_framework.meta_train.host import Setup
+from lo_framework.meta_train.host import WorkerSetup
 from lo_framework.meta_train.incumbent import Incumbent
 from lo_framework.meta_train.run import MetaTraining
 
@@ -61,7 +61,9 @@ def train(
     **changes: Any,
 ) -> Incumbent:
     """A run in this process."""
-    run = MetaTraining(Setup(tiny(**changes), None, plugins), out, workers=workers, quiet=True)
+    run = MetaTraining(
+        WorkerSetup(tiny(**changes), None, plugins), out, workers=workers, quiet=True
+    )
     return run.train(resume=resume, max_seconds=max_seconds)
 
 

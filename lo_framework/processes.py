@@ -1,0 +1,158 @@
+"""Worker processes of one thread each, for both programs: started, spoken to, ended.
+
+They speak over private pipes. A child whose parent is gone ends at once, in the middle of its work
+if need be: a killed run cannot tell it, and leaves none behind.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
+from typing import Any
+
+import numpy as np
+import torch
+
+GRACE = 5.0  # seconds for a child that does not heed SIGTERM
+UNSTARTED = (
+    "a worker process could not start; its own message is above (a script that uses workers must "
+    "begin its work under `if __name__ == '__main__':`)"
+)
+
+
+class Died(RuntimeError):
+    """A child ended by itself: it was killed, or it ran out of memory."""
+
+
+class RemoteTraceback(Exception):
+    """The traceback of an error in a child, as the cause of the error that stands for it here."""
+
+
+class Child:
+    """A process that runs ``serve(pipe, *arguments)``; the first message from it is None."""
+
+    def __init__(self, serve: Callable[..., None], *arguments: Any) -> None:
+        # Spawned: a fork of a process with OpenMP or CUDA may hang.
+        context = multiprocessing.get_context("spawn")
+        self.pipe, theirs = context.Pipe()
+        # No daemon: those may have no children, and a user's data loader has some.
+        self.process = context.Process(target=_begin, args=(theirs, serve, arguments), daemon=False)
+        self.started = False
+        with _environment("OMP_NUM_THREADS", "1"):  # read when the child loads its libraries
+            self.process.start()
+        theirs.close()
+
+    def send(self, message: Any) -> None:
+        """Raises Died."""
+        try:
+            self.pipe.send(to_wire(message))
+        except OSError:
+            raise self._died() from None
+
+    def receive(self) -> Any:
+        """The next message, or None once: the child is ready. Raises Died."""
+        try:
+            message = self.pipe.recv()
+        except (EOFError, OSError):
+            raise self._died() from None
+        self.started = True
+        return from_wire(message)
+
+    def _died(self) -> Died:
+        self.process.join(timeout=1)
+        code = self.process.exitcode
+        return Died(f"exit code {code}; out of memory?" if self.started else UNSTARTED)
+
+    def close(self) -> None:
+        """End the process, in the middle of its work if need be."""
+        self.pipe.close()
+        self.process.terminate()
+        self.process.join(GRACE)
+        self.process.kill()
+        self.process.join()
+
+
+def _begin(pipe: Connection, serve: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the group; the parent decides
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    torch.set_num_threads(1)
+    try:
+        pipe.send(None)
+        serve(pipe, *arguments)
+    except (EOFError, OSError):  # the parent has closed the pipe
+        return
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Sent:
+    """A tensor on its way, as an array: one sent as it is would need a shared-memory file, of which
+    there are only so many.
+    """
+
+    array: np.ndarray
+
+
+def to_wire(message: Any) -> Any:
+    return _mapped(lambda x: _Sent(x.detach().cpu().numpy()), torch.Tensor, message)
+
+
+def from_wire(message: Any) -> Any:
+    # A copy with torch's own alignment, which kernels see: the bits must not depend on it.
+    return _mapped(lambda x: torch.tensor(x.array), _Sent, message)
+
+
+def _mapped(f: Callable[[Any], Any], kind: type, value: Any) -> Any:
+    """``value`` with ``f`` of everything of that kind in it."""
+    if isinstance(value, kind):
+        return f(value)
+    if isinstance(value, dict):
+        return {key: _mapped(f, kind, x) for key, x in value.items()}
+    if isinstance(value, (list, tuple)):
+        parts = [_mapped(f, kind, x) for x in value]
+        return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        names = [field.name for field in dataclasses.fields(value) if field.init]
+        parts = [getattr(value, name) for name in names]
+        new = [_mapped(f, kind, part) for part in parts]
+        if any(x is not y for x, y in zip(parts, new)):
+            return dataclasses.replace(value, **dict(zip(names, new)))
+    return value
+
+
+@contextmanager
+def single_thread() -> Iterator[None]:
+    """One intra-op thread, as the workers have: the bits depend on it, and more only spin on tasks
+    this small.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@contextmanager
+def _environment(name: str, value: str) -> Iterator[None]:
+    saved = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        if saved is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = saved

@@ -1,0 +1,313 @@
+"""The outer loop: meta-gradients, validation, growth, checkpoints.
+
+All that a run carries (theta, Adam's moments, every shard's unroll, every generator, the incumbent)
+is in its `RunState` and in the workers' shards, and goes into every checkpoint; nothing depends on
+time or on the number of workers.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from lo_framework.absorption import decompose
+from lo_framework.checkpoint import ResumeState
+from lo_framework.learned import LearnedOptimizer
+from lo_framework.learned.base import Theta
+from lo_framework.learned.hyper_adamw import HyperAdamW
+from lo_framework.meta_train import record
+from lo_framework.meta_train.config import RunConfig
+from lo_framework.meta_train.folder import RunFolder
+from lo_framework.meta_train.growth import Stage, build_learned
+from lo_framework.meta_train.host import ShardHost, TaskFailed
+from lo_framework.meta_train.incumbent import (
+    Incumbent,
+    Quality,
+    is_plain,
+    measure,
+    score,
+    tuned_start,
+    with_lr,
+)
+from lo_framework.meta_train.outer import OuterOptimizer
+from lo_framework.meta_train.progress import Progress
+from lo_framework.meta_train.radius import Radius, held_out
+from lo_framework.meta_train.state import RunState, Tensors, incumbent_of, merged, part
+from lo_framework.meta_train.workers import Workers
+from lo_framework.protocols import Task
+from lo_framework.spec import UserError
+
+PATIENCE = 3  # validations without a better optimizer before the run goes back to the incumbent
+
+Row = tuple[dict[str, Any], dict[str, float]]  # the line of an outer step, and its curves
+
+
+class Trainer:
+    """One run between the ``workers`` that compute and the ``folder`` that keeps."""
+
+    run: RunState
+
+    def __init__(
+        self,
+        config: RunConfig,
+        tasks: Sequence[Task],
+        stages: Sequence[Stage],
+        workers: Workers,
+        progress: Progress,
+        folder: RunFolder,
+    ) -> None:
+        self.config, self.tasks, self.stages = config, tasks, stages
+        self.workers, self.progress, self.folder = workers, progress, folder
+        self.shards = len(tasks) * config.shards
+        self.nonfinite = dict.fromkeys((task.name for task in tasks), 0.0)
+
+    @property
+    def stage(self) -> Stage:
+        return self.stages[self.run.stage]
+
+    def start(self, theta: Theta | None = None) -> None:
+        """AdamW's learning rate, the reference of all scores, and the first stage's start, which is
+        ``theta`` where it is given.
+        """
+        self.progress.say("tuning AdamW's learning rate as the start and the yardstick")
+        lr, reference = tuned_start(self.workers, self.config, len(self.tasks))
+        self.progress.say(
+            f"the best AdamW for all families has lr {lr:g}; scores below 1 are better than it"
+        )
+        for name in self._not_finite(reference):
+            self.progress.say(
+                f"{name}: the loss is not finite under AdamW at any learning rate: are its data "
+                "and its loss? Nothing can be learned from its scores"
+            )
+        first = self.stages[0]
+        learned = first.build()
+        plain = theta is None and is_plain(learned)
+        if theta is None:
+            theta = learned.theta()
+            if isinstance(learned, HyperAdamW):
+                theta["default"] = with_lr(theta["default"], learned.config, lr)
+        # A plain start is the same function as the reference.
+        quality = reference if plain else self._measure(first, [theta])[0]
+        incumbent = Incumbent(
+            theta, first.kind, first.config, score(quality, reference), 0, quality
+        )
+        learned.load_theta(theta)
+        outer, weighting = self._outer(learned, first), self.config.make_weighting()
+        self.run = RunState(0, 0, outer, incumbent, reference, lr, True, self._radius(), weighting)
+        self._build(None)
+
+    def resume(self, saved: ResumeState) -> None:
+        """Go on from a state."""
+        tensors, meta = saved.tensors, saved.meta
+        stage = self.stages[meta["stage"]]
+        outer = self._outer(stage.build(), stage)
+        outer.load(part(tensors, "outer"), meta["outer_done"])
+        radius, weighting = self._radius(), self.config.make_weighting()
+        for group, learner in (("radius", radius), ("weighting", weighting)):
+            if learner is not None:
+                learner.load(part(tensors, group))
+        known = (meta["reference"], meta["start_lr"], meta["repeatable"], radius, weighting)
+        step, incumbent = stage.begin + meta["outer_done"], incumbent_of(tensors, meta)
+        self.run = RunState(step, meta["stage"], outer, incumbent, *known)
+        self._build({shard: part(tensors, f"shard.{shard}") for shard in range(self.shards)})
+
+    def loop(self, deadline: float | None = None) -> None:
+        """Outer steps to the end, or until the ``deadline`` (of `time.monotonic`) has passed."""
+        run, config = self.run, self.config
+        try:
+            while run.step < config.outer_steps:
+                if deadline is not None and time.monotonic() > deadline:
+                    self.progress.say(
+                        f"out of time at step {run.step}: this run cannot be repeated exactly"
+                    )
+                    run.repeatable = False
+                    break
+                self._advance()
+            if run.step and run.step < config.outer_steps:
+                self._validate()
+        except TaskFailed as error:
+            raise UserError(
+                f"step {run.step + 1}: {error}; once it is mended, go on with "
+                f"--out {self.folder.out} --resume"
+            ) from error
+        for name, count in self.nonfinite.items():
+            if count:
+                self.progress.say(
+                    f"{name}: losses or gradients that are not finite were left out of the "
+                    f"meta-gradient, {count:.3g} of {run.step} steps' worth"
+                )
+        self.folder.save_optimizer(run)
+        self._save(finished=run.step == config.outer_steps)
+
+    def _advance(self) -> None:
+        """One outer step, or one phase of the search for a radius, with what falls due after it."""
+        run, config = self.run, self.config
+        if run.step == self.stage.end:
+            self._grow()
+        started, before = time.monotonic(), run.step
+        rows = [self._step()] if run.radius is None else self._phase(run.radius)
+        run.step += len(rows)
+        last = run.step in (self.stage.end, config.outer_steps)
+        if last or _passed(config.validate_every, before, run.step):
+            if sick := self._validate():
+                rows[-1][0]["unscored"] = sick
+            rows[-1][1]["validation/incumbent"] = run.incumbent.score
+        seconds = (time.monotonic() - started) / len(rows)
+        rate = self.shards * config.tasks_per_shard * config.unroll_length / seconds
+        for step, (row, curves) in enumerate(rows, before + 1):
+            self._tell(step, row)
+            row |= {"step": step, "score": run.incumbent.score, "seconds": seconds, "rate": rate}
+            curves["rate/inner_steps_per_second"] = rate
+            self.progress.step(row, curves)
+        if _passed(config.checkpoint_every, before, run.step) and run.step < config.outer_steps:
+            self._save(finished=False)
+
+    def _tell(self, step: int, row: dict[str, Any]) -> None:
+        """Count what was not finite, and say so at its first time."""
+        for name, metrics in row["families"].items():
+            share = metrics.get("nonfinite", 0.0)
+            if share and not self.nonfinite[name]:
+                self.progress.say(
+                    f"step {step}: {name}: {share:.0%} of the tasks have losses or gradients that "
+                    "are not finite; they are left out"
+                )
+            self.nonfinite[name] += share
+
+    def _step(self) -> Row:
+        """One outer step: the mean over families of the mean over shards, in a fixed order."""
+        run, stage = self.run, self.stage
+        weights = () if run.weighting is None else (run.weighting.weights(),)
+        answers = self.workers.everywhere(ShardHost.estimate, run.outer.theta, *weights)
+        by_shard = {int(shard): answer for part in answers for shard, answer in part.items()}
+        grads, metrics, plains = zip(*(by_shard[shard] for shard in range(self.shards)))
+        grad = record.mean(grads)
+        absorption = self.config.absorption
+        if absorption is not None and absorption.alpha:
+            grad = decompose(record.mean(plains), grad, absorption.alpha)
+        families = record.by_family(metrics, [task.name for task in self.tasks], self.config.shards)
+        outcome = run.outer.step(grad)
+        row = record.row(stage, families, outcome)
+        curves = record.weigh(row, run.weighting) if run.weighting is not None else {}
+        curves |= record.curves(families, outcome)
+        return row, curves | record.step_sizes(stage, run.outer.theta, self.tasks)
+
+    def _phase(self, radius: Radius) -> list[Row]:
+        """Some outer steps in two branches that differ in the radius; the run goes on in the better
+        one (`radius`).
+        """
+        run, stage = self.run, self.stage
+        count = min(radius.config.phase, stage.end - run.step)
+        shards, done = self._shards(), run.outer.done
+        outer = {name: x.clone() for name, x in run.outer.dump().items()}
+        eps, rhos = radius.pair()
+        branches = []
+        for rho in rhos:
+            run.outer = self._outer(stage.build(), stage)
+            # Adam writes into what it loads
+            run.outer.load({name: x.clone() for name, x in outer.items()}, done)
+            self._build(shards, rho)
+            rows = [self._step() for _ in range(count)]
+            for row, curves in rows:
+                row["rho"] = curves["regularizer/rho"] = rho
+            quality = self._measure(stage, [run.outer.average])[0]
+            loss = held_out(quality, run.reference)
+            branches.append((loss, run.outer, self._shards(), rows))
+        radius.learn(eps, [branch[0] for branch in branches])
+        best = min(range(2), key=lambda b: branches[b][0])
+        if best == 0:  # the workers are in the other branch
+            self._build(branches[0][2], rhos[0])
+        run.outer = branches[best][1]
+        return branches[best][3]
+
+    def _validate(self) -> list[str]:
+        """Save theta if it is the best so far; the families on which its loss is not finite."""
+        run, stage = self.run, self.stage
+        # Theta itself is ahead, its average is calmer: early on the one is better, later the other.
+        thetas = [
+            {name: x.clone() for name, x in source.items()}
+            for source in (run.outer.theta, run.outer.average)
+        ]
+        qualities = self._measure(stage, thetas)
+        known = self._not_finite(run.reference)
+        sick = [[n for n in self._not_finite(q) if n not in known] for q in qualities]
+        # One that is not finite somewhere cannot win, however well it does elsewhere.
+        ranks = [(bool(sick[i]), score(q, run.reference), i) for i, q in enumerate(qualities)]
+        failed, value, best = min(ranks)
+        if value < run.incumbent.score and not failed:
+            theta, quality = thetas[best], qualities[best]
+            run.incumbent = Incumbent(theta, stage.kind, stage.config, value, run.step, quality)
+            run.outer.stale = 0
+            self.folder.save_optimizer(run)
+            return sick[best]
+        for name in sick[best]:
+            self.progress.say(f"step {run.step}: {name}: the loss in validation is not finite")
+        run.outer.stale += 1
+        # unrolled gradients explode now and then: go back
+        if run.outer.stale >= PATIENCE and run.step < stage.end:
+            run.outer.back_to(self._grown(stage).theta())
+            self.progress.say(
+                f"step {run.step}: score {value:.3f}, back to the incumbent "
+                f"({run.incumbent.score:.3f}) at half the pace"
+            )
+        return sick[best]
+
+    def _not_finite(self, quality: Quality) -> list[str]:
+        return [
+            task.name
+            for task, losses in zip(self.tasks, quality, strict=True)
+            if not all(map(math.isfinite, losses.values()))
+        ]
+
+    def _measure(self, stage: Stage, thetas: list[Theta]) -> list[Quality]:
+        families = len(self.tasks)
+        return measure(self.workers, self.config, families, stage.kind, stage.config, thetas)
+
+    def _grow(self) -> None:
+        """Grow: a new kind that starts as the function that the incumbent is."""
+        run = self.run
+        run.stage += 1
+        run.outer = self._outer(self._grown(self.stage), self.stage)
+        self._build(None)
+        self.progress.say(
+            f"step {run.step}: {run.incumbent.kind} (score {run.incumbent.score:.3f}) grows into "
+            f"{self.stage.kind}"
+        )
+
+    def _grown(self, stage: Stage) -> LearnedOptimizer:
+        """The stage's kind as the same function as the incumbent."""
+        incumbent = self.run.incumbent
+        smaller, learned = build_learned(incumbent.kind, incumbent.config), stage.build()
+        smaller.load_theta(incumbent.theta)
+        learned.grow_from(smaller)
+        return learned
+
+    def _outer(self, learned: LearnedOptimizer, stage: Stage) -> OuterOptimizer:
+        steps = stage.end - stage.begin
+        return OuterOptimizer(learned, self.config.outer_lr, self.config.clip, steps)
+
+    def _radius(self) -> Radius | None:
+        config, absorption = self.config.radius, self.config.absorption
+        if config is None or absorption is None:
+            return None
+        return Radius(config, absorption.radius, self.config.seed)
+
+    def _build(self, shards: dict[int, Tensors] | None, rho: float | None = None) -> None:
+        """Set every worker up for the stage, with fresh shards or with these."""
+        parts: list[tuple[Any, ...]] = []
+        for mine in self.workers.parts:
+            own = None if shards is None else {shard: shards[shard] for shard in mine}
+            parts.append((self.stage.kind, self.stage.config, self.stage.index, own, rho))
+        self.workers.call(ShardHost.build, parts)
+
+    def _shards(self) -> dict[int, Tensors]:
+        return merged(self.workers.everywhere(ShardHost.dump))
+
+    def _save(self, *, finished: bool) -> None:
+        self.folder.save(self.run, self._shards(), finished=finished)
+
+
+def _passed(every: int, before: int, after: int) -> bool:
+    """Whether a multiple of ``every`` lies in (before, after]."""
+    return after // every > before // every
