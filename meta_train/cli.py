@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lo_framework.commandline import Parser, run
-from lo_framework.meta_train.config import Program, RunConfig, make_config
+from lo_framework.meta_train.config import Program, RunConfig
 
 # Nothing here may import torch before the arguments are read: --help answers at once.
 
@@ -76,6 +76,7 @@ def _train(program: Program, given: dict[str, Any], written: dict[str, Any]) -> 
     import torch
 
     from lo_framework.meta_train.host import WorkerSetup
+    from lo_framework.meta_train.presets import make_config
     from lo_framework.meta_train.run import MetaTraining
     from lo_framework.plugin import load_plugins
 

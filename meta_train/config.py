@@ -1,6 +1,6 @@
-"""The settings of a run: what decides its bits, the presets, and how it is carried out.
+"""The settings of a run: what decides its bits, and how it is carried out.
 
-Presets count steps, never seconds, so that a run can be repeated. What does not decide the bits
+What does not decide the bits
 (workers, where files go, how long to go on) is in :class:`Program`. The docstrings of the fields
 are the help of the command line; nothing heavy is imported before a `RunConfig` is made.
 """
@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,11 +19,25 @@ from lo_framework.spec import UserError, build_config, nearest, parse_spec
 if TYPE_CHECKING:
     from lo_framework.absorption import Absorption
     from lo_framework.estimators import Truncation
-    from lo_framework.meta_train.radius import RadiusConfig
     from lo_framework.objectives import AnyObjective
     from lo_framework.objectives.weighting import Weighting
 
 LARGEST = 10**9  # of every count: above it, arithmetic alone takes forever
+
+
+@dataclass(frozen=True, kw_only=True)
+class RadiusConfig:
+    """``phase``: outer steps of a branch. ``sigma``: perturbation of log rho. ``lr``: step in log
+    rho per unit of the slope of the log held-out loss; one step is at most sigma.
+    """
+
+    phase: int = 10
+    sigma: float = 0.3
+    lr: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.phase < 1 or not (0 < self.sigma < math.inf and 0 < self.lr < math.inf):
+            raise ValueError("phase must be at least 1, sigma and lr positive")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,8 +121,8 @@ class RunConfig:
             raise UserError(
                 f"--num-tasks ({self.num_tasks}) must be a multiple of --shards ({self.shards})"
             )
-        if not 0 <= self.seed < 2**63:
-            raise UserError(f"--seed must not be negative and fit 63 bits, not {self.seed}")
+        if self.seed < 0:
+            raise UserError(f"--seed must not be negative, not {self.seed}")
         for name, known in (("inner_backend", ("torch", "higher")), ("engine", ENGINES)):
             if (word := getattr(self, name)) not in known:
                 raise UserError(
@@ -188,8 +201,6 @@ class RunConfig:
     @cached_property
     def radius(self) -> RadiusConfig | None:
         """How the radius of the regularizer is learned, where it is."""
-        from lo_framework.meta_train.radius import RadiusConfig
-
         if not self.learn_rho:
             return None
         _, options = parse_spec(f"rho:{self.learn_rho}")
@@ -257,42 +268,8 @@ class Program:
             raise UserError(f"--data-dir: the folder {self.data_dir!r} does not exist")
 
 
-# A few minutes and about an hour on two CPU cores; figures in the README.
-PRESETS: dict[str, dict[str, Any]] = {
-    "quick": {},
-    "small": {"outer_steps": 600, "num_tasks": 16, "validate_every": 10, "checkpoint_every": 20},
-}
-
-
 def flag(field: str) -> str:
     return "--" + field.replace("_", "-")
-
-
-def make_config(
-    preset: str = "quick", written: Mapping[str, Any] | None = None, **given: Any
-) -> RunConfig:
-    """The preset with what was ``written`` in a run's own ``config.json``, and with whatever was
-    given in its place (None: not given).
-    """
-    if preset not in PRESETS:
-        raise UserError(
-            f"unknown preset {preset!r:.80}{nearest(preset, PRESETS)}; "
-            f"there are {', '.join(PRESETS)}"
-        )
-    given = {name: value for name, value in given.items() if value is not None}
-    written = dict(written or {})
-    values = {**PRESETS[preset], **written, **given}
-    known = {f.name for f in fields(RunConfig)}
-    for name in values:
-        if name not in known:
-            raise UserError(f"unknown setting {name!r:.80}{nearest(name, known)}")
-    config = replace(RunConfig(), **values)
-    same = all(written.get(name) == getattr(config, name) for name in ("control", "outer_steps"))
-    if config.control == "none" or same:  # a control's config.json has the steps that it took
-        return config
-    from lo_framework.meta_train.control import compute_factor
-
-    return replace(config, outer_steps=math.ceil(config.outer_steps * compute_factor(config)))
 
 
 def difference(old: dict[str, Any], new: RunConfig) -> str:

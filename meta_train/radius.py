@@ -12,29 +12,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from lo_framework.meta_train.config import RadiusConfig
 from lo_framework.meta_train.incumbent import Quality, log_ratio
 
 _STREAM = 0x4AD1
-
-
-@dataclass(frozen=True, kw_only=True)
-class RadiusConfig:
-    """``phase``: outer steps of a branch. ``sigma``: perturbation of log rho. ``lr``: step in log
-    rho per unit of the slope of the log held-out loss; one step is at most sigma.
-    """
-
-    phase: int = 10
-    sigma: float = 0.3
-    lr: float = 1.0
-
-    def __post_init__(self) -> None:
-        if self.phase < 1 or not (0 < self.sigma < math.inf and 0 < self.lr < math.inf):
-            raise ValueError("phase must be at least 1, sigma and lr positive")
 
 
 class Radius:

@@ -14,9 +14,10 @@ import torch
 
 from lo_framework.absorption import decompose
 from lo_framework.checkpoint import load_optimizer
-from lo_framework.meta_train.control import compute_factor
+from lo_framework.meta_train.config import RadiusConfig
 from lo_framework.meta_train.host import ShardHost, WorkerSetup
-from lo_framework.meta_train.radius import Radius, RadiusConfig
+from lo_framework.meta_train.presets import compute_factor
+from lo_framework.meta_train.radius import Radius
 from lo_framework.optim import Learned, Regularized
 from lo_framework.spec import UserError
 from tests.meta_train.test_bad_input import refused

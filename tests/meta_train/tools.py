@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from lo_framework.checkpoint import load_latest_state
-from lo_framework.meta_train.config import RunConfig, make_config
+from lo_framework.meta_train.config import RunConfig
 from lo_framework.meta_train.host import WorkerSetup
 from lo_framework.meta_train.incumbent import Incumbent
+from lo_framework.meta_train.presets import make_config
 from lo_framework.meta_train.run import MetaTraining
 
 ROOT = Path(__file__).resolve().parents[2]
