@@ -8,26 +8,20 @@ yet to choose its settings.
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import signal
 import time
-import traceback
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Callable, Generator, Mapping
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
-from pathlib import Path
 from typing import Any, Protocol, TypeVar
-
-import torch
 
 from lo_framework.eval.running.cells import Failure
 from lo_framework.eval.running.progress import Progress
 from lo_framework.learned.base import LearnedOptimizer
+from lo_framework.processes import Child, Died, from_wire, single_thread, to_wire
 from lo_framework.protocols import Task
-from lo_framework.spec import UserError
+from lo_framework.spec import UserError, describe
 
 R = TypeVar("R")
 Outcome = Any  # what the plan's cells give (`eval.running.cells.Measured`), or a `Failure`
@@ -92,7 +86,9 @@ class Workshop:
         """
         try:
             return cell.compute(self._task(cell.task), self._optimizer(cell.optimizer), on_step)
-        except Exception as error:
+        except BrokenPipeError:  # nobody reads our progress: that ends the program, not a cell
+            raise
+        except (Exception, SystemExit) as error:
             return Failure(reason=describe(error))
 
     def _task(self, name: str) -> Task:
@@ -116,17 +112,6 @@ class Workshop:
                 make_learned(spec, **config) if kind == "learned" else make_baseline(spec)
             )
         return self.optimizers[label]
-
-
-def describe(error: BaseException) -> str:
-    """``TypeError: message (file.py, line 3)`` in one line; a person's error by its own words."""
-    lines = str(error).splitlines()
-    text = lines[0].strip() if lines else "no message"
-    if isinstance(error, UserError):
-        return text
-    frames = traceback.extract_tb(error.__traceback__)
-    place = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
-    return f"{type(error).__name__}: {text}{place}"
 
 
 def drive(
@@ -173,7 +158,7 @@ def drive(
         if workers == 1
         else _there(queue, workshop, workers, progress)
     )
-    with _single_thread(), closing(source):
+    with single_thread(), closing(source):
         for (name, i, cell), outcome in source:
             if store is not None and not isinstance(outcome, Failure):
                 store.put(cell, outcome)
@@ -198,85 +183,56 @@ def _there(queue: deque[Item], workshop: Workshop, workers: int, progress: Progr
     replaced.
 
     Raises:
-        RuntimeError: a process ends before it is ready, as all others would.
+        Died: a process ends before it is ready, as all others would.
     """
     if workshop.recipe is None:
         raise UserError(
             "more than one worker needs tasks that their names can build again; use workers=1"
         )
-    busy: dict[Connection, tuple[Any, Item]] = {}
-    started: set[Connection] = set()
-    idle: list[tuple[Connection, Any]] = []
+    busy: dict[Any, tuple[Child, Item]] = {}  # by pipe
+    idle: list[Child] = []
     try:
         while queue or busy:
             while queue and len(busy) < workers:
-                pipe, process = idle.pop() if idle else _start(workshop.recipe)
+                child = idle.pop() if idle else Child(_serve, workshop.recipe)
                 item = queue.popleft()
-                with suppress(OSError):  # it died: seen below
-                    pipe.send(item[2])
-                busy[pipe] = (process, item)
-            for ready in wait(list(busy)):
-                pipe = ready  # type: ignore[assignment]
-                process, item = busy[pipe]
+                with suppress(Died):  # seen below
+                    child.send(item[2])
+                busy[child.pipe] = (child, item)
+            for pipe in wait(list(busy)):
+                child, item = busy[pipe]
                 try:
-                    message = pipe.recv()
-                except (EOFError, OSError):
+                    message = child.receive()
+                except Died as death:
+                    if not child.started:
+                        raise
                     del busy[pipe]
-                    pipe.close()
-                    process.join()
-                    if pipe not in started:
-                        raise RuntimeError(
-                            "a worker process could not start; its own message is above "
-                            "(a script that uses workers must begin its work under `if __name__ == '__main__':`)"
-                        ) from None
-                    yield (
-                        item,
-                        Failure(
-                            reason=f"its process died (exit code {process.exitcode}; out of memory?)"
-                        ),
-                    )
+                    child.close()
+                    yield item, Failure(reason=f"its process died ({death})")
                     continue
-                started.add(pipe)
+                if message is None:  # it is ready
+                    continue
                 if isinstance(message, int):
                     progress.advance(message)
                     continue
                 del busy[pipe]
-                idle.append((pipe, process))
+                idle.append(child)
                 yield item, message
     finally:
-        for pipe, process in [*idle, *((pipe, process) for pipe, (process, _) in busy.items())]:
-            pipe.close()
-            process.terminate()
-            process.join()
-
-
-def _start(recipe: Recipe) -> tuple[Connection, Any]:
-    context = multiprocessing.get_context(
-        "spawn"
-    )  # a fork of a process with OpenMP or CUDA may hang
-    mine, theirs = context.Pipe()
-    process = context.Process(target=_serve, args=(theirs, recipe), daemon=True)
-    with _environment("OMP_NUM_THREADS", "1"):  # read when the child loads its libraries
-        process.start()
-    theirs.close()
-    return mine, process
+        for child in [*idle, *(child for child, _ in busy.values())]:
+            child.close()
 
 
 def _serve(pipe: Connection, recipe: Recipe) -> None:
-    """A worker: cells in, numbers of finished task-steps and then an outcome out. Ends with its
-    pipe.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    torch.set_num_threads(1)
+    """A worker: cells in, numbers of finished task-steps and then an outcome out."""
+    from lo_framework.plugin import load_plugins
+
     workshop = Workshop(recipe=recipe)
     broken = ""
     try:
-        from lo_framework.plugin import load_plugins
-
         load_plugins(recipe.plugins)
     except Exception as error:
         broken = describe(error)
-    pipe.send(0)  # ready
     pending, told = 0, time.monotonic()
 
     def on_step(n: int) -> None:
@@ -286,36 +242,9 @@ def _serve(pipe: Connection, recipe: Recipe) -> None:
             pipe.send(pending)
             pending, told = 0, time.monotonic()
 
-    with suppress(EOFError, OSError):
-        while True:
-            cell = pipe.recv()
-            outcome = Failure(reason=broken) if broken else workshop.compute(cell, on_step)
-            pipe.send(pending)
-            pending = 0
-            pipe.send(outcome)
-
-
-@contextmanager
-def _single_thread() -> Iterator[None]:
-    """One intra-op thread, as the workers have: the bits depend on it, and more only spin on tasks
-    this small.
-    """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-@contextmanager
-def _environment(name: str, value: str) -> Iterator[None]:
-    saved = os.environ.get(name)
-    os.environ[name] = value
-    try:
-        yield
-    finally:
-        if saved is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = saved
+    while True:
+        cell = from_wire(pipe.recv())
+        outcome = Failure(reason=broken) if broken else workshop.compute(cell, on_step)
+        pipe.send(pending)
+        pending = 0
+        pipe.send(to_wire(outcome))
