@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lo_framework.optim.metaopt.bounds import Limits
+from lo_framework.optim.metaoptimize.rules import Limits
 
 WINDOW = 50
 FAR = math.log(100.0)
@@ -114,10 +114,7 @@ class Watch:
     def _judge(self, beta: Tensor, limits: Limits) -> None:
         net = beta - self.start
         exploding, collapsing = net > FAR, net < -FAR
-        if limits.high is not None:
-            exploding = exploding | (beta >= limits.high)
-        if limits.low is not None:
-            collapsing = collapsing | (beta <= limits.low)
+        exploding, collapsing = exploding | (beta >= limits.high), collapsing | (beta <= limits.low)
         oscillating = (self.path > 1.0) & (net.abs() < 0.2 * self.path) & ~exploding & ~collapsing
         masks = dict(zip(KINDS, (oscillating, collapsing, exploding)))
         for (kind, mask), count in zip(

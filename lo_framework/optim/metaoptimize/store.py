@@ -1,38 +1,58 @@
-"""Where the state lies: in packs of tensors, which a step works through in runs, and runs in
-cache-sized pieces.
+"""The state of MetaOptimize's parameters, how old each parameter is, and plans over those with a
+gradient.
 
-A call of a torch operation costs a microsecond whatever its size, so small neighbours share one
-block of memory and are updated together; a large tensor is a pack of its own, updated where it
-lies. A run is a stretch of a pack whose tensors all have a gradient and are equally old. A piece is
-what one call of a kernel gets.
+A large tensor is updated where it lies. A run is a stretch of a pack whose tensors all have a
+gradient and are equally old; it is worked through in cache-sized pieces, of which each is what one
+call of a kernel gets.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from lo_framework.optim.metaopt.bases import Number, State
-from lo_framework.optim.metaopt.blocks import Blocks
-from lo_framework.optim.metaopt.kernels import Scratch
-
-CPU_CHUNK, CPU_SMALL = 1 << 16, 1 << 14
-# An accelerator wants few, large kernels; the limit only bounds the memory of intermediates.
-DEVICE_CHUNK, DEVICE_SMALL = 1 << 22, 1 << 20
+from lo_framework.optim.arena import Pack, form_packs, keep_plan, stretches
+from lo_framework.optim.blocks import Blocks
+from lo_framework.optim.metaoptimize.rules import Number, State
 
 
-def chunk_size(device: torch.device) -> int:
-    return CPU_CHUNK if device.type == "cpu" else DEVICE_CHUNK
+def sizes_of(device: torch.device) -> tuple[int, int]:
+    """Sizes of a small tensor and of a chunk. An accelerator wants few, large kernels; there the
+    limit only bounds the memory of intermediates.
+    """
+    return (1 << 14, 1 << 16) if device.type == "cpu" else (1 << 20, 1 << 22)
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     """State and arithmetic are float32, or float64 for float64 parameters."""
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+class Scratch:
+    """Working memory, one chunk for each device, dtype and purpose."""
+
+    def __init__(self) -> None:
+        self._held: dict[tuple[torch.device, torch.dtype, str], Tensor] = {}
+        self._count = 0, torch.zeros((), device="cpu")
+
+    def count(self, step: int) -> Tensor:
+        """``step`` as torch's loops want it."""
+        if self._count[0] != step:
+            self._count = step, torch.tensor(float(step), device="cpu")
+        return self._count[1]
+
+    def of(self, device: torch.device, dtype: torch.dtype, size: int, purpose: str) -> Tensor:
+        """Memory ``[size]``; for the same purpose the same, as far as it goes."""
+        key = (device, dtype, purpose)
+        held = self._held.get(key)
+        if held is None or held.numel() < size:
+            held = self._held[key] = torch.empty(size, device=device, dtype=dtype)
+        return held if held.numel() == size else held[:size]
 
 
 class Segments(NamedTuple):
@@ -82,25 +102,6 @@ class Piece(NamedTuple):
             x if lengths is None else torch.segment_reduce(x, "sum", lengths=lengths, unsafe=True)
         )
         totals.index_add_(0, ids.to(totals.device), sums.to(totals))
-
-
-@dataclass(eq=False)
-class Pack:
-    """Tensors of one parameter group, device and dtype with one block of state ``[..., n]``."""
-
-    members: tuple[int, ...]  # places in the list of all parameters, ascending
-    offsets: tuple[int, ...]  # first column of each member, and the end
-    group: int
-    device: torch.device
-    dtype: torch.dtype
-    state: State = field(default_factory=dict)  # made with the first gradient
-
-    def views(self, place: int, shape: torch.Size) -> State:
-        """The state of one member, ``[*lead, *shape]``."""
-        begin, end = self.offsets[place : place + 2]
-        return {
-            name: x[..., begin:end].view((*x.shape[:-1], *shape)) for name, x in self.state.items()
-        }
 
 
 class _Side(NamedTuple):
@@ -185,48 +186,6 @@ class Run:
             params[0].copy_(flat.view(params[0].shape))
 
 
-def form_packs(
-    indices: Iterable[int], params: Sequence[Tensor], group_of: Sequence[int]
-) -> list[Pack]:
-    """Cut parameters into packs: large ones alone, small ones of one group, device and dtype
-    together.
-
-    A function of the parameters alone, so a resumed run sums in the same order as an unbroken one.
-    """
-    kept: list[tuple[list[int], int]] = []
-    open_packs: dict[tuple[int, torch.device, torch.dtype], int] = {}
-    for i in indices:
-        p = params[i]
-        small, limit = (
-            (CPU_SMALL, CPU_CHUNK) if p.device.type == "cpu" else (DEVICE_SMALL, DEVICE_CHUNK)
-        )
-        if p.numel() > small:
-            kept.append(([i], p.numel()))
-            continue
-        key = (group_of[i], p.device, p.dtype)
-        at = open_packs.get(key)
-        if at is None or kept[at][1] + p.numel() > limit:
-            at = open_packs[key] = len(kept)
-            kept.append(([], 0))
-        kept[at] = ([*kept[at][0], i], kept[at][1] + p.numel())
-    packs = []
-    for members, _ in kept:
-        offsets = [0]
-        for i in members:
-            offsets.append(offsets[-1] + params[i].numel())
-        first = members[0]
-        packs.append(
-            Pack(
-                tuple(members),
-                tuple(offsets),
-                group_of[first],
-                params[first].device,
-                params[first].dtype,
-            )
-        )
-    return packs
-
-
 @dataclass(eq=False)
 class Plan:
     """What a step with a given set of gradients works on."""
@@ -267,22 +226,12 @@ def _runs(
 ) -> list[Run]:
     wanted, runs = set(active), []
     for pack in packs:
-        first = 0
-        while first < len(pack.members):
-            if pack.members[first] not in wanted:
-                first += 1
-                continue
-            last, age = first, ages[pack.members[first]]
-            while (
-                last < len(pack.members)
-                and pack.members[last] in wanted
-                and ages[pack.members[last]] == age
-            ):
-                last += 1
-            members, begin, end = pack.members[first:last], pack.offsets[first], pack.offsets[last]
-            pieces = list(_pieces(members, params, blocks, chunk_size(pack.device), pack.device))
-            runs.append(Run(pack, members, begin, end, pieces, [params[i].shape for i in members]))
-            first = last
+        chunk = sizes_of(pack.device)[1]
+        for first, last in stretches([ages[i] if i in wanted else None for i in pack.members]):
+            members = pack.members[first:last]
+            pieces = list(_pieces(members, params, blocks, chunk, pack.device))
+            shapes = [params[i].shape for i in members]
+            runs.append(Run(pack, members, pack.offsets[first], pack.offsets[last], pieces, shapes))
     return runs
 
 
@@ -341,3 +290,87 @@ def _piece(cuts: Sequence[_Cut], begin: int, end: int, device: torch.device) -> 
         return Piece(part, -1, Segments(ids, None))
     lengths = torch.cat([torch.full((cut.num,), cut.length) for cut in cuts]).to(device)
     return Piece(part, -1, Segments(ids, lengths))
+
+
+class Store:
+    """State of ``params``; ``rows`` names it: None for ``[n]``, C for ``[C, n]``.
+
+    ``show(i, views)`` is called when parameter ``i`` gets memory.
+
+    Attributes:
+        ages: the steps that each parameter has made.
+    """
+
+    def __init__(self, rows: Mapping[str, int | None], show: Callable[[int, State], None]) -> None:
+        self.rows, self.show = dict(rows), show
+        self.ages: list[int] = []
+        self.packs: list[Pack] = []
+        self._plans: dict[Hashable, Plan] = {}
+
+    def set_params(self, params: Sequence[Tensor], group_of: Sequence[int], blocks: Blocks) -> None:
+        """All parameters: those of before, and new ones after them."""
+        first = len(self.ages)
+        self.params, self.group_of, self.blocks = params, group_of, blocks
+        self.ages += [0] * (len(params) - first)
+        self._plans.clear()
+        if self.packs:
+            self.packs += self._packs(first)
+
+    def plan(self, active: Sequence[int], device: torch.device) -> Plan:
+        """The plan for these parameters, with memory for their state; ``device`` is that of the
+        blocks.
+        """
+        age = self.ages[active[0]]
+
+        def make() -> Plan:
+            self._allocate(active)
+            return make_plan(self.packs, active, self.ages, self.params, self.blocks, device)
+
+        return keep_plan(self._plans, tuple((i, self.ages[i] - age) for i in active), make)
+
+    def grow_rows(self, rows: Mapping[str, int | None]) -> None:
+        """More rows, of zeros, where ``rows`` asks for them."""
+        self.rows = dict(rows)
+        for pack in self.packs:
+            if pack.state:
+                for name, num in rows.items():
+                    x = pack.state[name]
+                    if num is not None:
+                        pack.state[name] = torch.cat([x, x.new_zeros(num - x.shape[0], x.shape[1])])
+                self._show(pack)
+        self._plans.clear()
+
+    def restore(self, saved: Mapping[int, Mapping[str, Any]]) -> None:
+        """State as it was saved, and nothing of before."""
+        self.packs = []
+        self._plans.clear()
+        self.ages = [int(saved[i]["step"]) if i in saved else 0 for i in range(len(self.params))]
+        self._allocate(list(saved))
+        for pack in self.packs:
+            for place, i in enumerate(pack.members):
+                if i in saved:
+                    for name, x in pack.views(place, self.params[i].shape).items():
+                        x.copy_(saved[i][name])
+
+    def _allocate(self, wanted: Sequence[int]) -> None:
+        """Fresh state for the packs that hold parameters ``wanted`` and have none yet."""
+        if (
+            not self.packs
+        ):  # where the model is now: training loops move it after they build the optimizer
+            self.packs = self._packs(0)
+        for pack in self.packs:
+            if not pack.state and set(pack.members) & set(wanted):
+                dtype = compute_dtype(pack.dtype)
+                for name, num in self.rows.items():
+                    shape = pack.offsets[-1:] if num is None else (num, pack.offsets[-1])
+                    pack.state[name] = torch.zeros(shape, device=pack.device, dtype=dtype)
+                self._show(pack)
+
+    def _show(self, pack: Pack) -> None:
+        for place, i in enumerate(pack.members):
+            self.show(i, pack.views(place, self.params[i].shape))
+
+    def _packs(self, first: int) -> list[Pack]:
+        """Packs without state of the parameters from ``first`` on."""
+        places = range(first, len(self.params))
+        return form_packs(places, self.params, self.group_of, sizes_of, mix_dtypes=False)

@@ -1,17 +1,11 @@
-"""Where a face keeps the state of a learned optimizer: in packs of tensors, which a step works
-through in runs.
-
-A model has many small tensors (biases, norms) and a few large ones. One call of an update rule
-costs tens of microseconds whatever its size, so small neighbours share one block of state, a
-*pack*, and are updated in one call; a large tensor is a pack of its own and is updated chunk by
-chunk. A pack is formed when its tensors get their first gradient and is never moved. A step works
-on *runs*: stretches of a pack whose tensors all have a gradient.
+"""The state of a learned optimizer's parameters: packs that are formed when tensors get their first
+gradient and never moved, and runs over them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
@@ -19,21 +13,11 @@ from torch import Tensor
 
 from lo_framework.layout import Layout
 from lo_framework.learned.base import LearnedOptimizer, State
+from lo_framework.optim.arena import Pack, form_packs, keep_plan, make_pack, stretches, sub_layout
 
-# tensors up to this size share packs: broadcasting to their parameters costs less than a call for
-# each
+# Tensors up to this size share packs: broadcasting to their parameters costs less than a call for
+# each.
 SMALL = 2048
-
-
-@dataclass(eq=False)
-class Pack:
-    """Tensors of one parameter group on one device with one block of state."""
-
-    members: tuple[int, ...]  # places in the list of all parameters, ascending
-    offsets: tuple[int, ...]  # first column of each member, and the end
-    group: int
-    device: torch.device
-    state: State  # [..., n]
 
 
 @dataclass(eq=False)
@@ -85,17 +69,6 @@ def per_tensor_keys(
     return frozenset(name for name, shape in shapes[0].items() if shape != shapes[1][name])
 
 
-def sub_layout(layout: Layout, members: Sequence[int]) -> Layout:
-    """The layout of some of the tensors, laid out anew; roles and depths stay those of the whole
-    model.
-    """
-    slots, offset = [], 0
-    for index in members:
-        slots.append(replace(layout.slots[index], offset=offset))
-        offset += slots[-1].numel
-    return Layout(tuple(slots))
-
-
 class Store:
     """Packs, and the reduced state: shared values, and one column for each of the S tensors of the
     whole list.
@@ -113,7 +86,7 @@ class Store:
         self.packs: list[Pack] = []
         self.home: dict[int, tuple[Pack, int]] = {}
         self.reduced: State = {}
-        self._plans: dict[tuple[int, ...], Plan] = {}
+        self._plans: dict[Hashable, Plan] = {}
 
     def set_layout(self, layout: Layout) -> None:
         """Lay out the whole list of parameters, longer than before when a group was added."""
@@ -128,15 +101,16 @@ class Store:
         self, newcomers: Iterable[int], params: Sequence[Tensor], group_of: Sequence[int]
     ) -> None:
         """Fresh state for tensors that have their first gradient."""
-        for members in self._packed(newcomers, params, group_of):
+        for pack in self._packs(newcomers, params, group_of):
+            members = list(pack.members)
             layout = self._whole(members).to(self.device)
             flat = torch.cat([params[i].detach().reshape(-1) for i in members])
             fresh = self.learned.init_state(layout, flat.to(self.device, self.dtype))
             block = {name: fresh.pop(name) for name in self.learned.per_param if name in fresh}
-            self._settle(members, group_of, params, block)
+            self._settle(pack, block)
             for name, x in fresh.items():
                 if name in self.per_tensor:
-                    self._columns(name, x)[..., list(members)] = x
+                    self._columns(name, x)[..., members] = x
                 else:
                     self.reduced.setdefault(name, x)
 
@@ -144,7 +118,7 @@ class Store:
         self,
         saved: dict[int, State],
         shared: State,
-        packs: Iterable[Sequence[int]],
+        packs: Sequence[Sequence[int]],
         params: Sequence[Tensor],
         group_of: Sequence[int],
     ) -> None:
@@ -156,31 +130,32 @@ class Store:
         """
         self.packs, self.home, self.reduced = [], {}, {}
         self._plans.clear()
-        formed = [tuple(members) for members in packs]
-        usual = self._packed(saved, params, group_of)
-        same_tensors = sorted(i for members in formed for i in members) == sorted(saved)
-        for members in (
-            formed
-            if same_tensors and all(_together(m, params, group_of) for m in formed)
-            else usual
-        ):
+        same_tensors = sorted(i for members in packs for i in members) == sorted(saved)
+        if same_tensors and all(_together(members, params, group_of) for members in packs):
+            formed = [make_pack(members, params, group_of) for members in packs]
+        else:
+            formed = self._packs(saved, params, group_of)
+        for pack in formed:
+            members = list(pack.members)
             names = saved[members[0]].keys()
             block = {}
             for name in names - self.per_tensor:
                 parts = [saved[i][name] for i in members]
-                parts = [
-                    x.reshape(*x.shape[: x.dim() - params[i].dim()], -1)
-                    for i, x in zip(members, parts)
-                ]
                 block[name] = torch.cat(
-                    [x.to(params[members[0]].device, self.dtype) for x in parts], dim=-1
+                    [
+                        x.reshape(*x.shape[: x.dim() - params[i].dim()], -1).to(
+                            pack.device, self.dtype
+                        )
+                        for i, x in zip(members, parts)
+                    ],
+                    dim=-1,
                 )
-            self._settle(members, group_of, params, block)
+            self._settle(pack, block)
             for name in names & self.per_tensor:
                 x = torch.stack(
                     [saved[i][name].to(self.device, self.dtype) for i in members], dim=-1
                 )
-                self._columns(name, x)[..., list(members)] = x
+                self._columns(name, x)[..., members] = x
         self.reduced.update(
             {name: x.to(self.device, self.dtype).clone() for name, x in shared.items()}
         )
@@ -194,21 +169,13 @@ class Store:
         per-tensor state.
         """
         pack, place = self.home[index]
-        begin, end = pack.offsets[place : place + 2]
-        views = {
-            name: x[..., begin:end].reshape((*x.shape[:-1], *shape))
-            for name, x in pack.state.items()
-        }
+        views = pack.views(place, shape)
         views.update({name: self.reduced[name][..., index] for name in self.per_tensor})
         return views
 
     def plan(self, active: tuple[int, ...]) -> Plan:
-        """Runs over the active tensors; plans are kept, few sets of gradients occur in a training."""
-        if active not in self._plans:
-            if len(self._plans) >= 8:
-                self._plans.clear()
-            self._plans[active] = self._plan(active)
-        return self._plans[active]
+        """Runs over the active tensors."""
+        return keep_plan(self._plans, active, lambda: self._plan(active))
 
     def take(self, plan: Plan) -> State:
         """The reduced state as conditioning sees it: columns of the active tensors only."""
@@ -240,46 +207,21 @@ class Store:
             self.reduced[name] = like.new_zeros(*like.shape[:-1], self.layout.num)
         return self.reduced[name]
 
-    def _packed(
+    def _packs(
         self, indices: Iterable[int], params: Sequence[Tensor], group_of: Sequence[int]
-    ) -> list[tuple[int, ...]]:
-        """Cut a set of tensors into packs: large ones alone, small ones of one group and device
-        together.
-        """
-        packs: list[list[int]] = []
-        open_packs: dict[tuple[torch.device, int], list[int]] = {}
-        for i in sorted(indices):
-            numel = params[i].numel()
-            if numel > min(SMALL, self.pack_size):
-                packs.append([i])
-                continue
-            key = (params[i].device, group_of[i])
-            pack = open_packs.get(key)
-            if pack is None or sum(params[j].numel() for j in pack) + numel > self.pack_size:
-                pack = open_packs[key] = []
-                packs.append(pack)
-            pack.append(i)
-        return [tuple(pack) for pack in packs]
+    ) -> list[Pack]:
+        """Packs without state for a set of tensors."""
+        sizes = min(SMALL, self.pack_size), self.pack_size
+        return form_packs(sorted(indices), params, group_of, lambda _: sizes, mix_dtypes=True)
 
-    def _settle(
-        self,
-        members: tuple[int, ...],
-        group_of: Sequence[int],
-        params: Sequence[Tensor],
-        block: State,
-    ) -> None:
-        offsets = [0]
-        for i in members:
-            offsets.append(offsets[-1] + params[i].numel())
-        device = params[members[0]].device
-        # Own memory for every key: a step writes into it.
-        state = {
-            name: x.to(device).clone(memory_format=torch.contiguous_format)
+    def _settle(self, pack: Pack, block: State) -> None:
+        """Give a pack its state: memory of its own for every key, since a step writes into it."""
+        pack.state = {
+            name: x.to(pack.device).clone(memory_format=torch.contiguous_format)
             for name, x in block.items()
         }
-        pack = Pack(members, tuple(offsets), group_of[members[0]], device, state)
         self.packs.append(pack)
-        self.home.update({index: (pack, place) for place, index in enumerate(members)})
+        self.home.update({index: (pack, place) for place, index in enumerate(pack.members)})
         self._plans.clear()
 
     def _plan(self, active: tuple[int, ...]) -> Plan:
@@ -287,7 +229,7 @@ class Store:
         place = {index: k for k, index in enumerate(active)}
         runs = []
         for pack in self.packs:
-            for first, last in _stretches([index in place for index in pack.members]):
+            for first, last in stretches([index in place or None for index in pack.members]):
                 members = pack.members[first:last]
                 places = tuple(place[i] for i in members)
                 positions = torch.tensor(places, device=self.device)
@@ -309,12 +251,3 @@ def _together(members: Sequence[int], params: Sequence[Tensor], group_of: Sequen
     """Whether these tensors can share a pack."""
     return len({(params[i].device, group_of[i]) for i in members}) == 1
 
-
-def _stretches(flags: list[bool]) -> list[tuple[int, int]]:
-    """Maximal stretches of True: ``[first, last)``."""
-    edges = [
-        i
-        for i in range(len(flags) + 1)
-        if (i < len(flags) and flags[i]) != (i > 0 and flags[i - 1])
-    ]
-    return list(zip(edges[::2], edges[1::2]))

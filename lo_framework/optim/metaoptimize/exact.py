@@ -12,12 +12,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lo_framework.optim.metaopt import trace as formulas
-from lo_framework.optim.metaopt.arena import Plan, Run, compute_dtype
-from lo_framework.optim.metaopt.bases import Base, State
-from lo_framework.optim.metaopt.hessian_free import Groups, multiplier
-from lo_framework.optim.metaopt.metas import Meta
-from lo_framework.optim.metaopt.products import product
+from lo_framework.optim.metaoptimize import trace as formulas
+from lo_framework.optim.metaoptimize.hessian_free import Groups, multiplier
+from lo_framework.optim.metaoptimize.rules import Rule, State
+from lo_framework.optim.metaoptimize.store import Plan, Run, compute_dtype
 from lo_framework.spec import UserError, nearest
 
 
@@ -50,7 +48,7 @@ class ExactTrace:
         tangents: Y, ``[C, m]`` each.
     """
 
-    def __init__(self, kind: str, products: str, base: Base, meta: Meta, beta: Tensor) -> None:
+    def __init__(self, kind: str, products: str, base: Rule, meta: Rule, beta: Tensor) -> None:
         self.kind, self.products, self.base, self.meta = kind, products, base, meta
         formulas.load_forward_mode()
         self.start(beta)
@@ -226,7 +224,7 @@ class ExactTrace:
                     own_beta,
                     lr,
                     kappa,
-                    group["betas"],
+                    group[self.base.betas_key],
                     group["eps"],
                     age,
                     columns,
@@ -239,3 +237,25 @@ class ExactTrace:
                         state[f"h_{name}"][c] = x
             weights[piece.part].copy_(new_w)
         run.write_back(weights, tensors)
+
+
+def product(
+    grads: Sequence[Tensor],
+    params: Sequence[Tensor],
+    vector: Sequence[Tensor],
+    *,
+    create_graph: bool = False,
+) -> list[Tensor]:
+    """The derivative of ``<grads, vector>`` by the parameters: a Hessian-vector product where
+    ``grads`` are gradients.
+
+    The graph is kept for further products.
+    """
+    with torch.enable_grad():
+        inner = sum((g * v.to(g.dtype)).sum() for g, v in zip(grads, vector))
+        if not isinstance(inner, Tensor) or not inner.requires_grad:  # linear in the parameters
+            return [torch.zeros_like(p) for p in params]
+        found = torch.autograd.grad(
+            inner, params, retain_graph=True, create_graph=create_graph, allow_unused=True
+        )
+    return [torch.zeros_like(p) if x is None else x for p, x in zip(params, found)]

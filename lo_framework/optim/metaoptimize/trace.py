@@ -19,8 +19,7 @@ import torch
 from torch import Tensor
 from torch.autograd.forward_ad import dual_level, make_dual, unpack_dual
 
-from lo_framework.optim.metaopt.bases import Base, Number, State, advance
-from lo_framework.optim.metaopt.metas import Meta
+from lo_framework.optim.metaoptimize.rules import Number, Rule, State, advance, meta_update
 
 TRACES = ("hessian-free", "l", "2x2", "full")
 PRODUCTS = ("joint", "per-block")
@@ -43,7 +42,7 @@ def unit_shifts(columns: int, blocks: int, beta: Tensor) -> Tensor:
     )
 
 
-def fresh_tangents(meta: Meta, shifts: Tensor) -> State:
+def fresh_tangents(meta: Rule, shifts: Tensor) -> State:
     """Y at the start: as if past shifts had persisted, ``[C, m]`` for beta and each moment."""
     return {"beta": shifts, **{name: torch.zeros_like(shifts) for name in meta.state}}
 
@@ -54,7 +53,7 @@ def injected(tangents: State, shifts: Tensor, gamma: float) -> Tensor:
 
 
 def base_tangents(
-    base: Base,
+    base: Rule,
     w: Tensor,
     g: Tensor,
     state: State,
@@ -86,7 +85,7 @@ def base_tangents(
 
 
 def meta_tangents(
-    meta: Meta,
+    meta: Rule,
     state: State,
     z: Tensor,
     lr: Number,
@@ -107,7 +106,7 @@ def meta_tangents(
         with dual_level():
             dual = {name: make_dual(state[name], gamma * tangents[name][c]) for name in meta.state}
             dual["beta"] = make_dual(state["beta"], shift[c])
-            new = meta.update({**dual, "count": count}, make_dual(z, dz[c]), lr, betas)
+            new = meta_update(meta, {**dual, "count": count}, make_dual(z, dz[c]), lr, betas)
             columns.append({name: _parted(new[name])[1] for name in tangents})
     return {name: torch.stack([column[name] for column in columns]) for name in tangents}
 

@@ -1,0 +1,222 @@
+"""The Hessian-free step over a plan: base step, trace and meta-gradient in place, each piece loaded
+once and kept in cache between a handful of operations.
+
+The pure rules in ``rules`` are the reference. On a CPU torch's fused AdamW loop computes AdamW's
+direction in one pass: started at zero with a step size of 1, it ends at ``-u``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lo_framework.optim.fused import HAS_FUSED, fused_adamw, one_minus_power
+from lo_framework.optim.metaoptimize.rules import Number, Rule, State
+from lo_framework.optim.metaoptimize.store import Piece, Plan, Run, Scratch, compute_dtype
+
+Groups = Sequence[dict[str, Any]]
+
+
+class StepSizes:
+    """The step sizes of one step, as pieces want them: numbers on a CPU, where looking is free,
+    else tensors.
+    """
+
+    def __init__(self, beta: Tensor, as_numbers: bool) -> None:
+        self._alphas = beta.exp()
+        self._numbers = self._alphas.tolist() if as_numbers else None
+
+    def of(self, piece: Piece, run: Run, lr: Number) -> Number:
+        """Step size times ``lr``: a number, 0-d or one an element."""
+        if piece.segments is None and self._numbers is not None:
+            return lr * self._numbers[piece.block]
+        return piece.spread(self._alphas.to(run.pack.device), compute_dtype(run.pack.dtype), lr)
+
+
+def multiplier(group: dict[str, Any]) -> Number:
+    """``group["lr"]``, as a number unless an accelerator would have to be waited for."""
+    lr = group["lr"]
+    return float(lr) if not isinstance(lr, Tensor) or lr.device.type == "cpu" else lr
+
+
+def hessian_free_step(
+    plan: Plan,
+    params: Sequence[Tensor],
+    groups: Groups,
+    ages: Sequence[int],
+    base: Rule,
+    sizes: StepSizes,
+    gamma: float,
+    scratch: Scratch,
+    z: Tensor | None,
+) -> None:
+    """Update parameters and state in place; ``z [m]`` (zeros, or None) gets the meta-gradients of
+    before the update.
+    """
+    dots = []
+    for run in plan.runs:
+        group = groups[run.pack.group]
+        lr, kappa, betas, eps = (
+            multiplier(group),
+            group["weight_decay"],
+            group[base.betas_key],
+            group["eps"],
+        )
+        tensors = [params[i] for i in run.members]
+        weights, grads = run.loaded(tensors, scratch)
+        age, device, dtype = (
+            ages[run.members[0]] + 1,
+            run.pack.device,
+            compute_dtype(run.pack.dtype),
+        )
+        out, count = scratch.of(device, dtype, max(run.sizes), "change"), scratch.count(age)
+        parts = weights.split(run.sizes), grads.split(run.sizes)
+        for piece, state, size, stored, grad in zip(run.pieces, run.states, run.sizes, *parts):
+            w, g = stored.to(dtype), grad.to(dtype)
+            if z is not None and "h" in state:
+                if piece.segments is None:
+                    dots.append(torch.dot(state["h"], g).to(z.device))
+                else:
+                    piece.add_sums(state["h"] * g, z)
+            alpha = sizes.of(piece, run, lr)
+            own = out if out.shape[0] == size else out[:size]
+            update(base.name, w, g, state, alpha, kappa, gamma, betas, eps, age, count, own)
+            if w is not stored:
+                stored.copy_(w)
+        run.unload(weights, tensors)
+    if z is not None and dots:
+        z.index_add_(0, plan.owners, torch.stack(dots).to(z.dtype))
+
+
+def reset_traces(plan: Plan, broken: Tensor) -> None:
+    """Let the traces of the blocks ``broken [m]`` start anew."""
+    for run in plan.runs:
+        for piece, state in zip(run.pieces, run.states):
+            state["h"].masked_fill_(piece.spread(broken.to(run.pack.device), torch.bool), 0.0)
+
+
+def update(
+    name: str,
+    w: Tensor,
+    g: Tensor,
+    state: State,
+    alpha: Number,
+    kappa: float,
+    gamma: float,
+    betas: Sequence[float],
+    eps: float,
+    step: int,
+    count: Tensor,
+    out: Tensor,
+) -> None:
+    """One step of weights, base state and trace (if ``state`` has one) in place.
+
+    ``count`` is ``step`` as a tensor on the CPU, ``out`` scratch memory.
+    """
+    h = state.get("h")
+    if name != "adamw" or isinstance(alpha, Tensor) or not _is_fused(out):
+        move(w, h, negative_direction(name, g, state, betas, eps, step, out), alpha, kappa, gamma)
+        return
+    # AdamW's loop makes w's whole change, if it starts at the decay and has the step size itself.
+    if kappa:
+        torch.mul(w, -alpha * kappa, out=out)
+    else:
+        out.zero_()
+    w.add_(_fused(g, state, betas, eps, count, alpha, out))
+    if h is not None:
+        torch.add(out, h, alpha=gamma * (1.0 - kappa * alpha), out=h)
+
+
+def negative_direction(
+    name: str, g: Tensor, state: State, betas: Sequence[float], eps: float, step: int, out: Tensor
+) -> Tensor:
+    """``-u`` into ``out``; the moments in ``state`` are updated in place."""
+    if name == "adamw":
+        return _adamw(g, state, betas, eps, step, out)
+    if name == "rmsprop":
+        v = state["v"].mul_(betas[0]).addcmul_(g, g, value=1.0 - betas[0])
+        torch.mul(v, float(1.0 / one_minus_power(betas[0], step)), out=out).add_(eps).sqrt_()
+        return torch.div(g, out, out=out).neg_()
+    if name == "lion":
+        c, rho = betas
+        torch.lerp(g, state["m"], c, out=out).sign_().neg_()
+        state["m"].lerp_(g, 1.0 - rho)
+        return out
+    if name == "sgdm":
+        return torch.neg(state["m"].lerp_(g, 1.0 - betas[0]), out=out)
+    return torch.neg(g, out=out)
+
+
+def _adamw(
+    g: Tensor, state: State, betas: Sequence[float], eps: float, step: int, out: Tensor
+) -> Tensor:
+    if _is_fused(out):
+        return _fused(
+            g, state, betas, eps, torch.tensor(float(step), device="cpu"), 1.0, out.zero_()
+        )
+    m, v = state["m"], state["v"]
+    m.lerp_(g, 1.0 - betas[0])
+    v.mul_(betas[1]).addcmul_(g, g, value=1.0 - betas[1])
+    correction1, correction2 = (
+        float(one_minus_power(betas[0], step)),
+        float(one_minus_power(betas[1], step)),
+    )
+    # -u = m / (-c1 (sqrt(v / c2) + eps))
+    torch.sqrt(v, out=out).mul_(-correction1 / math.sqrt(correction2)).sub_(correction1 * eps)
+    return torch.div(m, out, out=out)
+
+
+def _is_fused(out: Tensor) -> bool:
+    return HAS_FUSED and out.device.type == "cpu"
+
+
+def _fused(
+    g: Tensor,
+    state: State,
+    betas: Sequence[float],
+    eps: float,
+    count: Tensor,
+    alpha: float,
+    out: Tensor,
+) -> Tensor:
+    """Subtracts ``alpha u`` from ``out``."""
+    fused_adamw(
+        [out],
+        [g],
+        [state["m"]],
+        [state["v"]],
+        count,
+        lr=alpha,
+        betas=(betas[0], betas[1]),
+        weight_decay=0.0,
+        eps=eps,
+    )
+    return out
+
+
+def move(
+    w: Tensor, h: Tensor | None, minus_u: Tensor, alpha: Number, kappa: float, gamma: float
+) -> None:
+    """``w`` and the trace ``h`` (None: there is none) in place, given ``-u``, which is overwritten.
+
+    ``alpha``: a number, or a tensor that broadcasts.
+    """
+    if kappa:
+        minus_u.sub_(w, alpha=kappa)
+    dw = minus_u.mul_(alpha)
+    w.add_(dw)
+    if h is None:
+        return
+    if isinstance(alpha, Tensor) and kappa:
+        torch.addcmul(dw, h, torch.rsub(alpha, gamma, alpha=gamma * kappa), out=h)
+    else:
+        torch.add(
+            dw,
+            h,
+            alpha=gamma if isinstance(alpha, Tensor) else gamma * (1.0 - kappa * alpha),
+            out=h,
+        )

@@ -1,0 +1,253 @@
+"""Update rules: how gradients become directions ``u``, of weights (`BASES`) and of log step sizes
+(`METAS`), and the limits of step sizes.
+
+Weights move by ``-alpha (u + kappa w)``; log step sizes ``beta [m]`` by ``-meta_lr u``, with the
+meta-gradients ``z [m]`` as gradients. Pure functions on tensors of any shape, under vmap and
+forward-mode differentiation too. ``hessian_free`` has the same arithmetic in place, and a test
+holds the two equal.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lo_framework.optim.fused import one_minus_power
+from lo_framework.spec import UserError
+
+State = dict[str, Tensor]
+Number = float | Tensor
+Betas = Sequence[float]
+
+# Keeps the derivative of sqrt finite at an exactly zero second moment; far below any eps.
+TINY = 1e-30
+# z is proportional to alpha, which may be 1e-10: an eps of the usual size would stop small step
+# sizes from growing.
+META_EPS = 1e-15
+MAX_CHANGE = math.log(2.0)  # a meta step at most halves or doubles a step size
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One rule.
+
+    ``direction(g, state, betas, eps, step, lr)`` gives ``lr u`` and the new state; ``step`` counts
+    from 1. ``betas`` are rho (momentum) and lambda (second moment), for lion (c, rho). ``low`` and
+    ``high`` bound the step size alpha of a base by default.
+    """
+
+    name: str
+    betas: tuple[float, ...]
+    state: tuple[str, ...]
+    eps: float
+    direction: Callable[[Tensor, State, Betas, float, int | Tensor, Number], tuple[Tensor, State]]
+    low: float = 1e-10
+    high: float = math.inf
+
+    @property
+    def betas_key(self) -> str:
+        """Key of ``betas`` in parameter groups. Schedulers that cycle momentum write to the first
+        of ``betas``, so what is no momentum is called otherwise.
+        """
+        return "betas" if "m" in self.state else "decays"
+
+    def checked_betas(self, given: float | Betas | None, argument: str) -> tuple[float, ...]:
+        """``given``, or the usual ones for None.
+
+        Raises:
+            UserError: not as many as the rule has, or not in [0, 1).
+        """
+        if given is None:
+            return self.betas
+        betas = tuple(float(b) for b in (given if isinstance(given, Sequence) else (given,)))
+        if len(betas) != len(self.betas):
+            raise UserError(f'"{self.name}" has {len(self.betas)} {argument}, got {len(betas)}')
+        if not all(0.0 <= b < 1.0 for b in betas):
+            raise UserError(f"{argument} must be in [0, 1), got {betas}")
+        return betas
+
+
+def _fixed(
+    g: Tensor, state: State, betas: Betas, eps: float, step: int | Tensor, lr: Number
+) -> tuple[Tensor, State]:
+    return torch.zeros_like(g), {}
+
+
+def _sgd(
+    g: Tensor, state: State, betas: Betas, eps: float, step: int | Tensor, lr: Number
+) -> tuple[Tensor, State]:
+    return lr * g, {}
+
+
+def _sgdm(
+    g: Tensor, state: State, betas: Betas, eps: float, step: int | Tensor, lr: Number
+) -> tuple[Tensor, State]:
+    m = state["m"] + (1.0 - betas[0]) * (g - state["m"])
+    return lr * m, {"m": m}
+
+
+def _rmsprop(
+    g: Tensor, state: State, betas: Betas, eps: float, step: int | Tensor, lr: Number
+) -> tuple[Tensor, State]:
+    v = state["v"] + (1.0 - betas[0]) * (g * g - state["v"])
+    return lr * g / (v / one_minus_power(betas[0], step) + eps).sqrt(), {"v": v}
+
+
+def _adamw(
+    g: Tensor, state: State, betas: Betas, eps: float, step: int | Tensor, lr: Number
+) -> tuple[Tensor, State]:
+    m = state["m"] + (1.0 - betas[0]) * (g - state["m"])
+    v = state["v"] + (1.0 - betas[1]) * (g * g - state["v"])
+    rms = (v / one_minus_power(betas[1], step) + TINY).sqrt()
+    return lr * (m / one_minus_power(betas[0], step)) / (rms + eps), {"m": m, "v": v}
+
+
+def _lion(
+    g: Tensor, state: State, betas: Betas, eps: float, step: int | Tensor, lr: Number
+) -> tuple[Tensor, State]:
+    c, rho = betas
+    u = torch.sign(c * state["m"] + (1.0 - c) * g)
+    return lr * u, {"m": state["m"] + (1.0 - rho) * (g - state["m"])}
+
+
+# The bounds are far from anything useful on both sides: they stop what has gone wrong and nothing
+# else.
+BASES: dict[str, Rule] = {
+    rule.name: rule
+    for rule in (
+        Rule("sgd", (), (), 0.0, _sgd, high=10.0),
+        Rule("sgdm", (0.9,), ("m",), 0.0, _sgdm, high=10.0),
+        Rule("rmsprop", (0.999,), ("v",), 1e-10, _rmsprop, high=0.1),
+        Rule("adamw", (0.9, 0.999), ("m", "v"), 1e-8, _adamw, high=0.1),
+        Rule("lion", (0.9, 0.99), ("m",), 0.0, _lion, high=0.03),
+    )
+}
+
+METAS: dict[str, Rule] = {
+    rule.name: rule
+    for rule in (
+        Rule("fixed", (), (), 0.0, _fixed),
+        BASES["sgd"],
+        replace(BASES["rmsprop"], eps=META_EPS * META_EPS),
+        replace(BASES["adamw"], name="adam", eps=META_EPS),
+        BASES["lion"],
+    )
+}
+
+
+def advance(
+    base: Rule,
+    w: Tensor,
+    g: Tensor,
+    state: State,
+    alpha: Number,
+    kappa: float,
+    betas: Betas,
+    eps: float,
+    step: int | Tensor,
+) -> tuple[Tensor, State]:
+    """Weights and state after one step, as a function that can be differentiated in all its
+    tensors.
+    """
+    u, new = base.direction(g, state, betas, eps, step, 1.0)
+    return w - alpha * (u + kappa * w), new
+
+
+def hessian_free(
+    w: Tensor, u: Tensor, h: Tensor, alpha: Number, kappa: float, gamma: float
+) -> tuple[Tensor, Tensor]:
+    """Weights and trace ``h`` after one step, with the gradients taken as given; ``h`` is the
+    derivative of ``w`` by a shift of all past log step sizes.
+    """
+    dw = -alpha * (u + kappa * w)
+    return w + dw, gamma * (1.0 - kappa * alpha) * h + dw
+
+
+class Limits(NamedTuple):
+    """``low <= beta <= high``, and no meta step changes it by more than ``max_change``; infinite:
+    no limit.
+    """
+
+    low: float
+    high: float
+    max_change: float
+
+    def bounded(self, old: Tensor, new: Tensor) -> Tensor:
+        """``new``, or the nearest value within the limits."""
+        if self.max_change < math.inf:
+            new = old + (new - old).clamp(-self.max_change, self.max_change)
+        return new.clamp(self.low, self.high)
+
+
+def limits_of(
+    base: Rule,
+    alpha0: float,
+    beta_bounds: Sequence[float] | None = None,
+    max_change: float = MAX_CHANGE,
+) -> Limits:
+    """The limits that ``beta_bounds`` asks for: (low, high) of the log step size, None for wide
+    ones of the base.
+
+    Raises:
+        UserError: they are not bounds, or ``alpha0`` is not positive or not within them.
+    """
+    if not (alpha0 > 0 and math.isfinite(alpha0)):
+        raise UserError(f"alpha0 is a step size: it must be positive, got {alpha0}")
+    if not max_change > 0:
+        raise UserError(f"max_change must be positive (inf for no cap), got {max_change}")
+    bounds = (math.log(base.low), math.log(base.high)) if beta_bounds is None else beta_bounds
+    if isinstance(bounds, str) or len(bounds) != 2 or not bounds[0] < bounds[1]:
+        raise UserError(
+            "beta_bounds must be (low, high) of the log step size with low < high, or None, "
+            f"got {beta_bounds}"
+        )
+    low, high = (float(x) for x in bounds)
+    slack = 1e-9 * max(1.0, *(abs(x) for x in (low, high) if math.isfinite(x)), 0.0)
+    # The logarithm of a bound given as a step size rounds.
+    if not low - slack <= math.log(alpha0) <= high + slack:
+        raise UserError(
+            f"alpha0={alpha0:g} is outside the bounds {math.exp(low):.3g} to {math.exp(high):.3g} "
+            "of the step size: choose another alpha0, or beta_bounds=(low, high) of its logarithm"
+        )
+    return Limits(low, high, max_change)
+
+
+def fresh(meta: Rule, beta: Tensor) -> State:
+    """The meta state at the start, for blocks at ``beta``; ``count`` holds the updates made."""
+    return {"beta": beta, **{name: torch.zeros_like(beta) for name in ("count", *meta.state)}}
+
+
+def meta_update(meta: Rule, state: State, z: Tensor, lr: Number, betas: Betas) -> State:
+    """Log step sizes and moments after ``z``, without limits; the ``count`` in ``state`` includes
+    this update.
+    """
+    change, new = meta.direction(z, state, betas, meta.eps, state["count"], lr)
+    return {**new, "beta": state["beta"] - change}
+
+
+def meta_step(
+    meta: Rule,
+    state: State,
+    z: Tensor,
+    lr: Number,
+    betas: Betas,
+    limits: Limits,
+    active: Tensor | None = None,
+) -> tuple[State, Tensor]:
+    """The state after ``z``, and where ``z`` was not finite.
+
+    Such blocks stand still, as do those that are not ``active`` (none of their parameters had a
+    gradient).
+    """
+    count = state["count"] + 1
+    new = meta_update(meta, {**state, "count": count}, z, lr, betas)
+    usable = torch.isfinite(z) & torch.isfinite(new["beta"])
+    new = {**new, "beta": limits.bounded(state["beta"], new["beta"]), "count": count}
+    bad = ~usable if active is None else ~usable & active
+    taken = usable if active is None else usable & active
+    return {name: torch.where(taken, new[name], old) for name, old in state.items()}, bad
