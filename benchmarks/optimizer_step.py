@@ -100,7 +100,7 @@ def optimizers() -> dict[str, Build]:
             named, lr=1e-6, weight_decay=0.1, fused=True
         ),
         "MetaOptimize adamw/lion, scalar": lambda named: MetaOptimize(
-            named, "adamw", "lion", alpha0=1e-6
+            named, alpha0=1e-6, base="adamw", meta="lion"
         ),
         "MetaOptimize adamw/lion, tensor": lambda named: MetaOptimize(
             named, alpha0=1e-6, blocks="tensor"

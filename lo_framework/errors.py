@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import reprlib
 import traceback
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,14 @@ def nearest(name: str, known: Iterable[str]) -> str:
         return ""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f' (did you mean "{close[0]}"?)' if close else ""
+
+
+def choose(kind: str, name: Any, known: Collection[str]) -> str:
+    """``name``, one of the ``known`` ones. Raises UserError, which names the nearest of them."""
+    if name not in known:
+        hint = nearest(str(name), known)
+        raise UserError(f"unknown {kind} {shown(name)}{hint}; known: {', '.join(known) or 'none'}")
+    return str(name)
 
 
 def describe(error: BaseException) -> str:

@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
-from lo_framework.spec import UserError, build_config, nearest, parse_spec
+from lo_framework.errors import UserError, choose
+from lo_framework.spec import build_config, parse_spec
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -74,12 +75,7 @@ class Registry(Mapping[str, Entry[T]]):
 
     def find(self, name: str) -> Entry[T]:
         """The entry called ``name``; raises UserError, which names the nearest one."""
-        if name not in self._entries:
-            known = ", ".join(self._entries) or "none"
-            raise UserError(
-                f'unknown {self.kind} "{name}"{nearest(name, self._entries)}; known: {known}'
-            )
-        return self._entries[name]
+        return self._entries[choose(self.kind, name, self._entries)]
 
     def parse(self, spec: str) -> tuple[Entry[T], Any]:
         """The entry and the config that ``"name:key=value,..."`` stands for; raises UserError."""

@@ -107,6 +107,7 @@ class Regularizer:
         has_value: R is a scalar and `value` gives it.
         needs_hvp: uses second derivatives of the loss, which no closure can give.
         stochastic: draws numbers (from the landscape's noise seed).
+        without_hvp: what to do where there are no second derivatives.
     """
 
     name: ClassVar[str]
@@ -115,9 +116,15 @@ class Regularizer:
     has_value: bool = False
     needs_hvp: bool = False
     stochastic: bool = False
+    without_hvp: str = "choose a regularizer that does not"
 
     def __init__(self, config: Any) -> None:
         self.config = config
+
+    @property
+    def parts(self) -> tuple[Regularizer, ...]:
+        """The regularizers whose corrections add up to this one's."""
+        return (self,)
 
     @property
     def cost(self) -> Cost:
@@ -132,6 +139,12 @@ class Regularizer:
         through).
         """
         raise NotImplementedError
+
+    def correction_at(
+        self, step: int, landscape: Landscape, here: Point, state: State
+    ) -> Correction:
+        """The `correction` of a loop that knows its step number, from 0: only what is due is run."""
+        return self.correction(landscape, here, state)
 
     def meta_split(self) -> tuple[Regularizer, float] | None:
         """For rules that decompose gradients (GSAM), absorbed: ``(other, alpha)`` says to pull

@@ -78,6 +78,7 @@ class GAM(Regularizer):
     def __init__(self, config: GAMConfig) -> None:
         super().__init__(config)
         self.has_value = self.needs_hvp = config.exact
+        self.without_hvp = "use exact=False"
 
     @property
     def cost(self) -> Cost:

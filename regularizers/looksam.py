@@ -52,7 +52,7 @@ class LookSAMConfig:
 
 @register("looksam")
 class LookSAM(Regularizer):
-    """A loop that knows its step number calls `refresh` where it is `due` and `reuse` otherwise."""
+    """`correction_at` calls `refresh` where it is `due` and `reuse` otherwise."""
 
     Config = LookSAMConfig
     RANGES: ClassVar = {"rho": (0.01, 0.5), "k": (2, 10), "alpha": (0.1, 1.0)}
@@ -80,6 +80,12 @@ class LookSAM(Regularizer):
         tensor.
         """
         return step % self.config.k == 0
+
+    def correction_at(
+        self, step: int, landscape: Landscape, here: Point, state: State
+    ) -> Correction:
+        due = self.due(step)
+        return self.refresh(landscape, here, state) if due else self.reuse(here, state)
 
     def refresh(self, landscape: Landscape, here: Point, state: State) -> Correction:
         sharp = self.sam.correction(landscape, here, {}).field  # g_s - g

@@ -48,10 +48,14 @@ class Mixture(Regularizer):
                         f"{part.name} decomposes meta-gradients and cannot be mixed; use space=params"
                     )
         super().__init__(tuple(part.config for part in parts))
-        self.parts = tuple(parts)
+        self._parts = tuple(parts)
         self.has_value = all(part.has_value for part in parts)
         self.needs_hvp = any(part.needs_hvp for part in parts)
         self.stochastic = any(part.stochastic for part in parts)
+
+    @property
+    def parts(self) -> tuple[Regularizer, ...]:
+        return self._parts
 
     @property
     def cost(self) -> Cost:

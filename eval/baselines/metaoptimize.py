@@ -1,4 +1,4 @@
-"""MetaOptimize as a baseline, its rules taken from ``lo_framework.optim.metaopt``:
+"""MetaOptimize as a baseline, its rules taken from ``lo_framework.optim.metaoptimize``:
 ``"metaoptimize:base=lion"``.
 
 Hessian-free traces, with one step size for all tensors or one for each. ``lr`` is the step size at
@@ -18,33 +18,40 @@ from lo_framework.eval.baselines.hand_designed import Baseline, scheduled_lr
 from lo_framework.eval.baselines.registry import Setting, register_baseline
 from lo_framework.layout import Layout
 from lo_framework.learned.base import State
-from lo_framework.optim.metaopt import bases, metas
-from lo_framework.optim.metaopt.bounds import MAX_CHANGE, limits_of
+from lo_framework.optim import MetaOptimizeConfig
+from lo_framework.optim.metaoptimize.rules import fresh, hessian_free, meta_step
 from lo_framework.spec import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
-class MetaOptimizeConfig:
-    """What `lo_framework.optim.MetaOptimize` calls alpha0 is ``lr`` here, as in all baselines."""
+class _Start:
+    """``lr`` is what `lo_framework.optim.MetaOptimize` calls alpha0, as in all baselines."""
 
     lr: float = 1e-3
     cosine: bool = False
     meta_lr: float = 1e-2
-    base: Literal["sgd", "sgdm", "rmsprop", "adamw", "lion"] = "adamw"
-    meta: Literal["fixed", "sgd", "rmsprop", "adam", "lion"] = "lion"
-    blocks: Literal["scalar", "tensor"] = "scalar"
-    gamma: float = 1.0
-    meta_every: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class TorchMetaOptimizeConfig(MetaOptimizeConfig, _Start):
+    """All settings of the class itself, with the weight decay of the other baselines."""
+
+    blocks: Literal["scalar", "tensor", "node", "weight"] = "scalar"
     weight_decay: float = 1e-2
 
     def __post_init__(self) -> None:
-        limits_of(bases.find_base(self.base), self.lr, "auto", MAX_CHANGE)
+        super().__post_init__()
+        self.limits(self.lr)
         if not self.meta_lr > 0:
             raise UserError(f"meta_lr must be positive, got {self.meta_lr}")
-        if not 0.0 <= self.gamma <= 1.0:
-            raise UserError(f"gamma must be in [0, 1], got {self.gamma}")
-        if self.meta_every < 1:
-            raise UserError(f"meta_every must be at least 1, got {self.meta_every}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetaOptimizeBaselineConfig(TorchMetaOptimizeConfig):
+    """The settings that the vmapped form has: one step size for all tensors or one for each."""
+
+    blocks: Literal["scalar", "tensor"] = "scalar"
+    trace: Literal["hessian-free"] = "hessian-free"
 
 
 # As many settings as AdamW's grid has.
@@ -63,21 +70,24 @@ class MetaOptimizeBaseline(Baseline):
     """
 
     kind = "metaoptimize"
-    Config = MetaOptimizeConfig
-    config: MetaOptimizeConfig
+    Config = MetaOptimizeBaselineConfig
+    config: MetaOptimizeBaselineConfig
 
-    def __init__(self, config: MetaOptimizeConfig) -> None:
+    def __init__(self, config: MetaOptimizeBaselineConfig) -> None:
         super().__init__(config)  # type: ignore[arg-type]
         self.log_meta_lr = nn.Parameter(torch.tensor(math.log(config.meta_lr)))
-        self.base, self.meta = bases.find_base(config.base), metas.find_meta(config.meta)
-        self.limits = limits_of(self.base, config.lr, "auto", MAX_CHANGE)
+        self.base, self.meta = config.base_rule, config.meta_rule
+        self.betas = self.base.checked_betas(config.betas, "betas")
+        self.meta_betas = self.meta.checked_betas(config.meta_betas, "meta_betas")
+        self.eps = self.base.eps if config.eps is None else config.eps
+        self.limits = config.limits(config.lr)
         self.per_param = (*self.base.state, "h")  # type: ignore[misc]
 
     def init_state(self, layout: Layout, params: Tensor) -> State:
         state = super().init_state(layout, params)
         zero = torch.zeros_like(state["step"])
         start = zero if self.config.blocks == "scalar" else zero.repeat(layout.num)
-        return {**state, **{f"meta_{name}": x for name, x in metas.fresh(self.meta, start).items()}}
+        return {**state, **{f"meta_{name}": x for name, x in fresh(self.meta, start).items()}}
 
     def measure(self, params: Tensor, grads: Tensor, state: State) -> Tensor:
         return (state["h"] * grads)[None]
@@ -98,12 +108,12 @@ class MetaOptimizeBaseline(Baseline):
         start = self.log_lr + own["beta"]
         beta = self.limits.bounded(start, start)  # tuning may extend its grid beyond the bounds
         due = (step % self.config.meta_every == 0).expand(z.shape)
-        new, _ = metas.meta_step(
+        new, _ = meta_step(
             self.meta,
             {**own, "beta": beta},
             z,
             self.log_meta_lr.exp(),
-            self.meta.betas,
+            self.meta_betas,
             self.limits,
             due,
         )
@@ -119,8 +129,6 @@ class MetaOptimizeBaseline(Baseline):
         self, channels: Tensor, shared: Tensor, params: Tensor, grads: Tensor, state: State
     ) -> tuple[Tensor, State]:
         c, own = self.config, {name: state[name] for name in self.base.state}
-        u, new = self.base.direction(grads, own, self.base.betas, self.base.eps, shared[0])
-        new_params, h = bases.hessian_free(
-            params, u, state["h"], channels[0], c.weight_decay, c.gamma
-        )
+        u, new = self.base.direction(grads, own, self.betas, self.eps, shared[0], 1.0)
+        new_params, h = hessian_free(params, u, state["h"], channels[0], c.weight_decay, c.gamma)
         return new_params, {**new, "h": h}

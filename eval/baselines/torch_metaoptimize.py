@@ -8,33 +8,17 @@ traces, diagnostics.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from lo_framework.eval.baselines.metaoptimize import MetaOptimizeConfig
+from lo_framework.eval.baselines.metaoptimize import TorchMetaOptimizeConfig
 from lo_framework.eval.baselines.registry import grid_of, register_baseline
 from lo_framework.eval.baselines.torch_runs import TorchBaseline
 from lo_framework.learned.base import Theta
 from lo_framework.optim import MetaOptimize
-from lo_framework.optim.metaopt.diagnostics import KINDS, WINDOW
-from lo_framework.optim.metaopt.exact import check_trace
+from lo_framework.optim.metaoptimize.diagnostics import KINDS, WINDOW
 from lo_framework.protocols import Task
-
-
-@dataclass(frozen=True, kw_only=True)
-class TorchMetaOptimizeConfig(MetaOptimizeConfig):
-    """As the vmapped baseline's, with all blocks and traces."""
-
-    blocks: Literal["scalar", "tensor", "node", "weight"] = "scalar"  # type: ignore[assignment]
-    trace: Literal["hessian-free", "l", "2x2", "full"] = "hessian-free"
-    products: Literal["joint", "per-block"] = "joint"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_trace(self.trace, self.products, self.base, self.meta, self.blocks)
 
 
 @register_baseline("torch-metaoptimize", grid_of("metaoptimize"))
@@ -61,19 +45,7 @@ class TorchMetaOptimize(TorchBaseline):
         seed: int,
     ) -> torch.optim.Optimizer:
         c, own = self.config, self.values(theta)
-        return MetaOptimize(
-            named_params,
-            c.base,
-            c.meta,
-            alpha0=own["lr"],
-            meta_lr=own["meta_lr"],
-            gamma=c.gamma,
-            weight_decay=c.weight_decay,
-            meta_every=c.meta_every,
-            blocks=c.blocks,
-            trace=c.trace,
-            products=c.products,
-        )
+        return MetaOptimize(named_params, own["lr"], own["meta_lr"], c)
 
     def take_step(self, optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
         if self.config.trace == "hessian-free":

@@ -2,12 +2,10 @@
 explicit regularizers.
 """
 
-from lo_framework.optim.explicit import ASAM, FSAM, GAM, GSAM, SAM, LookSAM
-from lo_framework.optim.guard import GuardConfig
-from lo_framework.optim.learned import Learned
+from lo_framework.optim.learned import GuardConfig, Learned
 from lo_framework.optim.meta_adamw import MetaAdamW
-from lo_framework.optim.meta_optimize import MetaOptimize
-from lo_framework.optim.regularized import Regularized
+from lo_framework.optim.metaoptimize import MetaOptimize, MetaOptimizeConfig
+from lo_framework.optim.sam import ASAM, FSAM, GAM, GSAM, SAM, LookSAM, Regularized
 
 __all__ = [
     "ASAM",
@@ -20,5 +18,6 @@ __all__ = [
     "LookSAM",
     "MetaAdamW",
     "MetaOptimize",
+    "MetaOptimizeConfig",
     "Regularized",
 ]

@@ -9,6 +9,7 @@ pack whose tensors all have a gradient.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
@@ -86,11 +87,9 @@ def form_packs(
 def stretches(values: Sequence[object]) -> list[tuple[int, int]]:
     """Maximal stretches ``[first, last)`` of equal values other than None."""
     edges = [
-        i
-        for i in range(len(values) + 1)
-        if i in (0, len(values)) or values[i] != values[i - 1]
+        i for i in range(len(values) + 1) if i in (0, len(values)) or values[i] != values[i - 1]
     ]
-    return [(a, b) for a, b in zip(edges, edges[1:]) if values[a] is not None]
+    return [(a, b) for a, b in itertools.pairwise(edges) if values[a] is not None]
 
 
 def keep_plan(plans: dict[Hashable, Plan], key: Hashable, make: Callable[[], Plan]) -> Plan:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from lo_framework.spec import UserError, nearest
+from lo_framework.errors import UserError, nearest
 
 KINDS = ("scalar", "group", "tensor", "node", "weight")
 Spec = str | Mapping[str, str | Sequence[str] | None]

@@ -5,6 +5,7 @@ gradients.
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -88,11 +89,15 @@ def on_losses(optimizer: MetaOptimize, params: Sequence[nn.Parameter], loss: Los
     optimizer.step(closure)
 
 
-def make(params: Any, *args: Any, **kwargs: Any) -> MetaOptimize:
+NO_BOUNDS = (-math.inf, math.inf)
+
+
+def make(
+    params: Any, base: str = "adamw", meta: str = "lion", alpha0: float = 0.02, **options: Any
+) -> MetaOptimize:
     """With step sizes large enough to see, and no bounds unless asked for."""
-    return MetaOptimize(
-        params, *args, **{"alpha0": 0.02, "meta_lr": 0.05, "beta_bounds": None, **kwargs}
-    )
+    options = {"meta_lr": 0.05, "beta_bounds": NO_BOUNDS, **options}
+    return MetaOptimize(params, alpha0, base=base, meta=meta, **options)
 
 
 NAMED = {"head": "head", "rest": None}

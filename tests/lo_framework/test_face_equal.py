@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from lo_framework.inner.step import Draw, Family, tile_theta
-from lo_framework.optim import Learned, host, packs
+from lo_framework.optim import Learned
+from lo_framework.optim.learned import host, store
 from lo_framework.optimizees import make_tasks
 from tests.lo_framework.face_tools import (
     ALL_KINDS,
@@ -108,7 +109,7 @@ def test_chunked_is_unchunked(spec: str, kernels: bool, monkeypatch: pytest.Monk
     shapes = [(20, 15), (15,), (15,), (7, 9), (), (9, 5, 3, 3)]
     results = []
     for chunk, small in ((100, 16), (100, 2048), (7, 0), (None, 2048), (1 << 20, 0)):
-        monkeypatch.setattr(packs, "SMALL", small)
+        monkeypatch.setattr(store, "SMALL", small)
         params = parameters(shapes=shapes)
         face = Learned(params, moved(spec), num_steps=10, chunk=chunk)
         if not kernels:
@@ -126,7 +127,7 @@ def test_chunked_is_unchunked(spec: str, kernels: bool, monkeypatch: pytest.Monk
 def test_kernels_are_the_rules(
     spec: str, multiplier: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(packs, "SMALL", 64)
+    monkeypatch.setattr(store, "SMALL", 64)
     monkeypatch.setattr(host, "SUM_CHUNK", 1000)
     shapes = [
         (150, 120),

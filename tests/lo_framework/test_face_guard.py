@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lo_framework.learned import make_learned
 from lo_framework.optim import GuardConfig, Learned
-from lo_framework.optim.guard import DEFAULT_LR, RETREAT, Guard
+from lo_framework.optim.learned.guard import DEFAULT_LR, RETREAT, Guard
 from lo_framework.spec import UserError
 from tests.lo_framework.face_tools import flat, generator, moved, parameters
 
@@ -193,7 +193,7 @@ def test_learned_optimizer_takes_over_again_with_fresh_state() -> None:
         face.step(loss=math.nan)
     assert face.state == {} and face._updates == updates
     train(face, params, QUICK.steps)
-    assert face.state == {} and face._takeover is not None and not face._takeover.in_charge
+    assert face.state == {} and face._fallback is not None and not face._fallback.in_charge
     train(face, params, 2)
     assert float(face._store.reduced["step"]) == 2 and face._updates == updates + QUICK.steps + 2  # type: ignore[union-attr]
 
@@ -243,7 +243,7 @@ def test_a_quiet_guard_changes_nothing_and_measures_updates(spec: str) -> None:
             train(face, params, 1)
     assert torch.equal(flat(models[0]), flat(models[1])) and plain.guard_activations == 0
     rms = (flat(models[1]) - before).square().mean().sqrt() / 0.5
-    assert math.exp(guarded._takeover.guard.now.log_rms or 0.0) == pytest.approx(
+    assert math.exp(guarded._fallback.guard.now.log_rms or 0.0) == pytest.approx(
         float(rms), rel=1e-3
     )  # type: ignore[union-attr]
 

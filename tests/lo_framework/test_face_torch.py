@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR
 
 from lo_framework.learned import make_learned
 from lo_framework.optim import Learned
-from lo_framework.optim.packs import sub_layout
+from lo_framework.optim.arena import sub_layout
 from lo_framework.spec import UserError
 from tests.lo_framework.face_tools import (
     ALL_KINDS,

@@ -15,7 +15,7 @@ from torch import Tensor
 from lo_framework.layout import Layout
 from lo_framework.learned.attention import EMBEDDING, Attention, AttentionConfig
 from lo_framework.learned.grouping import Grouping, make_grouping
-from lo_framework.optim.packs import sub_layout
+from lo_framework.optim.arena import sub_layout
 from tests.lo_framework import metaadam_slow as slow
 
 D = torch.float64

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from lo_framework.optim import MetaOptimize
-from lo_framework.optim.metaopt.bounds import Limits
-from lo_framework.optim.metaopt.diagnostics import WINDOW, Watch
+from lo_framework.optim.metaoptimize.diagnostics import WINDOW, Watch
+from lo_framework.optim.metaoptimize.rules import Limits
 from tests.lo_framework import metaopt_tools as tools
 from tests.lo_framework.metaopt_reference import D
 
-FREE = Limits(None, None, None)
+FREE = Limits(-math.inf, math.inf, math.inf)
 
 
 def test_a_meta_gradient_that_is_not_finite() -> None:
@@ -120,7 +120,7 @@ def test_named_as_they_happen_in_a_training(sign: float, kind: str) -> None:
     """Gradients that ask for ever larger (smaller) steps, and a meta step far too large."""
     params = tools.parameters()
     optimizer = MetaOptimize(
-        params, "sgd", "lion", alpha0=1e-4, meta_lr=0.2, gamma=0.0, weight_decay=0.0
+        params, 1e-4, 0.2, base="sgd", meta="lion", gamma=0.0, weight_decay=0.0
     )
     with pytest.warns(RuntimeWarning, match=f'block "all" is {kind}'):
         for t in range(60):

@@ -4,12 +4,14 @@ have a name.
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor, nn
 
-from lo_framework.optim.metaopt.bases import BASES, hessian_free
-from lo_framework.optim.metaopt.kernels import _adamw, move, negative_direction, update
+from lo_framework.optim.metaoptimize.hessian_free import _adamw, move, negative_direction, update
+from lo_framework.optim.metaoptimize.rules import BASES, hessian_free
 from tests.lo_framework import metaopt_tools as tools
 from tests.lo_framework.metaopt_reference import BASES as BASE_NAMES
 from tests.lo_framework.metaopt_reference import METAS, D, Slow, base_rule, vec
@@ -86,7 +88,7 @@ def blocks_of(kind: str) -> Tensor:
 @pytest.mark.parametrize("base", BASE_NAMES)
 def test_equals_the_slow_reference(base: str, meta: str, blocks: str) -> None:
     params = tools.parameters()
-    optimizer = tools.make(params, base, meta, gamma=0.95, blocks=blocks, max_change=None)
+    optimizer = tools.make(params, base, meta, gamma=0.95, blocks=blocks, max_change=math.inf)
     slow = Slow(base, meta, tools.flat(params), blocks_of(blocks), 0.02, 0.05, 0.95, 0.1)
     for t in range(8):
         tools.give_grads(params, t)
@@ -118,7 +120,7 @@ def test_fixed_equals_torch(base: str) -> None:
 def test_gamma_0_is_multiplicative_hypergradient_descent(base: str) -> None:
     """log alpha += eta <g_t, -(w_t - w_{t-1})>: only the last step has a say."""
     params = tools.parameters()
-    optimizer = tools.make(params, base, "sgd", gamma=0.0, max_change=None)
+    optimizer = tools.make(params, base, "sgd", gamma=0.0, max_change=math.inf)
     beta, before = vec(0.02).log(), tools.flat(params)
     w, m, v = before, torch.zeros_like(before), torch.zeros_like(before)
     for t in range(7):
@@ -170,7 +172,7 @@ def test_kernels_equal_the_pure_rules(base: str, alpha: float | Tensor) -> None:
     for step in range(1, 5):
         grad = torch.randn(50, generator=g, dtype=D)
         grad[:3] = 0.0
-        u, pure_state = rule.direction(grad, pure_state, rule.betas, rule.eps, step)
+        u, pure_state = rule.direction(grad, pure_state, rule.betas, rule.eps, step, 1.0)
         pure_w, pure_h = hessian_free(pure_w, u, pure_h, alpha, 0.1, 0.9)
         out = torch.full((50,), torch.nan, dtype=D)
         if " " in base:
@@ -186,7 +188,7 @@ def test_kernels_equal_the_pure_rules(base: str, alpha: float | Tensor) -> None:
 
 def _adamw_by_operations(*args: object) -> Tensor:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lo_framework.optim.metaopt.kernels.HAS_FUSED", False)
+        patch.setattr("lo_framework.optim.metaoptimize.hessian_free.HAS_FUSED", False)
         return _adamw(*args)  # type: ignore[arg-type]
 
 
@@ -209,7 +211,7 @@ def test_the_whole_update_equals_the_pure_rule(
     arithmetic.
     """
     if not fused:
-        monkeypatch.setattr("lo_framework.optim.metaopt.kernels.HAS_FUSED", False)
+        monkeypatch.setattr("lo_framework.optim.metaoptimize.hessian_free.HAS_FUSED", False)
     rule, g = BASES[base], torch.Generator().manual_seed(1)
     w, h = (torch.randn(50, generator=g, dtype=D) for _ in range(2))
     pure_w, pure_h, pure_state = (
@@ -226,7 +228,7 @@ def test_the_whole_update_equals_the_pure_rule(
         grad = torch.randn(50, generator=g, dtype=D)
         grad[:3] = 0.0
         given = grad.clone()
-        u, pure_state = rule.direction(grad, pure_state, rule.betas, rule.eps, step)
+        u, pure_state = rule.direction(grad, pure_state, rule.betas, rule.eps, step, 1.0)
         pure_w, pure_h = hessian_free(pure_w, u, pure_h, alpha, kappa, 0.9)
         count = torch.tensor(float(step))
         update(

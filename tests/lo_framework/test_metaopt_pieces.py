@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lo_framework.optim import meta_optimize
-from lo_framework.optim.metaopt.hessian_free import StepSizes
+from lo_framework.optim.metaoptimize import optimizer as face
+from lo_framework.optim.metaoptimize.hessian_free import StepSizes
 from tests.lo_framework import metaopt_tools as tools
 from tests.lo_framework.metaopt_reference import BASES, Slow
 
@@ -74,9 +74,9 @@ def test_step_sizes_as_tensors_give_the_same(
         params = tools.parameters()
         optimizer = tools.make(tools.groups(params), base, "lion", blocks=blocks, gamma=0.9)
         if not as_numbers:
-            monkeypatch.setattr("lo_framework.optim.metaopt.kernels.HAS_FUSED", False)
+            monkeypatch.setattr("lo_framework.optim.metaoptimize.hessian_free.HAS_FUSED", False)
             monkeypatch.setattr(
-                meta_optimize, "StepSizes", lambda beta, as_numbers: StepSizes(beta, False)
+                face, "StepSizes", lambda beta, as_numbers: StepSizes(beta, False)
             )
         tools.run(optimizer, params, range(4))
         results.append(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -29,7 +30,13 @@ def histories(**options: object) -> tuple[Tensor, list[Tensor], list[Tensor], ob
     """
     params = tools.parameters(3, SHAPES)
     start = tools.flat(params)
-    options = {"gamma": GAMMA, "weight_decay": KAPPA, "meta_lr": ETA, "max_change": None, **options}
+    options = {
+        "gamma": GAMMA,
+        "weight_decay": KAPPA,
+        "meta_lr": ETA,
+        "max_change": math.inf,
+        **options,
+    }
     optimizer = tools.make(params, **options)
     betas, traces = [], [torch.zeros(4, 1, dtype=D)]
     for t in range(STEPS):
@@ -118,7 +125,7 @@ def test_full_is_the_derivative_through_the_trace_too(gamma: float) -> None:
     params = tools.parameters(3, SHAPES)
     start = tools.flat(params)
     optimizer = tools.make(
-        params, "sgd", "sgd", trace="full", gamma=gamma, weight_decay=KAPPA, max_change=None
+        params, "sgd", "sgd", trace="full", gamma=gamma, weight_decay=KAPPA, max_change=math.inf
     )
     injections, traces, beta0 = [], [], tools.beta_of(optimizer).clone()
     for t in range(STEPS):

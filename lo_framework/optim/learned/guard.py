@@ -1,4 +1,8 @@
-"""When to stop trusting a learned optimizer: pure logic on losses, no tensors.
+"""When to stop trusting a learned optimizer, and what then happens to tensors.
+
+`Guard` is pure logic on losses; `Fallback` has snapshots of the parameters, and AdamW in the
+learned optimizer's place. Only parameters go back: buffers such as BatchNorm statistics are the
+model's own, and recover by themselves unless they took in a value that is not finite.
 
 The guard follows an exponential moving average (EMA) of the training loss. It is *violated* by a
 loss that is not finite, or, after a warm-up, by an EMA above
@@ -13,8 +17,13 @@ snapshot, for a while, after which the learned optimizer gets another chance.
 from __future__ import annotations
 
 import math
+import warnings
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
+
+import torch
+from torch import Tensor
 
 DEFAULT_LR = 1e-3  # AdamW's, when the learned optimizer has not made a step yet
 RETREAT = 0.1  # what multiplies AdamW's learning rate when the guard is violated under AdamW itself
@@ -166,18 +175,18 @@ class Guard:
             setattr(self, name, state[name])
 
 
-class Takeover:
-    """Guard, snapshot and AdamW of one face."""
+class Fallback:
+    """Guard, snapshot and AdamW of one optimizer."""
 
-    def __init__(self, config: GuardConfig, face: torch.optim.Optimizer) -> None:
+    def __init__(self, config: GuardConfig, optimizer: torch.optim.Optimizer) -> None:
         self.guard = Guard(config)
-        self.face = face
+        self.optimizer = optimizer
         self.snapshot: dict[int, Tensor] = {}
         self.adamw: torch.optim.AdamW | None = None
 
     @property
     def groups(self) -> list[dict[str, Any]]:
-        return self.face.param_groups
+        return self.optimizer.param_groups
 
     @property
     def params(self) -> list[Tensor]:
@@ -220,13 +229,12 @@ class Takeover:
         """
         if self.adamw is None:
             self.adamw = self._new_adamw()
+        for group in self.groups[len(self.adamw.param_groups) :]:
+            self.adamw.add_param_group({"params": group["params"]})
         for own, group in zip(self.adamw.param_groups, self.groups):
             own["lr"] = float(self.guard.lr * group["lr"])
-        for group in self.groups[len(self.adamw.param_groups) :]:
-            self.adamw.add_param_group(
-                {"params": group["params"], "lr": float(self.guard.lr * group["lr"])}
-            )
-        self.adamw.step()
+        # Past the hooks of all optimizers, which count this step as the learned optimizer's.
+        type(self.adamw).step.__wrapped__(self.adamw)  # type: ignore[attr-defined]
         done = self.guard.updated()
         if done:
             self.adamw = None
@@ -240,8 +248,9 @@ class Takeover:
         self.guard.activate()
         self.adamw = None
         warnings.warn(
-            f"Learned: {cause} broke the guard; parameters are back at their last good snapshot and AdamW (lr "
-            f"{self.guard.lr:.2g}) makes the next {self.guard.remaining} steps (activation {self.guard.activations})",
+            f"Learned: {cause} broke the guard; parameters are back at their last good snapshot "
+            f"and AdamW (lr {self.guard.lr:.2g}) makes the next {self.guard.remaining} steps "
+            f"(activation {self.guard.activations})",
             stacklevel=2,
         )
 

@@ -21,8 +21,8 @@ from torch import Tensor
 from lo_framework.layout import Layout
 from lo_framework.learned.base import LearnedOptimizer, State
 from lo_framework.learned.features import TOKEN_STATS
-from lo_framework.optim.kernels import attention_sums, kernel_for, ordinary
-from lo_framework.optim.packs import Plan, Run, Store
+from lo_framework.optim.learned.kernels import attention_sums, kernel_for, ordinary
+from lo_framework.optim.learned.store import Plan, Run, Store
 
 # elements: a chunk's intermediates stay in the second-level cache, those of a small network too
 CPU_CHUNK = 16384

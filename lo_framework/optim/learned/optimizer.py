@@ -3,7 +3,7 @@
     optimizer = Learned(model.parameters(), "optimizer.safetensors", num_steps=1000)
 
 A thin class: the update rule is in ``lo_framework.learned``, its host in ``host``, its state in
-``packs``.
+``store``.
 """
 
 from __future__ import annotations
@@ -15,15 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lo_framework.errors import UserError
 from lo_framework.layout import Layout
 from lo_framework.learned import LearnedOptimizer
 from lo_framework.optim.base import ByPlace, OptimizerBase
-from lo_framework.optim.guard import GuardConfig
-from lo_framework.optim.host import CPU_CHUNK, Host
-from lo_framework.optim.packs import Store
+from lo_framework.optim.learned.guard import Fallback, GuardConfig
+from lo_framework.optim.learned.host import CPU_CHUNK, Host
+from lo_framework.optim.learned.store import Store
 from lo_framework.optim.source import fingerprint, learned_from
-from lo_framework.optim.takeover import Takeover
-from lo_framework.spec import UserError
 
 
 class Learned(OptimizerBase):
@@ -82,24 +81,22 @@ class Learned(OptimizerBase):
         self.explicit = learned.explicit(learned.theta())
         self._updates = 0
         self._observed: list[Tensor] = []
-        self._store: Store | None = None
         super().__init__(params, {"lr": lr})
-        dtype = (
-            torch.float64 if any(p.dtype == torch.float64 for p in self._params) else torch.float32
-        )
-        self._host = Host(learned, self._params[0].device, dtype, chunk)
+        double = any(p.dtype == torch.float64 for p in self._params)
+        dtype = torch.float64 if double else torch.float32
+        self._host = Host(learned, self._device, dtype, chunk)
         self._new_store()
         config = guard if isinstance(guard, GuardConfig) else GuardConfig()
-        self._takeover = Takeover(config, self) if guard else None
+        self._fallback = Fallback(config, self) if guard else None
 
     @property
     def guard_activations(self) -> int:
         """How many times AdamW had to take over."""
-        return self._takeover.guard.activations if self._takeover else 0
+        return self._fallback.guard.activations if self._fallback else 0
 
     @property
     def is_guarded(self) -> bool:
-        return self._takeover is not None
+        return self._fallback is not None
 
     def observe(self, loss: Tensor | float) -> None:
         """Tell the loss of the coming step, where neither a closure nor ``step(loss=)`` can.
@@ -120,40 +117,35 @@ class Learned(OptimizerBase):
             raise UserError("give step a closure or a loss, not both")
         if self.explicit is not None and loss is None:
             raise UserError(
-                f"this optimizer was meta-trained on the gradients of explicit {self.explicit.name}: step "
-                "Regularized(optimizer, optimizer.explicit) of lo_framework.optim instead of it"
+                "this optimizer was meta-trained on the gradients of explicit "
+                f"{self.explicit.name}: step Regularized(optimizer, optimizer.explicit) of "
+                "lo_framework.optim instead of it"
             )
         result = None
         if closure is not None:
             with torch.enable_grad():
                 result = loss = closure()
         observed, self._observed = self._observed, []
-        value = (
-            self._as_loss(loss)
-            if loss is not None
-            else torch.stack(observed).mean()
-            if observed
-            else None
-        )
+        value = torch.stack(observed).mean() if observed else None
+        if loss is not None:
+            value = self._as_loss(loss)
         active = self._active()
         if active:
-            self._guarded(active, value) if self._takeover else self._update(active, value)
+            self._guarded(active, value) if self._fallback else self._update(active, value)
         return result
 
     def _extend(self) -> None:
-        assert self._store is not None
         self._store.set_layout(self._layout())
         self._publish()
 
     def _entry(self) -> dict[str, Any]:
-        assert self._store is not None
         return {
             "kind": self._host.learned.kind,
             "fingerprint": self._fingerprint,
             "updates": self._updates,
             "shared": self._store.shared(),
             "packs": [list(pack.members) for pack in self._store.packs],
-            "takeover": self._takeover.state_dict() if self._takeover else None,
+            "takeover": self._fallback.state_dict() if self._fallback else None,
         }
 
     def _check_entry(self, entry: Any, groups: list[dict[str, Any]]) -> dict[str, Any]:
@@ -173,20 +165,17 @@ class Learned(OptimizerBase):
     def _restore(self, entry: dict[str, Any], saved: ByPlace) -> None:
         """``num_steps`` and the guard's settings stay this object's."""
         self._new_store()
-        assert self._store is not None
         self._store.restore(saved, entry["shared"], entry["packs"], self._params, self._group_of)
         self._publish()
         self._updates = entry["updates"]
-        if self._takeover and entry["takeover"] is not None:
-            self._takeover.load_state_dict(entry["takeover"])
+        if self._fallback and entry["takeover"] is not None:
+            self._fallback.load_state_dict(entry["takeover"])
 
     def _update(
         self, active: tuple[int, ...], loss: Tensor | None, squares: list[Tensor] | None = None
     ) -> None:
-        assert self._store is not None
         if not (self._store.home or self._store.reduced):
-            # where the model is now: many training loops move it after they build the optimizer
-            self._new_store()
+            self._new_store()  # where the model is now
         newcomers = [i for i in active if i not in self._store.home]
         if newcomers:
             self._store.admit(newcomers, self._params, self._group_of)
@@ -204,22 +193,25 @@ class Learned(OptimizerBase):
         self._updates += 1
 
     def _guarded(self, active: tuple[int, ...], loss: Tensor | None) -> None:
-        """One step under the guard: judged before and after, by the learned optimizer or by AdamW."""
-        takeover = self._takeover
-        assert takeover is not None
+        """Make one step under the guard: judged before and after, by the learned optimizer or by
+        AdamW.
+        """
+        fallback = self._fallback
+        assert fallback is not None
         if loss is None:
             raise UserError(
-                "guard needs the loss: pass a closure, step(loss=loss), or observe(loss) before step()"
+                "guard needs the loss: pass a closure, step(loss=loss), or observe(loss) before "
+                "step()"
             )
-        if not takeover.before(float(loss)):
+        if not fallback.before(float(loss)):
             self._new_store()
-        elif takeover.in_charge:
-            takeover.step()
+        elif fallback.in_charge:
+            fallback.step()
             self._updates += 1
         else:
             squares: list[Tensor] = []
             self._update(active, loss, squares)
-            if not takeover.after(squares, sum(self._params[i].numel() for i in active)):
+            if not fallback.after(squares, sum(self._params[i].numel() for i in active)):
                 self._new_store()
 
     def _as_loss(self, loss: Tensor | float) -> Tensor:
@@ -231,14 +223,14 @@ class Learned(OptimizerBase):
         return value.reshape(()).to(self._host.device, self._host.dtype)
 
     def _layout(self) -> Layout:
-        """Of the whole list, frozen parameters and all: a tensor's role does not depend on who has
-        a gradient.
+        """The layout of the whole list, frozen parameters and all: a tensor's role does not depend
+        on who has a gradient.
         """
         names = self._unique_names() or [str(i) for i in range(len(self._params))]
         return Layout.of({name: p.shape for name, p in zip(names, self._params)})
 
     def _new_store(self) -> None:
-        """The state of a fresh start, where the parameters are."""
+        """Start afresh, where the parameters are."""
         host, device = self._host, self._device
         if host.device != device:
             host = self._host = Host(host.learned, device, host.dtype, host.chunk)
@@ -248,7 +240,6 @@ class Learned(OptimizerBase):
 
     def _publish(self) -> None:
         """Show each parameter's state in ``self.state``, as views."""
-        assert self._store is not None
         for i in self._store.home:
             self.state[self._params[i]] = self._store.views(i, self._params[i].shape)
 
@@ -256,7 +247,8 @@ class Learned(OptimizerBase):
 def _checked_steps(num_steps: int | None) -> int:
     if num_steps is None:
         raise UserError(
-            "Learned needs num_steps, the number of steps of this training: learned schedules run over it"
+            "Learned needs num_steps, the number of steps of this training: learned schedules run "
+            "over it"
         )
     if isinstance(num_steps, bool) or int(num_steps) != num_steps or num_steps < 1:
         raise UserError(f"num_steps must be a whole number of at least 1, got {num_steps!r}")

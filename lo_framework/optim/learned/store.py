@@ -250,4 +250,3 @@ class Store:
 def _together(members: Sequence[int], params: Sequence[Tensor], group_of: Sequence[int]) -> bool:
     """Whether these tensors can share a pack."""
     return len({(params[i].device, group_of[i]) for i in members}) == 1
-

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from lo_framework.layout import Layout
+from lo_framework.optim.arena import sub_layout
 from lo_framework.optim.base import names_of
 from lo_framework.optim.fused import one_minus_power
 from lo_framework.optim.metaadam.adam_step import Numbers
 from lo_framework.optim.metaadam.plan import Grouped, Plan, make_plan, model_order, name_groups
-from lo_framework.optim.packs import sub_layout
 from lo_framework.spec import UserError
 
 ONE = torch.tensor(

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from lo_framework.layout import Layout
 from lo_framework.learned.grouping import GROUPINGS, KEYS, Grouping, by_key, make_grouping
+from lo_framework.optim.arena import sub_layout
+from lo_framework.optim.blocks import assign
 from lo_framework.optim.metaadam.statistics import Order, make_order
-from lo_framework.optim.metaopt.blocks import assign
-from lo_framework.optim.packs import sub_layout
 from lo_framework.spec import UserError
 
 Grouped = str | Mapping[str, str | Sequence[str] | None] | Callable[[str, Tensor], Hashable]

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lo_framework.learned.attention import Attention
-from lo_framework.optim.packs import SMALL
+from lo_framework.optim.learned.store import SMALL
 
 FEW = 4  # small tensors side by side are worth it from here on
 State = dict[str, Tensor]

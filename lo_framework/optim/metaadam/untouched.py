@@ -19,7 +19,7 @@ from torch.nn.modules.module import (
     register_module_forward_pre_hook,
 )
 
-from lo_framework.optim.closure_landscape import Surroundings, is_writable
+from lo_framework.optim.sam.closure_landscape import Surroundings, is_writable
 
 
 @contextmanager

@@ -7,37 +7,23 @@ the 3x3 form; and Y, the tangents of the meta state.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from lo_framework.errors import UserError
+from lo_framework.optim.base import BackwardWatch
 from lo_framework.optim.metaoptimize import trace as formulas
 from lo_framework.optim.metaoptimize.hessian_free import Groups, multiplier
 from lo_framework.optim.metaoptimize.rules import Rule, State
 from lo_framework.optim.metaoptimize.store import Plan, Run, compute_dtype
-from lo_framework.spec import UserError, nearest
 
-
-def check_trace(trace: str, products: str, base: str, meta: str, blocks: object) -> None:
-    """
-    Raises:
-        UserError: an unknown name, or a combination that there is not.
-    """
-    for word, value, known in (
-        ("trace", trace, formulas.TRACES),
-        ("products", products, formulas.PRODUCTS),
-    ):
-        if value not in known:
-            raise UserError(
-                f'unknown {word} "{value}"{nearest(str(value), known)}; known: {", ".join(known)}'
-            )
-    if trace in ("l", "2x2") and base == "rmsprop":
-        raise UserError(
-            f'trace "{trace}" is for the bases sgd, sgdm, adamw and lion; base "{base}" has "hessian-free"'
-        )
-    if trace == "full" and (base, meta, blocks) != ("sgd", "sgd", "scalar"):
-        raise UserError('trace "full" is for base "sgd", meta "sgd" and blocks "scalar" only')
+NEEDS = (
+    "needs a closure that returns the loss without calling backward (or calls "
+    "backward(create_graph=True)): second derivatives are taken of it"
+)
 
 
 class ExactTrace:
@@ -259,3 +245,47 @@ def product(
             inner, params, retain_graph=True, create_graph=create_graph, allow_unused=True
         )
     return [torch.zeros_like(p) if x is None else x for p, x in zip(params, found)]
+
+
+def closure_gradients(
+    closure: Callable[[], Any] | None, params: Sequence[Tensor], owner: str, *, twice: bool
+) -> tuple[Any, list[Tensor | None]]:
+    """What the closure returns, and the gradients with their graph; ``.grad`` gets them without it.
+
+    Args:
+        twice: whether the graph will be differentiated. Gradients of before are then dropped; else
+            the closure may also call a plain backward, which adds to them.
+
+    Raises:
+        UserError: the closure leaves nothing to differentiate (twice).
+    """
+    if closure is None:
+        raise UserError(f"{owner} {NEEDS}")
+    before = [p.grad for p in params]
+    if twice:
+        for p in params:
+            p.grad = None
+    try:
+        with torch.enable_grad(), BackwardWatch(params) as watch:
+            result = closure()
+        grads = [p.grad for p in params]
+        if not watch.called:
+            grads = _by_loss(result, params, owner, twice)
+        elif twice and not any(g.requires_grad for g in grads if g is not None):
+            raise UserError(f"{owner} {NEEDS}; it called backward without create_graph")
+    except BaseException:
+        for p, g in zip(params, before):
+            p.grad = g
+        raise
+    for p, g in zip(params, grads):
+        p.grad = None if g is None else g.detach()
+    return result.detach() if isinstance(result, Tensor) else result, grads
+
+
+def _by_loss(loss: Any, params: Sequence[Tensor], owner: str, twice: bool) -> list[Tensor | None]:
+    if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
+        raise UserError(f"{owner} {NEEDS}")
+    leaves = [p for p in params if p.requires_grad]
+    with torch.enable_grad():
+        grads = iter(torch.autograd.grad(loss, leaves, create_graph=twice, allow_unused=True))
+    return [next(grads) if p.requires_grad else None for p in params]

@@ -1,66 +1,47 @@
 """``MetaOptimize``: an optimizer that learns its own step sizes while it trains.
 
-    optimizer = MetaOptimize(model.parameters(), base="adamw", meta="lion", alpha0=1e-4)
+    optimizer = MetaOptimize(model.parameters(), alpha0=1e-4, base="adamw", meta="lion")
 
 Sharifnassab, Salehkaleybar & Sutton 2025, "MetaOptimize". A thin class: rules, traces, memory and
-diagnostics are in ``metaopt``; how to use it is told in ``docs/metaoptimize.md``.
+diagnostics are in files of their own; how to use it is told in ``docs/metaoptimize.md``.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from lo_framework.errors import UserError
 from lo_framework.optim.base import ByPlace, OptimizerBase
-from lo_framework.optim.metaopt import shown
-from lo_framework.optim.metaopt.arena import Plan
-from lo_framework.optim.metaopt.bases import State, checked_betas, find_base
-from lo_framework.optim.metaopt.blocks import Blocks, Spec, assign
-from lo_framework.optim.metaopt.bounds import MAX_CHANGE, limits_of
-from lo_framework.optim.metaopt.diagnostics import Watch
-from lo_framework.optim.metaopt.exact import ExactTrace, check_trace
-from lo_framework.optim.metaopt.hessian_free import StepSizes, hessian_free_step, reset_traces
-from lo_framework.optim.metaopt.kernels import Scratch
-from lo_framework.optim.metaopt.metas import find_meta, fresh, meta_step
-from lo_framework.optim.metaopt.products import NEEDS, differentiable_gradients
-from lo_framework.optim.metaopt.settings import Settings, check_group
-from lo_framework.optim.metaopt.store import Store
-from lo_framework.spec import UserError
+from lo_framework.optim.blocks import Blocks, assign
+from lo_framework.optim.metaoptimize.diagnostics import Watch
+from lo_framework.optim.metaoptimize.exact import ExactTrace, closure_gradients
+from lo_framework.optim.metaoptimize.hessian_free import (
+    StepSizes,
+    hessian_free_step,
+    reset_traces,
+)
+from lo_framework.optim.metaoptimize.rules import State, fresh, meta_step
+from lo_framework.optim.metaoptimize.settings import MetaOptimizeConfig, Settings, check_group
+from lo_framework.optim.metaoptimize.store import Plan, Scratch, Store
 
 
 class MetaOptimize(OptimizerBase):
-    """A base optimizer whose log step sizes ``beta``, one a block, follow the gradient of the
+    """A base optimizer whose log step sizes ``beta``, one per block, follow the gradient of the
     discounted future loss.
 
     Args:
         params: parameters, named parameters or parameter groups. A group may set ``weight_decay``,
             ``betas``, ``eps`` and ``lr``, a multiplier of its step sizes (1.0) on which schedulers
             act.
-        base: how weights move: "sgd", "sgdm", "rmsprop", "adamw" or "lion".
-        meta: how log step sizes move: "fixed", "sgd", "rmsprop", "adam" or "lion".
         alpha0: the step size at the start.
         meta_lr: the step size of the log step sizes.
-        gamma: discount of the future: 1 looks at the whole past, 0 at the last step only.
-        weight_decay: decoupled, times the step size.
-        meta_every: a meta step in every so many steps; the trace is carried on in all.
-        blocks: what shares a step size: "scalar" (all), "group", "tensor", "node" (row of a
-            tensor), "weight", or a dict of names to a regular expression (searched in parameter
-            names), a list of parameter names, or None (all others).
-        trace: how the past is followed: "hessian-free"; "l" and "2x2" with exact Hessian-vector
-            products, for which ``step`` needs a closure; "full" for sgd by sgd.
-        betas: of the base: rho for sgdm, lambda for rmsprop, (rho, lambda) for adamw, (c, rho) for
-            lion.
-        meta_betas: the same of the meta.
-        beta_bounds: (low, high) of the log step size; "auto": wide ones of the base; None: no
-            bounds.
-        products: of exact traces with several blocks: "joint" (one product: blocks are followed
-            together) or "per-block" (one each, at most 64).
-        max_change: the cap on what one meta step changes a log step size by; None for no cap.
-        eps: of rmsprop (inside the root) and adamw (outside).
+        config: all other settings, of which ``options`` replaces some.
 
     Parameters without a gradient take no part in a step. State and arithmetic are float32 for
     float32, bfloat16 and float16 parameters, float64 for float64.
@@ -75,34 +56,21 @@ class MetaOptimize(OptimizerBase):
     def __init__(
         self,
         params: Any,
-        base: str = "adamw",
-        meta: str = "lion",
         alpha0: float = 1e-6,
         meta_lr: float = 1e-3,
-        gamma: float = 1.0,
-        weight_decay: float = 0.1,
-        meta_every: int = 1,
-        blocks: Spec = "scalar",
-        trace: str = "hessian-free",
-        betas: Sequence[float] | None = None,
-        meta_betas: Sequence[float] | None = None,
-        beta_bounds: str | Sequence[float] | None = "auto",
-        *,
-        products: str = "joint",
-        max_change: float | None = MAX_CHANGE,
-        eps: float | None = None,
+        config: MetaOptimizeConfig | None = None,
+        **options: Any,
     ) -> None:
-        self._base, self._meta = find_base(base), find_meta(meta)
-        check_trace(trace, products, base, meta, blocks)
-        limits = limits_of(self._base, alpha0, beta_bounds, max_change)
-        usual = checked_betas(meta_betas, self._meta.betas, f'meta "{meta}"', "meta_betas")
-        self.settings = Settings(meta_lr, gamma, meta_every, usual, limits)
-        self._alpha0, self._spec, self._trace, self._products = alpha0, blocks, trace, products
-        self._updates, self._scratch = 0, Scratch()
-        own = self._base.eps if eps is None else eps
-        super().__init__(
-            params, {"lr": 1.0, "weight_decay": weight_decay, "betas": betas, "eps": own}
-        )
+        self.config = c = replace(config or MetaOptimizeConfig(), **options)
+        self._base, self._meta = c.base_rule, c.meta_rule
+        limits = c.limits(alpha0)
+        meta_betas = self._meta.checked_betas(c.meta_betas, "meta_betas")
+        if not (meta_lr >= 0 and math.isfinite(meta_lr)):
+            raise UserError(f"meta_lr must be at least 0, got {meta_lr}")
+        self.settings = Settings(meta_lr, c.gamma, c.meta_every, meta_betas, limits)
+        self._log_alpha0, self._updates, self._scratch = math.log(alpha0), 0, Scratch()
+        defaults = {"lr": 1.0, "weight_decay": c.weight_decay, self._base.betas_key: c.betas}
+        super().__init__(params, {**defaults, "eps": self._base.eps if c.eps is None else c.eps})
         self._blocks = self._assign()
         self._meta_state = fresh(self._meta, self._first_beta(self._blocks.size))
         self._exact = self._exact_trace()
@@ -118,12 +86,10 @@ class MetaOptimize(OptimizerBase):
         the loss and does not call backward, or calls ``backward(create_graph=True)``.
         """
         result, graph = None, list[Tensor | None]()
-        if self._exact is not None:
-            if closure is None:
-                raise UserError(f'MetaOptimize with trace "{self._trace}" {NEEDS}')
-            result, graph = differentiable_gradients(
-                closure, self._params, f'MetaOptimize with trace "{self._trace}"'
-            )
+        if self.config.trace != "hessian-free" and (closure or self._exact):
+            owner = f'MetaOptimize with trace "{self.config.trace}"'
+            twice = self._exact is not None
+            result, graph = closure_gradients(closure, self._params, owner, twice=twice)
         elif closure is not None:
             with torch.enable_grad():
                 result = closure()
@@ -135,18 +101,30 @@ class MetaOptimize(OptimizerBase):
 
     @torch.no_grad()
     def step_sizes(self) -> dict[str, Tensor]:
-        """exp(beta) by name of the block; for "node" and "weight" by tensor, with one value a row
-        or an element.
+        """exp(beta) by name of the block; for "node" and "weight" by tensor, with one value per row
+        or element.
         """
-        alphas = self._meta_state["beta"].exp()
-        return shown.by_name(self._blocks, alphas, self._params, self._spec == "weight")
+        alphas, blocks = self._meta_state["beta"].exp(), self._blocks
+        if not blocks.by_tensor:
+            return dict(zip(blocks.names, alphas.unbind()))
+        parts = [alphas[first : first + count] for first, count in blocks.spreads]
+        if self.config.blocks == "weight":
+            parts = [part.view(p.shape) for p, part in zip(self._params, parts)]
+        return dict(zip(blocks.names, parts))
 
     def log(self, writer: Any, step: int, prefix: str = "step_size") -> None:
-        """Write the step sizes to a TensorBoard ``SummaryWriter``; least, median and greatest where
-        many.
+        """Write the step sizes to a TensorBoard ``SummaryWriter``: the least, median and greatest
+        of a tensor with many.
         """
-        for name, value in shown.scalars(self.step_sizes(), self._blocks.by_tensor).items():
-            writer.add_scalar(f"{prefix}/{name}", value, step)
+        values = {}
+        for name, x in self.step_sizes().items():
+            if not self._blocks.by_tensor:
+                values[name] = x
+            elif x.numel():
+                ends = {"min": x.min(), "median": x.median(), "max": x.max()}
+                values.update({f"{name}/{end}": value for end, value in ends.items()})
+        for name, number in zip(values, torch.stack([*values.values()]).tolist()):
+            writer.add_scalar(f"{prefix}/{name}", number, step)
         writer.add_scalar(f"{prefix}/skipped", int(self._watch.skipped), step)
 
     def diagnostics(self) -> dict[str, Any]:
@@ -181,10 +159,25 @@ class MetaOptimize(OptimizerBase):
                 if word == "blocks":
                     what = "other blocks or parameters"
                 raise UserError(f"this state is of {what}: build MetaOptimize as it was saved")
+        for group in groups:
+            check_group(group, self._base)
         return entry
 
     def _check_saved(self, saved: ByPlace) -> None:
         self._check_shapes(saved, lambda state: state.keys() - {"step"})
+
+    def _restore(self, entry: dict[str, Any], saved: ByPlace) -> None:
+        """The settings become those that were saved."""
+        self.state.clear()
+        self.settings, self._updates = Settings.loaded(entry["settings"]), entry["updates"]
+        like = self._meta_state["beta"].to(self._device)
+        self._meta_state = {name: x.to(like).clone() for name, x in entry["meta"].items()}
+        self._exact = self._exact_trace()
+        if self._exact is not None:
+            self._exact.tangents = {k: x.to(like).clone() for k, x in entry["tangents"].items()}
+        self._watch = Watch(self._meta_state["beta"], self._name)
+        self._watch.load_state_dict(entry["watch"])
+        self._store.restore(saved)
 
     def _update(self, active: Sequence[int], graph: Sequence[Tensor | None]) -> None:
         plan = self._plan(active)
@@ -201,7 +194,6 @@ class MetaOptimize(OptimizerBase):
         beta = self._meta_state["beta"]
         z = torch.zeros_like(beta) if due else None
         sizes = StepSizes(beta, as_numbers=beta.device.type == "cpu" and not self._blocks.by_tensor)
-        gamma = self.settings.gamma
         hessian_free_step(
             plan,
             self._params,
@@ -209,7 +201,7 @@ class MetaOptimize(OptimizerBase):
             self._store.ages,
             self._base,
             sizes,
-            gamma,
+            self.settings.gamma,
             self._scratch,
             z,
         )
@@ -241,9 +233,8 @@ class MetaOptimize(OptimizerBase):
 
     def _plan(self, active: Sequence[int]) -> Plan:
         """What to work on; the meta state follows the parameters until the first step."""
-        device = self._device
-        if self._updates == 0 and self._meta_state["beta"].device != device:
-            self._meta_state = {name: x.to(device) for name, x in self._meta_state.items()}
+        if self._updates == 0 and self._meta_state["beta"].device != self._device:
+            self._meta_state = {name: x.to(self._device) for name, x in self._meta_state.items()}
             self._exact = self._exact_trace()
             self._watch = Watch(self._meta_state["beta"], self._name)
         return self._store.plan(active, self._meta_state["beta"].device)
@@ -264,15 +255,14 @@ class MetaOptimize(OptimizerBase):
         """None where no product is needed: lion's sign does not feel the Hessian, so there "l" is
         exact without.
         """
-        free = self._trace == "hessian-free" or (self._trace, self._base.name) == ("l", "lion")
-        if free or self._meta.name == "fixed":
+        c = self.config
+        free = c.trace == "hessian-free" or (c.trace, c.base) == ("l", "lion")
+        if free or c.meta == "fixed":
             return None
-        return ExactTrace(
-            self._trace, self._products, self._base, self._meta, self._meta_state["beta"]
-        )
+        return ExactTrace(c.trace, c.products, self._base, self._meta, self._meta_state["beta"])
 
     def _assign(self) -> Blocks:
-        return assign(self._spec, self._params, self._group_of, self._unique_names())
+        return assign(self.config.blocks, self._params, self._group_of, self._unique_names())
 
     def _name(self, block: int) -> str:
         return self._blocks.name(block)
@@ -281,12 +271,9 @@ class MetaOptimize(OptimizerBase):
         """Double precision, since small meta steps would round away; single where there is one for
         each weight.
         """
-        device = self._device
-        single = (
-            self._spec == "weight" and self._params[0].dtype != torch.float64
-        ) or device.type == "mps"
-        dtype = torch.float32 if single else torch.float64
-        return torch.full((num,), math.log(self._alpha0), device=device, dtype=dtype)
+        single = self.config.blocks == "weight" and self._params[0].dtype != torch.float64
+        dtype = torch.float32 if single or self._device.type == "mps" else torch.float64
+        return torch.full((num,), self._log_alpha0, device=self._device, dtype=dtype)
 
     def _extend(self) -> None:
         """New blocks start at ``alpha0``."""
@@ -307,21 +294,7 @@ class MetaOptimize(OptimizerBase):
                 self._store.grow_rows(self._rows())
 
     def _kind(self) -> dict[str, Any]:
-        trace = self._trace if self._exact is None else f"{self._trace}, {self._products}"
+        c = self.config
+        trace = c.trace if self._exact is None else f"{c.trace}, {c.products}"
         blocks = [list(spread) for spread in self._blocks.spreads]
-        return {"base": self._base.name, "meta": self._meta.name, "trace": trace, "blocks": blocks}
-
-    def _restore(self, entry: dict[str, Any], saved: ByPlace) -> None:
-        device = self._device
-        self.state.clear()
-        self.settings, self._updates = Settings.loaded(entry["settings"]), entry["updates"]
-        dtype = self._meta_state["beta"].dtype
-        self._meta_state = {name: x.to(device, dtype).clone() for name, x in entry["meta"].items()}
-        self._exact = self._exact_trace()
-        if self._exact is not None:
-            self._exact.tangents = {
-                name: x.to(device, dtype).clone() for name, x in entry["tangents"].items()
-            }
-        self._watch = Watch(self._meta_state["beta"], self._name)
-        self._watch.load_state_dict(entry["watch"])
-        self._store.restore(saved)
+        return {"base": c.base, "meta": c.meta, "trace": trace, "blocks": blocks}

@@ -17,8 +17,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lo_framework.errors import UserError
 from lo_framework.optim.fused import one_minus_power
-from lo_framework.spec import UserError
 
 State = dict[str, Tensor]
 Number = float | Tensor
@@ -66,7 +66,8 @@ class Rule:
             return self.betas
         betas = tuple(float(b) for b in (given if isinstance(given, Sequence) else (given,)))
         if len(betas) != len(self.betas):
-            raise UserError(f'"{self.name}" has {len(self.betas)} {argument}, got {len(betas)}')
+            owner = f'{"meta" if argument == "meta_betas" else "base"} "{self.name}"'
+            raise UserError(f"{owner} has {len(self.betas)} {argument}, got {len(betas)}")
         if not all(0.0 <= b < 1.0 for b in betas):
             raise UserError(f"{argument} must be in [0, 1), got {betas}")
         return betas

@@ -21,8 +21,6 @@ from torch.autograd.forward_ad import dual_level, make_dual, unpack_dual
 
 from lo_framework.optim.metaoptimize.rules import Number, Rule, State, advance, meta_update
 
-TRACES = ("hessian-free", "l", "2x2", "full")
-PRODUCTS = ("joint", "per-block")
 MAX_COLUMNS = 64  # one Hessian-vector product and one more copy of the parameters each
 
 

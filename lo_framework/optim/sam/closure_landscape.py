@@ -10,14 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
+from lo_framework.errors import UserError
+from lo_framework.optim.base import BackwardWatch, refuse_sparse
 from lo_framework.regularizers.base import Batch, Landscape, Params
-from lo_framework.spec import UserError
 
+T = TypeVar("T")
 _SEEDED = ("cuda", "xpu")  # accelerators whose generators are read and set per device
 _WORD = (1 << 63) - 1
 
@@ -29,24 +31,41 @@ class NotFiniteError(FloatingPointError):
 class Passes:
     """Makes closures into passes: run with gradients enabled, and unscaled.
 
-    A scaler unscales an optimizer's gradients once a step. To it, each pass is therefore an
+    A scaler unscales an optimizer's gradients once per step. To it, each pass is therefore an
     optimizer of its own, and its ``update`` hears of the overflows of every pass.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         self._optimizer = optimizer
-        self._keys: list[
-            _Pass
-        ] = []  # a scaler knows optimizers by identity, so these must outlive the step
+        # A scaler knows optimizers by identity, so these must outlive the step.
+        self._keys: list[_Pass] = []
 
-    def of(self, closure: Callable[[], T], scaler: torch.amp.GradScaler | None) -> Callable[[], T]:
-        """What runs the passes of one step."""
+    def of(
+        self, closure: Callable[[], T], scaler: torch.amp.GradScaler | None, owner: str
+    ) -> Callable[[], T]:
+        """What runs the passes of one step.
+
+        Raises:
+            UserError: by the first pass, if it adds to gradients that were there before. Later
+                passes cannot: they would see a part of the batch only.
+        """
         count = 0
 
         def run() -> T:
             nonlocal count
-            with torch.enable_grad():
-                result = closure()
+            if count:
+                with torch.enable_grad():
+                    result = closure()
+            else:
+                params = [p for group in self._optimizer.param_groups for p in group["params"]]
+                with torch.enable_grad(), BackwardWatch(params) as watch:
+                    result = closure()
+                if watch.onto_old:
+                    raise UserError(
+                        f"{owner}: there were gradients before step(closure), and the closure added "
+                        "to them: it must zero the gradients and run all micro-batches itself, "
+                        "since it is run at several points"
+                    )
             if scaler is not None:
                 if count == len(self._keys):
                     self._keys.append(_Pass(self._optimizer))
@@ -58,7 +77,7 @@ class Passes:
 
 
 class _Pass:
-    """All that a scaler looks at of an optimizer."""
+    """All that a scaler looks at in an optimizer."""
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         self._optimizer = optimizer
@@ -89,7 +108,7 @@ class Surroundings:
 
     @contextmanager
     def kept(self) -> Iterator[None]:
-        """Around a later pass: it starts without gradients, and afterwards everything is as it was."""
+        """Start a later pass without gradients; afterwards everything is as it was."""
         grads = [p.grad for p in self.params]
         modules = self.model.modules() if self.model else ()
         buffers = [
@@ -110,9 +129,8 @@ class Surroundings:
             for module, name, buffer, copy in buffers:
                 if copy is not None:
                     buffer.copy_(copy)
-                if (
-                    getattr(module, name) is not buffer
-                ):  # some modules put a new tensor in the place of a buffer
+                # Some modules put a new tensor in the place of a buffer.
+                if getattr(module, name) is not buffer:
                     setattr(module, name, buffer)
             if noise:
                 self._set_noise(noise)
@@ -150,13 +168,8 @@ class ClosureLandscape:
         surroundings: Surroundings,
         seed: int,
     ) -> None:
-        self.run, self.params, self.home, self.surroundings, self.seed = (
-            run,
-            params,
-            home,
-            surroundings,
-            seed,
-        )
+        self.run, self.params, self.home = run, params, home
+        self.surroundings, self.seed = surroundings, seed
 
     @torch.no_grad()
     def gradient(self, params: Params) -> tuple[Tensor, Params]:
@@ -174,8 +187,8 @@ class ClosureLandscape:
                 _assign(self.params, self.home)
         if not is_finite(loss, grad):
             raise NotFiniteError(
-                "the loss or gradient at a perturbed point is not finite; the weights are as before the step: "
-                "try a smaller rho or learning rate"
+                "the loss or gradient at a perturbed point is not finite; the weights are as "
+                "before the step: try a smaller rho or learning rate"
             )
         return loss, grad
 
@@ -186,13 +199,15 @@ class ClosureLandscape:
 
     def hvp(self, params: Params, direction: Params) -> NoReturn:
         raise UserError(
-            "a closure gives no Hessian-vector products; choose a regularizer that needs gradients only"
+            "a closure gives no Hessian-vector products; choose a regularizer that needs gradients "
+            "only"
         )
 
     @property
     def batch(self) -> Batch:
         raise UserError(
-            "this regularizer changes the data, and a closure hides them: change them in the closure"
+            "this regularizer changes the data, and a closure hides them: change them in the "
+            "closure"
         )
 
     def on(self, batch: Batch) -> Landscape:
@@ -201,7 +216,7 @@ class ClosureLandscape:
         )
 
     def uniform(self, shape: tuple[int, ...], stream: int) -> Tensor:
-        """By a generator of its own: the global ones stay where they are."""
+        """Numbers by a generator of its own: the global ones stay where they are."""
         device = next(iter(self.home.values())).device
         generator = torch.Generator(device).manual_seed(mixed(self.seed, stream))
         return torch.rand(shape, generator=generator, device=device, dtype=torch.float64)
@@ -228,19 +243,16 @@ def gradients(params: Mapping[str, Tensor], like: Params) -> Params:
     """
     result = {}
     for name, p in params.items():
-        if p.grad is not None and p.grad.layout != torch.strided:
-            raise UserError(
-                "regularizers cannot use sparse gradients; build the embedding with sparse=False"
-            )
-        same = like[name]
-        result[name] = (
-            torch.zeros_like(same) if p.grad is None else p.grad.detach().to(same.dtype, copy=True)
-        )
+        if p.grad is None:
+            result[name] = torch.zeros_like(like[name])
+        else:
+            refuse_sparse(p.grad, "regularizers")
+            result[name] = p.grad.detach().to(like[name].dtype, copy=True)
     return result
 
 
 def loss_of(result: Any, like: Params) -> Tensor:
-    """What a closure returned, 0-d, where and in the dtype of ``like``."""
+    """The loss that a closure returned, 0-d, where and in the dtype of ``like``."""
     if result is None or (isinstance(result, Tensor) and result.numel() != 1):
         found = "nothing" if result is None else f"a tensor of shape {tuple(result.shape)}"
         raise UserError(f"the closure must return the loss, one number; it returned {found}")

@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from lo_framework import regularizers as rules
-from lo_framework.optim.regularized import Regularized
+from lo_framework.optim.sam.regularized import Regularized
 from lo_framework.spec import UserError, build_config, nearest
 
 
@@ -46,9 +46,8 @@ class _Named(Regularized):
         for key in options:
             if key not in known:
                 title = type(self).__name__
-                raise UserError(
-                    f'{title}: unknown option "{key}"{nearest(key, known)}; known: {", ".join(known)}'
-                )
+                hint = nearest(key, known)
+                raise UserError(f'{title}: unknown option "{key}"{hint}; known: {", ".join(known)}')
         config: Any = build_config(
             self.rule.Config, {**self.preset, **options}, type(self).__name__
         )

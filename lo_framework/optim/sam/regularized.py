@@ -16,9 +16,12 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from lo_framework.optim.closure_landscape import (
+from lo_framework.errors import UserError
+from lo_framework.optim.base import StateOnly, hooked, refuse_complex
+from lo_framework.optim.sam.closure_landscape import (
     ClosureLandscape,
     NotFiniteError,
+    Passes,
     Surroundings,
     copies,
     gradients,
@@ -26,23 +29,12 @@ from lo_framework.optim.closure_landscape import (
     loss_of,
     mixed,
 )
-from lo_framework.optim.learned import Learned
-from lo_framework.optim.passes import Passes
-from lo_framework.optim.rule_state import RuleState
-from lo_framework.regularizers import (
-    GAM,
-    Correction,
-    Landscape,
-    LookSAM,
-    Mixture,
-    Point,
-    Regularizer,
-    vectors,
-)
-from lo_framework.regularizers.base import State
-from lo_framework.spec import UserError, canonical
+from lo_framework.optim.sam.rule_state import RuleState
+from lo_framework.regularizers import Point, Regularizer, vectors
+from lo_framework.spec import canonical
 
 T = TypeVar("T")
+SCALED = "call step(closure, scaler=scaler) instead"
 _STATE_HOOKS = [
     f"_optimizer_{method}_{when}_hooks"
     for method in ("state_dict", "load_state_dict")
@@ -50,7 +42,7 @@ _STATE_HOOKS = [
 ]
 
 
-class Regularized(torch.optim.Optimizer):
+class Regularized(StateOnly, torch.optim.Optimizer):
     """Steps of ``base`` from a regularizer's gradient.
 
     Args:
@@ -88,14 +80,11 @@ class Regularized(torch.optim.Optimizer):
             raise UserError(
                 f"{self.title}: model must be a torch.nn.Module, got {type(model).__name__}"
             )
-        self.base, self.regularizer, self.model, self.same_noise = (
-            base,
-            regularizer,
-            model,
-            same_noise,
-        )
-        self._parts = regularizer.parts if isinstance(regularizer, Mixture) else (regularizer,)
-        self._rule_state = RuleState(regularizer, "+".join(part.name for part in self._parts))
+        self.base, self.regularizer = base, regularizer
+        self.model, self.same_noise = model, same_noise
+        parts = regularizer.parts
+        self._rule_state = RuleState(regularizer, "+".join(part.name for part in parts))
+        self._specs = [canonical(part.name, part.config) for part in parts]
         self._check_hvps()
         # No call of super().__init__, which would make groups and state of its own.
         self.defaults = dict(base.defaults)
@@ -121,12 +110,7 @@ class Regularized(torch.optim.Optimizer):
         self.base.state = state
 
     def __repr__(self) -> str:
-        return f"{self.title} ({'+'.join(canonical(p.name, p.config) for p in self._parts)}) of {self.base!r}"
-
-    def __getstate__(self) -> dict[str, Any]:
-        raise TypeError(
-            f"{self.title} is copied and saved through state_dict() and load_state_dict()"
-        )
+        return f"{self.title} ({'+'.join(self._specs)}) of {self.base!r}"
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         self.base.zero_grad(set_to_none)
@@ -147,51 +131,83 @@ class Regularized(torch.optim.Optimizer):
                 loss). If any pass overflows, the step is skipped; call ``scaler.update()`` after
                 the step, and not ``scaler.step``.
         """
+        if hasattr(self, "grad_scale"):
+            for name in ("grad_scale", "found_inf"):
+                delattr(self, name)
+            raise UserError(f"{self.title} unscales every pass itself: {SCALED} of scaler.step")
         if closure is None:
             raise UserError(
-                f"{self.title} needs a closure: step(closure), where closure() zeroes the gradients, computes the "
-                "loss, runs backward and returns the loss"
+                f"{self.title} needs a closure: step(closure), where closure() zeroes the "
+                "gradients, computes the loss, runs backward and returns the loss; with a "
+                f"gradient scaler {SCALED} of scaler.step"
             )
+        arguments: Any = ((self, closure), {"scaler": scaler})
+        for before in self._optimizer_step_pre_hooks.values():
+            arguments = before(self, *arguments) or arguments
+        (_, closure), kwargs = arguments
+        result = self._step(closure, **kwargs)
+        for after in self._optimizer_step_post_hooks.values():
+            after(self, *arguments)
+        return result
+
+    # torch would run the hooks of all optimizers here, which the base's own step runs too: whoever
+    # counts steps with them would count each twice.
+    step.hooked = True  # type: ignore[attr-defined]
+    # A scaler then says that it is scaler.step that has called.
+    _step_supports_amp_scaling = True
+
+    def _step(self, closure: Callable[[], T], *, scaler: torch.amp.GradScaler | None = None) -> T:
         scaler = scaler if scaler is not None and scaler.is_enabled() else None
         state = self._rule_state
         params = [p for group in self.param_groups for p in group["params"]]
         surroundings = Surroundings(params, self.model, self.same_noise)
-        run = self._passes.of(closure, scaler)
+        run = self._passes.of(closure, scaler, self.title)
         result = run()
         active = self._active(params)
         if not active:
             return result
-        home = copies(
-            active,
-            torch.float64 if torch.float64 in {p.dtype for p in active.values()} else torch.float32,
-        )
+        double = torch.float64 in {p.dtype for p in active.values()}
+        home = copies(active, torch.float64 if double else torch.float32)
         here = Point(home, loss_of(result, home), gradients(active, home))
+        # A guarded base decides about a broken loss; an overflow of scaled gradients is none.
+        overflows = scaler is not None and bool(here.loss.isfinite())
+        guarded = getattr(self.base, "is_guarded", False) and not overflows
         try:
             if is_finite(here.loss, here.grad):
                 landscape = ClosureLandscape(
                     run, active, home, surroundings, mixed(state.seed, state.steps)
                 )
-                correction = self._correction(landscape, here, state.of(home))
+                correction = self.regularizer.correction_at(
+                    state.steps, landscape, here, state.of(home)
+                )
                 for name, grad in vectors.add(here.grad, correction.field).items():
                     active[name].grad.copy_(grad)  # type: ignore[union-attr]
                 state.advance(correction.state)
-            elif not self._is_guarded():
+            elif not guarded:
                 raise NotFiniteError(
-                    f"{self.title}: the loss or its gradient is not finite; the weights are as before"
+                    f"{self.title}: the loss or its gradient is not finite; the weights are as "
+                    "before"
                 )
         except NotFiniteError:
             if scaler is None:
                 raise
             return result  # and the scaler, which has seen it, lowers the scale
-        if isinstance(self.base, Learned):
-            self.base.step(loss=here.loss)
+        if getattr(self.base, "takes_loss", False):
+            self.base.step(loss=here.loss)  # type: ignore[call-overload]
         else:
             self.base.step()
         return result
 
     def state_dict(self) -> dict[str, Any]:
-        """The base optimizer's, which can load it, and ``"regularizer"``. References, not copies."""
-        return {**self.base.state_dict(), "regularizer": self._rule_state.state_dict()}
+        """The base optimizer's state, which can load it, and ``"regularizer"``. References, not
+        copies.
+        """
+
+        def add(_: torch.optim.Optimizer, result: dict[str, Any]) -> None:
+            result["regularizer"] = self._rule_state.state_dict()
+
+        with hooked(self.base.register_state_dict_post_hook(add, prepend=True)):
+            return self.base.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue where ``state_dict`` was taken. From a state of the base optimizer alone, the
@@ -200,59 +216,54 @@ class Regularized(torch.optim.Optimizer):
         Raises:
             UserError: the state is of another regularizer.
         """
-        saved = state_dict.get("regularizer")
-        if saved is not None:
-            self._rule_state.check(saved)
-        self.base.load_state_dict(
-            {key: value for key, value in state_dict.items() if key != "regularizer"}
-        )
-        self._rule_state.load_state_dict(saved)
+        saved: Any = None
+
+        def capture(_: torch.optim.Optimizer, adapted: dict[str, Any]) -> dict[str, Any]:
+            nonlocal saved
+            saved = adapted.get("regularizer")
+            if saved is not None:
+                self._rule_state.check(saved)
+            return {key: value for key, value in adapted.items() if key != "regularizer"}
+
+        def rebuild(_: torch.optim.Optimizer) -> None:
+            self._rule_state.load_state_dict(saved)
+
+        with hooked(
+            self.base.register_load_state_dict_pre_hook(capture),
+            self.base.register_load_state_dict_post_hook(rebuild, prepend=True),
+        ):
+            self.base.load_state_dict(state_dict)
 
     def _check_base(self, base: torch.optim.Optimizer) -> None:
         if not isinstance(base, torch.optim.Optimizer):
             raise UserError(
-                f"{self.title} goes around an optimizer, as in {self.title}(torch.optim.AdamW(model.parameters())); "
-                f"got {type(base).__name__}"
+                f"{self.title} goes around an optimizer, as in "
+                f"{self.title}(torch.optim.AdamW(model.parameters())); got {type(base).__name__}"
             )
         if isinstance(base, (torch.optim.LBFGS, Regularized)):
             raise UserError(
-                f"{self.title} cannot go around {type(base).__name__}, which runs the closure itself"
+                f"{self.title} cannot go around {type(base).__name__}, which runs the closure "
+                "itself"
             )
 
     def _check_hvps(self) -> None:
-        for part in self._parts:
+        for part, spec in zip(self.regularizer.parts, self._specs):
             if part.needs_hvp:
-                way_out = (
-                    "use exact=False"
-                    if isinstance(part, GAM)
-                    else "choose a regularizer that does not"
-                )
                 raise UserError(
-                    f"{self.title}: {canonical(part.name, part.config)} needs Hessian-vector products, which a closure "
-                    f"cannot give; {way_out}"
+                    f"{self.title}: {spec} needs Hessian-vector products, which a closure cannot "
+                    f"give; {part.without_hvp}"
                 )
-
-    def _is_guarded(self) -> bool:
-        """Whether the base optimizer itself knows what to do when training breaks."""
-        return isinstance(self.base, Learned) and self.base._takeover is not None
-
-    def _correction(self, landscape: Landscape, here: Point, state: State) -> Correction:
-        rule = self.regularizer
-        if isinstance(rule, LookSAM):  # here the step is known, and only what is due need be run
-            due = rule.due(self._rule_state.steps)
-            return rule.refresh(landscape, here, state) if due else rule.reuse(here, state)
-        return rule.correction(landscape, here, state)
 
     def _active(self, params: list[Tensor]) -> dict[str, Tensor]:
-        """The parameters with a gradient, by their places: names that stay when others come or go."""
+        """The parameters with a gradient, by their places: names that stay when others come or
+        go.
+        """
         active = {str(i): p for i, p in enumerate(params) if p.grad is not None and p.numel()}
-        if any(p.is_complex() for p in active.values()):
-            raise UserError(
-                f"{self.title} cannot use complex parameters; use torch.view_as_real of them"
-            )
+        refuse_complex(active.values(), self.title)
         devices = sorted({str(p.device) for p in active.values()})
         if len(devices) > 1:
             raise UserError(
-                f"{self.title} needs all parameters on one device; these are on {', '.join(devices)}"
+                f"{self.title} needs all parameters on one device; these are on "
+                f"{', '.join(devices)}"
             )
         return active

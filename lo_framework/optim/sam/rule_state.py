@@ -1,4 +1,4 @@
-"""What a regularizer carries from step to step inside an optimizer, while parameters come and go."""
+"""The state of a regularizer inside an optimizer, while parameters come and go."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
+from lo_framework.errors import UserError
 from lo_framework.regularizers.base import Params, Regularizer, State
-from lo_framework.spec import UserError
 
 
 class RuleState:
@@ -26,7 +26,7 @@ class RuleState:
         self._used: tuple[str, ...] = ()
 
     def of(self, params: Params) -> State:
-        """The entries for these parameters. Those of absent ones wait until they are back;
+        """The entries for these parameters. Entries of absent parameters wait until they are back;
         newcomers start.
 
         Raises:
@@ -39,8 +39,8 @@ class RuleState:
                 held = self._held.get(name, value)
                 if held.shape != value.shape:
                     raise UserError(
-                        f"this state is of other parameters: {self.name}'s {name} has shape {tuple(held.shape)}, "
-                        f"not {tuple(value.shape)}"
+                        f"this state is of other parameters: {self.name}'s {name} has shape "
+                        f"{tuple(held.shape)}, not {tuple(value.shape)}"
                     )
                 self._held[name] = held.to(value)
             self._of, self._used = key, tuple(fresh)

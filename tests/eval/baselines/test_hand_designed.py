@@ -17,7 +17,6 @@ from lo_framework.eval.baselines import (
     register_baseline,
     setting_label,
 )
-from lo_framework.eval.baselines.hand_designed import Baseline
 from lo_framework.layout import Layout
 from lo_framework.spec import UserError
 

@@ -44,9 +44,7 @@ def test_equals_the_torch_optimizer(base: str, meta: str, blocks: str) -> None:
     baseline = make_baseline(f"metaoptimize:base={base},meta={meta},blocks={blocks},{spec}")
     (theta,) = make_thetas(baseline, [{"lr": 0.01, "meta_lr": 0.05, "cosine": 1.0}])
     params = [nn.Parameter(x.clone()) for x in LAYOUT.unflatten(start).values()]
-    optimizer = MetaOptimize(
-        params, base, meta, alpha0=0.01, meta_lr=0.05, blocks=blocks, **settings
-    )  # type: ignore[arg-type]
+    optimizer = MetaOptimize(params, 0.01, 0.05, base=base, meta=meta, blocks=blocks, **settings)  # type: ignore[arg-type]
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=20, eta_min=0.0)
     for grad in grads:
         for p, x in zip(params, LAYOUT.unflatten(grad).values()):

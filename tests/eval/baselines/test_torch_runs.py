@@ -207,7 +207,7 @@ def test_an_exact_trace_runs_by_its_closure() -> None:
     params, buffers = task.init(seeded(SEEDS[0], _INIT))
     leaves = {n: nn.Parameter(x.clone()) for n, x in params.items()}
     optimizer = MetaOptimize(
-        leaves.items(), "sgdm", "adam", alpha0=0.01, meta_lr=0.01, weight_decay=0.0, trace="2x2"
+        leaves.items(), 0.01, 0.01, base="sgdm", meta="adam", weight_decay=0.0, trace="2x2"
     )
     stream, losses = seeded(SEEDS[0], _TRAIN), []
     for _ in range(4):
