@@ -4,6 +4,7 @@ named, said once.
 
 from __future__ import annotations
 
+import math
 import warnings
 from typing import Any
 

@@ -75,9 +75,7 @@ def test_step_sizes_as_tensors_give_the_same(
         optimizer = tools.make(tools.groups(params), base, "lion", blocks=blocks, gamma=0.9)
         if not as_numbers:
             monkeypatch.setattr("lo_framework.optim.metaoptimize.hessian_free.HAS_FUSED", False)
-            monkeypatch.setattr(
-                face, "StepSizes", lambda beta, as_numbers: StepSizes(beta, False)
-            )
+            monkeypatch.setattr(face, "StepSizes", lambda beta, as_numbers: StepSizes(beta, False))
         tools.run(optimizer, params, range(4))
         results.append(
             torch.cat([tools.flat(params), tools.held(optimizer, params), tools.beta_of(optimizer)])
