@@ -54,7 +54,7 @@ def measure(
     absorb: str = "",
 ) -> dict[str, float]:
     """Bytes of one estimate over ``steps`` inner steps, in this process."""
-    from lo_framework.absorption import make_absorption
+    from lo_framework.absorb.absorption import make_absorption
     from lo_framework.estimators import Truncation, make_estimator
     from lo_framework.inner.step import Family
     from lo_framework.learned import make_learned

@@ -22,7 +22,7 @@ import torch
 
 from benchmarks import harness, memory
 from benchmarks.harness import Contender
-from lo_framework.absorption import make_absorption
+from lo_framework.absorb.absorption import make_absorption
 from lo_framework.estimators import Truncation, make_estimator
 from lo_framework.inner.step import Family
 from lo_framework.learned import make_learned

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 from lo_framework.spec import UserError, build_config, nearest, parse_spec
 
 if TYPE_CHECKING:
-    from lo_framework.absorption import Absorption
+    from lo_framework.absorb.absorption import Absorption
     from lo_framework.estimators import Truncation
-    from lo_framework.objectives import AnyObjective
+    from lo_framework.objectives import Objective
     from lo_framework.objectives.weighting import Weighting
 
 LARGEST = 10**9  # of every count: above it, arithmetic alone takes forever
@@ -150,12 +150,16 @@ class RunConfig:
             return
         if "none" not in (self.regularizer, self.control):
             raise UserError("--control is the run without the regularizer: give one of the two")
+        from lo_framework.estimators import ESTIMATORS
+
         if self.inner_backend != "torch":
             raise UserError("--regularizer needs --inner-backend torch")
         absorption = self.absorption or self.absorption_of(self.control)
-        if absorption.config.attached and parse_spec(self.estimator)[0] != "tbptt":
+        estimator, _ = ESTIMATORS.parse(self.estimator)
+        if absorption.config.attached and not estimator.facts.get("unrolls"):
             raise UserError(
-                "--absorb attached=true is for the estimator tbptt: others differentiate nothing"
+                "--absorb attached=true is for an estimator that differentiates, as tbptt: "
+                f"{estimator.name} does not"
             )
 
         if self.learn_rho:
@@ -166,31 +170,28 @@ class RunConfig:
                 )
 
     def _check_weighting(self) -> None:
-        kind, _ = parse_spec(self.objective)
         for name in ("weighting", "priorities"):
-            if getattr(self, name) and kind != "combined":
+            if getattr(self, name) and not self.scored_by.names:
                 raise UserError(
-                    f"{flag(name)} is for --objective combined, which has several terms, "
-                    f"not for {kind!r}"
+                    f"{flag(name)} is for an objective of several terms, as --objective combined, "
+                    f"not for {self.objective!r:.80}"
                 )
-        if self.priorities and parse_spec(self.weighting or "sum")[0] != "huw":
-            raise UserError("--priorities are for --weighting huw")
         _ = self.make_weighting()
 
     def make_weighting(self) -> Weighting | None:
         """A fresh weighting of the objective's terms; None where there is one score and nothing to
         weigh.
         """
-        if parse_spec(self.objective)[0] != "combined":
-            return None
         from lo_framework.objectives.weighting import make_weighting, parse_priorities
 
-        priorities = parse_priorities(self.priorities) if self.priorities else None
-        return make_weighting(self.weighting or "sum", priorities)
+        if not (terms := self.scored_by.names):
+            return None
+        priorities = parse_priorities(self.priorities, terms) if self.priorities else None
+        return make_weighting(self.weighting or "sum", priorities, terms)
 
     def absorption_of(self, regularizer: str) -> Absorption:
         """The regularizer of that spec, absorbed as this run absorbs one."""
-        from lo_framework.absorption import make_absorption
+        from lo_framework.absorb.absorption import make_absorption
 
         return make_absorption(regularizer, self.absorb)
 
@@ -207,7 +208,7 @@ class RunConfig:
         return build_config(RadiusConfig, options, owner="--learn-rho")
 
     @cached_property
-    def scored_by(self) -> AnyObjective:
+    def scored_by(self) -> Objective:
         from lo_framework.objectives import make_objective
 
         return make_objective(self.objective)

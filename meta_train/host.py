@@ -12,15 +12,16 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
-from lo_framework.estimators import make_estimator
+from lo_framework.estimators import Estimator, make_estimator
 from lo_framework.estimators.resume import state_from_tensors, state_to_tensors
 from lo_framework.inner.rollout import rollout
 from lo_framework.inner.step import Family
 from lo_framework.learned.base import LearnedOptimizer, Theta
 from lo_framework.meta_train.config import RunConfig
 from lo_framework.meta_train.growth import build_learned
-from lo_framework.objectives import AnyObjective, StepObjective
+from lo_framework.objectives import Objective, make_objective
 from lo_framework.optimizees import Task, make_tasks
 from lo_framework.optimizees.augmentation import Reparametrised
 from lo_framework.plugin import load_plugins
@@ -71,9 +72,9 @@ def build_estimator(
     config: RunConfig,
     task: Task,
     learned: LearnedOptimizer,
-    objective: AnyObjective,
+    objective: Objective,
     rho: float | None = None,
-) -> Any:
+) -> Estimator:
     """The estimator of one shard, with the inner loop that ``--inner-backend`` names.
 
     ``rho``: of the absorbed regularizer, where it is being learned.
@@ -85,7 +86,7 @@ def build_estimator(
         absorption = absorption.with_radius(rho)
     family, make = Family(task, learned, config.engine, absorption), make_estimator
     if config.inner_backend == "higher":
-        from lo_framework.inner.higher_backend import make_higher as make
+        from lo_framework.estimators.higher import make_higher as make
     return make(config.estimator, family, objective, config.truncation, config.tasks_per_shard)
 
 
@@ -98,8 +99,8 @@ class ShardHost:
         self.config = setup.config
         self.mine = mine
         self.tasks = setup.make_tasks()
-        self.objective = self.config.scored_by
-        self.estimators: dict[int, Any] = {}
+        self.objective = make_objective(self.config.objective)
+        self.estimators: dict[int, Estimator] = {}
         self.states: dict[int, Any] = {}
 
     def build(
@@ -135,10 +136,7 @@ class ShardHost:
         ``weights``: of the objective's terms, in this outer step.
         """
         if weights is not None:
-            assert isinstance(self.objective, StepObjective)
-            self.objective = self.objective.weighted(weights)
-            for estimator in self.estimators.values():
-                estimator.unroller.objective = self.objective
+            self.objective.weights = weights  # every estimator here has this objective
         theta = {name: x.to(self.config.device) for name, x in theta.items()}
         out = {}
         for shard in self.mine:
@@ -146,11 +144,8 @@ class ShardHost:
                 estimate, self.states[shard] = self.estimators[shard].estimate(
                     theta, self.states[shard]
                 )
-            grads = [
-                x and {name: g.cpu() for name, g in x.items()}
-                for x in (estimate.grad, estimate.plain)
-            ]
-            out[shard] = (grads[0], estimate.metrics, grads[1])
+            grad, metrics, plain = tree_map_only(Tensor, Tensor.cpu, estimate)
+            out[shard] = (grad, metrics, plain)
         return out
 
     def validate(

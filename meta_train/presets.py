@@ -10,8 +10,7 @@ from collections.abc import Mapping
 from dataclasses import fields, replace
 from typing import Any
 
-from lo_framework.estimators import estimator_config
-from lo_framework.estimators.tbptt import TBPTTConfig
+from lo_framework.estimators import ESTIMATORS
 from lo_framework.meta_train.config import RunConfig
 from lo_framework.regularizers.base import HVP_COST
 from lo_framework.spec import UserError, nearest
@@ -57,9 +56,9 @@ def compute_factor(config: RunConfig) -> float:
     the gradient.
     """
     absorption = config.absorption_of(config.control)
-    settings = estimator_config(config.estimator)
-    unrolled = isinstance(settings, TBPTTConfig)
-    second_order = isinstance(settings, TBPTTConfig) and settings.second_order
+    estimator, settings = ESTIMATORS.parse(config.estimator)
+    unrolled = bool(estimator.facts.get("unrolls"))
+    second_order = bool(getattr(settings, "second_order", False))
     plain = 1.0 + config.scored_by.cost(unrolled=unrolled) + HVP_COST * second_order
     extra = absorption.regularizer.cost.total - (0.0 if absorption.independent else 1.0)
     extra += (

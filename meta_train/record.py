@@ -14,7 +14,6 @@ from lo_framework.inner.step import Family
 from lo_framework.learned.base import Theta
 from lo_framework.learned.hyper_adamw import HyperAdamW
 from lo_framework.meta_train.growth import Stage
-from lo_framework.objectives.terms import TERMS
 from lo_framework.objectives.weighting import Weighting
 from lo_framework.protocols import Task
 
@@ -55,17 +54,17 @@ def curves(families: dict[str, Metrics], outcome: Metrics) -> dict[str, float]:
     return found | {f"outer/{key}": value for key, value in outcome.items()}
 
 
-def weigh(line: dict[str, Any], weighting: Weighting) -> dict[str, float]:
-    """Adds the terms (means over families, in their order) and the weights they had; then these are
+def weigh(line: dict[str, Any], weighting: Weighting, names: Sequence[str]) -> dict[str, float]:
+    """Adds the terms ``names`` (means over families, in their order) and the weights they had; then these are
     learned.
 
     Returns the weights' curves.
     """
     families = list(line["families"].values())
     line["terms"] = {
-        name: sum(m[f"term_{name}"] for m in families) / len(families) for name in TERMS
+        name: sum(m[f"term_{name}"] for m in families) / len(families) for name in names
     }
-    line["weights"] = dict(zip(TERMS, weighting.weights(), strict=True))
+    line["weights"] = dict(zip(names, weighting.weights(), strict=True))
     weighting.learn(torch.tensor(list(line["terms"].values()), dtype=torch.float64))
     return {f"weight/{name}": weight for name, weight in line["weights"].items()}
 

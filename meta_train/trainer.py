@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from lo_framework.absorption import decompose
+from lo_framework.absorb.absorption import decompose
 from lo_framework.checkpoint import ResumeState
 from lo_framework.learned import LearnedOptimizer
 from lo_framework.learned.base import Theta
@@ -189,7 +189,8 @@ class Trainer:
         families = record.by_family(metrics, [task.name for task in self.tasks], self.config.shards)
         outcome = run.outer.step(grad)
         row = record.row(stage, families, outcome)
-        curves = record.weigh(row, run.weighting) if run.weighting is not None else {}
+        weighting, names = run.weighting, self.config.scored_by.names
+        curves = {} if weighting is None else record.weigh(row, weighting, names)
         curves |= record.curves(families, outcome)
         return row, curves | record.step_sizes(stage, run.outer.theta, self.tasks)
 

@@ -35,7 +35,7 @@ class Reparametrised(Task):
         self.task = task
         self.span = span
         self.device = task.device
-        self.vmappable = getattr(task, "vmappable", True)
+        self.vmappable = task.vmappable
 
     def init(self, generator: torch.Generator) -> tuple[Params, Buffers]:
         params, buffers = self.task.init(generator)

@@ -89,8 +89,6 @@ class ModuleTask(DataTask):
     are never read.
     """
 
-    vmappable = True
-
     def __init__(
         self,
         module: nn.Module,

@@ -55,11 +55,14 @@ class Task:
         name: canonical spec, for example ``"mlp:hidden=64/digits:size=8"``.
         batch_size: rows of one batch, B.
         device: where `init`, `batch` and `full` put their tensors.
+        vmappable: False for a loss that `torch.func.vmap` cannot take (recurrent layers, branches
+            on data): copies of it run one after the other.
     """
 
     name: str
     batch_size: int
     device: torch.device
+    vmappable: bool = True
 
     def __init__(self, *, name: str, batch_size: int) -> None:
         self.name = name

@@ -149,7 +149,7 @@ class Regularizer:
     def meta_split(self) -> tuple[Regularizer, float] | None:
         """For rules that decompose gradients (GSAM), absorbed: ``(other, alpha)`` says to pull
         ``other`` back through the unroll and to decompose the two meta-gradients instead; see
-        `lo_framework.absorption`.
+        `lo_framework.absorb.absorption`.
         """
         return None
 

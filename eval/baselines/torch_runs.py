@@ -25,8 +25,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from lo_framework.episode import Carry, Draw
 from lo_framework.inner.rollout import _INIT, _TRAIN, seeded
-from lo_framework.inner.step import Carry, Draw
 from lo_framework.layout import Layout
 from lo_framework.learned.base import LearnedOptimizer, State, Theta
 from lo_framework.protocols import Batch, Buffers, Task

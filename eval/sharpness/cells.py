@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lo_framework.episode import Carry, Draw
 from lo_framework.eval.baselines.torch_runs import TorchBaseline, TorchRollout, torch_rollout
 from lo_framework.eval.running.cells import Found
 from lo_framework.eval.sharpness.measuring import SPLITS, measure_point, work_of
@@ -25,7 +26,7 @@ from lo_framework.eval.sharpness.probe import Watcher
 from lo_framework.eval.sharpness.settings import Settings
 from lo_framework.eval.statistics import Array
 from lo_framework.inner.rollout import Rollout, rollout
-from lo_framework.inner.step import Carry, Draw, Family
+from lo_framework.inner.step import Family
 from lo_framework.learned.base import LearnedOptimizer
 from lo_framework.protocols import Task
 

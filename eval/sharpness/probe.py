@@ -27,16 +27,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from lo_framework.absorb.landscape import FunctionalLandscape
+from lo_framework.absorb.specs import make_regularizer
+from lo_framework.episode import Carry, Draw
 from lo_framework.errors import describe
 from lo_framework.eval.sharpness.metrics import number, numbers
 from lo_framework.eval.sharpness.settings import NO_PROBE, Settings
 from lo_framework.eval.sharpness.surface import sample
 from lo_framework.eval.statistics import Array
-from lo_framework.inner.step import Carry, Draw
-from lo_framework.landscape import FunctionalLandscape
 from lo_framework.layout import Layout
 from lo_framework.protocols import Batch, Buffers, Task
-from lo_framework.regularization import make_regularizer
 from lo_framework.regularizers import vectors
 from lo_framework.regularizers.base import Params, Point, Regularizer, State
 

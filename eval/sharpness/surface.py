@@ -90,7 +90,7 @@ class Surface:
         self._share = 1.0
         on_cpu = self.params.device.type == "cpu"
         slow = on_cpu and any(slot.role == "conv" for slot in layout.slots)
-        self._together = getattr(task, "vmappable", True) and not slow
+        self._together = task.vmappable and not slow
         try:
             self.loss_here, self.gradient_here = self.gradient(self.params)
         except RuntimeError as error:

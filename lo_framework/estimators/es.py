@@ -5,8 +5,10 @@ horizons otherwise. Needs no derivative of anything and constant memory. After a
 members of a pair go on from the positive one's state.
 """
 
-from lo_framework.estimators.perturbed import Perturbed
+from lo_framework.estimators.base import ESTIMATORS
+from lo_framework.estimators.perturbed import Perturbed, PerturbedConfig
 
 
+@ESTIMATORS.register("es", config=PerturbedConfig)
 class ES(Perturbed):
     persistent = False

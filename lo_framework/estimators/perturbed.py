@@ -1,4 +1,4 @@
-"""What ES and PES share: antithetic Gaussian perturbations of theta, one pair a task.
+"""What ES and PES share: antithetic Gaussian perturbations of theta, one pair per task.
 
     ES:   grad = mean_k  eps_k (L(theta + eps_k) - L(theta - eps_k)) / (2 sigma^2)
     PES:  the same with xi_k, the sum of a task's perturbations since its episode began, in place of eps_k
@@ -14,12 +14,13 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
-from lo_framework.estimators.truncation import Truncation, Unroller, UnrollState, map_carry
-from lo_framework.inner.step import Carry, Family
+from lo_framework.estimators.base import MetaGradient
+from lo_framework.estimators.truncation import Truncation, Unroller, UnrollState
+from lo_framework.inner.step import Family
 from lo_framework.learned.base import Theta
-from lo_framework.objectives import AnyObjective
-from lo_framework.protocols import MetaGradient
+from lo_framework.objectives import Objective
 from lo_framework.spec import UserError
 
 
@@ -37,21 +38,18 @@ class PerturbedConfig:
 class Perturbed:
     """Common engine; ``persistent`` is what tells PES from ES."""
 
-    Config: ClassVar[type] = PerturbedConfig
     persistent: ClassVar[bool]
 
     def __init__(
         self,
+        config: PerturbedConfig,
         family: Family,
-        objective: AnyObjective,
+        objective: Objective,
         truncation: Truncation,
         num_tasks: int,
-        config: PerturbedConfig,
     ) -> None:
         self.unroller = Unroller(family, objective, truncation, num_tasks, copies=2)
-        self.step = family.step(
-            held_out=self.unroller.second_batch, pairs=True, needs=objective.needs
-        )
+        self.step = family.step(objective.needs, pairs=True)
         self.config = config
 
     def init_state(self, theta: Theta, generator: torch.Generator) -> UnrollState:
@@ -90,7 +88,7 @@ class Perturbed:
             "nonfinite": float((~carry.alive).float().mean()),
         }
         if not self.persistent:  # both members of the next pair start from the positive one's state
-            carry = _share_first(carry, num)
+            carry = tree_map(lambda x: torch.cat([x[:num], x[:num]]), carry)
         new = replace(unroller.advance(state, carry), extra={"xi": xi} if self.persistent else {})
         return MetaGradient(grad, metrics, plain), new
 
@@ -122,7 +120,3 @@ def unflatten_theta(theta: Theta, flat: Tensor) -> Theta:
         out[name] = flat[offset : offset + x.numel()].reshape(x.shape).to(x)
         offset += x.numel()
     return out
-
-
-def _share_first(carry: Carry, num: int) -> Carry:
-    return map_carry(lambda x: torch.cat([x[:num], x[:num]]), carry)

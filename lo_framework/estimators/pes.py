@@ -6,8 +6,10 @@ all its perturbations since the episode began. Variance grows with the number of
 episode; memory is constant.
 """
 
-from lo_framework.estimators.perturbed import Perturbed
+from lo_framework.estimators.base import ESTIMATORS
+from lo_framework.estimators.perturbed import Perturbed, PerturbedConfig
 
 
+@ESTIMATORS.register("pes", config=PerturbedConfig)
 class PES(Perturbed):
     persistent = True

@@ -12,9 +12,10 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
+from lo_framework.episode import Carry
 from lo_framework.estimators.truncation import UnrollState
-from lo_framework.inner.step import Carry
 
 _CLOCKS = ("t", "horizon", "stop")
 
@@ -23,24 +24,22 @@ def state_to_tensors(state: UnrollState) -> dict[str, Tensor]:
     """Contiguous copies on the CPU; none shares memory with ``state`` or with another, as
     safetensors demands.
     """
-    carry = state.carry
-    tensors = {
-        "params": carry.params,
-        "alive": carry.alive,
+    parts = {
+        **state.carry._asdict(),
+        "extra": state.extra,
         "generator": state.generator.get_state(),
     }
-    tensors |= {name: getattr(state, name) for name in _CLOCKS}
-    for prefix, group in (
-        ("buffers", carry.buffers),
-        ("state", carry.state),
-        ("memory", carry.memory),
-        ("extra", state.extra),
-    ):
-        tensors |= {f"{prefix}.{name}": x for name, x in group.items()}
-    return {
-        name: x.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
-        for name, x in tensors.items()
-    }
+    parts |= {name: getattr(state, name) for name in _CLOCKS}
+    tensors: dict[str, Tensor] = {}
+    for name, part in parts.items():
+        inside = {f"{name}.{key}": x for key, x in part.items()} if isinstance(part, dict) else None
+        tensors |= {name: part} if inside is None else inside
+    return tree_map(_on_host, tensors)
+
+
+def _on_host(x: Tensor) -> Tensor:
+    """A contiguous copy on the CPU."""
+    return x.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
 
 
 def state_from_tensors(
@@ -54,26 +53,17 @@ def state_from_tensors(
     """
 
     def group(prefix: str) -> dict[str, Tensor]:
-        return {
-            name[len(prefix) + 1 :]: copy(name) for name in tensors if name.startswith(prefix + ".")
-        }
+        names = [name for name in tensors if name.startswith(prefix + ".")]
+        return {name[len(prefix) + 1 :]: one(name) for name in names}
 
-    def copy(name: str) -> Tensor:
+    def one(name: str) -> Tensor:
         if name not in tensors:
             raise KeyError(f'the state of an estimator lacks the tensor "{name}"')
-        return tensors[name].to("cpu", copy=True, memory_format=torch.contiguous_format)
+        return _on_host(tensors[name])
 
-    def moved(named: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {name: x.to(device) for name, x in named.items()}
-
-    carry = Carry(
-        copy("params").to(device),
-        moved(group("buffers")),
-        moved(group("state")),
-        copy("alive").to(device),
-        moved(group("memory")),
-    )
+    carry = Carry(one("params"), group("buffers"), group("state"), one("alive"), group("memory"))
     generator = torch.Generator()
-    generator.set_state(copy("generator"))
-    clocks = {name: copy(name) for name in _CLOCKS}
+    generator.set_state(one("generator"))
+    clocks = {name: one(name) for name in _CLOCKS}
+    carry = tree_map(lambda x: x.to(device), carry)
     return UnrollState(carry=carry, generator=generator, extra=group("extra"), **clocks)

@@ -14,23 +14,24 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
+from lo_framework.episode import Carry, tile_theta
+from lo_framework.estimators.base import ESTIMATORS, MetaGradient
 from lo_framework.estimators.truncation import (
     Truncation,
     Unrolled,
     Unroller,
     UnrollState,
     added,
-    map_carry,
 )
-from lo_framework.inner.step import Carry, Family, tile_theta
+from lo_framework.inner.graph import Flat
+from lo_framework.inner.step import Family
 from lo_framework.learned.base import Theta
-from lo_framework.objectives import AnyObjective
-from lo_framework.protocols import MetaGradient
+from lo_framework.objectives import Objective
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,23 +49,19 @@ class TBPTTConfig:
             raise ValueError("segments and clip_task must not be negative")
 
 
+@ESTIMATORS.register("tbptt", config=TBPTTConfig, unrolls=True)
 class TBPTT:
-    Config: ClassVar[type] = TBPTTConfig
-
     def __init__(
         self,
+        config: TBPTTConfig,
         family: Family,
-        objective: AnyObjective,
+        objective: Objective,
         truncation: Truncation,
         num_tasks: int,
-        config: TBPTTConfig,
     ) -> None:
         self.unroller = Unroller(family, objective, truncation, num_tasks)
         self.step = family.step(
-            held_out=self.unroller.second_batch,
-            second_order=config.second_order,
-            differentiable=True,
-            needs=objective.needs,
+            objective.needs, second_order=config.second_order, differentiable=True
         )
         self.config = config
         length = truncation.unroll_length
@@ -85,7 +82,7 @@ class TBPTT:
         grads: list[Theta] = [
             {name: torch.zeros_like(x) for name, x in tiled.items()} for _ in range(sweeps)
         ]
-        cotangents: list[dict[str, Tensor]] = [{} for _ in range(sweeps)]
+        cotangents: list[Flat] = [() for _ in range(sweeps)]
         total = penalty = torch.zeros(self.unroller.num, device=state.carry.params.device)
         terms: dict[str, Tensor] = {}
         last = len(starts) - 1
@@ -136,39 +133,35 @@ class TBPTT:
         carry: Carry,
         state: UnrollState,
         s: int,
-        cotangents: list[dict[str, Tensor]],
-    ) -> tuple[Unrolled, list[tuple[Theta, dict[str, Tensor]]]]:
+        cotangents: list[Flat],
+    ) -> tuple[Unrolled, list[tuple[Theta, tuple[Tensor, ...]]]]:
         """Run segment ``s`` and pull back through it, for each sweep, its score and the next
         segment's cotangents.
         """
-        moving, fixed = _split(carry)
+        leaves, spec = tree_flatten(carry)
+        moving = [x.is_floating_point() for x in leaves]
         theta = {name: x.detach().requires_grad_() for name, x in theta.items()}
         # There is nothing to pull back to before the first segment, but a first step unlike all
         # others would have to be recorded (and compiled) too.
         if s or self.unroller.family.engine != "eager":
-            moving = {name: x.detach().requires_grad_() for name, x in moving.items()}
+            leaves = [x.detach().requires_grad_() if m else x for x, m in zip(leaves, moving)]
+        carry = tree_unflatten(leaves, spec)
         # Plain autograd, not torch.func.vjp: without a level of its own each operation costs less.
         with torch.enable_grad():
             end = self.unroller.run(
-                self.step, theta, _join(moving, fixed), state, self.bounds[s], self.bounds[s + 1]
+                self.step, theta, carry, state, self.bounds[s], self.bounds[s + 1]
             )
-        inputs = [*theta.values(), *(x for x in moving.values() if s)]
+        inputs = [*theta.values(), *(x for x, m in zip(leaves, moving) if m and s)]
+        ends = [x for x in tree_leaves(end.carry) if x.is_floating_point()]
         pulled = []
         for sweep, cotangent in enumerate(cotangents):
             score = end.score if sweep else end.score + end.penalty
-            outputs = [(score, torch.ones_like(score))]
-            outputs += [
-                (x, cotangent[name])
-                for name, x in _split(end.carry)[0].items()
-                if name in cotangent
-            ]
+            outputs = [(score, torch.ones_like(score)), *zip(ends, cotangent)]
             outputs = [(x, seed) for x, seed in outputs if x.requires_grad]
-            found = list(_pull(outputs, inputs, keep=sweep + 1 < len(cotangents)))
-            pulled.append((dict(zip(theta, found)), dict(zip(moving, found[len(theta) :]))))
-        done = Unrolled(
-            map_carry(Tensor.detach, end.carry), end.score.detach(), end.penalty.detach(), end.terms
-        )
-        return done, pulled
+            found = _pull(outputs, inputs, keep=sweep + 1 < len(cotangents))
+            pulled.append((dict(zip(theta, found)), found[len(theta) :]))
+        end = end._replace(score=end.score.detach(), penalty=end.penalty.detach())
+        return end._replace(carry=tree_map(Tensor.detach, end.carry)), pulled
 
 
 def _pull(
@@ -182,25 +175,6 @@ def _pull(
     tensors, seeds = zip(*outputs)
     return torch.autograd.grad(
         tensors, inputs, seeds, allow_unused=True, materialize_grads=True, retain_graph=keep or None
-    )
-
-
-def _split(carry: Carry) -> tuple[dict[str, Tensor], Carry]:
-    """The floating-point part of a carry, by name, and the carry itself for the rest."""
-    moving = {"params": carry.params}
-    moving |= {f"state.{n}": x for n, x in carry.state.items() if x.is_floating_point()}
-    moving |= {f"buffers.{n}": x for n, x in carry.buffers.items() if x.is_floating_point()}
-    moving |= {f"memory.{n}": x for n, x in carry.memory.items() if x.is_floating_point()}
-    return moving, carry
-
-
-def _join(moving: dict[str, Tensor], carry: Carry) -> Carry:
-    return Carry(
-        moving["params"],
-        {n: moving.get(f"buffers.{n}", x) for n, x in carry.buffers.items()},
-        {n: moving.get(f"state.{n}", x) for n, x in carry.state.items()},
-        carry.alive,
-        {n: moving.get(f"memory.{n}", x) for n, x in carry.memory.items()},
     )
 
 

@@ -13,16 +13,17 @@ no device is ever waited for.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
-from lo_framework.inner.step import Carry, Draw, Family, Step
+from lo_framework.episode import Carry, Draw, Need, canonical
+from lo_framework.inner.step import Family, Step
 from lo_framework.learned.base import Theta
-from lo_framework.objectives import AnyObjective
+from lo_framework.objectives import Objective
 from lo_framework.protocols import Batch, Task
 from lo_framework.spec import UserError
 
@@ -79,7 +80,7 @@ class Unroller:
     def __init__(
         self,
         family: Family,
-        objective: AnyObjective,
+        objective: Objective,
         truncation: Truncation,
         num: int,
         copies: int = 1,
@@ -99,7 +100,8 @@ class Unroller:
         training data.
         """
         absorption = self.family.absorption
-        return self.objective.held_out or (absorption is not None and absorption.independent)
+        independent = absorption is not None and absorption.independent
+        return independent or Need.HELD in self.objective.needs
 
     @property
     def alpha(self) -> float:
@@ -107,7 +109,7 @@ class Unroller:
         return self.family.absorption.alpha if self.family.absorption is not None else 0.0
 
     def init(self, generator: torch.Generator) -> UnrollState:
-        carry = self._repeat_carry(self.family.start(generator, self.num))
+        carry = self._repeat(self.family.start(generator, self.num))
         horizon = torch.tensor([self.truncation.horizon(generator) for _ in range(self.num)])
         share = torch.rand(self.num, generator=generator)
         stop, length = (horizon * share).long().clamp_min(1), self.truncation.unroll_length
@@ -134,7 +136,7 @@ class Unroller:
         where = torch.cat([rows + copy * self.num for copy in range(self.copies)]).to(
             state.carry.params.device
         )
-        carry = map_carry(
+        carry = tree_map(
             lambda old, new: old.index_copy(0, where, torch.cat([new] * self.copies)),
             state.carry,
             fresh,
@@ -147,29 +149,22 @@ class Unroller:
         """
         task, generator = self.task, state.generator
         train = task.batch("train", generator, (self.num,))
-        split = "valid" if self.objective.held_out else "train"
+        split = "valid" if Need.HELD in self.objective.needs else "train"
         held: Batch = task.batch(split, generator, (self.num,)) if self.second_batch else ()
-        third = "gradient" in self.objective.needs or "gen_gap" in self.objective.needs
+        third = Need.SECOND in self.objective.needs
         second: Batch = task.batch("train", generator, (self.num,)) if third else ()
         noise = torch.randint(2**62, (self.num,), generator=generator)
         now = state.t + i
         progress = (now / state.horizon).clamp_max(1.0).float()
         live = (now < state.stop).float()
-        weight = None
+        weight: tuple[Tensor, ...] = ()
         if self.family.absorption is not None:
-            weight = live * self.family.absorption.weights(now, state.horizon)
-            weight = (
-                self._repeat(weight.to(task.device)) if bool(weight.any()) else None
-            )  # nobody's turn: no cost
-        draw = Draw(
-            self._repeat_batch(train),
-            self._repeat_batch(held),
-            self._repeat(noise.to(task.device)),
-            self._repeat(progress.to(task.device)),
-            weight,
-            self._repeat_batch(second),
-        )
-        return draw, self._repeat(live.to(task.device))
+            weights = live * self.family.absorption.weights(now, state.horizon)
+            if bool(weights.any()):  # else no task has a penalty at this step, and none is computed
+                weight = (weights.to(task.device),)
+        noise, progress, live = (x.to(task.device) for x in (noise, progress, live))
+        draw = Draw(train, held, noise, progress, weight, second)
+        return self._repeat((draw, live))
 
     def run(
         self, step: Step, theta: Theta, carry: Carry, state: UnrollState, begin: int, end: int
@@ -226,35 +221,13 @@ class Unroller:
         stop = torch.where(dead, t, state.stop)
         return replace(state, carry=canonical(carry), t=t, stop=stop)
 
-    def _repeat(self, x: Tensor) -> Tensor:
-        return x if self.copies == 1 else torch.cat([x] * self.copies)
-
-    def _repeat_batch(self, batch: Batch) -> Batch:
-        return tuple(self._repeat(x) for x in batch)
-
-    def _repeat_carry(self, carry: Carry) -> Carry:
-        return map_carry(self._repeat, carry)
+    def _repeat(self, tree: Any) -> Any:
+        """Every tensor of ``tree`` as often as there are antithetic copies."""
+        if self.copies == 1:
+            return tree
+        return tree_map(lambda x: torch.cat([x] * self.copies), tree)
 
 
 def added(sums: dict[str, Tensor], more: dict[str, Tensor]) -> dict[str, Tensor]:
     """Sums by name; empty ``sums`` are zeros."""
     return {name: sums[name] + x if sums else x for name, x in more.items()}
-
-
-def map_carry(f: Callable[..., Tensor], *carries: Carry) -> Carry:
-    """``f`` of the tensors of the same name in all ``carries``."""
-    first = carries[0]
-    return Carry(
-        f(*(c.params for c in carries)),
-        {name: f(*(c.buffers[name] for c in carries)) for name in first.buffers},
-        {name: f(*(c.state[name] for c in carries)) for name in first.state},
-        f(*(c.alive for c in carries)),
-        {name: f(*(c.memory[name] for c in carries)) for name in first.memory},
-    )
-
-
-def canonical(carry: Carry) -> Carry:
-    """A detached contiguous clone. Every truncation passes its state through here, saved or not: a
-    strided tensor and its reloaded contiguous copy would sum to different bits.
-    """
-    return map_carry(lambda x: x.detach().clone(memory_format=torch.contiguous_format), carry)

@@ -10,60 +10,36 @@ is kept.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
-from lo_framework.layout import Layout
-from lo_framework.learned.base import State
+from lo_framework.episode import After, Draw, Need, Place
+from lo_framework.flat_task import FlatTask
 from lo_framework.objectives.terms import cosine
-from lo_framework.protocols import Batch
-
-LossesOf = Callable[[Tensor, State, Batch, Tensor], tuple[Tensor, State]]
-
-
-class After(NamedTuple):
-    """Zeros where nothing was asked for. A task that diverged has infinite losses and squares."""
-
-    before: Tensor  # [K] held-out loss before the update, on the batch of that after it; a constant
-    second: Tensor  # [K] training loss after the update, on a second batch
-    squares: Tensor  # [K, S] mean square of its gradient, by tensor
-    # [K, S] between it and the gradient that the optimizer saw; 0 where one of them is zero
-    cosines: Tensor
 
 
 def look(
-    needs: tuple[str, ...],
-    layout: Layout,
-    losses_of: LossesOf,
-    start: Tensor,
-    end: Tensor,
-    buffers: State,
-    held: Batch,
-    second: Batch,
-    noise: Tensor,
-    seen: Tensor,
-    alive: Tensor,
+    needs: Need, flat: FlatTask, start: Tensor, end: Place, draw: Draw, seen: Tensor, alive: Tensor
 ) -> After:
-    """From parameters ``start``, ``end`` ``[K, N]`` and the gradient ``seen [K, N]`` that led from
-    one to the other.
+    """The step from parameters ``start [K, N]`` to ``end`` (on held-out data), by the gradient
+    ``seen [K, N]``.
 
     Both sides of the step have the buffers that it left and the same dropout: they differ by
     parameters alone.
     """
     before = loss = torch.zeros_like(start[:, 0]).detach()
-    squares = cosines = start.new_zeros(len(start), layout.num)
-    if "loss_decrease" in needs:
+    squares = cosines = start.new_zeros(len(start), flat.layout.num)
+    if Need.BEFORE in needs:
         with torch.no_grad():
-            before, _ = losses_of(start, buffers, held, noise)
-    if "gradient" in needs:
-        loss, grads = _gradient(losses_of, end, buffers, second, noise)
-        squares = layout.mean(grads * grads)
-        cosines = cosine(layout.mean(seen * grads), layout.mean(seen * seen), squares)
-    elif "gen_gap" in needs:
-        loss, _ = losses_of(end, buffers, second, noise)
+            before, _ = flat.losses(end._replace(params=start.detach()))
+    again = end._replace(batch=draw.second)
+    if Need.SLOPE in needs:
+        loss, grads, _ = flat.gradients(again, through=True)
+        mean = flat.layout.mean
+        squares = mean(grads * grads)
+        cosines = cosine(mean(seen * grads), mean(seen * seen), squares)
+    elif Need.SECOND in needs:
+        loss, _ = flat.losses(again)
     rows = alive[:, None]
     return After(
         torch.where(alive, before, torch.inf),
@@ -71,23 +47,3 @@ def look(
         torch.where(rows, squares, torch.inf),
         torch.where(rows, cosines, -1.0),
     )
-
-
-def _gradient(
-    losses_of: LossesOf, at: Tensor, buffers: State, batch: Batch, noise: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Losses ``[K]`` and gradients ``[K, N]``, with a graph where one is kept.
-
-    No row's loss depends on another row's parameters: one backward pass from all of them gives each
-    its own gradient.
-    """
-    through = at.requires_grad and torch.is_grad_enabled()
-    with torch.enable_grad():
-        at = at if through else at.detach().requires_grad_()
-        loss, _ = losses_of(at, buffers, batch, noise)
-        grads = torch.zeros_like(at)
-        if loss.requires_grad:
-            (grads,) = torch.autograd.grad(
-                loss, at, torch.ones_like(loss), create_graph=through, materialize_grads=True
-            )
-    return (loss, grads) if through else (loss.detach(), grads.detach())

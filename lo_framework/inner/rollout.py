@@ -12,9 +12,11 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
-from lo_framework.inner.batching import over_tasks
-from lo_framework.inner.step import Carry, Draw, Family
+from lo_framework.episode import Carry, Draw, Need
+from lo_framework.flat_task import over_tasks
+from lo_framework.inner.step import Family
 from lo_framework.learned.base import LearnedOptimizer, Theta
 from lo_framework.protocols import Batch, Task
 
@@ -77,21 +79,15 @@ def rollout(
                 held_out,
             )
             carry, train, held = _episodes(*arguments, on_step, on_carry)
-            parts.append((carry, train, held, final_metrics(family, carry, splits)))
+            final = final_metrics(family, carry, splits)
+            parts.append(Rollout(train, held, final, carry.alive, carry.params, carry.buffers))
     shape = (len(thetas), len(seeds))
 
-    def joined(pick: Callable[[tuple], Tensor]) -> Tensor:
-        x = torch.cat([pick(p) for p in parts])
+    def joined(*chunks: Tensor) -> Tensor:
+        x = torch.cat(chunks)
         return x.reshape(*shape, *x.shape[1:])
 
-    return Rollout(
-        train=joined(lambda p: p[1]),
-        held=joined(lambda p: p[2]),
-        final={name: joined(lambda p, name=name: p[3][name]) for name in parts[0][3]},  # type: ignore[misc]
-        alive=joined(lambda p: p[0].alive),
-        params=joined(lambda p: p[0].params),
-        buffers={n: joined(lambda p, n=n: p[0].buffers[n]) for n in parts[0][0].buffers},  # type: ignore[misc]
-    )
+    return tree_map(joined, *parts)
 
 
 def _episodes(
@@ -112,7 +108,7 @@ def _episodes(
     carry = family.start_from([inits[s] for s in seeds])
     train_streams = [seeded(s, _TRAIN) for s in unique]
     held_streams = [seeded(s, _HELD) for s in unique]
-    step = family.step(held_out=held_out)
+    step = family.step(Need.HELD if held_out else Need(0))
     train, held = [], []
     if on_carry is not None:
         on_carry(0, carry, None)

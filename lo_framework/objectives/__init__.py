@@ -1,4 +1,4 @@
-"""What an unroll is scored by: a term for each inner step, comparable across tasks.
+"""The score of an unroll: one or more terms for each inner step, comparable across tasks.
 
 ``valid`` (default) scores the held-out loss after each update, so that a learned optimizer that
 memorises gains nothing by it; ``train`` the minibatch loss before each update. ``train=W`` mixes W
@@ -7,47 +7,53 @@ an episode the loss is small, and only its logarithm still tells a good schedule
 (`levels`).
 
 ``gradient``, ``loss_decrease``, ``gen_gap`` and all three ``combined`` score what each update does
-(`steps`), as MetaAdamW's meta-objectives; how the three are weighted is the business of
-`weighting`.
+(`steps`), as MetaAdamW's meta-objectives. Any of these and of one's own (`base`) are joined by
+``+``; how several terms are weighted is the business of `weighting`.
 """
 
 from __future__ import annotations
 
-from lo_framework.objectives.levels import LOG_FLOOR, Objective, ObjectiveConfig
-from lo_framework.objectives.steps import CONFIGS, StepObjective, make_step_objective
-from lo_framework.spec import UserError, build_config, nearest, parse_spec
+import re
+from collections.abc import Mapping
 
-AnyObjective = Objective | StepObjective
-OBJECTIVES = ("valid", "train", *CONFIGS)
+from lo_framework.objectives.base import OBJECTIVES, Objective, Term
+from lo_framework.objectives.levels import LOG_FLOOR
+from lo_framework.objectives.steps import combined
+from lo_framework.objectives.weighting import WEIGHTINGS, Weighting, make_weighting
+from lo_framework.spec import UserError, build_config, parse_spec
+
+# A plus sign that begins a name; that of a number, as in 1e+3, is followed by a digit.
+_JOINT = re.compile(r"\+(?=\s*[A-Za-z_])")
 
 
-def make_objective(spec: str) -> AnyObjective:
+def make_objective(spec: str) -> Objective:
     """``valid``, ``train``, ``valid:train=0.5,log=0.1``, ``gradient:direction=1``, ``combined``,
-    ...
+    ``valid+gen_gap``, ...
 
     Raises:
-        UserError: an unknown name or option, an impossible value; the line names the nearest known
-            one.
+        UserError: an unknown name or option, an impossible value, a term twice; the line names the
+            nearest known one.
     """
-    name, options = parse_spec(spec)
-    if name not in OBJECTIVES:
-        raise UserError(
-            f"unknown objective {name!r}{nearest(name, OBJECTIVES)}; there are {', '.join(OBJECTIVES)}"
-        )
-    owner = f"objective {name}"
-    if name in CONFIGS:
-        return make_step_objective(name, build_config(CONFIGS[name], options, owner=owner))
-    if name == "train":
-        options = {"train": "1", **options}
-    return Objective(name=name, config=build_config(ObjectiveConfig, options, owner=owner))
+    terms: dict[str, Term] = {}
+    for piece in _JOINT.split(spec):
+        name, options = parse_spec(piece)
+        entry = OBJECTIVES.find(name)
+        built = entry.build(build_config(entry.config, options, f"objective {name}"))
+        for each, term in built.items() if isinstance(built, Mapping) else [(name, built)]:
+            if each in terms:
+                raise UserError(f'objective "{spec}": the term {each} is there twice')
+            terms[each] = term
+    return Objective(terms)
 
 
 __all__ = [
     "LOG_FLOOR",
     "OBJECTIVES",
-    "AnyObjective",
+    "WEIGHTINGS",
     "Objective",
-    "ObjectiveConfig",
-    "StepObjective",
+    "Term",
+    "Weighting",
+    "combined",
     "make_objective",
+    "make_weighting",
 ]

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from lo_framework.episode import Losses, Need
+from lo_framework.objectives.base import OBJECTIVES, Term
 from lo_framework.protocols import Task
-
-if TYPE_CHECKING:  # the inner step uses the terms of this package
-    from lo_framework.inner.step import Losses
 
 LOG_FLOOR = 1e-3  # a normalised loss below this is as good as zero
 
 
 @dataclass(frozen=True, kw_only=True)
-class ObjectiveConfig:
+class ValidConfig:
     """``train``: weight of the training loss in [0, 1]; ``log``: weight of the log-loss term (at
     least 0).
     """
@@ -31,33 +29,25 @@ class ObjectiveConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Objective:
-    name: str
-    config: ObjectiveConfig
+class TrainConfig(ValidConfig):
+    """As for ``valid``."""
 
-    @property
-    def held_out(self) -> bool:
-        """A held-out batch is drawn, and its loss taken after each update."""
-        return self.config.train < 1
+    train: float = 1.0
 
-    @property
-    def only_held_out(self) -> bool:
-        """No training data enter, so that a radius may be learned on it."""
-        return self.config.train == 0
 
-    @property
-    def needs(self) -> tuple[str, ...]:
-        """The terms for which the inner step has to look at the point after the update."""
-        return ()
+@OBJECTIVES.register("valid", config=ValidConfig)
+@OBJECTIVES.register("train", config=TrainConfig)
+class Level(Term):
+    """Training and held-out loss, mixed."""
 
-    def cost(self, *, unrolled: bool) -> float:
-        """Gradient evaluations of one inner step beside its own gradient; ``unrolled``: a graph is
-        kept (TBPTT).
-        """
-        return float(self.held_out)
+    is_level = True
 
-    def score(self, task: Task, losses: Losses) -> Tensor:
-        """Score ``[K]`` of one step, about 1 at chance level."""
+    def __init__(self, config: ValidConfig) -> None:
+        super().__init__(config)
+        self.needs = Need.HELD if config.train < 1 else Need(0)
+        self.only_held_out = config.train == 0
+
+    def value(self, task: Task, losses: Losses, pairs: bool) -> Tensor:
         terms = [(self.config.train, losses.train), (1 - self.config.train, losses.held)]
         total = torch.zeros_like(losses.train)
         for weight, loss in terms:
@@ -69,13 +59,3 @@ class Objective:
                         value.clamp_min(0) + LOG_FLOOR
                     )
         return total
-
-    def measure(
-        self, task: Task, losses: Losses, pairs: bool = False
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The score ``[K]`` and what else is to be reported of the step, by name ``[K]``, without a
-        graph.
-
-        ``pairs``: the second half of the K tasks are the antithetic twins of the first.
-        """
-        return self.score(task, losses), {}

@@ -19,14 +19,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from lo_framework.objectives.terms import TERMS
-from lo_framework.spec import UserError, build_config, nearest, parse_spec
-
-WEIGHTINGS = ("sum", "fixed", "huw")
+from lo_framework.registry import NoOptions, Registry
+from lo_framework.spec import UserError
 
 
 def huw_total(values: Tensor, s: Tensor, priorities: Tensor) -> Tensor:
@@ -39,10 +39,38 @@ def huw_slope(values: Tensor, s: Tensor, priorities: Tensor) -> Tensor:
     return 0.5 * (priorities - torch.exp(-s) * values)
 
 
-class FixedWeights:
-    """Constant weights."""
+class Weighting:
+    """How the terms of an objective are weighted in the next outer step, by constants.
 
-    learns = False
+    ``dump`` and ``load`` carry what is learned through a kill; a weighting that learns nothing
+    needs `weights` alone.
+    """
+
+    learns: ClassVar[bool] = False
+
+    def weights(self) -> tuple[float, ...]:
+        """One weight per term."""
+        raise NotImplementedError
+
+    def total(self, values: Tensor) -> Tensor:
+        """The weighted sum of the terms ``values [n]``."""
+        return sum(w * v for w, v in zip(self.weights(), values.unbind(), strict=True))  # type: ignore[return-value]
+
+    def learn(self, values: Tensor, lr: float | None = None) -> None:
+        """Learn from the terms ``values [n]`` of the outer step that is over."""
+
+    def dump(self) -> dict[str, Tensor]:
+        return {}
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Go on from what :meth:`dump` gave."""
+
+
+WEIGHTINGS: Registry[Weighting] = Registry("weighting")
+
+
+class FixedWeights(Weighting):
+    """Constant weights."""
 
     def __init__(self, weights: Sequence[float] = (1.0,) * len(TERMS)) -> None:
         self._weights = tuple(float(w) for w in weights)
@@ -50,21 +78,8 @@ class FixedWeights:
     def weights(self) -> tuple[float, ...]:
         return self._weights
 
-    def total(self, values: Tensor) -> Tensor:
-        """The weighted sum of the terms ``values [n]``."""
-        return sum(w * v for w, v in zip(self._weights, values.unbind(), strict=True))  # type: ignore[return-value]
 
-    def learn(self, values: Tensor, lr: float | None = None) -> None:
-        """Nothing to learn."""
-
-    def dump(self) -> dict[str, Tensor]:
-        return {}
-
-    def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Nothing to load."""
-
-
-class HUW:
+class HUW(Weighting):
     """Homoscedastic uncertainty weighting: ``s [n]`` starts at 0, which is a weight of 1/2 each.
 
     ``lr``: of :meth:`learn` where that is given none.
@@ -90,8 +105,7 @@ class HUW:
 
     def total(self, values: Tensor) -> Tensor:
         """The weighted sum of the terms ``values [n]``, with the constant ``1/2 sum_i p_i s_i``."""
-        weighted = sum(w * v for w, v in zip(self.weights(), values.unbind(), strict=True))
-        return weighted + 0.5 * float((self.priorities * self.s).sum())  # type: ignore[return-value]
+        return super().total(values) + 0.5 * float((self.priorities * self.s).sum())
 
     def slope(self, values: Tensor) -> Tensor:
         """The step's direction uphill, ``[n]``, at the terms ``values [n]``; 0 for a term that is
@@ -112,28 +126,23 @@ class HUW:
         return {"s": self.s.clone()}
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Go on from what :meth:`dump` gave."""
         s = tensors["s"]
         if s.shape != self.s.shape:
             raise ValueError(f"s has shape {tuple(s.shape)}, not {tuple(self.s.shape)}")
         self.s = s.detach().to("cpu", torch.float64, copy=True)
 
 
-Weighting = FixedWeights | HUW
-
-
 @dataclass(frozen=True, kw_only=True)
 class FixedConfig:
-    """``weights``: one a term, as ``1x0.3x0.3``."""
+    """``weights``: one per term, as ``1x0.3x0.3`` (default: all 1)."""
 
-    weights: tuple[float, ...] = (1.0,) * len(TERMS)
+    weights: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        wanted = f"weights must be {len(TERMS)} numbers, for {', '.join(TERMS)}"
-        if len(self.weights) != len(TERMS):
-            raise ValueError(f"{wanted}, not {len(self.weights)}")
-        if not all(0 <= w < math.inf for w in self.weights) or not any(self.weights):
-            raise ValueError(f"{wanted}: finite, not negative and not all 0")
+        if not all(0 <= w < math.inf for w in self.weights) or (
+            self.weights and not any(self.weights)
+        ):
+            raise ValueError("weights must be finite, not negative and not all 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,58 +159,62 @@ class HUWConfig:
             raise ValueError(f"bound must be in (0, 20] or none, not {self.bound:g}")
 
 
-@dataclass(frozen=True, kw_only=True)
-class SumConfig:
-    """Every term has weight 1; there is nothing to set."""
+@WEIGHTINGS.register("sum")
+def _sum(config: NoOptions, terms: Sequence[str], priorities: Sequence[float]) -> Weighting:
+    return FixedWeights((1.0,) * len(terms))
 
 
-def make_weighting(spec: str, priorities: Sequence[float] | None = None) -> Weighting:
-    """``sum``, ``fixed:weights=1x0.3x0.3`` or ``huw:lr=0.05,bound=3``; ``priorities`` (default all
-    1) are HUW's.
+@WEIGHTINGS.register("fixed", config=FixedConfig)
+def _fixed(config: FixedConfig, terms: Sequence[str], priorities: Sequence[float]) -> Weighting:
+    weights = config.weights or (1.0,) * len(terms)
+    if len(weights) != len(terms):
+        raise UserError(
+            f"weights must be {len(terms)} numbers, for {', '.join(terms)}, not {len(weights)}"
+        )
+    return FixedWeights(weights)
+
+
+@WEIGHTINGS.register("huw", config=HUWConfig, priorities=True)
+def _huw(config: HUWConfig, terms: Sequence[str], priorities: Sequence[float]) -> Weighting:
+    return HUW(priorities, config.bound, config.lr)
+
+
+def make_weighting(
+    spec: str, priorities: Sequence[float] | None = None, terms: Sequence[str] = TERMS
+) -> Weighting:
+    """``sum``, ``fixed:weights=1x0.3x0.3`` or ``huw:lr=0.05,bound=3`` of ``terms``; ``priorities``
+    (default all 1) are for a weighting that was registered with ``priorities=True``.
 
     Raises:
         UserError: an unknown name or option, a wrong number of weights or priorities, an impossible
             value.
     """
-    name, options = parse_spec(str(spec))
-    if name not in WEIGHTINGS:
+    entry, config = WEIGHTINGS.parse(str(spec))
+    if priorities is not None and not entry.facts.get("priorities"):
+        takers = [name for name, each in WEIGHTINGS.items() if each.facts.get("priorities")]
         raise UserError(
-            f"unknown weighting {name!r}{nearest(name, WEIGHTINGS)}; there are {', '.join(WEIGHTINGS)}"
+            f"priorities are for the weighting {' or '.join(takers)}, as in --weighting {takers[0]}, "
+            f"not for {entry.name!r}"
         )
-    owner = f"weighting {name}"
-    if name == "huw":
-        config = build_config(HUWConfig, options, owner=owner)
-        return HUW(
-            _checked((1.0,) * len(TERMS) if priorities is None else priorities),
-            config.bound,
-            config.lr,
-        )
-    if priorities is not None:
-        raise UserError(f"priorities are for the weighting huw, not for {name!r}")
-    if name == "sum":
-        build_config(SumConfig, options, owner=owner)
-        return FixedWeights()
-    return FixedWeights(build_config(FixedConfig, options, owner=owner).weights)
+    given = (1.0,) * len(terms) if priorities is None else _checked(priorities, terms)
+    return entry.build(config, terms, given)
 
 
-def parse_priorities(text: str) -> tuple[float, ...]:
-    """``"2,5,1"`` to numbers, one for each of :data:`~lo_framework.objectives.terms.TERMS`; raises
-    UserError.
-    """
+def parse_priorities(text: str, terms: Sequence[str] = TERMS) -> tuple[float, ...]:
+    """``"2,5,1"`` to numbers, one for each of ``terms``; raises UserError."""
     try:
-        return _checked([float(piece) for piece in text.split(",")])
-    except UserError:
-        raise
+        priorities = [float(piece) for piece in text.split(",")]
     except ValueError:
         raise UserError(
-            f"priorities {text!r}: expected numbers, as 2,5,1, for {', '.join(TERMS)}"
+            f"priorities {text!r}: expected numbers, as 2,5,1, for {', '.join(terms)}"
         ) from None
+    return _checked(priorities, terms)
 
 
-def _checked(priorities: Sequence[float]) -> tuple[float, ...]:
-    if len(priorities) != len(TERMS):
+def _checked(priorities: Sequence[float], terms: Sequence[str]) -> tuple[float, ...]:
+    if len(priorities) != len(terms):
         raise UserError(
-            f"there must be {len(TERMS)} priorities, for {', '.join(TERMS)}, not {len(priorities)}"
+            f"there must be {len(terms)} priorities, for {', '.join(terms)}, not {len(priorities)}"
         )
     for p in priorities:
         if not 0 < p < math.inf:

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from lo_framework.inner.step import Draw, Family, tile_theta
+from lo_framework.episode import Draw, tile_theta
+from lo_framework.inner.step import Family
 from lo_framework.optim import Learned
 from lo_framework.optim.learned import host, store
 from lo_framework.optimizees import make_tasks

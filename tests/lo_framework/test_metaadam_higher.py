@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from lo_framework.inner.higher_adamw import import_higher, register_adamw
+from lo_framework.estimators.higher_adamw import import_higher, register_adamw
 from tests.lo_framework import metaadam_math_tools as tools
 from tests.lo_framework.metaadam_slow_meta import Meta
 

@@ -39,7 +39,7 @@ def curves(tmp_path: Path) -> None:
 
 
 def higher(tmp_path: Path) -> None:
-    from lo_framework.inner.higher_adamw import import_higher
+    from lo_framework.estimators.higher_adamw import import_higher
 
     import_higher()
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from lo_framework.absorption import decompose
+from lo_framework.absorb.absorption import decompose
 from lo_framework.checkpoint import load_optimizer
 from lo_framework.meta_train.config import RadiusConfig
 from lo_framework.meta_train.host import ShardHost, WorkerSetup

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch
 
+from lo_framework.absorb.specs import make_regularizer
 from lo_framework.plugin import load_plugin
-from lo_framework.regularization import make_regularizer
 from lo_framework.regularizers import REGULARIZERS, Regularizer
 from tests.regularizers.reg_tools import (
     assert_close,

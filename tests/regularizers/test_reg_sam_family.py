@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lo_framework.regularization import make_regularizer
+from lo_framework.absorb.specs import make_regularizer
 from lo_framework.regularizers import GSAM, SAM, GSAMConfig, SAMConfig
 from tests.regularizers.reg_tools import (
     Vectors,

@@ -2,7 +2,7 @@
 test_absorption.
 
 The plain unroll gives ``params_t`` as functions of theta. The reference takes R from the formulas
-(SAM, GAM) at every ``params_t``; nothing of `lo_framework.absorption` but its configuration is used
+(SAM, GAM) at every ``params_t``; nothing of `lo_framework.absorb.absorption` but its configuration is used
 in it.
 """
 
@@ -14,10 +14,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lo_framework.absorption import make_absorption
+from lo_framework.absorb.absorption import make_absorption
+from lo_framework.episode import Carry, Draw, tile_theta
 from lo_framework.estimators import Truncation, make_estimator
 from lo_framework.estimators.truncation import UnrollState
-from lo_framework.inner.step import Carry, Draw, Family, tile_theta
+from lo_framework.inner.step import Family
 from lo_framework.learned.base import Theta
 from lo_framework.objectives import make_objective
 from tests.lo_framework.small_tasks import (
@@ -76,13 +77,13 @@ def trajectory(estimator: Any, theta: Theta, state: UnrollState) -> list[Moment]
     state, unroller = copied(state), estimator.unroller
     state, _ = unroller.restart_finished(state)
     plain = Family(unroller.task, LEARNED).step(
-        held_out=unroller.second_batch, second_order=True, differentiable=True
+        unroller.objective.needs, second_order=True, differentiable=True
     )
     carry, moments = state.carry, []
     for i in range(unroller.truncation.unroll_length):
         draw, live = unroller.draw(state, i)
         after, losses = plain(
-            tile_theta(theta, unroller.num), carry._replace(memory={}), draw._replace(weight=None)
+            tile_theta(theta, unroller.num), carry._replace(memory={}), draw._replace(weight=())
         )
         score = unroller.objective.score(unroller.task, losses)
         moments.append(Moment(carry, after, draw, live, score, state.t + i, state.horizon))

@@ -8,8 +8,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lo_framework.estimators.truncation import Truncation, Unroller, UnrollState, canonical
-from lo_framework.inner.step import Family, tile_theta
+from lo_framework.episode import Need, canonical, tile_theta
+from lo_framework.estimators.truncation import Truncation, Unroller, UnrollState
+from lo_framework.inner.step import Family
 from lo_framework.objectives import make_objective
 from lo_framework.spec import UserError
 from tests.lo_framework.small_tasks import PlainSGD, PlainSGDConfig, TinyNet, copied, doubled
@@ -27,7 +28,7 @@ def step_on(u: Unroller, state: UnrollState) -> UnrollState:
     theta = tile_theta(u.family.learned.theta(), u.num * u.copies)
     with torch.no_grad():
         carry, *_ = u.run(
-            u.family.step(held_out=True), theta, state.carry, state, 0, u.truncation.unroll_length
+            u.family.step(Need.HELD), theta, state.carry, state, 0, u.truncation.unroll_length
         )
     return u.advance(state, carry)
 
@@ -93,7 +94,7 @@ def test_masks_and_progress() -> None:
     torch.testing.assert_close(
         progress, torch.tensor([[4 / 6, 5 / 6, 1, 1], [0, 1 / 8, 2 / 8, 3 / 8]])
     )
-    step = u.family.step(held_out=True)
+    step = u.family.step(Need.HELD)
     theta = tile_theta(u.family.learned.theta(), 2)
     carry, total, *_ = u.run(step, theta, state.carry, copied(state), 0, 4)
     by_hand, again = torch.zeros(2, dtype=torch.float64), copied(state)

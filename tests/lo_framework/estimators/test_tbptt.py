@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 from torch.func import functional_call, grad_and_value
 
+from lo_framework.episode import Losses, tile_theta
 from lo_framework.estimators import Truncation, make_estimator
 from lo_framework.estimators.tbptt import TBPTT, combine
 from lo_framework.estimators.truncation import UnrollState
-from lo_framework.inner.step import Family, Losses, tile_theta
+from lo_framework.inner.step import Family
 from lo_framework.learned.base import Theta
 from lo_framework.objectives import Objective, make_objective
 from lo_framework.protocols import Batch, Buffers
@@ -238,7 +239,7 @@ def rows_apart(estimator: Any, theta: Theta, state: UnrollState) -> list[Any]:
     draws = [unroller.draw(held, i) for i in range(length)]
     results = []
     for k in range(unroller.num):
-        alone = TBPTT(unroller.family, unroller.objective, unroller.truncation, 1, estimator.config)
+        alone = TBPTT(estimator.config, unroller.family, unroller.objective, unroller.truncation, 1)
         rows = [(draw_row(draw, k), live[k : k + 1]) for draw, live in draws]
         alone.unroller.draw = lambda state, i, rows=rows: rows[i]  # type: ignore[method-assign]
         part = {n: getattr(state, n)[k : k + 1].clone() for n in ("t", "horizon", "stop")}

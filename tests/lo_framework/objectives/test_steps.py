@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 from torch.func import functional_call, grad, grad_and_value
 
-from lo_framework.absorption import make_absorption
+from lo_framework.absorb.absorption import make_absorption
+from lo_framework.episode import After, Losses
 from lo_framework.estimators import make_estimator
 from lo_framework.estimators.truncation import Unroller, UnrollState
-from lo_framework.inner.after import After
-from lo_framework.inner.step import Family, Losses
+from lo_framework.inner.step import Family
 from lo_framework.learned.base import Theta
-from lo_framework.objectives import StepObjective, make_objective
+from lo_framework.objectives import Objective, make_objective
 from lo_framework.optimizees.task import soft_cap
 from lo_framework.protocols import Batch
 from lo_framework.spec import UserError
@@ -45,10 +45,9 @@ KINDS = {
 WEIGHTS = (0.7, 1.3, 0.4)
 
 
-def objective_of(spec: str) -> StepObjective:
+def objective_of(spec: str) -> Objective:
     objective = make_objective(spec)
-    assert isinstance(objective, StepObjective)
-    return objective.weighted(WEIGHTS) if objective.name == "combined" else objective
+    return objective.weighted(WEIGHTS) if len(objective.terms) == 3 else objective
 
 
 def begun(
@@ -79,7 +78,7 @@ class Reference:
         held = copied(state)
         self.draws = [self.unroller.draw(held, i) for i in range(LENGTH)]
         self.records: dict[Any, Tensor] = {}
-        self.terms = dict.fromkeys(self.unroller.objective.needs, 0.0)
+        self.terms = dict.fromkeys(self.unroller.objective.terms, 0.0)
         self(theta)
         self.measured = {
             name: value / float(sum(w.sum() for _, w in self.draws))
@@ -111,12 +110,12 @@ class Reference:
                 family.learned, theta, (family.layout, params, g1, inner, seen, draw.progress[k])
             )
             found = {}
-            if "gradient" in objective.needs:
+            if "gradient" in objective.terms:
                 found["gradient"] = self.alignment(g1, grad(loss)(new, draw.second))
-            if "loss_decrease" in objective.needs:
+            if "loss_decrease" in objective.terms:
                 before = self.constant(TASK.normalize(loss(params, draw.held)), "before", k, t)
                 found["loss_decrease"] = soft_cap(TASK.normalize(loss(new, draw.held)) / before)
-            if "gen_gap" in objective.needs:
+            if "gen_gap" in objective.terms:
                 valid = self.constant(TASK.normalize(loss(new, draw.held)), "valid", k, t)
                 found["gen_gap"] = soft_cap((TASK.normalize(loss(new, draw.second)) - valid).abs())
             for weight, (name, value) in zip(objective.weights, found.items(), strict=True):
@@ -235,7 +234,7 @@ def test_an_ill_task_scores_worst_and_leaves_the_others_alone(name: str, spec: s
     assert all(torch.isfinite(g).all() for g in found.grad.values()) and any(
         g.any() for g in found.grad.values()
     )
-    for term in estimator.unroller.objective.needs:
+    for term in estimator.unroller.objective.terms:
         assert found.metrics[f"term_{term}"] > 1.5 + healthy.metrics[f"term_{term}"]
     assert after.carry.alive.tolist() == [True, False] * copies
 
@@ -260,9 +259,9 @@ def test_published_forms_go_negative() -> None:
     one, half = torch.ones(1), torch.full((1,), 0.35)
     after = After(one * 0.7, half, torch.zeros(1, 2), torch.ones(1, 2))
     losses = Losses(one, half, torch.zeros(1), after)
-    published = objective_of("combined:published=true").terms(TASK, losses)
+    published = objective_of("combined:published=true").values(TASK, losses)
     assert [float(x) for x in published.values()] == pytest.approx([-0.5, -0.5, 0.0])
-    corrected = objective_of("combined").terms(TASK, losses)
+    corrected = objective_of("combined").values(TASK, losses)
     assert [float(x) for x in corrected.values()] == pytest.approx([0.0, 0.5, 0.0])
 
 
@@ -301,7 +300,7 @@ def test_an_absorbed_regularizer_is_added_on_top(name: str, engine: str) -> None
     terms = sum(
         w * with_penalty[f"term_{n}"]
         for w, n in zip(
-            estimator.unroller.objective.weights, estimator.unroller.objective.needs, strict=True
+            estimator.unroller.objective.weights, estimator.unroller.objective.terms, strict=True
         )
     )
     assert with_penalty["penalty"] > 0

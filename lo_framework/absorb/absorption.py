@@ -19,21 +19,22 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.func import vmap
 
-from lo_framework.inner.batching import over_tasks
-from lo_framework.landscape import FunctionalLandscape
+from lo_framework.absorb.landscape import FunctionalLandscape
+from lo_framework.absorb.specs import make_regularizer
+from lo_framework.episode import Place
+from lo_framework.flat_task import FlatTask, is_transformed, over_tasks
 from lo_framework.learned.base import State, Theta
 from lo_framework.protocols import Batch, Task
-from lo_framework.regularization import make_regularizer
 from lo_framework.regularizers.base import Point, Regularizer
 from lo_framework.spec import UserError, build_config, parse_spec
 
-LossOf = Callable[[Tensor, State, Batch, Tensor], tuple[Tensor, State]]
+Known = tuple[Tensor, Tensor] | tuple[()]  # loss and gradient at a point, if they are known
 _ARENA = "params"  # a regularizer sees the flat arena of a task as one tensor
 
 
@@ -118,28 +119,19 @@ class Absorption:
         return self.regularizer.init_state({_ARENA: params})
 
     def penalty(
-        self,
-        task: Task,
-        loss_of: LossOf,
-        params: Tensor,
-        buffers: State,
-        batch: Batch,
-        noise: Tensor,
-        here: tuple[Tensor, Tensor] | None,
-        memory: State,
-        pairs: bool,
+        self, flat: FlatTask, place: Place, known: Known, memory: State, pairs: bool
     ) -> tuple[Tensor, State]:
-        """The penalty ``[K]`` at ``params [K, N]`` and the regularizer's new state.
+        """The penalty ``[K]`` at ``place`` and the regularizer's new state.
 
-        ``here``: loss ``[K]`` and gradient ``[K, N]``, if they are known. ``pairs``: the second
+        ``known``: loss ``[K]`` and gradient ``[K, N]`` there, or nothing. ``pairs``: the second
         half of the K tasks are the antithetic twins of the first.
         """
-        if self.config.attached and params.requires_grad and torch.is_grad_enabled():
-            return self._attached(task, loss_of, params, buffers, batch, noise), memory
+        params = place.params
+        tracked = is_transformed() or params.requires_grad and torch.is_grad_enabled()
+        if self.config.attached and tracked:
+            return self._attached(flat, place), memory
         with torch.no_grad():
-            direction, value, memory = self._direction(
-                task, loss_of, params, buffers, batch, noise, here, memory
-            )
+            direction, value, memory = self._direction(flat, place, known, memory)
         if pairs and self.by_field:
             half = len(params) // 2
             rise = 0.5 * (
@@ -151,110 +143,81 @@ class Absorption:
         return value + (moved - moved.detach()), memory
 
     def _direction(
-        self,
-        task: Task,
-        loss_of: LossOf,
-        params: Tensor,
-        buffers: State,
-        batch: Batch,
-        noise: Tensor,
-        here: tuple[Tensor, Tensor] | None,
-        memory: State,
+        self, flat: FlatTask, place: Place, known: Known, memory: State
     ) -> tuple[Tensor, Tensor, State]:
-        """``normalize(R) - normalize(L)``: its field ``[K, N]`` and its value ``[K]`` (0 where R is
-        no scalar).
+        """``normalize(R) - normalize(L)``: its field ``[K, N]``, its value ``[K]`` (0 where R is no
+        scalar) and the regularizer's new state; constants.
         """
-        loss, grad, field, rise, memory = corrected(
-            task,
-            lambda theta: self.regularizer,
-            loss_of,
-            params.detach(),
-            buffers,
-            batch,
-            noise,
-            here,
-            memory,
-            {},
+        place = place._replace(
+            params=place.params.detach(),
+            buffers={name: x.detach() for name, x in place.buffers.items()},
         )
-        risen = loss if rise is None else loss + self.config.strength * rise
-        low, slope_low = _normalized(task, loss)
-        high, slope_high = _normalized(task, risen)
-        direction = (
-            slope_high[:, None] * (grad + self.config.strength * field) - slope_low[:, None] * grad
-        )
+        at = corrected(flat, lambda theta: self.regularizer, place, known, memory, {})
+        strength = self.config.strength
+        risen = at.loss + strength * at.rise[0] if at.rise else at.loss
+        low, slope_low = _normalized(flat.task, at.loss)
+        high, slope_high = _normalized(flat.task, risen)
+        direction = slope_high[:, None] * (at.grad + strength * at.field)
+        direction = direction - slope_low[:, None] * at.grad
         whole = torch.isfinite(direction.sum(-1))  # masked before the product: 0 * inf is not 0
         return (
             torch.where(whole[:, None], direction, 0.0),
             torch.where(whole, high - low, 0.0),
-            memory,
+            at.state,
         )
 
-    def _attached(
-        self,
-        task: Task,
-        loss_of: LossOf,
-        params: Tensor,
-        buffers: State,
-        batch: Batch,
-        noise: Tensor,
-    ) -> Tensor:
-        def both(at: Tensor, buffers: State, batch: Batch, noise: Tensor) -> tuple[Tensor, Tensor]:
-            landscape = _landscape(loss_of, buffers, batch, noise)
-            risen = self.regularizer.value(landscape, {_ARENA: at}, attached=True)
-            return landscape.loss({_ARENA: at}), risen
+    def _attached(self, flat: FlatTask, place: Place) -> Tensor:
+        def both(place: Place) -> tuple[Tensor, Tensor]:
+            landscape, here = _landscape(flat, place), {_ARENA: place.params}
+            return landscape.loss(here), self.regularizer.value(landscape, here, attached=True)
 
-        loss, risen = over_tasks(task, both)(params, buffers, batch, noise)
-        return task.normalize(loss + self.config.strength * (risen - loss)) - task.normalize(loss)
+        loss, risen = over_tasks(flat.task, both)(place)
+        normalize = flat.task.normalize
+        return normalize(loss + self.config.strength * (risen - loss)) - normalize(loss)
+
+
+class Corrected(NamedTuple):
+    """A regularizer's correction in K tasks."""
+
+    loss: Tensor  # [K]
+    grad: Tensor  # [K, N]
+    field: Tensor  # [K, N]
+    rise: tuple[Tensor, ...]  # ([K],), or nothing where R is no scalar
+    state: State
 
 
 def corrected(
-    task: Task,
+    flat: FlatTask,
     regularizer: Callable[[Theta], Regularizer | None],
-    loss_of: LossOf,
-    params: Tensor,
-    buffers: State,
-    batch: Batch,
-    noise: Tensor,
-    here: tuple[Tensor, Tensor] | None,
+    place: Place,
+    known: Known,
     memory: State,
     theta: Theta,
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None, State]:
-    """Loss ``[K]``, gradient, correction ``[K, N]``, rise ``[K]`` (None where R is no scalar) and
-    the new state.
+) -> Corrected:
+    """The correction at ``place``, where loss and gradient may be ``known``.
 
     ``regularizer`` makes it from one task's theta, of which its settings may be a part.
     """
 
-    def one(
-        at: Tensor,
-        buffers: State,
-        batch: Batch,
-        noise: Tensor,
-        known: tuple[Tensor, ...],
-        memory: State,
-        theta: Theta,
-    ) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, ...], State]:
-        landscape = _landscape(loss_of, buffers, batch, noise)
-        loss, grad = (known[0], {_ARENA: known[1]}) if known else landscape.gradient({_ARENA: at})
+    def one(place: Place, known: Known, memory: State, theta: Theta) -> Corrected:
+        landscape, here = _landscape(flat, place), {_ARENA: place.params}
+        loss, grad = (known[0], {_ARENA: known[1]}) if known else landscape.gradient(here)
         rule = regularizer(theta)
         assert rule is not None
-        found = rule.correction(landscape, Point({_ARENA: at}, loss, grad), memory)
-        rise = () if found.rise is None else (found.rise,)
-        return loss, grad[_ARENA], found.field[_ARENA], rise, found.state
+        step = rule.correction(landscape, Point(here, loss, grad), memory)
+        rise = () if step.rise is None else (step.rise,)
+        return Corrected(loss, grad[_ARENA], step.field[_ARENA], rise, step.state)
 
-    loss, grad, field, rise, memory = over_tasks(task, one)(
-        params, buffers, batch, noise, here or (), memory, theta
-    )
-    return loss, grad, field, rise[0] if rise else None, memory
+    return over_tasks(flat.task, one)(place, known, memory, theta)
 
 
-def _landscape(loss_of: LossOf, buffers: State, batch: Batch, noise: Tensor) -> FunctionalLandscape:
-    """Of one task, with the buffers as they are: only the plain pass moves them."""
+def _landscape(flat: FlatTask, place: Place) -> FunctionalLandscape:
+    """One task's, with the buffers as they are: only the plain pass moves them."""
 
     def loss(params: dict[str, Tensor], batch: Batch, noise: Tensor) -> Tensor:
-        return loss_of(params[_ARENA], buffers, batch, noise)[0]
+        return flat.loss(params[_ARENA], place.buffers, batch, noise)[0]
 
-    return FunctionalLandscape(loss, batch, noise)
+    return FunctionalLandscape(loss, place.batch, place.noise)
 
 
 def _normalized(task: Task, loss: Tensor) -> tuple[Tensor, Tensor]:

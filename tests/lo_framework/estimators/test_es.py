@@ -18,8 +18,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from lo_framework.episode import Losses
 from lo_framework.estimators import make_estimator
-from lo_framework.inner.step import Family, Losses
+from lo_framework.inner.step import Family
 from lo_framework.objectives import Objective, make_objective
 from lo_framework.protocols import Task
 from lo_framework.spec import UserError
@@ -208,12 +209,13 @@ def test_an_ill_task_is_isolated(spec: str) -> None:
     assert after.carry.alive.tolist() == [True, False, True] * 2 and after.stop[1] == after.t[1]
 
     class Muted(Objective):
-        def score(self, task: Task, losses: Losses) -> Tensor:
-            return super().score(task, losses) * torch.tensor(
-                [1.0, 0.0, 1.0] * 2, dtype=torch.float64
-            )
+        def measure(
+            self, task: Task, losses: Losses, pairs: bool = False
+        ) -> tuple[Tensor, dict[str, Tensor]]:
+            score, known = super().measure(task, losses, pairs)
+            return score * torch.tensor([1.0, 0.0, 1.0] * 2, dtype=torch.float64), known
 
-    estimator.unroller.objective = Muted(name="valid", config=estimator.unroller.objective.config)
+    estimator.unroller.objective = Muted(estimator.unroller.objective.terms)
     others, _ = estimator.estimate(theta, copied(state))
     for name, g in found.grad.items():
         torch.testing.assert_close(g, others.grad[name], rtol=1e-9, atol=1e-12)

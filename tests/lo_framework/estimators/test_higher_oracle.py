@@ -16,10 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lo_framework.episode import Draw
 from lo_framework.estimators import make_estimator
+from lo_framework.estimators.higher_adamw import import_higher, register_adamw
 from lo_framework.estimators.truncation import UnrollState
-from lo_framework.inner.higher_adamw import import_higher, register_adamw
-from lo_framework.inner.step import Draw, Family
+from lo_framework.inner.step import Family
 from lo_framework.learned import LearnedOptimizer
 from lo_framework.objectives import make_objective
 from tests.lo_framework.small_tasks import (

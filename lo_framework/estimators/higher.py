@@ -12,20 +12,23 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
+from lo_framework.episode import Carry, Draw, Losses, Need
+from lo_framework.estimators.base import MetaGradient
+from lo_framework.estimators.higher_adamw import import_higher, register_adamw
 from lo_framework.estimators.tbptt import TBPTTConfig, combine
 from lo_framework.estimators.truncation import Truncation, Unroller, UnrollState
-from lo_framework.inner.higher_adamw import import_higher, register_adamw
-from lo_framework.inner.step import Carry, Draw, Family, Losses
+from lo_framework.inner.step import Family
 from lo_framework.layout import Layout
 from lo_framework.learned.base import Theta
 from lo_framework.learned.hyper_adamw import HyperAdamW
-from lo_framework.objectives import AnyObjective
-from lo_framework.protocols import Batch, Buffers, MetaGradient, Task
+from lo_framework.objectives import Objective
+from lo_framework.protocols import Batch, Buffers, Task
 from lo_framework.spec import UserError, build_config, parse_spec
 
 
@@ -66,15 +69,13 @@ class HigherTBPTT:
             not installed.
     """
 
-    Config: ClassVar[type] = TBPTTConfig
-
     def __init__(
         self,
+        config: TBPTTConfig,
         family: Family,
-        objective: AnyObjective,
+        objective: Objective,
         truncation: Truncation,
         num_tasks: int,
-        config: TBPTTConfig,
     ) -> None:
         if type(family.learned) is not HyperAdamW:
             raise UserError(
@@ -83,9 +84,10 @@ class HigherTBPTT:
             )
         if family.learned.explicit(family.learned.theta()) is not None:
             raise UserError("the inner backend higher has plain gradients only: leave sam_rho at 0")
-        if objective.needs:
+        if objective.needs & ~Need.HELD:
             raise UserError(
-                f"the inner backend higher has the objectives valid and train only, not {objective.name}"
+                "the inner backend higher has no second look at a step, which the objective "
+                f"{'+'.join(objective.terms)} needs: use valid or train"
             )
         if config.segments != 1:
             raise UserError(
@@ -120,7 +122,7 @@ class HigherTBPTT:
             rows = [self._unroll(k, state.carry, draws) for k in range(unroller.num)]
         grads = {name: torch.stack([grad[name] for grad, _, _ in rows]) / length for name in theta}
         total = torch.stack([score for _, score, _ in rows])
-        final = _stacked([carry for _, _, carry in rows])
+        final = tree_map(lambda *x: torch.stack(x), *(carry for _, _, carry in rows))
         (mean,), bad, clipped = combine([grads], self.config.clip_task, final.alive)
         metrics = {
             **unroller.summary(state, total, torch.zeros_like(total)),
@@ -170,7 +172,7 @@ class HigherTBPTT:
                         not self.config.second_order
                     ):  # there they are computed at detached parameters
                         buffers = {name: x.detach() for name, x in buffers.items()}
-                    if objective.held_out:
+                    if Need.HELD in objective.needs:
                         held, _ = self.patched(
                             buffers, tuple(x[k] for x in draw.held), draw.noise[k]
                         )
@@ -271,18 +273,8 @@ class HigherTBPTT:
         )
 
 
-def _stacked(rows: list[Carry]) -> Carry:
-    return Carry(
-        torch.stack([r.params for r in rows]),
-        {name: torch.stack([r.buffers[name] for r in rows]) for name in rows[0].buffers},
-        {name: torch.stack([r.state[name] for r in rows]) for name in rows[0].state},
-        torch.stack([r.alive for r in rows]),
-        {},
-    )
-
-
 def make_higher(
-    spec: str, family: Family, objective: AnyObjective, truncation: Truncation, num_tasks: int
+    spec: str, family: Family, objective: Objective, truncation: Truncation, num_tasks: int
 ) -> HigherTBPTT:
     """``make_estimator`` for this backend: ``"tbptt"`` or
     ``"tbptt:second_order=false,clip_task=1"``.
@@ -290,9 +282,8 @@ def make_higher(
     name, options = parse_spec(spec)
     if name != "tbptt":
         raise UserError(f"the inner backend higher has the estimator tbptt only, not {name!r}")
-    return HigherTBPTT(
-        family, objective, truncation, num_tasks, build_config(TBPTTConfig, options, owner=name)
-    )
+    config = build_config(TBPTTConfig, options, owner=name)
+    return HigherTBPTT(config, family, objective, truncation, num_tasks)
 
 
 __all__ = ["HigherTBPTT", "make_higher"]

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 from torch.func import functional_call, grad_and_value
 
+from lo_framework.episode import Carry, Draw, Losses, Need, tile_theta
 from lo_framework.estimators.truncation import Unroller
-from lo_framework.inner.batching import over_tasks
-from lo_framework.inner.step import Carry, Draw, Family, Losses, Step, tile_theta
+from lo_framework.flat_task import over_tasks
+from lo_framework.inner.step import Family, Step
 from lo_framework.learned import LearnedOptimizer
 from lo_framework.objectives import make_objective
 from tests.lo_framework.small_tasks import (
@@ -51,7 +52,7 @@ def test_rows_are_separate_runs(kind: str, dtype: torch.dtype, tolerance: float)
     """K tasks at once, each alone through the same step, and each by hand without any vmap."""
     learned = doubled(kind).to(dtype)
     family, carry, draws = prepared(learned, dtype, steps=4)
-    step, theta = family.step(held_out=True), learned.theta()
+    step, theta = family.step(Need.HELD), learned.theta()
     end, losses = run(step, tile_theta(theta, 3), carry, draws)
     task, layout = family.task, family.layout
     for k in range(3):
@@ -91,7 +92,7 @@ def test_rows_are_separate_runs(kind: str, dtype: torch.dtype, tolerance: float)
 def test_an_ill_task_stands_still(illness: float) -> None:
     learned = doubled("attention-mlp:width=4,heads=2")
     family, carry, draws = prepared(learned, torch.float64, steps=3)
-    step, theta = family.step(held_out=True), tile_theta(learned.theta(), 3)
+    step, theta = family.step(Need.HELD), tile_theta(learned.theta(), 3)
     healthy, _ = run(step, theta, carry, draws)
     first, _ = run(step, theta, carry, draws[:1])
     sick = torch.tensor([0.0, illness, 0.0], dtype=torch.float64)
@@ -113,9 +114,7 @@ def test_an_ill_task_stands_still(illness: float) -> None:
 def test_dead_stays_dead() -> None:
     family, carry, draws = prepared(doubled("hyper-adamw"), torch.float64, steps=2)
     carry = carry._replace(alive=torch.tensor([True, False, True]))
-    end, losses = run(
-        family.step(held_out=False), tile_theta(family.learned.theta(), 3), carry, draws
-    )
+    end, losses = run(family.step(), tile_theta(family.learned.theta(), 3), carry, draws)
     assert end.alive.tolist() == [True, False, True] and torch.equal(end.params[1], carry.params[1])
     assert losses[0].train[1] == torch.inf and losses[0].held.tolist() == [0.0, torch.inf, 0.0]
 
@@ -123,7 +122,7 @@ def test_dead_stays_dead() -> None:
 def test_every_task_has_its_own_theta() -> None:
     learned = doubled("mlp:hidden=4,step_mult=0.1")
     family, carry, draws = prepared(learned, torch.float64, steps=2)
-    step = family.step(held_out=False)
+    step = family.step()
     thetas = [doubled("mlp:hidden=4,step_mult=0.1", seed=s).theta() for s in range(3)]
     together, _ = run(
         step, {n: torch.stack([t[n] for t in thetas]) for n in thetas[0]}, carry, draws
@@ -159,7 +158,7 @@ def test_a_task_that_refuses_vmap_is_looped() -> None:
         family, carry, draws = prepared(learned, torch.float64, steps=3)
         family.task.vmappable = vmappable  # type: ignore[attr-defined]
         theta = {n: x.requires_grad_() for n, x in learned.theta().items()}
-        step = family.step(held_out=True, second_order=True, differentiable=True)
+        step = family.step(Need.HELD, second_order=True, differentiable=True)
         end, losses = run(step, tile_theta(theta, 3), carry, draws)
         total = sum(loss.train.sum() + loss.held.sum() for loss in losses)
         results.append((end, torch.autograd.grad(total, list(theta.values()))))  # type: ignore[arg-type]
@@ -176,10 +175,10 @@ def test_over_tasks_takes_nested_arguments() -> None:
     def f(a: dict[str, Tensor], b: tuple[Tensor, tuple[()]]) -> tuple[Tensor, dict[str, Tensor]]:
         return a["x"] + b[0], {"y": a["x"] * b[0]}
 
-    class Stubborn:
+    class Stubborn(TinyNet):
         vmappable = False
 
     a, b = {"x": torch.arange(3.0)}, (torch.ones(3), ())
-    for task in (object(), Stubborn()):
+    for task in (TinyNet(), Stubborn()):
         total, rest = over_tasks(task, f)(a, b)
         assert total.tolist() == [1, 2, 3] and rest["y"].tolist() == [0, 1, 2]

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from lo_framework.inner.step import Losses
+from lo_framework.episode import Losses, Need
 from lo_framework.objectives import LOG_FLOOR, make_objective
 from lo_framework.spec import UserError
 from tests.lo_framework.small_tasks import TinyNet
@@ -45,7 +45,7 @@ def test_log_term_mixes_like_the_loss() -> None:
     [("valid", True), ("train", False), ("valid:train=1", False), ("valid:train=0.9", True)],
 )
 def test_held_out_data_are_drawn_only_if_scored(spec: str, held_out: bool) -> None:
-    assert make_objective(spec).held_out is held_out
+    assert (Need.HELD in make_objective(spec).needs) is held_out
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1e30, 0.0, -0.5])

@@ -1,0 +1,92 @@
+"""What goes into an inner step and comes out of it. Everything here is a tuple of tensors, tuples
+and dicts: a pytree, which ``torch.utils._pytree`` and ``torch.func`` take as it is.
+
+Tensors have the K tasks in front. An empty tuple stands for what a step does not have.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from lo_framework.learned.base import State, Theta
+from lo_framework.protocols import Batch
+
+
+class Carry(NamedTuple):
+    """What an episode carries from step to step."""
+
+    params: Tensor  # [K, N]
+    buffers: State
+    state: State  # of the learned optimizer
+    # [K] bool: False once a loss or a parameter was not finite; the task then stands still
+    alive: Tensor
+    memory: State  # of regularizers: what they carry
+
+
+class Draw(NamedTuple):
+    """One step's data."""
+
+    train: Batch
+    held: Batch  # a held-out batch, or for a regularizer more training data
+    noise: Tensor  # [K] int64
+    progress: Tensor  # [K] in [0, 1]
+    weight: tuple[Tensor, ...] = ()  # ([K],) of the absorbed regularizer's penalty, at its steps
+    second: Batch = ()  # a second training batch
+
+
+class Place(NamedTuple):
+    """Where losses are taken."""
+
+    params: Tensor  # [K, N]
+    buffers: State
+    batch: Batch
+    noise: Tensor  # [K] int64: seeds of dropout
+
+
+class After(NamedTuple):
+    """A second look at the point after an update; zeros where nothing was asked for. A task that
+    diverged has infinite losses and squares.
+    """
+
+    before: Tensor  # [K] held-out loss before the update, on the batch of that after it; a constant
+    second: Tensor  # [K] training loss after the update, on a second batch
+    squares: Tensor  # [K, S] mean square of its gradient, by tensor
+    # [K, S] between it and the gradient that the optimizer saw; 0 where one of them is zero
+    cosines: Tensor
+
+
+class Losses(NamedTuple):
+    """What a step tells the objective."""
+
+    train: Tensor  # [K] minibatch loss before the update
+    held: Tensor  # [K] held-out loss after it (zeros if none was asked for)
+    penalty: Tensor  # [K] of the absorbed regularizer, times its weight
+    after: After | tuple[()] = ()
+
+
+class Need(enum.Flag):
+    """What a term of an objective needs of a step, beside the training loss before the update
+    (``Need(0)``: nothing).
+    """
+
+    HELD = 1  # the held-out loss after the update
+    BEFORE = 2  # and before it, on the same batch
+    SECOND = 4  # the training loss after the update, on a second batch
+    SLOPE = 8  # and its gradient there
+
+
+def tile_theta(theta: Theta, num: int) -> Theta:
+    """One theta for ``num`` tasks (expanded views)."""
+    return {name: x.expand(num, *x.shape) for name, x in theta.items()}
+
+
+def canonical(carry: Carry) -> Carry:
+    """A detached contiguous clone. Every truncation passes its state through here, saved or not: a
+    strided tensor and its reloaded contiguous copy would sum to different bits.
+    """
+    return tree_map(lambda x: x.detach().clone(memory_format=torch.contiguous_format), carry)
