@@ -1,0 +1,107 @@
+"""Time and memory of this checkout beside those of another one of the project.
+
+    python -m benchmarks.compare_trees --against PATH [--rounds 15] [--out results]
+
+In every round each benchmark runs once in either tree, in fresh processes, the trees in turn. A
+time is taken as a ratio to the yardstick in the same process (torch's AdamW; plain code), which
+sees the same neighbours. Printed is new / old: the median over rounds and its 95% interval, which
+order statistics give without an assumption about the noise.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import subprocess
+import sys
+import tempfile
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks import harness
+
+ARGUMENTS = {
+    "optimizer_step": "--rounds 5",
+    "meta_throughput": "--rounds 5 --no-curves --engines eager,graph",
+    "memory": "",
+}
+HERE = Path(__file__).resolve().parents[1]
+
+
+def figures(name: str, content: dict[str, Any]) -> dict[str, float]:
+    """What a benchmark's file says of our own code; smaller is better."""
+    if name == "memory":
+        return {label: points[-1][1] for label, points in content["bytes"].items()}
+    if name == "meta_throughput":
+        return {
+            f"{kind} {label}": 1 / row["ratio_median"]
+            for kind in ("pes", "tbptt")
+            for label, row in content["headline"][kind].items()
+            if label.startswith("ours")
+        }
+    steps = {
+        f"{label}, {size}": row["time / AdamW foreach"]
+        for size, part in content["sizes"].items()
+        for label, row in part["optimizers"].items()
+        if "AdamW f" not in label
+    }
+    return steps | {f"meta step, {k}": v["passes"] for k, v in content["meta_step"]["rows"].items()}
+
+
+def run(name: str, tree: Path, quick: bool) -> dict[str, float]:
+    with tempfile.TemporaryDirectory() as folder:
+        words = [*ARGUMENTS[name].split(), *(["--quick"] if quick else []), "--out", folder]
+        command = [sys.executable, "-m", f"benchmarks.{name}", *words]
+        env = {**os.environ, "PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(command, cwd=tree, env=env, capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(f"{name} in {tree}: {done.stderr[-500:]}")
+        return figures(name, json.loads(next(Path(folder).glob("*.json")).read_text("utf-8")))
+
+
+def median_interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """The median and the narrowest pair of order statistics that holds it with at least 95%; both
+    ends of the values where they are fewer than six.
+    """
+    x, n = sorted(values), len(values)
+    tails = [sum(math.comb(n, j) for j in range(k + 1)) / 2**n for k in range(n // 2)]
+    k = sum(tail <= 0.025 for tail in tails[1:]) if tails and tails[0] <= 0.025 else 0
+    return (x[(n - 1) // 2] + x[n // 2]) / 2, x[k], x[n - 1 - k]
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--against", type=Path, required=True, help="the other checkout")
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--only", default=",".join(ARGUMENTS), help=f"of {', '.join(ARGUMENTS)}")
+    parser.add_argument("--quick", action="store_true", help="the benchmarks' own short versions")
+    parser.add_argument("--out", type=Path, default=Path("results"))
+    args = parser.parse_args(argv)
+    content = harness.environment("benchmarks.compare_trees") | {"rounds": args.rounds}
+    for name in args.only.split(","):
+        ratios: dict[str, list[float]] = defaultdict(list)
+        for k in range(args.rounds):
+            trees = [HERE, args.against.resolve()]
+            # In turn the first: what a neighbour starts meanwhile must not meet one tree alone.
+            found = {tree: run(name, tree, args.quick) for tree in trees[:: -1 if k % 2 else 1]}
+            new, old = (found[tree] for tree in trees)
+            for label in new.keys() & old.keys():
+                ratios[label].append(new[label] / old[label])
+        content[name] = {
+            label: dict(zip(("median", "low", "high"), median_interval(values)), ratios=values)
+            for label, values in sorted(ratios.items())
+        }
+        rows = [[label, *list(row.values())[:3]] for label, row in content[name].items()]
+        harness.print_table([f"{name}: new / old", "median", "low", "high"], rows)
+    harness.save(args.out / "compare_trees.json", content)
+    return content
+
+
+if __name__ == "__main__":
+    main()
