@@ -87,8 +87,8 @@ class Via:
 Width = Annotated[int, Range(low=1, high=1 << 16)]
 Layers = Annotated[int, Range(low=1, high=256)]
 Seed = Annotated[int, Range(low=-(2**62), high=2**62)]
-Positive = Annotated[float, Range(low=0, high=1e12, open_low=True)]
-NotNegative = Annotated[float, Range(low=0, high=1e12)]
+Positive = Annotated[float, Range(low=0, high=1e6, open_low=True)]
+NotNegative = Annotated[float, Range(low=0, high=1e6)]
 Share = Annotated[float, Range(low=0, high=1, open_low=True, open_high=True)]
 AnyNumber = Annotated[float, Range(nan=True)]  # infinities and NaN as well
 
@@ -218,13 +218,14 @@ def _dataclass(value: Any, cls: type, text: bool) -> Any:
     if not isinstance(value, Mapping):
         raise Mismatch("expected an object with named fields", value)
     fields = {f.name: f for f in dataclasses.fields(cls) if f.init}
+    made = {
+        key: _part(value[key], hints(cls)[key], f".{key}", text) for key in fields if key in value
+    }
     for key in value:
         if key not in fields:
             near = nearest(key, fields) if isinstance(key, str) else ""
-            raise Mismatch(
-                f"unknown field {shown(key)}{near}; known: {', '.join(fields) or 'none'}"
-            )
-    made = {key: _part(value[key], hints(cls)[key], f".{key}", text) for key in value}
+            known = ", ".join(fields) or "none"
+            raise Mismatch(f"unknown field {shown(key)}{near}; known: {known}")
     for key, field in fields.items():
         if key not in made and required(field):
             raise Mismatch(f'the field "{key}" is missing')

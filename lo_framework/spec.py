@@ -23,6 +23,7 @@ __all__ = [
     "first_line",
     "nearest",
     "parse_spec",
+    "shown",
     "split_specs",
 ]
 
@@ -39,14 +40,16 @@ def parse_spec(text: str) -> tuple[str, dict[str, str]]:
     name, colon, rest = text.strip().partition(":")
     name = name.strip()
     if not name or any(c in name for c in "=,"):
-        raise UserError(f'"{text}" is not a spec: expected name or name:key=value,key=value')
+        raise UserError(f"{shown(text)} is not a spec: expected name or name:key=value,key=value")
     options: dict[str, str] = {}
     for piece in rest.split(",") if colon else ():
         key, equals, value = (part.strip() for part in piece.partition("="))
         if not (key and equals and value):
-            raise UserError(f'"{text}": option "{piece.strip()}" is not of the form key=value')
+            raise UserError(
+                f"{shown(text)}: option {shown(piece.strip())} is not of the form key=value"
+            )
         if key in options:
-            raise UserError(f'"{text}": option "{key}" is given twice')
+            raise UserError(f"{shown(text)}: option {shown(key)} is given twice")
         options[key] = value
     return name, options
 
@@ -64,10 +67,12 @@ def split_specs(text: str) -> list[str]:
     for raw in text.split(","):
         piece = raw.strip()
         if not piece:
-            raise UserError(f'"{text}" is not a list of specs: it has an empty piece')
+            raise UserError(f"{shown(text)} is not a list of specs: it has an empty piece")
         if "=" in piece.partition(":")[0]:
             if not specs:
-                raise UserError(f'"{text}" begins with the option "{piece}": expected a name first')
+                raise UserError(
+                    f"{shown(text)} begins with the option {shown(piece)}: expected a name first"
+                )
             joint = "," if ":" in specs[-1] else ":"
             specs[-1] += joint + piece
         else:

@@ -14,7 +14,7 @@ from lo_framework.eval.running.progress import Progress
 from lo_framework.eval.studies.result import Result
 from lo_framework.eval.studies.transfer import evaluate
 from lo_framework.files.atomic import atomic_write_text
-from lo_framework.learned import make_learned
+from lo_framework.learned import rebuild
 from lo_framework.meta_train.incumbent import Incumbent
 from lo_framework.meta_train.run import MetaTraining
 from lo_framework.spec import UserError
@@ -52,8 +52,7 @@ def _told(folder: Path) -> TransferReport | None:
 
 
 def _evaluated(run: MetaTraining, best: Incumbent, workers: int, seeds: int) -> Result:
-    learned = make_learned(best.kind, **best.config)
-    learned.load_theta(best.theta)
+    learned = rebuild(best.kind, best.config, best.theta)
     progress = Progress(title="evaluation")
     try:
         return evaluate(

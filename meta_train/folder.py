@@ -10,14 +10,9 @@ from typing import Any
 
 import torch
 
-from lo_framework.checkpoint import (
-    ResumeState,
-    load_latest_state,
-    load_optimizer,
-    save_optimizer,
-    save_state,
-)
 from lo_framework.files.atomic import atomic_write_text, clean_temporaries
+from lo_framework.files.checkpoint import ResumeState, load_latest_state, save_state
+from lo_framework.learned import load_optimizer, save_optimizer
 from lo_framework.meta_train.config import RunConfig, difference
 from lo_framework.meta_train.growth import Stage
 from lo_framework.meta_train.state import RunState, Tensors, incumbent_of, pack

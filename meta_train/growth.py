@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from lo_framework.learned import KINDS, PREDECESSOR, LearnedOptimizer, make_learned
+from lo_framework.learned import LEARNED, PREDECESSOR, LearnedOptimizer, make_learned
 from lo_framework.spec import parse_spec
 
 # Share of the outer steps for the last, the last but one and the first stage of a chain.
@@ -65,7 +65,7 @@ def plan_stages(spec: str, outer_steps: int, *, grown: bool = True) -> list[Stag
             if not after
             else min(max(begin + 1, round(share * outer_steps)), outer_steps - after)
         )
-        names = {f.name for f in fields(KINDS[name][0])}
+        names = {f.name for f in fields(LEARNED[name].config)}
         stages.append(
             Stage(
                 index,

@@ -13,14 +13,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from lo_framework.absorb.absorption import decompose
-from lo_framework.checkpoint import ResumeState
-from lo_framework.learned import LearnedOptimizer
+from lo_framework.files.checkpoint import ResumeState
+from lo_framework.learned import LearnedOptimizer, rebuild
 from lo_framework.learned.base import Theta
 from lo_framework.learned.hyper_adamw import HyperAdamW
 from lo_framework.meta_train import record
 from lo_framework.meta_train.config import RunConfig
 from lo_framework.meta_train.folder import RunFolder
-from lo_framework.meta_train.growth import Stage, build_learned
+from lo_framework.meta_train.growth import Stage
 from lo_framework.meta_train.host import ShardHost, TaskFailed
 from lo_framework.meta_train.incumbent import (
     Incumbent,
@@ -279,9 +279,8 @@ class Trainer:
     def _grown(self, stage: Stage) -> LearnedOptimizer:
         """The stage's kind as the same function as the incumbent."""
         incumbent = self.run.incumbent
-        smaller, learned = build_learned(incumbent.kind, incumbent.config), stage.build()
-        smaller.load_theta(incumbent.theta)
-        learned.grow_from(smaller)
+        learned = stage.build()
+        learned.grow_from(rebuild(incumbent.kind, incumbent.config, incumbent.theta))
         return learned
 
     def _outer(self, learned: LearnedOptimizer, stage: Stage) -> OuterOptimizer:

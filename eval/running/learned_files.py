@@ -8,8 +8,7 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
-from lo_framework.checkpoint import OptimizerFile, load_optimizer
-from lo_framework.learned import LearnedOptimizer, make_learned
+from lo_framework.learned import LearnedOptimizer, load_optimizer
 from lo_framework.spec import UserError
 
 
@@ -32,7 +31,7 @@ def load_learned(text: str) -> dict[str, Loaded]:
     files = [load_optimizer(path) for path in paths]
     labels = label_paths(paths, [file.kind for file in files])
     return {
-        label: Loaded(_build(file, path), path)
+        label: Loaded(file.build(), path)
         for label, file, path in zip(labels, files, paths, strict=True)
     }
 
@@ -66,17 +65,3 @@ def label_paths(paths: list[str], kinds: list[str]) -> list[str]:
     if len(set(labels)) < len(labels):  # one word did not tell three files apart
         return [f"{kind} {path}" for kind, path in zip(kinds, paths, strict=True)]
     return labels
-
-
-def _build(file: OptimizerFile, path: str) -> LearnedOptimizer:
-    try:
-        learned = make_learned(file.kind, **file.config)
-    except UserError as error:
-        raise UserError(f"{path!r}: {error}") from None
-    own = {name: tuple(x.shape) for name, x in learned.theta().items()}
-    if own != {name: tuple(x.shape) for name, x in file.tensors.items()}:
-        raise UserError(
-            f"{path!r}: its weights do not fit an optimizer of kind {file.kind!r} with its config"
-        )
-    learned.load_theta(file.tensors)
-    return learned

@@ -27,7 +27,7 @@ from lo_framework.eval.running.protocol import METRICS
 from lo_framework.eval.running.provenance import provenance
 from lo_framework.eval.running.tuning import Grid, Tuning, make_grid, tune
 from lo_framework.eval.studies.result import Arm, Result, Runs
-from lo_framework.learned import KINDS
+from lo_framework.learned import LEARNED
 from lo_framework.learned.base import LearnedOptimizer, Theta
 from lo_framework.optimizees.registry import TASKS
 from lo_framework.protocols import Task
@@ -162,7 +162,7 @@ def make_recipe(
                 f"more than one worker needs tasks by spec, and {task.name!r} is none; use workers=1"
             )
     for label, optimizer in optimizers.items():
-        if optimizer.kind not in KINDS:
+        if optimizer.kind not in LEARNED:
             raise UserError(
                 f"more than one worker needs registered kinds, and {label!r} is of none; use workers=1"
             )

@@ -16,14 +16,16 @@ import hashlib
 import json
 import os
 import stat
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
+from lo_framework.errors import UserError, shown
 from lo_framework.files.atomic import reason
-from lo_framework.spec import UserError
+from lo_framework.schema import check_json
 
 FORMAT_VERSION = 1  # of the container and of its record; any change of meaning raises it
 
@@ -35,6 +37,17 @@ _MARK = b'"lo_framework":"{\\"sha256\\":\\"'
 _MAX_HEADER = 1 << 24  # bytes; a header of ours has some 100 bytes per tensor
 
 Tensors = dict[str, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """What the record of every sealed file holds; each use adds its own fields."""
+
+    sha256: str
+    format_version: int
+
+
+R = TypeVar("R", bound=Record)
 
 
 def seal(tensors: Tensors, record: dict[str, Any]) -> bytes:
@@ -88,25 +101,26 @@ def unseal(raw: bytes, name: str, expected: str) -> tuple[Tensors, dict[str, Any
     # From here on the file is what its writer wrote; a line below fails only for a file that was
     # forged.
     try:
-        record = json.loads(json.loads(header)["__metadata__"][_KEY])
+        record = _once(_once(header)["__metadata__"][_KEY])
         version = record["format_version"]
     except (ValueError, LookupError, TypeError, RecursionError) as error:
         raise UserError(f"{name} has an unreadable record: expected {expected}") from error
-    if version != FORMAT_VERSION:
+    if version is True or version != FORMAT_VERSION:
         raise UserError(
-            f"{name} has format version {version!r:.20}, and this lo_framework reads version {FORMAT_VERSION}; "
-            "use the release that wrote it, or save it again"
+            f"{name} has format version {shown(version)}, and this lo_framework reads version "
+            f"{FORMAT_VERSION}; use the release that wrote it, or save it again"
         )
     return _tensors(raw, name, expected), record
 
 
 def read_sealed(
-    path: str | os.PathLike[str], expected: str, limit: int
-) -> tuple[Tensors, dict[str, Any]]:
+    path: str | os.PathLike[str], expected: str, limit: int, record_type: type[R]
+) -> tuple[Tensors, R]:
     """`unseal` the file at `path`, which may have at most `limit` bytes.
 
     Raises:
-        UserError: missing, not a file, unreadable, too large, and all that `unseal` refuses.
+        UserError: missing, not a file, unreadable, too large, a record unlike `record_type`, and
+            all that `unseal` refuses.
     """
     name = repr(os.fspath(path))
     try:
@@ -123,7 +137,19 @@ def read_sealed(
         raise UserError(f"there is no file {name}: expected {expected}") from None
     except OSError as error:
         raise UserError(f"cannot read {name}: {reason(error)}; expected {expected}") from error
-    return unseal(raw, name, expected)
+    tensors, record = unseal(raw, name, expected)
+    return tensors, check_json(record, record_type, f"{name}: expected {expected}")
+
+
+def _once(text: str | bytes) -> Any:
+    """Parsed JSON; ValueError where an object has a key twice (of which parsers keep the last)."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len(found := dict(pairs)) < len(pairs):
+            raise ValueError("a key stands twice")
+        return found
+
+    return json.loads(text, object_pairs_hook=unique)
 
 
 def _header(raw: bytes, name: str, expected: str) -> bytes:

@@ -11,18 +11,19 @@ biases in the blocks, a random head.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
 
 from lo_framework.layout import Layout
-from lo_framework.learned.base import State
+from lo_framework.learned.base import State, register_learned
 from lo_framework.learned.encoder import Block, layer_norm, matrix, xavier
 from lo_framework.learned.group_features import FeatureSpec, group_features, measured
 from lo_framework.learned.grouping import KEYS, Grouping, check_grouping, make_grouping
 from lo_framework.learned.hyper_adamw import HYPER, HyperAdamW, HyperAdamWConfig
+from lo_framework.schema import Layers, NotNegative, Range, Seed, Width
 
 EMBEDDING = 4  # numbers of a group's embedding
 PUBLISHED_HEAD = 4  # rows for alpha, beta, lambda1, lambda2
@@ -39,41 +40,28 @@ class AttentionConfig(HyperAdamWConfig):
     a random start of the head.
     """
 
-    width: int = 16
-    heads: int = 4
-    layers: int = 1
-    head: str = "exp"
-    seed: int = 0
+    width: Width = 16
+    heads: Width = 4
+    layers: Layers = 1
+    head: Literal["exp", "bounded"] = "exp"
+    seed: Seed = 0
     features: str = "tokens"
     grouping: str = "tensor"
     scale: str = "log"
     v_norms: bool = False
     time: bool = True
     gating: bool = False
-    alpha_range: float = 1.0
-    beta_range: float = 1.0
-    encoder: str = "own"
-    hidden_units: int = 0
-    learn: str = "all"
-    head_scale: float = 0.0
+    alpha_range: Annotated[float, Range(low=0, high=2, open_high=True)] = 1.0
+    beta_range: Annotated[float, Range(low=0, high=2, open_high=True)] = 1.0
+    encoder: Literal["own", "published"] = "own"
+    hidden_units: Annotated[int, Range(low=0, high=1 << 16)] = 0
+    learn: Literal["all", "factors"] = "all"
+    head_scale: NotNegative = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.width < 1 or self.heads < 1 or self.layers < 1 or self.width % self.heads:
-            raise ValueError(
-                f"width ({self.width}) must be a positive multiple of heads ({self.heads}), layers at least 1"
-            )
-        for name, value, known in (
-            ("head", self.head, ("exp", "bounded")),
-            ("encoder", self.encoder, ("own", "published")),
-            ("learn", self.learn, ("all", "factors")),
-        ):
-            if value not in known:
-                raise ValueError(f"{name} must be {' or '.join(known)}, not {value!r}")
-        if not (0 <= self.alpha_range < 2 and 0 <= self.beta_range < 2):
-            raise ValueError("alpha_range and beta_range must be in [0, 2): factors are positive")
-        if self.hidden_units < 0 or not 0 <= self.head_scale < math.inf:
-            raise ValueError("hidden_units and head_scale must not be negative")
+        if self.width % self.heads:
+            raise ValueError(f"width ({self.width}) must be a multiple of heads ({self.heads})")
         check_grouping(self.grouping)
         needed = self.spec.columns + EMBEDDING * (self.features == "enhanced")
         if self.encoder == "published" and (self.head != "bounded" or self.width < needed):
@@ -88,6 +76,7 @@ class AttentionConfig(HyperAdamWConfig):
         )
 
 
+@register_learned
 class Attention(HyperAdamW):
     """hyper-adamw + encoder over groups; ``head [H, D]`` starts at zero."""
 

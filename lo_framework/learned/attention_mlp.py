@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from lo_framework.layout import Layout
 from lo_framework.learned import adamw_rule
 from lo_framework.learned.attention import Attention, AttentionConfig
-from lo_framework.learned.base import State
+from lo_framework.learned.base import State, register_learned
 from lo_framework.learned.encoder import matrix
+from lo_framework.schema import Width
 
 DECAYS = (0.5, 0.97)  # a fast and a slow momentum beside AdamW's own
 FEATURES = 7
@@ -34,17 +35,11 @@ class AttentionMLPConfig(AttentionConfig):
     attention.
     """
 
-    hidden: int = 16
-    context: int = 4
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.hidden < 1 or self.context < 1:
-            raise ValueError(
-                f"hidden ({self.hidden}) and context ({self.context}) must be at least 1"
-            )
+    hidden: Width = 16
+    context: Width = 4
 
 
+@register_learned
 class AttentionMLP(Attention):
     """attention + per-parameter MLP ``[FEATURES + context] -> hidden -> hidden -> 2``."""
 

@@ -15,12 +15,13 @@ per tensor.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from lo_framework.layout import Layout
+from lo_framework.registry import Registry
 from lo_framework.regularizers.base import Regularizer
 
 State = dict[str, Tensor]
@@ -131,3 +132,12 @@ class LearnedOptimizer(nn.Module):
         for name, value in smaller.named_parameters():
             if name in own and own[name].shape == value.shape:
                 own[name].copy_(value)
+
+
+LEARNED: Registry[LearnedOptimizer] = Registry("learned optimizer")
+L = TypeVar("L", bound="type[LearnedOptimizer]")
+
+
+def register_learned(cls: L) -> L:
+    """Class decorator: make a learned optimizer known by its ``kind``, built from its ``Config``."""
+    return LEARNED.register(cls.kind, config=cls.Config)(cls)

@@ -22,8 +22,9 @@ from torch import Tensor, nn
 
 from lo_framework.layout import DEPTH_THIRDS, ROLES, Layout
 from lo_framework.learned import adamw_rule
-from lo_framework.learned.base import LearnedOptimizer, State, Theta
+from lo_framework.learned.base import LearnedOptimizer, State, Theta, register_learned
 from lo_framework.regularizers.sam import SAM, SAMConfig
+from lo_framework.schema import NotNegative, Positive, Share, check_ranges
 
 HYPER = ("log_lr", "logit_beta1", "logit_beta2", "log_weight_decay", "log_eps")
 KNOTS = (0.0, 0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 1.0)
@@ -37,33 +38,23 @@ class HyperAdamWConfig:
     learned one starts.
     """
 
-    lr: float = 1e-3
-    beta1: float = 0.9
-    beta2: float = 0.999
-    weight_decay: float = 1e-2
-    eps: float = 1e-8
-    gain: float = 10.0
-    sam_rho: float = 0.0
+    lr: Positive = 1e-3
+    beta1: Share = 0.9
+    beta2: Share = 0.999
+    weight_decay: NotNegative = 1e-2
+    eps: Positive = 1e-8
+    gain: Positive = 10.0
+    sam_rho: NotNegative = 0.0
 
     def __post_init__(self) -> None:
-        if not (self.lr > 0 and self.eps > 0 and self.weight_decay >= 0):
-            raise ValueError(
-                "lr and eps must be positive and weight_decay at least 0: they are learned as logarithms"
-            )
-        if not 0 <= self.sam_rho < math.inf:
-            raise ValueError(
-                f"sam_rho must be a radius, or 0 for plain gradients, not {self.sam_rho:g}"
-            )
-        if not (0 < self.beta1 < 1 and 0 < self.beta2 < 1):
-            raise ValueError(
-                "beta1 and beta2 must be between 0 and 1, both excluded: they are learned as logits"
-            )
+        check_ranges(self)  # learned as logarithms and logits, whose bounds are excluded
 
 
 def _logit(x: float) -> float:
     return math.log(x) - math.log1p(-x)
 
 
+@register_learned
 class HyperAdamW(LearnedOptimizer):
     """AdamW with learned per-role hyper-parameters and schedules (H = 5, R = roles x depth thirds,
     P knots).

@@ -14,24 +14,22 @@ import torch
 from torch import Tensor, nn
 
 from lo_framework.layout import Layout
-from lo_framework.learned.base import LearnedOptimizer, State
+from lo_framework.learned.base import LearnedOptimizer, State, register_learned
 from lo_framework.learned.features import log_and_sign
+from lo_framework.schema import Layers, Positive, Seed, Width, check_ranges
 
 
 @dataclass(frozen=True, kw_only=True)
 class LSTMConfig:
     """Two layers of 20 and steps of .01 times the output, as in the published baseline."""
 
-    hidden: int = 20
-    layers: int = 2
-    scale: float = 0.01
-    seed: int = 0
+    hidden: Width = 20
+    layers: Layers = 2
+    scale: Positive = 0.01
+    seed: Seed = 0
 
     def __post_init__(self) -> None:
-        if self.hidden < 1 or self.layers < 1:
-            raise ValueError(
-                f"hidden ({self.hidden}) and layers ({self.layers}) must be at least 1"
-            )
+        check_ranges(self)
 
 
 class Cell(nn.Module):
@@ -53,6 +51,7 @@ class Cell(nn.Module):
         return torch.sigmoid(o) * torch.tanh(c), c
 
 
+@register_learned
 class LSTM(LearnedOptimizer):
     """Coordinate-wise LSTM optimizer."""
 

@@ -17,9 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from lo_framework.layout import Layout
-from lo_framework.learned.base import LearnedOptimizer, State
+from lo_framework.learned.base import LEARNED, LearnedOptimizer, State
 from lo_framework.learned.features import TIME_SCALES, second_moment_scale, time_embedding
 from lo_framework.learned.network import Weights, network
+from lo_framework.schema import Positive, Seed, Width, check_ranges
 
 MOMENTUM_19 = (0.1, 0.5, 0.9, 0.99, 0.999, 0.9999)
 MOMENTUM_39 = (0.9, 0.99, 0.999)
@@ -32,16 +33,15 @@ class MLPConfig:
     """``exp_mult`` and ``step_mult`` make the random start a usable optimizer with steps near 1e-3."""
 
     features: int = 19
-    hidden: int = 32
-    exp_mult: float = 1e-3
-    step_mult: float = 1e-3
-    seed: int = 0
+    hidden: Width = 32
+    exp_mult: Positive = 1e-3
+    step_mult: Positive = 1e-3
+    seed: Seed = 0
 
     def __post_init__(self) -> None:
+        check_ranges(self)
         if self.features not in (19, 39):
             raise ValueError(f"features must be 19 or 39, not {self.features}")
-        if self.hidden < 1:
-            raise ValueError(f"hidden must be at least 1, not {self.hidden}")
 
 
 class MLP(LearnedOptimizer):
@@ -136,7 +136,7 @@ class WideMLP(MLP):
 
     def __init__(self, config: MLPConfig) -> None:
         super().__init__(config)
-        start = torch.tensor([*MOMENTUM_39, SECOND_39, *FACTORED_39])
+        start = torch.tensor([*MOMENTUM_39, SECOND_39, *FACTORED_39], device="cpu")
         self.decay_delta = nn.Parameter(
             torch.zeros(len(start))
         )  # decay = 1 - exp(10 (log(1 - start) / 10 + delta))
@@ -205,3 +205,9 @@ class WideMLP(MLP):
 
 def _safe_rsqrt(x: Tensor) -> Tensor:
     return torch.rsqrt(x.clamp_min(1e-9))
+
+
+@LEARNED.register("mlp", config=MLPConfig)
+def make_mlp(config: MLPConfig) -> MLP:
+    """The rule with as many features as ``config`` says."""
+    return (WideMLP if config.features == 39 else MLP)(config)

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from lo_framework.checkpoint import atomic_write_bytes, atomic_write_text, truncate_jsonl
 from lo_framework.files import atomic
+from lo_framework.files.atomic import atomic_write_bytes, atomic_write_text
+from lo_framework.files.jsonl import truncate_jsonl
 from lo_framework.spec import UserError
 
 

@@ -11,9 +11,10 @@ import pytest
 import torch
 from safetensors.torch import load, save
 
-from lo_framework import checkpoint
-from lo_framework.checkpoint import FEATURE_VERSION, FORMAT_VERSION, load_optimizer, save_optimizer
-from lo_framework.files import sealed
+from lo_framework.files import checkpoint, sealed
+from lo_framework.files.sealed import FORMAT_VERSION
+from lo_framework.learned import load_optimizer, save_optimizer, storage
+from lo_framework.learned.features import FEATURE_VERSION
 from lo_framework.spec import UserError
 
 CONFIG = {"hidden": (8, 4), "head": "exp", "lr": 1e-3, "bias": True, "clip": None}
@@ -193,7 +194,7 @@ def test_truncated_says_so(path: Path) -> None:
 def test_too_large_is_refused_before_it_is_read(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checkpoint, "_MAX_OPTIMIZER_BYTES", 100)
+    monkeypatch.setattr(storage, "_MAX_BYTES", 100)
     monkeypatch.setattr(Path, "read_bytes", lambda self: pytest.fail("was read"))
     refused(path, "at most 100 bytes")
 
@@ -218,7 +219,7 @@ def test_other_versions_and_kinds(path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 def test_resume_state_is_no_optimizer(tmp_path: Path) -> None:
     refused(
-        checkpoint.save_state(tmp_path, 3, weights(), {}), "'state'", "expected an optimizer file"
+        checkpoint.save_state(tmp_path, 3, weights(), {}), '"state"', "expected an optimizer file"
     )
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lo_framework.checkpoint import ResumeState, load_latest_state, save_state
+from lo_framework.files.checkpoint import ResumeState, load_latest_state, save_state
 from lo_framework.spec import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -139,7 +139,7 @@ def test_wrong_arguments(tmp_path: Path) -> None:
 KILL_LOOP = """
     import os, random, signal, sys, time
     import torch
-    from lo_framework.checkpoint import load_latest_state, save_state
+    from lo_framework.files.checkpoint import load_latest_state, save_state
     torch.set_num_threads(1)
     folder, stage = sys.argv[1], sys.argv[2]
     rng = random.Random(0)
@@ -202,7 +202,7 @@ def test_killed_while_saving(tmp_path: Path, stage: str, rounds: int) -> None:
 FULL = """
     import os, sys
     import torch
-    from lo_framework.checkpoint import load_latest_state, save_state
+    from lo_framework.files.checkpoint import load_latest_state, save_state
     from lo_framework.spec import UserError
     folder = sys.argv[1]
     save_state(folder, 1, {"w": torch.ones(1000)}, {})

@@ -14,8 +14,7 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
-from lo_framework.checkpoint import save_optimizer
-from lo_framework.learned import LearnedOptimizer, make_learned
+from lo_framework.learned import LearnedOptimizer, make_learned, save_optimizer
 from lo_framework.optim import Learned
 from lo_framework.spec import UserError
 from tests.lo_framework.face_tools import ALL_KINDS, SHAPES, flat, moved, parameters, run

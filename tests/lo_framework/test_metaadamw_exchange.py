@@ -13,8 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lo_framework.checkpoint import load_optimizer, save_optimizer
-from lo_framework.learned import make_learned
+from lo_framework.learned import load_optimizer, make_learned, save_optimizer
 from lo_framework.learned.attention import Attention
 from lo_framework.learned.hyper_adamw import HyperAdamW
 from lo_framework.optim import Learned, MetaAdamW

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from lo_framework.learned import KINDS
+from lo_framework.learned import LEARNED
 from lo_framework.optimizees.registry import TASKS
 from tests.meta_train.tools import Forker
 
@@ -25,7 +25,7 @@ def forker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forker]:
 @pytest.fixture(autouse=True)
 def forget_plugins() -> Iterator[None]:
     """What a plugin registers ends with its test."""
-    registries: list[dict[str, Any]] = [KINDS, TASKS]
+    registries: list[dict[str, Any]] = [LEARNED._entries, TASKS]
     before = [(registry, dict(registry)) for registry in registries]
     yield
     for registry, entries in before:

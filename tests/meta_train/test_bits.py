@@ -13,8 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from lo_framework.checkpoint import load_optimizer
-from lo_framework.learned import make_learned
+from lo_framework.learned import load_optimizer, make_learned
 from lo_framework.meta_train.growth import build_learned
 from lo_framework.meta_train.host import ShardHost, WorkerSetup
 from lo_framework.meta_train.outer import OuterOptimizer

@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from lo_framework.checkpoint import load_optimizer
-from lo_framework.learned import LearnedOptimizer, make_learned
+from lo_framework.learned import LearnedOptimizer, load_optimizer, make_learned
 from lo_framework.meta_train import growth
 from lo_framework.meta_train.growth import plan_stages
 from lo_framework.meta_train.host import WorkerSetup

@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from lo_framework.checkpoint import load_optimizer
-from lo_framework.learned import make_learned
+from lo_framework.learned import load_optimizer, make_learned
 from lo_framework.meta_train.cli import main
 from lo_framework.plugin import load_plugins
 from tests.meta_train.tools import Forker, command, metrics, same_run, train

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from lo_framework.absorb.absorption import decompose
-from lo_framework.checkpoint import load_optimizer
+from lo_framework.learned import load_optimizer
 from lo_framework.meta_train.config import RadiusConfig
 from lo_framework.meta_train.host import ShardHost, WorkerSetup
 from lo_framework.meta_train.presets import compute_factor

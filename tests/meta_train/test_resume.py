@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 
-from lo_framework import checkpoint
-from lo_framework.checkpoint import load_latest_state, load_optimizer
+from lo_framework.files import checkpoint
+from lo_framework.files.checkpoint import load_latest_state
 from lo_framework.files.lock import exclusive
+from lo_framework.learned import load_optimizer
 from lo_framework.meta_train.cli import main
 from lo_framework.meta_train.workers import Workers
 from lo_framework.spec import UserError

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lo_framework.checkpoint import load_latest_state
+from lo_framework.files.checkpoint import load_latest_state
 from lo_framework.meta_train.config import RunConfig
 from lo_framework.meta_train.host import WorkerSetup
 from lo_framework.meta_train.incumbent import Incumbent

@@ -17,12 +17,11 @@ from torch import Tensor
 
 from lo_framework.errors import UserError
 from lo_framework.layout import Layout
-from lo_framework.learned import LearnedOptimizer
+from lo_framework.learned import LearnedOptimizer, fingerprint, learned_from
 from lo_framework.optim.base import ByPlace, OptimizerBase
 from lo_framework.optim.learned.guard import Fallback, GuardConfig
 from lo_framework.optim.learned.host import CPU_CHUNK, Host
 from lo_framework.optim.learned.store import Store
-from lo_framework.optim.source import fingerprint, learned_from
 
 
 class Learned(OptimizerBase):

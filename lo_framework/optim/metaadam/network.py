@@ -10,17 +10,16 @@ import os
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from numbers import Real
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from lo_framework.learned import LearnedOptimizer
+from lo_framework.learned import LearnedOptimizer, learned_from
 from lo_framework.learned.attention import EMBEDDING, Attention, AttentionConfig
 from lo_framework.learned.group_features import FeatureSpec
 from lo_framework.learned.hyper_adamw import HyperAdamW
 from lo_framework.optim.metaadam.differences import Differences
-from lo_framework.optim.source import learned_from
 from lo_framework.spec import UserError, nearest
 
 Source = LearnedOptimizer | str | os.PathLike[str] | Mapping[str, Any] | None
@@ -95,7 +94,7 @@ def make_network(
             alpha_range=alpha_range,
             beta_range=beta_range,
             head="bounded",
-            encoder=differences.network,
+            encoder=cast(Any, differences.network),
         )
     except UserError:
         raise

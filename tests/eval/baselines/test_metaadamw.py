@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from lo_framework.checkpoint import save_optimizer
 from lo_framework.eval.baselines import grid_of, make_baseline, make_thetas
 from lo_framework.eval.baselines.torch_runs import torch_rollout
 from lo_framework.inner.rollout import rollout
-from lo_framework.learned import make_learned
+from lo_framework.learned import make_learned, save_optimizer
 from lo_framework.optimizees import make_tasks
 from lo_framework.spec import UserError
 

@@ -11,10 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from lo_framework.checkpoint import save_optimizer
 from lo_framework.eval.cli import COMMANDS, main
 from lo_framework.eval.running.learned_files import label_paths, load_learned, split_paths
-from lo_framework.learned import make_learned
+from lo_framework.learned import make_learned, save_optimizer
 from lo_framework.spec import UserError
 
 TINY = [
@@ -256,7 +255,7 @@ def test_weights_that_do_not_fit_the_kind(tmp_path):
     with pytest.raises(UserError, match="do not fit"):
         load_learned(str(path))
     save_optimizer(path, theta, kind="from-a-plugin", config={}, summary={})
-    with pytest.raises(UserError, match=r"unknown learned optimizer 'from-a-plugin'"):
+    with pytest.raises(UserError, match='unknown learned optimizer "from-a-plugin"'):
         load_learned(str(path))
 
 

@@ -7,9 +7,8 @@ from dataclasses import asdict
 
 import pytest
 
-from lo_framework.checkpoint import save_optimizer
 from lo_framework.eval.cli import main
-from lo_framework.learned import make_learned
+from lo_framework.learned import make_learned, save_optimizer
 
 TINY = ["--optimizees", "quadratic", "--steps", "2", "--seeds", "1", "--progress", "none"]
 PANEL = ["--baseline", "sgdm", "--panel", "lr=0.01/0.1,momentum=0/0.9"]

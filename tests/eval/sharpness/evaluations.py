@@ -9,10 +9,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from lo_framework.checkpoint import save_optimizer
 from lo_framework.eval.sharpness.ascent import Effort
 from lo_framework.eval.sharpness.settings import EFFORTS
-from lo_framework.learned import make_learned
+from lo_framework.learned import make_learned, save_optimizer
 
 SMALL = [
     *(

@@ -1,0 +1,205 @@
+"""Optimizer files: one learned optimizer, to share and to use; the only place that reads and writes
+them.
+
+They are sealed files (`lo_framework.files.sealed`): safetensors with a JSON record under a sha256
+that is verified before anything is used; nothing is unpickled. Writes are atomic.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from lo_framework.errors import UserError, shown
+from lo_framework.files.atomic import atomic_write_bytes
+from lo_framework.files.sealed import FORMAT_VERSION, Record, read_sealed, seal
+from lo_framework.learned.base import LearnedOptimizer
+from lo_framework.learned.building import rebuild
+from lo_framework.learned.features import FEATURE_VERSION
+
+_MAX_BYTES = 1 << 30  # optimizers are kilobytes; this is the limit for a file of unknown origin
+_EXPECTED = "an optimizer file, as meta-training saves it"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _OptimizerRecord(Record):
+    content: Literal["optimizer"]
+    kind: str
+    config: dict[str, Any]
+    summary: dict[str, Any]
+    feature_version: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerFile:
+    """What an optimizer file holds.
+
+    Attributes:
+        path: as it was given.
+        kind: the registered name of the learned optimizer (``"attention-mlp"``).
+        config: the fields of its config; sequences are tuples, as in the frozen dataclasses.
+        tensors: its weights by parameter name, on the CPU.
+        summary: how it was trained and how well it did; for people and reports, nothing depends on
+            it.
+        format_version, feature_version: as in the file.
+    """
+
+    path: str
+    kind: str
+    config: dict[str, Any]
+    tensors: dict[str, Tensor]
+    summary: dict[str, Any] = field(default_factory=dict)
+    format_version: int = FORMAT_VERSION
+    feature_version: int = FEATURE_VERSION
+
+    def build(self) -> LearnedOptimizer:
+        """The learned optimizer itself.
+
+        Raises:
+            UserError: an unknown kind (a plugin is missing), or what `rebuild` refuses.
+        """
+        try:
+            return rebuild(self.kind, self.config, self.tensors, self.feature_version)
+        except UserError as error:
+            raise UserError(f"{self.path!r}: {error}") from None
+
+
+def save(
+    learned: LearnedOptimizer,
+    path: str | os.PathLike[str],
+    *,
+    summary: Mapping[str, Any] | None = None,
+) -> None:
+    """Save ``learned``, which `load` gives back; see `save_optimizer`."""
+    save_optimizer(
+        path,
+        learned.theta(),
+        kind=learned.kind,
+        config=asdict(learned.config),
+        summary=dict(summary or {}),
+    )
+
+
+def load(path: str | os.PathLike[str]) -> LearnedOptimizer:
+    """The learned optimizer in the file at ``path``.
+
+    Raises:
+        UserError: a file that `load_optimizer` or `OptimizerFile.build` refuses.
+    """
+    return load_optimizer(path).build()
+
+
+def learned_from(optimizer: str | os.PathLike[str] | LearnedOptimizer) -> LearnedOptimizer:
+    """The learned optimizer itself, or the one in the file at this path; raises UserError."""
+    if isinstance(optimizer, LearnedOptimizer):
+        return optimizer
+    if not isinstance(optimizer, (str, os.PathLike)):
+        raise UserError(
+            f"expected a learned optimizer or the path of its file, not a {type(optimizer).__name__}"
+        )
+    return load(optimizer)
+
+
+def save_optimizer(
+    path: str | os.PathLike[str],
+    tensors: dict[str, Tensor],
+    *,
+    kind: str,
+    config: dict[str, Any],
+    summary: dict[str, Any],
+    feature_version: int = FEATURE_VERSION,
+) -> None:
+    """Save a learned optimizer, atomically; the same arguments always give the same bytes.
+
+    Args:
+        tensors: the weights by parameter name; finite, any shape and dtype.
+        kind, config: what rebuilds it: ``make_learned(kind, **config)``. JSON values and tuples.
+        summary: JSON values, free in form.
+
+    Raises:
+        UserError: a weight is NaN or infinite, or the system refuses the write; a file that was
+            there stays as it was.
+        TypeError: a value that JSON or safetensors cannot hold.
+    """
+    if bad := _non_finite(tensors):
+        raise UserError(
+            f"not saved to {os.fspath(path)!r}: {bad} holds NaN or infinite weights; expected finite "
+            "weights, save an earlier, finite state of this optimizer"
+        )
+    record = {
+        "content": "optimizer",
+        "feature_version": feature_version,
+        "kind": kind,
+        "config": config,
+        "summary": summary,
+    }
+    atomic_write_bytes(path, seal(tensors, record))
+
+
+def load_optimizer(path: str | os.PathLike[str], *, kind: str | None = None) -> OptimizerFile:
+    """Read an optimizer file; every bit of it is verified first.
+
+    Args:
+        kind: the only kind that is acceptable, where there is one.
+
+    Raises:
+        UserError: the file is missing, not a file, no optimizer file, truncated, damaged, of
+            another format or feature version, of another kind than `kind`, or holds weights that
+            are not finite.
+    """
+    name = repr(os.fspath(path))
+    tensors, record = read_sealed(path, _EXPECTED, _MAX_BYTES, _OptimizerRecord)
+    version = record.feature_version
+    if not 1 <= version <= FEATURE_VERSION:  # no error would follow, only wrong updates
+        raise UserError(
+            f"{name} reads features of version {shown(version)}, and this lo_framework computes "
+            f"versions 1 to {FEATURE_VERSION}: its weights would mean something else; use the "
+            "release that trained it"
+        )
+    if kind is not None and record.kind != kind:
+        raise UserError(
+            f'{name} holds an optimizer of kind {shown(record.kind)}: expected kind "{kind}"'
+        )
+    if bad := _non_finite(tensors):
+        raise UserError(
+            f"{name}: {bad} holds NaN or infinite weights; expected an optimizer with finite weights"
+        )
+    return OptimizerFile(
+        path=os.fspath(path),
+        kind=record.kind,
+        config={key: _frozen(value) for key, value in record.config.items()},
+        tensors=tensors,
+        summary=record.summary,
+        feature_version=version,
+    )
+
+
+def fingerprint(learned: LearnedOptimizer) -> str:
+    """Short digest of kind, config and weights: tells whether saved state belongs to this
+    optimizer.
+    """
+    digest = hashlib.sha256(f"{learned.kind} {learned.config}".encode())
+    for name, p in sorted(learned.named_parameters()):
+        digest.update(name.encode())
+        digest.update(p.detach().to("cpu", torch.float32).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _non_finite(tensors: dict[str, Tensor]) -> str:
+    """The name, in quotes, of the first tensor with a NaN or an infinity, or an empty string."""
+    for name, tensor in tensors.items():
+        if tensor.is_complex() or tensor.is_floating_point():
+            wide = tensor if tensor.is_complex() else tensor.double()  # float8 has no isfinite
+            if not bool(torch.isfinite(wide).all()):
+                return shown(name)
+    return ""
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(_frozen(item) for item in value) if isinstance(value, list) else value
