@@ -78,8 +78,11 @@ def _train(program: Program, given: dict[str, Any], written: dict[str, Any]) -> 
     from lo_framework.meta_train.host import WorkerSetup
     from lo_framework.meta_train.presets import make_config
     from lo_framework.meta_train.run import MetaTraining
+    from lo_framework.optional import require
     from lo_framework.plugin import load_plugins
 
+    if program.evaluate:
+        require("matplotlib")  # for the picture at the end
     torch.set_num_threads(1)
     load_plugins(program.plugins)
     config = make_config(program.preset, written, **given)

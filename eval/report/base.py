@@ -18,6 +18,7 @@ from lo_framework.eval.report.table import Table
 from lo_framework.eval.report.text import bullets, code, markdown, visible
 from lo_framework.eval.running.envelope import Envelope
 from lo_framework.files.atomic import atomic_write_bytes, reason
+from lo_framework.optional import require
 from lo_framework.spec import UserError
 
 R = TypeVar("R")
@@ -126,8 +127,9 @@ def prepare(folder: str | os.PathLike[str]) -> Path:
     """Make a folder that can be written, before hours are spent on what goes into it.
 
     Raises:
-        UserError: it cannot be made or written.
+        UserError: it cannot be made or written, or pictures cannot be drawn.
     """
+    require("matplotlib")
     path = Path(folder)
     try:
         path.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
 """What all pictures share: a canvas, a legend, labels and the PNG.
 
 Only matplotlib's object interface is used (Figure and the Agg canvas), imported when first needed:
-no pyplot state, no display.
+no pyplot state, no display. Every picture begins with a `canvas`.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from lo_framework.eval.report.palette import Look
 from lo_framework.eval.report.text import visible
+from lo_framework.optional import require
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -24,6 +25,7 @@ def canvas(
     rows: int, columns: int, size: tuple[float, float], used: int | None = None, **shared: Any
 ) -> tuple[Figure, list[Any]]:
     """Return a figure and its axes, row by row; the last ones are removed beyond ``used``."""
+    require("matplotlib")
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

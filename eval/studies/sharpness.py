@@ -31,6 +31,7 @@ from lo_framework.eval.sharpness.settings import Settings
 from lo_framework.eval.statistics import Array
 from lo_framework.eval.studies.transfer import check, gradients_per_step, make_recipe, tuning_record
 from lo_framework.learned.base import LearnedOptimizer
+from lo_framework.optional import require
 from lo_framework.protocols import Task
 
 CHOSEN_BY = "final_loss"
@@ -65,6 +66,8 @@ def evaluate(
     Raises:
         UserError: nothing to do, a label given twice, an unknown baseline, numbers out of range.
     """
+    for package in ("scipy", "curvlinops"):  # at the start, not after the training of all runs
+        require(package)
     grids = {label: make_grid(label, grid_size) for label in baselines}
     made = {label: make_baseline(label) for label in baselines}
     optimizers = {**learned, **made}
