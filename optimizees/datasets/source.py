@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from lo_framework import optional
 from lo_framework.spec import UserError, first_line
 
 OPENERS: dict[str, Callable[..., Any]] = {"": open, ".gz": gzip.open, ".xz": lzma.open}
@@ -99,10 +100,10 @@ def _places(source: Source, data_dir: str | None) -> list[Path]:
         if not root.is_dir():
             raise UserError(f"{source.name}: the data folder {root} does not exist")
         places += [root / folder for folder in source.folders] + [root]
-    try:
-        import pooch
-    except ImportError:
+    if optional.missing("pooch"):
         return places
+    import pooch
+
     return [*places, Path(pooch.os_cache("lo-framework")) / source.folders[0]]
 
 
@@ -124,10 +125,10 @@ def _download(source: Source, missing: list[str], places: Sequence[Path]) -> Non
     failure = (
         f"{source.name}: missing {', '.join(missing)} (plain, .gz or .xz); looked in {looked}; "
     )
-    try:
-        import pooch
-    except ImportError:
-        raise UserError(failure + "not downloaded: the package pooch is not installed") from None
+    if why := optional.missing("pooch"):
+        raise UserError(failure + why)
+    import pooch
+
     folder = places[0] if len(places) > 1 and os.access(places[0].parent, os.W_OK) else places[-1]
     for remote, digest in source.sha256.items():
         if remote == source.archive or any(remote.startswith(name) for name in missing):

@@ -15,9 +15,6 @@ from lo_framework.optional import OPTIONAL, missing, require
 from lo_framework.spec import UserError
 from tests.test_imports import BELOW, ROOT, source_files
 
-# Files in which imports of optional packages do not ask yet; nothing is to be added.
-EXEMPT = {"optimizees/datasets/source.py"}
-
 
 def digits(tmp_path: Path) -> None:
     from lo_framework.optimizees.datasets import digits
@@ -84,7 +81,7 @@ def unasked(text: str) -> list[str]:
             ast.unparse(node.args[0]).strip("'")
             for node in ast.walk(function)
             if isinstance(node, ast.Call)
-            and ast.unparse(node.func) in ("require", "missing")
+            and ast.unparse(node.func) in ("require", "missing", "optional.missing")
             and node.args
         }
         names = {
@@ -107,8 +104,7 @@ def test_every_import_of_an_optional_package_asks() -> None:
         for path in source_files(room):
             if found := unasked(path.read_text("utf-8")):
                 faults[path.relative_to(ROOT).as_posix()] = found
-    assert {k: v for k, v in faults.items() if k not in EXEMPT} == {}
-    assert EXEMPT <= set(faults), "no longer exempt: take it off the list"
+    assert faults == {}
 
 
 def test_the_rule_itself() -> None:

@@ -179,7 +179,7 @@ def test_missing_files_are_named(tmp_path):
 def test_missing_files_without_pooch(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "pooch", None)
     message = fails("mnist", tmp_path)
-    assert "pooch is not installed" in message
+    assert "needs pooch (it downloads data sets): pip install" in message
     assert "no folder: name one with --data-dir" in fails("mnist", None)
 
 
