@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.utils._pytree import tree_map
 
 from lo_framework.episode import Carry, Draw, Need, canonical
@@ -174,7 +175,8 @@ class Unroller:
         penalty: Tensor | None = None
         terms: dict[str, Tensor] = {}
         for i in range(begin, end):
-            draw, live = self.draw(state, i)
+            with temporarily_clear_interpreter_stack():  # inside a vmap, nothing random is drawn
+                draw, live = self.draw(state, i)
             carry, losses = step(theta, carry, draw)
             score, found = self.objective.measure(self.task, losses, self.copies == 2)
             scored = score * live
