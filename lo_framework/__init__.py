@@ -1,3 +1,72 @@
-"""The core: learned optimizers, the inner loop, estimators of meta-gradients, files and faces."""
+"""Meta-train learned optimizers, use them as a ``torch.optim.Optimizer``, judge them.
+
+    import lo_framework as lo
+
+    learned = lo.train("mlp", "attention", outer_steps=100)
+    lo.save(learned, "mine.safetensors")
+    optimizer = lo.Learned(model.parameters(), "mine.safetensors")
+    print(lo.evaluate(["mlp", "cnn"], {"mine": learned}, baselines=["adamw"]).table())
+
+Every name below is imported when it is first used, so that command lines answer at once.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from lo_framework.errors import UserError as UserError
+    from lo_framework.estimators import Truncation as Truncation
+    from lo_framework.estimators import make_estimator as make_estimator
+    from lo_framework.inner.step import Family as Family
+    from lo_framework.learned import LearnedOptimizer as LearnedOptimizer
+    from lo_framework.learned import make_learned as make_learned
+    from lo_framework.learned import register_learned as register_learned
+    from lo_framework.meta_train.train import train as train
+    from lo_framework.objectives import make_objective as make_objective
+    from lo_framework.optim import ASAM as ASAM
+    from lo_framework.optim import FSAM as FSAM
+    from lo_framework.optim import GAM as GAM
+    from lo_framework.optim import GSAM as GSAM
+    from lo_framework.optim import SAM as SAM
+    from lo_framework.optim import GuardConfig as GuardConfig
+    from lo_framework.optim import Learned as Learned
+    from lo_framework.optim import LookSAM as LookSAM
+    from lo_framework.optim import MetaAdamW as MetaAdamW
+    from lo_framework.optim import MetaOptimize as MetaOptimize
+    from lo_framework.optim import Regularized as Regularized
+    from lo_framework.optimizees import Task as Task
+    from lo_framework.optimizees import make_tasks as make_tasks
+    from lo_framework.optimizees import register_task as register_task
+    from lo_framework.optimizees import task_from_module as task_from_module
+    from lo_framework.regularization import make_regularizer as make_regularizer
+
+_HOMES = {
+    "errors": ("UserError",),
+    "estimators": ("Truncation", "make_estimator"),
+    "inner.step": ("Family",),
+    "learned": ("LearnedOptimizer", "make_learned", "register_learned"),
+    "meta_train.train": ("train",),
+    "objectives": ("make_objective",),
+    "optim": (
+        *("ASAM", "FSAM", "GAM", "GSAM", "SAM", "GuardConfig", "Learned", "LookSAM"),
+        *("MetaAdamW", "MetaOptimize", "Regularized"),
+    ),
+    "optimizees": ("Task", "make_tasks", "register_task", "task_from_module"),
+    "regularization": ("make_regularizer",),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+__all__ = sorted(_HOME_OF)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_HOME_OF[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -43,7 +43,7 @@ class WorkerSetup(NamedTuple):
     def make_tasks(self) -> list[Task]:
         config = self.config
         if self.tasks:
-            return [task.to(config.device) for task in self.tasks]
+            return [t if config.device == "cpu" else t.to(config.device) for t in self.tasks]
         return make_tasks(config.optimizees, config.datasets, self.data_dir, config.device)
 
 
@@ -94,7 +94,6 @@ class ShardHost:
     """Holds the shards ``mine`` (numbers; shard s is of family s // config.shards)."""
 
     def __init__(self, setup: WorkerSetup, mine: list[int]) -> None:
-        torch.set_num_threads(1)
         load_plugins(setup.plugins)
         self.config = setup.config
         self.mine = mine
