@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from lo_framework.absorb.specs import make_regularizer as make_regularizer
     from lo_framework.errors import UserError as UserError
     from lo_framework.estimators import Truncation as Truncation
     from lo_framework.estimators import make_estimator as make_estimator
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
     from lo_framework.optimizees import make_tasks as make_tasks
     from lo_framework.optimizees import register_task as register_task
     from lo_framework.optimizees import task_from_module as task_from_module
-    from lo_framework.regularization import make_regularizer as make_regularizer
 
 _HOMES = {
     "errors": ("UserError",),
@@ -54,7 +54,7 @@ _HOMES = {
         *("MetaAdamW", "MetaOptimize", "Regularized"),
     ),
     "optimizees": ("Task", "make_tasks", "register_task", "task_from_module"),
-    "regularization": ("make_regularizer",),
+    "absorb.specs": ("make_regularizer",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = sorted(_HOME_OF)
