@@ -22,8 +22,10 @@ if TYPE_CHECKING:
     from lo_framework.estimators import make_estimator as make_estimator
     from lo_framework.inner.step import Family as Family
     from lo_framework.learned import LearnedOptimizer as LearnedOptimizer
+    from lo_framework.learned import load as load
     from lo_framework.learned import make_learned as make_learned
     from lo_framework.learned import register_learned as register_learned
+    from lo_framework.learned import save as save
     from lo_framework.meta_train.train import train as train
     from lo_framework.objectives import make_objective as make_objective
     from lo_framework.optim import ASAM as ASAM
@@ -46,7 +48,7 @@ _HOMES = {
     "errors": ("UserError",),
     "estimators": ("Truncation", "make_estimator"),
     "inner.step": ("Family",),
-    "learned": ("LearnedOptimizer", "make_learned", "register_learned"),
+    "learned": ("LearnedOptimizer", "load", "make_learned", "register_learned", "save"),
     "meta_train.train": ("train",),
     "objectives": ("make_objective",),
     "optim": (

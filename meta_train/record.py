@@ -55,8 +55,8 @@ def curves(families: dict[str, Metrics], outcome: Metrics) -> dict[str, float]:
 
 
 def weigh(line: dict[str, Any], weighting: Weighting, names: Sequence[str]) -> dict[str, float]:
-    """Adds the terms ``names`` (means over families, in their order) and the weights they had; then these are
-    learned.
+    """Add the terms ``names`` (means over families, in their order) and the weights they had to
+    ``line``; then learn the weights.
 
     Returns the weights' curves.
     """

@@ -9,9 +9,8 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from lo_framework.learned import KINDS, LearnedOptimizer, register_learned
+from lo_framework.learned import LEARNED, LearnedOptimizer, rebuild, register_learned
 from lo_framework.meta_train.config import Program
-from lo_framework.meta_train.growth import build_learned
 from lo_framework.meta_train.host import WorkerSetup
 from lo_framework.meta_train.presets import make_config
 from lo_framework.meta_train.run import MetaTraining
@@ -79,9 +78,7 @@ def train(
         count = 1 if objects else workers
         run = MetaTraining(setup, Path(folder), workers=count, quiet=quiet, start=start)
         best = run.train(resume=resume, max_seconds=max_seconds)
-    result = build_learned(best.kind, best.config)
-    result.load_theta(best.theta)
-    return result
+    return rebuild(best.kind, best.config, best.theta)
 
 
 def _learned(given: Any) -> tuple[str, Any]:
@@ -93,7 +90,7 @@ def _learned(given: Any) -> tuple[str, Any]:
         raise UserError(f"learned: expected a spec, a LearnedOptimizer or its class, not {given!r}")
     if not getattr(kind, "kind", ""):
         raise UserError(f'{kind.__name__} needs a name: kind = "my-optimizer" in the class')
-    if kind.kind not in KINDS or given is kind:
+    if kind.kind not in LEARNED or given is kind:
         register_learned(kind)
     if given is kind:
         return kind.kind, None
