@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from lo_framework.optim import MetaAdamW
 from lo_framework.optim.metaadam.meta_loss import LossFn
 from lo_framework.spec import UserError
-from tests.lo_framework.face_tools import generator
-from tests.lo_framework.metaopt_tools import snapshot as snapshot
-from tests.lo_framework.metaopt_tools import through_a_file as through_a_file
+from tests.lo_framework.optim.tools import generator
+from tests.lo_framework.optim.metaoptimize.tools import snapshot as snapshot
+from tests.lo_framework.optim.metaoptimize.tools import through_a_file as through_a_file
 
 D = torch.float64
 SMALL = {

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.func import functional_call, vmap
 
 from lo_framework.learned import LearnedOptimizer, make_learned
-from tests.lo_framework.face_tools import (
+from tests.lo_framework.optim.tools import (
     ALL_KINDS,
     flat,
     flat_grads,

@@ -15,7 +15,7 @@ from lo_framework.optim import MetaAdamW
 from lo_framework.optim.fused import one_minus_power
 from lo_framework.optim.metaadam import adam_step
 from tests.lo_framework import metaadamw_face_tools as tools
-from tests.lo_framework.face_tools import SHAPES, flat, give_grads, parameters
+from tests.lo_framework.optim.tools import SHAPES, flat, give_grads, parameters
 from tests.lo_framework.metaadamw_face_tools import D, theta
 
 STILL: dict[str, Any] = {"alpha_range": 0.0, "beta_range": 0.0, "attention": tools.SMALL}

@@ -19,7 +19,7 @@ from lo_framework.learned.hyper_adamw import HyperAdamW
 from lo_framework.optim import Learned, MetaAdamW
 from lo_framework.spec import UserError
 from tests.lo_framework import metaadamw_face_tools as tools
-from tests.lo_framework.face_tools import SHAPES, flat, generator, give_grads, parameters
+from tests.lo_framework.optim.tools import SHAPES, flat, generator, give_grads, parameters
 
 STEPS = 12
 HYPER = {name for name, _ in HyperAdamW(HyperAdamW.Config()).named_parameters()}

@@ -12,7 +12,7 @@ from lo_framework.optim import MetaAdamW
 from lo_framework.optim.metaadam.plan import model_order
 from lo_framework.spec import UserError
 from tests.lo_framework import metaadamw_face_tools as tools
-from tests.lo_framework.face_tools import flat, give_grads, parameters
+from tests.lo_framework.optim.tools import flat, give_grads, parameters
 from tests.lo_framework.metaadamw_face_tools import D, snapshot, theta, through_a_file, weights
 
 ORDERS = ["exact", "difference", "first"]

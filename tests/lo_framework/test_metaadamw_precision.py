@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lo_framework.optim import MetaAdamW
 from tests.lo_framework import metaadamw_face_tools as tools
-from tests.lo_framework.face_tools import SHAPES, flat, give_grads, parameters
+from tests.lo_framework.optim.tools import SHAPES, flat, give_grads, parameters
 from tests.lo_framework.metaadamw_face_tools import D, theta, weights
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lo_framework.optim import MetaOptimize
-from tests.lo_framework.metaopt_reference import D, Loss
+from tests.lo_framework.optim.metaoptimize.reference import D, Loss
 
 SHAPES = [(3, 2), (3,), (), (2, 2, 2)]
 NAMES = ["body.weight", "body.bias", "scale", "head.weight"]

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.lo_framework import metaopt_tools as tools
-from tests.lo_framework.metaopt_reference import (
+from tests.lo_framework.optim.metaoptimize import tools
+from tests.lo_framework.optim.metaoptimize.reference import (
     BASES,
     D,
     losses,

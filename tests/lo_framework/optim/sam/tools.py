@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lo_framework.optim import Regularized
-from tests.lo_framework.face_tools import generator
+from tests.lo_framework.optim.tools import generator
 
 LossFn = Callable[[], Tensor]
 Face = Callable[..., Regularized]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lo_framework.optim import GAM, SAM
-from tests.lo_framework import explicit_tools as tools
+from tests.lo_framework.optim.sam import tools
 
 
 def breaking(

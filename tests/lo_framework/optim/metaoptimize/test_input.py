@@ -11,8 +11,8 @@ import torch
 
 from lo_framework.optim import MetaOptimize
 from lo_framework.spec import UserError
-from tests.lo_framework import metaopt_tools as tools
-from tests.lo_framework.metaopt_reference import BASES, D, vec
+from tests.lo_framework.optim.metaoptimize import tools
+from tests.lo_framework.optim.metaoptimize.reference import BASES, D, vec
 
 BAD: list[tuple[dict[str, Any], str]] = [
     ({"base": "adam"}, r'unknown base "adam" \(did you mean "adamw"\?\)'),

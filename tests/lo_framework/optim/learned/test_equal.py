@@ -13,7 +13,7 @@ from lo_framework.inner.step import Family
 from lo_framework.optim import Learned
 from lo_framework.optim.learned import host, store
 from lo_framework.optimizees import make_tasks
-from tests.lo_framework.face_tools import (
+from tests.lo_framework.optim.tools import (
     ALL_KINDS,
     GivenGradients,
     flat,

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR
 
 from lo_framework.optim import SAM
-from tests.lo_framework import metaopt_tools as tools
-from tests.lo_framework.metaopt_reference import D
+from tests.lo_framework.optim.metaoptimize import tools
+from tests.lo_framework.optim.metaoptimize.reference import D
 
-DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "metaoptimize.md"
+DOCUMENT = Path(__file__).resolve().parents[4] / "docs" / "metaoptimize.md"
 
 
 def test_low_precision_parameters_have_float32_state() -> None:

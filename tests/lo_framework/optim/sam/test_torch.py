@@ -20,11 +20,11 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR, StepLR
 
 from lo_framework.optim import ASAM, FSAM, GAM, GSAM, SAM, GuardConfig, Learned, LookSAM
 from lo_framework.spec import UserError
-from tests.lo_framework import explicit_tools as tools
-from tests.lo_framework.face_tools import moved
+from tests.lo_framework.optim.sam import tools
+from tests.lo_framework.optim.tools import moved
 
 FACES: list[tools.Face] = [SAM, ASAM, GSAM, GAM, LookSAM, FSAM]
-DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "explicit.md"
+DOCUMENT = Path(__file__).resolve().parents[4] / "docs" / "explicit.md"
 
 
 def through_a_file(state: dict[str, Any]) -> dict[str, Any]:
@@ -359,3 +359,117 @@ def test_code_in_the_document_runs() -> None:
         before = tools.weights(names["model"])
         exec(compile(block, str(DOCUMENT), "exec"), names)
         assert not torch.equal(tools.weights(names["model"]), before)
+
+
+@pytest.mark.parametrize("face", FACES)
+@pytest.mark.parametrize("zeroes", ["nothing", "in place", "afterwards"])
+def test_gradients_from_outside_are_refused_not_dropped(face: tools.Face, zeroes: str) -> None:
+    """A closure gives no gradient of earlier micro-batches at another point, so what it adds to
+    gradients that were there is an error; zeroing them is none, whichever way and whenever.
+    """
+    model, alone = tools.network(), tools.network()
+    optimizer, plain = (face(torch.optim.SGD(m.parameters(), lr=0.1)) for m in (model, alone))
+    tools.train(plain, alone, [1])
+    loss = tools.loss_fn(model, 1)
+    tools.loss_fn(model, 0)().backward()
+    accumulated = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+    start = tools.weights(model)
+
+    def closure() -> Tensor:
+        if zeroes == "in place":
+            optimizer.zero_grad(set_to_none=False)
+        elif zeroes == "afterwards":  # of another gradient, which is not accumulated
+            torch.autograd.grad(loss(), list(model.parameters()))
+            optimizer.zero_grad()
+        value = loss()
+        value.backward()
+        return value
+
+    if zeroes == "nothing":
+        with pytest.raises(UserError, match="must zero the gradients and run all micro-batches"):
+            optimizer.step(closure)
+        assert torch.equal(tools.weights(model), start)
+        # Nothing is lost: the sum is there.
+        latest = torch.autograd.grad(loss(), list(model.parameters()))
+        for p, first, last in zip(model.parameters(), accumulated, latest):
+            torch.testing.assert_close(p.grad, first + last)
+        optimizer.zero_grad()  # outside, and a closure that does not zero
+    optimizer.step(closure)
+    assert torch.equal(tools.weights(model), tools.weights(alone))
+
+
+@pytest.mark.parametrize("guard", [False, True])
+def test_overflows_of_a_scaler_are_no_concern_of_a_guard(guard: bool) -> None:
+    """The first passes overflow, as in float16: skipped steps, and the weights are those without
+    a guard. Without a scaler a broken gradient still reaches the guard.
+    """
+    results = []
+    for guarded in (guard, False):
+        model = tools.network(torch.float32)
+        base = Learned(model.parameters(), moved("attention"), num_steps=100, guard=guarded)
+        optimizer, scaler = SAM(base), torch.amp.GradScaler("cpu", init_scale=2.0**17)
+
+        def closure(
+            model: nn.Module = model, optimizer: SAM = optimizer, scaler: Any = scaler
+        ) -> Tensor:
+            optimizer.zero_grad()
+            loss = tools.loss_fn(model, 0)()
+            overflows = scaler.get_scale() > 2**16
+            (scaler.scale(loss) * (torch.inf if overflows else 1.0)).backward()
+            return loss
+
+        for _ in range(6):
+            optimizer.step(closure, scaler=scaler)
+            scaler.update()
+        assert base.guard_activations == 0
+        results.append(tools.weights(model))
+    assert torch.equal(*results)
+    assert not torch.equal(results[0], tools.weights(tools.network(torch.float32)))
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+def test_a_broken_gradient_or_loss_reaches_the_guard(scaled: bool) -> None:
+    """A gradient where no scaler can have made it overflow, the loss itself always."""
+    scaler = torch.amp.GradScaler("cpu") if scaled else None
+    model = tools.network(torch.float32)
+    guard = GuardConfig(every=1, warmup=1, steps=2)
+    base = Learned(model.parameters(), moved("attention"), num_steps=9, guard=guard)
+    optimizer = SAM(base)
+    tools.train(optimizer, model, range(2))
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = tools.loss_fn(model, 2)() * (torch.nan if scaled else 1.0)
+        ((loss if scaler is None else scaler.scale(loss)) * torch.nan).backward()
+        return loss
+
+    with pytest.warns(UserWarning, match="broke the guard"):
+        optimizer.step(closure, scaler=scaler)
+    assert base.guard_activations == 1 and tools.weights(model).isfinite().all()
+
+
+def test_a_scaler_that_steps_itself_is_refused() -> None:
+    """By ``scaler.step``, passes would be scaled and the update longer by the scale."""
+    model, alone = tools.network(torch.float32), tools.network(torch.float32)
+    optimizer, plain = (SAM(torch.optim.SGD(m.parameters(), lr=0.1)) for m in (model, alone))
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = tools.loss_fn(model, 0)()
+        scaler.scale(loss).backward()
+        return loss
+
+    start = tools.weights(model)
+    scaler.scale(tools.loss_fn(model, 0)()).backward()
+    words = r"call step\(closure, scaler=scaler\) instead of scaler\.step"
+    for arguments in ((closure,), ()):
+        with pytest.raises(UserError, match=words):
+            scaler.step(optimizer, *arguments)
+    with pytest.raises(UserError, match=words):
+        optimizer.step()
+    assert torch.equal(tools.weights(model), start)
+    optimizer.step(closure, scaler=scaler)  # what was refused leaves nothing behind
+    scaler.update()
+    tools.train(plain, alone, [0])
+    torch.testing.assert_close(tools.weights(model), tools.weights(alone))

@@ -15,8 +15,8 @@ from torch import Tensor
 from lo_framework.optim import MetaOptimize
 from lo_framework.optim.metaoptimize.diagnostics import WINDOW, Watch
 from lo_framework.optim.metaoptimize.rules import Limits
-from tests.lo_framework import metaopt_tools as tools
-from tests.lo_framework.metaopt_reference import D
+from tests.lo_framework.optim.metaoptimize import tools
+from tests.lo_framework.optim.metaoptimize.reference import D
 
 FREE = Limits(-math.inf, math.inf, math.inf)
 

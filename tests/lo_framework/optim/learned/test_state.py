@@ -16,8 +16,9 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from lo_framework.learned import LearnedOptimizer, make_learned, save_optimizer
 from lo_framework.optim import Learned
+from lo_framework.optim.base import names_of
 from lo_framework.spec import UserError
-from tests.lo_framework.face_tools import ALL_KINDS, SHAPES, flat, moved, parameters, run
+from tests.lo_framework.optim.tools import ALL_KINDS, SHAPES, flat, moved, parameters, run
 from tests.lo_framework.small_tasks import PlainSGD, PlainSGDConfig
 
 
@@ -207,3 +208,25 @@ def test_files_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         Learned(parameters(), save(tmp_path / "b", learned, config={"width": 32}), num_steps=5)
     with pytest.raises(UserError, match="attention"):
         Learned(parameters(), save(tmp_path / "c", learned, config={"wdith": 32}), num_steps=5)
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_the_same_names_in_another_order_are_refused(prefix: str) -> None:
+    """Tensors of one shape would get each other's moments; a prefix alone changes nothing."""
+
+    def face(order: str, prefix: str = "") -> tuple[list[nn.Parameter], Learned]:
+        params = [nn.Parameter(torch.ones(4, 4)) for _ in order]
+        groups = [{"params": [(f"{prefix}{name}.weight", p)]} for name, p in zip(order, params)]
+        return params, Learned(groups, moved("attention"), num_steps=9)
+
+    params, one = face("ab")
+    run(one, params, range(2))
+    state = one.state_dict()
+    swapped = face("ba", prefix)[1]
+    words = "the same parameters in another order: build Learned as it was saved"
+    with pytest.raises(UserError, match=words):
+        swapped.load_state_dict(state)
+    assert not swapped.state and names_of(swapped.param_groups)[0] == f"{prefix}b.weight"
+    others, same = face("ab", prefix)
+    same.load_state_dict(state)
+    assert torch.equal(same.state[others[0]]["m"], one.state[params[0]]["m"])

@@ -14,7 +14,7 @@ from lo_framework.learned import make_learned
 from lo_framework.optim import GuardConfig, Learned
 from lo_framework.optim.learned.guard import DEFAULT_LR, RETREAT, Guard
 from lo_framework.spec import UserError
-from tests.lo_framework.face_tools import flat, generator, moved, parameters
+from tests.lo_framework.optim.tools import flat, generator, moved, parameters
 
 QUICK = GuardConfig(warmup=3, every=4, steps=6, decay=0.5)
 

@@ -14,8 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lo_framework.optim.metaoptimize import optimizer as face
 from lo_framework.optim.metaoptimize.hessian_free import StepSizes
-from tests.lo_framework import metaopt_tools as tools
-from tests.lo_framework.metaopt_reference import BASES, Slow
+from tests.lo_framework.optim.metaoptimize import tools
+from tests.lo_framework.optim.metaoptimize.reference import BASES, Slow
 
 
 @pytest.mark.parametrize("lr", [0.5, torch.tensor(0.5)])

@@ -12,7 +12,7 @@ from torch import Tensor
 from lo_framework import regularizers as rules
 from lo_framework.optim import ASAM, FSAM, GAM, GSAM, SAM, LookSAM, Regularized
 from lo_framework.spec import UserError
-from tests.lo_framework import explicit_tools as tools
+from tests.lo_framework.optim.sam import tools
 
 Case = tuple[tools.Face, dict[str, Any], Callable[..., Tensor], dict[str, Any]]
 CASES: dict[str, Case] = {

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from lo_framework.optim import MetaOptimize
 from lo_framework.spec import UserError
-from tests.lo_framework import metaopt_tools as tools
-from tests.lo_framework.metaopt_reference import BASES, METAS, D
+from tests.lo_framework.optim.metaoptimize import tools
+from tests.lo_framework.optim.metaoptimize.reference import BASES, METAS, D
 
 
 @pytest.mark.parametrize("blocks", tools.BLOCKS, ids=str)

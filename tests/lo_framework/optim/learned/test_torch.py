@@ -18,7 +18,7 @@ from lo_framework.learned import make_learned
 from lo_framework.optim import Learned
 from lo_framework.optim.arena import sub_layout
 from lo_framework.spec import UserError
-from tests.lo_framework.face_tools import (
+from tests.lo_framework.optim.tools import (
     ALL_KINDS,
     SHAPES,
     flat,
