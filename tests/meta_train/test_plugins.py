@@ -16,6 +16,13 @@ from tests.meta_train.tools import Forker, command, metrics, same_run, train
 
 HERE = Path(__file__).parent
 TASKS, LEARNED = str(HERE / "plugin_tasks.py"), str(HERE / "plugin_learned.py")
+TRAINING = str(HERE / "plugin_training.py")
+OWN = {
+    "estimator": "spsa:sigma=0.02",
+    "objective": "valid+overfit:power=2",
+    "weighting": "last_heavy",
+    "optimizees": "mlp:hidden=2,batch=4",
+}
 
 
 def test_a_task_of_ones_own(tmp_path: Path) -> None:
@@ -67,6 +74,37 @@ def test_plugins_reach_the_workers_and_start_alike_everywhere(
         )
         assert forker.run(argv) == 0, forker.printed()
     same_run(tmp_path / "1", tmp_path / "2")
+
+
+def test_an_estimator_a_term_and_a_weighting_of_ones_own(forker: Forker, tmp_path: Path) -> None:
+    """In one file, on one process or two, killed and resumed."""
+    for workers in (1, 2):
+        argv = command(tmp_path / str(workers), "--plugin", TRAINING, workers=workers, **OWN)
+        assert forker.run(argv) == 0, forker.printed()
+    same_run(tmp_path / "1", tmp_path / "2")
+    rows = metrics(tmp_path / "1")
+    assert [row["weights"] for row in rows] == [{"valid": 1, "overfit": i} for i in range(4)]
+    for row in rows:
+        (family,) = row["families"].values()
+        expected = row["terms"]["valid"] + row["weights"]["overfit"] * row["terms"]["overfit"]
+        assert family["meta_loss"] == pytest.approx(expected, rel=1e-4)
+        assert row["grad_norm"] > 0
+    argv = command(tmp_path / "cut", "--plugin", TRAINING, "--max-seconds", "1e-9", **OWN)
+    assert forker.run(argv) == 0, forker.printed()
+    argv = command(tmp_path / "cut", "--plugin", TRAINING, "--resume", **OWN)
+    assert forker.run(argv) == 0, forker.printed()
+    assert metrics(tmp_path / "cut") == rows
+
+
+@pytest.mark.parametrize("name", ["estimator", "objective", "weighting"])
+def test_without_their_plugin_they_are_unknown(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    known = {"estimator": "tbptt", "objective": "combined", "weighting": "sum"}
+    argv = command(tmp_path / "run", **{**OWN, **known, name: OWN[name] + "_"})
+    assert main(argv) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"unknown {name}" in line and "known: " in line
 
 
 @pytest.mark.slow
