@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from lo_framework.errors import UserError as UserError
     from lo_framework.estimators import Truncation as Truncation
     from lo_framework.estimators import make_estimator as make_estimator
+    from lo_framework.estimators.unroll import unroll as unroll
     from lo_framework.inner.step import Family as Family
     from lo_framework.learned import LearnedOptimizer as LearnedOptimizer
     from lo_framework.learned import load as load
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "errors": ("UserError",),
     "estimators": ("Truncation", "make_estimator"),
+    "estimators.unroll": ("unroll",),
     "inner.step": ("Family",),
     "learned": ("LearnedOptimizer", "load", "make_learned", "register_learned", "save"),
     "meta_train.train": ("train",),
