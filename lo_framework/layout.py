@@ -149,21 +149,19 @@ class Layout:
         parts = [per_tensor[..., i : i + 1].expand(*lead, n) for i, n in enumerate(self.sizes)]
         return torch.cat(parts, dim=-1)
 
-    def factored(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Row and column means of each tensor over its two largest axes, tiled back: two ``[N]``. A
-        vector is its own mean.
+    def axis_mean(self, x: Tensor, rank: int) -> Tensor:
+        """Mean over one axis of each tensor, tiled back, ``[..., N]``: -1 the largest axis, -2 the
+        second largest. A vector is its own mean.
         """
-        rows, cols = [], []
+        parts = []
         for slot, part in zip(self.slots, x.split(self.sizes, dim=-1), strict=True):
-            if len(slot.shape) < 2:
-                rows.append(part)
-                cols.append(part)
-                continue
-            second, first = sorted(range(len(slot.shape)), key=lambda axis: slot.shape[axis])[-2:]
-            whole = part.reshape(slot.shape)
-            rows.append(whole.mean(second, keepdim=True).expand(slot.shape).reshape(-1))
-            cols.append(whole.mean(first, keepdim=True).expand(slot.shape).reshape(-1))
-        return torch.cat(rows), torch.cat(cols)
+            if len(slot.shape) >= 2:
+                axes = range(-len(slot.shape), 0)
+                axis = sorted(axes, key=lambda axis: slot.shape[axis])[rank]
+                whole = part.reshape(*part.shape[:-1], *slot.shape)
+                part = whole.mean(axis, keepdim=True).expand_as(whole).reshape_as(part)
+            parts.append(part)
+        return torch.cat(parts, dim=-1)
 
     @cached_property
     def vector_mask(self) -> Tensor:

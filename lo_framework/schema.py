@@ -162,7 +162,7 @@ def convert(value: Any, hint: Any, *, text: bool = False) -> Any:
     if origin in (typing.Union, types.UnionType):
         return _union(value, args, text)
     if origin is typing.Literal:
-        return _literal(value, args)
+        return _literal(value, args, text)
     if dataclasses.is_dataclass(hint):
         return value if isinstance(value, hint) else _dataclass(value, hint, text)  # type: ignore[arg-type]
     if (origin or hint) is dict:
@@ -205,9 +205,9 @@ def _union(value: Any, members: tuple[Any, ...], text: bool) -> Any:
     raise Mismatch(expected.replace(" or expected", " or"), value)
 
 
-def _literal(value: Any, choices: tuple[Any, ...]) -> Any:
+def _literal(value: Any, choices: tuple[Any, ...], text: bool) -> Any:
     for choice in choices:
-        if value == choice and type(value) is type(choice):
+        if (type(value) is type(choice) and value == choice) or (text and value == str(choice)):
             return choice
     known = [str(choice) for choice in choices]
     near = nearest(value, known) if isinstance(value, str) else ""

@@ -9,13 +9,17 @@ Andrychowicz et al. 2016.
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from lo_framework.layout import Layout
 
-FEATURE_VERSION = 1
+# 2: the 39 features of ``mlp`` are the published ones, and log_and_sign has no upper cap. Whoever
+# was trained on version 1 goes on with it: its config says so.
+FeatureVersion = Literal[1, 2]
+FEATURE_VERSION: FeatureVersion = 2
 TIME_SCALES = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1e3, 3e3, 1e4, 3e4, 1e5)
 TOKEN_STATS = ("g^2", "m^2", "p^2", "g*m", "v")
 
@@ -34,11 +38,12 @@ def time_embedding(step: Tensor) -> Tensor:
     return torch.tanh(step / step.new_tensor(TIME_SCALES) - 1.0)
 
 
-def log_and_sign(grads: Tensor, k: float = 5.0) -> Tensor:
-    """``(max(log|g| / k, -1), clip(g e^k, -1, 1))``: ``[2, n]``; covers gradients of every
-    magnitude in [-1, 1].
+def log_and_sign(grads: Tensor, k: float = 5.0, version: int = FEATURE_VERSION) -> Tensor:
+    """``(max(log|g| / k, -1), clip(g e^k, -1, 1))``: ``[2, n]``, for gradients of every magnitude;
+    version 1 caps the logarithm at 1.
     """
-    size = (torch.log(grads.abs() + 1e-16) / k).clamp(-1.0, 1.0)
+    cap = 1.0 if version == 1 else None
+    size = (torch.log(grads.abs() + 1e-16) / k).clamp(-1.0, cap)
     return torch.stack([size, (grads * math.exp(k)).clamp(-1.0, 1.0)])
 
 

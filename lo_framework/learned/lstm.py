@@ -8,14 +8,14 @@ operations because the library's has no batching rule under vmap.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from lo_framework.layout import Layout
 from lo_framework.learned.base import LearnedOptimizer, State, register_learned
-from lo_framework.learned.features import log_and_sign
+from lo_framework.learned.features import FEATURE_VERSION, FeatureVersion, log_and_sign
 from lo_framework.schema import Layers, Positive, Seed, Width, check_ranges
 
 
@@ -27,6 +27,7 @@ class LSTMConfig:
     layers: Layers = 2
     scale: Positive = 0.01
     seed: Seed = 0
+    feature_version: FeatureVersion = field(default=FEATURE_VERSION, repr=False)
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -86,7 +87,7 @@ class LSTM(LearnedOptimizer):
     def update(
         self, channels: Tensor, shared: Tensor, params: Tensor, grads: Tensor, state: State
     ) -> tuple[Tensor, State]:
-        x, hs, cs = log_and_sign(grads), [], []
+        x, hs, cs = log_and_sign(grads, version=self.config.feature_version), [], []
         for layer, cell in enumerate(self.cells):
             x, c = cell(x, state["h"][layer], state["c"][layer])
             hs.append(x)

@@ -11,14 +11,21 @@ parameters, so their part of the first layer is one vector, not a product over N
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from lo_framework.layout import Layout
 from lo_framework.learned.base import LEARNED, LearnedOptimizer, State
-from lo_framework.learned.features import TIME_SCALES, second_moment_scale, time_embedding
+from lo_framework.learned.features import (
+    FEATURE_VERSION,
+    TIME_SCALES,
+    FeatureVersion,
+    second_moment_scale,
+    time_embedding,
+)
 from lo_framework.learned.network import Weights, network
 from lo_framework.schema import Positive, Seed, Width, check_ranges
 
@@ -32,16 +39,16 @@ FACTORED_39 = (0.9, 0.99, 0.999)
 class MLPConfig:
     """``exp_mult`` and ``step_mult`` make the random start a usable optimizer with steps near 1e-3."""
 
-    features: int = 19
+    features: Literal[19, 39] = 19
     hidden: Width = 32
     exp_mult: Positive = 1e-3
     step_mult: Positive = 1e-3
     seed: Seed = 0
+    # Not in the text of the config, which old training states are known by.
+    feature_version: FeatureVersion = field(default=FEATURE_VERSION, repr=False)
 
     def __post_init__(self) -> None:
         check_ranges(self)
-        if self.features not in (19, 39):
-            raise ValueError(f"features must be 19 or 39, not {self.features}")
 
 
 class MLP(LearnedOptimizer):
@@ -50,7 +57,7 @@ class MLP(LearnedOptimizer):
     kind = "mlp"
     Config = MLPConfig
     config: MLPConfig
-    per_param = ("momenta", "v", "row", "col", "factor")
+    per_param: ClassVar[tuple[str, ...]] = ("momenta", "v", "row", "col", "factor")
     decays: Tensor
 
     def __init__(self, config: MLPConfig) -> None:
@@ -130,12 +137,20 @@ class MLP(LearnedOptimizer):
 
 
 class WideMLP(MLP):
-    """The 39-feature set: 28 per-parameter features and the eleven of time. Built by
+    """The 39 features of Adafac-MLP: 28 per parameter and the eleven of time. Built by
     ``mlp:features=39``.
+
+    Rows are means over the largest axis of a tensor, columns over the second largest. Feature
+    version 1 had them the other way round, divided the rows of a tensor of three or more axes by
+    their mean over all of it, and gave a vector's gradient another eps.
     """
+
+    per_param = (*MLP.per_param, "grad_factor")
 
     def __init__(self, config: MLPConfig) -> None:
         super().__init__(config)
+        self.published = config.feature_version > 1
+        self.prepared = ("row", "col", "factor", *("grad_factor",) * self.published)
         start = torch.tensor([*MOMENTUM_39, SECOND_39, *FACTORED_39], device="cpu")
         self.decay_delta = nn.Parameter(
             torch.zeros(len(start))
@@ -146,14 +161,11 @@ class WideMLP(MLP):
         def zeros(rows: int) -> Tensor:
             return params.new_zeros(rows, params.shape[-1])
 
-        factored = len(FACTORED_39)
         return {
             "step": params.new_zeros(()),
             "momenta": zeros(len(MOMENTUM_39)),
             "v": zeros(1),
-            "row": zeros(factored),
-            "col": zeros(factored),
-            "factor": zeros(factored),
+            **{name: zeros(len(FACTORED_39)) for name in self.prepared},
         }
 
     def keeps(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -168,21 +180,28 @@ class WideMLP(MLP):
 
     def prepare(self, layout: Layout, grads: Tensor, state: State) -> State:
         keep = self.keeps()[2]
-        row, col = layout.factored(grads * grads + 1e-30)
+        squared = grads * grads + 1e-30
+        ranks = (-1, -2) if self.published else (-2, -1)
+        row, col = (layout.axis_mean(squared, rank) for rank in ranks)
         row = state["row"] + keep * (row - state["row"])
         col = state["col"] + keep * (col - state["col"])
-        mean_row = layout.expand(layout.mean(row))
-        factor = _safe_rsqrt(row / (mean_row + 1e-9)) * _safe_rsqrt(col)
+        # What the rows are relative to: their mean within each slice of the two largest axes.
+        mean = layout.axis_mean(row, -2) if self.published else layout.expand(layout.mean(row))
+        factor = _safe_rsqrt(row / (mean + 1e-9)) * _safe_rsqrt(col)
         # A vector has no rows and columns: its full second moment stands in.
         is_vector = layout.vector_mask.to(grads.device)
-        factor = torch.where(is_vector, torch.rsqrt(row + 1e-6), factor)
-        return {**state, "row": row, "col": col, "factor": factor}
+        new = {"row": row, "col": col}
+        new["factor"] = torch.where(is_vector, torch.rsqrt(row + 1e-6), factor)
+        if self.published:  # the published code has another eps where the gradient is scaled
+            new["grad_factor"] = torch.where(is_vector, _safe_rsqrt(row + 1e-9), factor)
+        return {**state, **new}
 
     def advance(self, params: Tensor, grads: Tensor, state: State) -> tuple[Tensor, State]:
         keep_m, keep_v, _ = self.keeps()
         m = state["momenta"] + keep_m * (grads - state["momenta"])
         v = state["v"] + keep_v * (grads * grads - state["v"])
-        row, col, factor = state["row"], state["col"], state["factor"]
+        prepared = {name: state[name] for name in self.prepared}
+        row, col, factor = prepared["row"], prepared["col"], prepared["factor"]
         inverse = torch.rsqrt(v + 1e-6)
         raw = torch.cat(
             [
@@ -192,7 +211,7 @@ class WideMLP(MLP):
                 v,
                 m * inverse,
                 inverse,
-                grads * factor,
+                grads * prepared.get("grad_factor", factor),
                 row,
                 col,
                 torch.rsqrt(row + 1e-8),
@@ -200,7 +219,7 @@ class WideMLP(MLP):
                 m * factor,
             ]
         )
-        return raw, {"momenta": m, "v": v, "row": row, "col": col, "factor": factor}
+        return raw, {"momenta": m, "v": v, **prepared}
 
 
 def _safe_rsqrt(x: Tensor) -> Tensor:

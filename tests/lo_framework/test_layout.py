@@ -70,9 +70,9 @@ def test_reductions_under_vmap(layout: Layout, x: torch.Tensor) -> None:
     assert torch.equal(torch.vmap(both)(x), both(x))
 
 
-def test_factored_against_loops(layout: Layout) -> None:
+def test_axis_means_against_loops(layout: Layout) -> None:
     x = torch.rand(layout.size, generator=torch.Generator().manual_seed(1))
-    rows, cols = layout.factored(x)
+    rows, cols = layout.axis_mean(x, -2), layout.axis_mean(x, -1)
     tensors, row, col = layout.unflatten(x), layout.unflatten(rows), layout.unflatten(cols)
     for i in range(
         3
@@ -89,6 +89,8 @@ def test_factored_against_loops(layout: Layout) -> None:
             part = tensors["c"][i, :, k]  # [3, 2]
             torch.testing.assert_close(row["c"][i, :, k], part.mean(1, keepdim=True).expand(3, 2))
             torch.testing.assert_close(col["c"][i, :, k], part.mean(0, keepdim=True).expand(3, 2))
+    both = torch.stack([x, 2 * x])
+    assert torch.equal(layout.axis_mean(both, -1), torch.stack([cols, 2 * cols]))
     for name in ("b", "d"):  # a vector is its own mean
         assert torch.equal(row[name], tensors[name]) and torch.equal(col[name], tensors[name])
     assert layout.vector_mask.tolist() == [

@@ -114,7 +114,7 @@ CONFIGS = [
     (config(**{"\x1b[31mred": 1}), r'unknown field "\x1b[31mred"'),
     (config("x" * 10**6), 'unknown learned optimizer "xxx'),
     (config("mlp:hidden=15000"), 'unknown learned optimizer "mlp:hidden=15000"'),
-    (config("mlp", features=20), "features must be 19 or 39, not 20"),
+    (config("mlp", features=20), "at features: expected one of 19, 39, not 20"),
     (config("mlp", exp_mult=float("inf")), "at exp_mult: expected above 0"),
 ]
 RECORDS = [
