@@ -16,8 +16,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks import harness
 from benchmarks.harness import Contender
-from lo_framework.optim import MetaAdamW
-from lo_framework.optim.metaadam.meta_loss import OBJECTIVES, ORDERS
+from lo_framework.optim import MetaAdamW, MetaConfig, NetworkConfig
+from lo_framework.optim.metaadamw.meta_loss import OBJECTIVES, ORDERS
 
 BOUND = 5.0  # of the combined objective with the usual settings, in passes
 BATCH, WINDOW = 16, 96
@@ -55,16 +55,15 @@ def measure(rounds: int, device: str) -> dict[str, Any]:
         model.zero_grad()
         loss_fn(batches[0]).backward()
 
-    settings = {f"combined, {order}": {"objective": "combined", "order": order} for order in ORDERS}
-    settings |= {
-        objective: {"objective": objective} for objective in OBJECTIVES if objective != "combined"
-    }
+    settings = {f"combined, {order}": MetaConfig(order=order) for order in ORDERS}
+    settings |= {name: MetaConfig(objective=name) for name in OBJECTIVES if name != "combined"}
     contenders = [Contender("forward and backward", one_pass, 1)]
     # Fused attention has no second derivative, so that all are timed with the plain one.
     with sdpa_kernel(SDPBackend.MATH):
-        for label, given in settings.items():
-            encoder: Any = {"attention": {"layers": 8}, **given}
-            optimizer = MetaAdamW(model.named_parameters(), lr=1e-6, **encoder)
+        for label, meta in settings.items():
+            optimizer = MetaAdamW(
+                model.named_parameters(), lr=1e-6, network=NetworkConfig(layers=8), meta=meta
+            )
             one_pass()
             optimizer.step()
             contenders.append(Contender(label, _meta_step(optimizer, loss_fn, batches), 1))

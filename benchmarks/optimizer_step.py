@@ -26,7 +26,7 @@ from torch.utils._pytree import tree_leaves
 from benchmarks import harness, meta_step
 from benchmarks.harness import Contender
 from lo_framework.learned import make_learned
-from lo_framework.optim import Learned, MetaAdamW, MetaOptimize
+from lo_framework.optim import Learned, MetaAdamW, MetaOptimize, NetworkConfig
 
 
 class Transformer(NamedTuple):
@@ -89,7 +89,7 @@ def optimizers() -> dict[str, Build]:
 
     def attending(**settings: Any) -> Build:
         return lambda named: MetaAdamW(
-            named, lr=1e-6, attention={"layers": 8, "width": 16, "heads": 4}, **settings
+            named, lr=1e-6, network=NetworkConfig(layers=8, width=16), **settings
         )
 
     return {

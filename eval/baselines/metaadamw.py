@@ -1,13 +1,13 @@
 """MetaAdamW as a baseline, as it is: ``"metaadamw:features=enhanced,meta_every=20"``.
 
-Every ``meta_every`` updates its attention is trained by one look-ahead on two more training batches
-and one of held-out data (``online=false``: never). ``file`` takes the attention from a meta-trained
+Every ``meta_every`` updates its network is trained by one look-ahead on two more training batches
+and one of held-out data (``online=false``: never). ``file`` takes the network from a meta-trained
 ``attention`` optimizer.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import nn
@@ -15,58 +15,42 @@ from torch import nn
 from lo_framework.eval.baselines.registry import lr_grid, register_baseline
 from lo_framework.eval.baselines.torch_runs import Run, TorchBaseline
 from lo_framework.learned.base import Theta
-from lo_framework.optim import MetaAdamW
-from lo_framework.optim.metaadam.meta_loss import terms_of
+from lo_framework.optim import MetaAdamW, MetaConfig, NetworkConfig
+from lo_framework.optim.metaadamw.published import find_variant
 from lo_framework.protocols import Task
 from lo_framework.regularizers.base import HVP_COST
 from lo_framework.spec import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
-class MetaAdamWConfig:
-    """Options of `lo_framework.optim.MetaAdamW`; ``reproduce``: paper, reference or none;
-    ``order``: also usual.
-
-    ``layers``, ``width`` (0: the usual), ``heads``, ``head_scale``: of a new network.
-    """
+class RunConfig:
+    """Settings of a run; ``online``: whether meta steps are made."""
 
     lr: float = 1e-3
     cosine: bool = False
     weight_decay: float = 1e-2
     online: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetaAdamWConfig(NetworkConfig, MetaConfig, RunConfig):
+    """Options of the baseline: `lo_framework.optim.MetaAdamW`'s; ``seed`` is added to the run's."""
+
     meta_every: int = 10
-    meta_lr: float = 0.0
-    features: str = "basic"
-    grouping: str = "fine_grained"
-    objective: str = "combined"
-    weighting: str = "huw"
-    weights: tuple[float, ...] = ()
-    priorities: tuple[float, ...] = ()
-    order: str = "usual"
     reproduce: str = "none"
-    v_norms: bool = True
-    time: bool = True
-    gating: bool = False
-    alpha_range: float = 1.0
-    beta_range: float = 1.0
-    layers: int = 2
-    width: int = 0
-    heads: int = 4
-    head_scale: float = 0.0
     file: str = ""
 
     def __post_init__(self) -> None:
         if not self.lr > 0:
             raise UserError(f"lr must be positive, got {self.lr}")
-        if self.meta_lr < 0:
-            raise UserError(f"meta_lr must be at least 0 (0: the usual), got {self.meta_lr}")
-        self.make(
-            [
-                ("0.weight", nn.Parameter(torch.zeros(2, 2))),
-                ("0.bias", nn.Parameter(torch.zeros(2))),
-            ],
-            1,
-        )
+        weight, bias = nn.Parameter(torch.zeros(2, 2)), nn.Parameter(torch.zeros(2))
+        network = self.make([("0.weight", weight), ("0.bias", bias)], 1).network
+        for field in fields(NetworkConfig) if self.file else ():
+            value, own = getattr(self, field.name), getattr(network.config, field.name)
+            if value not in (own, field.default):
+                raise UserError(
+                    f"{field.name}={value!r}, but the network in the file has {own!r}: leave it out"
+                )
 
     def make(
         self,
@@ -78,44 +62,20 @@ class MetaAdamWConfig:
         """The optimizer of a run of ``steps``, a new network of its own ``seed``; raises UserError
         for what cannot be.
         """
-        combined = self.objective == "combined"
-        weighting = self.weighting
-        if self.weights:
-            weighting = f"{weighting}:weights={'x'.join(f'{w:g}' for w in self.weights)}"
-        sizes = {
-            "layers": self.layers,
-            "heads": self.heads,
-            "head_scale": self.head_scale,
-            "seed": seed,
-        }
-        sizes |= {"width": self.width} if self.width else {}
-        order = None if self.order == "usual" else self.order
+        own = {field.name: getattr(self, field.name) for field in fields(NetworkConfig)}
         return MetaAdamW(
             named_params,
             lr=self.lr if lr is None else lr,
             weight_decay=self.weight_decay,
-            alpha_range=self.alpha_range,
-            beta_range=self.beta_range,
-            features=self.features,
-            grouping=self.grouping,
-            attention=self.file or sizes,
-            meta_every=self.meta_every,
-            objective=self.objective,
-            weighting=weighting if combined else "huw",
-            priorities=self.priorities or None,
-            order=order,
-            v_norms=self.v_norms,
-            time=self.time,
-            gating=self.gating,
+            network=self.file or NetworkConfig(**own | {"seed": self.seed + seed}),
+            meta=self,
             total_steps=steps,
-            meta_lr=self.meta_lr or None,
-            reproduce=None if self.reproduce == "none" else self.reproduce,
+            reproduce=self.reproduce,
         )
 
 
-@register_baseline(
-    "metaadamw", lr_grid([0.001, 0.003, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2])
-)  # as AdamW's
+# AdamW's grid
+@register_baseline("metaadamw", lr_grid([0.001, 0.003, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2]))
 class MetaAdamWBaseline(TorchBaseline):
     kind = "metaadamw"
     Config = MetaAdamWConfig
@@ -123,25 +83,18 @@ class MetaAdamWBaseline(TorchBaseline):
 
     @property
     def gradients(self) -> float:  # type: ignore[override]
-        """With the meta steps' share: a gradient of each batch, a Hessian-vector product, a forward
-        pass at need.
+        """Gradients per update, with the meta steps' share: a gradient of each batch, a
+        Hessian-vector product, a forward pass at need.
         """
         c = self.config
         if not c.online:
             return 1.0
-        terms, published = terms_of(c.objective), c.reproduce != "none"
-        order = ("exact" if published else "difference") if c.order == "usual" else c.order
-        gap_ahead = "gen_gap" in terms and not published
-        second, after = "gradient" in terms or gap_ahead, "loss_decrease" in terms or gap_ahead
-        before = (
-            terms != ("gradient",) if published else order == "exact" and "loss_decrease" in terms
-        )
-        product = (
-            {"exact": HVP_COST, "difference": 1.0, "first": 0.0}[order]
-            if "gradient" in terms
-            else 0.0
-        )
-        meta = 1.0 + second + product + after + before / 3
+        variant = find_variant(c.reproduce)
+        objective = c.build(variant)
+        product = {"exact": HVP_COST, "difference": 1.0, "first": 0.0}[objective.order]
+        second, after = objective.looks_at(variant)
+        meta = 1.0 + second + after + objective.needs_valid_before(variant) / 3
+        meta += product * ("gradient" in objective.terms)
         return 1.0 + meta / c.meta_every
 
     def build(

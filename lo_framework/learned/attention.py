@@ -28,52 +28,88 @@ from lo_framework.schema import Layers, NotNegative, Range, Seed, Width
 EMBEDDING = 4  # numbers of a group's embedding
 PUBLISHED_HEAD = 4  # rows for alpha, beta, lambda1, lambda2
 
+Size = Annotated[int, Range(low=0, high=1 << 16)]  # 0: the usual one
+FactorRange = Annotated[float, Range(low=0, high=2, open_high=True)]  # factors are positive
+
 
 @dataclass(frozen=True, kw_only=True)
-class AttentionConfig(HyperAdamWConfig):
-    """``head``: ``exp`` adds to every hyper-parameter in log space; ``bounded`` has MetaAdamW's
-    factors of learning rate and decay, in ``1 +- alpha_range / 2`` and ``1 +- beta_range / 2``.
+class NetworkConfig:
+    """Settings of the network and of what it sees, for the learned optimizer and for MetaAdamW,
+    whose defaults these are.
 
-    ``features``, ``scale``, ``v_norms``, ``time``: see `group_features.FeatureSpec`; ``gating``:
-    learned factors on them. ``learn``: ``all``, or ``factors``: nothing but the factors (of AdamW
-    at the tuned learning rate). ``hidden_units`` of a block; 0: twice the width. ``head_scale``: of
-    a random start of the head.
+    Attributes:
+        width, heads, layers: sizes of the encoder; ``width`` 0: 16, or as published the least that
+            holds the features.
+        head: "bounded" has MetaAdamW's factors of learning rate and decay; "exp" adds to every
+            hyper-parameter in log space.
+        seed: of the random start.
+        features: "basic", "norm_basic", "basic_plus", "norm_basic_plus", "enhanced" or "tokens",
+            see `group_features`.
+        grouping: who shares a token: "fine_grained" (type, depth third, vector or not), "original"
+            (parameter groups) or "tensor".
+        scale: "log" or "raw", see `group_features`.
+        v_norms, time: whether the second moment and the time are features too.
+        gating: whether features have learned multipliers.
+        alpha_range, beta_range: the factors of learning rate and decay lie in 1 +- range / 2.
+        encoder: "own", or "published" as in the paper.
+        hidden_units: of a block; 0: twice the width, or 32 as published.
+        learn: "all", or "factors": meta-training moves nothing but the factors (of AdamW at the
+            tuned learning rate).
+        head_scale: size of a random start of the head; 0: factors start at 1.
     """
 
-    width: Width = 16
+    # Saved states hold a digest of these in their order: add new ones at the end.
+    width: Size = 0
     heads: Width = 4
-    layers: Layers = 1
-    head: Literal["exp", "bounded"] = "exp"
+    layers: Layers = 2
+    head: Literal["exp", "bounded"] = "bounded"
     seed: Seed = 0
-    features: str = "tokens"
-    grouping: str = "tensor"
+    features: str = "basic"
+    grouping: str = "fine_grained"
     scale: str = "log"
-    v_norms: bool = False
+    v_norms: bool = True
     time: bool = True
     gating: bool = False
-    alpha_range: Annotated[float, Range(low=0, high=2, open_high=True)] = 1.0
-    beta_range: Annotated[float, Range(low=0, high=2, open_high=True)] = 1.0
+    alpha_range: FactorRange = 1.0
+    beta_range: FactorRange = 1.0
     encoder: Literal["own", "published"] = "own"
-    hidden_units: Annotated[int, Range(low=0, high=1 << 16)] = 0
+    hidden_units: Size = 0
     learn: Literal["all", "factors"] = "all"
     head_scale: NotNegative = 0.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.width % self.heads:
-            raise ValueError(f"width ({self.width}) must be a multiple of heads ({self.heads})")
-        check_grouping(self.grouping)
-        needed = self.spec.columns + EMBEDDING * (self.features == "enhanced")
-        if self.encoder == "published" and (self.head != "bounded" or self.width < needed):
-            raise ValueError(
-                f"the published encoder needs head=bounded and a width of at least {needed} features"
-            )
 
     @property
     def spec(self) -> FeatureSpec:
         return FeatureSpec(
             version=self.features, scale=self.scale, v_norms=self.v_norms, time=self.time
         )
+
+    @property
+    def inputs(self) -> int:
+        """Numbers that describe a token, a group's embedding included."""
+        return self.spec.columns + EMBEDDING * (self.features == "enhanced")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionConfig(NetworkConfig, HyperAdamWConfig):
+    """The learned optimizer's settings: AdamW's, and those of the network."""
+
+    width: Width = 16
+    layers: Layers = 1
+    head: Literal["exp", "bounded"] = "exp"
+    features: str = "tokens"
+    grouping: str = "tensor"
+    v_norms: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.width % self.heads:
+            raise ValueError(f"width ({self.width}) must be a multiple of heads ({self.heads})")
+        check_grouping(self.grouping)
+        if self.encoder == "published" and (self.head != "bounded" or self.width < self.inputs):
+            raise ValueError(
+                "the published encoder needs head=bounded and a width of at least "
+                f"{self.inputs} features"
+            )
 
 
 @register_learned
@@ -90,11 +126,8 @@ class Attention(HyperAdamW):
         generator = torch.Generator().manual_seed(config.seed)
         self.spec = config.spec
         published = config.encoder == "published"
-        inputs = self.spec.columns
-        if config.features == "enhanced":
-            inputs += EMBEDDING
         if not published:
-            self.embed = matrix(config.width, inputs, generator)
+            self.embed = matrix(config.width, config.inputs, generator)
             self.embed_bias = nn.Parameter(torch.zeros(config.width, 1))
         self.blocks = nn.ModuleList(
             Block(config.width, config.heads, generator, config.hidden_units, published)

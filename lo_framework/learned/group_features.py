@@ -1,10 +1,11 @@
 """MetaAdamW's five feature versions: statistics of the tensors of a group (arXiv 2605.04055,
 section 2).
 
-    basic            means over the group's tensors of |g|, |m|, |p|, cos(g, m), and |v| where asked for
+    basic            means over the group's tensors of |g|, |m|, |p|, cos(g, m), |v| (``v_norms``)
     basic_plus       and their standard deviations over the tensors
     norm_*           the same, standardised across groups
-    enhanced         means and variances of |g| and |m|, shares of exact zeros, size, share of vectors, depth
+    enhanced         means and variances of |g| and |m|, shares of exact zeros, size, share of
+                     vectors, depth
 
 and the time. ``scale="log"``, the default, has logarithms of root mean squares with unbiased
 moments in the place of raw norms: bounded, and free of the number of parameters. ``scale="raw"`` is
@@ -46,7 +47,8 @@ class FeatureSpec:
     def __post_init__(self) -> None:
         if self.version not in VERSIONS:
             raise UserError(
-                f'unknown features "{self.version}"{nearest(str(self.version), VERSIONS)}; known: {", ".join(VERSIONS)}'
+                f'unknown features "{self.version}"{nearest(str(self.version), VERSIONS)}; '
+                f"known: {', '.join(VERSIONS)}"
             )
         if self.scale not in ("log", "raw"):
             raise UserError(f'unknown scale of features "{self.scale}"; known: log, raw')

@@ -103,7 +103,8 @@ def make_grouping(
 def check_grouping(grouping: str) -> None:
     if grouping not in GROUPINGS:
         raise UserError(
-            f'unknown grouping "{grouping}"{nearest(grouping, GROUPINGS)}; known: {", ".join(GROUPINGS)}'
+            f'unknown grouping "{grouping}"{nearest(str(grouping), GROUPINGS)}; '
+            f"known: {', '.join(GROUPINGS)}"
         )
 
 

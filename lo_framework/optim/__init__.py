@@ -3,7 +3,7 @@ explicit regularizers.
 """
 
 from lo_framework.optim.learned import GuardConfig, Learned
-from lo_framework.optim.meta_adamw import MetaAdamW
+from lo_framework.optim.metaadamw import MetaAdamW, MetaConfig, NetworkConfig
 from lo_framework.optim.metaoptimize import MetaOptimize, MetaOptimizeConfig
 from lo_framework.optim.sam import ASAM, FSAM, GAM, GSAM, SAM, LookSAM, Regularized
 
@@ -17,7 +17,9 @@ __all__ = [
     "Learned",
     "LookSAM",
     "MetaAdamW",
+    "MetaConfig",
     "MetaOptimize",
     "MetaOptimizeConfig",
+    "NetworkConfig",
     "Regularized",
 ]

@@ -73,6 +73,32 @@ def test_meta_trained_attention_from_a_file_does_what_the_learned_optimizer_does
 
 
 @pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ("alpha_range=0", "alpha_range=0.0, but the network in the file has 1.0: leave it out"),
+        ("gating=true", "gating=True, but"),
+        ("features=enhanced", "features='enhanced', but"),
+        ("grouping=original", "grouping='original', but"),
+        ("layers=3", "layers=3, but the network in the file has 1"),
+        ("features=basic,grouping=tensor,width=16,v_norms=true", ""),
+    ],
+)
+def test_options_that_contradict_the_network_in_the_file(option, words, tmp_path):
+    learned = make_learned(
+        "attention:head=bounded,features=basic,v_norms=true,grouping=tensor,learn=factors"
+    )
+    path = tmp_path / "attention.safetensors"
+    save_optimizer(
+        path, learned.theta(), kind="attention", config=asdict(learned.config), summary={}
+    )
+    if not words:
+        make_baseline(f"metaadamw:file={path},{option}")
+        return
+    with pytest.raises(UserError, match=words):
+        make_baseline(f"metaadamw:file={path},{option}")
+
+
+@pytest.mark.parametrize(
     ("spec", "wanted"),
     [
         ("metaadamw:features=enhanse", "enhanced"),

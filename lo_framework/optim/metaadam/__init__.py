@@ -1,1 +1,0 @@
-"""The parts of `lo_framework.optim.MetaAdamW`."""

@@ -1,0 +1,139 @@
+"""Groups of tensors that share a token, and the plan of a step: the tensors with a gradient, their
+groups, and sets of them that share all numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from lo_framework.layout import Layout
+from lo_framework.learned.grouping import GROUPINGS, KEYS, Grouping, by_key, make_grouping
+from lo_framework.optim.arena import sub_layout
+from lo_framework.optim.blocks import assign
+from lo_framework.optim.metaadamw.statistics import MeasuringOrder, make_order
+from lo_framework.spec import UserError
+
+OwnGroups = Mapping[str, str | Sequence[str] | None] | Callable[[str, Tensor], Hashable]
+TokenGroup = tuple[Hashable, int, str]  # what tells it from others, its key, its label
+
+
+class UpdateSet(NamedTuple):
+    """Tensors of one parameter group, one token group, one age, one dtype and one device."""
+
+    group: int
+    token: int
+    places: tuple[int, ...]  # in the list of all parameters
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """``layout``, ``grouping`` and ``order`` are those of the active tensors, on the network's
+    device.
+    """
+
+    active: tuple[int, ...]
+    layout: Layout
+    grouping: Grouping
+    order: MeasuringOrder
+    sets: tuple[UpdateSet, ...]
+
+
+def model_order(names: Sequence[str]) -> list[str]:
+    """Dotted names as their model has them, also where parameter groups have parted a layer's
+    weight and bias.
+
+    What belongs together by its name comes together, at the place of its first; numbers count,
+    parameters between which a child of their module was are before it, and a weight is before its
+    bias. So a model's order stays as it is.
+    """
+    tree: dict[str, Any] = {}
+    for name in names:
+        at = tree
+        for word in name.split("."):
+            at = at.setdefault(word, {})
+
+    def walk(at: dict[str, Any], path: str) -> Iterator[str]:
+        words = sorted(at, key=int) if all(word.isdecimal() for word in at) else list(at)
+        leaves = [k for k, word in enumerate(words) if not at[word]]
+        if leaves and leaves[-1] - leaves[0] >= len(leaves):
+            words.sort(key=lambda word: bool(at[word]))
+        if "bias" in words and "weight" in words[words.index("bias") :]:
+            words.remove("bias")
+            words.insert(words.index("weight") + 1, "bias")
+        for word in words:
+            if path + word in known:
+                yield path + word
+            yield from walk(at[word], f"{path}{word}.")
+
+    known = set(names)
+    return list(walk(tree, ""))
+
+
+def name_groups(
+    grouping: str | OwnGroups,
+    layout: Layout,
+    params: Sequence[Tensor],
+    parts: Sequence[int],
+    named: bool,
+    published: bool,
+) -> list[TokenGroup]:
+    """The token group of every tensor of ``layout``.
+
+    Args:
+        grouping: a name, a dict of labels to regular expressions, lists of names or None (all
+            others), or a function of a tensor's name and the tensor.
+        parts: parameter group of each tensor.
+        named: whether the tensors have names of their own.
+
+    Raises:
+        UserError: an unknown name; a dict with empty or overlapping groups.
+    """
+    if isinstance(grouping, str):
+        made = make_grouping(layout, grouping, parts, published=published)
+        keys = made.keys.tolist()
+        return [(f"{made.labels[k]} #{k}", keys[k], made.labels[k]) for k in made.index.tolist()]
+    names = [slot.name for slot in layout.slots]
+    if callable(grouping):
+        values = [grouping(name, p) for name, p in zip(names, params, strict=True)]
+        try:
+            order = {value: k for k, value in enumerate(dict.fromkeys(values))}
+        except TypeError:
+            raise UserError(
+                "grouping: the function must return something hashable, such as a string"
+            ) from None
+        return [(value, order[value] % KEYS, str(value)) for value in values]
+    if not isinstance(grouping, Mapping):
+        raise UserError(
+            f"grouping must be a dict or a function, not {grouping!r}: "
+            f"{', '.join(GROUPINGS)} are settings of the network"
+        )
+    try:
+        blocks = assign(grouping, params, parts, names if named else None)
+    except UserError as error:
+        raise UserError(f"grouping: {error}") from None
+    owners = [spread.first for spread in blocks.spreads]
+    return [(k, k % KEYS, blocks.names[k]) for k in owners]
+
+
+def make_plan(
+    active: tuple[int, ...],
+    params: Sequence[Tensor],
+    layout: Layout,
+    groups: Sequence[TokenGroup],
+    parts: Sequence[int],
+    ages: Sequence[int],
+) -> Plan:
+    device = params[0].device
+    grouping = by_key([groups[i] for i in active], device)
+    tokens = grouping.index.tolist()
+    sets: dict[tuple[Any, ...], list[int]] = {}
+    for i, token in zip(active, tokens, strict=True):
+        p = params[i]
+        sets.setdefault((parts[i], token, ages[i], p.dtype, p.device), []).append(i)
+    updates = tuple(UpdateSet(key[0], key[1], tuple(places)) for key, places in sets.items())
+    order = make_order([params[i] for i in active])
+    return Plan(active, sub_layout(layout, active).to(device), grouping, order, updates)

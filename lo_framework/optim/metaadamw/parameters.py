@@ -1,0 +1,181 @@
+"""The parameters of a MetaAdamW: their names, groups, ages and moments, and plans over those that
+have a gradient.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lo_framework.layout import Layout
+from lo_framework.optim.arena import sub_layout
+from lo_framework.optim.base import names_of
+from lo_framework.optim.fused import one_minus_power
+from lo_framework.optim.metaadamw.adam_step import Numbers
+from lo_framework.optim.metaadamw.groups import (
+    OwnGroups,
+    Plan,
+    make_plan,
+    model_order,
+    name_groups,
+)
+from lo_framework.spec import UserError
+
+# a number, or no factor: a new tensor for each
+ONE = torch.tensor(1.0, dtype=torch.float32, device="cpu")
+KEPT_PLANS = 8  # few sets of gradients occur in a training
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+class ParameterTable:
+    """
+    Attributes:
+        params: all, in the order of the parameter groups; ``part``: group of each; ``ages``:
+            updates of each.
+        layout: of all, frozen ones too: what a tensor is for does not depend on who has a gradient.
+        groups: the token group of each.
+    """
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        grouping: str | OwnGroups,
+        *,
+        published: bool,
+        scaled: bool,
+    ) -> None:
+        self.optimizer, self.grouping = optimizer, grouping
+        self.published, self.scaled = published, scaled
+        self.params: list[Tensor] = []
+        self.names: dict[Tensor, str] = {}
+        self.gather()
+
+    def _given(self) -> list[Tensor]:
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
+
+    def _names(self) -> list[str]:
+        """Names of the parameters given now; empty where there is none, or only another's."""
+        given = names_of(self.optimizer.param_groups)
+        if not self.names:
+            return given if len(set(given)) == len(self._given()) else [""] * len(self._given())
+        # People take parameters out of a group and leave its "param_names", so a name by place may
+        # be that of another. Names known from before come first, then by place where the lists
+        # still match, and never one that some parameter has or had.
+        taken, names = set(self.names.values()), []
+        for group in self.optimizer.param_groups:
+            params, listed = group["params"], group.get("param_names", [])
+            by_place = listed if len(listed) == len(params) else [""] * len(params)
+            for p, name in zip(params, by_place):
+                names.append(self.names.get(p, "" if name in taken else name))
+                taken.add(names[-1])
+        return names
+
+    def is_current(self) -> bool:
+        """Whether the optimizer still has these parameters: people replace and delete them in its
+        groups.
+        """
+        given = self._given()
+        return len(given) == len(self.params) and all(map(operator.is_, given, self.params))
+
+    def gather(self) -> None:
+        """Take in the optimizer's parameters; their ages are in their state."""
+        params = self._given()
+        if not params:
+            raise UserError("MetaAdamW needs at least one parameter")
+        part = [g for g, group in enumerate(self.optimizer.param_groups) for _ in group["params"]]
+        names = self._names()
+        named = any(names)
+        names = [name or f"parameter{i}" for i, name in enumerate(names)]
+        places = {name: i for i, name in enumerate(names)}
+        order = model_order(names) if named else names
+        model = Layout.of({name: params[places[name]].shape for name in order})
+        slot_of = {places[name]: k for k, name in enumerate(order)}
+        layout = sub_layout(model, [slot_of[i] for i in range(len(names))])
+        groups = name_groups(self.grouping, layout, params, part, named, self.published)
+        # Nothing has changed before all is known to be well.
+        self.params, self.part, self.layout, self.groups = params, part, layout, groups
+        self.names = dict(zip(params, names)) if named else {}
+        states = [self.optimizer.state.get(p) for p in params]
+        self.ages = [int(state["step"]) if state else 0 for state in states]
+        self.forget_plans()
+
+    def forget_plans(self) -> None:
+        self._plans: dict[Any, Plan] = {}
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The network's precision."""
+        double = any(p.dtype == torch.float64 for p in self.params)
+        return torch.float64 if double else torch.float32
+
+    def start(self, i: int) -> bool:
+        """Make the state of a parameter that has none; gives whether it had one that was taken
+        away.
+        """
+        p = self.params[i]
+        state = self.optimizer.state[p]
+        if state:
+            return False
+        lost, self.ages[i] = self.ages[i] > 0, 0
+        dtype = torch.float64 if p.dtype == torch.float64 else torch.float32
+        state["step"] = torch.zeros((), dtype=torch.float32)
+        for name in MOMENTS:
+            state[name] = torch.zeros_like(p, dtype=dtype, memory_format=torch.preserve_format)
+        return lost
+
+    def restore(self, saved: Mapping[int, Mapping[str, Any]]) -> None:
+        """Take over saved state by places, and keep nothing of before."""
+        self.optimizer.state.clear()
+        self.ages = [0] * len(self.params)
+        for i, state in saved.items():
+            self.start(i)
+            for name, x in state.items():
+                self.optimizer.state[self.params[i]][name].copy_(torch.as_tensor(x))
+            self.ages[i] = int(state["step"])
+
+    def plan(self, active: tuple[int, ...]) -> Plan:
+        first = self.ages[active[0]]
+        key = active, tuple(self.ages[i] - first for i in active), self.params[0].device
+        if key not in self._plans:
+            if len(self._plans) >= KEPT_PLANS:
+                self.forget_plans()
+            self._plans[key] = make_plan(
+                active, self.params, self.layout, self.groups, self.part, self.ages
+            )
+        return self._plans[key]
+
+    def group(self, i: int) -> dict[str, Any]:
+        return self.optimizer.param_groups[self.part[i]]
+
+    def states(self, places: Sequence[int]) -> list[dict[str, Tensor]]:
+        return [self.optimizer.state[self.params[i]] for i in places]
+
+    def numbers(self, group: dict[str, Any], t: int, rate: Any, shrink: Any) -> Numbers:
+        """The numbers of the t-th update; ``shrink`` as if the decay were decoupled."""
+        first, second = (float(one_minus_power(beta, t)) for beta in group["betas"])
+        if self.scaled:
+            shrink = shrink / first
+        beta1, beta2 = group["betas"]
+        return Numbers(rate, shrink, beta1, beta2, group["eps"], first, second)
+
+    def count_update(self, active: Sequence[int]) -> None:
+        for i in active:
+            self.ages[i] += 1
+        torch._foreach_add_([state["step"] for state in self.states(active)], ONE, alpha=1.0)
+
+
+def check_settings(group: Mapping[str, Any]) -> None:
+    """Raise UserError for settings of a parameter group that cannot be."""
+    if not isinstance(group["betas"], (tuple, list)) or len(group["betas"]) != 2:
+        raise UserError(f"betas must be two numbers, not {group['betas']!r}")
+    beta1, beta2 = group["betas"]
+    if not (0 <= beta1 < 1 and 0 <= beta2 < 1):
+        raise UserError(f"betas must be in [0, 1), not {beta1} and {beta2}")
+    for name in ("lr", "eps", "weight_decay"):
+        if not 0 <= float(group[name]) < math.inf:
+            raise UserError(f"{name} must be at least 0 and finite, not {group[name]}")
