@@ -10,7 +10,6 @@ order statistics give without an assumption about the noise.
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import os
@@ -74,19 +73,15 @@ def median_interval(values: Sequence[float]) -> tuple[float, float, float]:
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = harness.parser(__doc__)
     parser.add_argument("--against", type=Path, required=True, help="the other checkout")
-    parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--only", default=",".join(ARGUMENTS), help=f"of {', '.join(ARGUMENTS)}")
-    parser.add_argument("--quick", action="store_true", help="the benchmarks' own short versions")
-    parser.add_argument("--out", type=Path, default=Path("results"))
     args = parser.parse_args(argv)
-    content = harness.environment("benchmarks.compare_trees") | {"rounds": args.rounds}
+    rounds = args.rounds or 15
+    content = harness.environment("benchmarks.compare_trees") | {"rounds": rounds}
     for name in args.only.split(","):
         ratios: dict[str, list[float]] = defaultdict(list)
-        for k in range(args.rounds):
+        for k in range(rounds):
             trees = [HERE, args.against.resolve()]
             # In turn the first: what a neighbour starts meanwhile must not meet one tree alone.
             found = {tree: run(name, tree, args.quick) for tree in trees[:: -1 if k % 2 else 1]}
@@ -99,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         }
         rows = [[label, *list(row.values())[:3]] for label, row in content[name].items()]
         harness.print_table([f"{name}: new / old", "median", "low", "high"], rows)
-    harness.save(args.out / "compare_trees.json", content)
+    harness.save("compare_trees", args, content)
     return content
 
 

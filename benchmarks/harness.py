@@ -7,6 +7,7 @@ so that both sides saw the same neighbours.
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import shlex
@@ -20,6 +21,7 @@ from typing import Any
 
 import torch
 
+from lo_framework.eval.report.table import Table
 from lo_framework.eval.running.provenance import provenance, version
 
 PEERS = ("higher", "torchopt", "optree")
@@ -84,26 +86,52 @@ def environment(module: str, device: str = "cpu") -> dict[str, Any]:
     }
 
 
+def parser(text: str | None) -> argparse.ArgumentParser:
+    """The options that every benchmark has."""
+    out = argparse.ArgumentParser(
+        description=text, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    out.add_argument("--quick", action="store_true", help="few rounds, small sizes")
+    out.add_argument("--rounds", type=int, default=0)
+    out.add_argument("--out", type=Path, default=Path("results"))
+    return out
+
+
 def print_table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Aligned columns: text to the left, numbers to the right."""
-    cells = [list(header), *([_text(x) for x in row] for row in rows)]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
-    for row in cells:
-        print(
-            "  ".join(
-                x.ljust(w) if i == 0 else x.rjust(w) for i, (x, w) in enumerate(zip(row, widths))
-            ).rstrip()
+    """Print aligned columns, fractions to two digits."""
+    table = Table(*header)
+    for row in rows:
+        table.add(
+            *(f"{x:,.{0 if abs(x) >= 100 else 2}f}" if isinstance(x, float) else x for x in row)
         )
-    print(flush=True)
+    print(table, end="\n\n", flush=True)
 
 
-def _text(x: Any) -> str:
-    if isinstance(x, float):
-        return f"{x:,.0f}" if abs(x) >= 100 else f"{x:.2f}"
-    return str(x)
+def save(name: str, args: argparse.Namespace, content: dict[str, Any], **panels: Any) -> None:
+    """Write ``content`` as JSON and its ``panels`` as a picture, under the name of the benchmark.
 
-
-def save(path: Path, content: dict[str, Any]) -> None:
+    A panel is a title's options for matplotlib's axes, with ``bars``, label -> height, or
+    ``lines``, label -> points, both logarithmic.
+    """
+    content["load_average_after"] = os.getloadavg()
+    gpu = "_cuda" if getattr(args, "device", "").startswith("cuda") else ""
+    path = args.out / (name + gpu + ("_quick" if args.quick else ""))
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=1) + "\n")
-    print(f"wrote {path}")
+    path.with_suffix(".json").write_text(json.dumps(content, indent=1) + "\n")
+    if panels:
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(5 * len(panels), 4.4), layout="constrained")
+        grid = figure.subplots(1, len(panels), squeeze=False)[0]
+        for axes, (title, panel) in zip(grid, panels.items()):
+            for label, points in panel.pop("lines", {}).items():
+                axes.loglog(*zip(*points), marker="o", label=label)
+            bars = panel.pop("bars", {})
+            axes.barh([*bars], [*bars.values()])
+            if bars:
+                axes.invert_yaxis()
+            else:
+                axes.legend(fontsize=7)
+            axes.set(title=title.replace("_", " "), **panel)
+        figure.savefig(path.with_suffix(".png"), dpi=110)
+    print(f"wrote {path}.json")

@@ -19,7 +19,7 @@ import os
 import resource
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,12 @@ from typing import Any
 import torch
 
 from benchmarks import harness
+from lo_framework.absorb.absorption import make_absorption
+from lo_framework.estimators import Truncation, make_estimator
+from lo_framework.inner.step import Family
+from lo_framework.learned import make_learned
+from lo_framework.objectives import make_objective
+from lo_framework.optimizees.pool import make_tasks
 
 ALLOCATOR = {
     "MALLOC_ARENA_MAX": "1",
@@ -42,7 +48,7 @@ FLAT, ROOT = (
 )  # required: ratio of PES's ends; exponent of the segmented curve (0.5 and the fit's slack)
 
 
-def measure(
+def truncation(
     spec: str,
     steps: int,
     tasks: int,
@@ -52,35 +58,28 @@ def measure(
     objective: str = "train",
     regularizer: str = "none",
     absorb: str = "",
-) -> dict[str, float]:
-    """Bytes of one estimate over ``steps`` inner steps, in this process."""
-    from lo_framework.absorb.absorption import make_absorption
-    from lo_framework.estimators import Truncation, make_estimator
-    from lo_framework.inner.step import Family
-    from lo_framework.learned import make_learned
-    from lo_framework.objectives import make_objective
-    from lo_framework.optimizees.pool import make_tasks
-
-    torch.set_num_threads(1)
+) -> Callable[[], Any]:
+    """One estimate over ``steps`` inner steps, from the same start at every call."""
     rule = make_learned(learned)
     absorption = None if regularizer == "none" else make_absorption(regularizer, absorb)
     family = Family(make_tasks(optimizee, "digits")[0], rule, engine, absorption)
+    clock = Truncation(unroll_length=steps, episode=(FOREVER, FOREVER))
+    estimator = make_estimator(spec, family, make_objective(objective), clock, tasks)
     theta = rule.theta()
+    state = estimator.init_state(theta, torch.Generator().manual_seed(0))
+    state = replace(state, stop=state.horizon.clone())
+    return lambda: estimator.estimate(theta, state)
 
-    def estimator(length: int) -> tuple[Any, Any]:
-        truncation = Truncation(unroll_length=length, episode=(FOREVER, FOREVER))
-        built = make_estimator(spec, family, make_objective(objective), truncation, tasks)
-        state = built.init_state(theta, torch.Generator().manual_seed(0))
-        return built, replace(state, stop=state.horizon.clone())
 
-    small, state = estimator(4)
-    small.estimate(theta, state)
-    del small, state
-    built, state = estimator(steps)
+def measure(steps: int, **point: Any) -> dict[str, float]:
+    """Bytes of one estimate over ``steps`` inner steps, in this process."""
+    torch.set_num_threads(1)
+    truncation(steps=4, **point)()
+    estimate = truncation(steps=steps, **point)
     gc.collect()
     before = status("VmRSS")
     reset_peak()
-    built.estimate(theta, state)
+    estimate()
     return {"before": before, "peak": peak(), "after": status("VmRSS")}
 
 
@@ -130,15 +129,11 @@ def lengths(name: str, quick: bool) -> list[int]:
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--quick", action="store_true")
+    parser = harness.parser(__doc__)
     parser.add_argument("--tasks", type=int, default=4)
     parser.add_argument("--optimizee", default="mlp")
     parser.add_argument("--learned", default="mlp")
     parser.add_argument("--engine", default="eager")
-    parser.add_argument("--out", type=Path, default=Path("results"))
     parser.add_argument("--child", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.child:
@@ -165,39 +160,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     for name, slope in exponents.items():
         print(f"{name}: memory grows as T^{slope:.2f}")
     print(f"as required: {content['fulfilled']}")
-    stem = "memory_quick" if args.quick else "memory"
-    harness.save(args.out / f"{stem}.json", content)
-    plot(args.out / f"{stem}.png", curves, args)
+    mebibytes = {name: [(t, b / 2**20) for t, b in points] for name, points in curves.items()}
+    axes = {"xlabel": "steps of the unroll, T", "ylabel": "peak memory, MiB"}
+    harness.save("memory", args, content, memory={"lines": mebibytes, **axes})
     return content
-
-
-def plot(path: Path, curves: dict[str, list[tuple[int, float]]], args: argparse.Namespace) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axis = plt.subplots(figsize=(6, 4.2))
-    for name, points in curves.items():
-        axis.loglog([t for t, _ in points], [b / 2**20 for _, b in points], marker="o", label=name)
-    start, size = curves["TBPTT, root-T segments"][0]
-    steps = [start, 64 * start]
-    axis.loglog(
-        steps,
-        [size / 2**20 * (t / start) ** 0.5 for t in steps],
-        "k:",
-        linewidth=1,
-        label="root of T",
-    )
-    axis.set(
-        xlabel="steps of the unroll, T",
-        ylabel="peak memory, MiB",
-        title=f"{args.optimizee} optimizee",
-    )
-    axis.legend()
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
-    print(f"wrote {path}")
 
 
 if __name__ == "__main__":

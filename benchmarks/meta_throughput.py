@@ -15,10 +15,9 @@ from __future__ import annotations
 import argparse
 import copy
 import math
-import os
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -216,36 +215,23 @@ def curve(
     return out
 
 
-def plot(path: Path, content: dict[str, Any]) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(1, 3, figsize=(15, 4.2))
-    for kind, color in (("pes", "tab:blue"), ("tbptt", "tab:orange")):
-        bars = {n: v for n, v in content["headline"][kind].items() if isinstance(v, dict)}
-        names = [f"{kind}: {n}" for n in bars]
-        axes[0].barh(names, [v["median"] for v in bars.values()], color=color)
-        for axis, what in ((axes[1], "tasks"), (axes[2], "parameters")):
-            points = [p for p in content[f"curve_{what}"] if p["estimator"] == kind]
-            for name, style in (("eager", "--"), ("graph", "-"), ("plain code", ":")):
-                seen = [(p[what], p[name]["best"]) for p in points if name in p]
-                if seen:
-                    axis.loglog(
-                        *zip(*seen), style, marker="o", color=color, label=f"{kind}, {name}"
-                    )
-    axes[0].invert_yaxis()
-    axes[0].set(xlabel="inner steps/s (median)", title=f"MLP 64-{content['headline']['hidden']}-10")
-    axes[1].set(xlabel="tasks in one vmap", ylabel="inner steps/s", title="over tasks")
-    axes[2].set(
-        xlabel="parameters of the optimizee", ylabel="inner steps/s", title="over parameters"
-    )
-    axes[1].legend(fontsize=7)
-    axes[2].legend(fontsize=7)
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
-    print(f"wrote {path}")
+def panels(content: dict[str, Any]) -> dict[str, Any]:
+    """Bars of the comparison, and lines over tasks and over parameters."""
+    bars = {
+        f"{kind}: {name}": row["median"]
+        for kind in ESTIMATORS
+        for name, row in content["headline"][kind].items()
+        if isinstance(row, dict)
+    }
+    out: dict[str, Any] = {"comparison": {"bars": bars, "xlabel": "inner steps/s (median)"}}
+    for what in ("tasks", "parameters"):
+        lines: dict[str, list[Any]] = defaultdict(list)
+        for point in content[f"curve_{what}"]:
+            for name, row in point.items():
+                if isinstance(row, dict):
+                    lines[f"{point['estimator']}, {name}"].append((point[what], row["best"]))
+        out[f"over_{what}"] = {"lines": lines, "xlabel": what, "ylabel": "inner steps/s"}
+    return out
 
 
 def widths(most: int) -> list[int]:
@@ -255,12 +241,7 @@ def widths(most: int) -> list[int]:
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--quick", action="store_true", help="about a minute: few rounds, short curves"
-    )
+    parser = harness.parser(__doc__)
     parser.add_argument("--device", default="cpu")
     parser.add_argument(
         "--tasks",
@@ -269,7 +250,6 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         help="tasks of the engine in the comparison (16; on a GPU 256)",
     )
     parser.add_argument("--hidden", type=int, default=32)
-    parser.add_argument("--rounds", type=int, default=0)
     parser.add_argument("--curve-rounds", type=int, default=0)
     parser.add_argument(
         "--engines",
@@ -277,7 +257,6 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         help="of eager, graph, inductor; default all (--quick: the first two)",
     )
     parser.add_argument("--no-curves", action="store_true")
-    parser.add_argument("--out", type=Path, default=Path("results"))
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     gpu = args.device.startswith("cuda")
@@ -300,11 +279,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         content["curve_parameters"] = curve(
             args, kept, [(4, h) for h in wide[:: 2 if args.quick else 1]], "parameters"
         )
-    content["load_average_after"] = os.getloadavg()
-    name = "meta_throughput" + ("_cuda" if gpu else "") + ("_quick" if args.quick else "")
-    harness.save(args.out / f"{name}.json", content)
-    if not args.no_curves:
-        plot(args.out / f"{name}.png", content)
+    pictures = {} if args.no_curves else panels(content)
+    harness.save("meta_throughput", args, content, **pictures)
     return content
 
 

@@ -13,10 +13,7 @@ are timed against a forward and backward pass (`meta_step`).
 
 from __future__ import annotations
 
-import argparse
-import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -192,51 +189,27 @@ def judge(sizes: dict[str, Any]) -> list[dict[str, Any]]:
     return out
 
 
-def plot(path: Path, content: dict[str, Any]) -> None:
-    from matplotlib.figure import Figure
-
-    sizes = content["sizes"]
-    labels = [*next(iter(sizes.values()))["optimizers"]]
-    figure = Figure(figsize=(10, 0.5 * len(labels) + 1.4))
-    axes = figure.subplots(1, 2, sharey=True)
-    height = 0.8 / len(sizes)
-    for k, (name, found) in enumerate(sizes.items()):
-        at = [i + (k - (len(sizes) - 1) / 2) * height for i in range(len(labels))]
-        for axis, what in zip(axes, ("time", "memory")):
-            axis.barh(
-                at,
-                [found["optimizers"][x][f"{what} / {YARDS[0]}"] for x in labels],
-                height,
-                label=name,
-            )
-            axis.axvline(1.0, color="black", linewidth=0.8)
-            axis.set(xlabel=f"{what}, times that of {YARDS[0]}")
-    for label, bound in BOUNDS.items():
-        i = labels.index(label)
-        axes[0].plot([bound, bound], [i - 0.45, i + 0.45], color="tab:red", linewidth=2)
-    axes[0].set_yticks(range(len(labels)), labels)
-    axes[0].invert_yaxis()
-    axes[0].set_title("step time (red: required bound)")
-    axes[1].set_title("state memory")
-    axes[1].legend(title="parameters", fontsize=8)
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
-    print(f"wrote {path}")
+def panels(sizes: dict[str, Any]) -> dict[str, Any]:
+    """Times and memory beside the yardstick's, an optimizer and size per bar."""
+    return {
+        what: {
+            "bars": {
+                f"{label}, {name}": row[f"{what} / {YARDS[0]}"]
+                for name, size in sizes.items()
+                for label, row in size["optimizers"].items()
+            },
+            "xlabel": f"times that of {YARDS[0]}",
+        }
+        for what in ("time", "memory")
+    }
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--quick", action="store_true", help="few and short rounds, without the largest size"
-    )
+    parser = harness.parser(__doc__)
     parser.add_argument("--device", default="cpu")
     parser.add_argument(
         "--sizes", default="", help=f"of {', '.join(SIZES)}; default {','.join(REQUIRED)}"
     )
-    parser.add_argument("--rounds", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path("results"))
     args = parser.parse_args(argv)
     names = args.sizes.split(",") if args.sizes else [*REQUIRED[: 2 if args.quick else None]]
     for name in names:
@@ -273,14 +246,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         print(
             f"{b['optimizer']} at {b['size']}: {b['ratio']:.2f}x {YARDS[0]}, at most {b['bound']}x: {word}"
         )
-    stem = (
-        "optimizer_step"
-        + ("_cuda" if args.device.startswith("cuda") else "")
-        + ("_quick" if args.quick else "")
-    )
-    content["load_average_after"] = os.getloadavg()
-    harness.save(args.out / f"{stem}.json", content)
-    plot(args.out / f"{stem}.png", content)
+    harness.save("optimizer_step", args, content, **panels(content["sizes"]))
     return content
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from lo_framework.eval.report.table import Table
-from lo_framework.eval.statistics import Estimate, mean_interval, paired_difference
+from lo_framework.eval.statistics import Estimate, mean, paired_difference
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENT = ROOT / "docs" / "results.md"
@@ -62,59 +62,24 @@ def name(path: str) -> str:
     return Path(path).parent.name
 
 
-def comparisons(path: str) -> dict[tuple[str, str], tuple[Estimate, Estimate, dict[str, Any]]]:
-    """The baseline's value, the difference and the stored comparison, by task and metric."""
-    content = read(path)
-    arms = {(arm["task"], arm["optimizer"]): arm for arm in content["arms"]}
-
-    def value(task: str, optimizer: str, metric: str) -> Estimate:
-        arm = arms[task, optimizer]
-        return mean_interval(arm["runs"][arm["chosen"][metric]]["metrics"][metric])
-
-    return {
-        (c["task"], c["metric"]): (
-            value(c["task"], c["baseline"], c["metric"]),
-            value(c["task"], c["learned"], c["metric"]),
-            c,
-        )
-        for c in content["derived"]["comparisons"]
-    }
-
-
 def transfer(*paths: str) -> str:
-    """Values and differences to the tuned baseline; several files share their baseline's column."""
-    columns = [h for path in paths for h in (name(path), "difference [95%]", "better on")]
-    table = Table("problem", "metric", "best-of-grid AdamW", *columns)
-    every = [comparisons(path) for path in paths]
-    for task, metric in every[0]:
-        if metric in METRICS:
-            cells: list[Any] = []
-            for c in every:
-                baseline, learned, stored = c[task, metric]
-                estimate, share = Estimate(**stored["difference"]), stored["improvement"]["value"]
-                wins = f"{share * estimate.n:g} of {estimate.n}"
-                cells += [learned.value, str(estimate), wins]
-            table.add(task, metric.replace("_", " "), baseline.value, *cells)
-    return show(table, *paths)
-
-
-def ratios(*paths: str) -> str:
-    """Ratios to the tuned baseline, a row per task; a star: not significant."""
-    table = Table(
-        "problem", "steps", "optimizer", *(m.replace("_", " ") for m in METRICS), "verdict"
-    )
+    """Every comparison with a tuned baseline, a row per metric."""
+    heads = "problem|steps|optimizer|metric|best-of-grid AdamW|difference [95%]|ratio|better on"
+    table = Table(*heads.split("|"), "verdict")
     for path in paths:
-        rows: dict[str, list[Any]] = defaultdict(list)
         content = read(path)
-        for (task, metric), (*_, c) in comparisons(path).items():
+        arms = {(arm["task"], arm["optimizer"]): arm for arm in content["arms"]}
+        optimizer = name(next(iter(content["files"].values())))
+        for c in content["derived"]["comparisons"]:
+            task, metric = c["task"], c["metric"]
             if metric in METRICS:
-                rows[task].append((f"{c['ratio']:.3g}", c["verdict"]))
-        for task, cells in rows.items():
-            words = {verdict for _, verdict in cells}
-            marked = [text + "*" * (verdict not in ("better", "worse")) for text, verdict in cells]
-            verdict = "worse" if "worse" in words else "better" if "better" in words else "-"
-            source = next(iter(content["files"].values()))
-            table.add(task, content["steps"], name(source), *marked, verdict)
+                arm, difference = arms[task, c["baseline"]], Estimate(**c["difference"])
+                tuned = float(mean(arm["runs"][arm["chosen"][metric]]["metrics"][metric]))
+                wins = f"{c['improvement']['value'] * difference.n:g} of {difference.n}"
+                cells = task, content["steps"], optimizer, metric.replace("_", " "), tuned
+                ratio = f"{c['ratio']:.3g}"
+                table.add(*cells, str(difference), ratio, wins, c["verdict"])
+        table.rule()
     return show(table, *paths)
 
 
@@ -167,7 +132,7 @@ def robustness(*paths: str) -> str:
     for path in paths:
         content = read(path)
         for line in content["lines"]:
-            means = [float(mean_interval(x).value) for x in line["metrics"]["final_loss"]]
+            means = [float(mean(x)) for x in line["metrics"]["final_loss"]]
             ends = min(means), max(means)
             cells = [x for m in ends for x in (m, f"{content['lrs'][means.index(m)]:.3g}")]
             table.add(line["task"], line["optimizer"], *cells, f"{ends[1] / ends[0]:.3g}x")
@@ -208,7 +173,6 @@ KINDS: dict[str, Callable[..., str]] = {
     f.__name__: f
     for f in (
         transfer,
-        ratios,
         throughput,
         memory,
         steps,
