@@ -14,7 +14,6 @@ from lo_framework.eval.running.progress import Progress
 from lo_framework.eval.studies.result import Result
 from lo_framework.eval.studies.transfer import evaluate
 from lo_framework.files.atomic import atomic_write_text
-from lo_framework.learned import rebuild
 from lo_framework.meta_train.incumbent import Incumbent
 from lo_framework.meta_train.run import MetaTraining
 from lo_framework.spec import UserError
@@ -52,19 +51,17 @@ def _told(folder: Path) -> TransferReport | None:
 
 
 def _evaluated(run: MetaTraining, best: Incumbent, workers: int, seeds: int) -> Result:
-    learned = rebuild(best.kind, best.config, best.theta)
     progress = Progress(title="evaluation")
     try:
         return evaluate(
             run.tasks,
-            learned,
+            {best.kind: run.out / "optimizer.safetensors"},
             baselines=("adamw",),
             steps=run.config.episode[1],
             seeds=seeds,
             workers=workers,
             data_dir=run.setup.data_dir,
             plugins=run.setup.plugins,
-            files={best.kind: str(run.out / "optimizer.safetensors")},
             command=["python", "-m", "meta_train", *sys.argv[1:]],
             progress=progress,
         )

@@ -1,18 +1,10 @@
-"""Vary the options of one optimizer, two at a time, and show heat maps of what each pair does.
-
-All cells start from the same parameters and see the same batches of a seed; none is tuned. Beside
-them stand references: by default AdamW with a constant step size, at the one that the cells start
-from and at its tuned one. What the optimizer counts of itself (blocks whose step size oscillates,
-collapses or explodes, skipped meta-gradients) is marked in the cells.
-"""
+"""The command ``eval ablation``."""
 
 from __future__ import annotations
 
-import argparse
+from lo_framework.eval.commands.frame import Loaded, register_evaluation
+from lo_framework.eval.studies.request import AblationRequest
 
-from lo_framework.eval.commands.options import add_runs
-
-HELP = "vary the options of one optimizer, two at a time: heat maps with diagnostics"
 EXAMPLES = """\
 examples:
   python -m eval ablation --out runs/ablation
@@ -37,70 +29,16 @@ input.
 """
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_runs(parser, optimizees="mlp", out="runs/ablation", steps=500)
-    add = parser.add_argument
-    add(
-        "--baseline",
-        default="torch-metaoptimize",
-        metavar="SPEC",
-        help="what is varied (default: %(default)s)",
-    )
-    add(
-        "--panels",
-        metavar="NAME[,NAME...]",
-        help="some of the panels known for the baseline (default: all)",
-    )
-    add(
-        "--panel",
-        action="append",
-        default=[],
-        metavar="ROW=a/b,COLUMN=c/d",
-        help="a panel of your own; repeatable",
-    )
-    add(
-        "--references",
-        metavar="SPECS",
-        help="baselines beside it, or none (default: AdamW, fixed and tuned)",
-    )
-    add(
-        "--tuning-seeds",
-        type=int,
-        default=3,
-        help="other seeds, to tune references on (default: %(default)s)",
-    )
-    add(
-        "--fresh",
-        action="store_true",
-        help="forget the finished cells that an earlier run left in DIR",
-    )
+@register_evaluation("ablation", AblationRequest, examples=EXAMPLES)
+def ablation() -> Loaded:
+    """Vary the options of one optimizer, two at a time: heat maps with diagnostics.
 
-
-def run(arguments: argparse.Namespace) -> int:
-    from lo_framework.eval.commands.frame import finish, run_study
+    All cells start from the same parameters and see the same batches of a seed; none is tuned. Beside
+    them stand references: by default AdamW with a constant step size, at the one that the cells start
+    from and at its tuned one. What the optimizer counts of itself (blocks whose step size oscillates,
+    collapses or explodes, skipped meta-gradients) is marked in the cells.
+    """
     from lo_framework.eval.report.ablation import AblationReport
-    from lo_framework.eval.running.tuning import make_grid
-    from lo_framework.eval.studies.ablation import ablate
-    from lo_framework.eval.studies.panels import Study, find_study
-    from lo_framework.spec import split_specs
+    from lo_framework.eval.studies.ablation import AblationEvaluation
 
-    given = arguments.references
-    references = None if given is None else [] if given == "none" else split_specs(given)
-
-    def plan() -> Study:
-        for label in references or ():
-            make_grid(label)
-        return find_study(arguments.baseline, arguments.panels, arguments.panel)
-
-    more = dict(references=references, tuning_seeds=arguments.tuning_seeds)
-    done = run_study(
-        arguments,
-        "ablation",
-        plan,
-        lambda study: references or [study.baseline],
-        lambda study, tasks, **kw: ablate(study, tasks, **more, **kw),
-    )
-    if isinstance(done, int):
-        return done
-    result, folder = done
-    return finish("ablation", AblationReport(result), folder)
+    return AblationEvaluation, AblationReport

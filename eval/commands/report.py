@@ -1,11 +1,14 @@
-"""Rebuild the tables and pictures of an earlier evaluation from its numbers, without any run."""
+"""The command ``eval report``."""
 
 from __future__ import annotations
 
-import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
-HELP = "rebuild the tables and pictures of an earlier evaluation from its numbers"
+from lo_framework.eval.commands.frame import COMMANDS
+from lo_framework.plugin import load_plugins
+
 EXAMPLES = """\
 examples:
   python -m eval report runs/transfer
@@ -20,26 +23,37 @@ examples:
 """
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "folders", nargs="+", metavar="DIR", help="the --out folder of an evaluation"
-    )
-    parser.add_argument(
-        "--join", metavar="FILE", help="also write all of them as one Markdown page"
-    )
+@dataclass(frozen=True, kw_only=True)
+class ReportRequest:
+    """Which folders are shown again."""
+
+    folders: tuple[str, ...] = field(metadata={"positional": True, "metavar": "DIR"})
+    """the --out folder of an evaluation"""
+    join: str | None = field(default=None, metadata={"metavar": "FILE"})
+    """also write all of them as one Markdown page"""
+    plugins: tuple[str, ...] = field(default=(), metadata={"option": "plugin", "metavar": "FILE"})
+    """file or module with evaluations of your own"""
 
 
-def run(arguments: argparse.Namespace) -> int:
+@COMMANDS.register("report", config=ReportRequest, examples=EXAMPLES)
+def report(request: ReportRequest, words: Sequence[str]) -> int:
+    """Rebuild the tables and pictures of an earlier evaluation from its numbers.
+
+    Nothing is run again.
+    """
     from lo_framework.eval.report.joined import join, redraw
     from lo_framework.eval.report.text import visible
 
+    load_plugins(request.plugins)
+    loads = [entry.facts["load"] for entry in COMMANDS.values() if "load" in entry.facts]
+    kinds = list(dict.fromkeys(load()[1] for load in loads))
     redrawn = []
-    for folder in arguments.folders:
-        for one in redraw(Path(folder)):
+    for folder in request.folders:
+        for one in redraw(Path(folder), kinds):
             print(one.report.plain())
             print(f"\n{one.report.listing(one.files)}")
             redrawn.append(one)
-    if arguments.join:
-        join(redrawn, Path(arguments.join))
-        print(f"page     {visible(arguments.join)}")
+    if request.join:
+        join(redrawn, Path(request.join))
+        print(f"page     {visible(request.join)}")
     return 0

@@ -1,19 +1,10 @@
-"""Train optimizees with learned optimizers and with tuned baselines, and compare them seed by seed.
-
-All optimizers start from the same parameters and see the same batches of a seed. Every baseline
-is tuned for each task over its grid (learning rates x {constant, cosine}) on other seeds and
-without test data; a grid whose best learning rate is at its edge is extended. Each number of a
-baseline comes from the setting that was best for that metric.
-"""
+"""The command ``eval transfer``."""
 
 from __future__ import annotations
 
-import argparse
+from lo_framework.eval.commands.frame import Loaded, register_evaluation
+from lo_framework.eval.studies.request import TransferRequest
 
-from lo_framework.eval.commands.options import add_common, baselines_of, common
-from lo_framework.eval.running.progress import Progress
-
-HELP = "train unseen problems with learned optimizers and with tuned AdamW, SGD, ..."
 EXAMPLES = """\
 examples:
   python -m eval transfer --learned runs/latest/optimizer.safetensors --out runs/transfer
@@ -37,39 +28,16 @@ is named), 1 if nothing did, 2 for bad input.
 """
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_common(parser, optimizees="mlp,cnn", baselines="adamw,sgdm", out="runs/transfer")
+@register_evaluation("transfer", TransferRequest, examples=EXAMPLES)
+def transfer() -> Loaded:
+    """Train unseen problems with learned optimizers and with tuned AdamW, SGD, ...
 
-
-def run(arguments: argparse.Namespace) -> int:
-    from lo_framework.eval.commands.frame import check_input, finish
-    from lo_framework.eval.report.base import prepare
+    All optimizers start from the same parameters and see the same batches of a seed. Every baseline
+    is tuned for each task over its grid (learning rates x {constant, cosine}) on other seeds and
+    without test data; a grid whose best learning rate is at its edge is extended. Each number of a
+    baseline comes from the setting that was best for that metric.
+    """
     from lo_framework.eval.report.transfer import TransferReport
-    from lo_framework.eval.running.learned_files import load_learned
-    from lo_framework.eval.running.tuning import make_grid
-    from lo_framework.eval.studies.transfer import evaluate
-    from lo_framework.optimizees import make_tasks
-    from lo_framework.plugin import load_plugins
+    from lo_framework.eval.studies.transfer import TransferEvaluation
 
-    load_plugins(arguments.plugin)
-    learned = load_learned(arguments.learned)
-    tasks = make_tasks(
-        arguments.optimizees, arguments.datasets, arguments.data_dir, arguments.device
-    )
-    baselines = baselines_of(arguments)
-    for label in baselines:
-        make_grid(label, arguments.grid_size)
-    check_input(arguments, tasks, [*learned, *baselines])
-    folder = prepare(arguments.out)
-    progress = Progress(mode=arguments.progress, title="transfer")
-    try:
-        result = evaluate(
-            tasks,
-            {label: loaded.optimizer for label, loaded in learned.items()},
-            steps=arguments.steps,
-            **common(arguments, learned),
-            progress=progress,
-        )
-    finally:
-        progress.close()
-    return finish("transfer", TransferReport(result), folder)
+    return TransferEvaluation, TransferReport

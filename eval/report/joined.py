@@ -9,22 +9,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lo_framework.eval.report.ablation import AblationReport
 from lo_framework.eval.report.base import Report
 from lo_framework.eval.report.ratios import ratios
-from lo_framework.eval.report.robustness import RobustnessReport
-from lo_framework.eval.report.sharpness.page import SharpnessReport
 from lo_framework.eval.report.text import markdown, picture, quoted
 from lo_framework.eval.report.transfer import TransferReport
 from lo_framework.files.atomic import atomic_write_text
 from lo_framework.spec import UserError
-
-REPORTS: tuple[type[Report[Any]], ...] = (
-    TransferReport,
-    SharpnessReport,
-    RobustnessReport,
-    AblationReport,
-)
 
 
 class Redrawn(NamedTuple):
@@ -35,11 +25,15 @@ class Redrawn(NamedTuple):
     files: list[Path]
 
 
-def redraw(folder: Path) -> Iterator[Redrawn]:
-    """Make every report in ``folder`` again. Raises UserError: there is none, or it is damaged."""
-    kinds = [kind for kind in REPORTS if os.path.lexists(folder / kind.file.name)]
+def redraw(folder: Path, reports: Sequence[type[Report[Any]]]) -> Iterator[Redrawn]:
+    """Make every report of the kinds ``reports`` in ``folder`` again.
+
+    Raises:
+        UserError: there is none, or it is damaged.
+    """
+    kinds = [kind for kind in reports if os.path.lexists(folder / kind.file.name)]
     if not kinds:
-        first, *rest = (kind.file.name for kind in REPORTS)
+        first, *rest = (kind.file.name for kind in reports)
         raise UserError(
             f"there is no {first} and no {' or '.join(rest)} in {str(folder)!r}; "
             "expected the --out folder of an evaluation"

@@ -5,35 +5,40 @@ apart.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from lo_framework.learned import LearnedOptimizer, load_optimizer
+from lo_framework.learned import LearnedOptimizer, load
 from lo_framework.spec import UserError
 
 
 class Loaded(NamedTuple):
-    """A learned optimizer with its meta-trained weights, and its file."""
+    """A learned optimizer with its meta-trained weights, and its file if it has one."""
 
     optimizer: LearnedOptimizer
-    path: str
+    path: str = ""
 
 
-def load_learned(text: str) -> dict[str, Loaded]:
-    """Learned optimizers by label: the kind, with what tells the paths apart where several are of
-    one kind.
+Source = LearnedOptimizer | str | os.PathLike[str]
+
+
+def load_learned(given: Source | Mapping[str, Source]) -> dict[str, Loaded]:
+    """Learned optimizers by label, from objects, files or the text of ``--learned``.
+
+    The label of what has none is its kind, with what tells the paths apart where several are of one
+    kind.
 
     Raises:
         UserError: a file given twice or one that cannot be used, an unknown kind (a plugin is
             missing), weights that are not that kind's.
     """
-    paths = split_paths(text)
-    files = [load_optimizer(path) for path in paths]
-    labels = label_paths(paths, [file.kind for file in files])
-    return {
-        label: Loaded(file.build(), path)
-        for label, file, path in zip(labels, files, paths, strict=True)
-    }
+    if isinstance(given, Mapping):
+        return {label: _load(source) for label, source in given.items()}
+    paths = split_paths(given) if isinstance(given, str) else [given]
+    loaded = [_load(path) for path in paths]
+    labels = label_paths([one.path for one in loaded], [one.optimizer.kind for one in loaded])
+    return dict(zip(labels, loaded, strict=True))
 
 
 def split_paths(text: str) -> list[str]:
@@ -65,3 +70,9 @@ def label_paths(paths: list[str], kinds: list[str]) -> list[str]:
     if len(set(labels)) < len(labels):  # one word did not tell three files apart
         return [f"{kind} {path}" for kind, path in zip(kinds, paths, strict=True)]
     return labels
+
+
+def _load(source: Source) -> Loaded:
+    if isinstance(source, LearnedOptimizer):
+        return Loaded(source)
+    return Loaded(load(source), os.fspath(source))

@@ -27,24 +27,23 @@ IRRELEVANT = (
 )
 
 
-def plan_of(tasks: Sequence[Task], device: str, plugins: Sequence[str]) -> dict[str, Any]:
-    """Data, code, versions and device as JSON values: cells of another plan are not used again."""
-    data = {}
-    for task in tasks:
-        tensors = [x for split in ("train", "valid", "test") for x in task.full(split)]
-        data[task.name] = digest(
-            *(x.detach().cpu().contiguous().numpy().tobytes() for x in tensors)
-        )
+def plan_of(device: str, plugins: Sequence[str]) -> dict[str, Any]:
+    """Code, versions and device as JSON values: cells of another plan are not used again."""
     origin = provenance()
     entries = [entry.module for entry in importlib.metadata.entry_points(group=GROUP)]
     return {
         "device": str(torch.device(device)),
         "plugin": {name: _code(plugin_files(name)) for name in [*plugins, *entries]},
-        "data of": data,
         "versions": origin["versions"],
         "processor": origin["processor"],
         "code": _code(code_files()),
     }
+
+
+def data_digest(task: Task) -> str:
+    """A short name of everything that the task is trained and measured on."""
+    tensors = [x for split in ("train", "valid", "test") for x in task.full(split)]
+    return digest(*(x.detach().cpu().contiguous().numpy().tobytes() for x in tensors))
 
 
 def code_files() -> dict[str, Path]:

@@ -13,6 +13,7 @@ import hashlib
 import json
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -32,14 +33,24 @@ class CellStore:
 
     Args:
         plan: JSON values that decide the numbers.
+        identities: name of a task or an optimizer -> JSON values that decide the numbers of its
+            cells beside the name.
         fresh: forget what an earlier run left.
 
     Raises:
         UserError: the folder holds cells of another plan, or cannot be used.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], plan: Plan, *, fresh: bool = False) -> None:
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        plan: Plan,
+        *,
+        identities: Mapping[str, Any] | None = None,
+        fresh: bool = False,
+    ) -> None:
         self.folder = Path(folder)
+        self.identities = identities or {}
         self.reused = 0
         plan = json.loads(json.dumps(plan, allow_nan=False))  # as it reads back: tuples are lists
         before = self._plan()
@@ -66,7 +77,8 @@ class CellStore:
         atomic_write_text(self._path(cell), json.dumps(_encode(outcome), allow_nan=False) + "\n")
 
     def _path(self, cell: Any) -> Path:
-        text = json.dumps([type(cell).__name__, _plain(cell)], sort_keys=True)
+        names = [self.identities.get(name) for name in (cell.task, cell.optimizer)]
+        text = json.dumps([type(cell).__name__, _plain(cell), names], sort_keys=True)
         return self.folder / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"
 
     def _plan(self) -> Plan | None:

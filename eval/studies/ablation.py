@@ -1,34 +1,25 @@
 """An ablation: every cell of every panel of a study, on every task, and reference numbers beside
 them.
-
-study = find_study("torch-metaoptimize", None, [])
-result = ablate(study, tasks, references=("adamw:cosine=0",), steps=500, seeds=5)
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
-from lo_framework.eval.baselines import make_baseline, setting_label
+from lo_framework.eval.baselines import setting_label
 from lo_framework.eval.baselines.registry import options_of
-from lo_framework.eval.running import protocol
 from lo_framework.eval.running.cells import Failure, by_setting, plan_cells
 from lo_framework.eval.running.envelope import Envelope
 from lo_framework.eval.running.pool import Arm as Plan
-from lo_framework.eval.running.pool import Store, Workshop, drive
-from lo_framework.eval.running.progress import Progress
-from lo_framework.eval.running.provenance import provenance
-from lo_framework.eval.running.tuning import Grid, make_grid
 from lo_framework.eval.statistics import Array
-from lo_framework.eval.studies.panels import Axis, Mark, Panel, Study
+from lo_framework.eval.studies.arms import SPLITS
+from lo_framework.eval.studies.evaluation import Drive, Evaluation, specs_of
+from lo_framework.eval.studies.panels import Axis, Mark, Panel, Study, find_study
+from lo_framework.eval.studies.request import AblationRequest
 from lo_framework.eval.studies.result import _array, _plain
-from lo_framework.eval.studies.transfer import SPLITS, baseline_arm, check, make_recipe
-from lo_framework.learned.base import LearnedOptimizer
-from lo_framework.protocols import Task
 
 FILE = Envelope("ablation", "ablation.json", version=1)
 CHOSEN_BY = "final_loss"  # a reference is shown at its best setting for this
@@ -93,99 +84,61 @@ def usual_references(study: Study) -> list[str]:
     return [*dict.fromkeys(found), f"{name}:cosine=0"]
 
 
-def ablate(
-    study: Study,
-    tasks: Sequence[Task],
-    *,
-    references: Sequence[str] | None = None,
-    steps: int = 500,
-    seeds: int = 5,
-    tuning_seeds: int = 3,
-    seed_offset: int = 0,
-    workers: int = 1,
-    data_dir: str | None = None,
-    plugins: Sequence[str] = (),
-    command: Sequence[str] = (),
-    progress: Progress | None = None,
-    store: Store | None = None,
-) -> Ablation:
-    """Run every cell on the reported seeds, paired, and the references, tuned over what their specs
-    leave open.
+class AblationEvaluation(Evaluation[AblationRequest, Ablation]):
+    """Every cell on the reported seeds, paired; the references, tuned over what they leave open."""
 
-    Raises:
-        UserError: nothing to do, an unknown reference, numbers out of range.
-    """
-    labels = list(usual_references(study) if references is None else references)
-    specs = list(
-        dict.fromkeys(spec for panel in study.panels for spec in panel.specs(study.baseline))
-    )
-    check(tasks, specs, steps, workers)
-    if labels:
-        check(tasks, labels, steps, workers)
-    grids = {label: make_grid(label) for label in labels}
-    made = {label: make_baseline(label) for label in dict.fromkeys([*specs, *labels])}
-    reported, chosen_on = (
-        protocol.report_seeds(seeds, seed_offset),
-        protocol.tuning_seeds(tuning_seeds, seed_offset),
-    )
-    plans: dict[tuple[str, str, str], Plan[Entry]] = {}
-    for task in tasks:
-        for label in labels:
-            plan = _reference(task, label, made[label], grids[label], chosen_on, reported, steps)
-            plans[task.name, "reference", label] = plan
-        for spec in specs:
-            plans[task.name, "cell", spec] = _entry(task, spec, made[spec], reported, steps)
-    workshop = Workshop(tasks={task.name: task for task in tasks}, optimizers=dict(made))
-    if workers > 1:
-        workshop.recipe = make_recipe(tasks, {}, made, data_dir, tuple(plugins))
-    if progress is not None:
-        tried = sum(len(grid.settings) for grid in grids.values())
-        progress.begin(
-            len(tasks) * steps * ((len(specs) + len(labels)) * seeds + tried * tuning_seeds)
+    def prepare(self) -> None:
+        r = self.request
+        self.study = find_study(r.baseline, r.panels, r.panel)
+        panels = self.study.panels
+        specs = (spec for panel in panels for spec in panel.specs(self.study.baseline))
+        self.cells = list(dict.fromkeys(specs))
+        given = r.references
+        self.references = specs_of(given) if given else usual_references(self.study)
+        self.add_baselines(self.cells, tuned=False)
+        self.add_baselines(self.references)
+        self.labels = self.references or self.cells
+        runs = (len(self.cells) + len(self.references)) * r.seeds + self.tuning_runs
+        self.work = runs * r.steps
+        if not self.references:
+            self.chosen_on = ()
+
+    def compute(self, drive: Drive[Entry]) -> Ablation:
+        plans: dict[tuple[str, str, str], Plan[Entry]] = {}
+        for task in self.tasks:
+            for spec in self.references:
+                plans[task.name, "reference", spec] = self._reference(task.name, spec)
+            for spec in self.cells:
+                plans[task.name, "cell", spec] = self._entry(task.name, spec)
+        done = drive(plans)
+        return Ablation(
+            tasks=tuple(task.name for task in self.tasks),
+            study=self.study,
+            entries=tuple(entry for key, entry in done.items() if key[1] == "cell"),
+            references=tuple(entry for key, entry in done.items() if key[1] == "reference"),
+            steps=self.request.steps,
+            seeds=self.reported,
+            tuning_seeds=self.chosen_on,
         )
-    done = drive(plans, workshop, workers=workers, progress=progress, store=store)  # type: ignore[arg-type]
-    return Ablation(
-        tasks=tuple(task.name for task in tasks),
-        study=study,
-        entries=tuple(entry for key, entry in done.items() if key[1] == "cell"),
-        references=tuple(entry for key, entry in done.items() if key[1] == "reference"),
-        steps=steps,
-        seeds=reported,
-        tuning_seeds=chosen_on if labels else (),
-        provenance=provenance(command),
-    )
 
+    def _entry(self, task: str, spec: str) -> Plan[Entry]:
+        entry, theta = Entry(task=task, spec=spec), self.optimizers[spec].theta()
+        cells = plan_cells(task, spec, [theta], self.reported, self.request.steps, SPLITS)
+        measured = by_setting((yield cells))
+        if isinstance(measured, Failure):
+            return replace(entry, failure=measured.reason)
+        metrics, diverged = measured
+        own = {name: values[0] for name, values in metrics.items()}
+        return replace(entry, metrics=own, diverged=diverged[0])
 
-def _entry(
-    task: Task, spec: str, optimizer: LearnedOptimizer, seeds: Sequence[int], steps: int
-) -> Plan[Entry]:
-    found = by_setting(
-        (yield plan_cells(task.name, spec, [optimizer.theta()], seeds, steps, SPLITS))
-    )
-    if isinstance(found, Failure):
-        return Entry(task=task.name, spec=spec, failure=found.reason)
-    metrics, diverged = found
-    own = {name: values[0] for name, values in metrics.items()}
-    return Entry(task=task.name, spec=spec, metrics=own, diverged=diverged[0])
-
-
-def _reference(
-    task: Task,
-    label: str,
-    optimizer: LearnedOptimizer,
-    grid: Grid,
-    chosen_on: Sequence[int],
-    seeds: Sequence[int],
-    steps: int,
-) -> Plan[Entry]:
-    arm = yield from baseline_arm(task, label, optimizer, grid, chosen_on, seeds, steps)
-    if arm.failure:
-        return Entry(task=task.name, spec=label, failure=arm.failure)
-    runs = arm.of(CHOSEN_BY) or arm.runs[0]
-    setting = setting_label(runs.setting)
-    return Entry(
-        task=task.name, spec=label, metrics=runs.metrics, diverged=runs.diverged, setting=setting
-    )
+    def _reference(self, task: str, spec: str) -> Plan[Entry]:
+        arm = yield from self.tuned_arm(task, spec)
+        entry = Entry(task=task, spec=spec, failure=arm.failure)
+        if arm.failure:
+            return entry
+        runs = arm.of(CHOSEN_BY) or arm.runs[0]
+        setting = setting_label(runs.setting)
+        return replace(entry, metrics=runs.metrics, diverged=runs.diverged, setting=setting)
 
 
 def to_json(result: Ablation) -> str:

@@ -86,7 +86,7 @@ def register_study(study: Study) -> Study:
     return study
 
 
-def find_study(baseline: str, names: str | None, own: Sequence[str]) -> Study:
+def find_study(baseline: str, names: str, own: Sequence[str]) -> Study:
     """The study of ``baseline``: its known panels (``names``: some of them, comma-separated) and a
     person's ``own``.
 
@@ -100,7 +100,7 @@ def find_study(baseline: str, names: str | None, own: Sequence[str]) -> Study:
     known = STUDIES.get(name)
     start = known.baseline if known is not None and not options else baseline
     panels = {panel.name: panel for panel in known.panels} if known is not None else {}
-    if names is not None:
+    if names:
         for wanted in names.split(","):
             if wanted not in panels:
                 there = (

@@ -1,33 +1,24 @@
-"""Optimizers over a fixed grid of step sizes, not tuned: how much does the first guess matter?
-
-result = sweep(tasks, ["adamw", "metaoptimize:meta_lr=0.03"], step_sizes("1e-7:1e-2"), steps=1000,
-seeds=5)
-"""
+"""Optimizers over a fixed grid of step sizes, not tuned: how much does the first guess matter?"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from lo_framework.eval.baselines import make_baseline, make_thetas
 from lo_framework.eval.baselines.registry import known_options, with_options
-from lo_framework.eval.running import protocol
 from lo_framework.eval.running.cells import Failure, by_setting, plan_cells
 from lo_framework.eval.running.envelope import Envelope
 from lo_framework.eval.running.pool import Arm as Plan
-from lo_framework.eval.running.pool import Store, Workshop, drive
-from lo_framework.eval.running.progress import Progress
-from lo_framework.eval.running.provenance import provenance
 from lo_framework.eval.statistics import Array
+from lo_framework.eval.studies.arms import SPLITS
+from lo_framework.eval.studies.evaluation import Drive, Evaluation
+from lo_framework.eval.studies.request import RobustnessRequest
 from lo_framework.eval.studies.result import _array, _plain
-from lo_framework.eval.studies.transfer import SPLITS, check, make_recipe
-from lo_framework.learned.base import LearnedOptimizer
-from lo_framework.protocols import Task
-from lo_framework.spec import UserError, parse_spec
+from lo_framework.spec import UserError, parse_spec, split_specs
 
 FILE = Envelope("robustness", "robustness.json", version=1)
 
@@ -96,87 +87,48 @@ def step_sizes(text: str, per_decade: int = 2) -> tuple[float, ...]:
     return tuple(float(f"{values[0] * 10 ** (i / per_decade):.3g}") for i in range(places + 1))
 
 
-def check_specs(specs: Sequence[str], lrs: Sequence[float]) -> None:
-    """Every optimizer can start from every step size.
+class RobustnessEvaluation(Evaluation[RobustnessRequest, Sweep]):
+    """Every optimizer from every step size on every task, on the reported seeds, paired."""
 
-    Raises:
-        UserError: it cannot (unknown baseline or option, a step size outside of its bounds), or it
-            fixes ``lr`` itself.
-    """
-    for spec in specs:
-        if "lr" in parse_spec(spec)[1]:
-            raise UserError(f'"{spec}" gives lr, which is what is swept: leave it out')
-        make_baseline(spec)
-        if "lr" not in known_options(spec):
-            raise UserError(f'"{spec}" has no lr that could be swept')
-        for lr in lrs:
-            with_options(spec, {"lr": f"{lr:g}"})
+    def prepare(self) -> None:
+        r = self.request
+        self.lrs = step_sizes(r.lrs, r.per_decade)
+        self.labels = split_specs(r.optimizers)
+        for spec in self.labels:
+            if "lr" in parse_spec(spec)[1]:
+                raise UserError(f'"{spec}" gives lr, which is what is swept: leave it out')
+            make_baseline(spec)
+            if "lr" not in known_options(spec):
+                raise UserError(f'"{spec}" has no lr that could be swept')
+            for lr in self.lrs:
+                with_options(spec, {"lr": f"{lr:g}"})
+        self.add_baselines(self.labels, tuned=False)
+        self.work = len(self.labels) * len(self.lrs) * r.seeds * r.steps
 
+    def compute(self, drive: Drive[Line]) -> Sweep:
+        plans = {
+            f"{task.name} {spec}": self._line(task.name, spec)
+            for task in self.tasks
+            for spec in self.labels
+        }
+        return Sweep(
+            tasks=tuple(task.name for task in self.tasks),
+            optimizers=tuple(self.labels),
+            lrs=self.lrs,
+            lines=tuple(drive(plans).values()),
+            steps=self.request.steps,
+            seeds=self.reported,
+        )
 
-def sweep(
-    tasks: Sequence[Task],
-    specs: Sequence[str],
-    lrs: Sequence[float],
-    *,
-    steps: int = 1000,
-    seeds: int = 5,
-    seed_offset: int = 0,
-    workers: int = 1,
-    data_dir: str | None = None,
-    plugins: Sequence[str] = (),
-    command: Sequence[str] = (),
-    progress: Progress | None = None,
-    store: Store | None = None,
-) -> Sweep:
-    """Run every optimizer from every step size on every task, on the reported seeds, paired.
-
-    Raises:
-        UserError: nothing to do, an optimizer that cannot start at a step size, numbers out of
-            range.
-    """
-    if not lrs:
-        raise UserError("an empty grid: expected at least one step size")
-    check(tasks, specs, steps, workers)
-    check_specs(specs, lrs)
-    reported = protocol.report_seeds(seeds, seed_offset)
-    made = {spec: make_baseline(spec) for spec in specs}
-    plans = {
-        f"{task.name} {spec}": _line(task, spec, made[spec], lrs, reported, steps)
-        for task in tasks
-        for spec in specs
-    }
-    workshop = Workshop(tasks={task.name: task for task in tasks}, optimizers=dict(made))
-    if workers > 1:
-        workshop.recipe = make_recipe(tasks, {}, made, data_dir, tuple(plugins))
-    if progress is not None:
-        progress.begin(len(plans) * len(lrs) * seeds * steps)
-    return Sweep(
-        tasks=tuple(task.name for task in tasks),
-        optimizers=tuple(specs),
-        lrs=tuple(lrs),
-        lines=tuple(
-            drive(plans, workshop, workers=workers, progress=progress, store=store).values()
-        ),
-        steps=steps,
-        seeds=reported,
-        provenance=provenance(command),
-    )
-
-
-def _line(
-    task: Task,
-    spec: str,
-    optimizer: LearnedOptimizer,
-    lrs: Sequence[float],
-    seeds: Sequence[int],
-    steps: int,
-) -> Plan[Line]:
-    thetas = make_thetas(optimizer, [{"lr": lr} for lr in lrs])
-    found = by_setting((yield plan_cells(task.name, spec, thetas, seeds, steps, SPLITS)))
-    if isinstance(found, Failure):
-        return Line(task=task.name, optimizer=spec, failure=found.reason)
-    metrics, diverged = found
-    return Line(task=task.name, optimizer=spec, metrics=metrics, diverged=diverged)
+    def _line(self, task: str, spec: str) -> Plan[Line]:
+        line = Line(task=task, optimizer=spec)
+        thetas = make_thetas(self.optimizers[spec], [{"lr": lr} for lr in self.lrs])
+        cells = plan_cells(task, spec, thetas, self.reported, self.request.steps, SPLITS)
+        measured = by_setting((yield cells))
+        if isinstance(measured, Failure):
+            return replace(line, failure=measured.reason)
+        metrics, diverged = measured
+        return replace(line, metrics=metrics, diverged=diverged)
 
 
 def to_json(result: Sweep) -> str:

@@ -1,118 +1,37 @@
-"""Train every optimizer on every task and measure where it ends: the function behind `eval
-sharpness`.
-
-    result = evaluate(tasks, learned, baselines=("adamw",), settings=Settings(steps=200), seeds=5)
+"""Every optimizer trained on every task, and measured where it ends.
 
 Baselines are tuned as in `eval transfer`, on other seeds and without test data, and run at their
-best setting for the final loss. First all runs of all optimizers are trained; then, as the losses
-to be matched are known, they are trained again, bit for bit, and measured on the way.
+best setting for the final loss.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
-from lo_framework.eval.baselines import make_baseline, make_thetas, setting_label
-from lo_framework.eval.running import protocol
+import torch
+
+from lo_framework.eval.baselines import make_thetas, setting_label
 from lo_framework.eval.running.cells import Failure
 from lo_framework.eval.running.pool import Arm as Steps
-from lo_framework.eval.running.pool import Store, Workshop, drive
-from lo_framework.eval.running.progress import Progress
-from lo_framework.eval.running.provenance import provenance
-from lo_framework.eval.running.tuning import Grid, make_grid, tune
+from lo_framework.eval.running.store import digest
+from lo_framework.eval.running.tuning import tune
 from lo_framework.eval.sharpness.cells import MeasureCell, TrainCell
 from lo_framework.eval.sharpness.matched import matched_step, worst_final
 from lo_framework.eval.sharpness.measuring import work_of
+from lo_framework.eval.sharpness.probe import check_probe
 from lo_framework.eval.sharpness.result import Arm, Result, SeedRun
-from lo_framework.eval.sharpness.settings import Settings
+from lo_framework.eval.sharpness.settings import Settings, check_effort, parse_radii
 from lo_framework.eval.statistics import Array
-from lo_framework.eval.studies.transfer import check, gradients_per_step, make_recipe, tuning_record
-from lo_framework.learned.base import LearnedOptimizer
+from lo_framework.eval.studies.arms import gradients_per_step, tuning_record
+from lo_framework.eval.studies.evaluation import Drive, Evaluation, specs_of
+from lo_framework.eval.studies.request import SharpnessRequest
 from lo_framework.optional import require
-from lo_framework.protocols import Task
+from lo_framework.spec import UserError
 
 CHOSEN_BY = "final_loss"
-
-
-def evaluate(
-    tasks: Sequence[Task],
-    learned: Mapping[str, LearnedOptimizer],
-    *,
-    settings: Settings,
-    baselines: Sequence[str] = ("adamw",),
-    seeds: int = 5,
-    tuning_seeds: int = 3,
-    grid_size: int | None = None,
-    seed_offset: int = 0,
-    workers: int = 1,
-    data_dir: str | None = None,
-    plugins: Sequence[str] = (),
-    files: Mapping[str, str] | None = None,
-    command: Sequence[str] = (),
-    progress: Progress | None = None,
-    store: Store | None = None,
-) -> Result:
-    """Nothing but measured times depends on ``workers``, and nothing but the time it takes on
-    ``store``.
-
-    Args:
-        learned: learned optimizers by label.
-        store: where finished cells are kept and found again.
-        The rest is as in `eval.studies.transfer.evaluate`.
-
-    Raises:
-        UserError: nothing to do, a label given twice, an unknown baseline, numbers out of range.
-    """
-    for package in ("scipy", "curvlinops"):  # at the start, not after the training of all runs
-        require(package)
-    grids = {label: make_grid(label, grid_size) for label in baselines}
-    made = {label: make_baseline(label) for label in baselines}
-    optimizers = {**learned, **made}
-    check(tasks, [*learned, *baselines], settings.steps, workers)
-    chosen_on, reported_on = (
-        protocol.tuning_seeds(tuning_seeds, seed_offset),
-        protocol.report_seeds(seeds, seed_offset),
-    )
-    workshop = Workshop(tasks={task.name: task for task in tasks}, optimizers=dict(optimizers))
-    if workers > 1:
-        workshop.recipe = make_recipe(tasks, learned, made, data_dir, tuple(plugins))
-    options: dict[str, Any] = dict(workers=workers, progress=progress, store=store)
-
-    training: dict[str, Steps[_Trained]] = {}
-    for task in tasks:
-        for label, optimizer in optimizers.items():
-            arm = Arm(task=task.name, optimizer=label, learned=label in learned)
-            arm = replace(arm, gradients_per_step=gradients_per_step(optimizer))
-            tuning = (grids[label], chosen_on) if label in grids else None
-            training[f"{task.name} {label}"] = _train(arm, optimizer, tuning, reported_on, settings)
-    if progress is not None:
-        progress.begin(_work(len(tasks), grids, len(learned), seeds, tuning_seeds, settings))
-    trained = drive(training, workshop, **options)
-
-    _match(trained)
-    measuring: dict[str, Steps[SeedRun]] = {}
-    for name, one in trained.items():
-        for i, run in enumerate(one.arm.runs):
-            measuring[f"{name} {run.seed}"] = _measure(one, run, settings, pictures=i == 0)
-    measured = drive(measuring, workshop, **options)
-    arms = []
-    for name, one in trained.items():
-        runs = tuple(measured[f"{name} {run.seed}"] for run in one.arm.runs)
-        arms.append(replace(one.arm, runs=runs))
-    return Result(
-        tasks=tuple(task.name for task in tasks),
-        learned=tuple(learned),
-        baselines=tuple(baselines),
-        arms=tuple(arms),
-        settings={**asdict(settings), "radii": list(settings.radii), "level": _level(settings)},
-        seeds=reported_on,
-        tuning_seeds=chosen_on,
-        files=dict(files or {}),
-        provenance=provenance(command),
-    )
 
 
 @dataclass
@@ -123,36 +42,136 @@ class _Trained:
     theta: dict[str, Array]
 
 
-def _train(
-    arm: Arm,
-    optimizer: LearnedOptimizer,
-    tuning: tuple[Grid, Sequence[int]] | None,
-    seeds: Sequence[int],
-    settings: Settings,
-) -> Steps[_Trained]:
-    """Tune a baseline; then train every seed."""
-    theta = optimizer.theta()
-    if tuning is not None:
-        tuned = yield from tune(arm.task, arm.optimizer, optimizer, *tuning, settings.steps)
-        if isinstance(tuned, Failure):
-            return _Trained(replace(arm, failure=f"tuning: {tuned.reason}"), {})
-        setting = tuned.settings[tuned.chosen[CHOSEN_BY]]
-        (theta,) = make_thetas(optimizer, [setting])
-        records = tuple(
-            {"label": setting_label(s), **_finite(r)}
-            for s, r in zip(tuned.settings, tuning_record(tuned))
+class SharpnessEvaluation(Evaluation[SharpnessRequest, Result]):
+    """All runs of all optimizers are trained; then, as the losses to be matched are known, trained
+    again, bit for bit, and measured on the way.
+    """
+
+    def prepare(self) -> None:
+        for package in ("scipy", "curvlinops"):  # at the start, not after the training of all runs
+            require(package)
+        r = self.request
+        self.settings = Settings(
+            steps=r.steps,
+            radii=parse_radii(r.radii),
+            effort=check_effort(r.effort),
+            probe=check_probe(r.probe),
         )
-        arm = replace(arm, setting=setting, tuned=records, notes=tuned.notes)
-    values = {name: x.detach().cpu().numpy() for name, x in theta.items()}
-    kwargs = dict(task=arm.task, optimizer=arm.optimizer, theta=values, settings=settings)
-    outcomes = yield [TrainCell(seed=seed, **kwargs) for seed in seeds]  # type: ignore[arg-type]
-    runs = []
-    for seed, outcome in zip(seeds, outcomes, strict=True):
+        self.baselines = specs_of(r.baselines)
+        self.add_baselines(self.baselines)
+        self.labels = [*self.learned, *self.baselines]
+        # A guess, as grids may be extended and steps may coincide.
+        pictures = work_of(self.settings, True) - work_of(self.settings, False)
+        each = r.seeds * 2 * (r.steps + work_of(self.settings, False)) + 2 * pictures
+        self.work = self.tuning_runs * r.steps + len(self.labels) * each
+
+    def check(self) -> None:
+        super().check()
+        for task in self.tasks:
+            params, _ = task.init(torch.Generator().manual_seed(0))
+            if not any(x.is_floating_point() for x in params.values()):
+                raise UserError(
+                    f"{task.name}: the model has no parameters that need gradients, "
+                    "so nothing to measure"
+                )
+
+    def plan(self) -> dict[str, Any]:
+        r, settings = self.request, self.settings
+        return {
+            "steps": r.steps,
+            "seeds": r.seeds,
+            "radii": [f"{radius:g}" for radius in settings.radii],
+            "effort": settings.effort,
+            "probe": settings.probe,
+            "baselines": r.baselines,
+            "tuning-seeds": r.tuning_seeds,
+            "grid-size": r.grid_size,
+            "seed-offset": r.seed_offset,
+            "optimizees": [task.name for task in self.tasks],
+            "learned": {
+                label: digest(Path(path).read_bytes()) for label, path in self.files.items()
+            },
+        }
+
+    def compute(self, drive: Drive[Any]) -> Result:
+        training: dict[str, Steps[_Trained]] = {}
+        for task in self.tasks:
+            for label in self.labels:
+                training[f"{task.name} {label}"] = self._train(task.name, label)
+        trained: dict[str, _Trained] = drive(training)
+        _match(trained)
+        measuring: dict[str, Steps[SeedRun]] = {}
+        for name, one in trained.items():
+            for i, run in enumerate(one.arm.runs):
+                measuring[f"{name} {run.seed}"] = self._measure(one, run, pictures=i == 0)
+        measured: dict[str, SeedRun] = drive(measuring)
+        arms = []
+        for name, one in trained.items():
+            runs = tuple(measured[f"{name} {run.seed}"] for run in one.arm.runs)
+            arms.append(replace(one.arm, runs=runs))
+        settings = self.settings
+        return Result(
+            tasks=tuple(task.name for task in self.tasks),
+            learned=tuple(self.learned),
+            baselines=tuple(self.baselines),
+            arms=tuple(arms),
+            settings={**asdict(settings), "radii": list(settings.radii), "level": _level(settings)},
+            seeds=self.reported,
+            tuning_seeds=self.chosen_on,
+            files=self.files,
+        )
+
+    def _train(self, task: str, label: str) -> Steps[_Trained]:
+        """Tune a baseline; then train every seed."""
+        optimizer = self.optimizers[label]
+        arm = Arm(
+            task=task,
+            optimizer=label,
+            learned=label in self.learned,
+            gradients_per_step=gradients_per_step(optimizer),
+        )
+        theta = optimizer.theta()
+        if label in self.grids:
+            tuning = (self.grids[label], self.chosen_on, self.settings.steps)
+            tuned = yield from tune(task, label, optimizer, *tuning)
+            if isinstance(tuned, Failure):
+                return _Trained(replace(arm, failure=f"tuning: {tuned.reason}"), {})
+            setting = tuned.settings[tuned.chosen[CHOSEN_BY]]
+            (theta,) = make_thetas(optimizer, [setting])
+            records = tuple(
+                {"label": setting_label(s), **_finite(r)}
+                for s, r in zip(tuned.settings, tuning_record(tuned))
+            )
+            arm = replace(arm, setting=setting, tuned=records, notes=tuned.notes)
+        values = {name: x.detach().cpu().numpy() for name, x in theta.items()}
+        kwargs = dict(task=arm.task, optimizer=arm.optimizer, theta=values, settings=self.settings)
+        outcomes = yield [TrainCell(seed=seed, **kwargs) for seed in self.reported]  # type: ignore[arg-type]
+        runs = []
+        for seed, outcome in zip(self.reported, outcomes, strict=True):
+            if isinstance(outcome, Failure):
+                runs.append(SeedRun(seed=seed, failure=f"training: {outcome.reason}"))
+            else:
+                runs.append(SeedRun(seed=seed, train=outcome.data))
+        return _Trained(replace(arm, runs=tuple(runs)), values)
+
+    def _measure(self, one: _Trained, run: SeedRun, *, pictures: bool) -> Steps[SeedRun]:
+        """Measure a run at its last step and at the matched one, which may be the same."""
+        if not run.train or run.diverged:
+            return run
+        at = tuple(sorted({self.settings.steps} | ({run.step} if run.step is not None else set())))
+        kwargs = dict(
+            task=one.arm.task,
+            optimizer=one.arm.optimizer,
+            theta=one.theta,
+            seed=run.seed,
+            settings=self.settings,
+        )
+        (outcome,) = yield [MeasureCell(at=at, pictures=pictures, **kwargs)]  # type: ignore[arg-type]
         if isinstance(outcome, Failure):
-            runs.append(SeedRun(seed=seed, failure=f"training: {outcome.reason}"))
-        else:
-            runs.append(SeedRun(seed=seed, train=outcome.data))
-    return _Trained(replace(arm, runs=tuple(runs)), values)
+            return replace(run, failure=outcome.reason)
+        points = outcome.data["points"]
+        matched = None if run.step is None else points[str(run.step)]
+        return replace(run, equal=points[str(self.settings.steps)], matched=matched)
 
 
 def _match(trained: dict[str, _Trained]) -> None:
@@ -178,41 +197,6 @@ def _matched(run: SeedRun, target: float | None) -> SeedRun:
     if not watch or run.diverged:
         return replace(run, target=target)
     return replace(run, target=target, step=matched_step(watch["steps"], watch["loss"], target))
-
-
-def _measure(one: _Trained, run: SeedRun, settings: Settings, *, pictures: bool) -> Steps[SeedRun]:
-    """Measure a run at its last step and at the matched one, which may be the same."""
-    if not run.train or run.diverged:
-        return run
-    at = tuple(sorted({settings.steps} | ({run.step} if run.step is not None else set())))
-    kwargs = dict(
-        task=one.arm.task,
-        optimizer=one.arm.optimizer,
-        theta=one.theta,
-        seed=run.seed,
-        settings=settings,
-    )
-    (outcome,) = yield [MeasureCell(at=at, pictures=pictures, **kwargs)]  # type: ignore[arg-type]
-    if isinstance(outcome, Failure):
-        return replace(run, failure=outcome.reason)
-    points = outcome.data["points"]
-    matched = None if run.step is None else points[str(run.step)]
-    return replace(run, equal=points[str(settings.steps)], matched=matched)
-
-
-def _work(
-    tasks: int,
-    grids: Mapping[str, Grid],
-    learned: int,
-    seeds: int,
-    tuning_seeds: int,
-    settings: Settings,
-) -> int:
-    """A guess, as grids may be extended and steps may coincide."""
-    tuning = sum(len(grid.settings) for grid in grids.values()) * tuning_seeds * settings.steps
-    pictures = work_of(settings, True) - work_of(settings, False)
-    each = seeds * (2 * settings.steps + 2 * work_of(settings, False)) + 2 * pictures
-    return tasks * (tuning + (learned + len(grids)) * each)
 
 
 def _level(settings: Settings) -> dict[str, Any]:

@@ -44,7 +44,7 @@ OWN = [
     ("sharpness", "--baselines=adamw,adamw", "given twice"),
 ]
 REFUSED = [(name, word, "") for name in COMMANDS for word in COMMON]
-REFUSED += [(name, "--tuning-seeds=0", "tuning seeds: expected at least 1") for name in TUNED]
+REFUSED += [(name, "--tuning-seeds=0", "--tuning-seeds: expected at least 1") for name in TUNED]
 REFUSED += [(name, "--grid-size=0", "--grid-size: expected at least 1") for name in GRIDS]
 REFUSED += OWN
 
@@ -80,7 +80,7 @@ def test_a_refused_command_leaves_the_folder_as_it_was(name, word, message, file
     (out / "cells" / "plan.json").write_text(json.dumps({"steps": 1}))
     (out / "cells" / "finished.json").write_text("{}")
     before = files_in(tmp_path)
-    for fresh in ([], ["--fresh"] if name != "transfer" else []):
+    for fresh in ([], ["--fresh"]):
         assert main([*words, *fresh, "--out", str(out)]) == 2
         assert capsys.readouterr().err == line  # its own error, not that of the cells
         assert files_in(tmp_path) == before

@@ -14,7 +14,13 @@ from lo_framework.eval.report.ablation import AblationReport
 from lo_framework.eval.report.heat_maps import marked
 from lo_framework.eval.running.cells import plan_cells, run_cell
 from lo_framework.eval.statistics import mean_interval
-from lo_framework.eval.studies.ablation import Entry, ablate, from_json, to_json, usual_references
+from lo_framework.eval.studies.ablation import (
+    AblationEvaluation,
+    Entry,
+    from_json,
+    to_json,
+    usual_references,
+)
 from lo_framework.eval.studies.panels import (
     STUDIES,
     Axis,
@@ -25,6 +31,7 @@ from lo_framework.eval.studies.panels import (
     parse_panel,
     register_study,
 )
+from lo_framework.eval.studies.request import AblationRequest
 from lo_framework.optimizees import make_tasks
 
 TINY = "mlp:hidden=4,batch=8"
@@ -128,7 +135,7 @@ def test_json_gives_the_same_report_again_and_finished_cells_are_used(folder, ca
 
 
 def test_a_cell_in_two_panels_is_run_once_and_known_panels_are_sound():
-    study = find_study("torch-metaoptimize", None, [])
+    study = find_study("torch-metaoptimize", "", [])
     assert [panel.name for panel in study.panels] == [
         p.name for p in STUDIES["torch-metaoptimize"].panels
     ]
@@ -166,14 +173,11 @@ def test_a_study_of_ones_own(tmp_path):
     axis = Axis(option="lr", values=("0.01", "0.1"))
     panel = Panel(name="mine", rows=axis, columns=Axis(option="cosine", values=("0", "1")))
     register_study(Study(baseline="sgdm:momentum=0.5", panels=(panel,)))
-    own = [
-        "lr=0.01,momentum=0.5",
-        "lr=0.1,weight_decay=0",
-    ]  # an odd number: a place in the picture stays empty
+    # An odd number of panels: a place in the picture stays empty.
+    own = ("lr=0.01,momentum=0.5", "lr=0.1,weight_decay=0")
+    options = dict(optimizees=TINY, baseline="sgdm", panels="mine", panel=own, references="none")
     try:
-        result = ablate(
-            find_study("sgdm", "mine", own), make_tasks(TINY), references=(), steps=3, seeds=2
-        )
+        result = AblationEvaluation(AblationRequest(**options, steps=3, seeds=2)).run()
     finally:
         del STUDIES["sgdm"]
     assert (

@@ -12,9 +12,9 @@ from lo_framework.eval.cli import main
 from lo_framework.eval.report.forest import mark
 from lo_framework.eval.report.ratios import ratios
 from lo_framework.eval.report.transfer import TransferReport
-from lo_framework.eval.studies.compare import compare_arms, factors, plan_arms
+from lo_framework.eval.studies.compare import CompareEvaluation, factors
 from lo_framework.eval.studies.comparison import compare
-from lo_framework.optimizees import make_tasks
+from lo_framework.eval.studies.request import CompareRequest
 from lo_framework.spec import UserError
 
 TINY = "mlp:hidden=4,batch=8"
@@ -35,18 +35,13 @@ QUIET = ["--progress", "none"]
 
 
 def compared(*arms, at=(), scaled="", against=()):
-    plan = plan_arms("adamw", list(arms), list(at), scaled, list(against), 2)
-    return compare_arms(plan, make_tasks(TINY), steps=8, seeds=2, tuning_seeds=1)
+    texts = {"arms": arms, "at_reference": at, "against": against}
+    return compared_as(**{key: ",".join(x) for key, x in texts.items()}, scaled=scaled)
 
 
-def compared_with(reference):
-    return compare_arms(
-        plan_arms(reference, [], [], "0.5", [], 2),
-        make_tasks(TINY),
-        steps=8,
-        seeds=2,
-        tuning_seeds=1,
-    )
+def compared_as(**changes):
+    options = dict(optimizees=TINY, steps=8, seeds=2, tuning_seeds=1, grid_size=2, scaled="0.5")
+    return CompareEvaluation(CompareRequest(**{**options, **changes})).run()
 
 
 def test_arms_at_the_references_settings_differ_from_it_by_their_rule_alone():
@@ -67,10 +62,9 @@ def test_arms_at_the_references_settings_differ_from_it_by_their_rule_alone():
 
 
 def test_every_arm_has_as_many_settings_to_choose_from():
-    plan = plan_arms(
-        "adamw", ["metaadamw", "metaadamw:online=false", "metaoptimize"], [], "", [], None
-    )
-    assert len({len(grid.settings) for grid in plan.grids.values()}) == 1
+    arms = "metaadamw,metaadamw:online=false,metaoptimize"
+    grids = CompareEvaluation(CompareRequest(arms=arms)).grids
+    assert len({len(grid.settings) for grid in grids.values()}) == 1 < len(grids)
 
 
 def test_a_tuned_arm_and_its_frozen_twin(tmp_path, capsys):
@@ -164,10 +158,8 @@ def test_several_reports_make_one_page_with_their_pictures(tmp_path, capsys):
 
 
 def test_ratios_over_the_tasks_of_several_results():
-    plan = plan_arms("adamw", [], [], "0.5,3", [], 2)
     results = [
-        compare_arms(plan, make_tasks(task), steps=8, seeds=3, tuning_seeds=1)
-        for task in (TINY, "quadratic")
+        compared_as(optimizees=task, seeds=3, scaled="0.5,3") for task in (TINY, "quadratic")
     ]
     table = ratios(results)[0]
     tasks = [result.tasks[0] for result in results]
@@ -189,11 +181,10 @@ def test_ratios_over_the_tasks_of_several_results():
 
 
 def test_ratios_of_results_that_are_not_alike():
-    one, other = compared_with("adamw"), compared_with("sgdm")
+    one, other = compared_as(), compared_as(reference="sgdm")
     titles = [table.title for table in ratios([one, other])]
     assert "mean loss in parts of adamw's" in titles and "mean loss in parts of sgdm's" in titles
-    plan = plan_arms("adamw", [], [], "0.5", [], 2)
-    alone = compare_arms(plan, make_tasks(TINY), steps=9, seeds=1, tuning_seeds=1)
+    alone = compared_as(steps=9, seeds=1)
     task = one.tasks[0]
     both = ratios([one, alone], ["a", "b"])[0]
     assert both.headers[1:3] == [f"{task} (a)", f"{task} (b)"]

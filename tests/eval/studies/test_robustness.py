@@ -14,7 +14,13 @@ from lo_framework.eval.report import numbers, robustness
 from lo_framework.eval.report.robustness import RobustnessReport
 from lo_framework.eval.running.cells import plan_cells, run_cell
 from lo_framework.eval.statistics import mean_interval
-from lo_framework.eval.studies.robustness import from_json, step_sizes, sweep, to_json
+from lo_framework.eval.studies.request import RobustnessRequest
+from lo_framework.eval.studies.robustness import (
+    RobustnessEvaluation,
+    from_json,
+    step_sizes,
+    to_json,
+)
 from lo_framework.optimizees import make_tasks
 from lo_framework.spec import UserError
 
@@ -33,6 +39,10 @@ SMALL = [
     "2",
 ]
 QUIET = ["--progress", "none"]
+
+
+def sweep(**options):
+    return RobustnessEvaluation(RobustnessRequest(**options)).run()
 
 
 def test_tables_csv_and_files_tell_the_runs_own_numbers(tmp_path, capsys):
@@ -91,9 +101,8 @@ def test_a_run_continues_and_reports_are_made_again(tmp_path, capsys):
 
 
 def test_diverged_runs_are_counted_and_drawn(tmp_path):
-    result = sweep(
-        make_tasks("mlp-relu:hidden=4,batch=8"), ["sgdm"], (1e-2, 1e38), steps=5, seeds=3
-    )
+    options = dict(optimizers="sgdm", lrs="1e-2,1e38", steps=5, seeds=3)
+    result = sweep(optimizees="mlp-relu:hidden=4,batch=8", **options)
     assert result.lines[0].diverged.tolist() == [[False] * 3, [True] * 3]
     text = RobustnessReport(result).plain()
     assert "3 of 3 diverged" in text and "3 of 6" in text and "inf" in text
@@ -125,10 +134,9 @@ def test_an_optimizer_that_fails_leaves_the_others(tmp_path, capsys, monkeypatch
 
 
 def test_numbers_do_not_depend_on_workers():
-    options = dict(steps=4, seeds=2)
-    specs = ["adamw", "torch-metaoptimize:meta_lr=0.03"]
-    one = sweep(make_tasks(TINY), specs, (1e-3,), **options)
-    two = sweep(make_tasks(TINY), specs, (1e-3,), workers=2, **options)
+    specs = "adamw,torch-metaoptimize:meta_lr=0.03"
+    options = dict(optimizees=TINY, optimizers=specs, lrs="1e-3", steps=4, seeds=2)
+    one, two = sweep(**options), sweep(workers=2, **options)
     for a, b in zip(one.lines, two.lines):
         assert not a.failure
         for name, values in a.metrics.items():
@@ -175,5 +183,5 @@ def test_bad_input_is_one_line_and_nothing_is_lost(changed, words, tmp_path, cap
 
 
 def test_an_empty_grid_is_refused():
-    with pytest.raises(UserError, match="empty grid"):
-        sweep(make_tasks(TINY), ["adamw"], ())
+    with pytest.raises(UserError, match="expected positive step sizes"):
+        sweep(optimizees=TINY, optimizers="adamw", lrs="")

@@ -1,0 +1,195 @@
+"""One frame for all evaluations: objects made from a request and checked, then cells driven to a
+result.
+
+    evaluation = TransferEvaluation(request)        # raises UserError for whatever is wrong with it
+    result = evaluation.run(progress=progress, store=store)
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
+from typing import Any, Generic, TypeVar
+
+from lo_framework.eval.baselines import make_baseline
+from lo_framework.eval.running import protocol
+from lo_framework.eval.running.learned_files import Source, load_learned
+from lo_framework.eval.running.plan import data_digest
+from lo_framework.eval.running.pool import Arm, Recipe, Store, Workshop, drive
+from lo_framework.eval.running.progress import Progress
+from lo_framework.eval.running.provenance import provenance
+from lo_framework.eval.running.tuning import Grid, make_grid
+from lo_framework.eval.studies import arms
+from lo_framework.eval.studies import result as studies
+from lo_framework.eval.studies.request import Request
+from lo_framework.learned import LEARNED
+from lo_framework.optimizees import make_tasks
+from lo_framework.optimizees.registry import TASKS
+from lo_framework.protocols import Task
+from lo_framework.spec import UserError, parse_spec, split_specs
+
+Q = TypeVar("Q", bound=Request)
+R = TypeVar("R")
+X = TypeVar("X")
+Drive = Callable[[Mapping[Any, Arm[X]]], dict[Any, X]]
+
+# Curves stay in memory until they are written as text: float32, then Python numbers.
+BYTES_PER_STEP = 16
+FASTEST = 1e7  # task-steps per second and process, more than any machine makes
+LONGEST = 100 * 24 * 3600.0
+
+
+class Evaluation(Generic[Q, R]):
+    """One evaluation: a subclass says which optimizers it runs (`prepare`) and how (`compute`).
+
+    Args:
+        request: what is asked, as the command line has it.
+        tasks, learned: objects in place of those that the request's texts name.
+
+    Attributes:
+        tasks: what is trained.
+        labels: of everything that is compared, as a person gave them.
+        optimizers: what cells run, by the names that cells have for them; the ``learned`` ones are
+            among them, all others are specs of baselines.
+        files: label -> the file of a learned optimizer.
+        grids: label -> the settings over which it is tuned.
+        reported, chosen_on: seeds that are reported, and seeds that choose settings.
+        work: about how many task-steps there are.
+
+    Raises:
+        UserError: whatever can be known to be wrong before anything is computed.
+    """
+
+    labels: Sequence[str]
+    work: int
+
+    def __init__(
+        self,
+        request: Q,
+        tasks: Sequence[Task] | None = None,
+        learned: Source | Mapping[str, Source] | None = None,
+    ) -> None:
+        self.request = request
+        self.reported = protocol.report_seeds(request.seeds, request.seed_offset)
+        tuned = getattr(request, "tuning_seeds", None)
+        self.chosen_on = () if tuned is None else protocol.tuning_seeds(tuned, request.seed_offset)
+        source = getattr(request, "learned", {}) if learned is None else learned
+        loaded = load_learned(source)
+        self.files = {label: one.path for label, one in loaded.items() if one.path}
+        self.learned = {label: one.optimizer for label, one in loaded.items()}
+        self.grids: dict[str, Grid] = {}
+        self.optimizers = dict(self.learned)
+        self.prepare()
+        where = (request.optimizees, request.datasets, request.data_dir, request.device)
+        self.tasks = tuple(make_tasks(*where) if tasks is None else tasks)
+        self.check()
+
+    def prepare(self) -> None:
+        """Set ``labels``, ``work`` per task, and whatever the request's texts mean; raises
+        UserError.
+        """
+        raise NotImplementedError
+
+    def compute(self, drive: Drive[Any]) -> R:
+        """Run the cells, by one or several calls of ``drive``; returns the result."""
+        raise NotImplementedError
+
+    def plan(self) -> dict[str, Any]:
+        """What decides the numbers beside cells, data and code: JSON values."""
+        return {}
+
+    def identities(self) -> dict[str, Any]:
+        """What decides a cell's numbers beside the names and the theta in it, for a store."""
+        learned = {label: [o.kind, asdict(o.config)] for label, o in self.learned.items()}
+        return {**learned, **{task.name: data_digest(task) for task in self.tasks}}
+
+    def add_baselines(self, specs: Sequence[str], *, tuned: bool = True) -> None:
+        """Run the baselines ``specs`` too, ``tuned`` over their grids; raises UserError."""
+        for spec in specs:
+            self.optimizers[spec] = make_baseline(spec)
+            if tuned:
+                self.grids[spec] = make_grid(spec, getattr(self.request, "grid_size", None))
+
+    def tuned_arm(self, task: str, spec: str) -> Arm[studies.Arm]:
+        """The arm of a baseline: tuned on its grid, then run at its best settings."""
+        return arms.tuned_arm(
+            task,
+            spec,
+            self.optimizers[spec],
+            self.grids[spec],
+            self.chosen_on,
+            self.reported,
+            self.request.steps,
+        )
+
+    @property
+    def tuning_runs(self) -> int:
+        """How many runs tuning takes per task, if no grid is extended."""
+        return sum(len(grid.settings) for grid in self.grids.values()) * len(self.chosen_on)
+
+    def run(
+        self,
+        *,
+        progress: Progress | None = None,
+        store: Store | None = None,
+        command: Sequence[str] = (),
+    ) -> R:
+        """Compute everything that ``store`` does not have; ``command`` is for the record."""
+        workers = self.request.workers
+        tasks = {task.name: task for task in self.tasks}
+        recipe = self._recipe() if workers > 1 else None
+        workshop = Workshop(tasks=tasks, optimizers=dict(self.optimizers), recipe=recipe)
+        progress = progress or Progress(mode="none")
+        progress.begin(len(tasks) * self.work)
+        options: dict[str, Any] = {"workers": workers, "progress": progress, "store": store}
+        result: Any = self.compute(lambda plans: drive(plans, workshop, **options))
+        return replace(result, provenance=provenance(command))
+
+    def check(self) -> None:
+        """Raises UserError: nothing to do, something given twice, more than the machine can do."""
+        names = [task.name for task in self.tasks]
+        if not names or not self.labels:
+            raise UserError("nothing to evaluate: expected at least one task and one optimizer")
+        for what, given in (("task", names), ("optimizer", list(self.labels))):
+            if twice := {name for name in given if given.count(name) > 1}:
+                raise UserError(f"{what} {sorted(twice)[0]!r} is given twice")
+        work = len(names) * self.work
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        seconds = work / FASTEST / self.request.workers
+        if work * BYTES_PER_STEP > memory or seconds > LONGEST:
+            raise UserError(
+                f"about {work:.2g} steps in all would keep {work * BYTES_PER_STEP / 2**30:.3g} GiB "
+                f"(this machine has {memory / 2**30:.3g}) and take {seconds / 86400:.2g} days at "
+                "least; ask for fewer steps, seeds, settings, tasks or optimizers"
+            )
+
+    def _recipe(self) -> Recipe:
+        """How other processes build tasks and optimizers; refused here rather than in every cell."""
+        for task in self.tasks:
+            if parse_spec(task.name.partition("/")[0])[0] not in TASKS:
+                raise UserError(
+                    f"more than one worker needs tasks by spec, and {task.name!r} is none; "
+                    "use workers=1"
+                )
+        for label, optimizer in self.learned.items():
+            if optimizer.kind not in LEARNED:
+                raise UserError(
+                    f"more than one worker needs registered kinds, and {label!r} is of none; "
+                    "use workers=1"
+                )
+        known: dict[str, tuple[str, str, dict[str, Any]]] = {
+            label: ("learned", self.learned[label].kind, asdict(self.learned[label].config))
+            if label in self.learned
+            else ("baseline", label, {})
+            for label in self.optimizers
+        }
+        request, device = self.request, str(self.tasks[0].device)
+        return Recipe(
+            optimizers=known, data_dir=request.data_dir, device=device, plugins=request.plugins
+        )
+
+
+def specs_of(text: str) -> list[str]:
+    """The specs of a list; none for ``"none"`` or an empty text. Raises UserError."""
+    return [] if text in ("none", "") else split_specs(text)

@@ -1,0 +1,149 @@
+"""What is asked of an evaluation: its options, with their defaults. Light to import, for ``--help``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+from lo_framework.errors import UserError
+from lo_framework.schema import Range, check_ranges
+
+Steps = Annotated[int, Range(low=1, high=10**8)]
+Seeds = Annotated[int, Range(low=1, high=10_000)]
+Several = Annotated[int, Range(low=1, high=1000)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What is trained, how long, from which seeds, and where the results go."""
+
+    optimizees: str = "mlp,cnn"
+    """problems, as mlp:hidden=64x64,cnn"""
+    datasets: str = "digits"
+    """data sets, as digits,mnist:size=8"""
+    steps: Steps = 200
+    """updates per run"""
+    seeds: Seeds = 5
+    """reported seeds"""
+    out: str
+    """folder of the results"""
+    seed_offset: int = 0
+    """shift all seeds, to repeat on fresh ones"""
+    workers: Several = 1
+    """processes of one thread each"""
+    device: str = "cpu"
+    """cpu, cuda, cuda:1, ..."""
+    data_dir: str | None = field(default=None, metadata={"metavar": "DIR"})
+    """folder with data files (default: LO_DATA_DIR)"""
+    plugins: tuple[str, ...] = field(default=(), metadata={"option": "plugin", "metavar": "FILE"})
+    """file or module with problems, optimizers or evaluations"""
+    progress: Literal["auto", "bar", "plain", "none"] = "auto"
+    """bar, plain lines or none: a bar on a terminal"""
+    fresh: bool = False
+    """forget the finished cells that an earlier run left in DIR"""
+
+    def __post_init__(self) -> None:
+        try:
+            check_ranges(self)
+        except ValueError as error:
+            raise UserError(str(error)) from None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TunedRequest(Request):
+    """An evaluation that tunes baselines on seeds of their own."""
+
+    tuning_seeds: Seeds = 3
+    """other seeds, to tune baselines on"""
+    grid_size: Several | None = field(default=None, metadata={"metavar": "N"})
+    """learning rates per schedule (default: the baseline's 7 or more)"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransferRequest(TunedRequest):
+    """Learned optimizers against tuned baselines."""
+
+    learned: str = field(metadata={"metavar": "FILE[,FILE...]"})
+    """optimizer files, as meta-training saves them"""
+    baselines: str = "adamw,sgdm"
+    """what to compare with, or none"""
+    out: str = "runs/transfer"
+    """folder of the results"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareRequest(TunedRequest):
+    """Baselines against each other."""
+
+    arms: str = "none"
+    """baselines, each tuned"""
+    reference: str = "adamw"
+    """what all are compared with"""
+    at_reference: str = "none"
+    """baselines at the reference's tuned settings"""
+    scaled: str = field(default="", metadata={"metavar": "FACTORS"})
+    """the reference at these multiples of its learning rate"""
+    against: str = ""
+    """arms that others are compared with too"""
+    out: str = "runs/compare"
+    """folder of the results"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RobustnessRequest(Request):
+    """Optimizers over a grid of step sizes, not tuned."""
+
+    optimizees: str = "mlp"
+    """problems, as mlp:hidden=64x64,cnn"""
+    steps: Steps = 1000
+    """updates per run"""
+    optimizers: str = (
+        "adamw,metaoptimize:meta_lr=0.001,metaoptimize:meta_lr=0.01,metaoptimize:meta_lr=0.03"
+    )
+    """baselines, lr left out"""
+    lrs: str = "1e-7:1e-2"
+    """step sizes: FROM:TO or a list"""
+    per_decade: Several = 2
+    """step sizes per decade of FROM:TO"""
+    out: str = "runs/robustness"
+    """folder of the results"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AblationRequest(Request):
+    """The options of one baseline, two at a time."""
+
+    optimizees: str = "mlp"
+    """problems, as mlp:hidden=64x64,cnn"""
+    steps: Steps = 500
+    """updates per run"""
+    baseline: str = field(default="torch-metaoptimize", metadata={"metavar": "SPEC"})
+    """what is varied"""
+    panels: str = field(default="", metadata={"metavar": "NAME[,NAME...]"})
+    """some of the panels known for the baseline (default: all)"""
+    panel: tuple[str, ...] = field(default=(), metadata={"metavar": "ROW=a/b,COLUMN=c/d"})
+    """a panel of your own; repeatable"""
+    references: str = field(default="", metadata={"metavar": "SPECS"})
+    """baselines beside it, or none (default: AdamW, fixed and tuned)"""
+    tuning_seeds: Seeds = 3
+    """other seeds, to tune references on"""
+    out: str = "runs/ablation"
+    """folder of the results"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SharpnessRequest(TransferRequest):
+    """How sharp the minima are that optimizers find."""
+
+    optimizees: str = "mlp"
+    """problems, as mlp:hidden=64x64,cnn"""
+    baselines: str = "adamw"
+    """what to compare with, or none"""
+    radii: str = "0.001,0.005,0.05,0.1"
+    """l2 radii of the neighbourhoods"""
+    effort: str = "quick"
+    """quick, standard, full: how much is measured"""
+    probe: str = field(default="sam:rho=0.05", metadata={"metavar": "SPEC"})
+    """regularizer that updates are compared with, or none"""
+    out: str = "runs/sharpness"
+    """folder of the results"""
