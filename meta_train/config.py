@@ -7,14 +7,14 @@ are the help of the command line; nothing heavy is imported before a `RunConfig`
 
 from __future__ import annotations
 
-import math
 import os
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from lo_framework.spec import UserError, build_config, nearest, parse_spec
+from lo_framework.schema import Positive, Range, check_ranges, convert
+from lo_framework.spec import UserError, build_config, parse_spec
 
 if TYPE_CHECKING:
     from lo_framework.absorb.absorption import Absorption
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from lo_framework.objectives import Objective
     from lo_framework.objectives.weighting import Weighting
 
-LARGEST = 10**9  # of every count: above it, arithmetic alone takes forever
+Count = Annotated[int, Range(low=1, high=10**7)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,13 +31,9 @@ class RadiusConfig:
     rho per unit of the slope of the log held-out loss; one step is at most sigma.
     """
 
-    phase: int = 10
-    sigma: float = 0.3
-    lr: float = 1.0
-
-    def __post_init__(self) -> None:
-        if self.phase < 1 or not (0 < self.sigma < math.inf and 0 < self.lr < math.inf):
-            raise ValueError("phase must be at least 1, sigma and lr positive")
+    phase: Count = 10
+    sigma: Positive = 0.3
+    lr: Positive = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,33 +51,33 @@ class RunConfig:
     objective: str = "valid"
     """What an unroll is scored by: valid (held-out loss) or train; or what each step does:
     gradient, loss_decrease, gen_gap or all three combined."""
-    unroll_length: int = 50
+    unroll_length: Count = 50
     """Inner steps of one truncation."""
     episode_length: str = "200"
     """Inner steps of an episode: 200, or 100-1000 for log-uniform lengths."""
-    num_tasks: int = 8
+    num_tasks: Count = 8
     """Tasks per family (optimizee x data set) in flight."""
-    shards: int = 2
+    shards: Count = 2
     """Virtual shards per family; unlike --workers, which share them out, this decides the bits."""
-    augment: float = 1.0
+    augment: Annotated[float, Range(low=1, high=1e12)] = 1.0
     """Half of the episodes see parameters in units up to this factor off (1: none)."""
-    outer_steps: int = 100
+    outer_steps: Count = 100
     """Updates of the learned optimizer."""
-    outer_lr: float = 0.01
+    outer_lr: Positive = 0.01
     """Learning rate of the outer Adam."""
-    clip: float = 1.0
+    clip: Positive = 1.0
     """Largest norm of the meta-gradient."""
-    validate_every: int = 5
+    validate_every: Count = 5
     """Outer steps between validations of the incumbent."""
-    validation_seeds: int = 8
+    validation_seeds: Count = 8
     """Seeds of a validation."""
-    checkpoint_every: int = 10
+    checkpoint_every: Count = 10
     """Outer steps between resume states."""
-    seed: int = 0
+    seed: Annotated[int, Range(low=0)] = 0
     """Seed of the run."""
     device: str = "cpu"
     """cpu, cuda, cuda:1, ..."""
-    inner_backend: str = "torch"
+    inner_backend: Literal["torch", "higher"] = "torch"
     """torch, or higher: for modules that vmap cannot take (hyper-adamw only)."""
     regularizer: str = "none"
     """Absorb one in the meta-objective, never in the gradients that the optimizer sees: sam, gsam,
@@ -98,36 +94,18 @@ class RunConfig:
     huw:lr=0.05,bound=3."""
     priorities: str = ""
     """Of gradient, loss_decrease and gen_gap under --weighting huw, as 2,5,1."""
-    engine: str = "eager"
+    engine: Literal["eager", "graph", "inductor"] = "eager"
     """How inner steps run: eager, graph (recorded: the same bits) or inductor (compiled)."""
 
     def __post_init__(self) -> None:
-        from lo_framework.inner.graph import ENGINES
-
-        for name in COUNTS:
-            if not 1 <= getattr(self, name) <= LARGEST:
-                bound = "at least 1" if getattr(self, name) < 1 else f"at most {LARGEST}"
-                raise UserError(f"{flag(name)} must be {bound}, not {getattr(self, name)}")
-        for name in ("outer_lr", "clip"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise UserError(
-                    f"{flag(name)} must be positive and finite, not {getattr(self, name)}"
-                )
-        if not 1 <= self.augment < math.inf:
-            raise UserError(
-                f"--augment must be finite and at least 1 (1: none), not {self.augment}"
-            )
+        try:
+            check_ranges(self)
+        except ValueError as error:
+            raise UserError(f"--{str(error).replace('_', '-')}") from None
         if self.num_tasks % self.shards:
             raise UserError(
                 f"--num-tasks ({self.num_tasks}) must be a multiple of --shards ({self.shards})"
             )
-        if self.seed < 0:
-            raise UserError(f"--seed must not be negative, not {self.seed}")
-        for name, known in (("inner_backend", ("torch", "higher")), ("engine", ENGINES)):
-            if (word := getattr(self, name)) not in known:
-                raise UserError(
-                    f"unknown {flag(name)} {word!r:.80}{nearest(word, known)}; {', '.join(known)}"
-                )
         if self.unroll_length > self.episode[1]:
             longest = f"--episode-length {self.episode_length}"
             raise UserError(
@@ -218,7 +196,7 @@ class RunConfig:
         """The shortest and the longest episode."""
         low, dash, high = self.episode_length.partition("-")
         try:
-            return int(low), int(high if dash else low)
+            return tuple(convert(each, Count, text=True) for each in (low, high if dash else low))
         except ValueError:
             raise UserError(
                 f"--episode-length {self.episode_length!r:.80}: expected 200, or 100-1000 for "
@@ -234,9 +212,6 @@ class RunConfig:
     @property
     def tasks_per_shard(self) -> int:
         return self.num_tasks // self.shards
-
-
-COUNTS = [f.name for f in fields(RunConfig) if f.type == "int" and f.name != "seed"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,17 +6,28 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import torch
 
 from lo_framework.files.atomic import atomic_write_text, clean_temporaries
-from lo_framework.files.checkpoint import ResumeState, load_latest_state, save_state
+from lo_framework.files.checkpoint import load_latest_state, save_state
 from lo_framework.learned import load_optimizer, save_optimizer
 from lo_framework.meta_train.config import RunConfig, difference
 from lo_framework.meta_train.growth import Stage
-from lo_framework.meta_train.state import RunState, Tensors, incumbent_of, pack
+from lo_framework.meta_train.incumbent import Incumbent, Quality
+from lo_framework.meta_train.state import RunState, StateRecord, Tensors, incumbent_of, pack
+from lo_framework.schema import check_json
 from lo_framework.spec import UserError
+
+
+class Saved(NamedTuple):
+    """A resume state whose record has been checked."""
+
+    step: int
+    tensors: Tensors
+    record: StateRecord
+    warning: str
 
 
 class RunFolder:
@@ -50,30 +61,31 @@ class RunFolder:
                 "to it; nothing more is saved"
             )
 
-    def load(self) -> ResumeState | None:
+    def load(self) -> Saved | None:
         """The last state that is whole.
 
         Raises:
             UserError: it belongs to a run with other settings, or of another release.
         """
-        saved = load_latest_state(self.out / "state")
-        if saved is None:
+        state = load_latest_state(self.out / "state")
+        if state is None:
             return None
-        changed = difference(saved.meta["config"], self.config)
+        record = check_json(state.meta, StateRecord, f"the state in {str(self.out)!r}")
+        changed = difference(record.config, self.config)
         if changed:
             raise UserError(
                 f"--resume needs the settings of the run in {str(self.out)!r}: {changed}"
             )
-        if saved.meta.get("stages") != self.plan:
+        if record.stages != self.plan:
             raise UserError(
                 f"the run in {str(self.out)!r} was begun by another release, with other stages"
             )
-        if saved.meta["torch"] != torch.__version__:
+        if record.torch != torch.__version__:
             raise UserError(
-                f"--resume needs torch {saved.meta['torch']}, with which the run began; "
+                f"--resume needs torch {record.torch}, with which the run began; "
                 f"this is {torch.__version__}"
             )
-        return saved
+        return Saved(state.step, state.tensors, record, state.warning)
 
     def save(self, run: RunState, shards: dict[int, Tensors], *, finished: bool) -> None:
         """A resume state; `save_optimizer` comes before the last one."""
@@ -85,32 +97,33 @@ class RunFolder:
     def save_optimizer(self, run: RunState) -> None:
         """The incumbent, and how it was trained and how well it did."""
         self.refuse_vanished()
-        tensors, meta = pack(run, {})
-        self._write_optimizer(tensors, meta, run.step)
+        self._write(run.incumbent, run.step, run.start_lr, run.reference, run.repeatable)
 
-    def restore_optimizer(self, saved: ResumeState) -> None:
-        """Make a finished run's optimizer again from its state, where it was lost or damaged."""
+    def finish(self, saved: Saved) -> Incumbent:
+        """The incumbent of a finished run, whose file is made again where it is lost or damaged."""
+        record = saved.record
+        best = incumbent_of(saved.tensors, record.incumbent)
         try:
-            file = load_optimizer(self.optimizer)
+            theta = load_optimizer(self.optimizer).tensors
         except UserError:
-            self._write_optimizer(saved.tensors, saved.meta, saved.step)
-            return
-        theta = incumbent_of(saved.tensors, saved.meta).theta
-        if file.tensors.keys() != theta.keys() or any(
-            not torch.equal(x, theta[name]) for name, x in file.tensors.items()
+            theta = {}
+        if theta.keys() != best.theta.keys() or any(
+            not torch.equal(x, best.theta[name]) for name, x in theta.items()
         ):
-            self._write_optimizer(saved.tensors, saved.meta, saved.step)
+            self._write(best, saved.step, record.start_lr, record.reference, record.repeatable)
+        return best
 
-    def _write_optimizer(self, tensors: Tensors, meta: dict[str, Any], step: int) -> None:
-        best = incumbent_of(tensors, meta)
+    def _write(
+        self, best: Incumbent, step: int, lr: float, reference: Quality, repeatable: bool
+    ) -> None:
         summary = {
             "score": best.score,
             "found_at_step": best.step,
             "steps": step,
-            "reference_lr": meta["start_lr"],
+            "reference_lr": lr,
             "quality": best.quality,
-            "reference": meta["reference"],
-            "repeatable": meta["repeatable"],
+            "reference": reference,
+            "repeatable": repeatable,
             "run": asdict(self.config),
             "torch": torch.__version__,
         }
@@ -118,6 +131,6 @@ class RunFolder:
         save_optimizer(self.optimizer, best.theta, kind=kind, config=config, summary=summary)
 
 
-def plan_of(stages: Sequence[Stage]) -> list[list[Any]]:
+def plan_of(stages: Sequence[Stage]) -> list[tuple[str, int, int]]:
     """The stages in a state's record."""
-    return [[stage.kind, stage.begin, stage.end] for stage in stages]
+    return [(stage.kind, stage.begin, stage.end) for stage in stages]

@@ -7,18 +7,21 @@ dies is a kill of a part: the run goes on from its last checkpoint with new work
 from __future__ import annotations
 
 import contextlib
+import math
+import os
 import sys
 import time
 from pathlib import Path
+
+import torch
 
 from lo_framework.files.lock import exclusive
 from lo_framework.learned.base import Theta
 from lo_framework.meta_train.folder import RunFolder
 from lo_framework.meta_train.growth import plan_stages
-from lo_framework.meta_train.host import WorkerSetup, build_estimator
+from lo_framework.meta_train.host import TaskFailed, WorkerSetup, build_estimator
 from lo_framework.meta_train.incumbent import Incumbent
 from lo_framework.meta_train.progress import Progress
-from lo_framework.meta_train.state import incumbent_of
 from lo_framework.meta_train.trainer import Trainer
 from lo_framework.meta_train.workers import Workers
 from lo_framework.processes import Died
@@ -57,6 +60,7 @@ class MetaTraining:
         """Whatever else can be wrong is found now, before anything is written and minutes are
         spent.
         """
+        self._check_memory()
         objective = self.config.scored_by
         for stage in self.stages:
             learned = stage.build()
@@ -69,6 +73,18 @@ class MetaTraining:
                     "a radius (sam_rho) is learned on held-out data only: use --objective valid"
                 )
             build_estimator(self.config, self.tasks[0], learned.to(self.config.device), objective)
+
+    def _check_memory(self) -> None:
+        """Refuse what the parameters of the tasks in flight, and two moments, already overfill."""
+        generator = torch.Generator().manual_seed(0)
+        count = sum(sum(x.numel() for x in task.init(generator)[0].values()) for task in self.tasks)
+        needed, there = 12 * count * self.config.num_tasks, _memory(self.config.device)
+        if needed > there:
+            raise UserError(
+                f"--num-tasks {self.config.num_tasks}: parameters and moments of its tasks take "
+                f"about {needed / 2**30:,.1f} GiB, and {self.config.device} has "
+                f"{there / 2**30:,.1f} GiB"
+            )
 
     def train(self, *, resume: bool = False, max_seconds: float | None = None) -> Incumbent:
         """Run (or go on) to the end and save the incumbent; returns it. Of a finished run, only an
@@ -101,9 +117,8 @@ class MetaTraining:
 
     def _train(self, resume: bool, deadline: float | None) -> Incumbent:
         saved = self.folder.load() if resume else None
-        if saved is not None and saved.meta["finished"]:
-            self.folder.restore_optimizer(saved)
-            return incumbent_of(saved.tensors, saved.meta)
+        if saved is not None and saved.record.finished:
+            return self.folder.finish(saved)
         self.folder.begin()
         with contextlib.ExitStack() as stack:
             done = saved.step if saved else 0
@@ -112,11 +127,27 @@ class MetaTraining:
             workers = Workers(self.setup, len(self.tasks) * self.config.shards, self.num_workers)
             stack.callback(workers.close)
             trainer = Trainer(self.config, self.tasks, self.stages, workers, progress, self.folder)
-            if saved is None:
-                trainer.start(self.start)
-            else:
-                if saved.warning:
-                    progress.say(saved.warning)
-                trainer.resume(saved)
-            trainer.loop(deadline)
+            try:
+                if saved is None:
+                    trainer.start(self.start)
+                else:
+                    if saved.warning:
+                        progress.say(saved.warning)
+                    trainer.resume(saved)
+                trainer.loop(deadline)
+            except TaskFailed as error:
+                step = trainer.run.step + 1 if hasattr(trainer, "run") else 0
+                raise UserError(
+                    f"step {step}: {error}; once it is mended, go on with --out {self.out} --resume"
+                ) from error
         return trainer.run.incumbent
+
+
+def _memory(device: str) -> float:
+    """Bytes that the device has, infinity where the system does not say."""
+    if torch.device(device).type == "cuda":
+        return float(torch.cuda.mem_get_info(device)[1])
+    try:
+        return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    except (AttributeError, OSError, ValueError):
+        return math.inf

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 from torch import Tensor
 
@@ -11,6 +11,7 @@ from lo_framework.meta_train.incumbent import Incumbent, Quality
 from lo_framework.meta_train.outer import OuterOptimizer
 from lo_framework.meta_train.radius import Radius
 from lo_framework.objectives.weighting import Weighting
+from lo_framework.schema import AnyNumber, Positive, Range
 
 Tensors = dict[str, Tensor]
 
@@ -28,6 +29,33 @@ class RunState:
     repeatable: bool
     radius: Radius | None = None
     weighting: Weighting | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class BestRecord:
+    """The incumbent in a state's record, without its tensors."""
+
+    kind: str
+    config: dict[str, Any]
+    score: AnyNumber
+    step: Annotated[int, Range(low=0)]
+    quality: list[dict[str, AnyNumber]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StateRecord:
+    """The record of a resume state: what is no tensor."""
+
+    config: dict[str, Any]
+    torch: str
+    stages: list[tuple[str, int, int]]
+    finished: bool
+    stage: Annotated[int, Range(low=0)]
+    outer_done: Annotated[int, Range(low=0)]
+    repeatable: bool
+    start_lr: Positive
+    reference: list[dict[str, AnyNumber]]
+    incumbent: BestRecord
 
 
 def pack(run: RunState, shards: dict[int, Tensors]) -> tuple[Tensors, dict[str, Any]]:
@@ -58,12 +86,11 @@ def part(tensors: Tensors, group: str) -> Tensors:
     }
 
 
-def incumbent_of(tensors: Tensors, meta: dict[str, Any]) -> Incumbent:
+def incumbent_of(tensors: Tensors, best: BestRecord) -> Incumbent:
     """The incumbent of a checkpoint, with tensors of its own."""
-    best = meta["incumbent"]
     theta = {name: x.clone() for name, x in part(tensors, "incumbent").items()}
-    values = {key: tuple(x) if isinstance(x, list) else x for key, x in best["config"].items()}
-    return Incumbent(theta, best["kind"], values, best["score"], best["step"], best["quality"])
+    values = {key: tuple(x) if isinstance(x, list) else x for key, x in best.config.items()}
+    return Incumbent(theta, best.kind, values, best.score, best.step, best.quality)
 
 
 def merged(parts: list[dict[int, Tensors]]) -> dict[int, Tensors]:

@@ -13,16 +13,16 @@ from collections.abc import Sequence
 from typing import Any
 
 from lo_framework.absorb.absorption import decompose
-from lo_framework.files.checkpoint import ResumeState
 from lo_framework.learned import LearnedOptimizer, rebuild
 from lo_framework.learned.base import Theta
 from lo_framework.learned.hyper_adamw import HyperAdamW
 from lo_framework.meta_train import record
 from lo_framework.meta_train.config import RunConfig
-from lo_framework.meta_train.folder import RunFolder
+from lo_framework.meta_train.folder import RunFolder, Saved
 from lo_framework.meta_train.growth import Stage
-from lo_framework.meta_train.host import ShardHost, TaskFailed
+from lo_framework.meta_train.host import ShardHost
 from lo_framework.meta_train.incumbent import (
+    WEIGHTS,
     Incumbent,
     Quality,
     is_plain,
@@ -36,8 +36,9 @@ from lo_framework.meta_train.progress import Progress
 from lo_framework.meta_train.radius import Radius, held_out
 from lo_framework.meta_train.state import RunState, Tensors, incumbent_of, merged, part
 from lo_framework.meta_train.workers import Workers
+from lo_framework.processes import Died
 from lo_framework.protocols import Task
-from lo_framework.spec import UserError
+from lo_framework.spec import UserError, describe
 
 PATIENCE = 3  # validations without a better optimizer before the run goes back to the incumbent
 
@@ -98,40 +99,49 @@ class Trainer:
         self.run = RunState(0, 0, outer, incumbent, reference, lr, True, self._radius(), weighting)
         self._build(None)
 
-    def resume(self, saved: ResumeState) -> None:
-        """Go on from a state."""
-        tensors, meta = saved.tensors, saved.meta
-        stage = self.stages[meta["stage"]]
+    def resume(self, saved: Saved) -> None:
+        """Go on from a state; raises UserError where its parts are not those of this run."""
+        try:
+            self._resume(saved)
+        except (Died, UserError):
+            raise
+        except Exception as error:  # a file that was made by hand: its digest is right
+            raise UserError(
+                f"the state in {str(self.folder.out)!r} does not fit this run: {describe(error)}"
+            ) from error
+
+    def _resume(self, saved: Saved) -> None:
+        tensors, record = saved.tensors, saved.record
+        stage = self.stages[record.stage]
+        step = stage.begin + record.outer_done
+        families = [set(q) == set(WEIGHTS) for q in (*record.reference, *record.incumbent.quality)]
+        if step != saved.step or step > stage.end or families != [True] * 2 * len(self.tasks):
+            raise ValueError("its step or its families are not the run's")
         outer = self._outer(stage.build(), stage)
-        outer.load(part(tensors, "outer"), meta["outer_done"])
+        outer.load(part(tensors, "outer"), record.outer_done)
         radius, weighting = self._radius(), self.config.make_weighting()
         for group, learner in (("radius", radius), ("weighting", weighting)):
             if learner is not None:
                 learner.load(part(tensors, group))
-        known = (meta["reference"], meta["start_lr"], meta["repeatable"], radius, weighting)
-        step, incumbent = stage.begin + meta["outer_done"], incumbent_of(tensors, meta)
-        self.run = RunState(step, meta["stage"], outer, incumbent, *known)
+        incumbent = incumbent_of(tensors, record.incumbent)
+        rebuild(incumbent.kind, incumbent.config, incumbent.theta)
+        known = (record.reference, record.start_lr, record.repeatable, radius, weighting)
+        self.run = RunState(step, record.stage, outer, incumbent, *known)
         self._build({shard: part(tensors, f"shard.{shard}") for shard in range(self.shards)})
 
     def loop(self, deadline: float | None = None) -> None:
         """Outer steps to the end, or until the ``deadline`` (of `time.monotonic`) has passed."""
         run, config = self.run, self.config
-        try:
-            while run.step < config.outer_steps:
-                if deadline is not None and time.monotonic() > deadline:
-                    self.progress.say(
-                        f"out of time at step {run.step}: this run cannot be repeated exactly"
-                    )
-                    run.repeatable = False
-                    break
-                self._advance()
-            if run.step and run.step < config.outer_steps:
-                self._validate()
-        except TaskFailed as error:
-            raise UserError(
-                f"step {run.step + 1}: {error}; once it is mended, go on with "
-                f"--out {self.folder.out} --resume"
-            ) from error
+        while run.step < config.outer_steps:
+            if deadline is not None and time.monotonic() > deadline:
+                self.progress.say(
+                    f"out of time at step {run.step}: this run cannot be repeated exactly"
+                )
+                run.repeatable = False
+                break
+            self._advance()
+        if run.step and run.step < config.outer_steps:
+            self._validate()
         for name, count in self.nonfinite.items():
             if count:
                 self.progress.say(

@@ -4,6 +4,8 @@ written.
 
 from __future__ import annotations
 
+import os
+import shlex
 import subprocess
 import sys
 import time
@@ -227,3 +229,53 @@ def test_every_setting_can_be_given() -> None:
     }
     program, given, written = read([])
     assert program == Program() and given == written == {}
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (["--num-tasks", "100000000000"], "--num-tasks"),
+        (["--num-tasks", "10000000", "--optimizees", "quadratic:dim=60000"], "GiB"),
+        (["--outer-steps", "1" * 5000], "--outer-steps"),
+        (["--validation-seeds", "100000000000"], "--validation-seeds"),
+        (["--episode-length", "1" * 5000], "--episode-length"),
+        (["--episode-length", "100000000000"], "--episode-length"),
+        (["--augment", "inf"], "--augment"),
+        (["--clip", "inf"], "--clip"),
+        (["--estimator", "pes:sigma=inf"], "sigma"),
+        (["--data-dir", "/no/such/folder"], "does not exist"),
+        (["--out", ""], "--out"),
+        (["--resum"], '"--resume"'),
+        (["--learned", "hyper-adamw:gain=0"], "gain"),
+        (["--learned", "mlp:hidden=1000000000"], "hidden"),
+        (["--learned", "attention:layers=1000000000"], "layers"),
+        (["--optimizees", "mlp:exp_mult=inf"], "exp_mult"),
+    ],
+)
+def test_sizes_that_no_machine_has(
+    flags: list[str], expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Refused before anything is allocated."""
+    out = tmp_path / "run"
+    begun = time.monotonic()
+    line = refused(command(out, *flags), out, capsys)
+    assert expected in line and "--debug" not in line and len(line) < 500
+    assert time.monotonic() - begun < 5
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a POSIX shell")
+@pytest.mark.parametrize(
+    ("redirected", "code"), [("2>&1 | head -1", 141), ("2>&-", 0), ("<&- >&- 2>&-", 0)]
+)
+def test_streams_that_nobody_reads(redirected: str, code: int, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    words = [sys.executable, "-m", "meta_train", *command(out, outer_steps=2)]
+    line = f"{shlex.join(words)} {redirected}; exit ${{PIPESTATUS[0]}}"
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(["bash", "-c", line], cwd=ROOT, env=env, capture_output=True, text=True)
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    if code == 0:
+        assert (out / "optimizer.safetensors").exists()
+    else:  # it goes on to the same end
+        assert main(command(out, "--resume", outer_steps=2)) == 0

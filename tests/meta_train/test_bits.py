@@ -92,7 +92,7 @@ def test_more_workers_than_shards_is_fine(tmp_path: Path) -> None:
 
 
 def test_other_kinds_start_the_same_in_every_process() -> None:
-    """A kind that draws its start from torch's global generator does not make a run depend on it."""
+    """A kind that draws its start from torch's global generator makes no run depend on it."""
     torch.manual_seed(3)
     first = build_learned("lstm", {"hidden": 2}).theta()
     torch.manual_seed(4)

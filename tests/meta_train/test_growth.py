@@ -87,7 +87,7 @@ def test_what_is_saved_is_what_was_measured(grown: Path) -> None:
     ],
 )
 def test_a_stage_starts_as_the_function_of_the_incumbent(smaller: str, larger: str) -> None:
-    """Whatever the smaller one has learned, the larger one does the same before its first update."""
+    """What the smaller one has learned, the larger one does before its first update."""
     before, after = make_learned(smaller), make_learned(larger)
     g = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -181,7 +181,7 @@ def test_augmented_episodes_resume_too(tmp_path: Path) -> None:
 def test_stages_partition_the_steps(
     shares: tuple[float, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever the shares and however short the run: every stage has a step, and all have them all."""
+    """Whatever the shares and however short the run: every stage has a step."""
     monkeypatch.setitem(growth.SHARES, 3, shares)
     monkeypatch.setitem(growth.SHARES, 2, shares[1:])
     for steps in (1, 2, 3, 4, 5, 10, 100):

@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from lo_framework.learned import load_optimizer
-from lo_framework.learned import make_learned
+from lo_framework.learned import load_optimizer, make_learned
 from lo_framework.meta_train.host import ShardHost
 from lo_framework.meta_train.outer import OuterOptimizer
 from lo_framework.plugin import load_plugins

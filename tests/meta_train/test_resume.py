@@ -6,6 +6,7 @@ import itertools
 import json
 import shutil
 import signal
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,13 +14,25 @@ from typing import Any
 import pytest
 
 from lo_framework.files import checkpoint
-from lo_framework.files.checkpoint import load_latest_state
+from lo_framework.files.checkpoint import load_latest_state, save_state
 from lo_framework.files.lock import exclusive
 from lo_framework.learned import load_optimizer
 from lo_framework.meta_train.cli import main
+from lo_framework.meta_train.presets import make_config
+from lo_framework.meta_train.state import StateRecord
+from lo_framework.meta_train.trainer import Trainer
 from lo_framework.meta_train.workers import Workers
 from lo_framework.spec import UserError
-from tests.meta_train.tools import Forker, command, final_state, metrics, same_run, snapshot, train
+from tests.meta_train.tools import (
+    TINY,
+    Forker,
+    command,
+    final_state,
+    metrics,
+    same_run,
+    snapshot,
+    train,
+)
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +101,7 @@ def test_other_stages_are_named(
 ) -> None:
     """A release that shares out the steps differently cannot go on with the same bits."""
     monkeypatch.setattr(
-        "lo_framework.meta_train.folder.plan_of", lambda stages: [["hyper-adamw", 0, 3]]
+        "lo_framework.meta_train.folder.plan_of", lambda stages: [("hyper-adamw", 0, 3)]
     )
     assert "another release" in refused(capsys, command(run, "--resume"))
 
@@ -306,3 +319,99 @@ def test_two_runs_cannot_share_a_folder(tmp_path: Path) -> None:
     with exclusive(tmp_path), pytest.raises(UserError, match="another process"):
         train(tmp_path)
     train(tmp_path)
+
+
+@pytest.mark.parametrize("damage", ["lost", "damaged", "another"])
+def test_the_optimizer_of_a_finished_run_is_made_again(
+    run: Path, finished: Path, damage: str, tmp_path: Path
+) -> None:
+    file = run / "optimizer.safetensors"
+    if damage == "lost":
+        file.unlink()
+    elif damage == "damaged":
+        file.write_bytes(file.read_bytes()[:-1])
+    else:
+        train(tmp_path / "other", seed=5)
+        shutil.copy(tmp_path / "other" / "optimizer.safetensors", file)
+    assert main(command(run, "--resume")) == 0
+    assert file.read_bytes() == (finished / "optimizer.safetensors").read_bytes()
+
+
+def test_a_folder_that_vanishes_ends_the_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In one line, and nothing is written to where it was."""
+    out, validate = tmp_path / "run", Trainer._validate
+
+    def emptied(self: Trainer) -> Any:
+        shutil.rmtree(out)
+        return validate(self)
+
+    monkeypatch.setattr(Trainer, "_validate", emptied)
+    assert main(command(out)) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("meta_train: the run's folder") and str(out) in line
+    assert not out.exists() or not list(out.iterdir())
+
+
+FORGED: list[tuple[str, Any]] = [
+    *((field, None) for field in StateRecord.__dataclass_fields__),
+    ("config", []),
+    ("finished", "yes"),
+    ("stage", 7),
+    ("stage", -1),
+    ("outer_done", 10**9),
+    ("outer_done", 1),
+    ("start_lr", "x"),
+    ("reference", []),
+    ("reference", [{}]),
+    ("incumbent", {}),
+    ("stages", [["hyper-adamw", 0, 4, 5]]),
+    ("kind", "no-such-kind"),
+    ("theta", None),
+    ("shard", None),
+    ("adam", None),
+]
+
+
+@pytest.mark.parametrize(("field", "value"), FORGED)
+def test_forged_states_are_refused(
+    run: Path, capsys: pytest.CaptureFixture[str], field: str, value: Any
+) -> None:
+    """With a right digest: fields that are missing or wrong, tensors that are not there."""
+    step, tensors, meta, _ = load_latest_state(run / "state") or pytest.fail()
+    shutil.rmtree(run / "state")
+    meta["finished"] = False
+    if field == "kind":
+        meta["incumbent"]["kind"] = value
+    elif field in ("theta", "shard", "adam"):
+        start = {"theta": "outer.theta", "shard": "shard.1", "adam": "incumbent"}[field]
+        tensors = {name: x for name, x in tensors.items() if not name.startswith(start)}
+    elif value is None:
+        del meta[field]
+    else:
+        meta[field] = value
+    save_state(run / "state", step, tensors, meta)
+    assert main(command(run, "--resume")) == 2
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1 and told.startswith("meta_train: ") and "--debug" not in told
+
+
+def test_a_run_goes_on_without_its_settings_being_said_again(run: Path, finished: Path) -> None:
+    newest = run / "state" / "state-0000000004.safetensors"
+    newest.unlink()
+    assert main(["--out", str(run), "--resume", "--no-evaluate"]) == 0
+    same_run(run, finished)
+
+
+def test_its_own_config_starts_a_run_again(finished: Path, tmp_path: Path) -> None:
+    """To the same bits; a control's steps, which are counted already, are not counted again."""
+    out = tmp_path / "again"
+    argv = ["--config", str(finished / "config.json"), "--out", str(out), "--no-evaluate"]
+    assert main([*argv, "--workers", "1"]) == 0
+    same_run(out, finished)
+    settings: dict[str, Any] = {"optimizees": "quadratic:dim=3", "control": "sam"}
+    control = make_config(**{**TINY, **settings})
+    assert control.outer_steps > TINY["outer_steps"]
+    assert make_config(written=asdict(control)) == control
+    assert make_config(written=asdict(control), outer_steps=TINY["outer_steps"]) == control

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from lo_framework.meta_train.cli import main
 from lo_framework.meta_train.host import ShardHost, WorkerSetup
 from lo_framework.meta_train.workers import Workers
 from lo_framework.processes import Died
 from lo_framework.spec import UserError
-from tests.meta_train.tools import command, descendants, gone, program, tiny, until_step
+from tests.meta_train.tools import command, descendants, gone, program, same_run, tiny, until_step
 
 
 def test_errors_of_workers(tmp_path: Path) -> None:
@@ -62,3 +63,36 @@ def test_ctrl_c_in_a_terminal(tmp_path: Path) -> None:
         errors.splitlines()[-1].startswith("meta_train: interrupted") and "Traceback" not in errors
     )
     assert len(children) >= 2 and gone(children, 5.0)
+
+
+MOODY = str(Path(__file__).parent / "plugin_moody.py")
+
+
+def test_a_worker_that_is_killed_is_started_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the last checkpoint, and the run goes on to the same bits."""
+    settings = {"outer_steps": 4, "checkpoint_every": 1}
+    for name in ("undisturbed", "killed"):
+        mark = tmp_path / name / "mark"
+        mark.parent.mkdir()
+        if name == "undisturbed":
+            mark.touch()  # it has happened: nothing happens
+        monkeypatch.setenv("MOODY_MARK", str(mark))
+        flags = ("--plugin", MOODY)
+        out = tmp_path / name / "run"
+        spec = "moody:what=kill,after=20"
+        assert main(command(out, *flags, workers=2, optimizees=spec, **settings)) == 0
+    told = capsys.readouterr().err
+    assert "ended unexpectedly (exit code -9" in told and "with new workers" in told
+    same_run(tmp_path / "undisturbed" / "run", tmp_path / "killed" / "run")
+
+
+def test_workers_that_die_again_and_again_end_the_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MOODY_MARK", "")
+    out, spec = tmp_path / "run", "moody:what=kill,after=2"
+    assert main(command(out, "--plugin", MOODY, workers=2, optimizees=spec)) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert "3 times" in line and "--workers" in line and f"--out {out} --resume" in line
