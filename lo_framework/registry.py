@@ -10,7 +10,7 @@ ESTIMATORS.build("pes:sigma=0.01", family)         # PES(PESConfig(sigma=0.01), 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
@@ -42,12 +42,12 @@ class Entry(Generic[T]):
         return build_config(self.config, options, self.name)
 
 
-class Registry(Mapping[str, Entry[T]]):
+class Registry(dict[str, Entry[T]]):
     """The things of one ``kind``, in the order in which they were registered."""
 
     def __init__(self, kind: str) -> None:
+        super().__init__()
         self.kind = kind
-        self._entries: dict[str, Entry[T]] = {}
 
     def register(self, name: str, *, config: type = NoOptions, **facts: Any) -> Callable[[F], F]:
         """Decorate a class or function to be known by ``name``; it is called with a ``config``.
@@ -61,21 +61,21 @@ class Registry(Mapping[str, Entry[T]]):
             )
 
         def decorate(build: F) -> F:
-            known = self._entries.get(name)
+            known = self.get(name)
             # The same thing registered again (a plugin file loaded twice) is no conflict.
             if known is not None and _place(known.build) != _place(build):
                 there = getattr(known.build, "__module__", "another file")
                 raise UserError(
                     f'the {self.kind} "{name}" exists already (in {there}); choose another name'
                 )
-            self._entries[name] = Entry(name, build, config, facts)
+            self[name] = Entry(name, build, config, facts)
             return build
 
         return decorate
 
     def find(self, name: str) -> Entry[T]:
         """The entry called ``name``; raises UserError, which names the nearest one."""
-        return self._entries[choose(self.kind, name, self._entries)]
+        return self[choose(self.kind, name, self)]
 
     def parse(self, spec: str) -> tuple[Entry[T], Any]:
         """The entry and the config that ``"name:key=value,..."`` stands for; raises UserError."""
@@ -87,15 +87,6 @@ class Registry(Mapping[str, Entry[T]]):
         """What ``spec`` names, built from its config and ``arguments``; raises UserError."""
         entry, config = self.parse(spec)
         return entry.build(config, *arguments)
-
-    def __getitem__(self, name: str) -> Entry[T]:
-        return self._entries[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._entries)
-
-    def __len__(self) -> int:
-        return len(self._entries)
 
 
 def _place(build: Callable[..., Any]) -> tuple[Any, Any]:

@@ -9,12 +9,16 @@ expectation.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
 from lo_framework.optimizees.registry import register_task
 from lo_framework.optimizees.task import SPLITS, Batch, Buffers, Params, Task, soft_cap
+from lo_framework.schema import NotNegative, Range, check_ranges
+
+LARGEST = 1 << 24  # dimensions
 
 
 class AnalyticTask(Task):
@@ -62,13 +66,12 @@ class QuadraticConfig:
     gradient noise.
     """
 
-    dim: int = 10
-    cond: float = 100.0
-    std: float = 0.0
+    dim: Annotated[int, Range(low=1, high=LARGEST)] = 10
+    cond: Annotated[float, Range(low=1, high=1e30)] = 100.0
+    std: NotNegative = 0.0
 
     def __post_init__(self) -> None:
-        if self.dim < 1 or self.cond < 1 or self.std < 0:
-            raise ValueError("dim and cond must be at least 1, std at least 0")
+        check_ranges(self)
 
 
 class Quadratic(AnalyticTask):
@@ -92,12 +95,11 @@ class Quadratic(AnalyticTask):
 class RosenbrockConfig:
     """Options of ``rosenbrock``: dimension and gradient noise."""
 
-    dim: int = 2
-    std: float = 0.0
+    dim: Annotated[int, Range(low=2, high=LARGEST)] = 2
+    std: NotNegative = 0.0
 
     def __post_init__(self) -> None:
-        if self.dim < 2 or self.std < 0:
-            raise ValueError("dim must be at least 2, std at least 0")
+        check_ranges(self)
 
 
 class Rosenbrock(AnalyticTask):

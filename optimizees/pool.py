@@ -4,58 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 
-from lo_framework.optimizees import analytic as _analytic  # noqa: F401 (registers quadratic and rosenbrock)
+from lo_framework.optimizees import analytic as _analytic  # noqa: F401 (registers its tasks)
 from lo_framework.optimizees import datasets as datasets_room
-from lo_framework.optimizees.datasets import Dataset
-from lo_framework.optimizees.models import (
-    CNN,
-    MLP,
-    CNNConfig,
-    MLPConfig,
-    MLPReluConfig,
-    Transformer,
-    TransformerConfig,
-    TransformerTask,
-)
-from lo_framework.optimizees.registry import TASKS, Entry, register_task
-from lo_framework.optimizees.task import ClassificationTask, Task
-from lo_framework.spec import (
-    UserError,
-    build_config,
-    canonical,
-    first_line,
-    nearest,
-    parse_spec,
-    split_specs,
-)
-
-
-@register_task("mlp", config=MLPConfig)
-def build_mlp(config: MLPConfig, dataset: Dataset) -> Task:
-    channels, height, width = dataset.shape
-    model = MLP(config, channels * height * width, dataset.num_classes)
-    return ClassificationTask(model, dataset, name="mlp", batch_size=config.batch)
-
-
-@register_task("mlp-relu", config=MLPReluConfig)
-def build_mlp_relu(config: MLPReluConfig, dataset: Dataset) -> Task:
-    return build_mlp(config, dataset)
-
-
-@register_task("cnn", config=CNNConfig)
-def build_cnn(config: CNNConfig, dataset: Dataset) -> Task:
-    model = CNN(config, dataset.shape, dataset.num_classes)
-    return ClassificationTask(model, dataset, name="cnn", batch_size=config.batch)
-
-
-@register_task("transformer", config=TransformerConfig)
-def build_transformer(config: TransformerConfig, dataset: Dataset) -> Task:
-    model = Transformer(config, dataset.shape, dataset.num_classes)
-    return TransformerTask(model, dataset, name="transformer", batch_size=config.batch)
+from lo_framework.optimizees import models as _models  # noqa: F401 (registers its tasks)
+from lo_framework.optimizees.registry import TASKS
+from lo_framework.optimizees.task import Task
+from lo_framework.spec import UserError, canonical, first_line, split_specs
 
 
 def make_tasks(
@@ -83,12 +40,12 @@ def make_tasks(
         datasets_room.check(spec)
     tasks: dict[str, Task] = {}
     for spec in _specs(optimizees, "optimizees"):
-        name, options = parse_spec(spec)
-        entry = _entry(name)
-        config: Any = build_config(entry.config, options, name)
-        stem = canonical(name, config)
+        entry, config = TASKS.parse(spec)
+        stem = canonical(entry.name, config)
         for dataset in (
-            [datasets_room.load(s, folder) for s in data_specs] if entry.uses_dataset else [None]
+            [datasets_room.load(s, folder) for s in data_specs]
+            if entry.facts["uses_dataset"]
+            else [None]
         ):
             task = entry.build(config) if dataset is None else entry.build(config, dataset)
             task.name = stem if dataset is None else f"{stem}/{dataset.name}"
@@ -96,14 +53,6 @@ def make_tasks(
                 raise UserError(f'the optimizee "{task.name}" is given twice')
             tasks[task.name] = task if device.type == "cpu" else task.to(device)
     return list(tasks.values())
-
-
-def _entry(name: str) -> Entry:
-    if name not in TASKS:
-        raise UserError(
-            f'unknown optimizee "{name}"{nearest(name, TASKS)}; known: {", ".join(sorted(TASKS))}'
-        )
-    return TASKS[name]
 
 
 def _specs(given: str | Sequence[str], what: str) -> list[str]:
@@ -119,4 +68,6 @@ def _device(name: torch.device | str) -> torch.device:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise UserError(f'device "{name}" cannot be used here: {first_line(error)}') from None
+    if device.type == "meta":
+        raise UserError('device "meta" cannot be used here: its tensors hold no numbers')
     return device

@@ -1,34 +1,16 @@
-"""The names that spec strings may use for optimizees, and the decorator by which user code adds its
-own.
-"""
+"""The names that spec strings use for optimizees; a file of one's own adds to them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from lo_framework.optimizees.task import Task
-from lo_framework.spec import UserError
+from lo_framework.registry import NoOptions, Registry
 
 F = TypeVar("F", bound=Callable[..., Task])
 
-
-@dataclass(frozen=True, kw_only=True)
-class NoOptions:
-    """The config of an optimizee that takes no options."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Entry:
-    """How to build one optimizee; see `register_task`."""
-
-    build: Callable[..., Task]
-    config: type
-    uses_dataset: bool
-
-
-TASKS: dict[str, Entry] = {}
+TASKS: Registry[Task] = Registry("optimizee")
 
 
 def register_task(
@@ -43,20 +25,4 @@ def register_task(
     Raises:
         UserError: the name is taken, or holds a character that spec strings use.
     """
-    if not name or any(c in name for c in ":,=+/ "):
-        raise UserError(
-            f'register_task: "{name}" is not a name: it must hold none of : , = + / and no blank'
-        )
-
-    def register(build: F) -> F:
-        held: Any = TASKS.get(name)
-        # The same function registered again (a plugin file loaded twice) is no conflict.
-        if held is not None and (held.build.__module__, held.build.__qualname__) != (
-            build.__module__,
-            build.__qualname__,
-        ):
-            raise UserError(f'register_task: the name "{name}" is taken by {held.build.__module__}')
-        TASKS[name] = Entry(build=build, config=config, uses_dataset=uses_dataset)
-        return build
-
-    return register
+    return TASKS.register(name, config=config, uses_dataset=uses_dataset)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from lo_framework.optimizees.datasets.splits import cut
+from lo_framework.optimizees.datasets.splits import cut, require_finite
 from lo_framework.spec import UserError
 
 Rows: TypeAlias = tuple[Tensor, ...]
@@ -25,7 +25,8 @@ def materialize(given: Given, what: str) -> Rows:
     (``drop_last``) are not in the task.
 
     Raises:
-        UserError: something else than tensors, no rows, or tensors of different first dimensions.
+        UserError: something else than tensors, no rows, tensors of different first dimensions, or
+            numbers that are not finite.
     """
     rows = _read(given, what) if isinstance(given, DataLoader) else _tensors(given, what)
     if any(x.dim() == 0 for x in rows):
@@ -35,6 +36,7 @@ def materialize(given: Given, what: str) -> Rows:
         raise UserError(f"{what}: expected tensors with the same number of rows, found {counts}")
     if counts[0] == 0:
         raise UserError(f"{what}: it has no rows")
+    require_finite(rows, what)
     return tuple(x.detach() for x in rows)
 
 

@@ -10,24 +10,28 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lo_framework.errors import UserError
+from lo_framework.optimizees.datasets.splits import Dataset, require_finite
+from lo_framework.schema import Range
+
 if TYPE_CHECKING:
     from typing_extensions import Self
-
-    from lo_framework.optimizees.datasets.splits import Dataset
-    from lo_framework.optimizees.models.model import Model
 
 Params = dict[str, Tensor]
 Buffers = dict[str, Tensor]
 Batch = tuple[Tensor, ...]
 
+Rows = Annotated[int, Range(low=1, high=1 << 20)]  # of one batch
+
 SPLITS = ("train", "valid", "test")
 METRIC_ROWS = 256
+MAX_PARAMETERS = 1 << 28  # of one copy of a model; 1 GB
 _KNEE, _CAP = 1.5, 10.0
 
 
@@ -122,6 +126,8 @@ class DataTask(Task):
     def __init__(self, *, name: str, batch_size: int, data: dict[str, Batch]) -> None:
         super().__init__(name=name, batch_size=batch_size)
         self.data = data
+        for split, rows in data.items():
+            require_finite(rows, f"{name}: {split}")
 
     def batch(self, split: str, generator: torch.Generator, lead: tuple[int, ...] = ()) -> Batch:
         rows = self._rows(split)
@@ -146,8 +152,28 @@ class DataTask(Task):
         return self.data[split]
 
 
+class Model(Protocol):
+    """A network as two pure functions. Names and shapes of parameters are those of the like-built
+    nn.Module.
+    """
+
+    def init(self, generator: torch.Generator) -> tuple[Params, Buffers]:
+        """Fresh parameters and buffers, float32 on the CPU, drawn in a fixed order."""
+        ...
+
+    def to(self, device: torch.device | str) -> Model:
+        """This model for parameters on `device`; constants that it holds are moved."""
+        ...
+
+    def apply(
+        self, params: Params, buffers: Buffers, x: Tensor, *, training: bool
+    ) -> tuple[Tensor, Buffers]:
+        """Logits [B, C] for `x` [B, channels, height, width], and the new buffers."""
+        ...
+
+
 class ClassificationTask(DataTask):
-    """A functional model (`models.model.Model`) with the mean softmax cross-entropy on a data set
+    """A functional model (`Model`) with the mean softmax cross-entropy on a data set
     of C classes.
 
     A batch is (inputs [B, channels, height, width] in [0, 1], labels int64 [B]).
@@ -157,6 +183,17 @@ class ClassificationTask(DataTask):
         super().__init__(name=name, batch_size=batch_size, data=dataset.splits)
         self.model = model
         self.num_classes = dataset.num_classes
+        self._check_size()
+
+    def _check_size(self) -> None:
+        generator = torch.Generator()
+        with torch.device("meta"):  # shapes without memory
+            params, _ = self.model.init(generator)
+        count = sum(p.numel() for p in params.values())
+        if count > MAX_PARAMETERS:
+            raise UserError(
+                f"{self.name}: {count:,} parameters, and at most {MAX_PARAMETERS:,} are possible here"
+            )
 
     def init(self, generator: torch.Generator) -> tuple[Params, Buffers]:
         params, buffers = self.model.init(generator)

@@ -13,10 +13,12 @@ from torch import Tensor
 
 from lo_framework.optimizees.datasets.images import check_labels, splits_to_images
 from lo_framework.optimizees.datasets.source import Payload, Source, fetch
-from lo_framework.optimizees.datasets.splits import with_valid
+from lo_framework.optimizees.datasets.splits import Splits, with_valid
+from lo_framework.schema import Width, check_ranges
 
 RECORDS = 10_000  # in each of the six files
 SIDE = 32
+RECORD = 1 + 3 * SIDE * SIDE
 TRAIN = tuple(f"data_batch_{i}.bin" for i in range(1, 6))
 TEST = "test_batch.bin"
 
@@ -29,6 +31,7 @@ CIFAR10 = Source(
         "cifar-10-binary.tar.gz": "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"
     },
     archive="cifar-10-binary.tar.gz",
+    size=lambda header: RECORDS * RECORD,
 )
 
 
@@ -38,15 +41,14 @@ class CifarConfig:
     of luma.
     """
 
-    size: int | None = None
+    size: Width | None = None
     grey: bool = False
 
     def __post_init__(self) -> None:
-        if self.size is not None and self.size < 1:
-            raise ValueError("size must be at least 1")
+        check_ranges(self)
 
 
-def load_cifar10(config: CifarConfig, data_dir: str | None) -> dict[str, tuple[Tensor, ...]]:
+def load_cifar10(config: CifarConfig, data_dir: str | None) -> Splits:
     """train 45,000, valid 5,000, test 10,000 images [n, 3, 32, 32] (or `size`, `grey`) in [0, 1]
     with labels 0..9.
 
@@ -57,7 +59,10 @@ def load_cifar10(config: CifarConfig, data_dir: str | None) -> dict[str, tuple[T
     parsed = {name: parse(payload) for name, payload in payloads.items()}
     train = tuple(torch.cat([parsed[name][i] for name in TRAIN]) for i in range(2))
     return splits_to_images(
-        with_valid(train, parsed[TEST]), size=config.size, grey=config.grey, owner="cifar10"
+        with_valid(train, parsed[TEST], "cifar10"),
+        size=config.size,
+        grey=config.grey,
+        owner="cifar10",
     )
 
 
@@ -67,7 +72,7 @@ def parse(payload: Payload) -> tuple[Tensor, Tensor]:
     Raises:
         UserError: not RECORDS records, or a label above 9.
     """
-    payload.require(RECORDS * (1 + 3 * SIDE * SIDE))
+    payload.require(RECORDS * RECORD)
     records = torch.frombuffer(payload.data, dtype=torch.uint8).reshape(RECORDS, -1)
     labels = check_labels(records[:, 0], 10, payload.where)
     return records[:, 1:].reshape(RECORDS, 3, SIDE, SIDE), labels

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lo_framework.optimizees.datasets.splits import cut
+from lo_framework.optimizees.datasets.splits import Splits, cut
 from lo_framework.optional import require
 
 TEST, VALID = 360, 240
@@ -30,7 +30,7 @@ class DigitsConfig:
             raise ValueError(f"size={self.size}: the embedded digits are {SIDE}x{SIDE}")
 
 
-def load_digits(config: DigitsConfig, data_dir: str | None) -> dict[str, tuple[Tensor, ...]]:
+def load_digits(config: DigitsConfig, data_dir: str | None) -> Splits:
     """train 1,197, valid 240, test 360 images [n, 1, 8, 8] in [0, 1] with labels; `data_dir` is not
     needed.
 

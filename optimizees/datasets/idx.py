@@ -8,6 +8,7 @@ then bytes. Source: LeCun, Cortes, Burges, The MNIST Database; Xiao, Rasul, Voll
 from __future__ import annotations
 
 import hashlib
+import math
 import struct
 from dataclasses import dataclass
 
@@ -16,7 +17,8 @@ from torch import Tensor
 
 from lo_framework.optimizees.datasets.images import check_labels, splits_to_images
 from lo_framework.optimizees.datasets.source import Payload, Source, fetch
-from lo_framework.optimizees.datasets.splits import with_valid
+from lo_framework.optimizees.datasets.splits import Splits, with_valid
+from lo_framework.schema import Width, check_ranges
 from lo_framework.spec import UserError
 
 IMAGES, LABELS = 2051, 2049
@@ -25,10 +27,19 @@ FILES = tuple(
     f"{part}-{kind}" for part in PARTS for kind in ("images-idx3-ubyte", "labels-idx1-ubyte")
 )
 
+
+def announced(header: bytes) -> int:
+    """The size in bytes of an IDX file that begins with ``header``; of what is none, the header's."""
+    magic, *sides = struct.unpack(">4i", header)
+    dims = {IMAGES: 3, LABELS: 1}.get(magic, 0)
+    return 4 * (1 + dims) + max(math.prod(sides[:dims]), 0) if dims else len(header)
+
+
 MNIST = Source(
     name="mnist",
     folders=("mnist", "MNIST/raw"),
     files=FILES,
+    size=announced,
     url="https://ossci-datasets.s3.amazonaws.com/mnist/",
     sha256={
         "train-images-idx3-ubyte.gz": "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
@@ -41,6 +52,7 @@ FASHION_MNIST = Source(
     name="fashion_mnist",
     folders=("fashion-mnist", "fashion_mnist", "FashionMNIST/raw"),
     files=FILES,
+    size=announced,
     url="http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
     sha256={
         "train-images-idx3-ubyte.gz": "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
@@ -63,16 +75,13 @@ LABEL_DIGESTS = {
 class IdxConfig:
     """Options of ``mnist`` and ``fashion_mnist``. `size`: average the images down to size x size."""
 
-    size: int | None = None
+    size: Width | None = None
 
     def __post_init__(self) -> None:
-        if self.size is not None and self.size < 1:
-            raise ValueError("size must be at least 1")
+        check_ranges(self)
 
 
-def load_idx(
-    source: Source, config: IdxConfig, data_dir: str | None
-) -> dict[str, tuple[Tensor, ...]]:
+def load_idx(source: Source, config: IdxConfig, data_dir: str | None) -> Splits:
     """train 54,000, valid 6,000, test 10,000 images [n, 1, 28, 28] (or `size`) in [0, 1] with
     labels 0..9.
 
@@ -98,7 +107,8 @@ def load_idx(
                 f"{pixels.where}: expected {len(y):,} images, one a label of the label file, found {len(x):,}"
             )
         parts.append((x, y))
-    return splits_to_images(with_valid(*parts), size=config.size, grey=False, owner=source.name)
+    splits = with_valid(parts[0], parts[1], source.name)
+    return splits_to_images(splits, size=config.size, grey=False, owner=source.name)
 
 
 def parse(payload: Payload, magic: int, *, dims: int) -> Tensor:
@@ -116,8 +126,5 @@ def parse(payload: Payload, magic: int, *, dims: int) -> Tensor:
         raise UserError(f"{payload.where}: expected IDX magic number {magic}, found {found}")
     if min(shape) < 1:
         raise UserError(f"{payload.where}: the header announces {'x'.join(map(str, shape))} items")
-    count = 1
-    for side in shape:
-        count *= side
-    payload.require(header + count)
+    payload.require(header + math.prod(shape))
     return torch.frombuffer(payload.data, dtype=torch.uint8, offset=header).reshape(shape)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lo_framework.optimizees.datasets.splits import Splits
 from lo_framework.spec import UserError
 
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601 weights of red, green and blue
@@ -42,9 +43,7 @@ def to_images(pixels: Tensor, *, size: int | None, grey: bool, owner: str) -> Te
     return torch.cat(chunks)
 
 
-def splits_to_images(
-    splits: dict[str, tuple[Tensor, ...]], *, size: int | None, grey: bool, owner: str
-) -> dict[str, tuple[Tensor, ...]]:
+def splits_to_images(splits: Splits, *, size: int | None, grey: bool, owner: str) -> Splits:
     """`to_images` on the first tensor of every split. Splits are cut from bytes: cutting floats
     takes 4x the memory.
     """

@@ -4,6 +4,7 @@ from a .tar.gz.
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import lzma
 import os
@@ -18,8 +19,10 @@ from lo_framework import optional
 from lo_framework.spec import UserError, first_line
 
 OPENERS: dict[str, Callable[..., Any]] = {"": open, ".gz": gzip.open, ".xz": lzma.open}
-_BROKEN = (EOFError, OSError, lzma.LZMAError, zlib.error, tarfile.TarError)
+_BROKEN = (EOFError, OSError, MemoryError, lzma.LZMAError, zlib.error, tarfile.TarError)
 _BLOCK = 1 << 20
+_LARGEST = 1 << 30  # bytes; the sets that are known have up to 200 million
+HEADER = 16  # bytes that say how large the file is
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +38,7 @@ class Source:
         sha256: what to download -> its digest: the files themselves (with suffix), or one archive
             that holds them.
         archive: name of that archive, if the set is published as one.
+        size: the number of bytes of an uncompressed file, from its first `HEADER` bytes.
     """
 
     name: str
@@ -42,6 +46,7 @@ class Source:
     files: tuple[str, ...]
     url: str
     sha256: dict[str, str]
+    size: Callable[[bytes], int]
     archive: str = ""
 
 
@@ -85,10 +90,13 @@ def fetch(source: Source, data_dir: str | None) -> dict[str, Payload]:
         absent = [name for name, path in found.items() if path is None]
         raise UserError(f"{source.name}: the downloaded archive does not hold {', '.join(absent)}")
     paths = {name: path for name, path in found.items() if path is not None}
-    payloads = {name: _read(path) for name, path in paths.items() if path.name != source.archive}
+    payloads = {
+        name: _read(path, source) for name, path in paths.items() if path.name != source.archive
+    }
     archives = {path for path in paths.values() if path.name == source.archive}
     for archive in archives:
-        payloads |= _unpack(archive, [name for name, path in paths.items() if path == archive])
+        names = [name for name, path in paths.items() if path == archive]
+        payloads |= _unpack(archive, names, source)
     return payloads
 
 
@@ -108,18 +116,20 @@ def _places(source: Source, data_dir: str | None) -> list[Path]:
 
 
 def _find(name: str, source: Source, places: Sequence[Path]) -> Path | None:
+    # Many copies of MNIST are called train-images.idx3-ubyte.
+    names = [word + suffix for word in (name, name.replace("-idx", ".idx")) for suffix in OPENERS]
     for place in places:
-        for suffix in OPENERS:
-            if (place / (name + suffix)).is_file():
-                return place / (name + suffix)
+        for spelled in names:
+            if (place / spelled).is_file():
+                return place / spelled
         if source.archive and (place / source.archive).is_file():
             return place / source.archive
     return None
 
 
 def _download(source: Source, missing: list[str], places: Sequence[Path]) -> None:
-    """Download what holds the `missing` files into the data folder if it can be written, else into
-    the cache.
+    """Download what holds the `missing` files into the cache; into the data folder only if that is
+    empty, because it is the person's own.
     """
     looked = ", ".join(map(str, places)) or "no folder: name one with --data-dir or LO_DATA_DIR"
     failure = (
@@ -129,7 +139,11 @@ def _download(source: Source, missing: list[str], places: Sequence[Path]) -> Non
         raise UserError(failure + why)
     import pooch
 
-    folder = places[0] if len(places) > 1 and os.access(places[0].parent, os.W_OK) else places[-1]
+    named = places[0].parent
+    into_named = len(places) > 1 and os.access(named, os.W_OK) and not any(named.iterdir())
+    folder = places[0] if into_named else places[-1]
+    fresh = not folder.exists()
+    pooch.get_logger().setLevel("WARNING")
     for remote, digest in source.sha256.items():
         if remote == source.archive or any(remote.startswith(name) for name in missing):
             try:
@@ -137,39 +151,76 @@ def _download(source: Source, missing: list[str], places: Sequence[Path]) -> Non
                     source.url + remote, known_hash=f"sha256:{digest}", fname=remote, path=folder
                 )
             except Exception as error:  # the network fails in many ways; all of them mean: no file
+                if fresh:
+                    with contextlib.suppress(OSError):  # it holds what came before the failure
+                        folder.rmdir()
                 raise UserError(f"{failure}download failed: {first_line(error)}") from error
 
 
-def _read(path: Path) -> Payload:
+def _read(path: Path, source: Source) -> Payload:
     opener = OPENERS[path.suffix if path.suffix in OPENERS else ""]
     try:
         with opener(path, "rb") as stream:
-            return _drain(str(path), stream)
+            return _drain(str(path), stream, source)
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
-def _drain(where: str, stream: IO[bytes]) -> Payload:
+def _drain(where: str, stream: IO[bytes], source: Source) -> Payload:
+    """What is in `stream`, up to the size that its header announces and one byte: a small file may
+    stand for any number of bytes.
+    """
     data = bytearray()
+    limit = HEADER
     try:
-        while block := stream.read(_BLOCK):
+        while len(data) < limit and (block := stream.read(min(_BLOCK, limit - len(data)))):
             data += block
+            if len(data) == HEADER:
+                size = source.size(bytes(data))
+                if size > _LARGEST:
+                    raise UserError(
+                        f"{where}: the header announces {size:,} bytes, and at most {_LARGEST:,} are read"
+                    )
+                limit = size + 1
     except _BROKEN as error:
         # What came before the break tells the person how much is missing, so it is kept.
         return Payload(where=where, data=data, fault=first_line(error))
     return Payload(where=where, data=data)
 
 
-def _unpack(archive: Path, names: list[str]) -> dict[str, Payload]:
+class _Modest:
+    """A stream that refuses to give much at once, which the headers of an archive may ask for."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self.stream = stream
+
+    def read(self, size: int = -1) -> bytes:
+        if not 0 <= size <= _BLOCK:
+            raise tarfile.ReadError(f"a header of {size:,} bytes")
+        return self.stream.read(size)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+
+def _unpack(archive: Path, names: list[str], source: Source) -> dict[str, Payload]:
     """The members called `names`, wherever in the archive; nothing is written to disk."""
     payloads: dict[str, Payload] = {}
+    opener = OPENERS[archive.suffix if archive.suffix in OPENERS else ""]
+    total = 0
     try:
-        with tarfile.open(archive) as tar:
+        with (
+            opener(archive, "rb") as stream,
+            tarfile.open(fileobj=_Modest(stream), mode="r:") as tar,
+        ):
             for member in tar:
+                total += member.size
+                if total > _LARGEST:  # to skip it would decompress all of it
+                    raise tarfile.ReadError(f"more than {_LARGEST:,} bytes")
                 name = member.name.rpartition("/")[2]
-                stream = tar.extractfile(member) if name in names else None
-                if stream is not None:
-                    payloads[name] = _drain(f"{archive}/{member.name}", stream)
+                content = tar.extractfile(member) if name in names else None
+                if content is not None:
+                    payloads[name] = _drain(f"{archive}/{member.name}", content, source)
     except _BROKEN as error:
         raise UserError(f"{archive}: broken archive: {first_line(error)}") from error
     absent = [name for name in names if name not in payloads]

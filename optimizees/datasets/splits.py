@@ -7,7 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lo_framework.spec import UserError
+
 SPLIT_SEED = 0
+Splits = dict[str, tuple[Tensor, ...]]  # "train", "valid" and "test" to tensors with rows first
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +25,7 @@ class Dataset:
     """
 
     name: str
-    splits: dict[str, tuple[Tensor, ...]]
+    splits: Splits
     num_classes: int
 
     @property
@@ -51,11 +54,33 @@ def cut(rows: tuple[Tensor, ...], *counts: int) -> list[tuple[Tensor, ...]]:
     return [tuple(x[index] for x in rows) for index in order.split(sizes)]
 
 
-def with_valid(
-    train: tuple[Tensor, ...], test: tuple[Tensor, ...]
-) -> dict[str, tuple[Tensor, ...]]:
+def with_valid(train: tuple[Tensor, ...], test: tuple[Tensor, ...], owner: str) -> Splits:
     """The three splits of a data set with a published test split: valid is 10 % cut from train,
     never from test.
+
+    Raises:
+        UserError: fewer than ten rows, of which nothing can be cut.
     """
+    if len(train[0]) < 10:
+        raise UserError(
+            f"{owner}: {len(train[0])} training images are too few: expected at least 10, of which "
+            "one is for validation"
+        )
     valid, rest = cut(train, len(train[0]) // 10)
     return {"train": rest, "valid": valid, "test": test}
+
+
+def require_finite(rows: tuple[Tensor, ...], what: str) -> None:
+    """Refuse rows with NaN or infinite numbers: every loss over one of them would be as useless.
+
+    Raises:
+        UserError: counting them and naming the first.
+    """
+    for x in rows:
+        if x.is_floating_point():
+            bad = ~torch.isfinite(x).reshape(len(x), -1).all(1)
+            if bad.any():
+                raise UserError(
+                    f"{what}: {int(bad.sum())} of {len(x)} rows hold NaN or infinite numbers (the "
+                    f"first is row {int(bad.nonzero()[0])}): remove or replace them"
+                )

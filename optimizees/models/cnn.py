@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lo_framework.optimizees.datasets.splits import Dataset
 from lo_framework.optimizees.models.conv import (
     avg_pool2,
     conv3x3,
@@ -19,9 +20,11 @@ from lo_framework.optimizees.models.conv import (
     max_pool2,
     out_side,
 )
-from lo_framework.optimizees.models.model import uniform
+from lo_framework.optimizees.models.initial import uniform
 from lo_framework.optimizees.models.norms import batch_norm, group_norm, moved, normalise
-from lo_framework.optimizees.task import Buffers, Params
+from lo_framework.optimizees.registry import register_task
+from lo_framework.optimizees.task import Buffers, ClassificationTask, Params, Rows
+from lo_framework.schema import Width, check_ranges
 from lo_framework.spec import UserError
 
 
@@ -36,16 +39,15 @@ class CNNConfig:
         batch: rows of one batch.
     """
 
-    channels: tuple[int, ...] = (16, 32)
+    channels: tuple[Width, ...] = (16, 32)
     norm: Literal["none", "batch", "group"] = "none"
     pool: Literal["max", "avg", "stride"] = "max"
-    batch: int = 64
+    batch: Rows = 64
 
     def __post_init__(self) -> None:
-        if not self.channels or min((*self.channels, self.batch)) < 1:
-            raise ValueError(
-                "channels needs at least one entry; channels and batch must be at least 1"
-            )
+        check_ranges(self)
+        if not self.channels:
+            raise ValueError("channels needs at least one entry")
         if self.norm == "batch" and self.batch < 2:
             raise ValueError("batch normalisation needs batches of at least 2 rows, and batch is 1")
 
@@ -148,3 +150,9 @@ class CNN:
         else:
             flat = normalise(flat, (buffers[names[0]] - added, buffers[names[1]]), weight, bias)
         return flat.reshape(x.shape)
+
+
+@register_task("cnn", config=CNNConfig)
+def build_cnn(config: CNNConfig, dataset: Dataset) -> ClassificationTask:
+    model = CNN(config, dataset.shape, dataset.num_classes)
+    return ClassificationTask(model, dataset, name="cnn", batch_size=config.batch)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -10,8 +11,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lo_framework.optimizees.models.model import lecun_normal
-from lo_framework.optimizees.task import Buffers, Params
+from lo_framework.optimizees.datasets.splits import Dataset
+from lo_framework.optimizees.models.initial import lecun_normal
+from lo_framework.optimizees.registry import register_task
+from lo_framework.optimizees.task import Buffers, ClassificationTask, Params, Rows
+from lo_framework.schema import Width, check_ranges
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "sigmoid": torch.sigmoid,
@@ -31,13 +35,12 @@ class MLPConfig:
         batch: rows of one batch.
     """
 
-    hidden: tuple[int, ...] = (32,)
+    hidden: tuple[Width, ...] = (32,)
     act: Literal["sigmoid", "relu", "tanh", "gelu"] = "sigmoid"
-    batch: int = 64
+    batch: Rows = 64
 
     def __post_init__(self) -> None:
-        if min((*self.hidden, self.batch)) < 1:
-            raise ValueError("hidden and batch must be at least 1")
+        check_ranges(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,3 +82,14 @@ class MLP:
             if i < last:
                 x = self.act(x)
         return x, buffers
+
+
+@register_task("mlp", config=MLPConfig)
+def build_mlp(config: MLPConfig, dataset: Dataset) -> ClassificationTask:
+    model = MLP(config, math.prod(dataset.shape), dataset.num_classes)
+    return ClassificationTask(model, dataset, name="mlp", batch_size=config.batch)
+
+
+@register_task("mlp-relu", config=MLPReluConfig)
+def build_mlp_relu(config: MLPReluConfig, dataset: Dataset) -> ClassificationTask:
+    return build_mlp(config, dataset)

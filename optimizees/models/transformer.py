@@ -11,15 +11,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lo_framework.optimizees.datasets.splits import Dataset
 from lo_framework.optimizees.dropout import keep_mask
-from lo_framework.optimizees.models.model import uniform
-from lo_framework.optimizees.task import Batch, Buffers, ClassificationTask, Params
+from lo_framework.optimizees.models.initial import uniform
+from lo_framework.optimizees.registry import register_task
+from lo_framework.optimizees.task import Batch, Buffers, ClassificationTask, Params, Rows
+from lo_framework.schema import Layers, Range, Width, check_ranges
 from lo_framework.spec import UserError
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu}
@@ -41,22 +44,19 @@ class TransformerConfig:
         batch: rows of one batch.
     """
 
-    width: int = 32
-    heads: int = 4
-    layers: int = 2
-    ffn: int = 64
-    patch: int = 2
+    width: Width = 32
+    heads: Width = 4
+    layers: Layers = 2
+    ffn: Width = 64
+    patch: Width = 2
     act: Literal["gelu", "relu"] = "gelu"
-    dropout: float = 0.0
-    batch: int = 64
+    dropout: Annotated[float, Range(low=0, high=1, open_high=True)] = 0.0
+    batch: Rows = 64
 
     def __post_init__(self) -> None:
-        if min(self.width, self.heads, self.layers, self.ffn, self.patch, self.batch) < 1:
-            raise ValueError("width, heads, layers, ffn, patch and batch must be at least 1")
+        check_ranges(self)
         if self.width % self.heads:
             raise ValueError(f"width ({self.width}) must be a multiple of heads ({self.heads})")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must be at least 0 and below 1, not {self.dropout:g}")
 
 
 class Transformer:
@@ -241,3 +241,9 @@ def _folded(params: Params, name: str, norm: str) -> tuple[Tensor, Tensor]:
     return weight * params[f"{norm}.weight"], weight @ params[f"{norm}.bias"] + params[
         f"{name}.bias"
     ]
+
+
+@register_task("transformer", config=TransformerConfig)
+def build_transformer(config: TransformerConfig, dataset: Dataset) -> TransformerTask:
+    model = Transformer(config, dataset.shape, dataset.num_classes)
+    return TransformerTask(model, dataset, name="transformer", batch_size=config.batch)

@@ -25,7 +25,7 @@ def forker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forker]:
 @pytest.fixture(autouse=True)
 def forget_plugins() -> Iterator[None]:
     """What a plugin registers ends with its test."""
-    registries: list[dict[str, Any]] = [LEARNED._entries, TASKS]
+    registries: list[dict[str, Any]] = [LEARNED, TASKS]
     before = [(registry, dict(registry)) for registry in registries]
     yield
     for registry, entries in before:

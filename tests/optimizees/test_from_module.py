@@ -49,6 +49,13 @@ def close(a, b):
         torch.testing.assert_close(a[k], b[k], atol=5e-6, rtol=1e-5)
 
 
+def broken(data):
+    """The same rows with a NaN in row 17 and an infinity in row 20."""
+    x, y = data[0].clone(), data[1]
+    x[17].view(-1)[3], x[20].view(-1)[0] = math.nan, -math.inf
+    return x, y
+
+
 def test_equals_the_module_without_dropout():
     module = net(dropout=0.0)
     task = task_from_module(module, CE, rows(), batch_size=16)
@@ -354,6 +361,14 @@ class Noisy(nn.Module):
         (
             lambda: task_from_module(net(), CE, DataLoader([torch.ones(1), torch.ones(2)])),
             "do not fit together",
+        ),
+        (
+            lambda: task_from_module(net(), CE, broken(rows())),
+            "Sequential: data: 2 of 100 rows hold NaN or infinite numbers (the first is row 17)",
+        ),
+        (
+            lambda: task_from_module(net(), CE, rows(), valid=broken(rows(30))),
+            "Sequential: valid: 2 of 30 rows hold NaN or infinite numbers (the first is row 17)",
         ),
     ],
 )

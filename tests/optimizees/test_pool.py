@@ -2,6 +2,7 @@
 
 import sys
 import textwrap
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -54,7 +55,7 @@ def test_data_is_shared_between_tasks():
         ("transformer:patch=3", "digits", "patch=3 does not divide images of 8x8 pixels"),
         ("transformer:heads=5", "digits", "width (32) must be a multiple of heads (5)"),
         ("transformer:layers=0", "digits", "at least 1"),
-        ("transformer:dropout=1", "digits", "dropout must be at least 0 and below 1"),
+        ("transformer:dropout=1", "digits", "expected at least 0 and below 1"),
         ("transformer:act=tanh", "digits", "gelu, relu"),
         ("transfomer", "digits", 'did you mean "transformer"?'),
         ("mlp", "digits:size=9", "8x8"),
@@ -78,6 +79,34 @@ def test_bad_device():
         make_tasks("mlp", device="gpu")
 
 
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ("mlp:hidden=999999999999", "expected at least 1 and at most 65536"),
+        ("mlp:hidden=65536x65536", "parameters, and at most 268,435,456 are possible here"),
+        ("mlp:batch=1000000000000", "expected at least 1 and at most 1048576"),
+        ("quadratic:dim=100000000000", "expected at least 1 and at most 16777216"),
+        ("quadratic:std=inf", "expected at least 0 and at most 1000000"),
+        ("rosenbrock:dim=100000000000", "expected at least 2 and at most 16777216"),
+        ("transformer:layers=1000000000", "expected at least 1 and at most 256"),
+        ("transformer:width=65536,layers=256", "parameters, and at most"),
+        ("cnn:channels=100000000", "expected at least 1 and at most 65536"),
+        ("cnn:channels=60000x60000", "parameters, and at most"),
+    ],
+)
+def test_sizes_beyond_all_use_are_refused_before_memory_is_taken(spec, words):
+    begin = time.perf_counter()
+    with pytest.raises(UserError) as error:
+        make_tasks(spec)
+    assert words in str(error.value) and "\n" not in str(error.value)
+    assert time.perf_counter() - begin < 5
+
+
+def test_the_meta_device_is_refused():
+    with pytest.raises(UserError, match='device "meta" cannot be used here'):
+        make_tasks("mlp", device="meta")
+
+
 def test_plugin_file(tmp_path, tasks_restored):
     path = tmp_path / "mine.py"
     path.write_text(
@@ -85,8 +114,7 @@ def test_plugin_file(tmp_path, tasks_restored):
         from __future__ import annotations
         from dataclasses import dataclass
         from lo_framework.optimizees import register_task
-        from lo_framework.optimizees.pool import build_mlp
-        from lo_framework.optimizees.models import MLPConfig
+        from lo_framework.optimizees.models.mlp import MLPConfig, build_mlp
 
         @dataclass(frozen=True, kw_only=True)
         class MineConfig:
@@ -120,7 +148,7 @@ def test_plugin_module(tmp_path, monkeypatch):
         ("x = 1\n1 / 0", "ZeroDivisionError: division by zero (bad.py, line 2)"),
         (
             "from optimizees import register_task\nregister_task('mlp')(lambda c, d: None)",
-            '"mlp" is taken',
+            'the optimizee "mlp" exists already',
         ),
     ],
 )

@@ -3,6 +3,7 @@ tasks.
 """
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -11,7 +12,9 @@ from torch import nn
 from torch.func import functional_call, grad, grad_and_value, jacrev, vmap
 
 from lo_framework.optimizees import make_tasks
-from lo_framework.optimizees.task import soft_cap
+from lo_framework.optimizees.datasets import load
+from lo_framework.optimizees.task import ClassificationTask, soft_cap
+from lo_framework.spec import UserError
 
 KINDS = [
     "mlp",
@@ -262,3 +265,14 @@ def test_quadratic_curvature_and_noise():
     assert eps.std() == pytest.approx(0.5, rel=0.05)
     g = grad(lambda x: task.loss({"x": x}, {}, (eps[0],), torch.tensor(0))[0])(torch.zeros(3))
     torch.testing.assert_close(g, eps[0, 0])
+
+
+def test_rows_that_are_not_finite_are_counted_and_named():
+    data = load("digits")
+    x, y = data.splits["valid"]
+    x = x.clone()
+    x[4, 0, 0, 0], x[9, 0, 1, 1] = math.nan, math.inf
+    bad = replace(data, splits={**data.splits, "valid": (x, y)})
+    model = make_tasks("mlp")[0].model
+    with pytest.raises(UserError, match=r"mine: valid: 2 of 240 rows hold NaN .* is row 4\)"):
+        ClassificationTask(model, bad, name="mine", batch_size=8)

@@ -15,56 +15,16 @@ from lo_framework.optimizees import datasets
 from lo_framework.optimizees.datasets import cifar, load
 from lo_framework.optimizees.datasets.idx import FILES
 from lo_framework.optimizees.datasets.images import to_images
-from lo_framework.spec import UserError
-
-TRAIN, TEST = 40, 20
-PACK = {"": lambda b: b, ".gz": gzip.compress, ".xz": lzma.compress}
-IMAGES = "train-images-idx3-ubyte"
-LABELS = "t10k-labels-idx1-ubyte"
-RECORD = 3073
-
-
-@pytest.fixture(autouse=True)
-def offline(tmp_path, monkeypatch):
-    """No network, an empty download cache, no data folder in the environment, and no data set
-    loaded before.
-    """
-
-    def refuse(*args, **kwargs):
-        raise ConnectionError("no network in tests")
-
-    monkeypatch.setattr(pooch, "retrieve", refuse)
-    monkeypatch.setattr(pooch, "os_cache", lambda name: tmp_path / "cache")
-    monkeypatch.setattr(datasets, "_loaded", {})
-    monkeypatch.delenv("LO_DATA_DIR", raising=False)
-
-
-def idx_files(seed=0):
-    """Small files as MNIST's: name -> bytes, and the images and labels inside."""
-    generator = torch.Generator().manual_seed(seed)
-    files, arrays = {}, {}
-    for part, count in (("train", TRAIN), ("t10k", TEST)):
-        x = torch.randint(256, (count, 6, 6), dtype=torch.uint8, generator=generator)
-        y = torch.randint(10, (count,), dtype=torch.uint8, generator=generator)
-        files[f"{part}-images-idx3-ubyte"] = (
-            struct.pack(">4i", 2051, count, 6, 6) + x.numpy().tobytes()
-        )
-        files[f"{part}-labels-idx1-ubyte"] = struct.pack(">2i", 2049, count) + y.numpy().tobytes()
-        arrays[part] = (x, y)
-    return files, arrays
-
-
-def write(folder, files, suffix=""):
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, data in files.items():
-        (folder / (name + suffix)).write_bytes(PACK[suffix](data))
-
-
-def fails(spec, folder):
-    with pytest.raises(UserError) as error:
-        load(spec, folder)
-    assert len(str(error.value).splitlines()) == 1
-    return str(error.value)
+from tests.optimizees.datasets.files import (
+    IMAGES,
+    LABELS,
+    PACK,
+    RECORD,
+    TEST,
+    fails,
+    idx_files,
+    write,
+)
 
 
 @pytest.mark.parametrize("suffix", list(PACK))
@@ -188,8 +148,9 @@ def test_missing_folder(tmp_path):
     assert load("digits", tmp_path / "nowhere").name == "digits"
 
 
-@pytest.mark.parametrize("writable", [True, False])
-def test_download(tmp_path, monkeypatch, writable):
+@pytest.mark.parametrize("there", ["nothing", "nothing, read-only", "files of the person's"])
+def test_download(tmp_path, monkeypatch, there):
+    """Into the named folder only if it is empty; what holds files stays as it is."""
     files, _ = idx_files()
     asked = []
 
@@ -198,15 +159,20 @@ def test_download(tmp_path, monkeypatch, writable):
         write(path, {fname.removesuffix(".gz"): files[fname.removesuffix(".gz")]}, ".gz")
 
     monkeypatch.setattr(pooch, "retrieve", retrieve)
-    monkeypatch.setattr("os.access", lambda path, mode: writable)
+    monkeypatch.setattr("os.access", lambda path, mode: "read-only" not in there)
     root = tmp_path / "data"
-    write(root, {name: files[name] for name in FILES[:3]})
+    held = FILES[:3] if "person" in there else ()
+    write(root, {name: files[name] for name in held})
     load("mnist", root)
-    ((url, digest),) = asked
+    assert len(asked) == 4 - len(held)
+    url, digest = asked[-1]
     assert url.startswith("https://")
     assert url.endswith("t10k-labels-idx1-ubyte.gz")
     assert digest == "sha256:f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6"
-    assert ((root if writable else tmp_path / "cache") / "mnist" / f"{LABELS}.gz").is_file()
+    folder = (root if there == "nothing" else tmp_path / "cache") / "mnist"
+    assert (folder / f"{LABELS}.gz").is_file()
+    if there != "nothing":
+        assert sorted(path.name for path in root.iterdir()) == sorted(held)
 
 
 def cifar_files(count=4):
