@@ -59,23 +59,27 @@ class FeatureSpec:
 
     @property
     def normed(self) -> bool:
-        return self.version.startswith("norm_") and not self.shortened
-
-    @property
-    def enhanced(self) -> bool:
-        return self.version == "enhanced" or self.shortened
+        return self.version.startswith("norm_")
 
     @property
     def shortened(self) -> bool:
         return self.truncated > 0 and self.plus
 
     @property
+    def enhanced(self) -> bool:
+        return self.version == "enhanced" or self.shortened
+
+    @property
+    def statistics(self) -> int:
+        """How many features there are beside the time; the first of all, and what is
+        standardised.
+        """
+        return 9 if self.version == "enhanced" else (4 + self.v_norms) * (1 + self.plus)
+
+    @property
     def columns(self) -> int:
         """How many there are, without a group embedding."""
-        if self.version == "tokens":
-            return TOKEN_WIDTH
-        statistics = 9 if self.version == "enhanced" else (4 + self.v_norms) * (1 + self.plus)
-        return statistics + self.time
+        return TOKEN_WIDTH if self.version == "tokens" else self.statistics + self.time
 
     @property
     def stats(self) -> tuple[str, ...]:
@@ -123,21 +127,26 @@ def group_features(
             standardisation, as published.
     """
     if spec.version == "tokens":
-        found = grouping.mean(token_features(layout, stats, state, progress))
-        return found if gates is None else gates[:, None] * found
-    found = _statistics(spec, layout, grouping, stats, state)
-    early = gates is not None and spec.scale == "raw" and not spec.shortened
-    if gates is not None and early:
-        found = gates[: found.shape[0], None] * found
-    if spec.normed:
-        found = standardised(found, 1e-8 if spec.scale == "raw" else 1e-3)
+        features = grouping.mean(token_features(layout, stats, state, progress))
+        return features if gates is None else gates[:, None] * features
+    features = _statistics(spec, layout, grouping, stats, state)
     if spec.time:
-        time = progress[None, None].expand(1, grouping.num).to(found.dtype)
-        found = torch.cat([found, gates[-1] * time if gates is not None and early else time])
-    if spec.shortened:  # zeros where the rest would be
-        found = found[: min(spec.truncated, spec.columns)]
-        found = torch.cat([found, found.new_zeros(spec.columns - found.shape[0], grouping.num)])
-    return found if gates is None or early else gates[:, None] * found
+        time = progress[None, None].expand(1, grouping.num).to(features.dtype)
+        features = torch.cat([features, time])
+    if spec.shortened:
+        features = features[: spec.truncated]
+    raw = spec.scale == "raw"
+    if gates is not None:
+        if spec.shortened:  # they may be one more than the gates, or fewer
+            row = torch.arange(features.shape[0], device=gates.device)
+            gates = gates[row.clamp_max(len(gates) - 1)]
+        gates = gates[:, None]
+    if gates is not None and raw:
+        features = gates * features
+    if spec.normed:
+        some, rest = features[: spec.statistics], features[spec.statistics :]
+        features = torch.cat([standardised(some, 1e-8 if raw else 1e-3), rest])
+    return features if gates is None or raw else gates * features
 
 
 def standardised(x: Tensor, eps: float) -> Tensor:
@@ -190,7 +199,8 @@ def _shapes(layout: Layout, scale: str, like: Tensor) -> Tensor:
     """
     raw = scale == "raw"
     sizes = [math.log(s.numel + 1) * (1.0 if raw else 0.1) for s in layout.slots]
-    vectors = [float(len(s.shape) < 2 or s.name.endswith("bias")) for s in layout.slots]
+    most = (1,) if raw else (0, 1)  # as published, a single number is no vector
+    vectors = [float(len(s.shape) in most or s.name.endswith("bias")) for s in layout.slots]
     depths = [s.numbered if raw else s.depth for s in layout.slots]
     return torch.tensor([sizes, vectors, depths], device=like.device, dtype=like.dtype)
 

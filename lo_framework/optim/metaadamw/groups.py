@@ -92,6 +92,9 @@ def name_groups(
     Raises:
         UserError: an unknown name; a dict with empty or overlapping groups.
     """
+    if grouping == "fine_grained" and published and not named:
+        # as released: without a name a type is unknown
+        grouping = lambda _, p: "unknown vectors" if p.dim() == 1 else "unknown weights"  # noqa: E731
     if isinstance(grouping, str):
         made = make_grouping(layout, grouping, parts, published=published)
         keys = made.keys.tolist()

@@ -73,7 +73,7 @@ def make_network(source: Network, variant: Variant, own_groups: bool) -> Attenti
         raise
     except ValueError as error:
         raise UserError(f"network: {error}") from None
-    if variant.truncated_plus:
+    if variant.published and variant.truncated_plus:
         network.spec = replace(network.spec, truncated=network.config.width - EMBEDDING)
     return _checked(network)
 

@@ -155,6 +155,23 @@ def check_inference(network: Attention, inference: FastEncoder, atol: float = 1e
     torch.testing.assert_close(found / scale, expected / scale, rtol=0, atol=atol)
 
 
+def test_a_tensor_of_zeros_has_no_slope_in_the_penalty() -> None:
+    """As the norm of torch has it: biases of attention start at 0, and losses move them."""
+    optimizer = published(6, 6, 16, 2)
+    penalty(optimizer.network, optimizer.variant).backward()
+    zeros = 0
+    for name, w in optimizer.network.blocks.named_parameters():
+        assert w.grad is not None
+        two = name.endswith(("gains", "shifts"))
+        parts = [x.unbind() if two else [x] for x in (w.detach(), w.grad)]
+        for part, slope in zip(*parts):
+            norm = part.norm()
+            zeros += not norm
+            expected = 1e-4 * part / norm if norm else torch.zeros_like(part)
+            torch.testing.assert_close(slope, expected, rtol=1e-5, atol=1e-12)
+    assert zeros == 2 * 4  # attention's two biases, and the norms' shifts, of two blocks
+
+
 @pytest.mark.parametrize("encoder", ["own", "published"])
 def test_inference_equals_the_definition_and_follows_the_weights(encoder: str) -> None:
     """After a step of Adam, values loaded, and moves to another dtype and back."""

@@ -15,7 +15,9 @@ from lo_framework.learned.attention import Attention, AttentionConfig
 from lo_framework.learned.group_features import VERSIONS
 from lo_framework.learned.grouping import make_grouping
 from lo_framework.optim.metaadamw.statistics import make_order, statistics
+from lo_framework.spec import UserError
 from tests.lo_framework.optim.metaadamw import math_tools as tools
+from tests.lo_framework.optim.metaadamw.reference import features as reference
 from tests.lo_framework.optim.metaadamw.settings import build
 
 SHAPES = {
@@ -137,29 +139,60 @@ def test_time_is_a_share_of_all_steps_or_saturates(
     assert abs(seen - expected) < 1e-15
 
 
-def test_tokens_of_the_released_plus_version_are_a_part_of_the_enhanced_one() -> None:
-    """[mean gn, var gn, mean mn, var mn, zeros of g, zeros of m, mean ln(numel + 1)], and four
-    zeros: no embedding.
+@pytest.mark.parametrize("options", ["", "v", "time", "v time", "v time gating", "time gating"])
+@pytest.mark.parametrize("width", [11, 12, 16, 22])
+@pytest.mark.parametrize("version", ["basic_plus", "norm_basic_plus"])
+def test_the_released_plus_versions_are_a_part_of_the_enhanced_one(
+    version: str, width: int, options: str
+) -> None:
+    """[mean gn, var gn, mean mn, var mn, zeros of g, zeros of m, mean ln(numel + 1), ...], as many
+    as the width leaves beside an embedding of zeros. ``norm_`` standardises the first 8 + 2V, and
+    with a wide vector the time among them.
     """
     p, g, state = random_state(1)
+    p, g, m, v = (x.double() for x in (p, g, state["m"], state["v"]))
     made = make_grouping(LAYOUT, "fine_grained", published=True)
-
-    def tokens(version: str) -> Tensor:
-        settings = {"width": 11, "heads": 11, "layers": 1}
-        parameter = nn.Parameter(torch.ones(2))
-        if version == "enhanced":
-            settings |= {"width": 22}
-        network = build(
-            [parameter], reproduce="reference", features=version, network=settings
-        ).network
-        return network.tokens(
-            LAYOUT, made, network.stats(LAYOUT, p, g, state), state, torch.tensor(0.3)
-        ).detach()
-
-    found = tokens("basic_plus")
-    assert (
-        found.shape[0] == 11
-        and torch.equal(found[:7], tokens("enhanced")[:7])
-        and not found[7:].any()
+    groups = [[i for i, k in enumerate(made.index.tolist()) if k == j] for j in range(made.num)]
+    v_norms, time, gating = ("v" in options.split(), "time" in options, "gating" in options)
+    network = build(
+        [("a.weight", nn.Parameter(torch.ones(2, 2))), ("b.bias", nn.Parameter(torch.ones(2)))],
+        reproduce="reference",
+        features=version,
+        v_norms=v_norms,
+        time=time,
+        gating=gating,
+        network={"width": width, "heads": 1, "layers": 1},
+    ).network.double()
+    stats = network.stats(LAYOUT, p, g, {"m": m, "v": v})
+    found = network.tokens(LAYOUT, made, stats, state, torch.tensor(0.3, dtype=tools.D)).detach().T
+    each = list(zip(*(LAYOUT.unflatten(x).values() for x in (g, m, p, v))))
+    gates = [1.0] * width if gating else None  # where they start, and stay
+    rows = reference.released_plus(
+        version, list(SHAPES), each, groups, 0.3 if time else None, v_norms, width, gates
     )
-    assert torch.equal(tokens("norm_basic_plus"), found)
+    expected = torch.tensor(rows, dtype=tools.D)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+    if width == 11:
+        assert expected[:, :7].any() and not expected[:, 7:].any()
+
+
+@pytest.mark.parametrize("features", ["norm_basic", "norm_basic_plus"])
+@pytest.mark.parametrize("reproduce", [None, "paper", "reference"])
+def test_one_group_is_not_standardised(reproduce: str | None, features: str) -> None:
+    """The released code's standard deviation of one number is NaN, and so are all parameters."""
+    with pytest.raises(UserError, match="standardise across groups and there is one"):
+        tools.make(tools.Net(), reproduce=reproduce, features=features, grouping="original")
+
+
+def test_a_single_number_is_a_vector_but_not_as_published() -> None:
+    """Published: ends with "bias", or has one dimension."""
+    layout = Layout.of({"a.weight": (2, 2), "scale": (), "b.bias": (3,), "c.bias": (2, 2)})
+    for scale, expected in (("raw", [0.0, 0.0, 1.0, 1.0]), ("log", [0.0, 1.0, 1.0, 1.0])):
+        network = network_of("enhanced", scale)
+        x = torch.ones(layout.size)
+        state = {"m": x, "v": x, "step": torch.ones(()), "log_power": torch.ones(2, layout.num)}
+        made = make_grouping(layout, "tensor")
+        stats = network.stats(layout, x, x, state)
+        tokens = network.tokens(layout, made, stats, state, torch.tensor(0.0))
+        torch.testing.assert_close(tokens[7], torch.tensor(expected) * tokens[7].max())
+        assert tokens[7].max() > 0

@@ -62,6 +62,16 @@ def test_the_optimizer_has_published_groups_where_it_reproduces(reproduce: str |
     assert published == (reproduce is not None)
 
 
+def test_without_names_published_types_are_unknown() -> None:
+    """Released: ("unknown", middle, is it a bias); the corrected groups go by shapes and order."""
+    shapes = [(2, 3), (3,), (4, 2, 3, 3), (4,), (5, 4), ()]
+    params = [nn.Parameter(torch.ones(shape)) for shape in shapes]
+    for reproduce, index in (("reference", [0, 1, 0, 1, 0, 0]), (None, [0, 1, 2, 3, 4, 5])):
+        optimizer = build(params, reproduce=reproduce)
+        plan = optimizer.table.plan(tuple(range(len(params))))
+        assert plan.grouping.index.tolist() == index
+
+
 def test_names_decide_before_shapes_and_in_the_published_order() -> None:
     """embed, attention, feed-forward, norm."""
     names = {

@@ -175,7 +175,7 @@ def test_frozen_and_unused_parameters_stand_still(order: str) -> None:
         m[2].requires_grad_(False)
     unused, empty = nn.Parameter(torch.ones(3, dtype=D)), nn.Parameter(torch.ones(0, 2, dtype=D))
     everything = [("unused", unused), ("empty", empty), *model.named_parameters()]
-    labels: Any = lambda name, p: name
+    labels: Any = lambda name, p: name  # noqa: E731
     one = tools.make(everything, grouping=labels, order=order)
     moving = [(n, p) for n, p in alone.named_parameters() if p.requires_grad]
     two = tools.make(moving, grouping=labels, order=order)

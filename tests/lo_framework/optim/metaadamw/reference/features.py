@@ -69,6 +69,34 @@ def raw_features(
     return _finished(rows, version, tau, gates, eps=1e-8)
 
 
+def released_plus(
+    version: str,
+    names: Sequence[str],
+    tensors: Sequence[tuple[Tensor, Tensor, Tensor, Tensor]],
+    groups: Sequence[Sequence[int]],
+    tau: float | None,
+    v_norms: bool,
+    width: int,
+    gates: Sequence[float] | None = None,
+) -> Rows:
+    """``basic_plus`` and ``norm_basic_plus`` as released: the vector of the enhanced version, cut
+    or filled with zeros to all but 4 of the ``width`` columns, and 4 zeros for an embedding that
+    does not exist; then gates; then ``norm_`` standardises the first 8 columns, 10 with the second
+    moment.
+    """
+    rows = []
+    for row in raw_features("enhanced", names, tensors, groups, tau, v_norms):
+        own = row[: width - 4]
+        rows.append(own + [0.0] * (width - len(own)))
+    if gates is not None:
+        rows = [[x / (1 + math.exp(-gate)) for x, gate in zip(row, gates)] for row in rows]
+    if version == "norm_basic_plus":
+        num = 8 + 2 * v_norms
+        front = standardised([row[:num] for row in rows], 1e-8)
+        rows = [a + row[num:] for a, row in zip(front, rows)]
+    return rows
+
+
 def _finished(
     rows: Rows, version: str, tau: float | None, gates: Sequence[float] | None, eps: float
 ) -> Rows:
