@@ -191,4 +191,4 @@ def test_registering_a_baseline():
             {"lr": 1.0},
         )
     finally:
-        del BASELINES._entries["mine"]
+        del BASELINES["mine"]

@@ -68,7 +68,7 @@ def registered():
         register_baseline(cls.kind, [{"lr": 0.01, "cosine": 0.0}, {"lr": 0.03, "cosine": 0.0}])(cls)
     yield
     for cls in (TorchAdamW, Noisy):
-        del baselines.BASELINES._entries[cls.kind]
+        del baselines.BASELINES[cls.kind]
 
 
 def measure(name: str, settings, spec: str = TINY, steps: int = 12) -> Measured:
