@@ -89,6 +89,7 @@ Layers = Annotated[int, Range(low=1, high=256)]
 Seed = Annotated[int, Range(low=-(2**62), high=2**62)]
 Positive = Annotated[float, Range(low=0, high=1e6, open_low=True)]
 NotNegative = Annotated[float, Range(low=0, high=1e6)]
+Fraction = Annotated[float, Range(low=0, high=1)]
 Share = Annotated[float, Range(low=0, high=1, open_low=True, open_high=True)]
 AnyNumber = Annotated[float, Range(nan=True)]  # infinities and NaN as well
 
@@ -132,6 +133,14 @@ def check_ranges(config: Any) -> None:
         except Mismatch as error:
             problem = error.problem.replace("expected", "must be", 1)
             raise ValueError(f"{field.name}{error.place} {problem}") from None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checked:
+    """Base of configs, which are refused unless every field fits its type and its range."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
 
 
 def hints(cls: Any) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lo_framework.optimizees.registry import register_task
 from lo_framework.optimizees.task import SPLITS, Batch, Buffers, Params, Task, soft_cap
-from lo_framework.schema import NotNegative, Range, check_ranges
+from lo_framework.schema import Checked, NotNegative, Range
 
 LARGEST = 1 << 24  # dimensions
 
@@ -61,7 +61,7 @@ class AnalyticTask(Task):
 
 
 @dataclass(frozen=True, kw_only=True)
-class QuadraticConfig:
+class QuadraticConfig(Checked):
     """Options of ``quadratic``: dimension, condition number (largest over smallest curvature),
     gradient noise.
     """
@@ -69,9 +69,6 @@ class QuadraticConfig:
     dim: Annotated[int, Range(low=1, high=LARGEST)] = 10
     cond: Annotated[float, Range(low=1, high=1e30)] = 100.0
     std: NotNegative = 0.0
-
-    def __post_init__(self) -> None:
-        check_ranges(self)
 
 
 class Quadratic(AnalyticTask):
@@ -92,14 +89,11 @@ class Quadratic(AnalyticTask):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RosenbrockConfig:
+class RosenbrockConfig(Checked):
     """Options of ``rosenbrock``: dimension and gradient noise."""
 
     dim: Annotated[int, Range(low=2, high=LARGEST)] = 2
     std: NotNegative = 0.0
-
-    def __post_init__(self) -> None:
-        check_ranges(self)
 
 
 class Rosenbrock(AnalyticTask):

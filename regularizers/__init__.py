@@ -11,7 +11,19 @@ it anything that satisfies `Landscape`.
     correction = sam.correction(landscape, Point(params, loss, grad), sam.init_state(params))
 """
 
-from lo_framework.regularizers.asam import ASAM, ASAMConfig
+from lo_framework.regularizers import (  # noqa: F401 (each registers itself)
+    asam,
+    fsam,
+    gam,
+    gradient_norm,
+    gsam,
+    hessian_trace,
+    label_noise,
+    looksam,
+    sam,
+    vectors,
+    weight_decay,
+)
 from lo_framework.regularizers.base import (
     REGULARIZERS,
     Correction,
@@ -21,56 +33,26 @@ from lo_framework.regularizers.base import (
     Point,
     Regularizer,
     frozen,
-    register,
-    require_positive,
+    register_regularizer,
     restored,
     stored,
 )
-from lo_framework.regularizers.fsam import FSAM, FSAMConfig
-from lo_framework.regularizers.gam import GAM, GAMConfig
-from lo_framework.regularizers.gradient_norm import GradientNorm, GradientNormConfig
-from lo_framework.regularizers.gsam import GSAM, GSAMConfig
-from lo_framework.regularizers.hessian_trace import HessianTrace, HessianTraceConfig
-from lo_framework.regularizers.label_noise import LabelNoise, LabelNoiseConfig
-from lo_framework.regularizers.looksam import LookSAM, LookSAMConfig
 from lo_framework.regularizers.mixture import Mixture
-from lo_framework.regularizers.sam import SAM, SAMConfig
-from lo_framework.regularizers.weight_decay import WeightDecay, WeightDecayConfig
 
 __all__ = [
-    "ASAM",
-    "FSAM",
-    "GAM",
-    "GSAM",
     "REGULARIZERS",
-    "SAM",
-    "ASAMConfig",
     "Correction",
     "Cost",
-    "FSAMConfig",
-    "GAMConfig",
-    "GSAMConfig",
-    "GradientNorm",
-    "GradientNormConfig",
-    "HessianTrace",
-    "HessianTraceConfig",
-    "LabelNoise",
-    "LabelNoiseConfig",
     "Landscape",
-    "LookSAM",
-    "LookSAMConfig",
     "Mixture",
     "NoValue",
     "Point",
     "Regularizer",
-    "SAMConfig",
-    "WeightDecay",
-    "WeightDecayConfig",
     "frozen",
-    "register",
-    "require_positive",
+    "register_regularizer",
     "restored",
     "stored",
+    "vectors",
 ]
 
 if (

@@ -5,8 +5,8 @@ weights.
 
 ``e`` maximises <g, e> over ``||T^-1 e|| <= rho``. Two pitfalls of other versions: ``rho |w| g /
 ||g||`` is feasible but not the maximiser, and T = |w| without eta never moves a weight that is
-exactly zero. T covers every parameter here; the authors' code leaves biases and norms (names
-without "weight") at T = 1.
+exactly zero. T covers every parameter here; the authors' code leaves all biases at T = 1 (it goes
+by names with "weight", so it scales the gains of norms).
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from lo_framework.regularizers import vectors
-from lo_framework.regularizers.base import Params, register
+from lo_framework.regularizers.base import Params, register_regularizer
 from lo_framework.regularizers.sam import SAM, SAMConfig
+from lo_framework.schema import NotNegative, Positive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,17 +26,13 @@ class ASAMConfig(SAMConfig):
     allowed.
     """
 
-    rho: float = 0.5
-    eta: float = 0.01
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 <= self.eta < float("inf"):
-            raise ValueError(f"eta must be finite and not negative, not {self.eta:g}")
+    rho: Positive = 0.5
+    eta: NotNegative = 0.01
 
 
-@register("asam")
+@register_regularizer
 class ASAM(SAM):
+    name = "asam"
     Config = ASAMConfig
     RANGES: ClassVar = {"rho": (0.1, 2.0), "eta": (0.001, 0.1)}
 

@@ -9,22 +9,22 @@ A regularizer sees the loss through a `Landscape` only: the loss of one batch as
 parameters. It is pure: parameters, buffers and random state are the same bits after a call.
 
 A new one is one file: a frozen config dataclass, a subclass with ``correction``, and the decorator
-``@register``.
+``@register_regularizer``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
 
 from torch import Tensor
+
+from lo_framework.registry import Registry
 
 Params = dict[str, Tensor]
 State = dict[str, Tensor]
 Batch = tuple[Tensor, ...]
 R = TypeVar("R", bound="type[Regularizer]")
 
-REGULARIZERS: dict[str, type[Regularizer]] = {}
 # Gradient evaluations that a Hessian-vector product is counted as: it takes two to four, by model
 # and size.
 HVP_COST = 3.0
@@ -163,33 +163,12 @@ class Regularizer:
         raise NoValue(f"{self.name} is a field without a scalar value; use its correction")
 
 
-def register(name: str) -> Callable[[R], R]:
-    """Class decorator: make a regularizer known by ``name``.
-
-    Raises:
-        ValueError: the name is taken by another class.
-    """
-
-    def decorate(cls: R) -> R:
-        other = REGULARIZERS.get(name, cls)
-        if (other.__module__, other.__qualname__) != (cls.__module__, cls.__qualname__):
-            raise ValueError(f'a regularizer "{name}" exists already; choose another name')
-        cls.name = name
-        REGULARIZERS[name] = cls
-        return cls
-
-    return decorate
+REGULARIZERS: Registry[Regularizer] = Registry("regularizer")
 
 
-def require_positive(**values: float) -> None:
-    """For configs: every value positive and finite.
-
-    Raises:
-        ValueError: naming the first that is not.
-    """
-    for name, value in values.items():
-        if not 0 < value < float("inf"):
-            raise ValueError(f"{name} must be positive and finite, not {value:g}")
+def register_regularizer(cls: R) -> R:
+    """Class decorator: make a regularizer known by its ``name``, built from its ``Config``."""
+    return REGULARIZERS.register(cls.name, config=cls.Config)(cls)
 
 
 def frozen(params: Params) -> Params:

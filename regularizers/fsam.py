@@ -25,32 +25,28 @@ from lo_framework.regularizers.base import (
     Point,
     Regularizer,
     State,
-    register,
-    require_positive,
+    register_regularizer,
     restored,
     stored,
 )
+from lo_framework.schema import Checked, Positive, Share
 
 
 @dataclass(frozen=True, kw_only=True)
-class FSAMConfig:
+class FSAMConfig(Checked):
     """``rho``: radius. ``sigma``: share of the average that is taken out. ``lam``: decay of the
     average. ``average``: the one before or after this step's gradient has entered.
     """
 
-    rho: float = 0.05
-    sigma: float = 1.0
-    lam: float = 0.9
+    rho: Positive = 0.05
+    sigma: Positive = 1.0
+    lam: Share = 0.9
     average: Literal["new", "old"] = "new"
 
-    def __post_init__(self) -> None:
-        require_positive(rho=self.rho, sigma=self.sigma)
-        if not 0 < self.lam < 1:
-            raise ValueError(f"lam must be between 0 and 1, not {self.lam:g}")
 
-
-@register("fsam")
+@register_regularizer
 class FSAM(Regularizer):
+    name = "fsam"
     Config = FSAMConfig
     RANGES: ClassVar = {"rho": (0.01, 0.5), "sigma": (0.5, 1.0), "lam": (0.6, 0.95)}
     cost = Cost(2)

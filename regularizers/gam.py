@@ -29,13 +29,13 @@ from lo_framework.regularizers.base import (
     Regularizer,
     State,
     frozen,
-    register,
-    require_positive,
+    register_regularizer,
 )
+from lo_framework.schema import Checked, Fraction, NotNegative, Positive
 
 
 @dataclass(frozen=True, kw_only=True)
-class GAMConfig:
+class GAMConfig(Checked):
     """Exact: ``alpha``, weight of the gradient norm, and ``rho``, radius within which it is
     maximised.
 
@@ -45,26 +45,19 @@ class GAMConfig:
     weights; here they are about a quarter, on a par with SAM's .05.
     """
 
-    alpha: float = 0.1
-    rho: float = 0.05
+    alpha: Positive = 0.1
+    rho: Positive = 0.05
     exact: bool = True
-    rho_prime: float = 0.01
-    beta_1: float = 0.1
-    beta_0: float = 0.1
-    gamma: float = 0.05
+    rho_prime: Positive = 0.01
+    beta_1: Fraction = 0.1
+    beta_0: Fraction = 0.1
+    gamma: NotNegative = 0.05
     variant: Literal["paper", "reference"] = "paper"
 
-    def __post_init__(self) -> None:
-        require_positive(alpha=self.alpha, rho=self.rho, rho_prime=self.rho_prime)
-        for name, value in (("beta_0", self.beta_0), ("beta_1", self.beta_1)):
-            if not 0 <= value <= 1:
-                raise ValueError(f"{name} must be in [0, 1], not {value:g}")
-        if not 0 <= self.gamma < float("inf"):
-            raise ValueError(f"gamma must be finite and not negative, not {self.gamma:g}")
 
-
-@register("gam")
+@register_regularizer
 class GAM(Regularizer):
+    name = "gam"
     Config = GAMConfig
     RANGES: ClassVar = {
         "alpha": (0.01, 1.0),

@@ -23,25 +23,23 @@ from lo_framework.regularizers.base import (
     Point,
     Regularizer,
     State,
-    register,
-    require_positive,
+    register_regularizer,
 )
 from lo_framework.regularizers.sam import SAM, SAMConfig
+from lo_framework.schema import Checked, Positive
 
 
 @dataclass(frozen=True, kw_only=True)
-class GradientNormConfig:
+class GradientNormConfig(Checked):
     """``lam``: weight of the norm. ``r``: length of the finite difference."""
 
-    lam: float = 0.04
-    r: float = 0.05
-
-    def __post_init__(self) -> None:
-        require_positive(lam=self.lam, r=self.r)
+    lam: Positive = 0.04
+    r: Positive = 0.05
 
 
-@register("gradient_norm")
+@register_regularizer
 class GradientNorm(Regularizer):
+    name = "gradient_norm"
     Config = GradientNormConfig
     RANGES: ClassVar = {"lam": (0.005, 0.05), "r": (0.05, 0.5)}
     cost = Cost(2)

@@ -24,30 +24,26 @@ from lo_framework.regularizers.base import (
     Point,
     Regularizer,
     State,
-    register,
-    require_positive,
+    register_regularizer,
 )
 from lo_framework.regularizers.sam import SAM, SAMConfig
+from lo_framework.schema import Checked, NotNegative, Positive
 
 
 @dataclass(frozen=True, kw_only=True)
-class GSAMConfig:
+class GSAMConfig(Checked):
     """``rho``: radius. ``alpha``: weight of the orthogonal part. ``space``: of parameters or of
     meta-parameters, where absorbed GSAM decomposes; explicit use ignores it.
     """
 
-    rho: float = 0.05
-    alpha: float = 0.1
+    rho: Positive = 0.05
+    alpha: NotNegative = 0.1
     space: Literal["meta", "params"] = "meta"
 
-    def __post_init__(self) -> None:
-        require_positive(rho=self.rho)
-        if not 0 <= self.alpha < float("inf"):
-            raise ValueError(f"alpha must be finite and not negative, not {self.alpha:g}")
 
-
-@register("gsam")
+@register_regularizer
 class GSAM(Regularizer):
+    name = "gsam"
     Config = GSAMConfig
     RANGES: ClassVar = {"rho": (0.01, 0.5), "alpha": (0.01, 1.0)}
     cost = Cost(2)

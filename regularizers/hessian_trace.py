@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -27,32 +27,28 @@ from lo_framework.regularizers.base import (
     Point,
     Regularizer,
     State,
-    register,
-    require_positive,
+    register_regularizer,
 )
+from lo_framework.schema import Checked, Positive, Range
 
 _STREAM = 2 << 20  # streams are shared by all who draw from one noise seed: a block of our own
 
 
 @dataclass(frozen=True, kw_only=True)
-class HessianTraceConfig:
+class HessianTraceConfig(Checked):
     """``mu``: weight of the trace. ``probes``: random vectors per step. ``t``: half-width of the
     finite difference.
     """
 
-    mu: float = 0.001
-    probes: int = 1
-    t: float = 0.001
+    mu: Positive = 0.001
+    probes: Annotated[int, Range(low=1, high=1000)] = 1
+    t: Positive = 0.001
     form: Literal["difference", "exact"] = "difference"
 
-    def __post_init__(self) -> None:
-        require_positive(mu=self.mu, t=self.t)
-        if self.probes < 1:
-            raise ValueError(f"probes must be at least 1, not {self.probes}")
 
-
-@register("hessian_trace")
+@register_regularizer
 class HessianTrace(Regularizer):
+    name = "hessian_trace"
     Config = HessianTraceConfig
     RANGES: ClassVar = {"mu": (1e-5, 0.01), "probes": (1, 10), "t": (1e-4, 0.01)}
     has_value = needs_hvp = stochastic = True

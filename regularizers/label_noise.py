@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
@@ -29,33 +29,27 @@ from lo_framework.regularizers.base import (
     Point,
     Regularizer,
     State,
-    register,
-    require_positive,
+    register_regularizer,
 )
+from lo_framework.schema import Checked, Positive, Range
 
 _STREAM = 1 << 20  # streams are shared by all who draw from one noise seed: a block of our own
 
 
 @dataclass(frozen=True, kw_only=True)
-class LabelNoiseConfig:
+class LabelNoiseConfig(Checked):
     """``p``: probability that a class is redrawn, among ``classes``. ``sigma``: noise on regression
     targets.
     """
 
-    p: float = 0.1
-    classes: int = 10
-    sigma: float = 0.1
-
-    def __post_init__(self) -> None:
-        require_positive(sigma=self.sigma)
-        if not 0 < self.p <= 1:
-            raise ValueError(f"p must be in (0, 1], not {self.p:g}")
-        if self.classes < 2:
-            raise ValueError(f"classes must be at least 2, not {self.classes}")
+    p: Annotated[float, Range(low=0, high=1, open_low=True)] = 0.1
+    classes: Annotated[int, Range(low=2, high=1 << 24)] = 10
+    sigma: Positive = 0.1
 
 
-@register("label_noise")
+@register_regularizer
 class LabelNoise(Regularizer):
+    name = "label_noise"
     Config = LabelNoiseConfig
     RANGES: ClassVar = {"p": (0.01, 0.4), "sigma": (0.01, 1.0)}
     cost = Cost(2)

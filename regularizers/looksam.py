@@ -12,7 +12,7 @@ turns the gradient it is mostly noise.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
@@ -26,34 +26,30 @@ from lo_framework.regularizers.base import (
     Point,
     Regularizer,
     State,
-    register,
-    require_positive,
+    register_regularizer,
     restored,
     stored,
 )
 from lo_framework.regularizers.sam import SAM, SAMConfig
+from lo_framework.schema import Checked, Positive, Range
 
 
 @dataclass(frozen=True, kw_only=True)
-class LookSAMConfig:
+class LookSAMConfig(Checked):
     """``rho``: radius. ``k``: steps from one SAM gradient to the next. ``alpha``: weight of the
     kept direction.
     """
 
-    rho: float = 0.05
-    k: int = 5
-    alpha: float = 0.7
-
-    def __post_init__(self) -> None:
-        require_positive(rho=self.rho, alpha=self.alpha)
-        if self.k < 1:
-            raise ValueError(f"k must be at least 1, not {self.k}")
+    rho: Positive = 0.05
+    k: Annotated[int, Range(low=1, high=1 << 20)] = 5
+    alpha: Positive = 0.7
 
 
-@register("looksam")
+@register_regularizer
 class LookSAM(Regularizer):
     """`correction_at` calls `refresh` where it is `due` and `reuse` otherwise."""
 
+    name = "looksam"
     Config = LookSAMConfig
     RANGES: ClassVar = {"rho": (0.01, 0.5), "k": (2, 10), "alpha": (0.1, 1.0)}
 

@@ -22,23 +22,21 @@ from lo_framework.regularizers.base import (
     Regularizer,
     State,
     frozen,
-    register,
-    require_positive,
+    register_regularizer,
 )
+from lo_framework.schema import Checked, Positive
 
 
 @dataclass(frozen=True, kw_only=True)
-class SAMConfig:
+class SAMConfig(Checked):
     """``rho``: radius of the neighbourhood, l2 over all parameters."""
 
-    rho: float = 0.05
-
-    def __post_init__(self) -> None:
-        require_positive(rho=self.rho)
+    rho: Positive = 0.05
 
 
-@register("sam")
+@register_regularizer
 class SAM(Regularizer):
+    name = "sam"
     Config = SAMConfig
     RANGES: ClassVar = {"rho": (0.01, 0.5)}
     cost = Cost(2)

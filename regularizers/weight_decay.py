@@ -23,23 +23,21 @@ from lo_framework.regularizers.base import (
     Point,
     Regularizer,
     State,
-    register,
-    require_positive,
+    register_regularizer,
 )
+from lo_framework.schema import Checked, Positive
 
 
 @dataclass(frozen=True, kw_only=True)
-class WeightDecayConfig:
+class WeightDecayConfig(Checked):
     """``lam``: weight of the penalty."""
 
-    lam: float = 5e-4
-
-    def __post_init__(self) -> None:
-        require_positive(lam=self.lam)
+    lam: Positive = 5e-4
 
 
-@register("weight_decay")
+@register_regularizer
 class WeightDecay(Regularizer):
+    name = "weight_decay"
     Config = WeightDecayConfig
     RANGES: ClassVar = {"lam": (1e-5, 0.01)}
     cost = Cost(1)

@@ -38,7 +38,7 @@ class ExplicitAdamW(AdamW):
 
 
 def _baseline(name: str, changed: dict[str, Any]) -> None:
-    rule = REGULARIZERS[name]
+    rule: Any = REGULARIZERS[name].build
     hints = get_type_hints(rule.Config)
     options = []
     for f in fields(rule.Config):

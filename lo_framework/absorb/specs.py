@@ -7,7 +7,7 @@ from __future__ import annotations
 import re
 
 from lo_framework.regularizers import REGULARIZERS, Mixture, Regularizer
-from lo_framework.spec import UserError, build_config, nearest, parse_spec
+from lo_framework.spec import UserError, parse_spec
 
 # A plus sign that begins a name; that of a number, as in 1e+3, is followed by a digit.
 _JOINT = re.compile(r"\+(?=\s*[A-Za-z_])")
@@ -30,14 +30,8 @@ def make_regularizer(spec: str) -> Regularizer:
 
 
 def _make(spec: str) -> Regularizer:
-    name, options = parse_spec(spec)
-    if name == "none":
+    if parse_spec(spec)[0] == "none":
         raise UserError(
             '"none" is no regularizer: leave it out of a mixture, or give no regularizer at all'
         )
-    if name not in REGULARIZERS:
-        raise UserError(
-            f"unknown regularizer {name!r}{nearest(name, REGULARIZERS)}; there are {', '.join(REGULARIZERS)}"
-        )
-    cls = REGULARIZERS[name]
-    return cls(build_config(cls.Config, options, owner=name))
+    return REGULARIZERS.build(spec)

@@ -24,14 +24,14 @@ from lo_framework.layout import DEPTH_THIRDS, ROLES, Layout
 from lo_framework.learned import adamw_rule
 from lo_framework.learned.base import LearnedOptimizer, State, Theta, register_learned
 from lo_framework.regularizers.sam import SAM, SAMConfig
-from lo_framework.schema import NotNegative, Positive, Share, check_ranges
+from lo_framework.schema import Checked, NotNegative, Positive, Share
 
 HYPER = ("log_lr", "logit_beta1", "logit_beta2", "log_weight_decay", "log_eps")
 KNOTS = (0.0, 0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 1.0)
 
 
 @dataclass(frozen=True, kw_only=True)
-class HyperAdamWConfig:
+class HyperAdamWConfig(Checked):
     """Start values (torch's defaults) and the gain from theta to log space.
 
     ``sam_rho`` above 0: the rule works on explicit SAM's gradients, and that radius is where the
@@ -45,9 +45,6 @@ class HyperAdamWConfig:
     eps: Positive = 1e-8
     gain: Positive = 10.0
     sam_rho: NotNegative = 0.0
-
-    def __post_init__(self) -> None:
-        check_ranges(self)  # learned as logarithms and logits, whose bounds are excluded
 
 
 def _logit(x: float) -> float:

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from lo_framework.layout import Layout
 from lo_framework.learned.base import LearnedOptimizer, State, register_learned
 from lo_framework.learned.features import FEATURE_VERSION, FeatureVersion, log_and_sign
-from lo_framework.schema import Layers, Positive, Seed, Width, check_ranges
+from lo_framework.schema import Checked, Layers, Positive, Seed, Width
 
 
 @dataclass(frozen=True, kw_only=True)
-class LSTMConfig:
+class LSTMConfig(Checked):
     """Two layers of 20 and steps of .01 times the output, as in the published baseline."""
 
     hidden: Width = 20
@@ -28,9 +28,6 @@ class LSTMConfig:
     scale: Positive = 0.01
     seed: Seed = 0
     feature_version: FeatureVersion = field(default=FEATURE_VERSION, repr=False)
-
-    def __post_init__(self) -> None:
-        check_ranges(self)
 
 
 class Cell(nn.Module):

@@ -27,7 +27,7 @@ from lo_framework.learned.features import (
     time_embedding,
 )
 from lo_framework.learned.network import Weights, network
-from lo_framework.schema import Positive, Seed, Width, check_ranges
+from lo_framework.schema import Checked, Positive, Seed, Width
 
 MOMENTUM_19 = (0.1, 0.5, 0.9, 0.99, 0.999, 0.9999)
 MOMENTUM_39 = (0.9, 0.99, 0.999)
@@ -36,7 +36,7 @@ FACTORED_39 = (0.9, 0.99, 0.999)
 
 
 @dataclass(frozen=True, kw_only=True)
-class MLPConfig:
+class MLPConfig(Checked):
     """``exp_mult`` and ``step_mult`` make the random start a usable optimizer with steps near 1e-3."""
 
     features: Literal[19, 39] = 19
@@ -46,9 +46,6 @@ class MLPConfig:
     seed: Seed = 0
     # Not in the text of the config, which old training states are known by.
     feature_version: FeatureVersion = field(default=FEATURE_VERSION, repr=False)
-
-    def __post_init__(self) -> None:
-        check_ranges(self)
 
 
 class MLP(LearnedOptimizer):

@@ -14,7 +14,7 @@ from torch import Tensor
 from lo_framework.optimizees.datasets.images import check_labels, splits_to_images
 from lo_framework.optimizees.datasets.source import Payload, Source, fetch
 from lo_framework.optimizees.datasets.splits import Splits, with_valid
-from lo_framework.schema import Width, check_ranges
+from lo_framework.schema import Checked, Width
 
 RECORDS = 10_000  # in each of the six files
 SIDE = 32
@@ -36,16 +36,13 @@ CIFAR10 = Source(
 
 
 @dataclass(frozen=True, kw_only=True)
-class CifarConfig:
+class CifarConfig(Checked):
     """Options of ``cifar10``. `size`: average the images down to size x size; `grey`: one channel
     of luma.
     """
 
     size: Width | None = None
     grey: bool = False
-
-    def __post_init__(self) -> None:
-        check_ranges(self)
 
 
 def load_cifar10(config: CifarConfig, data_dir: str | None) -> Splits:

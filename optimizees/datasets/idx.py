@@ -18,7 +18,7 @@ from torch import Tensor
 from lo_framework.optimizees.datasets.images import check_labels, splits_to_images
 from lo_framework.optimizees.datasets.source import Payload, Source, fetch
 from lo_framework.optimizees.datasets.splits import Splits, with_valid
-from lo_framework.schema import Width, check_ranges
+from lo_framework.schema import Checked, Width
 from lo_framework.spec import UserError
 
 IMAGES, LABELS = 2051, 2049
@@ -72,13 +72,10 @@ LABEL_DIGESTS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class IdxConfig:
+class IdxConfig(Checked):
     """Options of ``mnist`` and ``fashion_mnist``. `size`: average the images down to size x size."""
 
     size: Width | None = None
-
-    def __post_init__(self) -> None:
-        check_ranges(self)
 
 
 def load_idx(source: Source, config: IdxConfig, data_dir: str | None) -> Splits:

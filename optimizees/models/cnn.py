@@ -24,12 +24,12 @@ from lo_framework.optimizees.models.initial import uniform
 from lo_framework.optimizees.models.norms import batch_norm, group_norm, moved, normalise
 from lo_framework.optimizees.registry import register_task
 from lo_framework.optimizees.task import Buffers, ClassificationTask, Params, Rows
-from lo_framework.schema import Width, check_ranges
+from lo_framework.schema import Checked, Width
 from lo_framework.spec import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
-class CNNConfig:
+class CNNConfig(Checked):
     """Options of ``cnn``.
 
     Attributes:
@@ -45,7 +45,7 @@ class CNNConfig:
     batch: Rows = 64
 
     def __post_init__(self) -> None:
-        check_ranges(self)
+        super().__post_init__()
         if not self.channels:
             raise ValueError("channels needs at least one entry")
         if self.norm == "batch" and self.batch < 2:

@@ -15,7 +15,7 @@ from lo_framework.optimizees.datasets.splits import Dataset
 from lo_framework.optimizees.models.initial import lecun_normal
 from lo_framework.optimizees.registry import register_task
 from lo_framework.optimizees.task import Buffers, ClassificationTask, Params, Rows
-from lo_framework.schema import Width, check_ranges
+from lo_framework.schema import Checked, Width
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "sigmoid": torch.sigmoid,
@@ -26,7 +26,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class MLPConfig:
+class MLPConfig(Checked):
     """Options of ``mlp``.
 
     Attributes:
@@ -38,9 +38,6 @@ class MLPConfig:
     hidden: tuple[Width, ...] = (32,)
     act: Literal["sigmoid", "relu", "tanh", "gelu"] = "sigmoid"
     batch: Rows = 64
-
-    def __post_init__(self) -> None:
-        check_ranges(self)
 
 
 @dataclass(frozen=True, kw_only=True)

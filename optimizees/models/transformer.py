@@ -22,7 +22,7 @@ from lo_framework.optimizees.dropout import keep_mask
 from lo_framework.optimizees.models.initial import uniform
 from lo_framework.optimizees.registry import register_task
 from lo_framework.optimizees.task import Batch, Buffers, ClassificationTask, Params, Rows
-from lo_framework.schema import Layers, Range, Width, check_ranges
+from lo_framework.schema import Checked, Layers, Range, Width
 from lo_framework.spec import UserError
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu}
@@ -30,7 +30,7 @@ DROPS = 4  # places in a block where dropout applies
 
 
 @dataclass(frozen=True, kw_only=True)
-class TransformerConfig:
+class TransformerConfig(Checked):
     """Options of ``transformer``.
 
     Attributes:
@@ -54,7 +54,7 @@ class TransformerConfig:
     batch: Rows = 64
 
     def __post_init__(self) -> None:
-        check_ranges(self)
+        super().__post_init__()
         if self.width % self.heads:
             raise ValueError(f"width ({self.width}) must be a multiple of heads ({self.heads})")
 

@@ -36,8 +36,8 @@ VARIANTS = [
 ]
 SHIPPED = sorted(
     name
-    for name, cls in REGULARIZERS.items()
-    if cls.__module__.startswith("lo_framework.regularizers.")
+    for name, entry in REGULARIZERS.items()
+    if entry.build.__module__.startswith("lo_framework.regularizers.")
 )
 ALL = [*(name if name != "label_noise" else "label_noise:classes=3" for name in SHIPPED), *VARIANTS]
 WITH_VALUE = [spec for spec in ALL if make_regularizer(spec).has_value]

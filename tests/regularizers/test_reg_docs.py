@@ -24,9 +24,9 @@ from tests.regularizers.reg_tools import (
 
 TEXT = (Path(__file__).resolve().parents[2] / "docs" / "regularizers.md").read_text("utf-8")
 SHIPPED = {
-    name: cls
-    for name, cls in REGULARIZERS.items()
-    if cls.__module__.startswith("lo_framework.regularizers.")
+    name: entry.build
+    for name, entry in REGULARIZERS.items()
+    if entry.build.__module__.startswith("lo_framework.regularizers.")
 }
 
 

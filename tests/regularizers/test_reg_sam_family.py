@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from lo_framework.absorb.specs import make_regularizer
-from lo_framework.regularizers import GSAM, SAM, GSAMConfig, SAMConfig
+from lo_framework.regularizers.gsam import GSAM, GSAMConfig
+from lo_framework.regularizers.sam import SAM, SAMConfig
 from tests.regularizers.reg_tools import (
     Vectors,
     assert_close,

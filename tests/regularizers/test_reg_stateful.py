@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lo_framework.absorb.specs import make_regularizer
-from lo_framework.regularizers import LookSAM, LookSAMConfig
+from lo_framework.regularizers.looksam import LookSAM, LookSAMConfig
 from tests.regularizers.reg_tools import (
     Params,
     Vectors,

@@ -60,7 +60,7 @@ class SAM(_Named):
     Options: ``rho`` (0.05), the radius.
     """
 
-    rule = rules.SAM
+    rule = rules.sam.SAM
 
 
 class ASAM(_Named):
@@ -70,7 +70,7 @@ class ASAM(_Named):
     their sizes.
     """
 
-    rule = rules.ASAM
+    rule = rules.asam.ASAM
 
 
 class GSAM(_Named):
@@ -80,7 +80,7 @@ class GSAM(_Named):
     is SAM.
     """
 
-    rule = rules.GSAM
+    rule = rules.gsam.GSAM
 
 
 class GAM(_Named):
@@ -91,7 +91,7 @@ class GAM(_Named):
     (0.05), and ``variant``: "paper" or "reference", the formula of the released code.
     """
 
-    rule = rules.GAM
+    rule = rules.gam.GAM
     preset: ClassVar = {"exact": False}
 
 
@@ -102,7 +102,7 @@ class LookSAM(_Named):
     Options: ``rho`` (0.05), ``k`` (5), ``alpha`` (0.7), the weight of the reused direction.
     """
 
-    rule = rules.LookSAM
+    rule = rules.looksam.LookSAM
 
 
 class FSAM(_Named):
@@ -112,4 +112,4 @@ class FSAM(_Named):
     ``average``.
     """
 
-    rule = rules.FSAM
+    rule = rules.fsam.FSAM
