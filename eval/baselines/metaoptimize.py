@@ -19,7 +19,7 @@ from lo_framework.eval.baselines.registry import Setting, register_baseline
 from lo_framework.layout import Layout
 from lo_framework.learned.base import State
 from lo_framework.optim import MetaOptimizeConfig
-from lo_framework.optim.metaoptimize.rules import fresh, hessian_free, meta_step
+from lo_framework.optim.metaoptimize.rules import Numbers, fresh, hessian_free, meta_step
 from lo_framework.spec import UserError
 
 
@@ -129,6 +129,6 @@ class MetaOptimizeBaseline(Baseline):
         self, channels: Tensor, shared: Tensor, params: Tensor, grads: Tensor, state: State
     ) -> tuple[Tensor, State]:
         c, own = self.config, {name: state[name] for name in self.base.state}
-        u, new = self.base.direction(grads, own, self.betas, self.eps, shared[0], 1.0)
+        u, new = self.base.direction(grads, own, Numbers(self.betas, self.eps, shared[0]))
         new_params, h = hessian_free(params, u, state["h"], channels[0], c.weight_decay, c.gamma)
         return new_params, {**new, "h": h}

@@ -1,4 +1,4 @@
-"""What goes wrong with step sizes, said as it happens and counted.
+"""Faults of step sizes, said as they happen and counted.
 
 Every ``WINDOW`` meta steps each block is judged by how far its log step size went and how far it
 got:
@@ -44,9 +44,8 @@ class Watch:
         self.meta_steps = 0
         self.counts = dict.fromkeys(KINDS, 0)
         self.blocks: dict[str, list[str]] = {kind: [] for kind in KINDS}
-        self.bad = torch.zeros_like(
-            beta, dtype=torch.bool
-        )  # meta-gradients that were not finite since the last look
+        # Meta-gradients that were not finite since the last look.
+        self.bad = torch.zeros_like(beta, dtype=torch.bool)
         self.skipped = torch.zeros((), dtype=torch.int64, device=beta.device)
         self.start, self.path = beta.clone(), torch.zeros_like(beta)
         self._warned: set[str] = set()
@@ -122,8 +121,8 @@ class Watch:
         ):
             if count:
                 self.counts[kind] += count
-                held = self.blocks[kind]
-                held += [n for n in self._some(mask) if n not in held][: MAX_NAMES - len(held)]
+                names = self.blocks[kind]
+                names += [n for n in self._some(mask) if n not in names][: MAX_NAMES - len(names)]
                 self._warn(kind, f"the step size of {self._names(mask)} is {kind}; {ADVICE[kind]}")
         self.start, self.path = beta.clone(), torch.zeros_like(beta)
 
@@ -133,7 +132,8 @@ class Watch:
     def _names(self, mask: Tensor) -> str:
         some, num = self._some(mask), int(mask.sum())
         words = ", ".join(f'"{name}"' for name in some)
-        return f"block{'s' * (num > 1)} {words}{f' and {num - len(some)} more' if num > len(some) else ''}"
+        more = f" and {num - len(some)} more" if num > len(some) else ""
+        return f"block{'s' * (num > 1)} {words}{more}"
 
     def _warn(self, kind: str, text: str) -> None:
         if kind not in self._warned:

@@ -16,8 +16,8 @@ from torch import Tensor
 from lo_framework.errors import UserError
 from lo_framework.optim.base import BackwardWatch
 from lo_framework.optim.metaoptimize import trace as formulas
-from lo_framework.optim.metaoptimize.hessian_free import Groups, multiplier
-from lo_framework.optim.metaoptimize.rules import Rule, State
+from lo_framework.optim.metaoptimize.hessian_free import Groups, multiplier, numbers_of
+from lo_framework.optim.metaoptimize.rules import Number, Numbers, Rule, State
 from lo_framework.optim.metaoptimize.store import Plan, Run, compute_dtype
 
 NEEDS = (
@@ -55,8 +55,8 @@ class ExactTrace:
             return 1
         if blocks > formulas.MAX_COLUMNS:
             raise UserError(
-                f'products "per-block" makes one Hessian-vector product a block and step: {blocks} blocks are more '
-                f'than {formulas.MAX_COLUMNS}; use "joint" or fewer blocks'
+                'products "per-block" makes one Hessian-vector product per block and step: '
+                f'{blocks} blocks are more than {formulas.MAX_COLUMNS}; use "joint" or fewer blocks'
             )
         return blocks
 
@@ -68,10 +68,8 @@ class ExactTrace:
             self.tangents[name][:columns, : x.shape[1]] = x
 
     def state_names(self) -> tuple[str, ...]:
-        """Per-parameter state with one row a column."""
-        return (
-            ("h", "q") if self.kind == "full" else ("h", *(f"h_{name}" for name in self.base.state))
-        )
+        """Names of the per-parameter state with one row per column."""
+        return ("h", "q") if self.kind == "full" else ("h", *(f"h_{k}" for k in self.base.state))
 
     def step(
         self,
@@ -88,37 +86,25 @@ class ExactTrace:
         """
         members = [i for run in plan.runs for i in run.members]
         leaves, grads = [params[i] for i in members], [graph[i] for i in members]
-        vectors = {
-            name: self._views(plan, params, name)
-            for name in ("h", "q")[: 1 + (self.kind == "full")]
-        }
+        h = self._views(plan, params, "h")
         z, dz = torch.zeros_like(beta), torch.zeros_like(self._shifts)
         shift = formulas.injected(self.tangents, self._shifts, gamma)
         if self.kind == "full":
-            ch = product(grads, leaves, vectors["h"][0], create_graph=True)  # type: ignore[arg-type]
-            third = product(ch, leaves, vectors["h"][0])
-            cq = product(grads, leaves, vectors["q"][0])  # type: ignore[arg-type]
+            ch = product(grads, leaves, h[0], create_graph=True)  # type: ignore[arg-type]
+            third = product(ch, leaves, h[0])
+            cq = product(grads, leaves, self._views(plan, params, "q")[0])  # type: ignore[arg-type]
             lists = [[x.detach() for x in ch], third, cq]
         else:
-            lists = [product(grads, leaves, v) for v in vectors["h"]]  # type: ignore[arg-type]
+            lists = [product(grads, leaves, v) for v in h]  # type: ignore[arg-type]
         at = 0
         for run in plan.runs:
             tensors = leaves[at : at + len(run.members)]
             rows = [run.gathered(x[at : at + len(run.members)]) for x in lists]
             at += len(run.members)
             products = torch.stack(rows).to(compute_dtype(run.pack.dtype))
-            self._run(
-                run,
-                tensors,
-                products,
-                groups[run.pack.group],
-                ages[run.members[0]] + 1,
-                beta,
-                shift,
-                gamma,
-                z,
-                dz,
-            )
+            group = groups[run.pack.group]
+            n = numbers_of(group, self.base, ages[run.members[0]], gamma)
+            self._run(run, tensors, products, multiplier(group), n, beta, shift, z, dz)
         return z, gamma * dz
 
     def carry(
@@ -164,18 +150,16 @@ class ExactTrace:
         run: Run,
         tensors: Sequence[Tensor],
         products: Tensor,
-        group: dict,
-        age: int,
+        lr: Number,
+        n: Numbers,
         beta: Tensor,
         shift: Tensor,
-        gamma: float,
         z: Tensor,
         dz: Tensor,
     ) -> None:
-        """One run: its part of z and dz, then its step."""
-        dtype, device = compute_dtype(run.pack.dtype), run.pack.device
+        """Add a run's part of z and dz, then make its step."""
+        gamma, dtype, device = n.gamma, compute_dtype(run.pack.dtype), run.pack.device
         weights, grads = run.gathered(tensors), run.gathered([p.grad for p in tensors])  # type: ignore[misc]
-        lr, kappa = multiplier(group), group["weight_decay"]
         for piece, state in zip(run.pieces, run.states):
             w, g = weights[piece.part].to(dtype), grads[piece.part].to(dtype)
             p, h = products[:, piece.part], state["h"]
@@ -193,7 +177,7 @@ class ExactTrace:
                 alpha, moved = lr * own_beta.exp(), own_shift[0]
                 ch, third, cq = p
                 new_w, h1, q1 = formulas.full_step(
-                    w, g, h[0], state["q"][0], ch, third, cq, alpha, kappa, moved, gamma
+                    w, g, h[0], state["q"][0], ch, third, cq, alpha, moved, n
                 )
                 h[0], state["q"][0] = h1, q1
             else:
@@ -203,17 +187,7 @@ class ExactTrace:
                     columns.append((gamma * h[c], gamma * p[c], of_state, own_shift[c]))
                 own = {name: state[name] for name in self.base.state}
                 new_w, new_state, new_columns = formulas.base_tangents(
-                    self.base,
-                    w,
-                    g,
-                    own,
-                    own_beta,
-                    lr,
-                    kappa,
-                    group[self.base.betas_key],
-                    group["eps"],
-                    age,
-                    columns,
+                    self.base, w, g, own, own_beta, lr, n, columns
                 )
                 for name, x in new_state.items():
                     state[name].copy_(x)
@@ -241,10 +215,10 @@ def product(
         inner = sum((g * v.to(g.dtype)).sum() for g, v in zip(grads, vector))
         if not isinstance(inner, Tensor) or not inner.requires_grad:  # linear in the parameters
             return [torch.zeros_like(p) for p in params]
-        found = torch.autograd.grad(
+        products = torch.autograd.grad(
             inner, params, retain_graph=True, create_graph=create_graph, allow_unused=True
         )
-    return [torch.zeros_like(p) if x is None else x for p, x in zip(params, found)]
+    return [torch.zeros_like(p) if x is None else x for p, x in zip(params, products)]
 
 
 def closure_gradients(

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lo_framework.optim.fused import HAS_FUSED, fused_adamw, one_minus_power
-from lo_framework.optim.metaoptimize.rules import Number, Rule, State
+from lo_framework.optim.metaoptimize.rules import Number, Numbers, Rule, State
 from lo_framework.optim.metaoptimize.store import Piece, Plan, Run, Scratch, compute_dtype
 
 Groups = Sequence[dict[str, Any]]
@@ -43,6 +43,11 @@ def multiplier(group: dict[str, Any]) -> Number:
     return float(lr) if not isinstance(lr, Tensor) or lr.device.type == "cpu" else lr
 
 
+def numbers_of(group: dict[str, Any], base: Rule, age: int, gamma: float) -> Numbers:
+    """The numbers of the step of parameters that have made ``age`` steps."""
+    return Numbers(group[base.betas_key], group["eps"], age + 1, group["weight_decay"], gamma)
+
+
 def hessian_free_step(
     plan: Plan,
     params: Sequence[Tensor],
@@ -60,20 +65,12 @@ def hessian_free_step(
     dots = []
     for run in plan.runs:
         group = groups[run.pack.group]
-        lr, kappa, betas, eps = (
-            multiplier(group),
-            group["weight_decay"],
-            group[base.betas_key],
-            group["eps"],
-        )
+        lr, n = multiplier(group), numbers_of(group, base, ages[run.members[0]], gamma)
         tensors = [params[i] for i in run.members]
         weights, grads = run.loaded(tensors, scratch)
-        age, device, dtype = (
-            ages[run.members[0]] + 1,
-            run.pack.device,
-            compute_dtype(run.pack.dtype),
-        )
-        out, count = scratch.of(device, dtype, max(run.sizes), "change"), scratch.count(age)
+        dtype = compute_dtype(run.pack.dtype)
+        out = scratch.of(run.pack.device, dtype, max(run.sizes), "change")
+        count = scratch.count(ages[run.members[0]] + 1)
         parts = weights.split(run.sizes), grads.split(run.sizes)
         for piece, state, size, stored, grad in zip(run.pieces, run.states, run.sizes, *parts):
             w, g = stored.to(dtype), grad.to(dtype)
@@ -83,8 +80,9 @@ def hessian_free_step(
                 else:
                     piece.add_sums(state["h"] * g, z)
             alpha = sizes.of(piece, run, lr)
-            own = out if out.shape[0] == size else out[:size]
-            update(base.name, w, g, state, alpha, kappa, gamma, betas, eps, age, count, own)
+            update(
+                base.name, w, g, state, alpha, n, count, out if len(out) == size else out[:size]
+            )
             if w is not stored:
                 stored.copy_(w)
         run.unload(weights, tensors)
@@ -105,68 +103,56 @@ def update(
     g: Tensor,
     state: State,
     alpha: Number,
-    kappa: float,
-    gamma: float,
-    betas: Sequence[float],
-    eps: float,
-    step: int,
+    n: Numbers,
     count: Tensor,
     out: Tensor,
 ) -> None:
-    """One step of weights, base state and trace (if ``state`` has one) in place.
+    """Move weights, base state and trace (if ``state`` has one) by one step, in place.
 
-    ``count`` is ``step`` as a tensor on the CPU, ``out`` scratch memory.
+    ``count`` is the step as a tensor on the CPU, ``out`` scratch memory.
     """
     h = state.get("h")
     if name != "adamw" or isinstance(alpha, Tensor) or not _is_fused(out):
-        move(w, h, negative_direction(name, g, state, betas, eps, step, out), alpha, kappa, gamma)
+        move(w, h, negative_direction(name, g, state, n, out), alpha, n)
         return
     # AdamW's loop makes w's whole change, if it starts at the decay and has the step size itself.
-    if kappa:
-        torch.mul(w, -alpha * kappa, out=out)
+    if n.kappa:
+        torch.mul(w, -alpha * n.kappa, out=out)
     else:
         out.zero_()
-    w.add_(_fused(g, state, betas, eps, count, alpha, out))
+    w.add_(_fused(g, state, n, count, alpha, out))
     if h is not None:
-        torch.add(out, h, alpha=gamma * (1.0 - kappa * alpha), out=h)
+        torch.add(out, h, alpha=n.gamma * (1.0 - n.kappa * alpha), out=h)
 
 
-def negative_direction(
-    name: str, g: Tensor, state: State, betas: Sequence[float], eps: float, step: int, out: Tensor
-) -> Tensor:
+def negative_direction(name: str, g: Tensor, state: State, n: Numbers, out: Tensor) -> Tensor:
     """``-u`` into ``out``; the moments in ``state`` are updated in place."""
+    betas = n.betas
     if name == "adamw":
-        return _adamw(g, state, betas, eps, step, out)
+        return _adamw(g, state, n, out)
     if name == "rmsprop":
         v = state["v"].mul_(betas[0]).addcmul_(g, g, value=1.0 - betas[0])
-        torch.mul(v, float(1.0 / one_minus_power(betas[0], step)), out=out).add_(eps).sqrt_()
+        torch.mul(v, float(1.0 / one_minus_power(betas[0], n.step)), out=out).add_(n.eps).sqrt_()
         return torch.div(g, out, out=out).neg_()
     if name == "lion":
-        c, rho = betas
-        torch.lerp(g, state["m"], c, out=out).sign_().neg_()
-        state["m"].lerp_(g, 1.0 - rho)
+        torch.lerp(g, state["m"], betas[0], out=out).sign_().neg_()
+        state["m"].lerp_(g, 1.0 - betas[1])
         return out
     if name == "sgdm":
         return torch.neg(state["m"].lerp_(g, 1.0 - betas[0]), out=out)
     return torch.neg(g, out=out)
 
 
-def _adamw(
-    g: Tensor, state: State, betas: Sequence[float], eps: float, step: int, out: Tensor
-) -> Tensor:
+def _adamw(g: Tensor, state: State, n: Numbers, out: Tensor) -> Tensor:
     if _is_fused(out):
-        return _fused(
-            g, state, betas, eps, torch.tensor(float(step), device="cpu"), 1.0, out.zero_()
-        )
-    m, v = state["m"], state["v"]
-    m.lerp_(g, 1.0 - betas[0])
-    v.mul_(betas[1]).addcmul_(g, g, value=1.0 - betas[1])
-    correction1, correction2 = (
-        float(one_minus_power(betas[0], step)),
-        float(one_minus_power(betas[1], step)),
-    )
+        count = torch.tensor(float(n.step), device="cpu")
+        return _fused(g, state, n, count, 1.0, out.zero_())
+    (beta1, beta2), m, v = n.betas, state["m"], state["v"]
+    m.lerp_(g, 1.0 - beta1)
+    v.mul_(beta2).addcmul_(g, g, value=1.0 - beta2)
+    correction1, correction2 = (float(one_minus_power(beta, n.step)) for beta in n.betas)
     # -u = m / (-c1 (sqrt(v / c2) + eps))
-    torch.sqrt(v, out=out).mul_(-correction1 / math.sqrt(correction2)).sub_(correction1 * eps)
+    torch.sqrt(v, out=out).mul_(-correction1 / math.sqrt(correction2)).sub_(correction1 * n.eps)
     return torch.div(m, out, out=out)
 
 
@@ -174,49 +160,29 @@ def _is_fused(out: Tensor) -> bool:
     return HAS_FUSED and out.device.type == "cpu"
 
 
-def _fused(
-    g: Tensor,
-    state: State,
-    betas: Sequence[float],
-    eps: float,
-    count: Tensor,
-    alpha: float,
-    out: Tensor,
-) -> Tensor:
-    """Subtracts ``alpha u`` from ``out``."""
-    fused_adamw(
-        [out],
-        [g],
-        [state["m"]],
-        [state["v"]],
-        count,
-        lr=alpha,
-        betas=(betas[0], betas[1]),
-        weight_decay=0.0,
-        eps=eps,
-    )
+def _fused(g: Tensor, state: State, n: Numbers, count: Tensor, alpha: float, out: Tensor) -> Tensor:
+    """Subtract ``alpha u`` from ``out``."""
+    m, v, (beta1, beta2) = [state["m"]], [state["v"]], n.betas
+    betas = beta1, beta2
+    fused_adamw([out], [g], m, v, count, lr=alpha, betas=betas, weight_decay=0.0, eps=n.eps)
     return out
 
 
-def move(
-    w: Tensor, h: Tensor | None, minus_u: Tensor, alpha: Number, kappa: float, gamma: float
-) -> None:
-    """``w`` and the trace ``h`` (None: there is none) in place, given ``-u``, which is overwritten.
+def move(w: Tensor, h: Tensor | None, minus_u: Tensor, alpha: Number, n: Numbers) -> None:
+    """Move ``w`` and the trace ``h`` (None: there is none) in place, given ``-u``, which is
+    overwritten.
 
     ``alpha``: a number, or a tensor that broadcasts.
     """
-    if kappa:
-        minus_u.sub_(w, alpha=kappa)
+    if n.kappa:
+        minus_u.sub_(w, alpha=n.kappa)
     dw = minus_u.mul_(alpha)
     w.add_(dw)
     if h is None:
         return
-    if isinstance(alpha, Tensor) and kappa:
-        torch.addcmul(dw, h, torch.rsub(alpha, gamma, alpha=gamma * kappa), out=h)
+    if not isinstance(alpha, Tensor):
+        torch.add(dw, h, alpha=n.gamma * (1.0 - n.kappa * alpha), out=h)
+    elif n.kappa:
+        torch.addcmul(dw, h, torch.rsub(alpha, n.gamma, alpha=n.gamma * n.kappa), out=h)
     else:
-        torch.add(
-            dw,
-            h,
-            alpha=gamma if isinstance(alpha, Tensor) else gamma * (1.0 - kappa * alpha),
-            out=h,
-        )
+        torch.add(dw, h, alpha=n.gamma, out=h)

@@ -32,20 +32,33 @@ META_EPS = 1e-15
 MAX_CHANGE = math.log(2.0)  # a meta step at most halves or doubles a step size
 
 
+class Numbers(NamedTuple):
+    """The numbers of one step of a rule; ``step`` counts from 1, ``scale`` multiplies the
+    direction.
+    """
+
+    betas: Betas
+    eps: float
+    step: int | Tensor
+    kappa: float = 0.0  # weight decay
+    gamma: float = 1.0
+    scale: Number = 1.0
+
+
 @dataclass(frozen=True)
 class Rule:
     """One rule.
 
-    ``direction(g, state, betas, eps, step, lr)`` gives ``lr u`` and the new state; ``step`` counts
-    from 1. ``betas`` are rho (momentum) and lambda (second moment), for lion (c, rho). ``low`` and
-    ``high`` bound the step size alpha of a base by default.
+    ``direction(g, state, numbers)`` gives ``scale u`` and the new state. ``betas`` are rho
+    (momentum) and lambda (second moment), for lion (c, rho). ``low`` and ``high`` bound the step
+    size alpha of a base by default.
     """
 
     name: str
     betas: tuple[float, ...]
     state: tuple[str, ...]
     eps: float
-    direction: Callable[[Tensor, State, Betas, float, int | Tensor, Number], tuple[Tensor, State]]
+    direction: Callable[[Tensor, State, Numbers], tuple[Tensor, State]]
     low: float = 1e-10
     high: float = math.inf
 
@@ -73,47 +86,39 @@ class Rule:
         return betas
 
 
-def _fixed(
-    g: Tensor, state: State, betas: Betas, eps: float, step: int | Tensor, lr: Number
-) -> tuple[Tensor, State]:
+def _fixed(g: Tensor, state: State, n: Numbers) -> tuple[Tensor, State]:
     return torch.zeros_like(g), {}
 
 
-def _sgd(
-    g: Tensor, state: State, betas: Betas, eps: float, step: int | Tensor, lr: Number
-) -> tuple[Tensor, State]:
-    return lr * g, {}
+def _sgd(g: Tensor, state: State, n: Numbers) -> tuple[Tensor, State]:
+    return n.scale * g, {}
 
 
-def _sgdm(
-    g: Tensor, state: State, betas: Betas, eps: float, step: int | Tensor, lr: Number
-) -> tuple[Tensor, State]:
-    m = state["m"] + (1.0 - betas[0]) * (g - state["m"])
-    return lr * m, {"m": m}
+def _average(x: Tensor, beta: float, new: Tensor) -> Tensor:
+    return x + (1.0 - beta) * (new - x)
 
 
-def _rmsprop(
-    g: Tensor, state: State, betas: Betas, eps: float, step: int | Tensor, lr: Number
-) -> tuple[Tensor, State]:
-    v = state["v"] + (1.0 - betas[0]) * (g * g - state["v"])
-    return lr * g / (v / one_minus_power(betas[0], step) + eps).sqrt(), {"v": v}
+def _sgdm(g: Tensor, state: State, n: Numbers) -> tuple[Tensor, State]:
+    m = _average(state["m"], n.betas[0], g)
+    return n.scale * m, {"m": m}
 
 
-def _adamw(
-    g: Tensor, state: State, betas: Betas, eps: float, step: int | Tensor, lr: Number
-) -> tuple[Tensor, State]:
-    m = state["m"] + (1.0 - betas[0]) * (g - state["m"])
-    v = state["v"] + (1.0 - betas[1]) * (g * g - state["v"])
-    rms = (v / one_minus_power(betas[1], step) + TINY).sqrt()
-    return lr * (m / one_minus_power(betas[0], step)) / (rms + eps), {"m": m, "v": v}
+def _rmsprop(g: Tensor, state: State, n: Numbers) -> tuple[Tensor, State]:
+    v = _average(state["v"], n.betas[0], g * g)
+    return n.scale * g / (v / one_minus_power(n.betas[0], n.step) + n.eps).sqrt(), {"v": v}
 
 
-def _lion(
-    g: Tensor, state: State, betas: Betas, eps: float, step: int | Tensor, lr: Number
-) -> tuple[Tensor, State]:
-    c, rho = betas
+def _adamw(g: Tensor, state: State, n: Numbers) -> tuple[Tensor, State]:
+    m, v = _average(state["m"], n.betas[0], g), _average(state["v"], n.betas[1], g * g)
+    correction1, correction2 = (one_minus_power(beta, n.step) for beta in n.betas)
+    rms = (v / correction2 + TINY).sqrt()
+    return n.scale * (m / correction1) / (rms + n.eps), {"m": m, "v": v}
+
+
+def _lion(g: Tensor, state: State, n: Numbers) -> tuple[Tensor, State]:
+    c, rho = n.betas
     u = torch.sign(c * state["m"] + (1.0 - c) * g)
-    return lr * u, {"m": state["m"] + (1.0 - rho) * (g - state["m"])}
+    return n.scale * u, {"m": _average(state["m"], rho, g)}
 
 
 # The bounds are far from anything useful on both sides: they stop what has gone wrong and nothing
@@ -142,21 +147,13 @@ METAS: dict[str, Rule] = {
 
 
 def advance(
-    base: Rule,
-    w: Tensor,
-    g: Tensor,
-    state: State,
-    alpha: Number,
-    kappa: float,
-    betas: Betas,
-    eps: float,
-    step: int | Tensor,
+    base: Rule, w: Tensor, g: Tensor, state: State, alpha: Number, n: Numbers
 ) -> tuple[Tensor, State]:
     """Weights and state after one step, as a function that can be differentiated in all its
     tensors.
     """
-    u, new = base.direction(g, state, betas, eps, step, 1.0)
-    return w - alpha * (u + kappa * w), new
+    u, new = base.direction(g, state, n)
+    return w - alpha * (u + n.kappa * w), new
 
 
 def hessian_free(
@@ -227,7 +224,7 @@ def meta_update(meta: Rule, state: State, z: Tensor, lr: Number, betas: Betas) -
     """Log step sizes and moments after ``z``, without limits; the ``count`` in ``state`` includes
     this update.
     """
-    change, new = meta.direction(z, state, betas, meta.eps, state["count"], lr)
+    change, new = meta.direction(z, state, Numbers(betas, meta.eps, state["count"], scale=lr))
     return {**new, "beta": state["beta"] - change}
 
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.autograd.forward_ad import dual_level, make_dual, unpack_dual
 
-from lo_framework.optim.metaoptimize.rules import Number, Rule, State, advance, meta_update
+from lo_framework.optim.metaoptimize.rules import Number, Numbers, Rule, State, advance, meta_update
 
 MAX_COLUMNS = 64  # one Hessian-vector product and one more copy of the parameters each
 
@@ -57,27 +57,22 @@ def base_tangents(
     state: State,
     beta: Tensor,
     lr: Number,
-    kappa: float,
-    betas: Sequence[float],
-    eps: float,
-    step: int,
+    n: Numbers,
     tangents: Sequence[tuple[Tensor, Tensor, State, Tensor]],
 ) -> tuple[Tensor, State, list[tuple[Tensor, State]]]:
-    """One step of weights and state, and their new tangents for every column.
+    """Weights and state after one step, and their new tangents for every column.
 
-    ``tangents``: of w, g, state and beta (shaped as ``beta``: 0-d, or one an element).
+    ``tangents``: of w, g, state and beta (shaped as ``beta``: 0-d, or one per element).
     """
 
     columns = []
     for dw, dg, dstate, dbeta in tangents:
         with dual_level():
             alpha = lr * make_dual(beta, dbeta).exp().to(w.dtype)
-            own = {name: make_dual(x, dstate[name]) for name, x in state.items()}
-            moved, own = advance(
-                base, make_dual(w, dw), make_dual(g, dg), own, alpha, kappa, betas, eps, step
-            )
+            duals = {name: make_dual(x, dstate[name]) for name, x in state.items()}
+            moved, new = advance(base, make_dual(w, dw), make_dual(g, dg), duals, alpha, n)
             new_w, new_dw = _parted(moved)
-            parted = {name: _parted(x) for name, x in own.items()}
+            parted = {name: _parted(x) for name, x in new.items()}
         columns.append((new_dw, {name: tangent for name, (_, tangent) in parted.items()}))
     return new_w, {name: primal for name, (primal, _) in parted.items()}, columns
 
@@ -124,18 +119,17 @@ def full_step(
     third: Tensor,
     cq: Tensor,
     alpha: Number,
-    kappa: float,
     shift: Number,
-    gamma: float,
+    n: Numbers,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """SGD's w, h and Q after a step of the 3x3 form; ``ch``, ``cq`` are Hessian products, ``third``
-    is d(C h)/dw h.
+    """SGD's weights w, trace h and second trace q after a step of the 3x3 form.
+
+    ``g`` is the gradient, ``ch`` and ``cq`` are the Hessian C times h and q, ``third`` is d(C h)/dw
+    times h, ``shift`` the change of today's log step size that this step sees.
     """
-    g, ch, cq = (
-        g + kappa * w,
-        ch + kappa * h,
-        cq + kappa * q,
-    )  # weight decay is a quadratic added to the loss
+    kappa, gamma = n.kappa, n.gamma
+    # Weight decay is a quadratic added to the loss.
+    g, ch, cq = g + kappa * w, ch + kappa * h, cq + kappa * q
     new_q = -shift * alpha * (gamma * ch + shift * g) - gamma * alpha * (gamma * third + shift * ch)
     new_q = new_q + gamma * gamma * (q - alpha * cq)
     return w - alpha * g, gamma * (h - alpha * ch) - shift * alpha * g, new_q

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lo_framework.optim.metaoptimize.hessian_free import _adamw, move, negative_direction, update
-from lo_framework.optim.metaoptimize.rules import BASES, hessian_free
+from lo_framework.optim.metaoptimize.rules import BASES, Numbers, hessian_free
 from tests.lo_framework.optim.metaoptimize import tools
 from tests.lo_framework.optim.metaoptimize.reference import BASES as BASE_NAMES
 from tests.lo_framework.optim.metaoptimize.reference import METAS, D, Slow, base_rule, vec
@@ -172,14 +172,15 @@ def test_kernels_equal_the_pure_rules(base: str, alpha: float | Tensor) -> None:
     for step in range(1, 5):
         grad = torch.randn(50, generator=g, dtype=D)
         grad[:3] = 0.0
-        u, pure_state = rule.direction(grad, pure_state, rule.betas, rule.eps, step, 1.0)
+        n = Numbers(rule.betas, rule.eps, step, 0.1, 0.9)
+        u, pure_state = rule.direction(grad, pure_state, n)
         pure_w, pure_h = hessian_free(pure_w, u, pure_h, alpha, 0.1, 0.9)
         out = torch.full((50,), torch.nan, dtype=D)
         if " " in base:
-            minus_u = _adamw_by_operations(grad, state, rule.betas, rule.eps, step, out)
+            minus_u = _adamw_by_operations(grad, state, n, out)
         else:
-            minus_u = negative_direction(name, grad, state, rule.betas, rule.eps, step, out)
-        move(w, h, minus_u, alpha, 0.1, 0.9)
+            minus_u = negative_direction(name, grad, state, n, out)
+        move(w, h, minus_u, alpha, n)
     torch.testing.assert_close(w, pure_w, rtol=0, atol=1e-12)
     torch.testing.assert_close(h, pure_h, rtol=0, atol=1e-12)
     for key, x in pure_state.items():
@@ -207,7 +208,7 @@ def test_the_whole_update_equals_the_pure_rule(
     fused: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """`kernels.update`, which chooses the path: AdamW's one-pass change of the weights is its own
+    """`update`, which chooses the path: AdamW's one-pass change of the weights is its own
     arithmetic.
     """
     if not fused:
@@ -228,12 +229,11 @@ def test_the_whole_update_equals_the_pure_rule(
         grad = torch.randn(50, generator=g, dtype=D)
         grad[:3] = 0.0
         given = grad.clone()
-        u, pure_state = rule.direction(grad, pure_state, rule.betas, rule.eps, step, 1.0)
+        n = Numbers(rule.betas, rule.eps, step, kappa, 0.9)
+        u, pure_state = rule.direction(grad, pure_state, n)
         pure_w, pure_h = hessian_free(pure_w, u, pure_h, alpha, kappa, 0.9)
         count = torch.tensor(float(step))
-        update(
-            base, w, given, state, given_alpha, kappa, 0.9, rule.betas, rule.eps, step, count, out
-        )
+        update(base, w, given, state, given_alpha, n, count, out)
         assert torch.equal(given, grad) and float(count) == step
     torch.testing.assert_close(w, pure_w, rtol=0, atol=1e-12)
     for key, x in (pure_state | ({"h": pure_h} if traced else {})).items():
