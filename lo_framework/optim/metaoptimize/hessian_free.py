@@ -80,9 +80,7 @@ def hessian_free_step(
                 else:
                     piece.add_sums(state["h"] * g, z)
             alpha = sizes.of(piece, run, lr)
-            update(
-                base.name, w, g, state, alpha, n, count, out if len(out) == size else out[:size]
-            )
+            update(base.name, w, g, state, alpha, n, count, out if len(out) == size else out[:size])
             if w is not stored:
                 stored.copy_(w)
         run.unload(weights, tensors)
