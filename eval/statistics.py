@@ -284,7 +284,7 @@ def steps_to_target(
 
 
 def summarize_steps(reached: Sequence[int | None]) -> StepsToTarget:
-    """Counts and the median of `steps_to_target` over runs of one length, censored runs included."""
+    """Counts and the median of `steps_to_target` over runs of one length, censored ones too."""
     values, censored = outcomes([math.nan if step is None else step for step in reached])
     return StepsToTarget(
         median=float(median(values)), reached=values.size - censored, censored=censored
@@ -327,7 +327,7 @@ def _t_interval(x: Array, level: float, diverged: int) -> Estimate:
 
 
 def _pairs(a: ArrayLike, b: ArrayLike, diverged_as: float) -> tuple[Array, Array, int]:
-    """Both arms with divergences replaced, and the number of pairs in which at least one diverged."""
+    """Both arms with divergences replaced, and the number of pairs in which one diverged."""
     raw_a, raw_b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     if raw_a.shape != raw_b.shape:
         raise ValueError(f"pairs need one shape, got {list(raw_a.shape)} and {list(raw_b.shape)}")

@@ -8,11 +8,11 @@ import hashlib
 import sys
 from pathlib import Path
 
+from lo_framework.eval.api import evaluate
 from lo_framework.eval.report.base import prepare
 from lo_framework.eval.report.transfer import TransferReport
 from lo_framework.eval.running.progress import Progress
 from lo_framework.eval.studies.result import Result
-from lo_framework.eval.studies.transfer import evaluate
 from lo_framework.files.atomic import atomic_write_text
 from lo_framework.meta_train.incumbent import Incumbent
 from lo_framework.meta_train.run import MetaTraining

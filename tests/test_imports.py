@@ -272,7 +272,7 @@ FLOORS: dict[str, list[str]] = {
         "sharpness",
         "studies",
         "report",
-        "commands",
+        "api commands",
         "cli __init__",
         "__main__",
     ],

@@ -1,5 +1,4 @@
-"""AdamW and SGD with momentum in the learned optimizers' contract, so that one vmapped runner serves
-all.
+"""AdamW and SGD with momentum in the learned optimizers' contract: one vmapped runner serves all.
 
 theta holds the tuned settings as 0-d tensors: a grid of settings is a batch of thetas under vmap.
 """

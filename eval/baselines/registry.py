@@ -1,8 +1,7 @@
-"""The baselines that a spec can name, the settings over which each is tuned, and what a spec's options
-say.
+"""The baselines that a spec can name, their options, and the settings over which each is tuned.
 
     optimizer = make_baseline("adamw")
-    thetas = make_thetas(optimizer, grid_of("adamw"))     # one per setting, for lo_framework.inner.rollout
+    thetas = make_thetas(optimizer, grid_of("adamw"))     # one per setting
 
 A baseline joins by `register_baseline`, in its own file.
 """

@@ -9,8 +9,8 @@ everybody's seeds.
             return torch.optim.AdamW([p for _, p in named_params], lr=self.values(theta)["lr"])
 
 Initial parameters, training batches and noise of a seed are those of `lo_framework.inner.rollout`,
-so such a run is paired with every vmapped one; `eval.running.cells.run_cell` sends it here, and tuning,
-tables and workers do not know the difference. For what cannot be vmapped: several blocks,
+so such a run is paired with every vmapped one; `eval.running.cells.run_cell` sends it here, and
+tuning, tables and workers do not know the difference. For what cannot be vmapped: several blocks,
 diagnostics, optimizers that train a network of their own.
 """
 
@@ -150,7 +150,7 @@ class TorchBaseline(LearnedOptimizer):
         return {}
 
     def state_numel(self, optimizer: torch.optim.Optimizer) -> int:
-        """How many numbers the optimizer keeps; one that keeps some outside of ``state`` adds them."""
+        """How many numbers the optimizer keeps; one with some outside of ``state`` adds them."""
         return sum(x.numel() for x in _tensors(list(optimizer.state.values())))
 
     def values(self, theta: Theta) -> dict[str, float]:

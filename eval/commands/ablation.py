@@ -33,10 +33,10 @@ input.
 def ablation() -> Loaded:
     """Vary the options of one optimizer, two at a time: heat maps with diagnostics.
 
-    All cells start from the same parameters and see the same batches of a seed; none is tuned. Beside
-    them stand references: by default AdamW with a constant step size, at the one that the cells start
-    from and at its tuned one. What the optimizer counts of itself (blocks whose step size oscillates,
-    collapses or explodes, skipped meta-gradients) is marked in the cells.
+    All cells start from the same parameters and see the same batches of a seed; none is tuned.
+    Beside them stand references: by default AdamW with a constant step size, at the one that
+    the cells start from and at its tuned one. What the optimizer counts of itself (blocks whose
+    step size oscillates, collapses or explodes, skipped meta-gradients) is marked in the cells.
     """
     from lo_framework.eval.report.ablation import AblationReport
     from lo_framework.eval.studies.ablation import AblationEvaluation

@@ -26,10 +26,11 @@ input.
 def compare() -> Loaded:
     """Compare baselines with each other: tuned alike, or at one another's settings.
 
-    All start from the same parameters and see the same batches of a seed. An arm is tuned for each task
-    on other seeds and without test data, over as many settings as every other arm. `--scaled` adds the
-    reference at multiples of its tuned learning rate, and `--at-reference` other optimizers at exactly
-    its tuned settings: what is left between those and the reference is their rule, not their tuning.
+    All start from the same parameters and see the same batches of a seed. An arm is tuned for
+    each task on other seeds and without test data, over as many settings as every other arm.
+    `--scaled` adds the reference at multiples of its tuned learning rate, and `--at-reference`
+    other optimizers at exactly its tuned settings: what is left between those and the reference
+    is their rule, not their tuning.
     """
     from lo_framework.eval.report.transfer import TransferReport
     from lo_framework.eval.studies.compare import CompareEvaluation

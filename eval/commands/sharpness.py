@@ -29,11 +29,11 @@ named), 1 if nothing did, 2 for bad input.
 def sharpness() -> Loaded:
     """Measure how sharp the minima are that learned optimizers and tuned baselines find.
 
-    All optimizers start from the same parameters and see the same batches of a seed. Every run is
-    measured after its last step, and at its first step whose training loss is at most that of the
-    worst optimizer's last step on the same seed: near a minimum, small sharpness mostly means that
-    training has come far. The sample of the training data is the same for all. Baselines are tuned as
-    in `eval transfer`, by the final loss.
+    All optimizers start from the same parameters and see the same batches of a seed. Every run
+    is measured after its last step, and at its first step whose training loss is at most that
+    of the worst optimizer's last step on the same seed: near a minimum, small sharpness mostly
+    means that training has come far. The sample of the training data is the same for all.
+    Baselines are tuned as in `eval transfer`, by the final loss.
     """
     from lo_framework.eval.report.sharpness.page import SharpnessReport
     from lo_framework.eval.studies.sharpness import SharpnessEvaluation

@@ -54,7 +54,8 @@ class Envelope(NamedTuple):
             raise UserError(f"{source} is not a result of `eval {self.command}`")
         if data.get("version") != self.version:
             raise UserError(
-                f"{source} has version {data.get('version')}, and this release reads version {self.version}"
+                f"{source} has version {data.get('version')}, "
+                f"and this release reads version {self.version}"
             )
         try:
             return make(

@@ -45,7 +45,7 @@ def processor() -> str:
 
 
 def commit() -> str | None:
-    """The commit this code is at, ``"... (modified)"`` if files differ from it; None outside git."""
+    """The commit of this code, ``"... (modified)"`` if files differ from it; None outside git."""
     folder = Path(__file__).resolve().parent
     # An installed copy may lie in somebody else's repository: only files that are tracked count.
     if not _git(folder, "ls-files", "--error-unmatch", "__init__.py"):

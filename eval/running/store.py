@@ -57,7 +57,8 @@ class CellStore:
         if before is not None and before != plan and not fresh:
             there, here = _difference(before, plan)
             raise UserError(
-                f"{str(self.folder)!r} holds cells of an evaluation with {there}, and this one has {here}; "
+                f"{str(self.folder)!r} holds cells of an evaluation with {there}, "
+                f"and this one has {here}; "
                 "give another --out, or --fresh to begin again"
             )
         if before != plan or fresh:

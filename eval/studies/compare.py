@@ -1,4 +1,4 @@
-"""Baselines against each other: tuned ones, and ones that take over the reference's tuned settings."""
+"""Baselines against each other, each tuned or at the reference's tuned settings."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lo_framework.spec import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class Taken:
-    """An arm at the reference's tuned settings: ``spec``, with the learning rate times ``factor``."""
+    """An arm at the reference's tuned settings: ``spec``, the learning rate times ``factor``."""
 
     spec: str
     factor: float = 1.0

@@ -72,7 +72,7 @@ def reference_of(result: Result) -> str | None:
 
 
 def compare(result: Result) -> list[Comparison]:
-    """Every learned optimizer with every baseline, on every task, in every metric that both have."""
+    """Compare every learned optimizer with every baseline, per task and metric that both have."""
     return [
         _compare(result.arm(task, learned), result.arm(task, baseline), metric)
         for task in result.tasks

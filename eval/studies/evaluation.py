@@ -165,7 +165,7 @@ class Evaluation(Generic[Q, R]):
             )
 
     def _recipe(self) -> Recipe:
-        """How other processes build tasks and optimizers; refused here rather than in every cell."""
+        """Say how workers build tasks and optimizers; refused here rather than in every cell."""
         for task in self.tasks:
             if parse_spec(task.name.partition("/")[0])[0] not in TASKS:
                 raise UserError(

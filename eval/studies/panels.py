@@ -1,6 +1,7 @@
 """Which cells an ablation has: panels of two axes of options of one baseline, as data.
 
-    register_study(Study(baseline="my-optimizer:lr=0.001", panels=(Panel(...), ...), marks=(Mark(...), ...)))
+    study = Study(baseline="my-optimizer:lr=0.001", panels=(Panel(...),), marks=(Mark(...),))
+    register_study(study)
 
 makes ``python -m eval ablation --baseline my-optimizer`` know what to vary and which counts to mark
 in the cells.
@@ -55,8 +56,7 @@ class Panel:
 
 @dataclass(frozen=True, kw_only=True)
 class Mark:
-    """A count of `eval.baselines.torch_runs.TorchBaseline.counts` that is shown in cells where it is not
-    zero.
+    """A count of `TorchBaseline.counts` that is shown in cells where it is not zero.
 
     ``over``: the count of which it is a share, shown in percent; empty: the mean count of a run.
     """
@@ -116,7 +116,8 @@ def find_study(baseline: str, names: str, own: Sequence[str]) -> Study:
     if not found:
         studied = ", ".join(STUDIES)
         raise UserError(
-            f'no panels: give --panel OPTION=a/b,OPTION=c/d ("{name}" has no own ones; {studied} has)'
+            f'no panels: give --panel OPTION=a/b,OPTION=c/d ("{name}" has no own ones; '
+            f"{studied} has)"
         )
     for panel in found:
         for axis in (panel.rows, panel.columns):

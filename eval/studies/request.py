@@ -1,4 +1,4 @@
-"""What is asked of an evaluation: its options, with their defaults. Light to import, for ``--help``."""
+"""Requests: the options of every evaluation. Light to import: ``--help`` answers at once."""
 
 from __future__ import annotations
 

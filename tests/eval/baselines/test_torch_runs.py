@@ -12,13 +12,13 @@ import torch
 from torch import nn
 
 from lo_framework.eval import baselines
+from lo_framework.eval.api import evaluate
 from lo_framework.eval.baselines import make_baseline, make_thetas, register_baseline
 from lo_framework.eval.baselines.hand_designed import AdamWConfig
 from lo_framework.eval.baselines.torch_runs import TorchBaseline, torch_rollout
 from lo_framework.eval.running.cells import Failure, Measured, plan_cells, run_cell
 from lo_framework.eval.running.pool import Workshop, drive
 from lo_framework.eval.studies.arms import gradients_per_step
-from lo_framework.eval.studies.transfer import evaluate
 from lo_framework.inner.rollout import rollout
 from lo_framework.learned import make_learned
 from lo_framework.optim import MetaOptimize

@@ -9,6 +9,7 @@ import math
 import numpy as np
 import pytest
 
+from lo_framework.eval.api import evaluate
 from lo_framework.eval.report import numbers, transfer
 from lo_framework.eval.report.transfer import TransferReport
 from lo_framework.eval.statistics import Estimate
@@ -21,7 +22,6 @@ from lo_framework.eval.studies.comparison import (
     reference_of,
 )
 from lo_framework.eval.studies.result import Arm, Result, Runs, from_json, to_json
-from lo_framework.eval.studies.transfer import evaluate
 from lo_framework.learned import make_learned
 from lo_framework.optimizees import make_tasks
 from lo_framework.spec import UserError
