@@ -6,14 +6,14 @@ import importlib.util
 
 from lo_framework.spec import UserError
 
-# module -> (package, extra, what it is for)
+# module -> (package, extra, what it is for); [train] brings all that [eval] does
 OPTIONAL = {
     "sklearn": ("scikit-learn", "train", "it holds the digits"),
     "pooch": ("pooch", "train", "it downloads data sets"),
     "tensorboard": ("tensorboard", "train", "a run's curves"),
     "tqdm": ("tqdm", "train", "progress bars"),
     "higher": ("higher", "train", "the inner backend of that name"),
-    "matplotlib": ("matplotlib", "eval", "pictures"),
+    "matplotlib": ("matplotlib", "train", "pictures"),
     "scipy": ("scipy", "sharpness", "eigenvalues"),
     "curvlinops": ("curvlinops-for-pytorch", "sharpness", "Hessian products"),
 }

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import torch
 
+from lo_framework.eval.running.provenance import processor
 from lo_framework.files.atomic import atomic_write_text, clean_temporaries
 from lo_framework.files.checkpoint import load_latest_state, save_state
 from lo_framework.learned import load_optimizer, save_optimizer
@@ -126,6 +127,7 @@ class RunFolder:
             "repeatable": repeatable,
             "run": asdict(self.config),
             "torch": torch.__version__,
+            "processor": processor(),
         }
         kind, config = best.kind, best.config
         save_optimizer(self.optimizer, best.theta, kind=kind, config=config, summary=summary)
