@@ -24,7 +24,6 @@ import contextlib
 import dataclasses
 import inspect
 import itertools
-import json
 import os
 import sys
 import textwrap
@@ -34,9 +33,9 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from lo_framework.errors import UserError, describe, nearest, shown
 from lo_framework.namespace import HOME
-from lo_framework.schema import Mismatch, convert
-from lo_framework.spec import UserError, describe, nearest
+from lo_framework.schema import Mismatch, convert, read_json
 
 _SIGNAL = 128  # shells report a program that a signal ended as 128 + its number
 SIGINT, SIGPIPE = _SIGNAL + 2, _SIGNAL + 13
@@ -64,6 +63,7 @@ class Parser(argparse.ArgumentParser):
         self.file: dict[str, Any] = {}  # what the last --config file said
         self.hints: dict[str, Any] = {}
         self.flags: dict[str, str] = {}
+        self.required: dict[str, str] = {}
         for config in configs:
             texts = field_docs(config)
             self.hints |= typing.get_type_hints(config, include_extras=True)
@@ -94,7 +94,10 @@ class Parser(argparse.ArgumentParser):
         path = given.pop("config", None)
         given = {name: self._converted(name, value) for name, value in given.items()}
         self.file = {} if path is None else self._file(path)
-        return {**self.file, **given}
+        given = {**self.file, **given}
+        if missing := [flag for name, flag in self.required.items() if name not in given]:
+            self.error(f"{missing[0]} is required")
+        return given
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message.removeprefix('argument ')} (see --help)")
@@ -112,7 +115,7 @@ class Parser(argparse.ArgumentParser):
         self.flags[field.name] = flag
         required = field.default is field.default_factory is dataclasses.MISSING
         usual = field.default
-        if not (required or several or usual in ("", None, True, False)):
+        if not (required or several or isinstance(usual, bool) or usual in ("", None)):
             text += f" (default: {usual})"
         options: dict[str, Any] = {"help": text.strip().replace("%", "%%")}
         if hint is bool:
@@ -122,13 +125,13 @@ class Parser(argparse.ArgumentParser):
         if hint is not bool:
             word = "DIR" if flag.endswith(("out", "dir")) else "TEXT"
             options["metavar"] = field.metadata.get("metavar", _METAVARS.get(hint, word))
+        if required:
+            self.required[field.name] = flag
         if positional:
-            options["nargs"] = {(True, True): "+", (True, False): "*", (False, False): "?"}.get(
-                (several, required)
-            )
+            options["nargs"] = "*" if several else "?"
             self.add_argument(field.name, **options)
         else:
-            self.add_argument(flag, dest=field.name, required=required, **options)
+            self.add_argument(flag, dest=field.name, **options)
 
     def _converted(self, name: str, value: Any) -> Any:
         hint = self.hints[name]
@@ -140,22 +143,19 @@ class Parser(argparse.ArgumentParser):
             raise UserError(f"{self.flags[name]}: {error.expected}, not {value!r:.80}") from None
 
     def _file(self, path: str) -> dict[str, Any]:
+        owner = f"--config {path!r}"
         try:
-            values = json.loads(Path(path).read_text("utf-8"))
+            values = read_json(Path(path).read_bytes(), dict[str, Any], owner)
         except OSError as error:
-            raise UserError(f"--config {path!r}: {error.strerror}") from None
-        except (ValueError, RecursionError):
-            raise UserError(f"--config {path!r} is no JSON file") from None
-        if not isinstance(values, dict):
-            raise UserError(f"--config {path!r}: expected an object of settings")
+            raise UserError(f"{owner}: {error.strerror}") from None
         for name in values:
             if name not in self.flags:
                 near = nearest(name, self.flags)
-                raise UserError(f"--config {path!r}: unknown setting {name!r:.80}{near}")
+                raise UserError(f"{owner}: unknown setting {shown(name)}{near}")
         try:
             return {name: self._converted(name, value) for name, value in values.items()}
         except UserError as error:
-            raise UserError(f"--config {path!r}: {error}") from None
+            raise UserError(f"{owner}: {error}") from None
 
 
 class _Help(argparse.RawDescriptionHelpFormatter):

@@ -63,7 +63,8 @@ def train(
             plugins=tuple(plugins),
         )
         spec, start = _learned(learned)
-        given = [tasks] if isinstance(tasks, (str, Task)) else list(tasks)
+        alone = isinstance(tasks, str) or hasattr(tasks, "loss")
+        given: list[Any] = [tasks] if alone else list(tasks)  # type: ignore[arg-type]
         specs = [task for task in given if isinstance(task, str)]
         objects: list[Task] = []
         if len(specs) < len(given):

@@ -68,6 +68,23 @@ for step in range(OUTER_STEPS):
     print(f"{estimate.metrics['meta_loss']:.3f}")
 """
 
+# The same with an unroll that torch.func differentiates.
+PURE = """
+import torch
+import lo_framework as lo
+
+(task,) = lo.make_tasks("quadratic")
+learned = lo.make_learned("hyper-adamw")
+outer = torch.optim.Adam(learned.parameters(), lr=0.03)
+score = torch.func.grad_and_value(lo.unroll)
+for seed in range(OUTER_STEPS):
+    slope, loss = score(learned.theta(), task, learned, steps=5, seed=seed, num_tasks=4)
+    for name, parameter in learned.named_parameters():
+        parameter.grad = slope[name]
+    outer.step()
+    print(f"{loss:.3f}")
+"""
+
 
 def run(script: str, cwd: Path) -> str:
     """What the script prints, in a process of its own."""
@@ -83,7 +100,7 @@ def run(script: str, cwd: Path) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("script", [TRAIN, LOOP])
+@pytest.mark.parametrize("script", [TRAIN, LOOP, PURE])
 def test_scripts(script: str, tmp_path: Path) -> None:
     *_, last = run(script, tmp_path).split()
     assert 0 < float(last) < 2

@@ -46,6 +46,16 @@ class Settings(Base):
     """Where to look."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Places:
+    places: tuple[str, ...] = field(metadata={"positional": True})
+    """Where to look."""
+    seed: int = 0
+    """A number that is false."""
+    workers: int = 1
+    """A number that is true."""
+
+
 def read(*argv: str) -> dict[str, object]:
     return Parser("program", Settings).read(["--learned", "a", *argv])
 
@@ -89,8 +99,11 @@ def test_mistakes_are_one_line(argv: list[str], expected: str) -> None:
 
 
 def test_a_field_without_default_is_required() -> None:
-    with pytest.raises(UserError, match="--learned"):
+    with pytest.raises(UserError, match="--learned is required"):
         Parser("program", Settings).read([])
+    with pytest.raises(UserError, match="places is required"):
+        Parser("program", Places).read([])
+    assert Parser("program", Places).read(["a", "b"]) == {"places": ("a", "b")}
 
 
 def test_help_is_the_docstrings_and_the_defaults() -> None:
@@ -98,6 +111,8 @@ def test_help_is_the_docstrings_and_the_defaults() -> None:
     assert "--steps N Updates of the rule, over two lines: 100 % of them. (default: 100)" in text
     assert "--no-evaluate Leave the table out." in text and "examples: one" in text
     assert "--version" in text and "--debug" in text and "(default: None)" not in text
+    text = Parser("program", Places).format_help()
+    assert "(default: 0)" in text and "(default: 1)" in text
     assert list(field_docs(Settings)) == ["steps", "rate"] + [
         f for f in Settings.__dataclass_fields__ if f not in ("steps", "rate")
     ]
@@ -119,6 +134,8 @@ def test_a_file_of_settings(tmp_path: Path) -> None:
         path.write_text(text, "latin-1")
         with pytest.raises(UserError, match=expected):
             read("--config", str(path))
+    path.write_text('{"learned": "b"}')
+    assert Parser("program", Settings).read(["--config", str(path)]) == {"learned": "b"}
     with pytest.raises(UserError, match="No such file"):
         read("--config", str(tmp_path / "none"))
 
