@@ -73,7 +73,8 @@ def task_from_module(
         raise UserError(f"{name}: BatchNorm needs batches of at least 2 rows, batch_size is 1")
     if any(m.momentum is None for m in norms):
         raise UserError(
-            f"{name}: BatchNorm(momentum=None), a cumulative average, cannot be vmapped; set a momentum"
+            f"{name}: BatchNorm(momentum=None), a cumulative average, cannot be vmapped; set a "
+            "momentum"
         )
     splits = make_splits(data, valid, test, name)
     task = ModuleTask(
@@ -193,8 +194,9 @@ class ModuleTask(DataTask):
             drew = not torch.equal(before, torch.get_rng_state())
         if drew:
             raise UserError(
-                f"{self.name}: forward draws random numbers, which cannot be vmapped or replayed: use nn.Dropout "
-                "modules (not F.dropout, not the dropout argument of attention or recurrent layers)"
+                f"{self.name}: forward draws random numbers, which cannot be vmapped or replayed: "
+                "use nn.Dropout modules (not F.dropout, not the dropout argument of attention or "
+                "recurrent layers)"
             )
         if not isinstance(loss, Tensor) or loss.dim() != 0 or not bool(torch.isfinite(loss)):
             found = type(loss).__name__
@@ -239,7 +241,8 @@ class ModuleTask(DataTask):
         if self.num_classes is not None:
             if self.num_classes < 2 or not logits or len(batch) != 2 or batch[1].dim() != 1:
                 raise UserError(
-                    f"{self.name}: num_classes={self.num_classes} needs outputs [B, C] and one target [B]"
+                    f"{self.name}: num_classes={self.num_classes} needs outputs [B, C] and one "
+                    "target [B]"
                 )
             self.scale = math.log(self.num_classes)
         else:
@@ -256,7 +259,8 @@ def _check_parameters(module: nn.Module, name: str) -> None:
     odd = sorted({str(p.dtype) for p in trainable} - {"torch.float32"})
     if odd:
         raise UserError(
-            f"{name}: trainable parameters must be float32, found {', '.join(odd)}: call module.float()"
+            f"{name}: trainable parameters must be float32, found {', '.join(odd)}: call "
+            "module.float()"
         )
 
 

@@ -76,7 +76,8 @@ def _tensors(given: Any, what: str) -> Rows:
         or not all(isinstance(x, Tensor) for x in rows)
     ):
         raise UserError(
-            f"{what}: expected a tensor, a tuple of tensors or a DataLoader of them, found {_kind(given)}"
+            f"{what}: expected a tensor, a tuple of tensors or a DataLoader of them, found "
+            f"{_kind(given)}"
         )
     return tuple(rows)
 
@@ -103,7 +104,8 @@ def _read(loader: DataLoader[Any], what: str) -> Rows:
 
 def _kind(value: Any) -> str:
     if isinstance(value, tuple | list):
-        return f"a {type(value).__name__} of {', '.join(sorted({type(x).__name__ for x in value})) or 'nothing'}"
+        parts = ", ".join(sorted({type(x).__name__ for x in value}))
+        return f"a {type(value).__name__} of {parts or 'nothing'}"
     return f"a {type(value).__name__}"
 
 

@@ -119,7 +119,7 @@ class Task:
 
 
 class DataTask(Task):
-    """A task over resident rows: `data[split]` is a tuple of tensors with the same first dimension."""
+    """A task over resident rows: `data[split]` is a tuple of tensors with as many rows each."""
 
     data: dict[str, Batch]
 
@@ -192,7 +192,8 @@ class ClassificationTask(DataTask):
         count = sum(p.numel() for p in params.values())
         if count > MAX_PARAMETERS:
             raise UserError(
-                f"{self.name}: {count:,} parameters, and at most {MAX_PARAMETERS:,} are possible here"
+                f"{self.name}: {count:,} parameters, and at most {MAX_PARAMETERS:,} are "
+                "possible here"
             )
 
     def init(self, generator: torch.Generator) -> tuple[Params, Buffers]:

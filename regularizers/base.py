@@ -143,7 +143,7 @@ class Regularizer:
     def correction_at(
         self, step: int, landscape: Landscape, here: Point, state: State
     ) -> Correction:
-        """The `correction` of a loop that knows its step number, from 0: only what is due is run."""
+        """The `correction` of a loop that knows its step number, from 0: it runs what is due."""
         return self.correction(landscape, here, state)
 
     def meta_split(self) -> tuple[Regularizer, float] | None:

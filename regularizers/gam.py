@@ -1,8 +1,10 @@
 """``gam``: gradient norm aware minimisation (Zhang et al. 2023, arXiv 2303.03108).
 
-    exact:        R(w) = L(w) + alpha rho ||grad L(w_adv)||,  w_adv = w + rho q / ||q||,  q(w) = H g / ||g||
+    exact:        R(w) = L(w) + alpha rho ||grad L(w_adv)||,  w_adv = w + rho q / ||q||,
+                  q(w) = H g / ||g||
                   G = g + alpha rho q(w_adv), with w_adv - w a constant
-    accelerated:  g1 at w + rho' g0/||g0||,  h0 = g1 - g0 (about rho' q),  g2 at w2 = w + rho h0/||h0||,
+    accelerated:  g1 at w + rho' g0/||g0||,  h0 = g1 - g0 (about rho' q),
+                  g2 at w2 = w + rho h0/||h0||,
                   g3 at w2 + rho' g2/||g2||,  h+ = A g1 + (1-A) g3,  h- = B g0 + (1-B) g2,
                   G = h+ - gamma (h- without its part along h+)
 

@@ -1,7 +1,8 @@
 """``hessian_trace``: Hutchinson's estimate of the trace of the Hessian as a penalty.
 
     R(w) = L(w) + (mu / m) sum_i c_i(w),  E c_i = tr H,  v_i of random signs
-    difference:  c_i = <v_i, grad L(w + t v_i) - grad L(w - t v_i)> / (2 t)      exact:  c_i = v_i^T H v_i
+    difference:  c_i = <v_i, grad L(w + t v_i) - grad L(w - t v_i)> / (2 t)
+    exact:       c_i = v_i^T H v_i
 
 The gradient of the exact form takes third derivatives, which not every operation has; the
 difference needs second ones and is off by O(t^2). Pitfalls: the perturbation is t per parameter, so

@@ -2,7 +2,8 @@
 al. 2020, arXiv 1904.09080).
 
     R(w) = L(w; x, y'),  G = grad L(w; x, y')
-    classes:     y' = y with probability 1 - p, else a class drawn uniformly (so y itself with p / classes)
+    classes:     y' = y with probability 1 - p, else a class drawn uniformly (y itself with
+                 p / classes)
     regression:  y' = y + sigma xi,  xi standard normal
 
 Targets are the last tensor of the batch: integers are classes, floating-point numbers a regression.
@@ -65,7 +66,8 @@ class LabelNoise(Regularizer):
     def _noisy(self, landscape: Landscape) -> Landscape:
         if len(landscape.batch) < 2:
             raise ValueError(
-                "label_noise needs batches of inputs and targets; this task's have no targets of their own"
+                "label_noise needs batches of inputs and targets; this task's have no targets of "
+                "their own"
             )
         *inputs, y = landscape.batch
         first, second = (landscape.uniform(tuple(y.shape), _STREAM + i) for i in range(2))

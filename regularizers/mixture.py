@@ -45,7 +45,8 @@ class Mixture(Regularizer):
             for part in parts:
                 if part.meta_split() is not None:
                     raise ValueError(
-                        f"{part.name} decomposes meta-gradients and cannot be mixed; use space=params"
+                        f"{part.name} decomposes meta-gradients and cannot be mixed; use "
+                        "space=params"
                     )
         super().__init__(tuple(part.config for part in parts))
         self._parts = tuple(parts)

@@ -41,7 +41,8 @@ def truncate_jsonl(path: str | os.PathLike[str], keep_steps: int) -> int:
             if number == len(lines):
                 break
             raise UserError(
-                f"line {number} of {str(path)!r} is not a JSON object; expected a metrics log, move this file away"
+                f"line {number} of {str(path)!r} is not a JSON object; expected a "
+                "metrics log, move this file away"
             )
         step = row.get("step")
         if not isinstance(step, (int, float)) or step <= keep_steps:

@@ -33,8 +33,10 @@ def exclusive(folder: Path) -> Iterator[None]:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                line = f"another process is working in {str(folder)!r}: wait for it, or choose another --out"
-                raise UserError(line) from None
+                raise UserError(
+                    f"another process is working in {str(folder)!r}: wait for it, or choose "
+                    "another --out"
+                ) from None
         yield
     finally:
         os.close(handle)

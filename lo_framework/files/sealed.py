@@ -159,11 +159,13 @@ def _header(raw: bytes, name: str, expected: str) -> bytes:
         raise UserError(f"{name} is empty: expected {expected}")
     if len(raw) < 10 or raw[8:9] != b"{" or length > _MAX_HEADER:
         raise UserError(
-            f"{name} is not a safetensors file of ours, or its beginning is damaged: expected {expected}"
+            f"{name} is not a safetensors file of ours, or its beginning is damaged: expected "
+            f"{expected}"
         )
     if length > len(raw) - 8:
         raise UserError(
-            f"{name} is truncated or damaged in its header: expected {expected}; copy or download it again"
+            f"{name} is truncated or damaged in its header: expected {expected}; copy or "
+            "download it again"
         )
     return raw[8 : 8 + length]
 

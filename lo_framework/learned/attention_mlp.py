@@ -5,7 +5,8 @@ The network sees each parameter's gradient and moments on AdamW's own scale (div
 sqrt(v_hat)), so its inputs are of order one whatever the task, and the tensor's context from the
 attention. It returns an additive direction and a log magnitude:
 
-    p <- p - lr / (1 - prod beta1) * ( m / (sqrt(v_hat) + eps) * exp(magnitude) + direction ) - decay * p
+    p <- p - lr / (1 - prod beta1) * (m / (sqrt(v_hat) + eps) * exp(magnitude) + direction)
+           - decay * p
 
 so that it can express what AdamW cannot (momenta of several horizons, sign-like or damped steps,
 shrinkage). Output layer zero: it starts as the ``attention`` optimizer that it grew from.

@@ -139,5 +139,5 @@ L = TypeVar("L", bound="type[LearnedOptimizer]")
 
 
 def register_learned(cls: L) -> L:
-    """Class decorator: make a learned optimizer known by its ``kind``, built from its ``Config``."""
+    """Make a learned optimizer, the decorated class, known by its ``kind``."""
     return LEARNED.register(cls.kind, config=cls.Config)(cls)

@@ -31,7 +31,8 @@ def make_learned(spec: str, /, **values: Any) -> LearnedOptimizer:
     count = sum(torch.Size(shape).numel() for shape in planned.values())
     if count > MAX_NUMBERS:
         raise UserError(
-            f"{shown(spec)[1:-1]}: {count:,} meta-parameters, and at most {MAX_NUMBERS:,} can be saved"
+            f"{shown(spec)[1:-1]}: {count:,} meta-parameters, and at most {MAX_NUMBERS:,} can be "
+            "saved"
         )
     return entry.build(config)
 

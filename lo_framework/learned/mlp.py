@@ -37,7 +37,7 @@ FACTORED_39 = (0.9, 0.99, 0.999)
 
 @dataclass(frozen=True, kw_only=True)
 class MLPConfig(Checked):
-    """``exp_mult`` and ``step_mult`` make the random start a usable optimizer with steps near 1e-3."""
+    """``exp_mult`` and ``step_mult`` make the random start usable, with steps near 1e-3."""
 
     features: Literal[19, 39] = 19
     hidden: Width = 32
@@ -106,7 +106,7 @@ class MLP(LearnedOptimizer):
         return params - self.network_step(raw * channels, shared), new
 
     def network_step(self, x: Tensor, bias: Tensor) -> Tensor:
-        """What the network makes of normalised features ``[F, n]``: the step to subtract, ``[n]``."""
+        """The step to subtract, ``[n]``, from normalised features ``[F, n]``."""
         weights = Weights(
             self.first, bias[:, None], self.second, self.second_bias, self.last, self.last_bias
         )

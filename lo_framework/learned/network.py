@@ -18,10 +18,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-CPU_BLOCK = (
-    1 << 17
-    # elements of one hidden layer per block: 512 kB in float32, of which the backward pass needs four
-)
+# Elements of one hidden layer per block: 512 kB in float32, of which the backward pass needs four.
+CPU_BLOCK = 1 << 17
 
 
 class Weights(NamedTuple):

@@ -101,7 +101,8 @@ def learned_from(optimizer: str | os.PathLike[str] | LearnedOptimizer) -> Learne
         return optimizer
     if not isinstance(optimizer, (str, os.PathLike)):
         raise UserError(
-            f"expected a learned optimizer or the path of its file, not a {type(optimizer).__name__}"
+            "expected a learned optimizer or the path of its file, not a "
+            f"{type(optimizer).__name__}"
         )
     return load(optimizer)
 
@@ -129,8 +130,8 @@ def save_optimizer(
     """
     if bad := _non_finite(tensors):
         raise UserError(
-            f"not saved to {os.fspath(path)!r}: {bad} holds NaN or infinite weights; expected finite "
-            "weights, save an earlier, finite state of this optimizer"
+            f"not saved to {os.fspath(path)!r}: {bad} holds NaN or infinite weights; expected "
+            "finite weights, save an earlier, finite state of this optimizer"
         )
     record = {
         "content": "optimizer",
@@ -167,9 +168,7 @@ def load_optimizer(path: str | os.PathLike[str], *, kind: str | None = None) -> 
             f'{name} holds an optimizer of kind {shown(record.kind)}: expected kind "{kind}"'
         )
     if bad := _non_finite(tensors):
-        raise UserError(
-            f"{name}: {bad} holds NaN or infinite weights; expected an optimizer with finite weights"
-        )
+        raise UserError(f"{name}: {bad} holds NaN or infinite weights; expected finite weights")
     return OptimizerFile(
         path=os.fspath(path),
         kind=record.kind,

@@ -10,7 +10,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from lo_framework.optimizees.datasets.splits import Splits, cut
 from lo_framework.optional import require

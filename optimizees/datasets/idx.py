@@ -29,10 +29,15 @@ FILES = tuple(
 
 
 def announced(header: bytes) -> int:
-    """The size in bytes of an IDX file that begins with ``header``; of what is none, the header's."""
+    """The size in bytes that the ``header`` of an IDX file announces, else its own."""
     magic, *sides = struct.unpack(">4i", header)
     dims = {IMAGES: 3, LABELS: 1}.get(magic, 0)
     return 4 * (1 + dims) + max(math.prod(sides[:dims]), 0) if dims else len(header)
+
+
+def digests(*each: str) -> dict[str, str]:
+    """The digests of the compressed files, in the order of `FILES`."""
+    return {f"{name}.gz": digest for name, digest in zip(FILES, each, strict=True)}
 
 
 MNIST = Source(
@@ -41,12 +46,12 @@ MNIST = Source(
     files=FILES,
     size=announced,
     url="https://ossci-datasets.s3.amazonaws.com/mnist/",
-    sha256={
-        "train-images-idx3-ubyte.gz": "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
-        "train-labels-idx1-ubyte.gz": "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
-        "t10k-images-idx3-ubyte.gz": "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
-        "t10k-labels-idx1-ubyte.gz": "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
-    },
+    sha256=digests(
+        "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
+        "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
+        "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
+        "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
+    ),
 )
 FASHION_MNIST = Source(
     name="fashion_mnist",
@@ -54,12 +59,12 @@ FASHION_MNIST = Source(
     files=FILES,
     size=announced,
     url="http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
-    sha256={
-        "train-images-idx3-ubyte.gz": "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
-        "train-labels-idx1-ubyte.gz": "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845",
-        "t10k-images-idx3-ubyte.gz": "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073",
-        "t10k-labels-idx1-ubyte.gz": "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5",
-    },
+    sha256=digests(
+        "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
+        "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845",
+        "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073",
+        "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5",
+    ),
 )
 # The two sets' files have the same names, so a data folder that IS one set's folder would pass for
 # the other's.
@@ -73,7 +78,7 @@ LABEL_DIGESTS = {
 
 @dataclass(frozen=True, kw_only=True)
 class IdxConfig(Checked):
-    """Options of ``mnist`` and ``fashion_mnist``. `size`: average the images down to size x size."""
+    """Options of ``mnist`` and ``fashion_mnist``. `size`: average images down to size x size."""
 
     size: Width | None = None
 
@@ -101,7 +106,8 @@ def load_idx(source: Source, config: IdxConfig, data_dir: str | None) -> Splits:
         y = check_labels(parse(labels, LABELS, dims=1), 10, labels.where)
         if len(x) != len(y):
             raise UserError(
-                f"{pixels.where}: expected {len(y):,} images, one a label of the label file, found {len(x):,}"
+                f"{pixels.where}: expected {len(y):,} images, one per label of the label file, "
+                f"found {len(x):,}"
             )
         parts.append((x, y))
     splits = with_valid(parts[0], parts[1], source.name)

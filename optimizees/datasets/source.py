@@ -179,7 +179,8 @@ def _drain(where: str, stream: IO[bytes], source: Source) -> Payload:
                 size = source.size(bytes(data))
                 if size > _LARGEST:
                     raise UserError(
-                        f"{where}: the header announces {size:,} bytes, and at most {_LARGEST:,} are read"
+                        f"{where}: the header announces {size:,} bytes, and at most "
+                        f"{_LARGEST:,} are read"
                     )
                 limit = size + 1
     except _BROKEN as error:

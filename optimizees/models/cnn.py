@@ -108,7 +108,7 @@ class CNN:
     def apply(
         self, params: Params, buffers: Buffers, x: Tensor, *, training: bool
     ) -> tuple[Tensor, Buffers]:
-        """Logits [B, C] for `x` [B, channels, height, width], and the buffers moved by this batch."""
+        """Logits [B, C] for `x` [B, channels, height, width], and buffers moved by this batch."""
         buffers = dict(buffers)
         x = x.permute(1, 2, 3, 0)  # batch-last, see conv.py
         for i, gather in enumerate(self.gathers):

@@ -16,5 +16,5 @@ def lecun_normal(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
 
 
 def uniform(shape: tuple[int, ...], fan_in: int, generator: torch.Generator) -> Tensor:
-    """Uniform on +-1 / sqrt(fan in): what nn.Linear and nn.Conv2d draw for weights and for biases."""
+    """Uniform on +-1 / sqrt(fan in), as nn.Linear and nn.Conv2d draw weights and biases."""
     return (torch.rand(shape, generator=generator) * 2 - 1) / math.sqrt(fan_in)

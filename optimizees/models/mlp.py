@@ -48,7 +48,7 @@ class MLPReluConfig(MLPConfig):
 
 
 class MLP:
-    """in -> hidden -> ... -> C, parameters "layers.0.weight" [out, in], "layers.0.bias" [out], ..."""
+    """in -> hidden -> ... -> C. Parameters: "layers.0.weight" [out, in], "layers.0.bias", ..."""
 
     def __init__(self, config: MLPConfig, inputs: int, classes: int) -> None:
         self.widths = (inputs, *config.hidden, classes)

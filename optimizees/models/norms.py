@@ -1,4 +1,4 @@
-"""Batch and group normalisation as plain functions: statistics are values, never updated in place."""
+"""Batch and group normalisation as plain functions: statistics are values, not updated in place."""
 
 from __future__ import annotations
 

@@ -78,7 +78,8 @@ class Transformer:
         channels, height, width = shape
         if height % config.patch or width % config.patch:
             raise UserError(
-                f"transformer: patch={config.patch} does not divide images of {height}x{width} pixels"
+                f"transformer: patch={config.patch} does not divide images of {height}x{width} "
+                "pixels"
             )
         self.config = config
         self.classes = classes

@@ -75,7 +75,10 @@ def algorithm_2(
 
 
 def spec(a: float, b: float, gamma: float, variant: str = "paper", rho_prime: float = 0.03) -> str:
-    return f"gam:exact=0,rho=0.2,rho_prime={rho_prime},beta_1={a},beta_0={b},gamma={gamma},variant={variant}"
+    return (
+        f"gam:exact=0,rho=0.2,rho_prime={rho_prime},beta_1={a},beta_0={b},gamma={gamma},"
+        f"variant={variant}"
+    )
 
 
 @pytest.mark.parametrize("variant", ["paper", "reference"])

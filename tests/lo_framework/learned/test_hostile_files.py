@@ -1,4 +1,4 @@
-"""Optimizer files with a right digest and a wrong record: one short line, before anything is built."""
+"""Optimizer files with a right digest and a wrong record: one line, before anything is built."""
 
 from __future__ import annotations
 

@@ -2,8 +2,6 @@
 files where present.
 """
 
-import gzip
-import lzma
 import struct
 import tarfile
 
@@ -11,7 +9,6 @@ import pooch
 import pytest
 import torch
 
-from lo_framework.optimizees import datasets
 from lo_framework.optimizees.datasets import cifar, load
 from lo_framework.optimizees.datasets.idx import FILES
 from lo_framework.optimizees.datasets.images import to_images

@@ -23,7 +23,7 @@ def test_a_failed_download_leaves_nothing(tmp_path, monkeypatch, capfd, held):
         raise ConnectionError("no network in tests")
 
     monkeypatch.setattr(pooch, "retrieve", retrieve)
-    write(tmp_path / "data", {name: b"x" for name in held})
+    write(tmp_path / "data", dict.fromkeys(held, b"x"))
     assert "no network in tests" in fails("mnist", tmp_path / "data")
     assert [path.name for path in (tmp_path / "data").iterdir()] == list(held)
     assert not (tmp_path / "cache" / "mnist").exists()

@@ -230,7 +230,7 @@ def test_other_images_and_devices():
 
 @pytest.mark.parametrize("dropout", ["0", "0.2"])
 def test_recorded_steps_have_the_same_bits(dropout):
-    """Meta-gradients through the second derivatives, by the plain engine and by the recording one."""
+    """Meta-gradients through second derivatives, by the plain engine and by the recording one."""
     (task,) = make_tasks(f"{SMALL},dropout={dropout}")
     learned = make_learned("hyper-adamw")
     found = []
