@@ -32,7 +32,7 @@ HERE = Path(__file__).resolve().parents[1]
 
 
 def figures(name: str, content: dict[str, Any]) -> dict[str, float]:
-    """What a benchmark's file says of our own code; smaller is better."""
+    """Our own figures in a benchmark's file, of which smaller is better."""
     if name == "memory":
         return {label: points[-1][1] for label, points in content["bytes"].items()}
     if name == "meta_throughput":
@@ -84,8 +84,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         for k in range(rounds):
             trees = [HERE, args.against.resolve()]
             # In turn the first: what a neighbour starts meanwhile must not meet one tree alone.
-            found = {tree: run(name, tree, args.quick) for tree in trees[:: -1 if k % 2 else 1]}
-            new, old = (found[tree] for tree in trees)
+            by_tree = {tree: run(name, tree, args.quick) for tree in trees[:: -1 if k % 2 else 1]}
+            new, old = (by_tree[tree] for tree in trees)
             for label in new.keys() & old.keys():
                 ratios[label].append(new[label] / old[label])
         content[name] = {

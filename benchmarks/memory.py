@@ -108,8 +108,8 @@ def child(**point: Any) -> float:
     )
     if done.returncode:
         raise RuntimeError(f"{point}: {done.stderr.strip().splitlines()[-1]}")
-    found = json.loads(done.stdout.splitlines()[-1])
-    return found["peak"] - found["before"]
+    sizes = json.loads(done.stdout.splitlines()[-1])
+    return sizes["peak"] - sizes["before"]
 
 
 def exponent(points: Sequence[tuple[int, float]]) -> float:

@@ -91,11 +91,11 @@ def _meta_step(
     return lambda: optimizer.meta_step(loss_fn, *batches)
 
 
-def show(found: dict[str, Any]) -> None:
-    header = [f"meta step, {found['parameters']:,} parameters", "ms", "x one pass"]
+def show(report: dict[str, Any]) -> None:
+    header = [f"meta step, {report['parameters']:,} parameters", "ms", "x one pass"]
     harness.print_table(
-        header, [[name, row["milliseconds"], row["passes"]] for name, row in found["rows"].items()]
+        header, [[name, row["milliseconds"], row["passes"]] for name, row in report["rows"].items()]
     )
-    passes = found["rows"]["combined, difference"]["passes"]
+    passes = report["rows"]["combined, difference"]["passes"]
     word = "fulfilled" if passes <= BOUND else "NOT fulfilled"
     print(f"combined meta step: {passes:.2f} passes, at most {BOUND:g}: {word}")

@@ -89,7 +89,7 @@ def difference(kind: str, num: int, hidden: int, device: str, engine: str = "eag
     """
     ours = Ours(kind, engine, num, hidden, device)
     random = ours.state.generator.get_state()
-    found = ours()
+    grad = ours()
     generator = torch.Generator()
     generator.set_state(random)
     eps = torch.empty(0)
@@ -108,13 +108,13 @@ def difference(kind: str, num: int, hidden: int, device: str, engine: str = "eag
         other = plain.pes(ours.task, ours.theta, eps, eps, SIGMA, starts, batches, ours.shapes)
     else:
         other = plain.tbptt(ours.task, ours.theta, starts, batches, ours.shapes)
-    a, b = (torch.cat([g[name].reshape(-1) for name in ours.theta]) for g in (found, other))
+    a, b = (torch.cat([g[name].reshape(-1) for name in ours.theta]) for g in (grad, other))
     return float((a - b).norm() / b.norm())
 
 
 def peers(ours: Ours) -> tuple[list[Contender], dict[str, str]]:
     """The libraries that are installed, and why the others are not among them."""
-    found, missing = [], {}
+    contenders, missing = [], {}
     generator = torch.Generator().manual_seed(2)
     model = build_model(ours.shapes).to(ours.task.device)
     for name, load in PEERS.items():
@@ -128,8 +128,8 @@ def peers(ours: Ours) -> tuple[list[Contender], dict[str, str]]:
             fresh = copy.deepcopy(model)
             return peer(fresh, [ours.task.batch("train", generator) for _ in range(UNROLL)])
 
-        found.append(Contender(f"{name}, Adam's step size", run, UNROLL))
-    return found, missing
+        contenders.append(Contender(f"{name}, Adam's step size", run, UNROLL))
+    return contenders, missing
 
 
 def headline(args: argparse.Namespace, engines: Sequence[str]) -> dict[str, Any]:

@@ -66,20 +66,20 @@ def shapes(size: Transformer) -> dict[str, tuple[int, ...]]:
         "down.weight": (d, 4 * d),
         "down.bias": (d,),
     }
-    found: dict[str, tuple[int, ...]] = {
+    named: dict[str, tuple[int, ...]] = {
         "tokens.weight": (size.vocabulary, d),
         "positions.weight": (size.context, d),
     }
     for k in range(size.layers):
-        found |= {f"layers.{k}.{name}": shape for name, shape in layer.items()}
-    return found | {"norm.weight": (d,), "norm.bias": (d,)}
+        named |= {f"layers.{k}.{name}": shape for name, shape in layer.items()}
+    return named | {"norm.weight": (d,), "norm.bias": (d,)}
 
 
 Build = Callable[[list[tuple[str, Tensor]]], torch.optim.Optimizer]
 
 
 def optimizers() -> dict[str, Build]:
-    """What is compared, by name; each is built on named parameters."""
+    """Builders of the compared optimizers, by name; each is called with named parameters."""
 
     def learned(kind: str) -> Build:
         return lambda named: Learned(named, make_learned(kind), num_steps=10**6)
@@ -113,7 +113,7 @@ def optimizers() -> dict[str, Build]:
 
 
 def state_bytes(optimizer: torch.optim.Optimizer) -> int:
-    """Of the distinct tensors in an optimizer's state, whatever is shared by parameters included."""
+    """Bytes of the distinct tensors in an optimizer's state: those that are shared count once."""
     leaves = [x for x in tree_leaves(optimizer.state_dict()) if isinstance(x, Tensor) and x.numel()]
     unique = {(x.data_ptr(), x.dtype, x.shape): x for x in leaves}
     return sum(x.numel() * x.element_size() for x in unique.values())
@@ -175,8 +175,8 @@ def judge(sizes: dict[str, Any]) -> list[dict[str, Any]]:
     """The required bounds, and whether they are fulfilled."""
     out = []
     for label, bound in BOUNDS.items():
-        for name, found in sizes.items():
-            ratio = found["optimizers"][label][f"time / {YARDS[0]}"]
+        for name, size in sizes.items():
+            ratio = size["optimizers"][label][f"time / {YARDS[0]}"]
             out.append(
                 {
                     "optimizer": label,
@@ -219,10 +219,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     content = harness.environment("benchmarks.optimizer_step", args.device) | {"sizes": {}}
     for name in names:
         rounds = args.rounds or (3 if args.quick else 15)
-        found = measure(SIZES[name], rounds, args.device, MIN_SECONDS / (5 if args.quick else 1))
-        content["sizes"][name] = found
+        size = measure(SIZES[name], rounds, args.device, MIN_SECONDS / (5 if args.quick else 1))
+        content["sizes"][name] = size
         header = [
-            f"{found['parameters']:,} parameters",
+            f"{size['parameters']:,} parameters",
             "ms/step",
             "x foreach",
             "x fused",
@@ -236,16 +236,15 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
             f"memory / {YARDS[0]}",
         ]
         harness.print_table(
-            header, [[label, *(row[k] for k in keys)] for label, row in found["optimizers"].items()]
+            header, [[label, *(row[k] for k in keys)] for label, row in size["optimizers"].items()]
         )
     content["meta_step"] = meta_step.measure(3 if args.quick else 30, args.device)
     meta_step.show(content["meta_step"])
     content["bounds"] = judge(content["sizes"])
     for b in content["bounds"]:
         word = "fulfilled" if b["fulfilled"] else "NOT fulfilled"
-        print(
-            f"{b['optimizer']} at {b['size']}: {b['ratio']:.2f}x {YARDS[0]}, at most {b['bound']}x: {word}"
-        )
+        times = f"{b['ratio']:.2f}x {YARDS[0]}, at most {b['bound']}x"
+        print(f"{b['optimizer']} at {b['size']}: {times}: {word}")
     harness.save("optimizer_step", args, content, **panels(content["sizes"]))
     return content
 

@@ -79,10 +79,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         ]
         harness.interleave(contenders, args.rounds or (2 if args.quick else 5))
         peaks = [memory.child(**point) for point in points]
-        found = []
+        report = []
         for row, contender, peak in zip(rows, contenders, peaks):
             slower = 1 / contender.ratio(contenders[0])[1]
-            found.append(
+            report.append(
                 {
                     "regularizer": label(row),
                     "extra_gradients": counted(row),
@@ -100,8 +100,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
             "MiB",
             "memory",
         ]
-        harness.print_table(header, [list(f.values()) for f in found])
-        content["optimizees"][optimizee] = found
+        harness.print_table(header, [list(f.values()) for f in report])
+        content["optimizees"][optimizee] = report
     harness.save("regularizer_cost", args, content)
     return content
 

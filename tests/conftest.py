@@ -26,6 +26,7 @@ def data_dir() -> Path:
     folder = Path(named) if named else Path(__file__).resolve().parents[2] / "shared" / "data"
     if not folder.is_dir():
         pytest.skip(
-            "no data files: set LO_DATA_DIR to a folder with mnist/, fashion-mnist/, cifar-10-batches-bin/"
+            "no data files: set LO_DATA_DIR to a folder with mnist/, fashion-mnist/ and "
+            "cifar-10-batches-bin/"
         )
     return folder

@@ -20,7 +20,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# room -> the rooms it may import from, beside itself; all are subpackages of lo_framework, "core" is the rest of it
+# room -> the rooms it may import from, beside itself; all are subpackages of lo_framework, and
+# "core" is the rest of it
 BELOW: dict[str, set[str]] = {
     "optimizees": set(),
     "regularizers": set(),
@@ -100,7 +101,7 @@ def imported(tree: ast.AST, package: str) -> Iterator[str]:
 
 
 def violations(text: str, package: str) -> list[str]:
-    """What the source `text` of a module in `package` imports or calls against the rules, in words."""
+    """Imports and calls against the rules in the source `text` of a module in `package`."""
     tree = ast.parse(text)
     room = room_of(package)
     found = []
@@ -224,7 +225,7 @@ def circles(graph: dict[str, set[str]]) -> list[set[str]]:
 
 
 def arrows(graph: dict[str, set[str]], package: str) -> dict[str, set[str]]:
-    """The same between the rooms of `package`: its modules and subpackages, by their short names."""
+    """Imports between the rooms of `package`, its modules and subpackages, by their short names."""
 
     def room(name: str) -> str:
         return name.removeprefix(package).split(".")[1] if name != package else "__init__"
@@ -277,7 +278,7 @@ FLOORS: dict[str, list[str]] = {
         "__main__",
     ],
 }
-# Arrows that do not point downwards yet, and circles that are not yet broken; nothing is to be added.
+# Arrows that do not point down yet, and circles that are not yet broken: nothing is to be added.
 UPWARD: set[str] = set()
 CIRCLES = {
     "lo_framework.optimizees",

@@ -1,4 +1,4 @@
-"""The yardstick computes what the engine computes, and the script runs to its end on a tiny case."""
+"""The yardstick computes what the engine computes, and the script runs on a tiny case."""
 
 from __future__ import annotations
 

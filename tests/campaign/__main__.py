@@ -50,7 +50,7 @@ PATIENCE = 600.0
 
 @dataclass
 class Outcome:
-    """What one program did."""
+    """The kills and ends of one program."""
 
     name: str
     seconds: float
@@ -89,7 +89,7 @@ def alive(pid: int) -> bool:
 
 
 def end_of(out: Path) -> Any:
-    """What must be the same: bits of theta and the log, or the results' JSON, without times."""
+    """Bits of theta and the log, or the results' JSON, without times: they must be the same."""
     theta = out / "optimizer.safetensors"
     if theta.is_file():
         log = (out / "metrics.jsonl").read_text("utf-8").splitlines()
@@ -110,7 +110,7 @@ def timeless(value: Any) -> Any:
 
 
 def left_behind(out: Path, pids: Sequence[int]) -> list[str]:
-    """What a finished or killed program must not leave: temporary files and processes."""
+    """Name temporary files and processes that outlive a finished or killed program."""
     deadline = time.monotonic() + 10
     while any(map(alive, pids)) and time.monotonic() < deadline:
         time.sleep(0.1)
