@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from lo_framework.learned.attention import Attention
 from lo_framework.learned.encoder import Block
 from lo_framework.optim.metaadamw.groups import Plan
+from lo_framework.optim.metaadamw.parameters import ParameterTable
 from lo_framework.optim.metaadamw.published import Variant
 from lo_framework.optim.metaadamw.statistics import statistics
 
@@ -21,18 +22,6 @@ class Factors(NamedTuple):
     alpha: Tensor  # [G]
     beta: Tensor  # [G]
     lambdas: Tensor  # [2, G]: weights of flatness and direction in the gradient term
-
-
-class Observed(NamedTuple):
-    """Tensors of a plan, in its order, as the network sees them; ``ages``: updates that their
-    moments know of.
-    """
-
-    params: Sequence[Tensor]
-    grads: Sequence[Tensor | None]
-    states: Sequence[dict[str, Tensor]]
-    ages: Sequence[int]
-    betas: Sequence[tuple[float, float]]
 
 
 class LastFactors(NamedTuple):
@@ -74,20 +63,27 @@ class FactorRule:
         other = self.stale or last is None or last.active != plan.active
         return other or updates % self.attend_every == 0
 
-    def renew(self, plan: Plan, observed: Observed, updates: int) -> None:
-        alpha, beta, _ = self(plan, observed, updates)
+    def renew(self, table: ParameterTable, plan: Plan, updates: int) -> None:
+        """Answer anew, from the gradients that the parameters have."""
+        grads = [table.params[i].grad for i in plan.active]
+        alpha, beta, _ = self(table, plan, grads, updates)
         self.last, self.stale = LastFactors(plan.active, plan.grouping.labels, alpha, beta), False
 
-    def __call__(self, plan: Plan, observed: Observed, updates: int) -> Factors:
-        """The factors after ``updates`` updates; with the graph to the network where gradients are
-        enabled.
+    def __call__(
+        self, table: ParameterTable, plan: Plan, grads: Sequence[Tensor | None], updates: int
+    ) -> Factors:
+        """The factors after ``updates`` updates, of tensors with these gradients; with the graph to
+        the network where gradients are enabled.
         """
-        network = self.network
+        network, places = self.network, plan.active
         network.spec.check(plan.grouping)
-        stats = statistics(network, plan.order, observed.params, observed.grads, observed.states)
+        params = [table.params[i] for i in places]
+        stats = statistics(network, plan.order, params, grads, table.states(places))
+        ages = [table.ages[i] for i in places]
+        betas = [table.group(i)["betas"] for i in places]
         state = {
-            "step": stats.new_tensor(float(max(observed.ages))),
-            "log_power": _log_powers(observed, stats),
+            "step": stats.new_tensor(float(max(ages))),
+            "log_power": _log_powers(list(zip(betas, ages)), stats),
         }
         time = stats.new_tensor(self.time(updates))
         tokens = network.tokens(plan.layout, plan.grouping, stats, state, time)
@@ -129,9 +125,8 @@ class FactorRule:
         self.network.load_theta(saved["network"])
 
 
-def _log_powers(observed: Observed, like: Tensor) -> Tensor:
-    """``[2, S]``: logarithms of the betas' powers."""
-    kinds = list(zip(observed.betas, observed.ages))
+def _log_powers(kinds: Sequence[tuple[tuple[float, float], int]], like: Tensor) -> Tensor:
+    """``[2, S]``: logarithms of the betas' powers, from the betas and the age of each tensor."""
     # one column for all: nearly always, and then cheaper
     columns = kinds[:1] if all(kind == kinds[0] for kind in kinds) else kinds
     rows = [[_log_power(betas[k], t) for betas, t in columns] for k in range(2)]

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from lo_framework.optim.metaadamw.adam_step import Numbers, State, adam_direction
-from lo_framework.optim.metaadamw.factors import FactorRule, Observed
+from lo_framework.optim.metaadamw.factors import FactorRule
 from lo_framework.optim.metaadamw.groups import Plan
 from lo_framework.optim.metaadamw.meta_loss import (
     BatchLosses,
@@ -51,13 +51,6 @@ class TensorStep(NamedTuple):
     direction: Tensor
     lr: float
     decay: float
-
-
-def observe(table: ParameterTable, plan: Plan, grads: Sequence[Tensor | None]) -> Observed:
-    places = plan.active
-    betas = [table.group(i)["betas"] for i in places]
-    ages = [table.ages[i] for i in places]
-    return Observed([table.params[i] for i in places], grads, table.states(places), ages, betas)
 
 
 def meta_gradient(
@@ -101,9 +94,9 @@ def meta_gradient(
         # As released, the features are those of the last gradient, at the last step's time, after
         # the moments saw it.
         fresh = variant.features_of_fold
-        observed = observe(table, plan, list(grads) if fresh else [last[i] for i in plan.active])
+        seen = grads if fresh else [last[i] for i in plan.active]
         with torch.enable_grad():
-            factors = rule(plan, observed, updates if fresh else updates - 1)
+            factors = rule(table, plan, seen, updates if fresh else updates - 1)
         steps = steps_of(table, plan, grads, variant.fold)
         alphas, betas = factors.alpha.tolist(), factors.beta.tolist()
         with torch.no_grad():

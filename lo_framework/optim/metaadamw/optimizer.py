@@ -27,7 +27,7 @@ from lo_framework.optim.base import ByPlace, OptimizerBase
 from lo_framework.optim.metaadamw.adam_step import update
 from lo_framework.optim.metaadamw.factors import FactorRule
 from lo_framework.optim.metaadamw.groups import OwnGroups, Plan
-from lo_framework.optim.metaadamw.look_ahead import meta_gradient, observe
+from lo_framework.optim.metaadamw.look_ahead import meta_gradient
 from lo_framework.optim.metaadamw.meta_loss import LossFn, MetaConfig
 from lo_framework.optim.metaadamw.network import (
     Network,
@@ -266,8 +266,7 @@ class MetaAdamW(OptimizerBase):
         if any(lost):
             plan = table.plan(plan.active)
         if rule.is_due(plan, self.updates):
-            grads = [table.params[i].grad for i in plan.active]
-            rule.renew(plan, observe(table, plan, grads), self.updates)
+            rule.renew(table, plan, self.updates)
         assert rule.last is not None
         _, _, alpha, beta = rule.last
         # On an accelerator the factors stay there: nothing waits for them.
@@ -343,6 +342,9 @@ class MetaAdamW(OptimizerBase):
             if missing := {"step", *MOMENTS} - state.keys():
                 raise _damaged(f"parameter {i} has no {min(missing)}")
         self._check_shapes(saved, lambda _: MOMENTS)
+        for i, p in enumerate(self._params):
+            if i in saved and any(saved[i][name].dim() != p.dim() for name in MOMENTS):
+                raise _damaged(f"the moments of parameter {i} have other dimensions")
 
     def _restore(self, entry: dict[str, Any], saved: ByPlace) -> None:
         self.table.restore(saved)

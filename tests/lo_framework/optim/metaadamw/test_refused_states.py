@@ -132,6 +132,10 @@ def drop(name: str) -> Callable[[dict[str, Any]], Any]:
         (lambda s: s["metaadamw"]["weighting"].clear(), "its weighting has no s"),
         (lambda s: s["state"][0].pop("exp_avg_sq"), "damaged: parameter 0 has no exp_avg_sq"),
         (lambda s: s["state"][0].update(exp_avg_sq=torch.zeros(3)), r"its exp_avg_sq has \(3,\)"),
+        (
+            lambda s: s["state"][0].update(exp_avg_sq=torch.zeros(2, 6, 4)),
+            "damaged: the moments of parameter 0 have other dimensions",
+        ),
         (lambda s: s["param_groups"][0].update(lr=-3.0), "lr must be at least 0"),
     ],
 )
