@@ -7,7 +7,7 @@ find, and no stage can end below the one before it, because the incumbent is wha
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -28,6 +28,12 @@ class Stage:
     config: dict[str, Any]
     begin: int
     end: int
+
+    def reading(self, features: int | None) -> Stage:
+        """This stage with the features that a run was begun with."""
+        if "feature_version" not in self.config:
+            return self
+        return replace(self, config={**self.config, "feature_version": features})
 
     def build(self) -> LearnedOptimizer:
         return build_learned(self.kind, self.config)

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 from torch import Tensor
 
+from lo_framework.learned import of_version
 from lo_framework.meta_train.incumbent import Incumbent, Quality
 from lo_framework.meta_train.outer import OuterOptimizer
 from lo_framework.meta_train.radius import Radius
@@ -90,6 +91,7 @@ def incumbent_of(tensors: Tensors, best: BestRecord) -> Incumbent:
     """The incumbent of a checkpoint, with tensors of its own."""
     theta = {name: x.clone() for name, x in part(tensors, "incumbent").items()}
     values = {key: tuple(x) if isinstance(x, list) else x for key, x in best.config.items()}
+    values = of_version(best.kind, values, 1)  # older states do not say it
     return Incumbent(theta, best.kind, values, best.score, best.step, best.quality)
 
 

@@ -112,6 +112,9 @@ class Trainer:
 
     def _resume(self, saved: Saved) -> None:
         tensors, record = saved.tensors, saved.record
+        incumbent = incumbent_of(tensors, record.incumbent)
+        features = incumbent.config.get("feature_version")
+        self.stages = [stage.reading(features) for stage in self.stages]
         stage = self.stages[record.stage]
         step = stage.begin + record.outer_done
         families = [set(q) == set(WEIGHTS) for q in (*record.reference, *record.incumbent.quality)]
@@ -123,7 +126,6 @@ class Trainer:
         for group, learner in (("radius", radius), ("weighting", weighting)):
             if learner is not None:
                 learner.load(part(tensors, group))
-        incumbent = incumbent_of(tensors, record.incumbent)
         rebuild(incumbent.kind, incumbent.config, incumbent.theta)
         known = (record.reference, record.start_lr, record.repeatable, radius, weighting)
         self.run = RunState(step, record.stage, outer, incumbent, *known)

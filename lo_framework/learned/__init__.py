@@ -7,7 +7,7 @@ trained. A plugin adds its own with ``@register_learned``.
 from lo_framework.learned.attention import Attention
 from lo_framework.learned.attention_mlp import AttentionMLP
 from lo_framework.learned.base import LEARNED, LearnedOptimizer, register_learned
-from lo_framework.learned.building import make_learned, rebuild
+from lo_framework.learned.building import make_learned, of_version, rebuild
 from lo_framework.learned.hyper_adamw import HyperAdamW
 from lo_framework.learned.lstm import LSTM
 from lo_framework.learned.mlp import MLP
@@ -39,6 +39,7 @@ __all__ = [
     "load",
     "load_optimizer",
     "make_learned",
+    "of_version",
     "rebuild",
     "register_learned",
     "save",

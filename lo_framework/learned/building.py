@@ -51,10 +51,8 @@ def rebuild(
         UserError: an unknown kind, another config than its kind has, or weights of other shapes.
     """
     entry = LEARNED.find(kind)
-    values = dict(config)
-    if feature_version and "feature_version" in {f.name for f in fields(entry.config)}:
-        values.setdefault("feature_version", feature_version)
-    checked = check_json(values, entry.config, f"config of {kind}")
+    values = config if feature_version is None else of_version(kind, config, feature_version)
+    checked = check_json(dict(values), entry.config, f"config of {kind}")
     stored = {name: tuple(x.shape) for name, x in theta.items() if x.is_floating_point()}
     planned = _planned(entry, checked)
     if planned is not None:
@@ -63,6 +61,13 @@ def rebuild(
     _require_equal(_shapes(learned), stored, theta, kind)
     learned.load_theta(theta)
     return learned
+
+
+def of_version(kind: str, config: Mapping[str, Any], feature_version: int) -> dict[str, Any]:
+    """A stored ``config`` that says which features its weights read, where its kind has several."""
+    if "feature_version" in {f.name for f in fields(LEARNED.find(kind).config)}:
+        config = {"feature_version": feature_version, **config}
+    return dict(config)
 
 
 def _shapes(learned: LearnedOptimizer) -> Shapes:

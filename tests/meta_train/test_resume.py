@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from lo_framework.files import checkpoint
 from lo_framework.files.checkpoint import load_latest_state, save_state
@@ -415,3 +416,19 @@ def test_its_own_config_starts_a_run_again(finished: Path, tmp_path: Path) -> No
     assert control.outer_steps > TINY["outer_steps"]
     assert make_config(written=asdict(control)) == control
     assert make_config(written=asdict(control), outer_steps=TINY["outer_steps"]) == control
+
+
+def test_a_run_of_the_first_features_goes_on_with_them(tmp_path: Path) -> None:
+    """States of a release that had only those do not name them."""
+    spec, old = "mlp:features=39,hidden=4", tmp_path / "old"
+    train(old, learned=spec + ",feature_version=1")
+    (old / "state" / "state-0000000004.safetensors").unlink()
+    state = load_latest_state(old / "state")
+    assert state is not None and state.step == 2
+    state.meta["config"]["learned"] = spec
+    assert state.meta["incumbent"]["config"].pop("feature_version") == 1
+    save_state(tmp_path / "new" / "state", 2, state.tensors, state.meta)
+    train(tmp_path / "new", learned=spec, resume=True)
+    files = [load_optimizer(folder / "optimizer.safetensors") for folder in (old, tmp_path / "new")]
+    assert all(file.build().config.feature_version == 1 for file in files)
+    assert all(torch.equal(x, files[1].tensors[name]) for name, x in files[0].tensors.items())
