@@ -47,6 +47,13 @@ def first_line(error: BaseException) -> str:
     return text.splitlines()[0].rstrip(".:") if text else type(error).__name__
 
 
+def visible(text: object) -> str:
+    """One line in which control characters are shown: ``\\x1b`` in place of an escape."""
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(text)
+    )
+
+
 _repr = reprlib.Repr()
 _repr.maxlevel, _repr.maxlist, _repr.maxtuple, _repr.maxdict, _repr.maxother = 2, 4, 4, 3, 60
 
@@ -55,7 +62,7 @@ def shown(value: Any) -> str:
     """A short quote of `value` for an error line: no control characters, never long."""
     if isinstance(value, str):
         text = value if len(value) <= LONGEST_NAME else value[: LONGEST_NAME - 3] + "..."
-        return '"' + "".join(c if c.isprintable() else repr(c)[1:-1] for c in text) + '"'
+        return f'"{visible(text)}"'
     try:
         return _repr.repr(value)
     except ValueError:  # Python refuses to write a whole number of thousands of digits

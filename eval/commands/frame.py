@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lo_framework.errors import visible
 from lo_framework.eval.studies.request import Request
 from lo_framework.registry import Registry
 from lo_framework.spec import UserError
@@ -64,7 +65,6 @@ def evaluate(name: str, load: Load, request: Request, words: Sequence[str]) -> i
         UserError: bad input, or another process works in the folder.
     """
     from lo_framework.eval.report.base import prepare
-    from lo_framework.eval.report.text import visible
     from lo_framework.eval.running.plan import plan_of
     from lo_framework.eval.running.progress import Progress
     from lo_framework.eval.running.store import CellStore

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from lo_framework.errors import visible
 from lo_framework.eval.commands.frame import COMMANDS
 from lo_framework.plugin import load_plugins
 
@@ -42,7 +43,6 @@ def report(request: ReportRequest, words: Sequence[str]) -> int:
     Nothing is run again.
     """
     from lo_framework.eval.report.joined import join, redraw
-    from lo_framework.eval.report.text import visible
 
     load_plugins(request.plugins)
     loads = [entry.facts["load"] for entry in COMMANDS.values() if "load" in entry.facts]
@@ -50,7 +50,7 @@ def report(request: ReportRequest, words: Sequence[str]) -> int:
     redrawn = []
     for folder in request.folders:
         for one in redraw(Path(folder), kinds):
-            print(one.report.plain())
+            print(one.text)
             print(f"\n{one.report.listing(one.files)}")
             redrawn.append(one)
     if request.join:

@@ -14,8 +14,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
+from lo_framework.errors import visible
 from lo_framework.eval.report.table import Table
-from lo_framework.eval.report.text import bullets, code, markdown, visible
+from lo_framework.eval.report.text import bullets, code, markdown
 from lo_framework.eval.running.envelope import Envelope
 from lo_framework.files.atomic import atomic_write_bytes, reason
 from lo_framework.optional import require
@@ -88,7 +89,8 @@ class Report(Generic[R]):
 
     def redraw(self, folder: str | os.PathLike[str]) -> list[Path]:
         """Write everything but the numbers; returns the files."""
-        return [_write(folder, name, content) for name, content in self.files()]
+        contents = [*self.files()]  # all of them, or nothing is written
+        return [_write(folder, name, content) for name, content in contents]
 
     def listing(self, written: Sequence[Path]) -> str:
         """Say where everything is, one line per file."""

@@ -11,8 +11,8 @@ import warnings
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from lo_framework.errors import visible
 from lo_framework.eval.report.palette import Look
-from lo_framework.eval.report.text import visible
 from lo_framework.optional import require
 
 if TYPE_CHECKING:

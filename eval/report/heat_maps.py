@@ -112,15 +112,14 @@ def marked(entry: Entry, marks: tuple[Mark, ...]) -> str:
     """Return ``"~12% ↑3%"``: counts that are not zero, each a share of all or a mean over seeds."""
     words = []
     for mark in marks:
-        if mark.count not in entry.metrics or not (
-            total := float(np.nansum(entry.metrics[mark.count]))
-        ):
-            continue
-        if mark.over:
-            share = 100.0 * total / float(np.nansum(entry.metrics[mark.over]))
+        counts = entry.metrics.get(mark.count, np.zeros(0))
+        total = float(np.nansum(counts))
+        of = float(np.nansum(entry.metrics.get(mark.over, 0.0)))
+        if total and not mark.over:
+            words.append(f"{mark.symbol}{total / counts.size:.3g}")
+        elif total and of:
+            share = 100.0 * total / of
             words.append(f"{mark.symbol}{share:.0f}%" if share >= 1 else f"{mark.symbol}<1%")
-        else:
-            words.append(f"{mark.symbol}{total / entry.metrics[mark.count].size:.3g}")
     return " ".join(words)
 
 

@@ -11,7 +11,7 @@ import base64
 import html
 from collections.abc import Iterable, Sequence
 
-from lo_framework.eval.report.text import visible
+from lo_framework.errors import visible
 
 STYLE = """
 :root { color-scheme: light dark; --text: #1c1f24; --soft: #5b6470; --ground: #ffffff; --line:

@@ -9,29 +9,40 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
+from lo_framework.errors import describe, shown
 from lo_framework.eval.report.base import Report
 from lo_framework.eval.report.ratios import ratios
 from lo_framework.eval.report.text import markdown, picture, quoted
 from lo_framework.eval.report.transfer import TransferReport
-from lo_framework.files.atomic import atomic_write_text
+from lo_framework.files.atomic import atomic_write_text, reason
 from lo_framework.spec import UserError
 
 
 class Redrawn(NamedTuple):
-    """One report and the files that were made from it."""
+    """One report, the files that were made from it, and its text for a terminal."""
 
     folder: Path
     report: Report[Any]
     files: list[Path]
+    text: str
 
 
 def redraw(folder: Path, reports: Sequence[type[Report[Any]]]) -> Iterator[Redrawn]:
     """Make every report of the kinds ``reports`` in ``folder`` again.
 
     Raises:
-        UserError: there is none, or it is damaged.
+        UserError: there is none, it is damaged, or its files cannot be written.
     """
-    kinds = [kind for kind in reports if os.path.lexists(folder / kind.file.name)]
+    try:
+        there = os.listdir(folder)
+    except FileNotFoundError:
+        there = []
+    except (OSError, ValueError) as error:
+        words = reason(error) if isinstance(error, OSError) else error
+        raise UserError(f"cannot read the folder {shown(str(folder))}: {words}") from None
+    kinds = [kind for kind in reports if kind.file.name in there]
     if not kinds:
         first, *rest = (kind.file.name for kind in reports)
         raise UserError(
@@ -40,7 +51,15 @@ def redraw(folder: Path, reports: Sequence[type[Report[Any]]]) -> Iterator[Redra
         )
     for kind in kinds:
         report = kind.load(folder)
-        yield Redrawn(folder, report, report.redraw(folder))
+        try:
+            with np.errstate(all="ignore"):
+                text, files = report.plain(), report.redraw(folder)
+        except UserError:
+            raise
+        except Exception as error:  # numbers that no run gives, and that the schema lets through
+            place = repr(str(folder / kind.file.name))
+            raise UserError(f"{place} cannot be shown: {describe(error)}") from error
+        yield Redrawn(folder, report, files, text)
 
 
 def join(redrawn: Sequence[Redrawn], path: Path) -> None:

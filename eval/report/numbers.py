@@ -68,9 +68,6 @@ def ratio(value: float) -> str | None:
 
 
 def seeds(numbers: tuple[int, ...]) -> str:
-    """``5 seeds (20000-20004)``."""
-    return (
-        f"{len(numbers)} seeds ({numbers[0]}-{numbers[-1]})"
-        if len(numbers) > 1
-        else f"1 seed ({numbers[0]})"
-    )
+    """Return ``5 seeds (20000-20004)``."""
+    ends = "-".join(map(str, dict.fromkeys([*numbers[:1], *numbers[-1:]])))
+    return f"{len(numbers)} seed{'s' * (len(numbers) != 1)} ({ends})"

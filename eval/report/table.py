@@ -9,10 +9,12 @@ import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
+from lo_framework.errors import visible
 from lo_framework.eval.report import html
-from lo_framework.eval.report.text import markdown, visible
+from lo_framework.eval.report.text import markdown
 
 GAP = "  "
+LONGEST = 400  # characters of a cell
 # as 1.2x, 95%, 0.87*, -, 0.41 ±0.02, 0.4 [0.3, 0.5], 12 (2 of 5 never), 2 of 5 diverged
 _NUMBER = re.compile(
     r"-?|(never|[-+]?(\d[\d.,]*(e[-+]?\d+)?|inf|nan)[%x]?\*?)( ?[±[(].*| of \d+( diverged)?)?",
@@ -30,7 +32,8 @@ def cell(value: Any) -> str:
         return "yes" if value else "no"
     if isinstance(value, float):
         return f"{value:.4g}"
-    return visible(" ".join(str(value).split()))
+    text = visible(" ".join(str(value).split()))
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
 
 
 def width(text: str) -> int:

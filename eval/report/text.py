@@ -11,17 +11,12 @@ import re
 from collections.abc import Iterable, Sequence
 from urllib.parse import quote
 
+from lo_framework.errors import visible
+
 # What would begin a code span, a link or an image, a reference, a tag or an entity. A backslash
 # before punctuation first, or it would undo the one that is put before the next character.
 _ACTIVE = re.compile(r"\\(?=[!-/:-@\[-`{-~])|`|\](?=[(\[:])|<(?=[A-Za-z/!?])|&(?=#?\w+;)")
 _LONGEST = 80  # characters of a name in the name of a file
-
-
-def visible(text: object) -> str:
-    """Return one line in which control characters are shown: ``\\x1b`` in place of an escape."""
-    return "".join(
-        c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(text)
-    )
 
 
 def markdown(text: object) -> str:

@@ -155,12 +155,11 @@ def panels(result: Result) -> list[Panel]:
     """Return one per task: training loss of every optimizer, of baselines at the setting with the
     best mean loss.
     """
-    steps = np.arange(result.steps)
     # Learned ones last, so that they are drawn on top.
     labels = dict.fromkeys(result.baselines + result.learned)
     by_task = {
         task: [
-            Curve(label=label, steps=steps, values=runs.curves)
+            Curve(label=label, steps=np.arange(result.steps), values=runs.curves)
             for label in labels
             if (runs := result.arm(task, label).of("mean_loss")) is not None
         ]

@@ -5,16 +5,31 @@ that.
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Annotated, Any, NamedTuple, Protocol, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
+
+from lo_framework.errors import describe, shown
+from lo_framework.eval.statistics import Array
 from lo_framework.files.atomic import reason
+from lo_framework.schema import Via, check_json
 from lo_framework.spec import UserError
 
-R = TypeVar("R")
+
+class Record(Protocol):
+    """A dataclass whose field types say what its JSON must be."""
+
+    def check(self) -> None:
+        """Raise ValueError: parts do not fit each other."""
+
+
+R = TypeVar("R", bound=Record)
 _NUMBERS = re.compile(r"\[\n[^\[\]{}\"]*\]")
 
 
@@ -30,46 +45,42 @@ class Envelope(NamedTuple):
         return f"lo-framework {self.command}"
 
     def write(self, record: dict[str, Any], derived: dict[str, Any] | None) -> str:
-        """Strict JSON. ``derived``: what follows from the record, for other programs to read."""
-        data = (
-            {"format": self.format, "version": self.version} | record | {"derived": derived or {}}
-        )
-        text = json.dumps(data, indent=1, allow_nan=False)
+        """Return strict JSON: what is not finite is null.
+
+        Args:
+            derived: what follows from the record, for other programs to read.
+        """
+        data = {"format": self.format, "version": self.version, **record, "derived": derived or {}}
+        text = json.dumps(_plain(data), indent=1, allow_nan=False)
         # A list of numbers on one line. Strings hold no line breaks, so none of them is changed.
         return _NUMBERS.sub(lambda match: " ".join(match[0].split()), text) + "\n"
 
-    def read(self, text: str, source: str, make: Callable[[dict[str, Any]], R]) -> R:
-        """``make`` of the record. ``source`` names it in errors.
+    def read(self, text: str, source: str, record: type[R]) -> R:
+        """Return the record in ``text``. ``source`` names it in errors.
 
         Raises:
-            UserError: not JSON, not of this kind, of another version, or not what ``make`` needs.
+            UserError: not JSON, not of this kind, of another version, or not such a record.
         """
         try:
             data = json.loads(text)
-        except ValueError as error:
-            raise UserError(
-                f"{source} is not valid JSON ({error}); expected what `eval {self.command}` writes"
-            ) from None
+        except (ValueError, RecursionError) as error:
+            wanted = f"expected what `eval {self.command}` writes"
+            raise UserError(f"{source} is not valid JSON ({describe(error)}); {wanted}") from None
         if not isinstance(data, dict) or data.get("format") != self.format:
             raise UserError(f"{source} is not a result of `eval {self.command}`")
         if data.get("version") != self.version:
-            raise UserError(
-                f"{source} has version {data.get('version')}, "
-                f"and this release reads version {self.version}"
-            )
+            other = f"{source} has version {shown(data.get('version'))}"
+            raise UserError(f"{other}, and this release reads version {self.version}")
+        rest = {key: x for key, x in data.items() if key not in ("format", "version", "derived")}
+        found: R = check_json(rest, record, f"{source} is damaged")
         try:
-            return make(
-                {
-                    key: value
-                    for key, value in data.items()
-                    if key not in ("format", "version", "derived")
-                }
-            )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise UserError(f"{source} is damaged: {type(error).__name__} {error}") from None
+            found.check()
+        except ValueError as error:
+            raise UserError(f"{source} is damaged: {error}") from None
+        return found
 
     def load(self, folder: str | os.PathLike[str], from_json: Callable[[str, str], R]) -> R:
-        """The result saved in a folder.
+        """Return the result saved in a folder.
 
         Raises:
             UserError: there is none, or it cannot be read.
@@ -83,4 +94,67 @@ class Envelope(NamedTuple):
         except (OSError, UnicodeDecodeError) as error:
             words = reason(error) if isinstance(error, OSError) else "not text"
             raise UserError(f"cannot read {str(path)!r}: {words}") from None
-        return from_json(text, str(path))
+        return from_json(text, repr(str(path)))
+
+
+def require(wanted: Iterable[tuple[str, ...]], there: Iterable[tuple[str, ...]]) -> None:
+    """Raise ValueError: something wanted is not there."""
+    known = set(there)
+    for names in wanted:
+        if names not in known:
+            raise ValueError(f"there are no numbers of {shown(', '.join(names))}")
+
+
+def require_shape(name: str, values: Array, *shape: int) -> None:
+    """Raise ValueError: another shape."""
+    if values.shape != shape:
+        raise ValueError(f"{name}: expected {list(shape)} values, not {list(values.shape)}")
+
+
+def _array(values: Any, missing: float) -> Array:
+    """Return numbers; ``missing`` for what is null. Raises ValueError: they are none."""
+    try:
+        x = np.array(values, dtype=np.float64)  # None becomes nan
+    except TypeError as error:
+        raise ValueError(f"expected lists of numbers ({error})") from None
+    return np.where(np.isnan(x), missing, x)
+
+
+def _flags(values: Any) -> NDArray[np.bool_]:
+    x = np.array(values)
+    if x.size and x.dtype != np.bool_:
+        raise ValueError("expected lists of true and false")
+    return x.astype(np.bool_)
+
+
+def _plain(value: Any) -> Any:
+    """Return JSON values: arrays as lists, float32 with the nine digits it has, null for what is not
+    finite.
+    """
+    if isinstance(value, np.ndarray):
+        if value.ndim == 1 and value.dtype == np.float32:
+            return [float(f"{x:.9g}") if math.isfinite(x) else None for x in value.tolist()]
+        return [_plain(x) for x in (value if value.ndim > 1 else value.tolist())]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {str(key): _plain(x) for key, x in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(x) for x in value]
+    return value
+
+
+# Losses of diverged runs are infinite; accuracies and counts that are not there are nan.
+Metrics = Annotated[
+    dict[str, Array],
+    Via(
+        dict[str, Any],
+        lambda found: {
+            name: _array(x, math.inf if name.endswith("loss") else math.nan)
+            for name, x in found.items()
+        },
+    ),
+]
+Curves = Annotated[Array, Via(Any, lambda values: _array(values, math.inf).astype(np.float32))]
+Flags = Annotated[Any, Via(Any, _flags)]  # an array of bool
+Measured = Annotated[float, Via(float | None, lambda x: math.nan if x is None else x)]

@@ -39,6 +39,8 @@ from lo_framework.eval.sharpness.surface import Surface
 # Points [K, N] to values [K] and slopes [K, N].
 Evaluate = Callable[[Tensor], tuple[Tensor, Tensor]]
 
+# of a cube: looks at so many random points and as many corners, and starts from the best ones too
+LOOKS, AT_ONCE, BEST = 64, 16, 4
 SEGMENT = 9  # points on the way to the worst point at which the gradient norm is looked at
 BISECTIONS = 20
 
@@ -187,14 +189,14 @@ class _Climb:
     def to(self, radius: float, norms: bool) -> Neighbourhood:
         ball, surface = self.ball, self.surface
         one_step = float(surface.loss(self._at(radius * self.starts[0]))) - self.here
-        self._ascend(self.loss, radius, [], surface.gradients, self.effort.steps)
+        looked = self._look_around(radius)
+        self._ascend(self.loss, radius, [], looked, surface.gradients, self.effort.steps)
         self._keep(self.loss, self.here + one_step, radius * self.starts[0])
         gap = max(0.0, self.loss.value - self.here)
         top = math.nan
         if norms:
-            self._ascend(
-                self.norm, radius, [self.loss.z], self._gradient_norms, self.effort.norm_steps
-            )
+            steps = self.effort.norm_steps
+            self._ascend(self.norm, radius, [self.loss.z], looked, self._gradient_norms, steps)
             self._norm_between(radius, gap)
             top = self.norm.value
         return Neighbourhood(
@@ -207,6 +209,22 @@ class _Climb:
             first_order=radius * top,
             worst=ball.scale * self.loss.z,
         )
+
+    def _look_around(self, radius: float) -> Tensor:
+        """Return the points ``[B, N]`` of highest loss among random ones of a cube and its corners.
+
+        A step along the signs of a gradient goes from corner to corner: in a large cube those that
+        are near the gradient's may all be low, and the maximum may lie on a face. A sphere has no
+        corners, and its starts are enough.
+        """
+        found = self.starts[:0]
+        for i in range(LOOKS // AT_ONCE if self.ball.norm == "linf" else 0):
+            inside = self.ball.inside(AT_ONCE, self.effort.seed + i)
+            found = torch.cat([found, radius * inside, radius * inside.sign()])
+            losses = self.surface.losses(self._at(found))
+            finite = torch.where(torch.isfinite(losses), losses, -math.inf)
+            found = found[finite.topk(BEST).indices]
+        return found
 
     def _at(self, z: Tensor) -> Tensor:
         return self.surface.params + self.ball.scale * z
@@ -221,21 +239,24 @@ class _Climb:
             best.value, best.z = value, z.clone()
 
     def _ascend(
-        self, best: _Best, radius: float, extra: list[Tensor], evaluate: Evaluate, steps: int
+        self,
+        best: _Best,
+        radius: float,
+        extra: list[Tensor],
+        looked: Tensor,
+        evaluate: Evaluate,
+        steps: int,
     ) -> None:
         """Raise ``best`` to the best point of all restarts."""
         warm = self.ball.length(best.z[None])
         starts = [radius * self.starts, *(z[None] for z in extra)]
         if float(warm) > 0:
             starts.append(best.z[None] * (radius / warm)[:, None])
-        value, z = ascend(
-            lambda z: evaluate(self._at(z)),
-            self.ball,
-            torch.cat(starts),
-            radius,
-            steps,
-            self.effort.step,
-        )
+        points = torch.cat([*starts, looked])
+        # Those found by looking are near a maximum already: a quarter of the step.
+        step = torch.full((len(points),), self.effort.step).to(points)
+        step[len(points) - len(looked) :] /= 4
+        value, z = ascend(lambda z: evaluate(self._at(z)), self.ball, points, radius, steps, step)
         i = int(value.argmax())
         self._keep(best, float(value[i]), z[i])
 
@@ -271,19 +292,19 @@ class _Climb:
 
 
 def ascend(
-    evaluate: Evaluate, ball: Ball, z: Tensor, radius: float, steps: int, step: float = 2.0
+    evaluate: Evaluate, ball: Ball, z: Tensor, radius: float, steps: int, step: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Auto-PGD without momentum from each row of ``z [K, N]``: the best values ``[K]`` and where,
     ``[K, N]``.
 
     Args:
         evaluate: z ``[K, N]`` to values ``[K]`` and slopes in the parameters ``[K, N]``.
-        step: length of the first steps over the radius.
+        step: ``[K]`` lengths of the first steps over the radius.
 
     Raises:
         FloatingPointError: a value or a slope is not finite.
     """
-    eta = torch.full((len(z),), step * radius).to(z)
+    eta = radius * step
     best_value, best_z, best_slope = torch.full_like(eta, -math.inf), z, z
     last_value, best_at_check = best_value, best_value
     rises, since, halved = torch.zeros_like(eta), 0, torch.zeros_like(eta, dtype=torch.bool)

@@ -71,6 +71,12 @@ class Ball:
         )
         return (unit(noise) if self.norm == "l2" else noise.sign()).to(self.scale)
 
+    def inside(self, count: int, seed: int) -> Tensor:
+        """Return ``[count, N]`` random z, uniform in the cube of edges from -1 to 1."""
+        generator = torch.Generator().manual_seed(seed)
+        shape = (count, self.scale.numel())
+        return (2 * torch.rand(shape, generator=generator, dtype=torch.float64) - 1).to(self.scale)
+
     def reach(self, params: Tensor) -> float:
         """The radius at which the ball touches the origin: ``||w||``; of adaptive balls that of ``w
         / |w|``.

@@ -8,17 +8,83 @@ gave them: what is saved, loaded and drawn is the same.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
-from lo_framework.eval.running.envelope import Envelope
+from lo_framework.errors import shown
+from lo_framework.eval.running.envelope import Envelope, require
 from lo_framework.eval.sharpness.metrics import EQUAL, PLACES, read
 from lo_framework.eval.statistics import Array
+from lo_framework.schema import Positive, Via, convert
 
 FILE = Envelope("sharpness", "sharpness.json", version=1)
 
-Point = dict[str, Any]
+Number = float | None  # None: not finite, or not measured
+Columns = dict[str, list[Any]]
+
+
+def _ball(columns: Columns) -> Columns:
+    """Return the columns. Raises ValueError: one is missing, or not as long as the others."""
+    for name in ("labels", "radii", "gap"):
+        if name not in columns:
+            raise ValueError(f"a ball without {name}")
+    for name, values in columns.items():
+        hint = {"labels": list[str], "radii": list[float]}.get(name, list[Number])
+        if len(convert(values, hint)) != len(columns["labels"]):
+            raise ValueError(f"{name} and labels are not of one length")
+    return columns
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Point:
+    """The JSON that `measuring.measure_point` makes."""
+
+    values: dict[str, Number]
+    balls: dict[str, Annotated[Columns, Via(Columns, _ball)]]
+    spectrum: dict[str, dict[str, list[Number]]]
+    slices: dict[str, Columns]
+    failures: dict[str, str]
+    rows: int
+    cost: dict[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Watch:
+    steps: list[int]
+    loss: list[Number]
+    path: list[Number]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Training:
+    """The JSON that `cells.TrainCell` makes."""
+
+    final: dict[str, Number]
+    curve: list[Number]
+    diverged: bool
+    seconds: float
+    parameters: int
+    watch: _Watch
+    probe: dict[str, list[Number]] | None
+    probe_failure: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Settings:
+    steps: int
+    radii: list[Positive]
+    effort: str
+    probe: str
+    level: dict[str, Any]
+
+
+Point = Annotated[dict[str, Any], Via(_Point, asdict)]
+Training = Annotated[
+    dict[str, Any],
+    Via(dict[str, Any], lambda found: asdict(convert(found, _Training)) if found else {}),
+]
+Settings = Annotated[dict[str, Any], Via(_Settings, asdict)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +101,7 @@ class SeedRun:
     """
 
     seed: int
-    train: dict[str, Any] = field(default_factory=dict)
+    train: Training = field(default_factory=dict)
     target: float | None = None
     step: int | None = None
     equal: Point | None = None
@@ -90,7 +156,7 @@ class Result:
     learned: tuple[str, ...]
     baselines: tuple[str, ...]
     arms: tuple[Arm, ...]
-    settings: dict[str, Any]
+    settings: Settings
     seeds: tuple[int, ...]
     tuning_seeds: tuple[int, ...]
     files: dict[str, str] = field(default_factory=dict)
@@ -98,6 +164,16 @@ class Result:
 
     def arm(self, task: str, optimizer: str) -> Arm:
         return next(arm for arm in self.arms if (arm.task, arm.optimizer) == (task, optimizer))
+
+    def check(self) -> None:
+        """Raise ValueError: an arm or its runs are missing, or there are no radii."""
+        wanted = [(task, optimizer) for task in self.tasks for optimizer in self.optimizers]
+        require(wanted, ((arm.task, arm.optimizer) for arm in self.arms))
+        for arm in self.arms:
+            if not arm.failure and [run.seed for run in arm.runs] != [*self.seeds]:
+                raise ValueError(f"{shown(arm.task)}, {shown(arm.optimizer)}: not of all seeds")
+        if not self.settings["radii"]:
+            raise ValueError("settings.radii: expected at least one")
 
     @property
     def optimizers(self) -> tuple[str, ...]:
@@ -128,24 +204,10 @@ class Result:
 
 
 def to_json(result: Result, derived: dict[str, Any] | None = None) -> str:
-    """Strict JSON."""
+    """Return strict JSON."""
     return FILE.write(asdict(result), derived)
 
 
 def from_json(text: str, source: str = "the file") -> Result:
-    """The result again; raises UserError. ``source`` names it in errors."""
-    return FILE.read(text, source, _result)
-
-
-def _result(data: dict[str, Any]) -> Result:
-    arms = []
-    for arm in data["arms"]:
-        runs = tuple(SeedRun(**run) for run in arm["runs"])
-        arms.append(
-            Arm(**{**arm, "runs": runs, "tuned": tuple(arm["tuned"]), "notes": tuple(arm["notes"])})
-        )
-    sequences = ("tasks", "learned", "baselines", "seeds", "tuning_seeds")
-    fields: dict[str, Any] = {
-        key: tuple(x) if key in sequences else x for key, x in data.items() if key != "arms"
-    }
-    return Result(arms=tuple(arms), **fields)
+    """Return the result again; raises UserError. ``source`` names it in errors."""
+    return FILE.read(text, source, Result)

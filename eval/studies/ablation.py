@@ -9,17 +9,16 @@ from typing import Any
 
 import numpy as np
 
+from lo_framework.errors import shown
 from lo_framework.eval.baselines import setting_label
 from lo_framework.eval.baselines.registry import options_of
 from lo_framework.eval.running.cells import Failure, by_setting, plan_cells
-from lo_framework.eval.running.envelope import Envelope
+from lo_framework.eval.running.envelope import Envelope, Flags, Metrics, require, require_shape
 from lo_framework.eval.running.pool import Arm as Plan
-from lo_framework.eval.statistics import Array
 from lo_framework.eval.studies.arms import SPLITS
 from lo_framework.eval.studies.evaluation import Drive, Evaluation, specs_of
-from lo_framework.eval.studies.panels import Axis, Mark, Panel, Study, find_study
+from lo_framework.eval.studies.panels import Panel, Study, find_study
 from lo_framework.eval.studies.request import AblationRequest
-from lo_framework.eval.studies.result import _array, _plain
 
 FILE = Envelope("ablation", "ablation.json", version=1)
 CHOSEN_BY = "final_loss"  # a reference is shown at its best setting for this
@@ -37,8 +36,8 @@ class Entry:
 
     task: str
     spec: str
-    metrics: dict[str, Array] = field(default_factory=dict)
-    diverged: Array = field(default_factory=lambda: np.zeros(0, dtype=bool))
+    metrics: Metrics = field(default_factory=dict)
+    diverged: Flags = field(default_factory=lambda: np.zeros(0, dtype=bool))
     setting: str = ""
     failure: str = ""
 
@@ -62,6 +61,21 @@ class Ablation:
 
     def references_of(self, task: str) -> list[Entry]:
         return [entry for entry in self.references if entry.task == task]
+
+    def check(self) -> None:
+        """Raise ValueError: a cell is missing, or its numbers do not fit the seeds."""
+        study = self.study
+        if not study.panels:
+            raise ValueError("study.panels: expected at least one")
+        specs = {spec for panel in study.panels for spec in panel.specs(study.baseline)}
+        wanted = [(task, spec) for task in self.tasks for spec in specs]
+        require(wanted, ((entry.task, entry.spec) for entry in self.entries))
+        for entry in self.entries + self.references:
+            if not entry.failure:
+                name = f"{shown(entry.task)}, {shown(entry.spec)}"
+                require([(CHOSEN_BY,)], ((key,) for key in entry.metrics))
+                for key, values in {**entry.metrics, "diverged": entry.diverged}.items():
+                    require_shape(f"{name}: {shown(key)}", values, len(self.seeds))
 
     @property
     def failures(self) -> list[Entry]:
@@ -142,42 +156,10 @@ class AblationEvaluation(Evaluation[AblationRequest, Ablation]):
 
 
 def to_json(result: Ablation) -> str:
-    """Strict JSON: what is not finite is null."""
-    return FILE.write(_plain(asdict(result)), None)
+    """Return strict JSON: what is not finite is null."""
+    return FILE.write(asdict(result), None)
 
 
 def from_json(text: str, source: str = "the file") -> Ablation:
-    """The ablation again; raises UserError."""
-    return FILE.read(text, source, _ablation)
-
-
-def _ablation(data: dict[str, Any]) -> Ablation:
-    study = data["study"]
-    panels = tuple(
-        Panel(**{**panel, **{side: _axis(panel[side]) for side in ("rows", "columns")}})
-        for panel in study["panels"]
-    )
-    marks = tuple(Mark(**mark) for mark in study["marks"])
-    entries = {key: tuple(_read(entry) for entry in data[key]) for key in ("entries", "references")}
-    sequences = {key: tuple(data[key]) for key in ("tasks", "seeds", "tuning_seeds")}
-    return Ablation(
-        **{
-            **data,
-            **entries,
-            **sequences,
-            "study": Study(**{**study, "panels": panels, "marks": marks}),
-        }
-    )
-
-
-def _axis(data: dict[str, Any]) -> Axis:
-    return Axis(option=data["option"], values=tuple(data["values"]))
-
-
-def _read(data: dict[str, Any]) -> Entry:
-    metrics = {
-        n: _array(x, np.inf if n.endswith("loss") else np.nan) for n, x in data["metrics"].items()
-    }
-    return Entry(
-        **{**data, "metrics": metrics, "diverged": np.asarray(data["diverged"], dtype=bool)}
-    )
+    """Return the ablation again; raises UserError."""
+    return FILE.read(text, source, Ablation)

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import numpy as np
-
+from lo_framework.errors import shown
 from lo_framework.eval.baselines import Setting
-from lo_framework.eval.running.envelope import Envelope
+from lo_framework.eval.running.envelope import (
+    Curves,
+    Envelope,
+    Flags,
+    Measured,
+    Metrics,
+    require,
+    require_shape,
+)
+from lo_framework.eval.running.protocol import BY_KEY
 from lo_framework.eval.statistics import Array
 
 FILE = Envelope("transfer", "transfer.json", version=1)
@@ -29,10 +35,10 @@ class Runs:
     """
 
     setting: Setting
-    metrics: dict[str, Array]
-    curves: Array
-    diverged: Array
-    seconds_per_step: float
+    metrics: Metrics
+    curves: Curves
+    diverged: Flags
+    seconds_per_step: Measured
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +100,25 @@ class Result:
     def arm(self, task: str, optimizer: str) -> Arm:
         return next(arm for arm in self.arms if (arm.task, arm.optimizer) == (task, optimizer))
 
+    def check(self) -> None:
+        """Raise ValueError: an arm is missing, or its numbers do not fit seeds and steps."""
+        wanted = [(task, optimizer) for task in self.tasks for optimizer in self.optimizers]
+        require(wanted, ((arm.task, arm.optimizer) for arm in self.arms))
+        seeds = len(self.report_seeds)
+        for arm in self.arms:
+            name = f"{shown(arm.task)}, {shown(arm.optimizer)}"
+            if not (arm.runs or arm.failure):
+                raise ValueError(f"{name}: neither runs nor a failure")
+            for key, index in arm.chosen.items():
+                if key not in BY_KEY or not 0 <= index < len(arm.runs):
+                    raise ValueError(f"{name}: no run is chosen by {shown(key)} {shown(index)}")
+                require([(key,)], ((metric,) for metric in arm.runs[index].metrics))
+            for runs in arm.runs:
+                require_shape(f"{name}: diverged", runs.diverged, seeds)
+                require_shape(f"{name}: curves", runs.curves, seeds, self.steps)
+                for key, values in runs.metrics.items():
+                    require_shape(f"{name}: {shown(key)}", values, seeds)
+
     @property
     def optimizers(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(self.learned + self.baselines))
@@ -104,58 +129,10 @@ class Result:
 
 
 def to_json(result: Result, derived: dict[str, Any] | None = None) -> str:
-    """Strict JSON: what is not finite is null."""
-    return FILE.write(_plain(asdict(result)), _plain(derived))
+    """Return strict JSON: what is not finite is null."""
+    return FILE.write(asdict(result), derived)
 
 
 def from_json(text: str, source: str = "the file") -> Result:
-    """The result again; raises UserError. ``source`` names it in errors."""
-    return FILE.read(text, source, _result)
-
-
-def _result(data: dict[str, Any]) -> Result:
-    arms = []
-    for arm in data["arms"]:
-        runs = tuple(_runs(run) for run in arm["runs"])
-        fixed = {"runs": runs, "tuned": tuple(arm["tuned"]), "notes": tuple(arm["notes"])}
-        arms.append(Arm(**{**arm, **fixed}))
-    sequences = ("tasks", "learned", "baselines", "tuning_seeds", "report_seeds")
-    fields = {key: value for key, value in data.items() if key != "arms"}
-    return Result(arms=tuple(arms), **{**fields, **{key: tuple(fields[key]) for key in sequences}})
-
-
-def _runs(run: dict[str, Any]) -> Runs:
-    return Runs(
-        setting=run["setting"],
-        metrics={
-            name: _array(x, np.nan if "accuracy" in name else np.inf)
-            for name, x in run["metrics"].items()
-        },
-        curves=_array(run["curves"], np.inf).astype(np.float32),
-        diverged=np.asarray(run["diverged"], dtype=bool),
-        seconds_per_step=math.nan if run["seconds_per_step"] is None else run["seconds_per_step"],
-    )
-
-
-def _array(values: Sequence[Any], missing: float) -> Array:
-    x = np.array(values, dtype=np.float64)  # None becomes nan
-    return np.where(np.isnan(x), missing, x)
-
-
-def _plain(value: Any) -> Any:
-    """JSON values: arrays as lists, float32 with the nine digits it has, null for what is not
-    finite.
-    """
-    if isinstance(value, np.ndarray):
-        if value.ndim != 1:
-            return [_plain(x) for x in value]
-        if value.dtype == np.float32:
-            return [float(f"{x:.9g}") if math.isfinite(x) else None for x in value.tolist()]
-        return [_plain(x) for x in value.tolist()]
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {str(key): _plain(x) for key, x in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(x) for x in value]
-    return value
+    """Return the result again; raises UserError. ``source`` names it in errors."""
+    return FILE.read(text, source, Result)

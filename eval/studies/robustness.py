@@ -8,16 +8,15 @@ from typing import Any
 
 import numpy as np
 
+from lo_framework.errors import shown
 from lo_framework.eval.baselines import make_baseline, make_thetas
 from lo_framework.eval.baselines.registry import known_options, with_options
 from lo_framework.eval.running.cells import Failure, by_setting, plan_cells
-from lo_framework.eval.running.envelope import Envelope
+from lo_framework.eval.running.envelope import Envelope, Flags, Metrics, require, require_shape
 from lo_framework.eval.running.pool import Arm as Plan
-from lo_framework.eval.statistics import Array
 from lo_framework.eval.studies.arms import SPLITS
 from lo_framework.eval.studies.evaluation import Drive, Evaluation
 from lo_framework.eval.studies.request import RobustnessRequest
-from lo_framework.eval.studies.result import _array, _plain
 from lo_framework.spec import UserError, parse_spec, split_specs
 
 FILE = Envelope("robustness", "robustness.json", version=1)
@@ -36,8 +35,8 @@ class Line:
 
     task: str
     optimizer: str
-    metrics: dict[str, Array] = field(default_factory=dict)
-    diverged: Array = field(default_factory=lambda: np.zeros((0, 0), dtype=bool))
+    metrics: Metrics = field(default_factory=dict)
+    diverged: Flags = field(default_factory=lambda: np.zeros((0, 0), dtype=bool))
     failure: str = ""
 
 
@@ -55,6 +54,20 @@ class Sweep:
 
     def line(self, task: str, optimizer: str) -> Line:
         return next(line for line in self.lines if (line.task, line.optimizer) == (task, optimizer))
+
+    def check(self) -> None:
+        """Raise ValueError: a line is missing, or its numbers do not fit seeds and step sizes."""
+        wanted = [(task, optimizer) for task in self.tasks for optimizer in self.optimizers]
+        require(wanted, ((line.task, line.optimizer) for line in self.lines))
+        if not (self.lrs and all(0 < a < b for a, b in zip(self.lrs, (*self.lrs[1:], math.inf)))):
+            raise ValueError("lrs: expected increasing step sizes")
+        shape = (len(self.lrs), len(self.seeds))
+        for line in self.lines:
+            if not line.failure:
+                name = f"{shown(line.task)}, {shown(line.optimizer)}"
+                require([("final_loss",)], ((key,) for key in line.metrics))
+                for key, values in {**line.metrics, "diverged": line.diverged}.items():
+                    require_shape(f"{name}: {shown(key)}", values, *shape)
 
     @property
     def failures(self) -> list[Line]:
@@ -132,23 +145,10 @@ class RobustnessEvaluation(Evaluation[RobustnessRequest, Sweep]):
 
 
 def to_json(result: Sweep) -> str:
-    """Strict JSON: what is not finite is null."""
-    return FILE.write(_plain(asdict(result)), None)
+    """Return strict JSON: what is not finite is null."""
+    return FILE.write(asdict(result), None)
 
 
 def from_json(text: str, source: str = "the file") -> Sweep:
-    """The sweep again; raises UserError."""
-    return FILE.read(text, source, _sweep)
-
-
-def _sweep(data: dict[str, Any]) -> Sweep:
-    lines = []
-    for line in data["lines"]:
-        diverged = np.asarray(line["diverged"], dtype=bool)
-        metrics = {
-            n: _array(x, np.inf if n.endswith("loss") else np.nan)
-            for n, x in line["metrics"].items()
-        }
-        lines.append(Line(**{**line, "metrics": metrics, "diverged": diverged}))
-    sequences = {key: tuple(data[key]) for key in ("tasks", "optimizers", "lrs", "seeds")}
-    return Sweep(**{**data, **sequences, "lines": tuple(lines)})
+    """Return the sweep again; raises UserError."""
+    return FILE.read(text, source, Sweep)

@@ -6,7 +6,6 @@ import shlex
 import textwrap
 from collections.abc import Iterator
 from dataclasses import asdict
-from typing import Any
 
 from lo_framework.eval.report import html, numbers
 from lo_framework.eval.report.base import Report
@@ -42,7 +41,7 @@ class SharpnessReport(Report[Result]):
 
     def to_json(self) -> str:
         derived = {
-            "comparisons": [_json(asdict(c)) for c in compare(self.result)],
+            "comparisons": [asdict(c) for c in compare(self.result)],
             "failures": self.failures(),
         }
         return to_json(self.result, derived)
@@ -222,12 +221,3 @@ class SharpnessReport(Report[Result]):
                 value = ", ".join(map(str, value)) or "none"
             level.add(key, value)
         yield html.folded(f"What effort {settings['effort']} means", level.html())
-
-
-def _json(value: Any) -> Any:
-    """Return the value with None for what is not finite."""
-    if isinstance(value, dict):
-        return {key: _json(x) for key, x in value.items()}
-    if isinstance(value, float) and value - value != 0:
-        return None
-    return value

@@ -186,3 +186,33 @@ def test_it_is_deterministic_and_leaves_the_generator_alone():
     one, two = (neighbourhoods(surface, [0.1, 0.5], effort=QUICK)[1] for _ in range(2))
     assert torch.equal(one.worst, two.worst) and one.first_order == two.first_order
     assert torch.equal(before, torch.get_rng_state())
+
+
+def small_net(parameters: int, seed: int) -> Surface:
+    """One hidden unit, ``b tanh(a x (+ c))``, after some gradient descent on squared errors."""
+    g = generator(seed)
+    x = torch.randn(30, generator=g, dtype=F64)
+    y = 1.7 * torch.tanh(1.3 * x) + 0.1 * torch.randn(30, generator=g, dtype=F64)
+
+    def loss(p: torch.Tensor) -> torch.Tensor:
+        inner = p[0] * x + (p[2] if parameters == 3 else 0.0)
+        return ((p[1] * torch.tanh(inner) - y) ** 2).mean()
+
+    p = torch.randn(parameters, generator=g, dtype=F64)
+    for _ in range(100):
+        p = p - 0.05 * torch.func.grad(loss)(p)
+    return function_surface(loss, p)
+
+
+@pytest.mark.parametrize("parameters, points", [(2, 101), (3, 31)])
+@pytest.mark.parametrize("adaptive", [True, False])
+def test_a_large_cube_holds_no_higher_point_on_a_grid(parameters, points, adaptive):
+    """The gradient at the centre shows to one corner; the highest may be another, or none."""
+    for seed in range(3):
+        surface = small_net(parameters, seed)
+        ball = Ball.of(surface, "linf", adaptive=adaptive)
+        line = torch.linspace(-1, 1, points, dtype=F64)
+        grid = torch.cartesian_prod(*[line] * parameters)
+        for found in neighbourhoods(surface, [0.5, 1.0, 2.0], ball, QUICK, norms=False):
+            losses = surface.losses(surface.params + found.radius * ball.scale * grid)
+            assert found.max_loss >= (1 - 1e-3) * float(losses.max()), (seed, found.radius)
