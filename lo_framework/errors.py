@@ -35,10 +35,10 @@ def choose(kind: str, name: Any, known: Collection[str]) -> str:
 def describe(error: BaseException) -> str:
     """``TypeError: message (file.py, line 3)`` in one line; a person's error by its own words."""
     if isinstance(error, UserError):
-        return " ".join(str(error).split())
+        return visible(" ".join(str(error).split()))
     frames = traceback.extract_tb(error.__traceback__)
     place = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
-    return f"{type(error).__name__}: {first_line(error)}{place}"
+    return visible(f"{type(error).__name__}: {first_line(error)}{place}")
 
 
 def first_line(error: BaseException) -> str:
