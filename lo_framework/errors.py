@@ -1,4 +1,4 @@
-"""What a person is told when something that they gave is wrong: one short, printable line."""
+"""Errors for a person who gave something wrong: one short, printable line each."""
 
 from __future__ import annotations
 

@@ -84,7 +84,7 @@ class Registry(dict[str, Entry[T]]):
         return entry, entry.configure(options)
 
     def build(self, spec: str, *arguments: Any) -> T:
-        """What ``spec`` names, built from its config and ``arguments``; raises UserError."""
+        """Build what ``spec`` names from its config and ``arguments``; raises UserError."""
         entry, config = self.parse(spec)
         return entry.build(config, *arguments)
 

@@ -33,7 +33,7 @@ _NOTHING = object()
 
 
 class Mismatch(ValueError):
-    """What was expected of ``value``, which does not fit; ``place`` is where it was found."""
+    """A ``value`` that is not as ``expected``; ``place`` says where in the whole it stands."""
 
     def __init__(self, expected: str, value: Any = _NOTHING, place: str = "") -> None:
         super().__init__(expected)
@@ -48,7 +48,7 @@ class Mismatch(ValueError):
         return f"at {shown(place)[1:-1]}: {self.problem}" if place else self.problem
 
     def inside(self, part: str) -> Mismatch:
-        """The same error as seen from around the value, of which it is the ``part``."""
+        """Put the error into the whole whose ``part`` the value is."""
         return Mismatch(self.expected, self.value, part + self.place)
 
 
@@ -143,14 +143,12 @@ class Checked:
         check_ranges(self)
 
 
+_hints = functools.cache(functools.partial(typing.get_type_hints, include_extras=True))
+
+
 def hints(cls: Any) -> dict[str, Any]:
     """Types of a dataclass's fields, with what `Annotated` says of them."""
     return _hints(cls)
-
-
-@functools.cache
-def _hints(cls: Any) -> dict[str, Any]:
-    return typing.get_type_hints(cls, include_extras=True)
 
 
 def convert(value: Any, hint: Any, *, text: bool = False) -> Any:
@@ -191,10 +189,10 @@ def _annotated(value: Any, inner: Any, extras: tuple[Any, ...], text: bool) -> A
             except (ValueError, OverflowError) as error:
                 raise Mismatch(str(error)) from None
         if isinstance(extra, Range):
-            found = _number(value, text) if inner is float else convert(value, inner, text=text)
-            if not extra.holds(found):
+            number = _number(value, text) if inner is float else convert(value, inner, text=text)
+            if not extra.holds(number):
                 raise Mismatch(f"expected {extra}", value)
-            return found
+            return number
     return convert(value, inner, text=text)
 
 
@@ -227,7 +225,7 @@ def _dataclass(value: Any, cls: type, text: bool) -> Any:
     if not isinstance(value, Mapping):
         raise Mismatch("expected an object with named fields", value)
     fields = {f.name: f for f in dataclasses.fields(cls) if f.init}
-    made = {
+    values = {
         key: _part(value[key], hints(cls)[key], f".{key}", text) for key in fields if key in value
     }
     for key in value:
@@ -236,10 +234,10 @@ def _dataclass(value: Any, cls: type, text: bool) -> Any:
             known = ", ".join(fields) or "none"
             raise Mismatch(f"unknown field {shown(key)}{near}; known: {known}")
     for key, field in fields.items():
-        if key not in made and required(field):
+        if key not in values and required(field):
             raise Mismatch(f'the field "{key}" is missing')
     try:
-        return cls(**made)
+        return cls(**values)
     except ValueError as error:
         raise Mismatch(str(error)) from None
 

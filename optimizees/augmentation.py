@@ -48,19 +48,19 @@ class Reparametrised(Task):
 
     def _unscaled(self, params: Params, buffers: Buffers) -> tuple[Params, Buffers, Buffers]:
         scales = {name: x for name, x in buffers.items() if name.startswith(_PREFIX)}
-        own = {name: x for name, x in buffers.items() if name not in scales}
-        return {name: p * scales[_PREFIX + name] for name, p in params.items()}, own, scales
+        rest = {name: x for name, x in buffers.items() if name not in scales}
+        return {name: p * scales[_PREFIX + name] for name, p in params.items()}, rest, scales
 
     def loss(
         self, params: Params, buffers: Buffers, batch: Batch, noise: Tensor
     ) -> tuple[Tensor, Buffers]:
-        params, own, scales = self._unscaled(params, buffers)
-        loss, own = self.task.loss(params, own, batch, noise)
-        return loss, own | scales
+        params, rest, scales = self._unscaled(params, buffers)
+        loss, rest = self.task.loss(params, rest, batch, noise)
+        return loss, rest | scales
 
     def metrics(self, params: Params, buffers: Buffers, batch: Batch) -> dict[str, Tensor]:
-        params, own, _ = self._unscaled(params, buffers)
-        return self.task.metrics(params, own, batch)
+        params, rest, _ = self._unscaled(params, buffers)
+        return self.task.metrics(params, rest, batch)
 
     def batch(self, split: str, generator: torch.Generator, lead: tuple[int, ...] = ()) -> Batch:
         return self.task.batch(split, generator, lead)

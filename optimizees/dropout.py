@@ -100,21 +100,21 @@ def replace_dropout(module: nn.Module) -> list[str]:
     """Replace every dropout module inside `module` in place; returns the names of the new modules'
     noise buffers.
     """
-    made: dict[nn.Module, CounterDropout] = {}
+    replaced: dict[nn.Module, CounterDropout] = {}
     names: list[str] = []
     for prefix, parent in list(module.named_modules()):
         for name, child in list(parent.named_children()):
             if type(child) not in KINDS:
                 continue
-            if child not in made:
+            if child not in replaced:
                 channels, alpha = KINDS[type(child)]
                 p = child.p
                 assert isinstance(p, float | int)
                 # Blocks of 2^16 calls keep the layers' numbers apart however often each is called.
-                made[child] = CounterDropout(
-                    float(p), channels=channels, alpha=alpha, first=len(made) << 16
+                replaced[child] = CounterDropout(
+                    float(p), channels=channels, alpha=alpha, first=len(replaced) << 16
                 )
-                made[child].train(child.training)
+                replaced[child].train(child.training)
                 names.append(f"{prefix}.{name}.noise".lstrip("."))
-            setattr(parent, name, made[child])
+            setattr(parent, name, replaced[child])
     return names

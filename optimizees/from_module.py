@@ -199,11 +199,11 @@ class ModuleTask(DataTask):
                 "recurrent layers)"
             )
         if not isinstance(loss, Tensor) or loss.dim() != 0 or not bool(torch.isfinite(loss)):
-            found = type(loss).__name__
+            given = type(loss).__name__
             if isinstance(loss, Tensor):
-                found = str(float(loss)) if loss.dim() == 0 else f"shape {list(loss.shape)}"
+                given = str(float(loss)) if loss.dim() == 0 else f"shape {list(loss.shape)}"
             raise UserError(
-                f"{self.name}: the loss must be one finite number (0-d tensor), found {found}"
+                f"{self.name}: the loss must be one finite number (0-d tensor), found {given}"
             )
         if self.vmappable:
             self._check_vmap(params, buffers, batch, noise)
@@ -269,8 +269,8 @@ def _reset(module: nn.Module) -> None:
     the last word.
     """
     for m in reversed(list(module.modules())):
-        own = list(m.parameters(recurse=False))
-        if own and not any(p.requires_grad for p in own):
+        direct = list(m.parameters(recurse=False))
+        if direct and not any(p.requires_grad for p in direct):
             # entirely frozen: its values, and the statistics that belong to them, are constants
             continue
         # nn.MultiheadAttention and nn.Transformer call it `_reset_parameters`.

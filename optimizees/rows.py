@@ -83,17 +83,17 @@ def _tensors(given: Any, what: str) -> Rows:
 
 
 def _read(loader: DataLoader[Any], what: str) -> Rows:
-    own = loader.generator
-    state = None if own is None else own.get_state()
+    shuffler = loader.generator
+    state = None if shuffler is None else shuffler.get_state()
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
-        if own is not None:
-            own.manual_seed(0)
+        if shuffler is not None:
+            shuffler.manual_seed(0)
         try:
             batches = [_tensors(batch, f"{what} (a batch)") for batch in loader]
         finally:
-            if own is not None and state is not None:
-                own.set_state(state)
+            if shuffler is not None and state is not None:
+                shuffler.set_state(state)
     if not batches:
         raise UserError(f"{what}: the DataLoader gives no batch")
     try:

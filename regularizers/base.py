@@ -51,7 +51,7 @@ class Landscape(Protocol):
     def batch(self) -> Batch: ...
 
     def on(self, batch: Batch) -> Landscape:
-        """The same loss on other data."""
+        """This landscape with other data."""
         ...
 
     def uniform(self, shape: tuple[int, ...], stream: int) -> Tensor:
@@ -62,7 +62,7 @@ class Landscape(Protocol):
 
 
 class Point(NamedTuple):
-    """Where we are: parameters, and the plain loss and gradient there, which the optimizer needs
+    """A place in it: parameters, and the plain loss and gradient there, which the optimizer needs
     anyway.
     """
 
@@ -82,7 +82,7 @@ class Correction(NamedTuple):
 
 
 class Cost(NamedTuple):
-    """Of one explicit step, the plain gradient included: gradient evaluations and Hessian-vector
+    """Cost of one explicit step, the plain gradient included: gradients and Hessian-vector
     products.
     """
 
@@ -131,7 +131,7 @@ class Regularizer:
         raise NotImplementedError
 
     def init_state(self, params: Params) -> State:
-        """What it carries from step to step: tensors only. Most carry nothing."""
+        """State that it carries from step to step: tensors only. Most carry nothing."""
         return {}
 
     def correction(self, landscape: Landscape, here: Point, state: State) -> Correction:
@@ -182,5 +182,5 @@ def stored(key: str, vectors: Params) -> State:
 
 
 def restored(key: str, state: State) -> Params:
-    """What `stored` put into ``state`` under ``key``."""
+    """Give back the tensors that `stored` put into ``state`` under ``key``."""
     return {name[len(key) + 1 :]: x for name, x in state.items() if name.startswith(f"{key}/")}

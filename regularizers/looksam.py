@@ -59,7 +59,7 @@ class LookSAM(Regularizer):
 
     @property
     def cost(self) -> Cost:
-        """Of a loop that evaluates only what is due. `correction` has no branch, so it always pays
+        """Cost in a loop that evaluates what is due. `correction` has no branch, so it always pays
         2.
         """
         return Cost(1 + 1 / self.config.k)

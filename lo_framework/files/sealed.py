@@ -41,7 +41,7 @@ Tensors = dict[str, Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """What the record of every sealed file holds; each use adds its own fields."""
+    """The record of a sealed file; each use adds its fields to these."""
 
     sha256: str
     format_version: int
@@ -145,9 +145,9 @@ def _once(text: str | bytes) -> Any:
     """Parsed JSON; ValueError where an object has a key twice (of which parsers keep the last)."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        if len(found := dict(pairs)) < len(pairs):
+        if len(entries := dict(pairs)) < len(pairs):
             raise ValueError("a key stands twice")
-        return found
+        return entries
 
     return json.loads(text, object_pairs_hook=unique)
 

@@ -119,19 +119,19 @@ class LearnedOptimizer(nn.Module):
     @torch.no_grad()
     def load_theta(self, theta: Theta) -> None:
         """Copy meta-parameters in; names and shapes must be this optimizer's."""
-        own = dict(self.named_parameters())
+        parameters = dict(self.named_parameters())
         for name, value in theta.items():
-            own[name].copy_(value)
+            parameters[name].copy_(value)
 
     @torch.no_grad()
     def grow_from(self, smaller: LearnedOptimizer) -> None:
         """Take over every meta-parameter that ``smaller`` also has. The rest stays at its start,
         which adds nothing to the rule.
         """
-        own = dict(self.named_parameters())
+        parameters = dict(self.named_parameters())
         for name, value in smaller.named_parameters():
-            if name in own and own[name].shape == value.shape:
-                own[name].copy_(value)
+            if name in parameters and parameters[name].shape == value.shape:
+                parameters[name].copy_(value)
 
 
 LEARNED: Registry[LearnedOptimizer] = Registry("learned optimizer")

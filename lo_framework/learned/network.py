@@ -178,8 +178,8 @@ def _pull(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         return tuple(_backward(dy, *inputs))
     # Somebody wants a derivative of this derivative.
     wanted = [t for t, needed in zip(inputs, ctx.needs_input_grad) if needed]
-    found = iter(torch.autograd.grad(formula(*inputs), wanted, dy, create_graph=True))
-    return tuple(next(found) if needed else None for needed in ctx.needs_input_grad)
+    gradients = iter(torch.autograd.grad(formula(*inputs), wanted, dy, create_graph=True))
+    return tuple(next(gradients) if needed else None for needed in ctx.needs_input_grad)
 
 
 def _batched(operator: Callable[..., Any]) -> Callable[..., Any]:

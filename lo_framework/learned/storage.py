@@ -38,7 +38,7 @@ class _OptimizerRecord(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerFile:
-    """What an optimizer file holds.
+    """The content of an optimizer file.
 
     Attributes:
         path: as it was given.

@@ -124,9 +124,9 @@ def parse(payload: Payload, magic: int, *, dims: int) -> Tensor:
     header = 4 * (1 + dims)
     if len(payload.data) < header:
         payload.require(header)
-    found, *shape = struct.unpack(f">{1 + dims}i", payload.data[:header])
-    if found != magic:
-        raise UserError(f"{payload.where}: expected IDX magic number {magic}, found {found}")
+    number, *shape = struct.unpack(f">{1 + dims}i", payload.data[:header])
+    if number != magic:
+        raise UserError(f"{payload.where}: expected IDX magic number {magic}, found {number}")
     if min(shape) < 1:
         raise UserError(f"{payload.where}: the header announces {'x'.join(map(str, shape))} items")
     payload.require(header + math.prod(shape))

@@ -27,7 +27,7 @@ HEADER = 16  # bytes that say how large the file is
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """Where the original files of one data set are.
+    """The original files of one data set.
 
     Attributes:
         name: the data set's name, which begins error lines.
@@ -85,11 +85,12 @@ def fetch(source: Source, data_dir: str | None) -> dict[str, Payload]:
     missing = [name for name in source.files if _find(name, source, places) is None]
     if missing:
         _download(source, missing, places)
-    found = {name: _find(name, source, places) for name in source.files}
-    if None in found.values():
-        absent = [name for name, path in found.items() if path is None]
-        raise UserError(f"{source.name}: the downloaded archive does not hold {', '.join(absent)}")
-    paths = {name: path for name, path in found.items() if path is not None}
+    paths: dict[str, Path] = {}
+    for name in source.files:
+        path = _find(name, source, places)
+        if path is None:
+            raise UserError(f"{source.name}: the downloaded archive does not hold {name}")
+        paths[name] = path
     payloads = {
         name: _read(path, source) for name, path in paths.items() if path.name != source.archive
     }
@@ -167,7 +168,7 @@ def _read(path: Path, source: Source) -> Payload:
 
 
 def _drain(where: str, stream: IO[bytes], source: Source) -> Payload:
-    """What is in `stream`, up to the size that its header announces and one byte: a small file may
+    """Read `stream` up to the size that its header announces and one byte more: a small file may
     stand for any number of bytes.
     """
     data = bytearray()

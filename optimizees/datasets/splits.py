@@ -1,4 +1,4 @@
-"""What a data set is once loaded, and how the validation split is cut from the training split."""
+"""Loaded data sets, and the validation split that is cut from the training split."""
 
 from __future__ import annotations
 

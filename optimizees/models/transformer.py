@@ -87,7 +87,7 @@ class Transformer:
         self.inputs = channels * config.patch**2
 
     def init(self, generator: torch.Generator) -> tuple[Params, Buffers]:
-        """What torch draws for nn.Linear (patch, mlp, head), nn.Embedding, nn.LayerNorm and
+        """Draw as torch does for nn.Linear (patch, mlp, head), nn.Embedding, nn.LayerNorm and
         nn.MultiheadAttention.
 
         That is: uniform on +-1 / sqrt(fan in); standard normal; the identity; the packed matrix
