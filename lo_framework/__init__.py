@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from lo_framework.estimators import Truncation as Truncation
     from lo_framework.estimators import make_estimator as make_estimator
     from lo_framework.estimators.unroll import unroll as unroll
+    from lo_framework.eval import evaluate as evaluate
     from lo_framework.inner.step import Family as Family
     from lo_framework.learned import LearnedOptimizer as LearnedOptimizer
     from lo_framework.learned import load as load
@@ -49,6 +50,7 @@ _HOMES = {
     "errors": ("UserError",),
     "estimators": ("Truncation", "make_estimator"),
     "estimators.unroll": ("unroll",),
+    "eval": ("evaluate",),
     "inner.step": ("Family",),
     "learned": ("LearnedOptimizer", "load", "make_learned", "register_learned", "save"),
     "meta_train.train": ("train",),

@@ -49,7 +49,7 @@ class RunConfig:
     estimator: str = "tbptt:clip_task=1"
     """Meta-gradient: tbptt, pes or es, with options, as pes:sigma=0.01."""
     objective: str = "valid"
-    """What an unroll is scored by: valid (held-out loss) or train; or what each step does:
+    """Score of an unroll: valid (held-out loss) or train; or what each step does:
     gradient, loss_decrease, gen_gap or all three combined."""
     unroll_length: Count = 50
     """Inner steps of one truncation."""
@@ -90,10 +90,10 @@ class RunConfig:
     control: str = "none"
     """No regularizer, but as many more outer steps as this one would have cost."""
     weighting: str = ""
-    """Of the terms of combined: sum (default), fixed:weights=1x0.3x0.3, or huw, which learns them:
-    huw:lr=0.05,bound=3."""
+    """Weights of several terms: sum (default), fixed:weights=1x0.3x0.3, or huw, which learns
+    them: huw:lr=0.05,bound=3."""
     priorities: str = ""
-    """Of gradient, loss_decrease and gen_gap under --weighting huw, as 2,5,1."""
+    """Priorities of gradient, loss_decrease and gen_gap under --weighting huw, as 2,5,1."""
     engine: Literal["eager", "graph", "inductor"] = "eager"
     """How inner steps run: eager, graph (recorded: the same bits) or inductor (compiled)."""
 

@@ -40,8 +40,8 @@ class Stage:
 
 
 def build_learned(kind: str, config: dict[str, Any]) -> LearnedOptimizer:
-    """The same start in every process and after every resume, also if a user's kind draws from the
-    global generator.
+    """Build it with one start in every process and after every resume, also where a kind draws
+    from the global generator.
     """
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)

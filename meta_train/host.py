@@ -33,7 +33,7 @@ _STREAM = 0x5EED
 
 
 class WorkerSetup(NamedTuple):
-    """What a worker needs to build its tasks; where the data are does not decide a run's bits."""
+    """Recipe of a worker's tasks; where the data are does not decide a run's bits."""
 
     config: RunConfig
     data_dir: str | None = None
@@ -91,12 +91,12 @@ def build_estimator(
 
 
 class ShardHost:
-    """Holds the shards ``mine`` (numbers; shard s is of family s // config.shards)."""
+    """Holds these ``shards`` (numbers; shard s is of family s // config.shards)."""
 
-    def __init__(self, setup: WorkerSetup, mine: list[int]) -> None:
+    def __init__(self, setup: WorkerSetup, shards: list[int]) -> None:
         load_plugins(setup.plugins)
         self.config = setup.config
-        self.mine = mine
+        self.shards = shards
         self.tasks = setup.make_tasks()
         self.objective = make_objective(self.config.objective)
         self.estimators: dict[int, Estimator] = {}
@@ -113,7 +113,7 @@ class ShardHost:
         """Estimators of one stage; worker states fresh, or from ``tensors`` of a resume state."""
         config = self.config
         self.estimators, self.states = {}, {}
-        for shard in self.mine:
+        for shard in self.shards:
             learned = build_learned(kind, values).to(config.device)
             estimator = build_estimator(
                 config, self.tasks[shard // config.shards], learned, self.objective, rho
@@ -138,7 +138,7 @@ class ShardHost:
             self.objective.weights = weights  # every estimator here has this objective
         theta = {name: x.to(self.config.device) for name, x in theta.items()}
         out = {}
-        for shard in self.mine:
+        for shard in self.shards:
             with named(self.tasks[shard // self.config.shards]):
                 estimate, self.states[shard] = self.estimators[shard].estimate(
                     theta, self.states[shard]
@@ -179,5 +179,5 @@ class ShardHost:
         """Everything the shards here carry, on the CPU."""
         return {
             shard: {n: x.cpu() for n, x in state_to_tensors(self.states[shard]).items()}
-            for shard in self.mine
+            for shard in self.shards
         }

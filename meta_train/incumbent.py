@@ -53,17 +53,11 @@ def measure(
     workers share it.
     """
     chunks = math.ceil(config.validation_seeds / VALIDATION_CHUNK)
-    # families innermost: expensive and cheap ones alternate between workers
     units = [
         Unit(t, f, c) for t in range(len(thetas)) for f in range(families) for c in range(chunks)
     ]
-    split = [
-        units[w :: workers.num]
-        if families % workers.num
-        else _alternate(units, families, w, workers.num)
-        for w in range(workers.num)
-    ]
-    answers = workers.call(ShardHost.validate, [(kind, values, thetas, part) for part in split])
+    shares = [_share(units, families, worker, workers.num) for worker in range(workers.num)]
+    answers = workers.call(ShardHost.validate, [(kind, values, thetas, share) for share in shares])
     merged = {unit: result for answer in answers for unit, result in answer.items()}
     out = []
     for t in range(len(thetas)):
@@ -78,35 +72,34 @@ def measure(
     return out
 
 
-def _alternate(units: list[Unit], families: int, worker: int, num: int) -> list[Unit]:
-    """Every worker gets an equal share of every family."""
-    mine: list[Unit] = []
-    for f in range(families):
-        mine += [u for u in units if u.family == f][worker::num]
-    return mine
+def _share(units: list[Unit], families: int, worker: int, num: int) -> list[Unit]:
+    """One worker's equal share of every family: some are expensive, some are cheap."""
+    if families % num:  # families are innermost: in turn, each worker meets all of them
+        return units[worker::num]
+    return [u for f in range(families) for u in [u for u in units if u.family == f][worker::num]]
 
 
 def score(quality: Quality, reference: Quality) -> float:
     """Weighted geometric mean of ratios to ``reference``; lower is better."""
     total = 0.0
-    for mine, theirs in zip(quality, reference, strict=True):
+    for losses, yardstick in zip(quality, reference, strict=True):
         for name, weight in WEIGHTS.items():
-            total += weight * log_ratio(mine[name], theirs[name])
+            total += weight * log_ratio(losses[name], yardstick[name])
     return math.exp(total / len(quality))
 
 
-def log_ratio(mine: float, theirs: float) -> float:
-    """log(mine / theirs) within bounds, 0 for equals, whatever the sign of the losses.
+def log_ratio(loss: float, reference: float) -> float:
+    """log(loss / reference) within bounds, 0 for equals, whatever the sign of the losses.
 
-    A negative ``theirs`` (a likelihood, a noisy minibatch) has no ratio: there it is the difference
-    over its size, the same near equality.
+    A negative ``reference`` (a likelihood, a noisy minibatch) has no ratio: there it is the
+    difference over its size, the same near equality.
     """
-    if theirs > 0 or not math.isfinite(mine - theirs):
-        ratio = max(mine, TINY_LOSS) / max(theirs, TINY_LOSS)
+    if reference > 0 or not math.isfinite(loss - reference):
+        ratio = max(loss, TINY_LOSS) / max(reference, TINY_LOSS)
         return math.log(
             min(max(ratio, BEST_RATIO), WORST_RATIO) if math.isfinite(ratio) else WORST_RATIO
         )
-    change = (mine - theirs) / max(-theirs, TINY_LOSS)
+    change = (loss - reference) / max(-reference, TINY_LOSS)
     return min(max(change, math.log(BEST_RATIO)), math.log(WORST_RATIO))
 
 

@@ -84,16 +84,16 @@ class OuterOptimizer:
         return out
 
     def load(self, tensors: dict[str, Tensor], done: int) -> None:
-        """Go on from what :meth:`dump` gave."""
+        """Go on from the tensors of :meth:`dump`."""
         state: dict[int, dict[str, Any]] = {}
         for i, (name, p) in enumerate(self.params.items()):
             p.data.copy_(tensors[f"theta.{name}"])
             self.average[name].copy_(tensors[f"average.{name}"])
-            found = {
+            moments = {
                 key: tensors.get(f"adam.{key}.{name}") for key in ("step", "exp_avg", "exp_avg_sq")
             }
-            if all(value is not None for value in found.values()):
-                state[i] = found
+            if all(value is not None for value in moments.values()):
+                state[i] = moments
         self.adam.load_state_dict(
             {"state": state, "param_groups": self.adam.state_dict()["param_groups"]}
         )

@@ -1,4 +1,4 @@
-"""What a run shows while it goes: a progress bar or plain lines, TensorBoard curves,
+"""Progress of a run as a bar or plain lines, TensorBoard curves,
 ``metrics.jsonl``.
 
 ``metrics.jsonl`` has one line an outer step: ``step stage kind meta_loss diverged nonfinite

@@ -60,7 +60,7 @@ class Radius:
 def held_out(quality: Quality, reference: Quality) -> float:
     """Mean over families of the log of the final held-out loss, relative to ``reference``."""
     ratios = [
-        log_ratio(mine["valid"], theirs["valid"])
-        for mine, theirs in zip(quality, reference, strict=True)
+        log_ratio(losses["valid"], yardstick["valid"])
+        for losses, yardstick in zip(quality, reference, strict=True)
     ]
     return sum(ratios) / len(ratios)

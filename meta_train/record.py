@@ -1,4 +1,4 @@
-"""What one outer step gave, put together from the shards: the meta-gradient, the line in the log,
+"""Results of one outer step, put together from the shards: meta-gradient, line in the log,
 the curves.
 """
 
@@ -32,9 +32,9 @@ def mean(grads: Sequence[Theta]) -> Theta:
 def by_family(metrics: Sequence[Metrics], names: Sequence[str], shards: int) -> dict[str, Metrics]:
     """Means over the ``shards`` of each family; shard s is of family s // shards."""
     families: dict[str, Metrics] = {}
-    for shard, found in enumerate(metrics):
+    for shard, measured in enumerate(metrics):
         family = families.setdefault(names[shard // shards], {})
-        for name, value in found.items():
+        for name, value in measured.items():
             family[name] = family.get(name, 0.0) + value / shards
     return families
 
@@ -48,10 +48,10 @@ def row(stage: Stage, families: dict[str, Metrics], outcome: Metrics) -> dict[st
 
 
 def curves(families: dict[str, Metrics], outcome: Metrics) -> dict[str, float]:
-    found = {
+    points = {
         f"{key}/{name}": value for name, family in families.items() for key, value in family.items()
     }
-    return found | {f"outer/{key}": value for key, value in outcome.items()}
+    return points | {f"outer/{key}": value for key, value in outcome.items()}
 
 
 def weigh(line: dict[str, Any], weighting: Weighting, names: Sequence[str]) -> dict[str, float]:

@@ -57,9 +57,7 @@ class MetaTraining:
         self._check()
 
     def _check(self) -> None:
-        """Whatever else can be wrong is found now, before anything is written and minutes are
-        spent.
-        """
+        """Find whatever else can be wrong, before anything is written and minutes are spent."""
         self._check_memory()
         objective = self.config.scored_by
         for stage in self.stages:

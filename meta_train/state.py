@@ -1,4 +1,4 @@
-"""What a run is in the middle of, and its form in a checkpoint: tensors by name, and a record."""
+"""State of a run between two outer steps, and its form in a checkpoint: tensors and a record."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Tensors = dict[str, Tensor]
 
 @dataclass
 class RunState:
-    """What a run is in the middle of; everything here is in its checkpoints."""
+    """State of a run between two outer steps; everything here is in its checkpoints."""
 
     step: int
     stage: int
@@ -45,7 +45,7 @@ class BestRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class StateRecord:
-    """The record of a resume state: what is no tensor."""
+    """The record of a resume state, beside its tensors."""
 
     config: dict[str, Any]
     torch: str
@@ -81,7 +81,7 @@ def pack(run: RunState, shards: dict[int, Tensors]) -> tuple[Tensors, dict[str, 
 
 
 def part(tensors: Tensors, group: str) -> Tensors:
-    """One group of what :func:`pack` made."""
+    """One group of the tensors that :func:`pack` made."""
     return {
         name[len(group) + 1 :]: x for name, x in tensors.items() if name.startswith(group + ".")
     }
@@ -96,5 +96,5 @@ def incumbent_of(tensors: Tensors, best: BestRecord) -> Incumbent:
 
 
 def merged(parts: list[dict[int, Tensors]]) -> dict[int, Tensors]:
-    """What the shards of all workers carry."""
+    """Shards of all workers in one dict."""
     return {int(shard): state for part in parts for shard, state in part.items()}

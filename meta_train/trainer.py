@@ -308,9 +308,9 @@ class Trainer:
     def _build(self, shards: dict[int, Tensors] | None, rho: float | None = None) -> None:
         """Set every worker up for the stage, with fresh shards or with these."""
         parts: list[tuple[Any, ...]] = []
-        for mine in self.workers.parts:
-            own = None if shards is None else {shard: shards[shard] for shard in mine}
-            parts.append((self.stage.kind, self.stage.config, self.stage.index, own, rho))
+        for numbers in self.workers.parts:
+            given = None if shards is None else {shard: shards[shard] for shard in numbers}
+            parts.append((self.stage.kind, self.stage.config, self.stage.index, given, rho))
         self.workers.call(ShardHost.build, parts)
 
     def _shards(self) -> dict[int, Tensors]:

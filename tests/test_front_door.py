@@ -44,6 +44,8 @@ for step in range(100):
     loss = loss_fn(model(inputs), labels)
     loss.backward()
     optimizer.step()
+
+print(lo.evaluate([mine], {"mine": learned}, baselines=["adamw"], steps=20, seeds=2).table())
 print(f"{loss:.3f}")
 """
 

@@ -81,9 +81,7 @@ class Workshop:
     recipe: Recipe | None = None
 
     def compute(self, cell: Cell, on_step: Callable[[int], None]) -> Outcome:
-        """What the cell gave. An error in it is a `Failure`, so that it costs nothing but this
-        cell.
-        """
+        """The outcome of the cell. An error in it is a `Failure`, which costs this cell alone."""
         try:
             return cell.compute(self._task(cell.task), self._optimizer(cell.optimizer), on_step)
         except BrokenPipeError:  # nobody reads our progress: that ends the program, not a cell
@@ -179,7 +177,7 @@ def _here(queue: deque[Item], workshop: Workshop, progress: Progress) -> Source:
 
 
 def _there(queue: deque[Item], workshop: Workshop, workers: int, progress: Progress) -> Source:
-    """The same with processes: idle ones get the next cell; one that dies costs its cell and is
+    """Compute them in processes: idle ones get the next cell; one that dies costs its cell and is
     replaced.
 
     Raises:
