@@ -110,7 +110,7 @@ class Unroller:
         return self.family.absorption.alpha if self.family.absorption is not None else 0.0
 
     def init(self, generator: torch.Generator) -> UnrollState:
-        carry = self._repeat(self.family.start(generator, self.num))
+        carry = tree_map(self._repeat, self.family.start(generator, self.num))
         horizon = torch.tensor([self.truncation.horizon(generator) for _ in range(self.num)])
         share = torch.rand(self.num, generator=generator)
         stop, length = (horizon * share).long().clamp_min(1), self.truncation.unroll_length
@@ -165,7 +165,14 @@ class Unroller:
                 weight = (weights.to(task.device),)
         noise, progress, live = (x.to(task.device) for x in (noise, progress, live))
         draw = Draw(train, held, noise, progress, weight, second)
-        return self._repeat((draw, live))
+        if self.copies > 1:  # by hand: a tree_map at every step would be felt
+            draw = Draw(
+                *(
+                    tuple(map(self._repeat, x)) if type(x) is tuple else self._repeat(x)
+                    for x in draw
+                )
+            )
+        return draw, self._repeat(live)
 
     def run(
         self, step: Step, theta: Theta, carry: Carry, state: UnrollState, begin: int, end: int
@@ -223,11 +230,9 @@ class Unroller:
         stop = torch.where(dead, t, state.stop)
         return replace(state, carry=canonical(carry), t=t, stop=stop)
 
-    def _repeat(self, tree: Any) -> Any:
-        """Every tensor of ``tree`` as often as there are antithetic copies."""
-        if self.copies == 1:
-            return tree
-        return tree_map(lambda x: torch.cat([x] * self.copies), tree)
+    def _repeat(self, x: Tensor) -> Tensor:
+        """Once for each antithetic copy."""
+        return x if self.copies == 1 else torch.cat([x] * self.copies)
 
 
 def added(sums: dict[str, Tensor], more: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -190,22 +190,26 @@ class _Recorded:
 
     def __init__(self, step: Step, engine: str) -> None:
         self.step, self.engine = step, engine
-        self.recorders: dict[TreeSpec, Recorder] = {}
-        self.results: dict[TreeSpec, TreeSpec] = {}  # known once the step has run
+        self.recorders: dict[Any, Recorder] = {}
+        self.results: dict[Any, TreeSpec] = {}  # known once the step has run
 
     def __call__(self, theta: Theta, carry: Carry, draw: Draw) -> tuple[Carry, Losses]:
         if is_transformed():
             return self.step(theta, carry, draw)
         flat, spec = tree_flatten((theta, carry, draw))
-        if spec not in self.recorders:
+        # All that can differ between the structures that one step is given. A TreeSpec would do,
+        # but takes longer to compare than to make.
+        names = map(tuple, (theta, carry.buffers, carry.state, carry.memory))
+        key = (*names, len(flat))
+        if key not in self.recorders:
 
             def function(flat: Flat) -> list[Tensor]:
-                leaves, self.results[spec] = tree_flatten(self.step(*tree_unflatten(flat, spec)))
+                leaves, self.results[key] = tree_flatten(self.step(*tree_unflatten(flat, spec)))
                 return leaves
 
-            self.recorders[spec] = Recorder(function, self.engine)
-        recorded = self.recorders[spec](flat)
-        return tree_unflatten(recorded, self.results[spec])
+            self.recorders[key] = Recorder(function, self.engine)
+        recorded = self.recorders[key](flat)
+        return tree_unflatten(recorded, self.results[key])
 
 
 def _named(group: str, state: State) -> State:
