@@ -1,4 +1,4 @@
-"""What goes into an inner step and comes out of it. Everything here is a tuple of tensors, tuples
+"""The arguments and results of an inner step. Everything here is a tuple of tensors, tuples
 and dicts: a pytree, which ``torch.utils._pytree`` and ``torch.func`` take as it is.
 
 Tensors have the K tasks in front. An empty tuple stands for what a step does not have.
@@ -18,7 +18,7 @@ from lo_framework.protocols import Batch
 
 
 class Carry(NamedTuple):
-    """What an episode carries from step to step."""
+    """The state of an episode between two steps."""
 
     params: Tensor  # [K, N]
     buffers: State
@@ -61,7 +61,7 @@ class After(NamedTuple):
 
 
 class Losses(NamedTuple):
-    """What a step tells the objective."""
+    """A step's losses, for the objective."""
 
     train: Tensor  # [K] minibatch loss before the update
     held: Tensor  # [K] held-out loss after it (zeros if none was asked for)
@@ -70,14 +70,17 @@ class Losses(NamedTuple):
 
 
 class Need(enum.Flag):
-    """What a term of an objective needs of a step, beside the training loss before the update
-    (``Need(0)``: nothing).
+    """The quantities of a step that a term of an objective reads, beside the training loss before
+    the update.
     """
 
     HELD = 1  # the held-out loss after the update
     BEFORE = 2  # and before it, on the same batch
     SECOND = 4  # the training loss after the update, on a second batch
     SLOPE = 8  # and its gradient there
+
+
+NOTHING = Need(0)
 
 
 def tile_theta(theta: Theta, num: int) -> Theta:

@@ -1,5 +1,5 @@
-"""A task over one flat vector of parameters, and K tasks at once: ``vmap`` where the task allows it,
-else a plain loop.
+"""A task over one flat vector of parameters, and K tasks at once, by ``vmap`` where the task allows
+it, else by a plain loop.
 
 A task forbids ``vmap`` by ``vmappable = False`` (recurrent layers of ``torch.nn``, Python control
 flow that looks at data). The loop gives the same numbers and the same derivatives, at the price of
@@ -25,8 +25,8 @@ from lo_framework.protocols import Batch, Task
 def over_tasks(
     task: Task, function: Callable[..., Any], chunk_size: int | None = None
 ) -> Callable[..., Any]:
-    """``function`` of one task's tensors, lifted to tensors with K tasks in front, ``chunk_size``
-    of them at once.
+    """Lift ``function`` of one task's tensors to tensors with K tasks in front, ``chunk_size`` of
+    them at once.
     """
     if task.vmappable:
         return vmap(function, chunk_size=chunk_size)
@@ -65,15 +65,15 @@ class FlatTask:
         return self._losses(*place)
 
     def gradients(self, place: Place, *, through: bool) -> tuple[Tensor, Tensor, State]:
-        """Losses ``[K]``, their gradients ``[K, N]`` and the new buffers; ``through``: with a graph,
-        where one is kept.
+        """Losses ``[K]``, their gradients ``[K, N]`` and the new buffers, detached unless
+        ``through`` and a graph is kept.
 
         No row's loss depends on another row's parameters, so one backward pass from all of them
         gives every task its own gradient, without the levels and the rules that differentiation
         inside vmap goes through. Only inside a transform that way is closed.
         """
         inside = is_transformed()
-        through = through and (inside or place.params.requires_grad and torch.is_grad_enabled())
+        through = through and (inside or (place.params.requires_grad and torch.is_grad_enabled()))
         at = place.params if through else place.params.detach()
         if inside:
             grads, (loss, buffers) = self._gradients(at, *place[1:])

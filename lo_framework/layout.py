@@ -84,7 +84,7 @@ class Layout:
         return Layout(tuple(slots))
 
     def to(self, device: torch.device) -> Layout:
-        """The same layout with its constant tensors on ``device``: rules use them at every step."""
+        """This layout with its constant tensors on ``device``: rules use them at every step."""
         return self if device == self.device else replace(self, device=device)
 
     @cached_property
@@ -113,7 +113,7 @@ class Layout:
 
     @cached_property
     def descriptors(self) -> Tensor:
-        """What a tensor is, ``[DESCRIPTORS, S]``: log size, depth in [-1, 1], one-hot role."""
+        """Features of tensors, ``[DESCRIPTORS, S]``: log size, depth in [-1, 1], one-hot role."""
         rows = [
             [math.log(s.numel) / 10.0 for s in self.slots],
             [2.0 * s.depth - 1.0 for s in self.slots],
@@ -122,7 +122,7 @@ class Layout:
         return torch.tensor(rows, device=self.device)
 
     def flatten(self, tensors: Mapping[str, Tensor]) -> Tensor:
-        """``{name: [..., *shape]}`` to ``[..., N]`` (a copy)."""
+        """One vector ``[..., N]`` from ``{name: [..., *shape]}`` (a copy)."""
         parts = []
         for slot in self.slots:
             tensor = tensors[slot.name]
@@ -131,7 +131,7 @@ class Layout:
         return torch.cat(parts, dim=-1)
 
     def unflatten(self, flat: Tensor) -> dict[str, Tensor]:
-        """``[..., N]`` to ``{name: [..., *shape]}`` (views)."""
+        """The tensors ``{name: [..., *shape]}`` of a vector ``[..., N]`` (views)."""
         lead = flat.shape[:-1]
         parts = flat.split(self.sizes, dim=-1)
         return {

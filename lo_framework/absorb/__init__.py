@@ -1,1 +1,1 @@
-"""Regularizers in the meta-objective or in the gradients: the landscape of a task, specs, absorption."""
+"""From a regularizer to the inner loop: specs, the landscape of a task, absorption."""

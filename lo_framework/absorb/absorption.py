@@ -79,7 +79,8 @@ class Absorption:
         ):
             if wanted and not self.regularizer.has_value:
                 raise UserError(
-                    f"{option} needs a regularizer with a scalar value; {regularizer.name} is only a field"
+                    f"{option} needs a regularizer with a scalar value; "
+                    f"{regularizer.name} is only a field"
                 )
         self.by_field = config.through == "field" or (
             config.through == "auto" and not self.regularizer.has_value
@@ -98,12 +99,13 @@ class Absorption:
         """
         if not hasattr(self.source.config, "rho"):
             raise UserError(
-                f"{self.source.name} has no radius (rho) to learn; one of sam, asam, gsam, gam, ... has"
+                f"{self.source.name} has no radius (rho) to learn; "
+                "one of sam, asam, gsam, gam, ... has"
             )
         return float(self.source.config.rho)
 
     def with_radius(self, rho: float) -> Absorption:
-        """The same with another ``rho``."""
+        """This absorption with another ``rho``."""
         return Absorption(type(self.source)(replace(self.source.config, rho=rho)), self.config)
 
     def weights(self, t: Tensor, horizon: Tensor) -> Tensor:
@@ -115,7 +117,7 @@ class Absorption:
         return (t >= horizon - (1 if self.config.when == "end" else self.config.last)).float()
 
     def init_state(self, params: Tensor) -> State:
-        """What the regularizer carries, for ``params [N]``."""
+        """The regularizer's state at ``params [N]``."""
         return self.regularizer.init_state({_ARENA: params})
 
     def penalty(
@@ -127,7 +129,7 @@ class Absorption:
         half of the K tasks are the antithetic twins of the first.
         """
         params = place.params
-        tracked = is_transformed() or params.requires_grad and torch.is_grad_enabled()
+        tracked = is_transformed() or (params.requires_grad and torch.is_grad_enabled())
         if self.config.attached and tracked:
             return self._attached(flat, place), memory
         with torch.no_grad():
@@ -145,8 +147,8 @@ class Absorption:
     def _direction(
         self, flat: FlatTask, place: Place, known: Known, memory: State
     ) -> tuple[Tensor, Tensor, State]:
-        """``normalize(R) - normalize(L)``: its field ``[K, N]``, its value ``[K]`` (0 where R is no
-        scalar) and the regularizer's new state; constants.
+        """Field ``[K, N]`` and value ``[K]`` (0 where R is no scalar) of ``normalize(R) -
+        normalize(L)``, and the regularizer's new state; constants.
         """
         place = place._replace(
             params=place.params.detach(),
@@ -221,7 +223,7 @@ def _landscape(flat: FlatTask, place: Place) -> FunctionalLandscape:
 
 
 def _normalized(task: Task, loss: Tensor) -> tuple[Tensor, Tensor]:
-    """``normalize`` of losses ``[K]`` and its slopes."""
+    """Normalised losses ``[K]`` and the slopes of ``normalize`` there."""
     slope, value = vmap(torch.func.grad_and_value(task.normalize))(loss)
     return value, slope
 
@@ -236,6 +238,7 @@ def decompose(plain: Theta, regularized: Theta, alpha: float) -> Theta:
     aligned = sum((plain[n].double() * regularized[n].double()).sum() for n in plain)
     square = sum((x.double() ** 2).sum() for x in regularized.values())
     assert isinstance(aligned, Tensor) and isinstance(square, Tensor)
+    # No B, no projection.
     share = torch.where(square > 0, aligned / torch.where(square > 0, square, 1.0), 0.0)
     return {n: b - alpha * (plain[n] - share.to(b.dtype) * b) for n, b in regularized.items()}
 

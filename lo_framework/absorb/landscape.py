@@ -1,7 +1,7 @@
 """The loss of one batch as a function of the parameters: what regularizers look at
 (`regularizers.base.Landscape`).
 
-    landscape = FunctionalLandscape(loss_fn, batch, noise)     # loss_fn(params, batch, noise) -> 0-d loss
+    landscape = FunctionalLandscape(loss_fn, batch, noise)  # loss_fn(params, batch, noise): 0-d
     loss, grad = landscape.gradient(params)
     correction = SAM(SAMConfig(rho=0.05)).correction(landscape, Point(params, loss, grad), {})
 

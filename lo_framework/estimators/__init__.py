@@ -12,7 +12,9 @@ from lo_framework.objectives import Objective
 def make_estimator(
     spec: str, family: Family, objective: Objective, truncation: Truncation, num_tasks: int
 ) -> Estimator:
-    """``"pes"`` or ``"tbptt:second_order=false,segments=0"`` for one shard of ``num_tasks`` tasks."""
+    """Build ``"pes"`` or ``"tbptt:second_order=false,segments=0"`` for a shard of ``num_tasks``;
+    raises UserError.
+    """
     return ESTIMATORS.build(spec, family, objective, truncation, num_tasks)
 
 

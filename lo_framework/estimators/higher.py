@@ -57,8 +57,8 @@ class TaskModule(nn.Module):
 
 
 class HigherTBPTT:
-    """``tbptt`` without ``vmap``, for ``hyper-adamw`` only; the same arguments, states and results
-    as ``TBPTT``.
+    """Back-propagation without ``vmap``, for ``hyper-adamw`` only; arguments, states and results
+    are those of ``TBPTT``.
 
     A task that goes non-finite stands still, scores as the objective scores an infinite loss, and
     has no part in the meta-gradient. Memory: the graph of one task's truncation; there are no
@@ -79,8 +79,8 @@ class HigherTBPTT:
     ) -> None:
         if type(family.learned) is not HyperAdamW:
             raise UserError(
-                f"the inner backend higher meta-trains hyper-adamw only, not {family.learned.kind}: "
-                "choose hyper-adamw or the default inner backend"
+                "the inner backend higher meta-trains hyper-adamw only, not "
+                f"{family.learned.kind}: choose hyper-adamw or the default inner backend"
             )
         if family.learned.explicit(family.learned.theta()) is not None:
             raise UserError("the inner backend higher has plain gradients only: leave sam_rho at 0")
@@ -227,8 +227,8 @@ class HigherTBPTT:
         }
 
     def _inner_gradients(self, grads: list[Tensor | None]) -> list[Tensor]:
-        """A parameter that the loss does not reach has gradient zero (and still decays), as in the
-        vmapped engine.
+        """Zeros for a parameter that the loss does not reach (it still decays), as in the vmapped
+        engine.
         """
         dense = [
             torch.zeros_like(p) if g is None else g for p, g in zip(self.patched.fast_params, grads)
@@ -247,7 +247,7 @@ class HigherTBPTT:
     def _row(
         self, k: int, carry: Carry, optimizer: Any, buffers: Buffers, alive: bool, steps: int
     ) -> Carry:
-        """Where task ``k`` stands now, detached; its own part of a carry, without the leading K."""
+        """Task ``k``'s part of a carry, detached, without the leading K."""
         layout = self.module.layout
         names = [slot.name for slot in layout.slots]
         moments = [group[0] for group in optimizer.state]
@@ -276,8 +276,8 @@ class HigherTBPTT:
 def make_higher(
     spec: str, family: Family, objective: Objective, truncation: Truncation, num_tasks: int
 ) -> HigherTBPTT:
-    """``make_estimator`` for this backend: ``"tbptt"`` or
-    ``"tbptt:second_order=false,clip_task=1"``.
+    """Build ``"tbptt"`` or ``"tbptt:second_order=false,clip_task=1"`` for this backend; raises
+    UserError.
     """
     name, options = parse_spec(spec)
     if name != "tbptt":

@@ -54,7 +54,7 @@ def register_adamw() -> type:
     base: Any = higher.optim.DifferentiableOptimizer
 
     class DifferentiableAdamW(base):
-        """Decoupled weight decay, eps outside the square root, bias correction by running products."""
+        """Decoupled weight decay, eps outside the root, bias correction by running products."""
 
         def _update(self, grouped_grads: Any, **kwargs: Any) -> None:
             for index, (group, grads) in enumerate(zip(self.param_groups, grouped_grads)):

@@ -1,7 +1,7 @@
-"""What ES and PES share: antithetic Gaussian perturbations of theta, one pair per task.
+"""The engine of ES and PES: antithetic Gaussian perturbations of theta, one pair per task.
 
     ES:   grad = mean_k  eps_k (L(theta + eps_k) - L(theta - eps_k)) / (2 sigma^2)
-    PES:  the same with xi_k, the sum of a task's perturbations since its episode began, in place of eps_k
+    PES:  with xi_k, the sum of a task's perturbations since its episode began, in place of eps_k
 
 (Salimans et al. 2017; Vicol et al. 2021.) Both members of a pair see the same initial parameters,
 data and dropout.
@@ -114,7 +114,7 @@ class Perturbed:
 
 
 def unflatten_theta(theta: Theta, flat: Tensor) -> Theta:
-    """``[P]`` to theta's names and shapes."""
+    """A vector ``[P]`` in theta's names and shapes."""
     out, offset = {}, 0
     for name, x in theta.items():
         out[name] = flat[offset : offset + x.numel()].reshape(x.shape).to(x)

@@ -209,7 +209,7 @@ def combine(
 
 
 def _norms(grads: Theta) -> Tensor:
-    """``[K]``: of each task's gradient."""
+    """The norm of each task's gradient, ``[K]``."""
     square = sum((g.reshape(g.shape[0], -1) ** 2).sum(1) for g in grads.values())
     assert isinstance(square, Tensor)
     return square.sqrt()

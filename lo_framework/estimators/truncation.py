@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -42,7 +42,8 @@ class Truncation:
         low, high = self.episode
         if self.unroll_length < 1 or low < 1 or high < low:
             raise UserError(
-                f"unroll length {self.unroll_length} and episode length {low}-{high} must be at least 1, shortest first"
+                f"unroll length {self.unroll_length} and episode length {low}-{high} "
+                "must be at least 1, shortest first"
             )
 
     def horizon(self, generator: torch.Generator) -> int:
@@ -67,7 +68,7 @@ class UnrollState:
 
 
 class Unrolled(NamedTuple):
-    """What some inner steps gave; sums over them ``[copies K]``."""
+    """The end of some inner steps, and sums over them ``[copies K]``."""
 
     carry: Carry
     score: Tensor
@@ -97,8 +98,8 @@ class Unroller:
 
     @property
     def second_batch(self) -> bool:
-        """Steps see a batch beside the training one: held-out data, or for a regularizer more
-        training data.
+        """Whether steps see a batch beside the training one: held-out data, or for a regularizer
+        more training data.
         """
         absorption = self.family.absorption
         independent = absorption is not None and absorption.independent
@@ -106,7 +107,7 @@ class Unroller:
 
     @property
     def alpha(self) -> float:
-        """Of GSAM's decomposition of meta-gradients; 0: none."""
+        """The share of GSAM's decomposition of meta-gradients; 0: none."""
         return self.family.absorption.alpha if self.family.absorption is not None else 0.0
 
     def init(self, generator: torch.Generator) -> UnrollState:

@@ -21,7 +21,7 @@ from lo_framework.objectives.terms import cosine
 def look(
     needs: Need, flat: FlatTask, start: Tensor, end: Place, draw: Draw, seen: Tensor, alive: Tensor
 ) -> After:
-    """The step from parameters ``start [K, N]`` to ``end`` (on held-out data), by the gradient
+    """Look at ``end`` (on held-out data), where the step from ``start [K, N]`` led by the gradient
     ``seen [K, N]``.
 
     Both sides of the step have the buffers that it left and the same dropout: they differ by
@@ -40,10 +40,9 @@ def look(
         cosines = cosine(mean(seen * grads), mean(seen * seen), squares)
     elif Need.SECOND in needs:
         loss, _ = flat.losses(again)
-    rows = alive[:, None]
     return After(
         torch.where(alive, before, torch.inf),
         torch.where(alive, loss, torch.inf),
-        torch.where(rows, squares, torch.inf),
-        torch.where(rows, cosines, -1.0),
+        torch.where(alive[:, None], squares, torch.inf),
+        torch.where(alive[:, None], cosines, -1.0),
     )

@@ -56,8 +56,8 @@ _FREE = (
 
 
 class Recorder:
-    """``function`` of a flat list of tensors to a list of tensors, by replaying recordings; one for
-    each kind of input.
+    """Calls ``function``, of a flat list of tensors to a list of tensors, by replaying recordings:
+    one for each kind of input.
 
     Where gradients are enabled and some input requires one, the outputs have them too (first
     derivatives only). ``function`` must be pure and make the same operations whatever the values.
@@ -83,8 +83,8 @@ class Recorder:
 
 
 class Recording:
-    """``forward(*inputs)`` gives ``count`` outputs (then, if there is a ``backward``, what that
-    needs beside cotangents).
+    """A recorded function: ``forward(*inputs)`` gives ``count`` outputs (then, if there is a
+    ``backward``, what that needs beside cotangents).
     """
 
     def __init__(
@@ -118,7 +118,7 @@ class _Replay(torch.autograd.Function):
 def record(
     function: Callable[[Flat], list[Tensor]], inputs: Flat, wanted: Sequence[bool], engine: str
 ) -> Recording:
-    """Record ``function`` at inputs like these; ``wanted`` says whose gradients will be asked for."""
+    """Record ``function`` at inputs like these; ``wanted``: whose gradients will be asked for."""
     plain = [x.detach() for x in inputs]
     with torch.no_grad():
         # Also fills caches (constants of a layout, say) with tensors that have data.
@@ -165,8 +165,8 @@ def _traced(function: Callable[[Flat], list[Tensor]], inputs: Flat) -> fx.GraphM
 
 
 def _out_of_place(graph: fx.Graph) -> None:
-    """Derivative formulas write into fresh intermediates: the same without writing, so that equal
-    calls have equal results.
+    """Replace writes into fresh intermediates, as derivative formulas make them, by operations that
+    do not write, so that equal calls have equal results.
     """
     for node in list(graph.nodes):
         if not getattr(getattr(node.target, "_schema", None), "is_mutable", False):
@@ -182,7 +182,8 @@ def _out_of_place(graph: fx.Graph) -> None:
             or any(_is_view(user) for user in written.users if user is not node)
         ):
             raise UserError(
-                f"this task cannot be recorded, because it changes a tensor in place ({name}); use engine eager"
+                f"this task cannot be recorded, because it changes a tensor in place ({name}); "
+                "use engine eager"
             )
         node.target = getattr(getattr(_aten, name[:-1]), node.target._overloadname)
         after = {later for later in graph.nodes if later > node}
@@ -238,11 +239,15 @@ def _results(graph: fx.Graph) -> list[Any]:
 def _cut(
     joint: fx.GraphModule, num_inputs: int, num_outputs: int
 ) -> tuple[fx.GraphModule, fx.GraphModule]:
-    """(inputs) -> (outputs, kept) and (kept, cotangents) -> gradients: whatever needs no cotangent
-    goes forward.
+    """Cut a joint list into (inputs) -> (outputs, kept) and (kept, cotangents) -> gradients:
+    whatever needs no cotangent goes forward.
     """
     nodes = list(joint.graph.nodes)
     given = [node for node in nodes if node.op == "placeholder"]
+    # In this order, because each set is made from the ones before it: `late`, by one walk down the
+    # list, has a cotangent among its ancestors; `needed` is what late nodes and gradients read and
+    # is not late, so it could be kept; `again`, by one walk up, is that part of it that costs less
+    # to make twice than to keep, and what such a node reads is then needed itself.
     late = set(given[num_inputs:])
     for node in nodes:
         if node.op == "call_function" and any(x in late for x in node.all_input_nodes):

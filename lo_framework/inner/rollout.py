@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from lo_framework.episode import Carry, Draw, Need
+from lo_framework.episode import NOTHING, Carry, Draw, Need
 from lo_framework.flat_task import over_tasks
 from lo_framework.inner.step import Family
 from lo_framework.learned.base import LearnedOptimizer, Theta
@@ -70,15 +70,10 @@ def rollout(
         for begin in range(0, len(settings), chunk):
             part = settings[begin : begin + chunk]
             theta = {name: torch.stack([thetas[c][name] for c, _ in part]) for name in thetas[0]}
-            arguments = (
-                family,
-                theta,
-                [seeds[s] for _, s in part],
-                steps,
-                num_steps or steps,
-                held_out,
+            mine, horizon = [seeds[s] for _, s in part], num_steps or steps
+            carry, train, held = _episodes(
+                family, theta, mine, steps, horizon, held_out, on_step, on_carry
             )
-            carry, train, held = _episodes(*arguments, on_step, on_carry)
             final = final_metrics(family, carry, splits)
             parts.append(Rollout(train, held, final, carry.alive, carry.params, carry.buffers))
     shape = (len(thetas), len(seeds))
@@ -108,7 +103,7 @@ def _episodes(
     carry = family.start_from([inits[s] for s in seeds])
     train_streams = [seeded(s, _TRAIN) for s in unique]
     held_streams = [seeded(s, _HELD) for s in unique]
-    step = family.step(Need.HELD if held_out else Need(0))
+    step = family.step(Need.HELD if held_out else NOTHING)
     train, held = [], []
     if on_carry is not None:
         on_carry(0, carry, None)
@@ -138,7 +133,9 @@ def _paired(task: Task, split: str, streams: list[torch.Generator], row: Tensor)
 
 
 def final_metrics(family: Family, carry: Carry, splits: Sequence[str]) -> dict[str, Tensor]:
-    """``{split.metric: [K]}`` on full splits in eval mode; losses of diverged tasks are infinite."""
+    """Metrics on full splits in eval mode, ``{split.metric: [K]}``; losses of diverged tasks are
+    infinite.
+    """
     out = {}
     for split in splits:
         data = family.task.full(split)

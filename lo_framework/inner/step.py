@@ -17,7 +17,7 @@ from torch.func import functional_call, vmap
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_map, tree_unflatten
 
 from lo_framework.absorb.absorption import Absorption, corrected
-from lo_framework.episode import After, Carry, Draw, Losses, Need, Place
+from lo_framework.episode import NOTHING, After, Carry, Draw, Losses, Need, Place
 from lo_framework.flat_task import FlatTask, is_transformed, over_tasks
 from lo_framework.inner.after import look
 from lo_framework.inner.graph import ENGINES, Flat, Recorder
@@ -49,7 +49,8 @@ class Family:
     ) -> None:
         if engine not in ENGINES:
             raise UserError(
-                f"unknown engine {engine!r}{nearest(engine, ENGINES)}; there are {', '.join(ENGINES)}"
+                f"unknown engine {engine!r}{nearest(engine, ENGINES)}; "
+                f"there are {', '.join(ENGINES)}"
             )
         self.task, self.learned, self.engine, self.absorption = task, learned, engine, absorption
         params, _ = task.init(torch.Generator().manual_seed(0))
@@ -57,11 +58,11 @@ class Family:
         self.layout = layout.to(task.device)
 
     def start(self, generator: torch.Generator, num: int) -> Carry:
-        """``num`` fresh episodes; initial parameters come from ``generator`` in order."""
+        """Start ``num`` episodes; initial parameters come from ``generator`` in order."""
         return self.start_from([self.task.init(generator) for _ in range(num)])
 
     def start_from(self, inits: list[tuple[dict[str, Tensor], dict[str, Tensor]]]) -> Carry:
-        """Episodes from given (params, buffers) pairs."""
+        """Start episodes from given (params, buffers) pairs."""
         params = torch.stack([self.layout.flatten(p) for p, _ in inits])
         buffers = {name: torch.stack([b[name] for _, b in inits]) for name in inits[0][1]}
         state = vmap(lambda p: self.learned.init_state(self.layout, p))(params)
@@ -72,7 +73,7 @@ class Family:
         return Carry(params, buffers, state, alive, memory)
 
     def _memory(self, params: Tensor) -> State:
-        """What regularizers carry, by ``explicit.`` and ``absorbed.`` names."""
+        """Fresh states of the regularizers, by ``explicit.`` and ``absorbed.`` names."""
         explicit, memory = self.learned.explicit(self.learned.theta()), State()
         if explicit is not None:
             start = vmap(lambda p: explicit.init_state({"params": p}))(params)
@@ -83,13 +84,13 @@ class Family:
 
     def step(
         self,
-        needs: Need = Need(0),
+        needs: Need = NOTHING,
         *,
         second_order: bool = False,
         differentiable: bool = False,
         pairs: bool = False,
     ) -> Step:
-        """The vmapped step, which gives the losses that an objective ``needs``.
+        """Build the vmapped step, which gives the losses that an objective ``needs``.
 
         ``second_order`` lets meta-gradients flow through the inner gradients (and so Hessians).
         ``differentiable`` makes the training loss carry a meta-gradient in first-order mode as
@@ -213,20 +214,20 @@ class _Recorded:
 
 
 def _named(group: str, state: State) -> State:
-    """What one regularizer carries, as a part of ``Carry.memory``."""
+    """One regularizer's state as a part of ``Carry.memory``."""
     return {f"{group}.{name}": x for name, x in state.items()}
 
 
 def _group(memory: State, group: str) -> State:
-    """One regularizer's part of ``Carry.memory``, by its own names."""
+    """One regularizer's state out of ``Carry.memory``."""
     return {name[len(group) + 1 :]: x for name, x in memory.items() if name.startswith(group + ".")}
 
 
 def _where(alive: Tensor, new: Tensor, old: Tensor | float) -> Tensor:
-    """``new [K, ...]`` where a task is ``alive [K]``."""
+    """The ``new [K, ...]`` where a task is ``alive [K]``, else the ``old``."""
     return torch.where(alive.reshape(-1, *[1] * (new.dim() - 1)), new, old)
 
 
 def _kept(alive: Tensor, new: State, old: State) -> State:
-    """The ``new`` state where a task is ``alive [K]``."""
+    """The ``new`` state where a task is ``alive [K]``, else the ``old``."""
     return {name: _where(alive, new[name], x) for name, x in old.items()}

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from lo_framework.episode import Losses, Need
+from lo_framework.episode import NOTHING, Losses, Need
 from lo_framework.protocols import Task
 from lo_framework.registry import Registry
 from lo_framework.regularizers.base import HVP_COST
@@ -24,7 +24,7 @@ FORWARD_COST = 1 / 3  # of a gradient evaluation
 
 
 class Term:
-    """What one inner step is scored by; lower is better.
+    """One score of an inner step; lower is better.
 
     Attributes:
         needs: what the inner step has to compute for it.
@@ -32,7 +32,7 @@ class Term:
         is_level: a normalised loss, about 1 at chance level: it tells who diverged.
     """
 
-    needs: Need = Need(0)
+    needs: Need = NOTHING
     only_held_out: bool = False
     is_level: ClassVar[bool] = False
 
@@ -65,11 +65,11 @@ class Objective:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The terms that a weighting weighs; empty where there is one score and nothing to weigh."""
+        """The terms that a weighting weighs; empty where there is one score only."""
         return tuple(self.terms) if len(self.terms) > 1 else ()
 
     def weighted(self, weights: Sequence[float]) -> Objective:
-        """The same terms with other weights."""
+        """These terms with other weights."""
         if len(weights) != len(self.terms):
             raise ValueError(f"{len(self.terms)} weights expected, found {len(weights)}")
         return Objective(self.terms, weights)
@@ -111,7 +111,7 @@ class Objective:
 
 
 def constant(x: Tensor, pairs: bool) -> Tensor:
-    """``x [K]`` without gradient: detached, or the mean of antithetic twins."""
+    """A constant in place of ``x [K]``: detached, or the mean of antithetic twins."""
     x = x.detach()
     if not pairs:
         return x

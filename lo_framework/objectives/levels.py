@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lo_framework.episode import Losses, Need
+from lo_framework.episode import NOTHING, Losses, Need
 from lo_framework.objectives.base import OBJECTIVES, Term
 from lo_framework.protocols import Task
 
@@ -30,7 +30,7 @@ class ValidConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(ValidConfig):
-    """As for ``valid``."""
+    """The options of ``valid``."""
 
     train: float = 1.0
 
@@ -44,7 +44,7 @@ class Level(Term):
 
     def __init__(self, config: ValidConfig) -> None:
         super().__init__(config)
-        self.needs = Need.HELD if config.train < 1 else Need(0)
+        self.needs = Need.HELD if config.train < 1 else NOTHING
         self.only_held_out = config.train == 0
 
     def value(self, task: Task, losses: Losses, pairs: bool) -> Tensor:

@@ -1,6 +1,6 @@
 """Objectives about what one step does: MetaAdamW's three terms (`terms`).
 
-Of every inner step, with losses normalised as everywhere, so that they are comparable across tasks:
+Losses are normalised as everywhere, so that the terms are comparable across tasks:
 
 * ``gradient``: per tensor of the optimizee, the mean square of the next gradient (after the update,
   on a second training batch) and the cosine between it and the gradient that the optimizer saw;
@@ -94,7 +94,7 @@ class GeneralizationGap(Term):
 
 @dataclass(frozen=True, kw_only=True)
 class CombinedConfig(GradientConfig):
-    """As for ``gradient``; ``published`` holds for all terms."""
+    """The options of ``gradient``; ``published`` holds for all terms."""
 
 
 @OBJECTIVES.register("combined", config=CombinedConfig)
@@ -108,7 +108,7 @@ def combined(config: CombinedConfig) -> dict[str, Term]:
 
 
 def capped(value: Tensor, *losses: Tensor) -> Tensor:
-    """``value [K]`` with a soft upper bound, and at the bound where a loss is not finite."""
+    """Bound ``value [K]`` softly from above; at the bound where a loss is not finite."""
     whole = torch.stack([torch.isfinite(x.detach()) for x in losses]).all(0)
     return soft_cap(torch.where(whole, value, torch.inf))
 

@@ -1,7 +1,7 @@
 """MetaAdamW's three terms of a meta-objective (arXiv 2605.04055), corrected; pure, without
 knowledge of a task.
 
-Of one inner step theta -> theta', with training batches B1, B2 and a held-out batch Bval, and g1,
+For one inner step theta -> theta', with training batches B1, B2 and a held-out batch Bval, and g1,
 g2 the gradients at (theta; B1) and (theta'; B2), the paper has, over G groups of parameters ([.]:
 no gradient),
 
@@ -55,8 +55,8 @@ def cosine(dot: Tensor, square1: Tensor, square2: Tensor) -> Tensor:
 def loss_decrease(
     after: Tensor, before: Tensor, *, published: bool = False, tiny: float = TINY_LOSS
 ) -> Tensor:
-    """``after / [before]``, what a step leaves of a loss: below 1 is better. Published: the
-    difference.
+    """The ratio ``after / [before]`` that a step leaves of a loss: below 1 is better. Published:
+    the difference.
 
     A negative loss has no ratio: it is divided by its size, so that lower stays better.
     """
@@ -65,7 +65,7 @@ def loss_decrease(
 
 
 def generalization_gap(train: Tensor, valid: Tensor) -> Tensor:
-    """``|train - [valid]|``: its derivative is that of ``train`` times the sign of the gap, 0 at 0.
+    """The gap ``|train - [valid]|``. Its derivative is that of ``train`` times its sign, 0 at 0.
 
     Both belong to the point after the step. (The released code takes both before it, where no
     optimizer can change them.) Where training is ahead of validation the derivative *raises* the

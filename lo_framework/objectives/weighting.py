@@ -2,9 +2,10 @@
 priorities (HUW).
 
 HUW (Kendall et al. 2018; with priorities p: MetaAdamW, arXiv 2605.04055) learns one number s_i =
-log sigma_i^2 a term:
+log sigma_i^2 per term:
 
-    total = sum_i [ 1/2 exp(-s_i) L_i + 1/2 p_i s_i ],      d total / d s_i = 1/2 (p_i - exp(-s_i) L_i)
+    total = sum_i [ 1/2 exp(-s_i) L_i + 1/2 p_i s_i ]
+    d total / d s_i = 1/2 (p_i - exp(-s_i) L_i)
 
 so that at rest exp(-s_i) = p_i / L_i: every term counts in relation to its own size, a higher
 priority for more. As published this has no minimum once a term is negative (s_i falls without end),
@@ -30,12 +31,12 @@ from lo_framework.spec import UserError
 
 
 def huw_total(values: Tensor, s: Tensor, priorities: Tensor) -> Tensor:
-    """``sum_i [1/2 exp(-s_i) L_i + 1/2 p_i s_i]`` of three ``[n]``."""
+    """The weighted total ``sum_i [1/2 exp(-s_i) L_i + 1/2 p_i s_i]`` of three ``[n]``."""
     return 0.5 * (torch.exp(-s) * values + priorities * s).sum()
 
 
 def huw_slope(values: Tensor, s: Tensor, priorities: Tensor) -> Tensor:
-    """``1/2 (p_i - exp(-s_i) L_i)``: the derivative of :func:`huw_total` by s, ``[n]``."""
+    """The derivative of :func:`huw_total` by s, ``1/2 (p_i - exp(-s_i) L_i)``, ``[n]``."""
     return 0.5 * (priorities - torch.exp(-s) * values)
 
 
@@ -100,7 +101,7 @@ class HUW(Weighting):
         )  # on the host, in double precision, wherever the terms are
 
     def weights(self) -> tuple[float, ...]:
-        """``1/2 exp(-s_i)``."""
+        """The weights ``1/2 exp(-s_i)``."""
         return tuple((0.5 * torch.exp(-self.s)).tolist())
 
     def total(self, values: Tensor) -> Tensor:
@@ -182,8 +183,8 @@ def _huw(config: HUWConfig, terms: Sequence[str], priorities: Sequence[float]) -
 def make_weighting(
     spec: str, priorities: Sequence[float] | None = None, terms: Sequence[str] = TERMS
 ) -> Weighting:
-    """``sum``, ``fixed:weights=1x0.3x0.3`` or ``huw:lr=0.05,bound=3`` of ``terms``; ``priorities``
-    (default all 1) are for a weighting that was registered with ``priorities=True``.
+    """Build ``sum``, ``fixed:weights=1x0.3x0.3`` or ``huw:lr=0.05,bound=3`` of ``terms``;
+    ``priorities`` (default all 1) are for a weighting that was registered with ``priorities=True``.
 
     Raises:
         UserError: an unknown name or option, a wrong number of weights or priorities, an impossible
@@ -193,15 +194,15 @@ def make_weighting(
     if priorities is not None and not entry.facts.get("priorities"):
         takers = [name for name, each in WEIGHTINGS.items() if each.facts.get("priorities")]
         raise UserError(
-            f"priorities are for the weighting {' or '.join(takers)}, as in --weighting {takers[0]}, "
-            f"not for {entry.name!r}"
+            f"priorities are for the weighting {' or '.join(takers)}, "
+            f"as in --weighting {takers[0]}, not for {entry.name!r}"
         )
     given = (1.0,) * len(terms) if priorities is None else _checked(priorities, terms)
     return entry.build(config, terms, given)
 
 
 def parse_priorities(text: str, terms: Sequence[str] = TERMS) -> tuple[float, ...]:
-    """``"2,5,1"`` to numbers, one for each of ``terms``; raises UserError."""
+    """The numbers of ``"2,5,1"``, one for each of ``terms``; raises UserError."""
     try:
         priorities = [float(piece) for piece in text.split(",")]
     except ValueError:

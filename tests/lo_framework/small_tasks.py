@@ -1,4 +1,4 @@
-"""Tiny float64 optimizees, a one-parameter learned optimizer and helpers that several tests share."""
+"""Tiny float64 optimizees, a one-parameter learned optimizer and helpers of several tests."""
 
 from __future__ import annotations
 

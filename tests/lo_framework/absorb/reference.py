@@ -1,9 +1,7 @@
-"""An unroll with an absorbed regularizer, written out task by task in autograd: the reference of
-test_absorption.
+"""Reference of test_absorption: an unroll with an absorbed regularizer, task by task in autograd.
 
 The plain unroll gives ``params_t`` as functions of theta. The reference takes R from the formulas
-(SAM, GAM) at every ``params_t``; nothing of `lo_framework.absorb.absorption` but its configuration is used
-in it.
+(SAM, GAM) at every ``params_t``, and of `lo_framework.absorb.absorption` only its configuration.
 """
 
 from __future__ import annotations

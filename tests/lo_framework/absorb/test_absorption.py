@@ -105,7 +105,7 @@ def test_attached_goes_through_the_perturbation_too() -> None:
     "regularizer", ["gsam:rho=0.1,alpha=0.4,space=params", "gam:exact=false,rho=0.1", "fsam"]
 )
 def test_a_field_without_a_value_is_pulled_back_step_by_step(regularizer: str) -> None:
-    """sum_t J_t^T G_t, accumulated explicitly; the regularizer's own state goes from step to step."""
+    """sum_t J_t^T G_t, accumulated explicitly; the regularizer's state goes from step to step."""
     estimator = estimator_of(regularizer)
     state = begun(estimator)
     found, _ = estimator.estimate(LEARNED.theta(), copied(state))

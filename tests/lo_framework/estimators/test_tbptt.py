@@ -73,7 +73,7 @@ def begun(
 
 
 def score(estimator: TBPTT, theta: Theta, state: UnrollState) -> Tensor:
-    """What the meta-gradient is the gradient of: the mean over tasks and steps of the masked score."""
+    """The mean over tasks and steps of the masked score: the meta-gradient is its gradient."""
     state, unroller = copied(state), estimator.unroller
     length = unroller.truncation.unroll_length
     _, total, *_ = unroller.run(

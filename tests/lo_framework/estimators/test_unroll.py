@@ -141,7 +141,7 @@ def test_every_objective(objective: str, order: bool) -> None:
 def test_transforms_in_transforms() -> None:
     """Reverse over reverse, forward over reverse and a batch of gradients are one Hessian's."""
     task, learned = TinyNet(), learned_of("hyper-adamw:lr=0.05")
-    theta = {n: x for n, x in learned.theta().items()}
+    theta = learned.theta()
     name = max(theta, key=lambda n: theta[n].numel())
 
     def slope(x: Tensor) -> Tensor:
