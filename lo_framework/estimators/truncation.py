@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -167,12 +167,11 @@ class Unroller:
         noise, progress, live = (x.to(task.device) for x in (noise, progress, live))
         draw = Draw(train, held, noise, progress, weight, second)
         if self.copies > 1:  # by hand: a tree_map at every step would be felt
-            draw = Draw(
-                *(
-                    tuple(map(self._repeat, x)) if type(x) is tuple else self._repeat(x)
-                    for x in draw
-                )
-            )
+            fields: list[Any] = [
+                tuple(map(self._repeat, x)) if isinstance(x, tuple) else self._repeat(x)
+                for x in draw
+            ]
+            draw = Draw(*fields)
         return draw, self._repeat(live)
 
     def run(
