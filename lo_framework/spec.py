@@ -9,6 +9,7 @@ writes the shortest spec that builds the same config again.
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -78,6 +79,13 @@ def split_specs(text: str) -> list[str]:
         else:
             specs.append(piece)
     return specs
+
+
+def split_joined(text: str) -> list[str]:
+    """Split specs joined by ``+``: one that begins a name; that of a number, as in 1e+3, is followed
+    by a digit.
+    """
+    return re.split(r"\+(?=\s*[A-Za-z_])", text)
 
 
 def build_config(config_type: type[C], options: Mapping[str, Any], owner: str) -> C:

@@ -28,7 +28,7 @@ def blocks(language: str) -> list[str]:
 def test_the_page_runs_as_it_stands(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text("\n\n".join(blocks("python")), "utf-8")
     commands = [line for block in blocks("bash") for line in block.splitlines()]
-    assert len(commands) == 6
+    assert len(commands) == 7
     for i, line in enumerate(commands):
         python, _, program, *words = line.split()
         assert python == "python"

@@ -4,13 +4,8 @@
 
 from __future__ import annotations
 
-import re
-
 from lo_framework.regularizers import REGULARIZERS, Mixture, Regularizer
-from lo_framework.spec import UserError, parse_spec
-
-# A plus sign that begins a name; that of a number, as in 1e+3, is followed by a digit.
-_JOINT = re.compile(r"\+(?=\s*[A-Za-z_])")
+from lo_framework.spec import UserError, parse_spec, split_joined
 
 
 def make_regularizer(spec: str) -> Regularizer:
@@ -20,7 +15,7 @@ def make_regularizer(spec: str) -> Regularizer:
         UserError: an unknown name or option, a value out of range, or parts that cannot be mixed.
             ``none`` is an error too: to have no regularizer is for the caller to deal with.
     """
-    parts = [_make(piece) for piece in _JOINT.split(spec)]
+    parts = [_make(piece) for piece in split_joined(spec)]
     if len(parts) == 1:
         return parts[0]
     try:

@@ -13,18 +13,13 @@ an episode the loss is small, and only its logarithm still tells a good schedule
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 
 from lo_framework.objectives.base import OBJECTIVES, Objective, Term
 from lo_framework.objectives.levels import LOG_FLOOR
 from lo_framework.objectives.steps import combined
 from lo_framework.objectives.weighting import WEIGHTINGS, Weighting, make_weighting
-from lo_framework.spec import UserError, build_config, parse_spec
-
-# A plus sign that begins a name; that of a number, as in 1e+3, is followed by a digit.
-_JOINT = re.compile(r"\+(?=\s*[A-Za-z_])")
-
+from lo_framework.spec import UserError, build_config, parse_spec, split_joined
 
 def make_objective(spec: str) -> Objective:
     """``valid``, ``train``, ``valid:train=0.5,log=0.1``, ``gradient:direction=1``, ``combined``,
@@ -35,7 +30,7 @@ def make_objective(spec: str) -> Objective:
             nearest known one.
     """
     terms: dict[str, Term] = {}
-    for piece in _JOINT.split(spec):
+    for piece in split_joined(spec):
         name, options = parse_spec(piece)
         entry = OBJECTIVES.find(name)
         built = entry.build(build_config(entry.config, options, f"objective {name}"))
