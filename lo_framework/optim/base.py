@@ -220,11 +220,11 @@ class OptimizerBase(StateOnly, torch.optim.Optimizer):
                 continue  # torch's own check of the groups says so
             shape = self._params[i].shape
             for name in names(state):
-                held = state[name].shape
-                if held[len(held) - len(shape) :] != shape:
+                of_state = state[name].shape
+                if of_state[len(of_state) - len(shape) :] != shape:
                     raise UserError(
                         f"this state is of other parameters: parameter {i} has shape "
-                        f"{tuple(shape)}, its {name} has {tuple(held)}"
+                        f"{tuple(shape)}, its {name} has {tuple(of_state)}"
                     )
 
     def _list_params(self) -> None:

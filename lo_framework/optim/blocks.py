@@ -1,8 +1,8 @@
 """Blocks: which parameters share a step size.
 
 Every tensor is cut into ``num`` segments of equal length along its memory, which belong to the
-blocks ``first``, ``first + 1``, ...: one segment for whole tensors, one a row for nodes, one an
-element for weights.
+blocks ``first``, ``first + 1``, ...: one segment for whole tensors, one per row for nodes, one
+per element for weights.
 """
 
 from __future__ import annotations
@@ -63,10 +63,9 @@ def assign(
         return _named(spec, len(params), names)
     if spec not in KINDS:
         raise UserError(
-            f'unknown blocks "{spec}"{nearest(str(spec), KINDS)}; known: {", ".join(KINDS)}, or a dict of block names '
-            "to regular expressions or lists of parameter names"
+            f'unknown blocks "{spec}"{nearest(str(spec), KINDS)}; known: {", ".join(KINDS)}, or a '
+            "dict of block names to regular expressions or lists of parameter names"
         )
-    own = names or [str(i) for i in range(len(params))]
     if spec == "scalar":
         return Blocks(tuple(Spread(0, 1) for _ in params), ("all",), 1)
     if spec == "group":
@@ -81,7 +80,8 @@ def assign(
         )
         spreads.append(Spread(first, count))
         first += count
-    return Blocks(tuple(spreads), tuple(own), first, spec != "tensor")
+    names = names or [str(i) for i in range(len(params))]
+    return Blocks(tuple(spreads), tuple(names), first, spec != "tensor")
 
 
 def _named(
@@ -115,7 +115,8 @@ def _named(
     for name in names:
         if name not in owner:
             raise UserError(
-                f'parameter "{name}" is in no block: add a block for the rest, as in {{"rest": None}}'
+                f'parameter "{name}" is in no block: add a block for the rest, as in '
+                '{"rest": None}'
             )
     place = {block: b for b, block in enumerate(spec)}
     return Blocks(
@@ -131,10 +132,10 @@ def _members(block: str, wanted: str | Sequence[str], names: Sequence[str]) -> l
             raise UserError(
                 f'block "{block}": "{wanted}" is not a regular expression: {error}'
             ) from None
-        found = [name for name in names if pattern.search(name)]
-        if not found:
+        matching = [name for name in names if pattern.search(name)]
+        if not matching:
             raise UserError(f'block "{block}": "{wanted}" matches no parameter')
-        return found
+        return matching
     if not wanted:
         raise UserError(f'block "{block}" is empty')
     for name in wanted:

@@ -1,4 +1,4 @@
-"""A meta-trained optimizer as a ``torch.optim.Optimizer``: the class, its host, memory and guard."""
+"""A meta-trained optimizer as a ``torch.optim.Optimizer``: class, host, memory and guard."""
 
 from lo_framework.optim.learned.guard import GuardConfig
 from lo_framework.optim.learned.optimizer import Learned

@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -127,12 +127,12 @@ class Guard:
 
     def keep(self) -> None:
         """A snapshot was taken."""
-        self.kept = Trend(**asdict(self.now))
+        self.kept = replace(self.now)
         self.since_kept = 0
 
     def activate(self) -> None:
         """Hand over to AdamW, at the trend of the snapshot that the parameters go back to."""
-        self.now = Trend(**asdict(self.kept)) if self.kept is not None else Trend()
+        self.now = replace(self.kept) if self.kept is not None else Trend()
         if self.remaining:
             self.lr *= RETREAT  # AdamW itself failed
         else:
@@ -231,8 +231,8 @@ class Fallback:
             self.adamw = self._new_adamw()
         for group in self.groups[len(self.adamw.param_groups) :]:
             self.adamw.add_param_group({"params": group["params"]})
-        for own, group in zip(self.adamw.param_groups, self.groups):
-            own["lr"] = float(self.guard.lr * group["lr"])
+        for group_of_adamw, group in zip(self.adamw.param_groups, self.groups):
+            group_of_adamw["lr"] = float(self.guard.lr * group["lr"])
         # Past the hooks of all optimizers, which count this step as the learned optimizer's.
         type(self.adamw).step.__wrapped__(self.adamw)  # type: ignore[attr-defined]
         done = self.guard.updated()

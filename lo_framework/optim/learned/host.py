@@ -1,7 +1,7 @@
-"""The host of an update rule inside a face: one update of many tensors, in cache-sized chunks,
-written in place.
+"""The host of an update rule inside an optimizer: one update of many tensors, in cache-sized
+chunks, written in place.
 
-    measure every chunk  ->  means over tensors  ->  condition over all tensors  ->  update every chunk
+    measure every chunk -> means over tensors -> condition over all tensors -> update every chunk
 
 It equals ``LearnedOptimizer.forward`` on the whole arena, with memory for one chunk at a time
 beside the state itself. On an accelerator nothing waits for the device: Python looks at no number.
@@ -24,12 +24,11 @@ from lo_framework.learned.features import TOKEN_STATS
 from lo_framework.optim.learned.kernels import attention_sums, kernel_for, ordinary
 from lo_framework.optim.learned.store import Plan, Run, Store
 
-# elements: a chunk's intermediates stay in the second-level cache, those of a small network too
+# Elements: a chunk's intermediates stay in the second-level cache, those of a small network too.
 CPU_CHUNK = 16384
-SUM_CHUNK = 65536  # the same where there are no intermediates
-DEVICE_CHUNK = (
-    1 << 22
-)  # an accelerator wants few, large kernels; this only bounds the memory of intermediates
+SUM_CHUNK = 65536  # where there are no intermediates
+# An accelerator wants few, large kernels; this only bounds the memory of intermediates.
+DEVICE_CHUNK = 1 << 22
 
 Multiplier = float | Tensor
 
@@ -97,15 +96,11 @@ class Host:
         *,
         squares: list[Tensor] | None = None,
     ) -> None:
-        """One update, in place, of the parameters of ``plan`` and of the state in ``store``.
+        """Update the parameters of ``plan`` and the state in ``store``, in place.
 
-        ``multipliers``: what scales the update, one a parameter group. ``squares`` collects the
-        sums of squares of the unscaled updates (0-d tensors).
+        ``multipliers`` scale the update, one per parameter group. ``squares`` collects the sums of
+        squares of the unscaled updates (0-d tensors).
         """
-        if torch.is_autocast_enabled(self.device.type):  # half-precision products are for models
-            with torch.autocast(self.device.type, enabled=False):
-                arguments = (store, plan, params, multipliers, loss, progress)
-                return self.update(*arguments, squares=squares)
         works = [self._gather(run, params) for run in plan.runs]
         for work in works:
             self._prepare(work)
@@ -122,8 +117,8 @@ class Host:
                 self._apply_fast(work, columns, numbers, shared, multiplier, squares)  # type: ignore[arg-type]
                 continue
             device = work.run.pack.device
-            mine = channels.index_select(-1, work.run.positions).to(device)
-            self._apply(work, mine, shared.to(device), multiplier, squares)
+            columns_of_run = channels.index_select(-1, work.run.positions).to(device)
+            self._apply(work, columns_of_run, shared.to(device), multiplier, squares)
 
     def _probe(self) -> bool:
         """Whether the rule looks at any statistics."""
@@ -140,7 +135,7 @@ class Host:
         return stats if plan.order is None else stats.index_select(-1, plan.order)
 
     def _gather(self, run: Run, params: Sequence[Tensor]) -> Work:
-        """The tensors of a run side by side. A single one is not copied where its memory is in
+        """Put the tensors of a run side by side. A single one is not copied where its memory is in
         order.
         """
         tensors = [params[i] for i in run.members]
@@ -148,12 +143,10 @@ class Host:
         grads = [p.grad.reshape(-1) for p in tensors]  # type: ignore[union-attr]
         if len(tensors) == 1:
             return Work(run, tensors, flat[0], grads[0])
-        return Work(
-            run, tensors, torch.cat(flat).to(self.dtype), torch.cat(grads).to(self.dtype)
-        )  # of small tensors
+        return Work(run, tensors, torch.cat(flat).to(self.dtype), torch.cat(grads).to(self.dtype))
 
     def _chunks(self, work: Work, size: int = 0) -> Iterator[Chunk]:
-        """One chunk after the other, in the dtype of computation."""
+        """Yield one chunk after the other, in the dtype of computation."""
         n, size = work.params.shape[0], self.chunk or size or self.chunk_size(work.run.pack.device)
         if not work.single or n <= size:
             yield Chunk(
@@ -205,7 +198,9 @@ class Host:
         multiplier: Multiplier,
         squares: list[Tensor] | None,
     ) -> None:
-        """Update one run by the rule itself; ``channels [C, tensors of the run]``, ``shared [D]``."""
+        """Update one run by the rule itself; ``channels [C, tensors of the run]``, ``shared
+        [D]``.
+        """
         apply = self.on(work.run.pack.device).update
         if not work.single:
             channels = work.run.layout.expand(channels)
@@ -243,7 +238,7 @@ class Host:
         multiplier: float,
         squares: list[Tensor] | None,
     ) -> None:
-        """The same by the kernel."""
+        """Update one run by the kernel."""
         assert self.kernel is not None
         grads = [work.grads] if work.single else work.grads.split(work.run.layout.sizes)
         for tensor, flat_grad, state, k in zip(
@@ -263,7 +258,7 @@ def _store(state: State, new: State) -> None:
 
 
 def _write_back(work: Work) -> None:
-    """From the flat vector into the parameters, unless it is their own memory."""
+    """Copy the flat vector into the parameters, unless it is their memory."""
     parts = work.params.split([p.numel() for p in work.tensors])
     for p, part in zip(work.tensors, parts):
         if part.data_ptr() != p.data_ptr():

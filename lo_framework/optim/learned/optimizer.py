@@ -130,7 +130,8 @@ class Learned(OptimizerBase):
             value = self._as_loss(loss)
         active = self._active()
         if active:
-            self._guarded(active, value) if self._fallback else self._update(active, value)
+            with self._full_precision():
+                self._guarded(active, value) if self._fallback else self._update(active, value)
         return result
 
     def _extend(self) -> None:

@@ -39,7 +39,7 @@ class Run:
 
     @cached_property
     def states(self) -> list[State]:
-        """The same tensor by tensor."""
+        """Views of the columns of each tensor."""
         bounds = [(slot.offset, slot.offset + slot.numel) for slot in self.layout.slots]
         return [
             {name: x[..., begin:end] for name, x in self.state.items()} for begin, end in bounds
@@ -48,7 +48,7 @@ class Run:
 
 @dataclass(eq=False)
 class Plan:
-    """What a step with a given set of gradients works on."""
+    """The work of a step with a given set of gradients."""
 
     active: tuple[int, ...]
     layout: Layout  # of the tensors with a gradient: what conditioning sees
@@ -60,7 +60,9 @@ class Plan:
 def per_tensor_keys(
     learned: LearnedOptimizer, device: torch.device, dtype: torch.dtype
 ) -> frozenset[str]:
-    """The reduced state with one column a tensor: its last dimension follows the number of tensors."""
+    """Names of the reduced state with one column per tensor: its last dimension follows the number
+    of tensors.
+    """
     shapes = []
     for num in (2, 3):
         layout = Layout.of({str(i): (2, 2) for i in range(num)}).to(device)

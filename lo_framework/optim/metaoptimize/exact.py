@@ -18,7 +18,7 @@ from lo_framework.optim.base import BackwardWatch
 from lo_framework.optim.metaoptimize import trace as formulas
 from lo_framework.optim.metaoptimize.hessian_free import Groups, multiplier, numbers_of
 from lo_framework.optim.metaoptimize.rules import Number, Numbers, Rule, State
-from lo_framework.optim.metaoptimize.store import Plan, Run, compute_dtype
+from lo_framework.optim.metaoptimize.store import Plan, Run, Scratch, compute_dtype
 
 NEEDS = (
     "needs a closure that returns the loss without calling backward (or calls "
@@ -80,6 +80,7 @@ class ExactTrace:
         ages: Sequence[int],
         beta: Tensor,
         gamma: float,
+        scratch: Scratch,
     ) -> tuple[Tensor, Tensor]:
         """Update parameters and state; gives the meta-gradients ``[m]`` of before and their
         tangents ``[C, m]``.
@@ -98,13 +99,16 @@ class ExactTrace:
             lists = [product(grads, leaves, v) for v in h]  # type: ignore[arg-type]
         at = 0
         for run in plan.runs:
-            tensors = leaves[at : at + len(run.members)]
-            rows = [run.gathered(x[at : at + len(run.members)]) for x in lists]
-            at += len(run.members)
+            part = slice(at, at + len(run.members))
+            at = part.stop
+            tensors = leaves[part]
+            rows = [torch.cat([x.reshape(-1) for x in row[part]]) for row in lists]
             products = torch.stack(rows).to(compute_dtype(run.pack.dtype))
             group = groups[run.pack.group]
             n = numbers_of(group, self.base, ages[run.members[0]], gamma)
-            self._run(run, tensors, products, multiplier(group), n, beta, shift, z, dz)
+            sides = run.loaded(tensors, scratch)
+            self._run(run, sides, products, multiplier(group), n, beta, shift, z, dz)
+            run.unload(sides[0], tensors)
         return z, gamma * dz
 
     def carry(
@@ -148,7 +152,7 @@ class ExactTrace:
     def _run(
         self,
         run: Run,
-        tensors: Sequence[Tensor],
+        sides: tuple[Tensor, Tensor],
         products: Tensor,
         lr: Number,
         n: Numbers,
@@ -159,7 +163,7 @@ class ExactTrace:
     ) -> None:
         """Add a run's part of z and dz, then make its step."""
         gamma, dtype, device = n.gamma, compute_dtype(run.pack.dtype), run.pack.device
-        weights, grads = run.gathered(tensors), run.gathered([p.grad for p in tensors])  # type: ignore[misc]
+        weights, grads = sides
         for piece, state in zip(run.pieces, run.states):
             w, g = weights[piece.part].to(dtype), grads[piece.part].to(dtype)
             p, h = products[:, piece.part], state["h"]
@@ -185,9 +189,9 @@ class ExactTrace:
                 for c in range(self.columns):
                     of_state = {name: gamma * state[f"h_{name}"][c] for name in self.base.state}
                     columns.append((gamma * h[c], gamma * p[c], of_state, own_shift[c]))
-                own = {name: state[name] for name in self.base.state}
+                moments = {name: state[name] for name in self.base.state}
                 new_w, new_state, new_columns = formulas.base_tangents(
-                    self.base, w, g, own, own_beta, lr, n, columns
+                    self.base, w, g, moments, own_beta, lr, n, columns
                 )
                 for name, x in new_state.items():
                     state[name].copy_(x)
@@ -196,7 +200,6 @@ class ExactTrace:
                     for name, x in of_state.items():
                         state[f"h_{name}"][c] = x
             weights[piece.part].copy_(new_w)
-        run.write_back(weights, tensors)
 
 
 def product(

@@ -214,8 +214,9 @@ class MetaOptimize(OptimizerBase):
         self, exact: ExactTrace, plan: Plan, graph: Sequence[Tensor | None], due: bool
     ) -> None:
         before, settings, gamma = self._meta_state, self.settings, self.settings.gamma
+        groups, ages = self.param_groups, self._store.ages
         z, dz = exact.step(
-            plan, self._params, graph, self.param_groups, self._store.ages, before["beta"], gamma
+            plan, self._params, graph, groups, ages, before["beta"], gamma, self._scratch
         )
         broken = self._meta_update(plan, z) if due else None
         taken = self._meta_state["count"] > before["count"]
@@ -232,7 +233,7 @@ class MetaOptimize(OptimizerBase):
         return self._watch.note(old["beta"], self._meta_state["beta"], bad, s.limits)
 
     def _plan(self, active: Sequence[int]) -> Plan:
-        """What to work on; the meta state follows the parameters until the first step."""
+        """The plan of a step; the meta state follows the parameters until the first one."""
         if self._updates == 0 and self._meta_state["beta"].device != self._device:
             self._meta_state = {name: x.to(self._device) for name, x in self._meta_state.items()}
             self._exact = self._exact_trace()

@@ -49,7 +49,7 @@ class MetaOptimizeConfig:
     """
 
     products: Literal["joint", "per-block"] = "joint"
-    """Hessian-vector products of exact traces: one for all blocks, or one per block (at most 64)."""
+    """Hessian-vector products of exact traces: one for all blocks, or one each (at most 64)."""
 
     betas: tuple[float, ...] | None = None
     """Of the base: rho for sgdm, lambda for rmsprop, (rho, lambda) for adamw, (c, rho) for lion."""

@@ -37,7 +37,7 @@ class Scratch:
     """Working memory, one chunk for each device, dtype and purpose."""
 
     def __init__(self) -> None:
-        self._held: dict[tuple[torch.device, torch.dtype, str], Tensor] = {}
+        self._memory: dict[tuple[torch.device, torch.dtype, str], Tensor] = {}
         self._count = 0, torch.zeros((), device="cpu")
 
     def count(self, step: int) -> Tensor:
@@ -49,10 +49,10 @@ class Scratch:
     def of(self, device: torch.device, dtype: torch.dtype, size: int, purpose: str) -> Tensor:
         """Memory ``[size]``; for the same purpose the same, as far as it goes."""
         key = (device, dtype, purpose)
-        held = self._held.get(key)
-        if held is None or held.numel() < size:
-            held = self._held[key] = torch.empty(size, device=device, dtype=dtype)
-        return held if held.numel() == size else held[:size]
+        memory = self._memory.get(key)
+        if memory is None or memory.numel() < size:
+            memory = self._memory[key] = torch.empty(size, device=device, dtype=dtype)
+        return memory if memory.numel() == size else memory[:size]
 
 
 class Segments(NamedTuple):
@@ -72,25 +72,20 @@ class Piece(NamedTuple):
     segments: Segments | None
 
     def spread(self, values: Tensor, dtype: torch.dtype, factor: Number | None = None) -> Tensor:
-        """Values ``[..., m]`` of the blocks, one an element of the piece; without that dimension
+        """Values ``[..., m]`` of the blocks, one per element of the piece; without that dimension
         for one block.
 
         ``factor`` multiplies them.
         """
-        chosen = (
-            values[..., self.block]
-            if self.segments is None
-            else values.index_select(-1, self.segments.ids)
-        )
-        chosen = chosen.to(dtype) if factor is None else chosen.to(dtype) * factor
         if self.segments is None:
+            chosen = values[..., self.block]
+        else:
+            chosen = values.index_select(-1, self.segments.ids)
+        chosen = chosen.to(dtype) if factor is None else chosen.to(dtype) * factor
+        if self.segments is None or self.segments.lengths is None:
             return chosen
-        lengths, size = self.segments.lengths, self.part.stop - self.part.start
-        return (
-            chosen
-            if lengths is None
-            else chosen.repeat_interleave(lengths, dim=-1, output_size=size)
-        )
+        size = self.part.stop - self.part.start
+        return chosen.repeat_interleave(self.segments.lengths, dim=-1, output_size=size)
 
     def add_sums(self, x: Tensor, totals: Tensor) -> None:
         """Add the sums of ``x [n]`` over the blocks to ``totals [m]``."""
@@ -98,17 +93,9 @@ class Piece(NamedTuple):
             totals[self.block] += x.sum().to(totals)
             return
         ids, lengths = self.segments
-        sums = (
-            x if lengths is None else torch.segment_reduce(x, "sum", lengths=lengths, unsafe=True)
-        )
-        totals.index_add_(0, ids.to(totals.device), sums.to(totals))
-
-
-class _Side(NamedTuple):
-    """Tensors side by side, and views of each."""
-
-    flat: Tensor
-    parts: list[Tensor]
+        if lengths is not None:
+            x = torch.segment_reduce(x, "sum", lengths=lengths, unsafe=True)
+        totals.index_add_(0, ids.to(totals.device), x.to(totals))
 
 
 @dataclass(eq=False)
@@ -119,7 +106,7 @@ class Run:
     end: int
     pieces: list[Piece]
     shapes: list[torch.Size]  # of the members
-    _side: tuple[_Side, _Side] | None = field(default=None, init=False)
+    _sides: list[tuple[Tensor, list[Tensor]]] = field(default_factory=list, init=False)
 
     @cached_property
     def sizes(self) -> list[int]:
@@ -136,59 +123,35 @@ class Run:
         return [{name: x[..., part] for name, x in self.pack.state.items()} for part in parts]
 
     def loaded(self, params: Sequence[Tensor], scratch: Scratch) -> tuple[Tensor, Tensor]:
-        """Weights and gradients like `gathered`; several tensors side by side in ``scratch``, in
-        the dtype of state.
+        """Weights and gradients; a single tensor where it lies if it is contiguous, several side by
+        side in ``scratch``, in the dtype of state.
         """
         grads = [p.grad for p in params]
         if len(params) == 1:
             return params[0].reshape(-1), grads[0].reshape(-1)  # type: ignore[union-attr]
-        if self._side is None:
-            self._side = (self._place(scratch, "weights"), self._place(scratch, "grads"))
-        for side, tensors in zip(self._side, (params, grads)):
-            torch._foreach_copy_(side.parts, tensors)  # type: ignore[arg-type]
-        return self._side[0].flat, self._side[1].flat
+        if not self._sides:
+            # Views are kept, since making them takes longer than copying.
+            pack, sizes = self.pack, [shape.numel() for shape in self.shapes]
+            for name in ("weights", "grads"):
+                dtype = compute_dtype(pack.dtype)
+                flat = scratch.of(pack.device, dtype, self.end - self.begin, name)
+                parts = [x.view(shape) for x, shape in zip(flat.split(sizes), self.shapes)]
+                self._sides.append((flat, parts))
+        for (_, parts), tensors in zip(self._sides, (params, grads)):
+            torch._foreach_copy_(parts, tensors)  # type: ignore[arg-type]
+        return self._sides[0][0], self._sides[1][0]
 
     def unload(self, flat: Tensor, params: Sequence[Tensor]) -> None:
-        """From `loaded` into the parameters, unless it is their own memory."""
+        """Copy what was `loaded` into the parameters, unless it is their memory."""
         if len(params) > 1:
-            assert self._side is not None
-            torch._foreach_copy_(list(params), self._side[0].parts)
-        else:
-            self.write_back(flat, params)
-
-    def _place(self, scratch: Scratch, name: str) -> _Side:
-        """The run's part of working memory; views of it are kept, since making them takes longer
-        than copying.
-        """
-        pack = self.pack
-        flat = scratch.of(pack.device, compute_dtype(pack.dtype), self.end - self.begin, name)
-        sizes = [shape.numel() for shape in self.shapes]
-        return _Side(
-            flat, [part.view(shape) for part, shape in zip(flat.split(sizes), self.shapes)]
-        )
-
-    def gathered(self, tensors: Sequence[Tensor]) -> Tensor:
-        """One tensor a member, side by side; a single one where it lies if it is contiguous."""
-        return (
-            tensors[0].reshape(-1)
-            if len(tensors) == 1
-            else torch.cat([x.reshape(-1) for x in tensors])
-        )
-
-    def write_back(self, flat: Tensor, params: Sequence[Tensor]) -> None:
-        """From `gathered` into the parameters, unless it is their own memory."""
-        if len(params) > 1:
-            parts = flat.split([p.numel() for p in params])
-            torch._foreach_copy_(
-                list(params), [part.view(p.shape) for part, p in zip(parts, params)]
-            )
+            torch._foreach_copy_(list(params), self._sides[0][1])
         elif flat.data_ptr() != params[0].data_ptr():
             params[0].copy_(flat.view(params[0].shape))
 
 
 @dataclass(eq=False)
 class Plan:
-    """What a step with a given set of gradients works on."""
+    """The work of a step with a given set of gradients."""
 
     runs: list[Run]
     owners: Tensor  # the blocks of the pieces with one block, in order
@@ -203,7 +166,7 @@ def make_plan(
     blocks: Blocks,
     device: torch.device,
 ) -> Plan:
-    """The plan for the parameters ``active``; ``ages`` are the steps that each parameter has made."""
+    """The plan for the parameters ``active``; ``ages`` counts the steps that each has made."""
     runs = _runs(packs, active, ages, params, blocks)
     owners = [piece.block for run in runs for piece in run.pieces if piece.segments is None]
     mask = torch.zeros(blocks.size, dtype=torch.bool)
@@ -354,10 +317,8 @@ class Store:
 
     def _allocate(self, wanted: Sequence[int]) -> None:
         """Fresh state for the packs that hold parameters ``wanted`` and have none yet."""
-        if (
-            not self.packs
-        ):  # where the model is now: training loops move it after they build the optimizer
-            self.packs = self._packs(0)
+        if not self.packs:
+            self.packs = self._packs(0)  # where the model is now
         for pack in self.packs:
             if not pack.state and set(pack.members) & set(wanted):
                 dtype = compute_dtype(pack.dtype)

@@ -43,11 +43,11 @@ class Passes:
     def of(
         self, closure: Callable[[], T], scaler: torch.amp.GradScaler | None, owner: str
     ) -> Callable[[], T]:
-        """What runs the passes of one step.
+        """A function that runs the passes of one step, each by a call.
 
         Raises:
-            UserError: by the first pass, if it adds to gradients that were there before. Later
-                passes cannot: they would see a part of the batch only.
+            UserError: by the first pass, if it adds to gradients that were there before: later
+                passes would see a part of the batch only.
         """
         count = 0
 
@@ -62,9 +62,9 @@ class Passes:
                     result = closure()
                 if watch.onto_old:
                     raise UserError(
-                        f"{owner}: there were gradients before step(closure), and the closure added "
-                        "to them: it must zero the gradients and run all micro-batches itself, "
-                        "since it is run at several points"
+                        f"{owner}: the closure added to gradients that were there before step: it "
+                        "must zero the gradients and run all micro-batches itself, since it is run "
+                        "at several points"
                     )
             if scaler is not None:
                 if count == len(self._keys):
@@ -88,8 +88,8 @@ class _Pass:
 
 
 class Surroundings:
-    """What a pass touches beside the parameters. Made before the first pass, whose noise it
-    remembers.
+    """Tensors and generators that a pass touches beside the parameters. Made before the first pass,
+    whose noise it remembers.
 
     Args:
         params: the optimizer's parameters.
@@ -254,8 +254,8 @@ def gradients(params: Mapping[str, Tensor], like: Params) -> Params:
 def loss_of(result: Any, like: Params) -> Tensor:
     """The loss that a closure returned, 0-d, where and in the dtype of ``like``."""
     if result is None or (isinstance(result, Tensor) and result.numel() != 1):
-        found = "nothing" if result is None else f"a tensor of shape {tuple(result.shape)}"
-        raise UserError(f"the closure must return the loss, one number; it returned {found}")
+        what = "nothing" if result is None else f"a tensor of shape {tuple(result.shape)}"
+        raise UserError(f"the closure must return the loss, one number; it returned {what}")
     first = next(iter(like.values()))
     return torch.as_tensor(result).detach().reshape(()).to(first)
 

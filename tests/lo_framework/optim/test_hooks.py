@@ -33,8 +33,6 @@ ALL: dict[str, tuple[Make, set[str]]] = {
     ),
 }
 each = pytest.mark.parametrize(("make", "entries"), ALL.values(), ids=ALL.keys())
-STATES = {name: one for name, one in ALL.items() if name != "metaadamw"}
-each_state = pytest.mark.parametrize(("make", "entries"), STATES.values(), ids=STATES.keys())
 
 
 def parameter() -> nn.Parameter:
@@ -103,7 +101,7 @@ def test_a_hook_of_sam_can_replace_the_closure() -> None:
     assert len(calls) == 2
 
 
-@each_state
+@each
 def test_hooks_see_the_whole_state(make: Make, entries: set[str]) -> None:
     p, seen = parameter(), list[Any]()
     optimizer = make([p])
@@ -116,7 +114,7 @@ def test_hooks_see_the_whole_state(make: Make, entries: set[str]) -> None:
     assert set(state) == seen[0] | {"note"}
 
 
-@each_state
+@each
 def test_a_hook_may_store_a_copy_and_adapt_it_back(make: Make, entries: set[str]) -> None:
     p, kept = parameter(), list[dict[str, Any]]()
     optimizer = make([p])

@@ -37,7 +37,7 @@ def test_the_multiplier_multiplies_the_step_size(trace: str, lr: float | Tensor)
 
 @pytest.mark.parametrize("blocks", ["scalar", "tensor", "node", "weight"])
 def test_large_tensors_in_pieces(blocks: str) -> None:
-    """Longer than a chunk, rows longer than a chunk, packs that fill up: all as the slow reference."""
+    """Longer than a chunk, rows longer than a chunk, packs that fill up: as the slow reference."""
     shapes = [(3, 70_000), (20_000,), (9, 8_000), (5,)]
     rows = [3, 20_000, 9, 5]
     params = tools.parameters(shapes=shapes)

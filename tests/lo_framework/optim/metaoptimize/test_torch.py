@@ -41,7 +41,7 @@ def test_low_precision_parameters_have_float32_state() -> None:
 @pytest.mark.parametrize("blocks", ["scalar", "tensor", "node", "weight"])
 @pytest.mark.parametrize("meta", ["lion", "adam"])
 def test_parameters_without_gradient_take_no_part(meta: str, blocks: str) -> None:
-    """Whatever they are between, the others move as if these were not there, and they stand still."""
+    """Wherever they are, the others move as if these were not there, and they stand still."""
     params, fewer = tools.parameters(), tools.parameters()
     there = [p for i, p in enumerate(fewer) if i not in (1, 2)]
     one, two = (

@@ -1,4 +1,4 @@
-"""Explicit regularizers: steps against the formulas, what they cost, and how options are refused."""
+"""Explicit regularizers: steps against the formulas, their costs, and refused options."""
 
 from __future__ import annotations
 
