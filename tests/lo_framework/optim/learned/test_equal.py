@@ -44,7 +44,7 @@ def test_face_arena_and_vmapped_unroll_are_equal(spec: str) -> None:
         for t in range(STEPS)
     ]
 
-    step, carry = family.step(held_out=False), start
+    step, carry = family.step(), start
     with torch.no_grad():
         for draw in draws:
             carry, _ = step(tile_theta(learned.theta(), 2), carry, draw)
@@ -87,7 +87,7 @@ def test_face_trains_as_the_unroll_trains(spec: str) -> None:
     }
     buffers = {n: x[0].clone() for n, x in carry.buffers.items()}
     face = Learned(params.items(), learned, num_steps=10)
-    step, noise = family.step(held_out=False), torch.zeros(1, dtype=torch.int64)
+    step, noise = family.step(), torch.zeros(1, dtype=torch.int64)
     for t in range(10):
         batch = task.batch("train", generator(t), (1,))
         with torch.no_grad():
