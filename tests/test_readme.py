@@ -40,6 +40,19 @@ def test_its_links_lead_somewhere() -> None:
     assert not [link for link in links if not (ROOT / link).exists()]
 
 
+def test_paths_in_documents_lead_somewhere() -> None:
+    """Files of the code and of the tests, back-quoted in a guide."""
+    gone = []
+    for document in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+        text = document.read_text("utf-8")
+        folders = (
+            "benchmarks|docs|eval|lo_framework|meta_train|optimizees|regularizers|results|tests"
+        )
+        paths = re.findall(rf"`((?:{folders})/[\w./-]+\.\w+)`", text)
+        gone += [f"{document.name}: {path}" for path in paths if not (ROOT / path).exists()]
+    assert gone == []
+
+
 def test_only_installing_is_not_run() -> None:
     """The wheel is installed by other tests, without a network."""
     assert {kind for kind, _ in BLOCKS} == {"console", "bash", "python"}

@@ -21,6 +21,7 @@ from lo_framework.objectives.steps import combined
 from lo_framework.objectives.weighting import WEIGHTINGS, Weighting, make_weighting
 from lo_framework.spec import UserError, build_config, parse_spec, split_joined
 
+
 def make_objective(spec: str) -> Objective:
     """``valid``, ``train``, ``valid:train=0.5,log=0.1``, ``gradient:direction=1``, ``combined``,
     ``valid+gen_gap``, ...
