@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -12,7 +13,8 @@ from lo_framework.optimizees import datasets as datasets_room
 from lo_framework.optimizees import models as _models  # noqa: F401 (registers its tasks)
 from lo_framework.optimizees.registry import TASKS
 from lo_framework.optimizees.task import Task
-from lo_framework.spec import UserError, canonical, first_line, split_specs
+from lo_framework.registry import Entry
+from lo_framework.spec import UserError, canonical, describe, first_line, split_specs
 
 
 def make_tasks(
@@ -47,12 +49,26 @@ def make_tasks(
             if entry.facts["uses_dataset"]
             else [None]
         ):
-            task = entry.build(config) if dataset is None else entry.build(config, dataset)
+            task = _built(entry, config, () if dataset is None else (dataset,))
             task.name = stem if dataset is None else f"{stem}/{dataset.name}"
             if task.name in tasks:
                 raise UserError(f'the optimizee "{task.name}" is given twice')
             tasks[task.name] = task if device.type == "cpu" else task.to(device)
     return list(tasks.values())
+
+
+def _built(entry: Entry[Task], config: Any, data: tuple[Any, ...]) -> Task:
+    """The task that a registered function makes, which may be a person's."""
+    try:
+        task = entry.build(config, *data)
+    except UserError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise UserError(f"the optimizee {entry.name}: {describe(error)}") from error
+    if not hasattr(task, "loss"):
+        kind = type(task).__name__
+        raise UserError(f"the optimizee {entry.name}: its function returned no task but {kind}")
+    return task
 
 
 def _specs(given: str | Sequence[str], what: str) -> list[str]:

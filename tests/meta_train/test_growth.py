@@ -5,6 +5,7 @@ end.
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -141,7 +142,7 @@ def test_families_are_the_full_product(tmp_path: Path, monkeypatch: pytest.Monke
     """Two optimizees x two data sets and one that needs no data; every family has metrics of its
     own.
     """
-    monkeypatch.setitem(DATASETS, "others", DATASETS["digits"])
+    monkeypatch.setitem(DATASETS, "others", replace(DATASETS["digits"], name="others"))
     settings: dict[str, Any] = {
         "optimizees": "mlp:hidden=2,batch=4,cnn:channels=2,batch=4,quadratic:dim=2",
         "datasets": "digits,others",

@@ -99,3 +99,27 @@ def test_a_plugin_that_leaves_the_program(
     plugin.write_text("import sys\nsys.exit(0)\n")
     assert main(command(tmp_path / "run", "--plugin", str(plugin))) == 2
     assert "SystemExit: 0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        ('raise RuntimeError("boom")', "the optimizee odd: RuntimeError: boom (odd.py, line 4)"),
+        ("raise SystemExit(0)", "the optimizee odd: SystemExit"),
+        ("return None", "the optimizee odd: its function returned no task but NoneType"),
+    ],
+)
+def test_a_registered_function_that_makes_no_task(
+    body: str, expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plugin = tmp_path / "odd.py"
+    plugin.write_text(
+        "from lo_framework.optimizees import register_task\n"
+        '@register_task("odd", uses_dataset=False)\n'
+        f"def build(config):\n    {body}\n"
+    )
+    out = tmp_path / "run"
+    assert main(command(out, "--plugin", str(plugin), optimizees="odd")) == 2
+    told = capsys.readouterr().err
+    assert told.startswith(f"meta_train: {expected}") and told.count("\n") == 1
+    assert not out.exists()

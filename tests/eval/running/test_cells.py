@@ -1,4 +1,4 @@
-"""Cells: what they measure, how work is cut into them, and that one cell's failure stays its own."""
+"""Cells: what they measure, how work is cut into them; one cell's failure stays its own."""
 
 from __future__ import annotations
 
@@ -206,3 +206,27 @@ def test_progress_as_a_forced_bar():
 def test_one_step_has_no_measured_time():
     one, t, optimizer = cell(steps=1)
     assert isinstance(one, Cell) and math.isnan(run_cell(one, t, optimizer).seconds_per_step)
+
+
+@pytest.mark.parametrize("error", [SystemExit(0), MemoryError(), RuntimeError("x")])
+def test_an_error_of_a_cell_is_a_failure(error):
+    class Bad:
+        task = optimizer = "none"
+
+        def compute(self, *_):
+            raise error
+
+    workshop = Workshop(tasks={"none": None}, optimizers={"none": None})
+    assert type(error).__name__ in workshop.compute(Bad(), lambda n: None).reason
+
+
+def test_a_broken_pipe_of_the_progress_is_no_failure_of_a_cell():
+    """It ends the program; good results are not replaced by failures."""
+    one, t, optimizer = cell()
+
+    def unread(n):
+        raise BrokenPipeError
+
+    workshop = Workshop(tasks={one.task: t}, optimizers={one.optimizer: optimizer})
+    with pytest.raises(BrokenPipeError):
+        workshop.compute(one, unread)
