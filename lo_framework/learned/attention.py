@@ -171,13 +171,14 @@ class Attention(HyperAdamW):
             factor = torch.sigmoid(self.gates) * (
                 1.0 if self.config.encoder == "published" else 2.0
             )
-        found = group_features(self.spec, layout, grouping, stats, state, progress, factor)
+        features = group_features(self.spec, layout, grouping, stats, state, progress, factor)
         if self.config.encoder == "published":
-            own = self.config.width - EMBEDDING * (self.config.features == "enhanced")
-            found = torch.cat([found, found.new_zeros(own - found.shape[0], grouping.num)])
+            embedded = EMBEDDING * (self.config.features == "enhanced")
+            missing = self.config.width - embedded - features.shape[0]
+            features = torch.cat([features, features.new_zeros(missing, grouping.num)])
         if self.config.features == "enhanced":
-            found = torch.cat([found, self.group_embedding.index_select(1, grouping.keys)])
-        return found
+            features = torch.cat([features, self.group_embedding.index_select(1, grouping.keys)])
+        return features
 
     def encode(self, tokens: Tensor) -> Tensor:
         """``[columns, G]`` to ``[D, G]``."""

@@ -71,14 +71,14 @@ class FeatureSpec:
 
     @property
     def statistics(self) -> int:
-        """How many features there are beside the time; the first of all, and what is
-        standardised.
+        """How many features there are beside the time: the first of all, which ``norm_``
+        standardises.
         """
         return 9 if self.version == "enhanced" else (4 + self.v_norms) * (1 + self.plus)
 
     @property
     def columns(self) -> int:
-        """How many there are, without a group embedding."""
+        """How many features there are, without a group embedding."""
         return TOKEN_WIDTH if self.version == "tokens" else self.statistics + self.time
 
     @property
@@ -101,7 +101,9 @@ class FeatureSpec:
 
 
 def measured(spec: FeatureSpec, params: Tensor, grads: Tensor, m: Tensor, v: Tensor) -> Tensor:
-    """``[n]`` each to ``[len(spec.stats), n]``, whose means over tensors are the statistics."""
+    """Measurements ``[len(spec.stats), n]`` of ``[n]`` each; their means over tensors are the
+    statistics.
+    """
     rows = [grads * grads, m * m, params * params, grads * m, v]
     rows += [v * v] * ("v^2" in spec.stats)
     rows += [(x == 0).to(x.dtype) for x in (grads, m)] if spec.enhanced else []
@@ -117,7 +119,7 @@ def group_features(
     progress: Tensor,
     gates: Tensor | None = None,
 ) -> Tensor:
-    """``[columns, G]`` from ``stats [len(spec.stats), S]``.
+    """Features ``[columns, G]`` of groups from ``stats [len(spec.stats), S]``.
 
     Args:
         state: ``step``, and ``log_power [2, S]``, the logarithms of the betas' products, for

@@ -70,15 +70,15 @@ class Grouping:
         return x if self.alone else x.index_select(-1, self.index)
 
 
-def by_key(found: Sequence[tuple[Hashable, int, str]], device: torch.device) -> Grouping:
-    """Tensors with equal first entries share a group; the others are its key and its label."""
+def by_key(tensors: Sequence[tuple[Hashable, int, str]], device: torch.device) -> Grouping:
+    """Groups of tensors with equal first entries; the other entries are a group's key and label."""
     order: dict[Hashable, tuple[int, int, str]] = {}
-    for name, key, label in found:
+    for name, key, label in tensors:
         order.setdefault(name, (len(order), key, label))
-    index = torch.tensor([order[name][0] for name, _, _ in found], device=device)
+    index = torch.tensor([order[name][0] for name, _, _ in tensors], device=device)
     keys = torch.tensor([key for _, key, _ in order.values()], device=device)
     labels = tuple(label for _, _, label in order.values())
-    return Grouping(index, keys, labels, len(order) == len(found))
+    return Grouping(index, keys, labels, len(order) == len(tensors))
 
 
 def make_grouping(
@@ -136,9 +136,8 @@ def type_of(layout: Layout, slot: Slot) -> str:
     for other in layout.slots if owner else ():
         if other.name.rpartition(".")[0] == owner and other.role in BY_ROLE:
             return BY_ROLE[other.role]
-    before = [
-        s for s in layout.slots if s.offset < slot.offset and s.role in BY_ROLE
-    ]  # where names say nothing
+    # where names say nothing
+    before = [s for s in layout.slots if s.offset < slot.offset and s.role in BY_ROLE]
     return BY_ROLE[before[-1].role] if before else "other"
 
 
@@ -188,7 +187,7 @@ def _published(layout: Layout, slot: Slot) -> int:
 
 
 def _recurrent(name: str) -> bool:
-    """Whether it is of torch's LSTM, GRU or RNN."""
+    """Whether the tensor belongs to torch's LSTM, GRU or RNN."""
     return name.rpartition(".")[2].startswith(
         ("weight_ih", "weight_hh", "weight_hr", "bias_ih", "bias_hh")
     )

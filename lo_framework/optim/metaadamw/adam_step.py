@@ -20,8 +20,8 @@ State = dict[str, Tensor]
 
 
 class Numbers(NamedTuple):
-    """Of one set, at one step. ``rate`` is lr alpha and ``shrink`` lr alpha beta wd; on an
-    accelerator 0-d tensors.
+    """The numbers of one set at one step: ``rate`` is lr alpha, ``shrink`` is lr alpha beta wd; on
+    an accelerator 0-d tensors.
     """
 
     rate: float | Tensor
@@ -41,7 +41,7 @@ def simple(p: Tensor, g: Tensor, state: State) -> bool:
 def update(
     params: Sequence[Tensor], grads: Sequence[Tensor], states: Sequence[State], n: Numbers
 ) -> None:
-    """In place."""
+    """Update parameters and moments in place."""
     fast = HAS_FUSED and all(simple(*each) for each in zip(params, grads, states))
     if isinstance(n.rate, Tensor):
         fast = fast and n.rate.dtype == torch.float32  # what the fused loop takes

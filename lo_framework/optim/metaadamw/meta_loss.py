@@ -41,8 +41,8 @@ LossFn = Callable[[Any], Tensor]
 
 
 class MetaObjective(NamedTuple):
-    """What the network is trained for: the ``terms`` in use, and how they are weighted (None: there
-    is one, as it is); ``order``: see `MetaConfig`.
+    """The goal of the network: the ``terms`` in use, and how they are weighted (None: there is one,
+    as it is); ``order``: see `MetaConfig`.
     """
 
     name: str

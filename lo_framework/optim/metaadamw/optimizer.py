@@ -217,8 +217,8 @@ class MetaAdamW(OptimizerBase):
             writer.add_scalar(f"{prefix}/beta/{label}", beta, step)
 
     def learned(self) -> Attention:
-        """The same update rule as a learned optimizer (for `Learned`,
-        ``checkpoint.save_optimizer``, `eval`), with the settings of the first parameter group.
+        """This update rule as a learned optimizer (for `Learned`, `lo_framework.save`, `eval`),
+        with the settings of the first parameter group.
 
         Raises:
             UserError: the groups are the user's own, which no other model has; the rule is a
@@ -262,8 +262,8 @@ class MetaAdamW(OptimizerBase):
         table, rule = self.table, self._rule
         if self.updates == 0:
             self._settle()
-        lost = [table.start(i) for i in plan.active]
-        if any(lost):
+        states, lost = table.start(plan.active)
+        if lost:
             plan = table.plan(plan.active)
         if rule.is_due(plan, self.updates):
             rule.renew(table, plan, self.updates)
@@ -281,8 +281,9 @@ class MetaAdamW(OptimizerBase):
             if isinstance(rate, Tensor):
                 rate, shrink = rate.to(params[0].device), shrink.to(params[0].device)
             numbers = table.numbers(group, table.ages[each.places[0]] + 1, rate, shrink)
-            update(params, [p.grad for p in params], table.states(each.places), numbers)  # type: ignore[misc]
-        table.count_update(plan.active)
+            moments = [states[i] for i in each.places]
+            update(params, [p.grad for p in params], moments, numbers)  # type: ignore[misc]
+        table.count_update(states)
         self.updates += 1
 
     def _settle(self) -> None:
@@ -291,7 +292,7 @@ class MetaAdamW(OptimizerBase):
         self.table.forget_plans()
 
     def _kind(self) -> dict[str, Any]:
-        """What a state must agree on with the optimizer that loads it."""
+        """Settings that a state must share with the optimizer that loads it."""
         config, objective = asdict(self.network.config), self.meta_objective
         return {
             "network": {key: value for key, value in config.items() if key not in STARTS},

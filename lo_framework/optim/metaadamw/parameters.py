@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from lo_framework.layout import Layout
 from lo_framework.optim.arena import sub_layout
 from lo_framework.optim.base import names_of
 from lo_framework.optim.fused import one_minus_power
-from lo_framework.optim.metaadamw.adam_step import Numbers
+from lo_framework.optim.metaadamw.adam_step import Numbers, State
 from lo_framework.optim.metaadamw.groups import (
     OwnGroups,
     Plan,
@@ -113,30 +113,32 @@ class ParameterTable:
         double = any(p.dtype == torch.float64 for p in self.params)
         return torch.float64 if double else torch.float32
 
-    def start(self, i: int) -> bool:
-        """Make the state of a parameter that has none; gives whether it had one that was taken
-        away.
+    def start(self, places: Iterable[int]) -> tuple[dict[int, State], bool]:
+        """The states of parameters by place, made where there is none, and whether one had been
+        taken away.
         """
-        p = self.params[i]
-        state = self.optimizer.state[p]
-        if state:
-            return False
-        lost, self.ages[i] = self.ages[i] > 0, 0
-        dtype = torch.float64 if p.dtype == torch.float64 else torch.float32
-        state["step"] = torch.zeros((), dtype=torch.float32)
-        for name in MOMENTS:
-            state[name] = torch.zeros_like(p, dtype=dtype, memory_format=torch.preserve_format)
-        return lost
+        states, lost = {}, False
+        for i in places:
+            p = self.params[i]
+            states[i] = state = self.optimizer.state[p]
+            if not state:
+                lost, self.ages[i] = lost or self.ages[i] > 0, 0
+                dtype = torch.float64 if p.dtype == torch.float64 else torch.float32
+                state["step"] = torch.zeros((), dtype=torch.float32)
+                for name in MOMENTS:
+                    state[name] = torch.zeros_like(
+                        p, dtype=dtype, memory_format=torch.preserve_format
+                    )
+        return states, lost
 
     def restore(self, saved: Mapping[int, Mapping[str, Any]]) -> None:
         """Take over saved state by places, and keep nothing of before."""
         self.optimizer.state.clear()
         self.ages = [0] * len(self.params)
-        for i, state in saved.items():
-            self.start(i)
+        for i, state in self.start(saved)[0].items():
             for name, x in state.items():
-                self.optimizer.state[self.params[i]][name].copy_(torch.as_tensor(x))
-            self.ages[i] = int(state["step"])
+                x.copy_(torch.as_tensor(saved[i][name]))
+            self.ages[i] = int(saved[i]["step"])
 
     def plan(self, active: tuple[int, ...]) -> Plan:
         first = self.ages[active[0]]
@@ -152,7 +154,7 @@ class ParameterTable:
     def group(self, i: int) -> dict[str, Any]:
         return self.optimizer.param_groups[self.part[i]]
 
-    def states(self, places: Sequence[int]) -> list[dict[str, Tensor]]:
+    def states(self, places: Sequence[int]) -> list[State]:
         return [self.optimizer.state[self.params[i]] for i in places]
 
     def numbers(self, group: dict[str, Any], t: int, rate: Any, shrink: Any) -> Numbers:
@@ -163,10 +165,10 @@ class ParameterTable:
         beta1, beta2 = group["betas"]
         return Numbers(rate, shrink, beta1, beta2, group["eps"], first, second)
 
-    def count_update(self, active: Sequence[int]) -> None:
-        for i in active:
+    def count_update(self, states: Mapping[int, State]) -> None:
+        for i in states:
             self.ages[i] += 1
-        torch._foreach_add_([state["step"] for state in self.states(active)], ONE, alpha=1.0)
+        torch._foreach_add_([state["step"] for state in states.values()], ONE, alpha=1.0)
 
 
 def check_settings(group: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""What trains MetaAdamW's network: its meta-gradient, agreed on by all processes, and Adam (as
+"""The training of MetaAdamW's network: its meta-gradient, agreed on by all processes, and Adam (as
 published: SGD).
 """
 
