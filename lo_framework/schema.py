@@ -10,6 +10,7 @@ dataclasses inside each other, and ``Annotated`` with a `Range` of numbers or wi
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -25,10 +26,19 @@ from lo_framework.errors import UserError, nearest, shown
 T = TypeVar("T")
 
 MAX_DEPTH = 32  # of what a schema leaves open (Any)
-_TRUE = frozenset({"1", "true", "yes", "on"})
-_FALSE = frozenset({"0", "false", "no", "off"})
-
-
+_NAMES = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    type(None): "nothing (null)",
+}
+_WORDS = dict.fromkeys(("1", "true", "yes", "on"), True)
+_WORDS |= dict.fromkeys(("0", "false", "no", "off"), False)
+_READERS: dict[type, Callable[[str], Any]] = {
+    bool: lambda word: _WORDS.get(word.lower()),
+    type(None): lambda word: None if word == "none" else word,
+}
 _NOTHING = object()
 
 
@@ -157,26 +167,25 @@ def convert(value: Any, hint: Any, *, text: bool = False) -> Any:
     Raises:
         Mismatch: with the words that end the error line.
     """
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    origin, args = typing.get_origin(hint) or hint, typing.get_args(hint)
     if origin is Annotated:
         return _annotated(value, args[0], args[1:], text)
-    if hint is Any or hint is object:
+    if origin in (Any, object):
         return _shallow(value)
-    if hint is None or hint is type(None):
-        if value is None or (text and value == "none"):
-            return None
-        raise Mismatch("expected nothing (null)", value)
     if origin in (typing.Union, types.UnionType):
         return _union(value, args, text)
     if origin is typing.Literal:
         return _literal(value, args, text)
-    if dataclasses.is_dataclass(hint):
-        return value if isinstance(value, hint) else _dataclass(value, hint, text)  # type: ignore[arg-type]
-    if (origin or hint) is dict:
+    if dataclasses.is_dataclass(origin):
+        return value if isinstance(value, hint) else _dataclass(value, hint, text)
+    if origin is dict:
         return _dict(value, (args or (str, Any))[1], text)
-    if (origin or hint) in (list, tuple):
-        return _sequence(value, origin or hint, args or (Any,), text)
-    return _scalar(value, hint, text)
+    if origin in (list, tuple):
+        return _sequence(value, origin, args or (Any,), text)
+    value = _scalar(value, type(None) if hint is None else hint, text)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise Mismatch("expected a finite number", value)
+    return value
 
 
 def _annotated(value: Any, inner: Any, extras: tuple[Any, ...], text: bool) -> Any:
@@ -189,7 +198,7 @@ def _annotated(value: Any, inner: Any, extras: tuple[Any, ...], text: bool) -> A
             except (ValueError, OverflowError) as error:
                 raise Mismatch(str(error)) from None
         if isinstance(extra, Range):
-            number = _number(value, text) if inner is float else convert(value, inner, text=text)
+            number = _scalar(value, inner, text)
             if not extra.holds(number):
                 raise Mismatch(f"expected {extra}", value)
             return number
@@ -278,55 +287,30 @@ def _part(value: Any, hint: Any, part: str, text: bool) -> Any:
 
 
 def _scalar(value: Any, hint: Any, text: bool) -> Any:
-    parsed = text and isinstance(value, str)
-    if hint is bool:
-        if isinstance(value, bool):
-            return value
-        if parsed and value.lower() in _TRUE | _FALSE:
-            return value.lower() in _TRUE
-        wanted = "1 or 0 (true/false, yes/no, on/off)" if text else "true or false"
+    if hint not in _NAMES:
+        raise TypeError(f"no schema for the type {hint}")
+    parsed = value
+    with contextlib.suppress(ValueError, OverflowError):
+        if text and isinstance(value, str):
+            parsed = _READERS.get(hint, hint)(value)
+        elif hint is float and isinstance(value, int) and not isinstance(value, bool):
+            parsed = float(value)
+    if not isinstance(parsed, hint) or (isinstance(parsed, bool) and hint is not bool):
+        wanted = "1 or 0 (true/false, yes/no, on/off)" if text and hint is bool else _NAMES[hint]
         raise Mismatch(f"expected {wanted}", value)
-    if hint is int:
-        if isinstance(value, int) and not isinstance(value, bool):
-            return value
-        try:
-            if parsed:
-                return int(value)
-        except ValueError:
-            pass
-        raise Mismatch("expected a whole number", value)
-    if hint is float:
-        number = _number(value, text)
-        if not math.isfinite(number):
-            raise Mismatch("expected a finite number", number)
-        return number
-    if hint is str:
-        if isinstance(value, str):
-            return value
-        raise Mismatch("expected text", value)
-    raise TypeError(f"no schema for the type {hint}")
-
-
-def _number(value: Any, text: bool) -> float:
-    if isinstance(value, (int, float) if not text else (int, float, str)) and value is not True:
-        try:
-            if value is not False:
-                return float(value)
-        except (ValueError, OverflowError):
-            pass
-    raise Mismatch("expected a number", value)
+    return parsed
 
 
 def _shallow(value: Any) -> Any:
     """`value`, if its lists and objects are nested at most `MAX_DEPTH` deep."""
     level = [value]
     for _ in range(MAX_DEPTH):
-        parts = [x.values() if isinstance(x, Mapping) else x for x in level if _holds_parts(x)]
+        parts = [
+            x.values() if isinstance(x, Mapping) else x
+            for x in level
+            if isinstance(x, (Mapping, list, tuple))
+        ]
         level = [inner for part in parts for inner in part]
         if not level:
             return value
     raise Mismatch(f"expected at most {MAX_DEPTH} lists and objects inside each other")
-
-
-def _holds_parts(value: Any) -> bool:
-    return isinstance(value, (Mapping, list, tuple))

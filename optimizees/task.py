@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lo_framework.allocation import AtMost, TooLarge
 from lo_framework.errors import UserError
 from lo_framework.optimizees.datasets.splits import Dataset, require_finite
 from lo_framework.schema import Range
@@ -186,15 +187,13 @@ class ClassificationTask(DataTask):
         self._check_size()
 
     def _check_size(self) -> None:
-        generator = torch.Generator()
-        with torch.device("meta"):  # shapes without memory
-            params, _ = self.model.init(generator)
-        count = sum(p.numel() for p in params.values())
-        if count > MAX_PARAMETERS:
+        try:
+            with AtMost(MAX_PARAMETERS):
+                self.model.init(torch.Generator())
+        except TooLarge:
             raise UserError(
-                f"{self.name}: {count:,} parameters, and at most {MAX_PARAMETERS:,} are "
-                "possible here"
-            )
+                f"{self.name}: the model has more than {MAX_PARAMETERS:,} parameters"
+            ) from None
 
     def init(self, generator: torch.Generator) -> tuple[Params, Buffers]:
         params, buffers = self.model.init(generator)

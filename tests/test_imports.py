@@ -34,6 +34,7 @@ HOME = "lo_framework"
 GROUND = tuple(
     f"{HOME}.{name}"
     for name in (
+        "allocation",
         "commandline",
         "errors",
         "namespace",
@@ -241,7 +242,7 @@ def arrows(graph: dict[str, set[str]], package: str) -> dict[str, set[str]]:
 # The rooms of a package from the ground up; a room imports from lower floors only.
 FLOORS: dict[str, list[str]] = {
     HOME: [
-        "namespace errors",
+        "namespace errors allocation",
         "schema",
         "spec",
         "optional plugin registry processes commandline",

@@ -148,7 +148,7 @@ class WideMLP(MLP):
         super().__init__(config)
         self.published = config.feature_version > 1
         self.prepared = ("row", "col", "factor", *("grad_factor",) * self.published)
-        start = torch.tensor([*MOMENTUM_39, SECOND_39, *FACTORED_39], device="cpu")
+        start = torch.tensor([*MOMENTUM_39, SECOND_39, *FACTORED_39])
         self.decay_delta = nn.Parameter(
             torch.zeros(len(start))
         )  # decay = 1 - exp(10 (log(1 - start) / 10 + delta))

@@ -83,23 +83,23 @@ def test_bad_device():
     ("spec", "words"),
     [
         ("mlp:hidden=999999999999", "expected at least 1 and at most 65536"),
-        ("mlp:hidden=65536x65536", "parameters, and at most 268,435,456 are possible here"),
+        ("mlp:hidden=65536x65536", "mlp: the model has more than 268,435,456 parameters"),
         ("mlp:batch=1000000000000", "expected at least 1 and at most 1048576"),
         ("quadratic:dim=100000000000", "expected at least 1 and at most 16777216"),
         ("quadratic:std=inf", "expected at least 0 and at most 1000000"),
         ("rosenbrock:dim=100000000000", "expected at least 2 and at most 16777216"),
         ("transformer:layers=1000000000", "expected at least 1 and at most 256"),
-        ("transformer:width=65536,layers=256", "parameters, and at most"),
+        ("transformer:width=65536,layers=256", "the model has more than"),
         ("cnn:channels=100000000", "expected at least 1 and at most 65536"),
-        ("cnn:channels=60000x60000", "parameters, and at most"),
+        ("cnn:channels=60000x60000", "the model has more than"),
     ],
 )
 def test_sizes_beyond_all_use_are_refused_before_memory_is_taken(spec, words):
-    begin = time.perf_counter()
+    begin = time.process_time()
     with pytest.raises(UserError) as error:
         make_tasks(spec)
     assert words in str(error.value) and "\n" not in str(error.value)
-    assert time.perf_counter() - begin < 5
+    assert time.process_time() - begin < 5
 
 
 def test_the_meta_device_is_refused():
