@@ -14,6 +14,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
+import numpy as np
+
 from lo_framework.errors import visible
 from lo_framework.eval.report.table import Table
 from lo_framework.eval.report.text import bullets, code, markdown
@@ -24,6 +26,8 @@ from lo_framework.spec import UserError
 
 R = TypeVar("R")
 Self = TypeVar("Self", bound="Report[Any]")
+# numbers near the ends of what floats hold overflow in means and ratios, and show as infinite
+QUIET = np.errstate(all="ignore")
 MARKS = {".json": "numbers", ".csv": "rows", ".md": "tables", ".png": "picture", ".html": "page"}
 
 
@@ -83,10 +87,12 @@ class Report(Generic[R]):
         """Read the report whose numbers are in ``folder``. Raises UserError."""
         return cls(cls.file.load(folder, cls.from_json))
 
+    @QUIET
     def save(self, folder: str | os.PathLike[str]) -> list[Path]:
         """Write the numbers first, then what is made from them; returns the files."""
         return [_write(folder, self.file.name, self.to_json()), *self.redraw(folder)]
 
+    @QUIET
     def redraw(self, folder: str | os.PathLike[str]) -> list[Path]:
         """Write everything but the numbers; returns the files."""
         contents = [*self.files()]  # all of them, or nothing is written
@@ -96,6 +102,7 @@ class Report(Generic[R]):
         """Say where everything is, one line per file."""
         return "\n".join(f"{MARKS.get(path.suffix, ''):9}{visible(path)}" for path in written)
 
+    @QUIET
     def plain(self) -> str:
         """Return everything for a terminal."""
         tables = [table.plain() for table in self.tables()]

@@ -21,6 +21,7 @@ from lo_framework.eval.report.drawing import (
     label,
     legend,
     line_handle,
+    log_limits,
     open_frame,
     readable_ticks,
 )
@@ -215,7 +216,7 @@ def _limits(drawn: list[_Drawn], log: bool) -> tuple[float, float]:
     top = min(float(values.max()), ceiling)
     bottom = min(float(values.min()), top)
     if log:
-        return bottom / 1.15, top * 1.15
+        return log_limits(bottom / 1.15, top * 1.15)
     margin = 0.05 * (top - bottom) or 0.5
     return bottom - margin, top + margin
 

@@ -88,11 +88,23 @@ def open_frame(axes: Any, title: str, *, fontsize: float = 11, grid: str = "0.88
 
 def log_ticks(axis: Any, subs: Iterable[float], digits: str = "g") -> None:
     """Label a logarithmic axis with plain numbers at these multiples of powers of ten."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+    from matplotlib.ticker import LogLocator
 
     axis.set_major_locator(LogLocator(subs=tuple(subs)))
+    log_labels(axis, digits)
+
+
+def log_labels(axis: Any, digits: str = "g") -> None:
+    """Write plain numbers at the larger ticks of a logarithmic axis and none at the others."""
+    from matplotlib.ticker import FuncFormatter, NullFormatter
+
     axis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:{digits}}"))
     axis.set_minor_formatter(NullFormatter())
+
+
+def log_limits(low: float, high: float) -> tuple[float, float]:
+    """Return ends of a logarithmic axis, a little inside of what floats can hold."""
+    return min(max(low, 1e-300), 1e299), min(max(high, 1e-299), 1e300)
 
 
 def readable_ticks(axis: Any, low: float, high: float) -> None:

@@ -115,7 +115,7 @@ def table(
 
     body = "\n".join(
         line("td", row, ' class="rule"' if after is None else "")
-        for row, after in zip(rows, [*rows[1:], None], strict=True)
+        for row, after in zip(rows, [*rows, None][1:], strict=True)
         if row is not None
     )
     head = f"<thead>{line('th', headers)}</thead>"

@@ -9,8 +9,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from lo_framework.errors import describe, shown
 from lo_framework.eval.report.base import Report
 from lo_framework.eval.report.ratios import ratios
@@ -52,8 +50,7 @@ def redraw(folder: Path, reports: Sequence[type[Report[Any]]]) -> Iterator[Redra
     for kind in kinds:
         report = kind.load(folder)
         try:
-            with np.errstate(all="ignore"):
-                text, files = report.plain(), report.redraw(folder)
+            text, files = report.plain(), report.redraw(folder)
         except UserError:
             raise
         except Exception as error:  # numbers that no run gives, and that the schema lets through

@@ -14,6 +14,8 @@ from lo_framework.eval.report.drawing import (
     label,
     legend,
     line_handle,
+    log_labels,
+    log_limits,
     open_frame,
     readable_ticks,
 )
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 # the axis ends this factor above the loss from the smallest step size: what explodes leaves at the
 # top
 HEADROOM = 2.0
+WIDE = 100  # decades of step sizes: more of them have ticks at their ends alone
 
 
 def draw(result: Sweep, *, level: float = 0.95) -> Figure:
@@ -85,10 +88,13 @@ def _panel(
     starts = [x[0, 0] for x in drawn.values() if np.isfinite(x[0, 0])]
     top = min(values.max(), HEADROOM * max(starts, default=math.inf)) if values.size else 1.0
     bottom = min(values.min(), top) if values.size else 0.1
-    bottom, top = bottom / 1.3, top * 1.3
+    bottom, top = log_limits(bottom / 1.3, top * 1.3)
     axes.set_ylim(bottom, top)
-    axes.set_xlim(lrs[0] / 1.5, lrs[-1] * 1.5)
+    axes.set_xlim(*log_limits(lrs[0] / 1.5, lrs[-1] * 1.5))
     axes.set_xscale("log")
+    if math.log10(lrs[-1]) - math.log10(lrs[0]) > WIDE:
+        axes.set_xticks([lrs[0], lrs[-1]])
+        log_labels(axes.xaxis)
     axes.set_yscale("log")
     readable_ticks(axes.yaxis, bottom, top)
     x = np.array(lrs)

@@ -60,7 +60,7 @@ class Table:
         if not headers:
             raise ValueError("a table needs at least one column")
         self.headers = [cell(header) for header in headers]
-        self.title = visible(title)
+        self.title = cell(title)
         self.notes = tuple(map(visible, notes))
         self.words = words
         self._rows: list[list[str] | None] = []  # None: a rule between groups of rows

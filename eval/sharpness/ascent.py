@@ -2,7 +2,7 @@
 
     ball = Ball.of(surface)                                       # l2 over all parameters
     found = neighbourhoods(surface, relative_radii(surface, [0.001, 0.01, 0.1]), ball, STANDARD)
-    found[-1].gap, found[-1].first_order                          # h(r) = M(r) - L and R1(r) = r N1(r)
+    found[-1].gap, found[-1].first_order              # h(r) = M(r) - L and R1(r) = r N1(r)
 
 With ``M(r) = max L(w + d)`` and ``N1(r) = max ||grad L(w + d)||`` over ``||d|| <= r`` (Foret et al.
 2021, arXiv 2010.01412; Zhang et al. 2023, arXiv 2303.03108, who call ``h`` the zeroth-order and

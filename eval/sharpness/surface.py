@@ -74,9 +74,11 @@ class Surface:
             params: ``[N]``, as `layout` lays it out.
             buffers: those of one run (no leading dimension).
             data: rows to sample from, usually ``task.full("train")``.
-            rows: size of the sample, drawn without replacement; None or more than there are: all rows, in order.
+            rows: size of the sample, drawn without replacement; None or more than there are: all
+                rows, in order.
             seed: of the sample.
-            dtype: float32 or float64, to which parameters, buffers and data are cast (integers stay).
+            dtype: float32 or float64, to which parameters, buffers and data are cast (integers
+                stay).
 
         Raises:
             UserError: the loss depends on no parameter, or the task cannot compute in `dtype`.

@@ -1,4 +1,4 @@
-"""`eval report` on valid JSON with wrong contents: one line, whatever is wrong, and nothing written."""
+"""`eval report` on valid JSON with wrong contents: one line, and nothing written."""
 
 from __future__ import annotations
 
