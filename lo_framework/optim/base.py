@@ -250,8 +250,10 @@ class OptimizerBase(StateOnly, torch.optim.Optimizer):
         """
         active = []
         for i, p in enumerate(self._params):
-            if p.grad is not None and p.numel():
-                refuse_sparse(p.grad, type(self).__name__)
+            grad = p.grad
+            if grad is not None and p.numel():
+                if grad.layout != torch.strided:
+                    refuse_sparse(grad, type(self).__name__)
                 active.append(i)
         return tuple(active)
 

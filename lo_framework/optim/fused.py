@@ -44,11 +44,11 @@ def fused_adamw(
     """Update ``params`` and their moments in place by torch's loop; ``clock`` holds the step of all
     of them.
     """
-    torch._fused_adamw_(
-        list(params),
-        list(grads),
-        list(m),
-        list(v),
+    torch._fused_adamw_(  # type: ignore[call-overload]
+        params,
+        grads,
+        m,
+        v,
         [],
         [clock] * len(params),
         lr=lr,
