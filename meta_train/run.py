@@ -24,7 +24,7 @@ from lo_framework.meta_train.incumbent import Incumbent
 from lo_framework.meta_train.progress import Progress
 from lo_framework.meta_train.trainer import Trainer
 from lo_framework.meta_train.workers import Workers
-from lo_framework.processes import Died
+from lo_framework.processes import UNSTARTED, Died
 from lo_framework.spec import UserError
 
 DEATHS = 3  # of workers without a checkpoint between them: another start would end the same way
@@ -77,12 +77,14 @@ class MetaTraining:
         generator = torch.Generator().manual_seed(0)
         count = sum(sum(x.numel() for x in task.init(generator)[0].values()) for task in self.tasks)
         needed, there = 12 * count * self.config.num_tasks, _memory(self.config.device)
+        line = (
+            f"--num-tasks {self.config.num_tasks}: parameters and moments of its tasks take about "
+            f"{needed / 2**30:,.1f} GiB, and {self.config.device} has {there / 2**30:,.1f} GiB"
+        )
         if needed > there:
-            raise UserError(
-                f"--num-tasks {self.config.num_tasks}: parameters and moments of its tasks take "
-                f"about {needed / 2**30:,.1f} GiB, and {self.config.device} has "
-                f"{there / 2**30:,.1f} GiB"
-            )
+            raise UserError(line)
+        if needed > there / 4:
+            self.say(line)
 
     def train(self, *, resume: bool = False, max_seconds: float | None = None) -> Incumbent:
         """Run (or go on) to the end and save the incumbent; returns it. Of a finished run, only an
@@ -97,6 +99,8 @@ class MetaTraining:
                 try:
                     return self._train(resume, deadline)
                 except Died as death:
+                    if UNSTARTED in str(death):
+                        raise UserError(UNSTARTED) from None
                     saved = self.folder.load()
                     step = saved.step if saved else 0
                     deaths, reached = (1 if step > reached else deaths + 1), step

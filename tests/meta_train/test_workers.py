@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,16 @@ from lo_framework.meta_train.host import ShardHost, WorkerSetup
 from lo_framework.meta_train.workers import Workers
 from lo_framework.processes import Died
 from lo_framework.spec import UserError
-from tests.meta_train.tools import command, descendants, gone, program, same_run, tiny, until_step
+from tests.meta_train.tools import (
+    ROOT,
+    command,
+    descendants,
+    gone,
+    program,
+    same_run,
+    tiny,
+    until_step,
+)
 
 
 def test_errors_of_workers(tmp_path: Path) -> None:
@@ -96,3 +107,33 @@ def test_workers_that_die_again_and_again_end_the_run(
     assert main(command(out, "--plugin", MOODY, workers=2, optimizees=spec)) == 2
     line = capsys.readouterr().err.splitlines()[-1]
     assert "3 times" in line and "--workers" in line and f"--out {out} --resume" in line
+
+
+@pytest.mark.slow
+def test_sigterm_ends_workers_too(tmp_path: Path) -> None:
+    """The shell's code of the signal (143), no traceback, no process left, and it goes on."""
+    out = tmp_path / "run"
+    process = program(command(out, workers=2, outer_steps=10_000))
+    until_step(out, 1)
+    children = descendants(process.pid)
+    process.terminate()
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == -signal.SIGTERM and "Traceback" not in errors
+    assert len(children) >= 2 and gone(children, 5.0)
+
+
+UNGUARDED = """
+import lo_framework as lo
+lo.train("quadratic:dim=3", "hyper-adamw", workers=2, outer_steps=2, num_tasks=2, shards=2)
+"""
+
+
+def test_a_script_whose_workers_cannot_start(tmp_path: Path) -> None:
+    """Its own mistake is said once, and not tried again."""
+    script = tmp_path / "script.py"
+    script.write_text(UNGUARDED)
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, str(script)], env=env, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "if __name__ == '__main__':" in done.stderr.splitlines()[-1]
+    assert "with new workers" not in done.stderr
