@@ -82,7 +82,7 @@ def split_specs(text: str) -> list[str]:
 
 
 def split_joined(text: str) -> list[str]:
-    """Split specs joined by ``+``: one that begins a name; that of a number, as in 1e+3, is followed
+    """Split specs joined by ``+``: one that begins a name; in a number, as in 1e+3, it is followed
     by a digit.
     """
     return re.split(r"\+(?=\s*[A-Za-z_])", text)

@@ -33,7 +33,7 @@ class _StateRecord(Record):
 
 
 class ResumeState(NamedTuple):
-    """A state to continue from: `tensors` on the CPU, `meta` as JSON gives it back (tuples are lists).
+    """A state to continue from: `tensors` on the CPU, `meta` as in JSON (tuples are lists).
 
     `warning` is one line for the person when a newer state was damaged and this is the one before
     it, else ``""``.

@@ -29,7 +29,7 @@ def make_learned(spec: str, /, **values: Any) -> LearnedOptimizer:
             return entry.build(config)
     except TooLarge:
         raise UserError(
-            f"{shown(spec)[1:-1]}: more than {MAX_NUMBERS:,} meta-parameters, which no file can hold"
+            f"{shown(spec)[1:-1]}: more than {MAX_NUMBERS:,} meta-parameters, which no file holds"
         ) from None
 
 

@@ -53,7 +53,7 @@ TOKEN_WIDTH = 5 + Layout.DESCRIPTORS + 5
 def token_features(
     layout: Layout, stats: Tensor, state: dict[str, Tensor], progress: Tensor
 ) -> Tensor:
-    """The tokens that attention attends over: ``[TOKEN_WIDTH, S]``, each entry bounded or logarithmic.
+    """The tokens that attention attends over, ``[TOKEN_WIDTH, S]``, bounded or logarithmic.
 
     ``stats [5, S]`` are the means of :data:`TOKEN_STATS` with the OLD moments, at meta-training and
     at use alike. Means instead of norms, so that a bias does not weigh as much as an embedding and

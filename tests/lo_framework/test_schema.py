@@ -1,4 +1,4 @@
-"""The one checker: what fits comes out as the type says, everything else is one line with a place."""
+"""The one checker: what fits comes out as its type says, all else is one line with a place."""
 
 from __future__ import annotations
 

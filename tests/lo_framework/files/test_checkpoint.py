@@ -167,7 +167,8 @@ KILL_LOOP = """
             time.sleep((0.01 + 0.04 * rng.random()) * patience)
             os.kill(pid, signal.SIGKILL)
         assert os.WTERMSIG(os.waitpid(pid, 0)[1]) == signal.SIGKILL
-        left = [name for name in os.listdir(folder) if name.endswith(".tmp")] if os.path.isdir(folder) else []
+        names = os.listdir(folder) if os.path.isdir(folder) else []
+        left = [name for name in names if name.endswith(".tmp")]
         assert stage == "any" or left, "the kill came too late to test anything"
         state = load_latest_state(folder)
         if state is None:
@@ -178,7 +179,8 @@ KILL_LOOP = """
             last = state.step
             assert not any(name.endswith(".tmp") for name in os.listdir(folder))
     assert last >= 0
-    save_state(folder, last + 1, {}, {})  # each kill may have left one state too many; the next save clears them all
+    # Each kill may have left one state too many; the next save clears them all.
+    save_state(folder, last + 1, {}, {})
     assert len(os.listdir(folder)) == 2, os.listdir(folder)
     print("last", last)
 """
@@ -222,7 +224,8 @@ def test_file_size_limit_while_saving(tmp_path: Path) -> None:
     """A real refusal by the system in the middle of a write; Python ignores SIGXFSZ, so the write
     raises EFBIG.
     """
-    limit = f"    import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, {resource.RLIM_INFINITY}))\n"
+    limits = f"(100_000, {resource.RLIM_INFINITY})"
+    limit = f"    import resource; resource.setrlimit(resource.RLIMIT_FSIZE, {limits})\n"
     done = run(limit + FULL, tmp_path)
     assert done.returncode == 0, done.stderr
     assert (

@@ -1,4 +1,4 @@
-"""Optimizer files: exact round trips, and every kind of damage refused with one line for a person."""
+"""Optimizer files: exact round trips, and every kind of damage refused in one line."""
 
 from __future__ import annotations
 
