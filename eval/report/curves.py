@@ -114,7 +114,7 @@ def draw_curves(
 
 @dataclass(frozen=True, kw_only=True)
 class _Drawn:
-    """What is drawn of a `Curve`: line, band ``[points]`` and the last finite (step, value) of each
+    """The drawing of a `Curve`: line, band ``[points]`` and the last finite (step, value) of each
     diverged run.
     """
 
@@ -222,7 +222,7 @@ def _limits(drawn: list[_Drawn], log: bool) -> tuple[float, float]:
 
 
 def _notes(everything: Sequence[_Drawn], centre: str, level: float, smooth: int) -> list[str]:
-    """What line, band and crosses are."""
+    """Say in words what line, band and crosses are."""
     fewest, most = min(one.seeds for one in everything), max(one.seeds for one in everything)
     notes = [
         f"line: {centre} of {fewest if fewest == most else f'{fewest}-{most}'} seeds"

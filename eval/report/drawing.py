@@ -1,4 +1,4 @@
-"""What all pictures share: a canvas, a legend, labels and the PNG.
+"""The parts that all pictures share: a canvas, a legend, labels and the PNG.
 
 Only matplotlib's object interface is used (Figure and the Agg canvas), imported when first needed:
 no pyplot state, no display. Every picture begins with a `canvas`.
@@ -104,7 +104,7 @@ def log_labels(axis: Any, digits: str = "g") -> None:
 
 def log_limits(low: float, high: float) -> tuple[float, float]:
     """Return ends of a logarithmic axis, a little inside of what floats can hold."""
-    return min(max(low, 1e-300), 1e299), min(max(high, 1e-299), 1e300)
+    return min(max(low, 1e-305), 1e304), min(max(high, 1e-304), 1e305)
 
 
 def readable_ticks(axis: Any, low: float, high: float) -> None:

@@ -10,7 +10,7 @@ from lo_framework.eval.studies.result import Arm
 
 
 def reached(arm: Arm, metric: Metric) -> str | None:
-    """``0.4123 ±0.0071`` or ``95.8% ±0.6``: mean over seeds, and half the width of its 95%
+    """Return ``0.4123 ±0.0071`` or ``95.8% ±0.6``: mean over seeds, and half the width of its 95%
     interval.
     """
     values = arm.values(metric.key)
@@ -20,7 +20,9 @@ def reached(arm: Arm, metric: Metric) -> str | None:
 
 
 def plus_minus(estimate: Estimate, percent: bool = False) -> str:
-    """The estimate with half of its interval, to the digits that the interval leaves certain."""
+    """Return the estimate with half of its interval, to the digits that the interval leaves
+    certain.
+    """
     scale, sign = (100.0, "%") if percent else (1.0, "")
     value, half = scale * estimate.value, scale * (estimate.high - estimate.low) / 2
     if not math.isfinite(value):
@@ -43,8 +45,8 @@ def mean_or_diverged(values: Array, diverged: Array, metric: Metric) -> str:
 
 
 def difference(estimate: Estimate, metric: Metric) -> str:
-    """In the metric's units, accuracies in points; where divergence leaves no mean, how many pairs
-    it touched.
+    """Return it in the metric's units, accuracies in points; where divergence leaves no mean, how
+    many pairs it touched.
     """
     if not math.isfinite(estimate.value):
         return f"{estimate.diverged} of {estimate.n} diverged"
@@ -59,7 +61,7 @@ def difference(estimate: Estimate, metric: Metric) -> str:
 
 
 def ratio(value: float) -> str | None:
-    """``0.94x``; huge and tiny ones in powers of ten."""
+    """Return ``0.94x``; huge and tiny ones in powers of ten."""
     if math.isnan(value):
         return None
     if value in (0.0, math.inf):

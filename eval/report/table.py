@@ -138,5 +138,5 @@ class Table:
 
 
 def _numeric(text: str) -> bool:
-    """Whether a text cell is a decorated number: it does not make its column one of words."""
+    """Tell a decorated number, which does not make its column one of words."""
     return _NUMBER.fullmatch(text.strip()) is not None

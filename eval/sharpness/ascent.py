@@ -73,7 +73,7 @@ FULL = Effort(steps=100, norm_steps=50, random_starts=6)
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Neighbourhood:
-    """What was found within one ``radius``.
+    """Maxima within one ``radius``.
 
     Attributes:
         max_loss: M(r).
@@ -96,8 +96,8 @@ class Neighbourhood:
 
     @property
     def curvature_part(self) -> float:
-        """``h(r) - r ||g||``: what the gradient at the point does not explain. Negative where the
-        loss bends down.
+        """Return ``h(r) - r ||g||``: what the gradient at the point does not explain. Negative
+        where the loss bends down.
         """
         return self.gap - self.linear_part
 
@@ -110,7 +110,8 @@ def neighbourhoods(
     *,
     norms: bool = True,
 ) -> list[Neighbourhood]:
-    """One for every radius (positive, in any order; see `relative_radii`), in ascending order.
+    """Find the maxima for every radius (positive, in any order; see `relative_radii`), in ascending
+    order.
 
     Args:
         ball: default plain l2.
@@ -132,8 +133,8 @@ def doubling_radius(
     bisections: int = 6,
     limit: float = 4.0,
 ) -> float:
-    """The smallest radius found at which ``M(r) >= 2 L``, to within a factor of 4^(2^-bisections);
-    a scale-free radius.
+    """Return the smallest radius found at which ``M(r) >= 2 L``, to within a factor of
+    4^(2^-bisections); a scale-free radius.
 
     inf if ``limit * ||w||`` does not double it; nan for ``L <= 0``, of which the double means
     nothing.
@@ -230,7 +231,7 @@ class _Climb:
         return self.surface.params + self.ball.scale * z
 
     def _gradient_norms(self, points: Tensor) -> tuple[Tensor, Tensor]:
-        """The dual norm of the gradient and its own gradient, ``H(w + d) u(w + d)``."""
+        """Return the dual norm of the gradient and its own gradient, ``H(w + d) u(w + d)``."""
         grads, products = self.surface.hvps(points, self.ball.dual)
         return self.ball.slope(grads), products
 

@@ -24,8 +24,9 @@ _TINY = 1e-30
 
 @dataclass(frozen=True, eq=False)
 class Ball:
-    """``norm`` over all parameters at once; ``scale``: c, ``[N]``. Rows of ``[K, N]`` are points or
-    gradients.
+    """A neighbourhood: ``norm`` over all parameters at once, ``scale`` c, ``[N]``.
+
+    Rows of ``[K, N]`` are points or gradients.
     """
 
     norm: Norm
@@ -33,36 +34,36 @@ class Ball:
 
     @staticmethod
     def of(surface: Surface, norm: Norm = "l2", *, adaptive: bool = False) -> Ball:
-        """The ball around the surface's point."""
+        """Return the ball around the surface's point."""
         params = surface.params
         return Ball(norm, params.abs() if adaptive else torch.ones_like(params))
 
     def direction(self, grads: Tensor) -> Tensor:
-        """The z of length 1 along which the loss rises fastest; zero where the gradient is."""
+        """Return the z of length 1 along which the loss rises fastest; zero where the gradient is."""
         slope = self.scale * grads
         return unit(slope) if self.norm == "l2" else slope.sign()
 
     def dual(self, grads: Tensor) -> Tensor:
-        """The same as a step of the parameters: ``<grads, dual(grads)>`` is `slope`."""
+        """Return that direction as a step of the parameters: ``<grads, dual(grads)>`` is `slope`."""
         return self.scale * self.direction(grads)
 
     def slope(self, grads: Tensor) -> Tensor:
-        """The fastest rise per unit of radius, ``[K]``: the dual norm of ``c grads``."""
+        """Return the fastest rise per unit of radius, ``[K]``: the dual norm of ``c grads``."""
         slope = self.scale * grads
         return slope.norm(dim=-1) if self.norm == "l2" else slope.abs().sum(-1)
 
     def length(self, z: Tensor) -> Tensor:
-        """``[K]``"""
+        """Return lengths ``[K]``."""
         return z.norm(dim=-1) if self.norm == "l2" else z.abs().amax(-1)
 
     def project(self, z: Tensor, radius: float) -> Tensor:
-        """The nearest z of length at most ``radius``."""
+        """Return the nearest z of length at most ``radius``."""
         if self.norm == "linf":
             return z.clamp(-radius, radius)
         return z * (radius / self.length(z).clamp(min=radius))[..., None]
 
     def random(self, count: int, seed: int) -> Tensor:
-        """``[count, N]`` random z of length 1: uniform on the sphere, or random corners of the
+        """Return ``[count, N]`` random z of length 1: uniform on the sphere, or corners of the
         cube.
         """
         shape = (count, self.scale.numel())
@@ -78,21 +79,21 @@ class Ball:
         return (2 * torch.rand(shape, generator=generator, dtype=torch.float64) - 1).to(self.scale)
 
     def reach(self, params: Tensor) -> float:
-        """The radius at which the ball touches the origin: ``||w||``; of adaptive balls that of ``w
-        / |w|``.
+        """Return the radius at which the ball touches the origin: ``||w||``; of adaptive balls that
+        of ``w / |w|``.
         """
         z = torch.where(self.scale > 0, params / self.scale.clamp(min=_TINY), 0.0)
         return float(self.length(z))
 
 
 def unit(x: Tensor) -> Tensor:
-    """Rows of length 1; zero rows stay zero."""
+    """Return rows of length 1; zero rows stay zero."""
     return x / x.norm(dim=-1, keepdim=True).clamp(min=_TINY)
 
 
 def relative_radii(
     surface: Surface, fractions: Sequence[float], ball: Ball | None = None
 ) -> list[float]:
-    """``fraction * ||w||``, in the ball's own measure (default: plain l2)."""
+    """Return ``fraction * ||w||``, in the ball's own measure (default: plain l2)."""
     reach = (ball or Ball.of(surface)).reach(surface.params)
     return [fraction * reach for fraction in fractions]

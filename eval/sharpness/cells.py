@@ -49,7 +49,7 @@ class Run:
         on_carry: Callable[[int, Carry, Draw | None], None],
         splits: tuple[str, ...] = (),
     ) -> Rollout | TorchRollout:
-        """The episode; always the same bits."""
+        """Run the episode; always the same bits."""
         optimizer = copy.deepcopy(optimizer).to(task.device)
         theta = {name: torch.tensor(x, device=task.device) for name, x in self.theta.items()}
         told: dict[str, Any] = dict(splits=splits, on_step=on_step, on_carry=on_carry)

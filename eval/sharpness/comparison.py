@@ -1,5 +1,4 @@
-"""Learned optimizers against each other and against the baselines, paired by seed, with Holm's
-correction.
+"""Differences between optimizers, paired by seed, with Holm's correction.
 
 At equal steps and at matched training loss alike. A family for Holm's correction (1979, "A simple
 sequentially rejective multiple test procedure") is all comparisons on one task at one of the two
@@ -26,7 +25,7 @@ LOWER, HIGHER, SAME, NONE = "lower", "higher", "not significant", "too few pairs
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """``a`` minus ``b`` in one metric on one task at one place.
+    """The difference ``a`` minus ``b`` in one metric on one task at one place.
 
     Attributes:
         difference: mean over the pairs that both measured, with its uncorrected 95% interval.
@@ -48,7 +47,7 @@ class Comparison:
 
 
 def pairs(result: Result) -> list[tuple[str, str]]:
-    """Every two learned optimizers, then every learned one with every baseline."""
+    """Pair every two learned optimizers, then every learned one with every baseline."""
     return [
         *combinations(result.learned, 2),
         *((a, b) for a in result.learned for b in result.baselines),
@@ -92,7 +91,7 @@ def _compare(result: Result, task: str, place: str, a: str, b: str, metric: Metr
 
 
 def _p(differences: np.ndarray) -> float:
-    """Of the two-sided t test of mean zero; nan below two pairs."""
+    """Return the p-value of the two-sided t test of mean zero; nan below two pairs."""
     n = differences.size
     if n < 2:
         return math.nan
@@ -103,7 +102,7 @@ def _p(differences: np.ndarray) -> float:
 
 
 def holm(family: Iterable[Comparison]) -> list[Comparison]:
-    """The same comparisons with corrected p-values and verdicts; those without a p-value do not
+    """Return the comparisons with corrected p-values and verdicts; those without a p-value do not
     count.
     """
     found = list(family)
@@ -121,8 +120,8 @@ def holm(family: Iterable[Comparison]) -> list[Comparison]:
 
 
 def side_by_side(comparisons: list[Comparison]) -> list[tuple[Comparison, Comparison | None]]:
-    """Each comparison at equal steps with the same one at matched loss (None where that fixes the
-    metric).
+    """Pair each comparison at equal steps with the same one at matched loss (None where that fixes
+    the metric).
     """
     other = {(c.task, c.a, c.b, c.metric): c for c in comparisons if c.place != EQUAL}
     return [(c, other.get((c.task, c.a, c.b, c.metric))) for c in comparisons if c.place == EQUAL]

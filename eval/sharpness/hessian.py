@@ -39,8 +39,8 @@ DENSE_LIMIT = 64
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Eigenpairs:
-    """``values [k]`` in descending order, ``vectors [k, N]`` of length 1, ``residuals [k]`` = ``||A
-    v - lambda v||``.
+    """Eigenpairs: ``values [k]`` in descending order, ``vectors [k, N]`` of length 1, ``residuals
+    [k]`` = ``||A v - lambda v||``.
 
     A residual bounds the distance to the nearest true eigenvalue.
     """
@@ -52,8 +52,8 @@ class Eigenpairs:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Spectrum:
-    """``density [points]`` over ``grid [points]``: ``1/N sum_i delta(t - lambda_i)``, smoothed;
-    integrates to 1.
+    """A spectrum: ``density [points]`` over ``grid [points]``: ``1/N sum_i delta(t - lambda_i)``,
+    smoothed; integrates to 1.
     """
 
     grid: Array
@@ -65,7 +65,7 @@ class Spectrum:
 
 
 def hessian_operator(surface: Surface, at: Tensor | None = None) -> Any:
-    """The Hessian at ``at`` (default: the surface's point) as an operator of curvlinops."""
+    """Return the Hessian at ``at`` (default: the surface's point) as an operator of curvlinops."""
     point = surface.params if at is None else at
     return _operator(lambda v: surface.hvp(point, v)[1], surface)
 
@@ -105,7 +105,7 @@ def ggn_operator(surface: Surface, at: Tensor | None = None) -> Any | None:
 
 
 def top_eigenvalues(operator: Any, k: int = 1, *, tol: float = 1e-6, seed: int = 0) -> Eigenpairs:
-    """The ``k`` algebraically largest eigenvalues.
+    """Return the ``k`` algebraically largest eigenvalues.
 
     Args:
         tol: relative accuracy at which Lanczos stops; in float32 the products end at some 1e-6

@@ -18,7 +18,7 @@ from lo_framework.eval.statistics import Array, steps_to_target
 
 
 def worst_final(finals: Mapping[str, float | None]) -> float | None:
-    """The target of one seed: the largest finite last loss over the arms; None if all runs
+    """Return the target of one seed: the largest finite last loss over the arms; None if all runs
     diverged.
 
     A run that diverged sets no target, or every other run would match it before its first step.
@@ -30,8 +30,8 @@ def worst_final(finals: Mapping[str, float | None]) -> float | None:
 def matched_step(
     steps: Sequence[int], losses: Sequence[float | None], target: float | None
 ) -> int | None:
-    """The first of ``steps`` whose loss is at most ``target``; None: censored, it never is (or
-    there is no target).
+    """Return the first of ``steps`` whose loss is at most ``target``; None: censored, it never is
+    (or there is no target).
     """
     if target is None or not len(steps):
         return None
@@ -39,8 +39,8 @@ def matched_step(
 
 
 def shared_levels(keys: Sequence[ArrayLike], *, falling: bool, count: int = 12) -> Array:
-    """Levels that every run gets to, evenly spaced from the latest start to the earliest end; empty
-    if there are none.
+    """Return levels that every run gets to, evenly spaced from the latest start to the earliest
+    end; empty if there are none.
 
     Losses are spaced by their logarithm: late training is where optimizers differ.
     """
@@ -56,7 +56,7 @@ def shared_levels(keys: Sequence[ArrayLike], *, falling: bool, count: int = 12) 
 
 
 def at_equal(xs: ArrayLike, curves: ArrayLike, levels: ArrayLike, *, falling: bool) -> Array:
-    """``curves [K, T]`` where ``xs [K, T]`` first reach each of ``levels [L]``: ``[K, L]``.
+    """Read ``curves [K, T]`` where ``xs [K, T]`` first reach each of ``levels [L]``: ``[K, L]``.
 
     Between two steps linearly; nan where a run never gets there (censored). ``falling``: xs is a
     loss, and reaching is being at most the level; else a path

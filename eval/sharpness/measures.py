@@ -37,8 +37,8 @@ def m_sharpness(
     *,
     seed: int = 0,
 ) -> Mean:
-    """``S_m(rho) = mean over batches B of m rows of max L_B(w + d) - L_B(w)`` (Foret et al. 2021,
-    section 3).
+    """Estimate ``S_m(rho) = mean over batches B of m rows of max L_B(w + d) - L_B(w)`` (Foret et
+    al. 2021, section 3).
 
     Weighted by batch size; the standard error is that of the batches. Each batch has a maximiser of
     its own, so smaller m gives larger values: always state m.
@@ -67,8 +67,8 @@ def m_sharpness(
 def average_sharpness(
     surface: Surface, rho: float, ball: Ball | None = None, *, samples: int = 64, seed: int = 0
 ) -> Mean:
-    """``E L(w + rho c e) - L(w)`` with e standard normal; near w ``rho^2 / 2 sum_i c_i^2 H_ii``.
-    May be negative.
+    """Estimate ``E L(w + rho c e) - L(w)`` with e standard normal; near w ``rho^2 / 2 sum_i c_i^2
+    H_ii``. May be negative.
 
     From pairs ``+-e``, which cancel the gradient's part, usually most of the noise. ``samples``:
     pairs; each costs two losses. The ball gives c; its norm plays no part.

@@ -17,8 +17,8 @@ PLACES = {EQUAL: "at equal steps", MATCHED: "at matched training loss"}
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
-    """``title`` as tables and the page show it; ``compared``: differences are tested; ``percent``:
-    an accuracy.
+    """One number of a point: ``title`` as tables and the page show it; ``compared``: differences
+    are tested; ``percent``: an accuracy.
     """
 
     key: str
@@ -27,7 +27,9 @@ class Metric:
     percent: bool = False
 
     def fixed_by(self, place: str) -> bool:
-        """Matching the training loss leaves nothing of it to compare."""
+        """Tell whether matching leaves the metric alike: matching the training loss leaves nothing
+        of it to compare.
+        """
         return place == MATCHED and self.key == "train_loss"
 
 

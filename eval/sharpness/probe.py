@@ -127,7 +127,7 @@ class Probe:
         self._rows.append(row)
 
     def found(self) -> Correlation:
-        """The curves so far.
+        """Return the curves so far.
 
         Raises:
             ValueError: no step was looked at.
@@ -142,7 +142,9 @@ class Probe:
         return Correlation(**curves)
 
     def _train_losses(self, params: Tensor, buffers: Buffers) -> Tensor:
-        """``[K]``, run by run: a whole split's activations fill the memory once, not K times."""
+        """Return ``[K]``, run by run: a whole split's activations fill the memory once, not K
+        times.
+        """
         full = self.full
         assert full is not None
         runs = [(flat, {n: b[k] for n, b in buffers.items()}) for k, flat in enumerate(params)]
@@ -193,12 +195,12 @@ def _without(a: Tensor, g: Tensor) -> Tensor:
 
 
 def _ratio(a: Tensor, b: Tensor) -> Tensor:
-    """``a / b``, nan for ``b = 0``."""
+    """Return ``a / b``, nan for ``b = 0``."""
     return torch.where(b > 0, a / torch.where(b > 0, b, 1.0), torch.nan)
 
 
 def _cosine(a: Tensor, b: Tensor, floor_a: Tensor, floor_b: Tensor) -> Tensor:
-    """nan where one of them is not longer than its rounding errors."""
+    """Return the cosine, nan where one of them is not longer than its rounding errors."""
     long_a, long_b = a.norm(), b.norm()
     defined = (long_a > floor_a) & (long_b > floor_b)
     return torch.where(defined, (a @ b) / torch.where(defined, long_a * long_b, 1.0), torch.nan)
@@ -235,7 +237,7 @@ class Watcher:
         self.before = carry
 
     def found(self) -> dict[str, Any]:
-        """JSON values: lists of one length, at the watched steps."""
+        """Return JSON values: lists of one length, at the watched steps."""
         watch = {"steps": self.steps, "loss": self.losses, "path": self.paths}
         return {"watch": watch, "probe": self._curves(), "probe_failure": self.failure}
 
@@ -269,7 +271,7 @@ class Watcher:
         return {"steps": self.probed, **keys, **curves}
 
     def _loss(self, carry: Carry) -> float | None:
-        """None once diverged."""
+        """Return the full-split loss, None once diverged."""
         if not bool(carry.alive[0]):
             return None
         buffers: dict[str, Tensor] = {name: x[0] for name, x in carry.buffers.items()}

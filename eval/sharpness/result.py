@@ -1,4 +1,4 @@
-"""What a sharpness evaluation found: every number of every seed, and its JSON form
+"""The result of a sharpness evaluation: every number of every seed, and its JSON form
 (`sharpness.json`).
 
 The runs are kept as plain JSON values (None: not finite, or not measured), exactly as the cells
@@ -133,7 +133,7 @@ class Arm:
     failure: str = ""
 
     def values(self, key: str, place: str) -> Array:
-        """``[S]`` of a measured number by its key (`metrics.read`); nan where there is none."""
+        """Return ``[S]`` of a measured number by its key (`metrics.read`); nan where there is none."""
         return np.array([read(run.point(place), key) for run in self.runs], dtype=np.float64)
 
     @property
@@ -142,7 +142,7 @@ class Arm:
 
     @property
     def censored(self) -> int:
-        """Trained runs that never came to the matched loss."""
+        """Count trained runs that never came to the matched loss."""
         return sum(bool(run.train) and run.step is None for run in self.runs)
 
 
@@ -181,7 +181,7 @@ class Result:
 
     @property
     def failures(self) -> list[str]:
-        """One line for everything that is missing."""
+        """Return one line for everything that is missing."""
         lines = []
         for arm in self.arms:
             name = f"{arm.task}, {arm.optimizer}"

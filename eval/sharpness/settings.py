@@ -1,4 +1,4 @@
-"""What is asked of a sharpness evaluation: radii, and how much an effort measures."""
+"""The settings of a sharpness evaluation: radii, and how much an effort measures."""
 
 from __future__ import annotations
 
@@ -126,8 +126,8 @@ EFFORTS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Of all runs of an evaluation; travels inside the cells. ``probe``: a regularizer's spec, or
-    "none".
+    """Settings of all runs of an evaluation; they travel inside the cells. ``probe``: a
+    regularizer's spec, or "none".
     """
 
     steps: int
@@ -141,21 +141,21 @@ class Settings:
 
     @property
     def watched(self) -> tuple[int, ...]:
-        """The steps after which the full training split is evaluated; the first and the last are
-        among them.
+        """Return the steps after which the full training split is evaluated; the first and the last
+        are among them.
         """
         every = max(1, math.ceil(self.steps / self.level.points))
         return tuple(sorted({*range(0, self.steps + 1, every), self.steps}))
 
     @property
     def probed(self) -> tuple[int, ...]:
-        """The steps whose update the probe looks at, by the number of updates before them."""
+        """Return the steps whose update the probe looks at, by the number of updates before them."""
         every = max(1, math.ceil(self.steps / self.level.probes))
         return () if self.probe == NO_PROBE else tuple(range(0, self.steps, every))
 
 
 def parse_radii(text: str) -> tuple[float, ...]:
-    """``"0.001,0.05"``, sorted.
+    """Parse ``"0.001,0.05"``; sorted.
 
     Raises:
         UserError: a piece that is no number, not positive or not finite, or one given twice.

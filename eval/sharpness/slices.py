@@ -24,7 +24,7 @@ _XI = 1e-10
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Slice:
-    """``losses`` at ``params + x * first (+ y * second)``; not finite where they overflow.
+    """A slice: ``losses`` at ``params + x * first (+ y * second)``; not finite where they overflow.
 
     ``x [X]`` and, for a plane, ``y [Y]``; ``losses`` is ``[X]`` or ``[Y, X]``.
     """
@@ -35,8 +35,8 @@ class Slice:
 
 
 def filter_normalised(layout: Layout, params: Tensor, seed: int) -> Tensor:
-    """A random direction ``[N]``: Gaussian, each filter rescaled to the norm of the same filter of
-    ``params [N]``.
+    """Return a random direction ``[N]``: Gaussian, each filter rescaled to the norm of the same
+    filter of ``params [N]``.
 
     A filter is a row of a matrix or an output channel of a convolution, that is an index of the
     first axis. Tensors of one dimension or none (biases, norms) stay zero, as in the paper's code.
@@ -64,20 +64,22 @@ def filter_normalised(layout: Layout, params: Tensor, seed: int) -> Tensor:
 
 
 def random_plane(layout: Layout, params: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-    """Two of them; random directions in many dimensions are nearly orthogonal."""
+    """Return two such directions; random ones in many dimensions are nearly orthogonal."""
     return filter_normalised(layout, params, 2 * seed), filter_normalised(
         layout, params, 2 * seed + 1
     )
 
 
 def axis(extent: float = 1.0, points: int = 51) -> Array:
-    """``points`` positions from -extent to extent; 0 itself is one if they are odd in number."""
+    """Return ``points`` positions from -extent to extent; 0 itself is one if they are odd in
+    number.
+    """
     return np.linspace(-extent, extent, points)
 
 
 def loss_line(surface: Surface, direction: Tensor, x: Array) -> Slice:
-    """Along ``direction [N]``, in its own length: scale an eigenvector (length 1) by the radius
-    that matters.
+    """Take losses along ``direction [N]``, in its own length: scale an eigenvector (length 1) by
+    the radius that matters.
     """
     d = direction.to(surface.params)
     return Slice(x=x, y=None, losses=_losses(surface, d[None], np.asarray(x)[:, None]))
@@ -86,7 +88,7 @@ def loss_line(surface: Surface, direction: Tensor, x: Array) -> Slice:
 def loss_plane(
     surface: Surface, first: Tensor, second: Tensor, x: Array, y: Array | None = None
 ) -> Slice:
-    """On the plane of two directions ``[N]``; ``y`` like ``x`` by default."""
+    """Take losses on the plane of two directions ``[N]``; ``y`` like ``x`` by default."""
     y = x if y is None else y
     basis = torch.stack([first, second]).to(surface.params)
     grid = np.stack(np.meshgrid(x, y), axis=-1)  # [Y, X, 2]

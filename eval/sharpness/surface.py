@@ -37,7 +37,7 @@ PASS_NUMBERS = 2**20
 
 @dataclass
 class Evaluations:
-    """What was spent, in passes over the whole sample: plain losses, gradients (a loss with them),
+    """The cost so far, in passes over the whole sample: plain losses, gradients (a loss with them),
     Hessian products.
     """
 
@@ -114,27 +114,27 @@ class Surface:
         return self.params.numel()
 
     def loss(self, flat: Tensor) -> Tensor:
-        """``[N]`` to 0-d."""
+        """Map ``[N]`` to the loss, 0-d."""
         return self.losses(flat[None])[0]
 
     def gradient(self, flat: Tensor) -> tuple[Tensor, Tensor]:
-        """``[N]`` to the loss, 0-d, and its gradient ``[N]``."""
+        """Map ``[N]`` to the loss, 0-d, and its gradient ``[N]``."""
         losses, grads = self.gradients(flat[None])
         return losses[0], grads[0]
 
     def hvp(self, flat: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """The gradient and the Hessian times ``v``, both ``[N]``."""
+        """Return the gradient and the Hessian times ``v``, both ``[N]``."""
         grads, products = self.hvps(flat[None], v[None])
         return grads[0], products[0]
 
     def curvature_along(self, flat: Tensor, v: Tensor) -> Tensor:
-        """``v^T H v / v^T v`` at ``flat``, 0-d; along the gradient it is the gradient-weighted
-        curvature.
+        """Return ``v^T H v / v^T v`` at ``flat``, 0-d; along the gradient it is the
+        gradient-weighted curvature.
         """
         return (v @ self.hvp(flat, v)[1]) / (v @ v)
 
     def losses(self, flats: Tensor) -> Tensor:
-        """``[K, N]`` to ``[K]``."""
+        """Map ``[K, N]`` to losses ``[K]``."""
         self.used.losses += self._share * len(flats)
         with torch.no_grad():
             parts = [
@@ -144,7 +144,7 @@ class Surface:
         return torch.cat([torch.as_tensor(part) for part in parts])
 
     def gradients(self, flats: Tensor) -> tuple[Tensor, Tensor]:
-        """``[K, N]`` to losses ``[K]`` and gradients ``[K, N]``."""
+        """Map ``[K, N]`` to losses ``[K]`` and gradients ``[K, N]``."""
         self.used.gradients += self._share * len(flats)
         losses, grads = torch.zeros(len(flats)).to(flats), torch.zeros_like(flats)
         for part in torch.arange(len(flats)).split(self._points):
@@ -157,7 +157,7 @@ class Surface:
         return losses, grads
 
     def hvps(self, flats: Tensor, v: Tensor | Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-        """Gradients and Hessians times ``v``, both ``[K, N]``, reverse over reverse.
+        """Return gradients and Hessians times ``v``, both ``[K, N]``, reverse over reverse.
 
         Args:
             v: ``[K, N]``, or a function, row by row, of the gradients ``[K, N]`` that gives it; a
@@ -184,8 +184,8 @@ class Surface:
         return grads, products
 
     def batches(self, m: int, seed: int = 0) -> Iterator[tuple[float, Surface]]:
-        """The sample, shuffled and cut in minibatches of ``m`` rows: each a surface, with its share
-        of the rows.
+        """Yield the sample, shuffled and cut in minibatches of ``m`` rows: each a surface, with its
+        share of the rows.
 
         The last may be smaller.
         """
@@ -210,7 +210,7 @@ class Surface:
         return max(1, self._rows_at_once // self.rows) if self._together else 1
 
     def passes(self) -> Iterator[tuple[float, Batch]]:
-        """The sample in parts whose activations fit into memory, with their shares."""
+        """Yield the sample in parts whose activations fit into memory, with their shares."""
         step = self._rows_at_once
         for start in range(0, self.rows, step):
             part = tuple(x[start : start + step] for x in self.data)
@@ -239,7 +239,7 @@ def _cast(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def sample(data: Batch, rows: int | None, seed: int) -> Batch:
-    """``rows`` of ``data`` without replacement; None or more than there are: all, in order."""
+    """Return ``rows`` of ``data`` without replacement; None or more than there are: all, in order."""
     count = len(data[0])
     if rows is not None and rows < 1:
         raise UserError(f"the sample needs at least one row, not {rows}")

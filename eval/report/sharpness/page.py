@@ -138,7 +138,7 @@ class SharpnessReport(Report[Result]):
 
     @property
     def _few(self) -> bool:
-        """Whether there are few enough pairs to show each at once."""
+        """Tell whether there are few enough pairs to show each at once."""
         return len(pairs(self.result)) <= tables.FEW_PAIRS
 
     def _task(self, task: str, comparisons: list[Comparison]) -> Iterator[str]:
