@@ -71,6 +71,7 @@ class QuadraticConfig(Checked):
     std: NotNegative = 0.0
 
 
+@register_task("quadratic", config=QuadraticConfig, uses_dataset=False)
 class Quadratic(AnalyticTask):
     """``1/2 sum_i c_i x_i^2``, curvatures c_i log-spaced from 1 down to 1 / cond; starts at a
     standard normal x.
@@ -96,6 +97,7 @@ class RosenbrockConfig(Checked):
     std: NotNegative = 0.0
 
 
+@register_task("rosenbrock", config=RosenbrockConfig, uses_dataset=False)
 class Rosenbrock(AnalyticTask):
     """``sum_i 100 (x_{i+1} - x_i^2)^2 + (1 - x_i)^2``, minimum 0 at all ones (Rosenbrock 1960).
 
@@ -117,13 +119,3 @@ class Rosenbrock(AnalyticTask):
     def value(self, x: Tensor) -> Tensor:
         head, tail = x[:-1], x[1:]
         return (100 * (tail - head * head) ** 2 + (1 - head) ** 2).sum()
-
-
-@register_task("quadratic", config=QuadraticConfig, uses_dataset=False)
-def build_quadratic(config: QuadraticConfig) -> Task:
-    return Quadratic(config)
-
-
-@register_task("rosenbrock", config=RosenbrockConfig, uses_dataset=False)
-def build_rosenbrock(config: RosenbrockConfig) -> Task:
-    return Rosenbrock(config)
