@@ -5,7 +5,6 @@ from lo_framework.eval.baselines import (
     hand_designed,
     metaadamw,
     metaoptimize,
-    torch_metaoptimize,
 )
 from lo_framework.eval.baselines.registry import (
     BASELINES,
@@ -33,5 +32,4 @@ __all__ = [
     "metaoptimize",
     "register_baseline",
     "setting_label",
-    "torch_metaoptimize",
 ]

@@ -9,12 +9,12 @@ import math
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from lo_framework.eval.baselines.registry import lr_grid, register_baseline
+from lo_framework.eval.baselines.registry import TunedOptimizer, lr_grid, register_baseline
 from lo_framework.layout import Layout
 from lo_framework.learned import adamw_rule
-from lo_framework.learned.base import LearnedOptimizer, State
+from lo_framework.learned.base import State
 from lo_framework.spec import UserError
 
 
@@ -25,16 +25,8 @@ def scheduled_lr(log_lr: Tensor, cosine: Tensor, progress: Tensor) -> Tensor:
     return log_lr.exp() * (1.0 - cosine + cosine * 0.5 * (1.0 + torch.cos(math.pi * progress)))
 
 
-class Baseline(LearnedOptimizer):
-    """What all baselines share: ``log_lr`` and ``cosine`` as theta, one setting for all tensors, no
-    statistics.
-    """
-
-    def __init__(self, config: AdamWConfig | SGDMConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.log_lr = nn.Parameter(torch.tensor(math.log(config.lr)))
-        self.cosine = nn.Parameter(torch.tensor(float(config.cosine)))
+class Baseline(TunedOptimizer):
+    """A vmapped baseline: one setting for all tensors, no statistics."""
 
     def init_state(self, layout: Layout, params: Tensor) -> State:
         # At least float32: bfloat16 cannot count past 256.

@@ -1,13 +1,11 @@
-"""MetaOptimize as a baseline, its rules taken from ``lo_framework.optim.metaoptimize``:
-``"metaoptimize:base=lion"``.
+"""MetaOptimize as a baseline: ``"metaoptimize:base=lion"``, ``"metaoptimize:trace=2x2"``.
 
-Hessian-free traces, with one step size for all tensors or one for each. ``lr`` is the step size at
-the start; a cosine schedule multiplies what the meta rule makes of it.
+``lr`` is the step size at the start; a cosine schedule multiplies what the meta rule makes of it.
+Hessian-free traces with one step size for all tensors, or one per tensor, are vmapped.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,11 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from lo_framework.eval.baselines.hand_designed import Baseline, scheduled_lr
-from lo_framework.eval.baselines.registry import Setting, register_baseline
+from lo_framework.eval.baselines.registry import BASELINES, Setting
+from lo_framework.eval.baselines.torch_runs import TorchBaseline
 from lo_framework.layout import Layout
-from lo_framework.learned.base import State
-from lo_framework.optim import MetaOptimizeConfig
+from lo_framework.learned.base import LearnedOptimizer, State, Theta
+from lo_framework.optim import MetaOptimize, MetaOptimizeConfig
+from lo_framework.optim.metaoptimize.diagnostics import KINDS, WINDOW
 from lo_framework.optim.metaoptimize.rules import Numbers, fresh, hessian_free, meta_step
+from lo_framework.protocols import Task
 from lo_framework.spec import UserError
 
 
@@ -33,11 +34,13 @@ class _Start:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TorchMetaOptimizeConfig(MetaOptimizeConfig, _Start):
-    """All settings of the class itself, with the weight decay of the other baselines."""
+class MetaOptimizeBaselineConfig(MetaOptimizeConfig, _Start):
+    """All settings of the class, with the weight decay of the other baselines."""
 
     blocks: Literal["scalar", "tensor", "node", "weight"] = "scalar"
     weight_decay: float = 1e-2
+    diagnostics: bool = False
+    """Count what `MetaOptimize.diagnostics` says of every run."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -47,11 +50,10 @@ class TorchMetaOptimizeConfig(MetaOptimizeConfig, _Start):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MetaOptimizeBaselineConfig(TorchMetaOptimizeConfig):
-    """The settings that the vmapped form has: one step size for all tensors or one for each."""
+class DiagnosedConfig(MetaOptimizeBaselineConfig):
+    """Settings under the name that files have for runs of the class."""
 
-    blocks: Literal["scalar", "tensor"] = "scalar"
-    trace: Literal["hessian-free"] = "hessian-free"
+    diagnostics: bool = True
 
 
 # As many settings as AdamW's grid has.
@@ -63,19 +65,28 @@ GRID: tuple[Setting, ...] = tuple(
 )
 
 
-@register_baseline("metaoptimize", GRID)
-class MetaOptimizeBaseline(Baseline):
+@BASELINES.register("metaoptimize", config=MetaOptimizeBaselineConfig, grid=GRID)
+@BASELINES.register("torch-metaoptimize", config=DiagnosedConfig, grid=GRID)
+def metaoptimize(config: MetaOptimizeBaselineConfig) -> LearnedOptimizer:
+    """The vmapped form, or the class itself for what that form has not: blocks of rows and of
+    single weights, exact traces, diagnostics.
+    """
+    alike = config.blocks in ("scalar", "tensor") and config.trace == "hessian-free"
+    return (VmappedMetaOptimize if alike and not config.diagnostics else TorchMetaOptimize)(config)
+
+
+class VmappedMetaOptimize(Baseline):
     """Statistics are the meta-gradients. The state holds how far log step sizes have moved, not
     where they are, because theta says where they began.
     """
 
     kind = "metaoptimize"
-    Config = MetaOptimizeBaselineConfig
+    further = ("meta_lr",)
     config: MetaOptimizeBaselineConfig
+    log_meta_lr: nn.Parameter
 
     def __init__(self, config: MetaOptimizeBaselineConfig) -> None:
-        super().__init__(config)  # type: ignore[arg-type]
-        self.log_meta_lr = nn.Parameter(torch.tensor(math.log(config.meta_lr)))
+        super().__init__(config)
         self.base, self.meta = config.base_rule, config.meta_rule
         self.betas = self.base.checked_betas(config.betas, "betas")
         self.meta_betas = self.meta.checked_betas(config.meta_betas, "meta_betas")
@@ -132,3 +143,50 @@ class MetaOptimizeBaseline(Baseline):
         u, new = self.base.direction(grads, own, Numbers(self.betas, self.eps, shared[0]))
         new_params, h = hessian_free(params, u, state["h"], channels[0], c.weight_decay, c.gamma)
         return new_params, {**new, "h": h}
+
+
+class TorchMetaOptimize(TorchBaseline):
+    """Counts: what `MetaOptimize.diagnostics` says, and ``alpha``, the geometric mean of the final
+    step sizes.
+    """
+
+    kind = "metaoptimize"
+    further = ("meta_lr",)
+    config: MetaOptimizeBaselineConfig
+    silenced = "MetaOptimize: "
+
+    def build(
+        self,
+        theta: Theta,
+        named_params: list[tuple[str, nn.Parameter]],
+        task: Task,
+        steps: int,
+        seed: int,
+    ) -> torch.optim.Optimizer:
+        c, own = self.config, self.values(theta)
+        return MetaOptimize(named_params, own["lr"], own["meta_lr"], c)
+
+    def take_step(self, optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+        if self.config.trace == "hessian-free":
+            super().take_step(optimizer, loss)
+        else:
+            optimizer.step(lambda: loss)  # type: ignore[arg-type, return-value]
+
+    def counts(self, optimizer: torch.optim.Optimizer) -> dict[str, float]:
+        assert isinstance(optimizer, MetaOptimize)
+        report, sizes = optimizer.diagnostics(), optimizer.step_sizes().values()
+        logs = torch.cat([x.double().log().flatten() for x in sizes])
+        counts = {name: float(report[name]) for name in (*KINDS, "skipped", "meta_steps")}
+        # What the first three are counted in.
+        windows = float(logs.numel() * (report["meta_steps"] // WINDOW))
+        return {
+            **counts,
+            "block_windows": windows,
+            "blocks": float(logs.numel()),
+            "alpha": float(logs.mean().exp()),
+        }
+
+    def state_numel(self, optimizer: torch.optim.Optimizer) -> int:
+        own = optimizer.state_dict()["metaoptimize"]
+        shared = [*own["meta"].values(), *(own["tangents"] or {}).values()]
+        return super().state_numel(optimizer) + sum(x.numel() for x in shared)

@@ -11,9 +11,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, fields
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
+from torch import nn
 
 from lo_framework.learned.base import LearnedOptimizer, Theta
 from lo_framework.registry import Registry
@@ -21,6 +22,22 @@ from lo_framework.spec import UserError, canonical, nearest, parse_spec
 
 Setting = dict[str, float]
 B = TypeVar("B", bound=type[LearnedOptimizer])
+
+
+class TunedOptimizer(LearnedOptimizer):
+    """An optimizer whose theta is what is tuned: ``lr`` as ``log_lr``, and ``cosine``."""
+
+    further: ClassVar[tuple[str, ...]] = ()  # positive options that are tuned too
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.config = config
+        self.log_lr = nn.Parameter(torch.tensor(math.log(config.lr)))
+        self.cosine = nn.Parameter(torch.tensor(float(config.cosine)))
+        for name in self.further:
+            value = torch.tensor(math.log(getattr(config, name)))
+            self.register_parameter(f"log_{name}", nn.Parameter(value))
+
 
 BASELINES: Registry[LearnedOptimizer] = Registry("baseline")
 

@@ -26,9 +26,10 @@ import torch
 from torch import Tensor, nn
 
 from lo_framework.episode import Carry, Draw
+from lo_framework.eval.baselines.registry import TunedOptimizer
 from lo_framework.inner.rollout import _INIT, _TRAIN, seeded
 from lo_framework.layout import Layout
-from lo_framework.learned.base import LearnedOptimizer, State, Theta
+from lo_framework.learned.base import State, Theta
 from lo_framework.protocols import Batch, Buffers, Task
 from lo_framework.spec import UserError
 
@@ -105,21 +106,15 @@ class Run:
         return self.task.loss(dict(self.params), self.buffers, batch, self.noise)
 
 
-class TorchBaseline(LearnedOptimizer):
+class TorchBaseline(TunedOptimizer):
     """A baseline around a ``torch.optim.Optimizer``.
 
     ``config`` has ``lr`` and ``cosine``; these are tuned. A subclass makes further options tunable
-    by parameters of its own, as vmapped baselines do (``self.log_meta_lr = nn.Parameter(...)``).
+    by naming them in ``further``.
     """
 
     silenced: ClassVar[str] = ""  # pattern of warnings that `counts` already tells
     gradients: float = 1.0  # evaluations per step, for tables
-
-    def __init__(self, config: Any) -> None:
-        super().__init__()
-        self.config = config
-        self.log_lr = nn.Parameter(torch.tensor(math.log(config.lr)))
-        self.cosine = nn.Parameter(torch.tensor(float(config.cosine)))
 
     def build(
         self,

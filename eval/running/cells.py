@@ -60,9 +60,8 @@ class Measured:
     """What a cell gave: ``metrics[name] [C, S]`` (float64), ``curves [C, S, T]`` of minibatch
     losses (float32).
 
-    ``extra``: per-run counts of a special kind of optimizer ``[C, S]`` (guard activations,
-    diagnostics), where it has them. ``state_floats``: numbers of optimizer state per parameter of
-    the task.
+    ``extra``: per-run counts of a torch optimizer ``[C, S]``, where it has them.
+    ``state_floats``: numbers of optimizer state per parameter of the task.
     """
 
     curves: Array
@@ -116,8 +115,7 @@ def run_cell(
         runs = len(thetas) * len(cell.seeds)
         chunk = -(-runs // -(-runs // CHUNK))  # equal chunks: 20 runs are 10 + 10, not 16 + 4
         rolled = rollout(task, optimizer, *rest, splits=cell.splits, chunk=chunk, on_step=watch)
-        guard = getattr(rolled, "guard", None)
-        state_floats, extra = _state_floats(family), {} if guard is None else {"guard": guard}
+        state_floats, extra = _state_floats(family), {}
     metrics = {"mean_loss": rolled.train.double().mean(-1)}
     for name, value in rolled.final.items():
         bad = torch.inf if name.endswith(".loss") else torch.nan

@@ -128,7 +128,7 @@ def _flags(values: Any) -> NDArray[np.bool_]:
 
 
 def _plain(value: Any) -> Any:
-    """Return JSON values: arrays as lists, float32 with the nine digits it has, null for what is not
+    """Return JSON values: arrays as lists, float32 with its nine digits, null for what is not
     finite.
     """
     if isinstance(value, np.ndarray):

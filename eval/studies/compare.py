@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 
+from lo_framework.errors import shown
 from lo_framework.eval.baselines import Setting, make_baseline, make_thetas
 from lo_framework.eval.running.pool import Arm as Plan
 from lo_framework.eval.studies.arms import run_settings
@@ -14,6 +15,8 @@ from lo_framework.eval.studies.evaluation import Drive, Evaluation, specs_of
 from lo_framework.eval.studies.request import CompareRequest
 from lo_framework.eval.studies.result import Arm, Result
 from lo_framework.spec import UserError
+
+MOST = 100  # factors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,8 +118,10 @@ def factors(text: str) -> list[float]:
         found = [float(word) for word in text.split(",")] if text else []
     except ValueError:
         found = [math.nan]
-    if not all(0 < x < math.inf for x in found):
-        raise UserError(f"--scaled {text}: expected positive factors, as 0.5,0.75,1.25")
+    if len(found) > MOST or not all(0 < x < math.inf for x in found):
+        raise UserError(
+            f"--scaled {shown(text)}: expected at most {MOST} positive factors, as 0.5,0.75,1.25"
+        )
     return found
 
 

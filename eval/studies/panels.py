@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from lo_framework.errors import shown
 from lo_framework.eval.baselines.registry import canonical_spec, known_options, with_options
 from lo_framework.spec import UserError, nearest, parse_spec
 
@@ -77,6 +78,7 @@ class Study:
     marks: tuple[Mark, ...] = ()
 
 
+MOST = 1000  # cells of a panel, each of which is a run per seed
 STUDIES: dict[str, Study] = {}
 
 
@@ -142,7 +144,7 @@ def parse_panel(text: str) -> Panel:
     Raises:
         UserError: it is not of this form.
     """
-    form = f'--panel "{text}": expected ROW=a/b/c,COLUMN=x/y'
+    form = f"--panel {shown(text)}: expected ROW=a/b/c,COLUMN=x/y"
     axes: list[Axis] = []
     fixed: dict[str, str] = {}
     for piece in text.split(","):
@@ -158,6 +160,8 @@ def parse_panel(text: str) -> Panel:
             raise UserError(f"{form}, and no third option with several values")
     if len(axes) < 2 or axes[0].option == axes[1].option:
         raise UserError(f"{form} with two different options")
+    if len(axes[0].values) * len(axes[1].values) > MOST:
+        raise UserError(f"{form}, of at most {MOST} cells")
     return Panel(
         name=f"{axes[0].option}-{axes[1].option}", rows=axes[0], columns=axes[1], fixed=fixed
     )

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from lo_framework.errors import UserError
+from lo_framework.errors import UserError, shown
 from lo_framework.schema import Range, check_ranges
 
 Steps = Annotated[int, Range(low=1, high=10**8)]
@@ -43,6 +44,10 @@ class Request:
     """forget the finished cells that an earlier run left in DIR"""
 
     def __post_init__(self) -> None:
+        if not self.out.strip():
+            raise UserError("--out: expected the name of a folder")
+        if self.data_dir is not None and not os.path.isdir(self.data_dir):
+            raise UserError(f"--data-dir: {shown(self.data_dir)} is no folder")
         try:
             check_ranges(self)
         except ValueError as error:

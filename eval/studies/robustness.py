@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -18,6 +19,9 @@ from lo_framework.eval.studies.arms import SPLITS
 from lo_framework.eval.studies.evaluation import Drive, Evaluation
 from lo_framework.eval.studies.request import RobustnessRequest
 from lo_framework.spec import UserError, parse_spec, split_specs
+
+LOWEST, HIGHEST = 1e-37, 3e38  # what float32 can hold
+MOST = 1000  # step sizes, each of which is a run per seed
 
 FILE = Envelope("robustness", "robustness.json", version=1)
 
@@ -86,18 +90,26 @@ def step_sizes(text: str, per_decade: int = 2) -> tuple[float, ...]:
         values = [float(word) for word in words]
     except ValueError:
         values = []
-    if not values or not all(0 < x < math.inf for x in values):
+    if not values or not all(LOWEST <= x <= HIGHEST for x in values):
         raise UserError(
-            f'--lrs "{text}": expected positive step sizes, as 1e-7:1e-2 or 1e-4,1e-3,1e-2'
+            f"--lrs {shown(text)}: expected positive step sizes of {LOWEST:g} to {HIGHEST:g}, "
+            "as 1e-7:1e-2 or 1e-4,1e-3,1e-2"
         )
     if not colon:
-        return tuple(sorted(set(values)))
+        return _few(sorted(set(values)))
     if per_decade < 1:
         raise UserError(f"--per-decade: expected at least 1, got {per_decade}")
     if not values[0] <= values[1]:
         raise UserError(f'--lrs "{text}": the range ends before it begins')
     places = round((math.log10(values[1]) - math.log10(values[0])) * per_decade)
-    return tuple(float(f"{values[0] * 10 ** (i / per_decade):.3g}") for i in range(places + 1))
+    steps = range(places + 1)
+    return _few([float(f"{values[0] * 10 ** (i / per_decade):.3g}") for i in steps[: MOST + 1]])
+
+
+def _few(values: Sequence[float]) -> tuple[float, ...]:
+    if len(values) > MOST:
+        raise UserError(f"--lrs: expected at most {MOST} step sizes")
+    return tuple(values)
 
 
 class RobustnessEvaluation(Evaluation[RobustnessRequest, Sweep]):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import pytest
 import torch
 from torch import nn
 from torch.func import functional_call
 
-from lo_framework.eval.baselines import grid_of, make_baseline, make_thetas
+from lo_framework.eval.baselines import TorchBaseline, grid_of, make_baseline, make_thetas
 from lo_framework.inner.rollout import _INIT, _TRAIN, rollout, seeded
 from lo_framework.layout import Layout
 from lo_framework.learned.base import LearnedOptimizer
@@ -30,6 +32,29 @@ def by_baseline(
             optimizer, theta, (LAYOUT, params, grad, state, None, progress)
         )
     return params
+
+
+@pytest.mark.parametrize(
+    ("options", "vmapped"),
+    [
+        ("", True),
+        (":blocks=tensor,products=per-block", True),
+        (":diagnostics=1", False),
+        (":blocks=node", False),
+        (":blocks=weight", False),
+        (":trace=2x2", False),
+    ],
+)
+def test_it_is_vmapped_where_it_can_be(options: str, vmapped: bool) -> None:
+    made = make_baseline(f"metaoptimize{options}")
+    assert isinstance(made, TorchBaseline) is not vmapped
+    assert list(made.theta()) == ["log_lr", "cosine", "log_meta_lr"]
+
+
+def test_both_names_are_one_baseline() -> None:
+    one, other = make_baseline("metaoptimize:diagnostics=1"), make_baseline("torch-metaoptimize")
+    assert type(one) is type(other) and asdict(one.config) == asdict(other.config)
+    assert grid_of("metaoptimize") == grid_of("torch-metaoptimize")
 
 
 @pytest.mark.parametrize("blocks", ["scalar", "tensor"])
@@ -102,7 +127,7 @@ def test_grid_is_as_large_as_that_of_adamw() -> None:
     [
         ("metaoptimize:base=adam", r'did you mean "adamw"'),
         ("metaoptimize:meta=lyon", 'did you mean "lion"'),
-        ("metaoptimize:blocks=node", "expected one of scalar, tensor"),
+        ("metaoptimize:blocks=nodes", "expected one of scalar, tensor"),
         ("metaoptimize:lr=0.5", "outside the bounds"),
         ("metaoptimize:meta_lr=0", "meta_lr must be positive"),
         ("metaoptimize:gamma=2", "gamma must be"),

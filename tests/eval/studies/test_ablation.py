@@ -189,7 +189,7 @@ def test_a_study_of_ones_own(tmp_path):
 
 
 def test_failed_cells_are_named(tmp_path, capsys, monkeypatch):
-    from lo_framework.eval.baselines.torch_metaoptimize import TorchMetaOptimize
+    from lo_framework.eval.baselines.metaoptimize import TorchMetaOptimize
 
     build = TorchMetaOptimize.build
 

@@ -116,7 +116,7 @@ def test_diverged_runs_are_counted_and_drawn(tmp_path):
 
 
 def test_an_optimizer_that_fails_leaves_the_others(tmp_path, capsys, monkeypatch):
-    from lo_framework.eval.baselines.torch_metaoptimize import TorchMetaOptimize
+    from lo_framework.eval.baselines.metaoptimize import TorchMetaOptimize
 
     monkeypatch.setattr(TorchMetaOptimize, "build", lambda *a: 1 / 0)
     arguments = [
