@@ -16,10 +16,9 @@ meta-gradients instead; see `decompose`.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -32,6 +31,7 @@ from lo_framework.flat_task import FlatTask, is_transformed, over_tasks
 from lo_framework.learned.base import State, Theta
 from lo_framework.protocols import Batch, Task
 from lo_framework.regularizers.base import Point, Regularizer
+from lo_framework.schema import Checked, Positive, Range
 from lo_framework.spec import UserError, build_config, parse_spec
 
 Known = tuple[Tensor, Tensor] | tuple[()]  # loss and gradient at a point, if they are known
@@ -39,7 +39,7 @@ _ARENA = "params"  # a regularizer sees the flat arena of a task as one tensor
 
 
 @dataclass(frozen=True, kw_only=True)
-class AbsorbConfig:
+class AbsorbConfig(Checked):
     """``batch``: where the penalty is taken: ``own``, the batch and the point whose gradient the
     learned optimizer has anyway, or ``independent``, a fresh batch after the update (the held-out
     one of the objective ``valid``).
@@ -53,15 +53,9 @@ class AbsorbConfig:
     batch: Literal["own", "independent"] = "own"
     attached: bool = False
     when: Literal["every", "last", "end", "late"] = "every"
-    last: int = 20
-    strength: float = 1.0
+    last: Annotated[int, Range(low=1)] = 20
+    strength: Positive = 1.0
     through: Literal["auto", "value", "field"] = "auto"
-
-    def __post_init__(self) -> None:
-        if self.last < 1:
-            raise ValueError(f"last must be at least 1, not {self.last}")
-        if not 0 < self.strength < math.inf:
-            raise ValueError(f"strength must be positive and finite, not {self.strength:g}")
 
 
 class Absorption:

@@ -84,10 +84,10 @@ class HigherTBPTT:
             )
         if family.learned.explicit(family.learned.theta()) is not None:
             raise UserError("the inner backend higher has plain gradients only: leave sam_rho at 0")
-        if objective.needs & ~Need.HELD:
+        if objective.needs & ~Need.HELD or objective.names:
             raise UserError(
-                "the inner backend higher has no second look at a step, which the objective "
-                f"{'+'.join(objective.terms)} needs: use valid or train"
+                "the inner backend higher has objectives of one loss only, as valid and train, "
+                f"not {'+'.join(objective.terms)}"
             )
         if config.segments != 1:
             raise UserError(
@@ -284,6 +284,3 @@ def make_higher(
         raise UserError(f"the inner backend higher has the estimator tbptt only, not {name!r}")
     config = build_config(TBPTTConfig, options, owner=name)
     return HigherTBPTT(config, family, objective, truncation, num_tasks)
-
-
-__all__ = ["HigherTBPTT", "make_higher"]

@@ -90,6 +90,3 @@ def _adamw(group: dict[str, Any], state: dict[str, Any], p: Tensor, g: Tensor) -
 
 def _keeps(group: dict[str, Any]) -> Any:
     return group["keeps"] if "keeps" in group else [1 - beta for beta in group["betas"]]
-
-
-__all__ = ["import_higher", "register_adamw"]

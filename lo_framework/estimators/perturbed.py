@@ -21,18 +21,15 @@ from lo_framework.estimators.truncation import Truncation, Unroller, UnrollState
 from lo_framework.inner.step import Family
 from lo_framework.learned.base import Theta
 from lo_framework.objectives import Objective
+from lo_framework.schema import Checked, Positive
 from lo_framework.spec import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
-class PerturbedConfig:
+class PerturbedConfig(Checked):
     """``sigma``: standard deviation of the perturbation of every meta-parameter."""
 
-    sigma: float = 0.01
-
-    def __post_init__(self) -> None:
-        if not self.sigma > 0:
-            raise ValueError(f"sigma must be positive, not {self.sigma}")
+    sigma: Positive = 0.01
 
 
 class Perturbed:
@@ -105,18 +102,14 @@ class Perturbed:
 
     def _pairs(self, theta: Theta, eps: Tensor) -> Theta:
         """theta + eps_k for k < K, then theta - eps_k: every tensor ``[2K, ...]``."""
-        pairs, offset = {}, 0
-        for name, x in theta.items():
-            part = eps[:, offset : offset + x.numel()].reshape(-1, *x.shape).to(x.device)
-            pairs[name] = torch.cat([x + part, x - part])
-            offset += x.numel()
-        return pairs
+        parts = unflatten_theta(theta, eps)
+        return {name: torch.cat([x + parts[name], x - parts[name]]) for name, x in theta.items()}
 
 
 def unflatten_theta(theta: Theta, flat: Tensor) -> Theta:
-    """A vector ``[P]`` in theta's names and shapes."""
-    out, offset = {}, 0
-    for name, x in theta.items():
-        out[name] = flat[offset : offset + x.numel()].reshape(x.shape).to(x)
-        offset += x.numel()
-    return out
+    """Vectors ``[..., P]`` in theta's names and shapes ``[..., *shape]``."""
+    parts = flat.split([x.numel() for x in theta.values()], dim=-1)
+    return {
+        name: part.reshape(*flat.shape[:-1], *x.shape).to(x)
+        for (name, x), part in zip(theta.items(), parts, strict=True)
+    }

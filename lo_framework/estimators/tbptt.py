@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
@@ -32,21 +33,18 @@ from lo_framework.inner.graph import Flat
 from lo_framework.inner.step import Family
 from lo_framework.learned.base import Theta
 from lo_framework.objectives import Objective
+from lo_framework.schema import Checked, NotNegative, Range
 
 
 @dataclass(frozen=True, kw_only=True)
-class TBPTTConfig:
+class TBPTTConfig(Checked):
     """``clip_task``: largest norm of one task's meta-gradient (0: none), so that none can own the
     mean.
     """
 
     second_order: bool = True
-    segments: int = 1
-    clip_task: float = 0.0
-
-    def __post_init__(self) -> None:
-        if self.segments < 0 or self.clip_task < 0:
-            raise ValueError("segments and clip_task must not be negative")
+    segments: Annotated[int, Range(low=0)] = 1
+    clip_task: NotNegative = 0.0
 
 
 @ESTIMATORS.register("tbptt", config=TBPTTConfig, unrolls=True)
@@ -213,6 +211,3 @@ def _norms(grads: Theta) -> Tensor:
     square = sum((g.reshape(g.shape[0], -1) ** 2).sum(1) for g in grads.values())
     assert isinstance(square, Tensor)
     return square.sqrt()
-
-
-__all__ = ["TBPTT", "TBPTTConfig", "combine"]

@@ -10,33 +10,30 @@ from torch import Tensor
 from lo_framework.episode import NOTHING, Losses, Need
 from lo_framework.objectives.base import OBJECTIVES, Term
 from lo_framework.protocols import Task
+from lo_framework.schema import Checked, Fraction, NotNegative
 
 LOG_FLOOR = 1e-3  # a normalised loss below this is as good as zero
 
 
 @dataclass(frozen=True, kw_only=True)
-class ValidConfig:
+class ValidConfig(Checked):
     """``train``: weight of the training loss in [0, 1]; ``log``: weight of the log-loss term (at
     least 0).
     """
 
-    train: float = 0.0
-    log: float = 0.0
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.train <= 1 or not self.log >= 0:
-            raise ValueError("train must be in [0, 1] and log at least 0")
+    train: Fraction = 0.0
+    log: NotNegative = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(ValidConfig):
     """The options of ``valid``."""
 
-    train: float = 1.0
+    train: Fraction = 1.0
 
 
-@OBJECTIVES.register("valid", config=ValidConfig)
 @OBJECTIVES.register("train", config=TrainConfig)
+@OBJECTIVES.register("valid", config=ValidConfig)
 class Level(Term):
     """Training and held-out loss, mixed."""
 

@@ -20,13 +20,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
 
 from lo_framework.objectives.terms import TERMS
 from lo_framework.registry import NoOptions, Registry
+from lo_framework.schema import Checked, Positive, Range
 from lo_framework.spec import UserError
 
 
@@ -147,17 +148,11 @@ class FixedConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class HUWConfig:
+class HUWConfig(Checked):
     """``lr``: step of s; ``bound``: largest |s| (none: the published form, without bounds)."""
 
-    lr: float = 0.05
-    bound: float | None = 3.0
-
-    def __post_init__(self) -> None:
-        if not 0 < self.lr < math.inf:
-            raise ValueError(f"lr must be positive and finite, not {self.lr:g}")
-        if self.bound is not None and not 0 < self.bound <= 20:
-            raise ValueError(f"bound must be in (0, 20] or none, not {self.bound:g}")
+    lr: Positive = 0.05
+    bound: Annotated[float, Range(low=0, high=20, open_low=True)] | None = 3.0
 
 
 @WEIGHTINGS.register("sum")
