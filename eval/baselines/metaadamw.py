@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import nn
 
+from lo_framework.errors import UserError
 from lo_framework.eval.baselines.registry import lr_grid, register_baseline
 from lo_framework.eval.baselines.torch_runs import Run, TorchBaseline
 from lo_framework.learned.base import Theta
@@ -19,7 +20,6 @@ from lo_framework.optim import MetaAdamW, MetaConfig, NetworkConfig
 from lo_framework.optim.metaadamw.published import find_variant
 from lo_framework.protocols import Task
 from lo_framework.regularizers.base import HVP_COST
-from lo_framework.spec import UserError
 
 
 @dataclass(frozen=True, kw_only=True)

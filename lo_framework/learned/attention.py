@@ -17,11 +17,12 @@ from typing import Annotated, Literal
 import torch
 from torch import Tensor, nn
 
+from lo_framework.errors import choose
 from lo_framework.layout import Layout
 from lo_framework.learned.base import State, register_learned
 from lo_framework.learned.encoder import Block, layer_norm, matrix, xavier
 from lo_framework.learned.group_features import FeatureSpec, group_features, measured
-from lo_framework.learned.grouping import KEYS, Grouping, check_grouping, make_grouping
+from lo_framework.learned.grouping import GROUPINGS, KEYS, Grouping, make_grouping
 from lo_framework.learned.hyper_adamw import HYPER, HyperAdamW, HyperAdamWConfig
 from lo_framework.schema import Layers, NotNegative, Range, Seed, Width
 
@@ -104,7 +105,7 @@ class AttentionConfig(NetworkConfig, HyperAdamWConfig):
         super().__post_init__()
         if self.width % self.heads:
             raise ValueError(f"width ({self.width}) must be a multiple of heads ({self.heads})")
-        check_grouping(self.grouping)
+        choose("grouping", self.grouping, GROUPINGS)
         if self.encoder == "published" and (self.head != "bounded" or self.width < self.inputs):
             raise ValueError(
                 "the published encoder needs head=bounded and a width of at least "

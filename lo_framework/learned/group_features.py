@@ -20,10 +20,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lo_framework.errors import UserError, choose
 from lo_framework.layout import Layout
 from lo_framework.learned.features import TOKEN_STATS, TOKEN_WIDTH, token_features
 from lo_framework.learned.grouping import Grouping
-from lo_framework.spec import UserError, nearest
 
 VERSIONS = ("tokens", "basic", "norm_basic", "basic_plus", "norm_basic_plus", "enhanced")
 TINY = 1e-14
@@ -45,13 +45,8 @@ class FeatureSpec:
     truncated: int = 0
 
     def __post_init__(self) -> None:
-        if self.version not in VERSIONS:
-            raise UserError(
-                f'unknown features "{self.version}"{nearest(str(self.version), VERSIONS)}; '
-                f"known: {', '.join(VERSIONS)}"
-            )
-        if self.scale not in ("log", "raw"):
-            raise UserError(f'unknown scale of features "{self.scale}"; known: log, raw')
+        choose("features", self.version, VERSIONS)
+        choose("scale of features", self.scale, ("log", "raw"))
 
     @property
     def plus(self) -> bool:

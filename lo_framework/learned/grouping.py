@@ -14,8 +14,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from lo_framework.errors import choose
 from lo_framework.layout import DEPTH_THIRDS, Layout, Slot, layer_number
-from lo_framework.spec import UserError, nearest
 
 GROUPINGS = ("tensor", "original", "fine_grained")
 TYPES = ("embedding", "attention", "ffn", "norm", "linear", "conv", "other")
@@ -95,17 +95,9 @@ def make_grouping(
     """
     key = (grouping, None if parts is None else tuple(parts), published)
     if key not in layout.groupings:
-        check_grouping(grouping)
+        choose("grouping", grouping, GROUPINGS)
         layout.groupings[key] = _made(layout, *key)
     return layout.groupings[key]
-
-
-def check_grouping(grouping: str) -> None:
-    if grouping not in GROUPINGS:
-        raise UserError(
-            f'unknown grouping "{grouping}"{nearest(str(grouping), GROUPINGS)}; '
-            f"known: {', '.join(GROUPINGS)}"
-        )
 
 
 def _made(

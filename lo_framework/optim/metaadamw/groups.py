@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from lo_framework.errors import UserError
 from lo_framework.layout import Layout
 from lo_framework.learned.grouping import GROUPINGS, KEYS, Grouping, by_key, make_grouping
 from lo_framework.optim.arena import sub_layout
 from lo_framework.optim.blocks import assign
 from lo_framework.optim.metaadamw.statistics import MeasuringOrder, make_order
-from lo_framework.spec import UserError
 
 OwnGroups = Mapping[str, str | Sequence[str] | None] | Callable[[str, Tensor], Hashable]
 TokenGroup = tuple[Hashable, int, str]  # what tells it from others, its key, its label

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from lo_framework.errors import UserError
 from lo_framework.optim.metaadamw.adam_step import Numbers, State, adam_direction
 from lo_framework.optim.metaadamw.factors import FactorRule
 from lo_framework.optim.metaadamw.groups import Plan
@@ -28,7 +29,6 @@ from lo_framework.optim.metaadamw.meta_loss import (
 )
 from lo_framework.optim.metaadamw.parameters import ParameterTable
 from lo_framework.optim.metaadamw.preserved import preserved
-from lo_framework.spec import UserError
 
 
 class MetaGradient(NamedTuple):

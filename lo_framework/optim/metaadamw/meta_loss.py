@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from lo_framework.errors import UserError, choose, first_line
 from lo_framework.objectives.terms import (
     TERMS,
     TINY_LOSS,
@@ -28,7 +29,6 @@ from lo_framework.objectives.terms import (
 )
 from lo_framework.objectives.weighting import HUW, Weighting, make_weighting
 from lo_framework.optim.metaadamw.published import Variant
-from lo_framework.spec import UserError, first_line, nearest
 
 OBJECTIVES = (*TERMS, "combined")
 ORDERS = ("exact", "difference", "first")
@@ -92,11 +92,8 @@ class MetaConfig:
 
     def build(self, variant: Variant) -> MetaObjective:
         """The objective, with a weighting of its own; raises UserError for what cannot be."""
-        for name, known in (("objective", OBJECTIVES), ("order", ("usual", *ORDERS))):
-            if (value := getattr(self, name)) not in known:
-                near = nearest(str(value), known)
-                raise UserError(f'unknown {name} "{value}"{near}; known: {", ".join(known)}')
-        order = self.order
+        choose("objective", self.objective, OBJECTIVES)
+        order = choose("order", self.order, ("usual", *ORDERS))
         if order == "usual":
             order = "exact" if variant.published else "difference"
         weighting = self.weighting

@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 
+from lo_framework.errors import UserError
 from lo_framework.learned import LearnedOptimizer, learned_from
 from lo_framework.learned.attention import EMBEDDING, Attention, AttentionConfig, NetworkConfig
 from lo_framework.learned.hyper_adamw import HyperAdamW
 from lo_framework.optim.metaadamw.published import Variant
-from lo_framework.spec import UserError
 
 Network = NetworkConfig | LearnedOptimizer | str | os.PathLike[str]
 SIZES = ("width", "heads", "layers", "hidden_units", "seed")

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lo_framework.errors import UserError
 from lo_framework.learned.attention import Attention, NetworkConfig
 from lo_framework.objectives.terms import TERMS
 from lo_framework.optim.base import ByPlace, OptimizerBase
@@ -40,7 +41,6 @@ from lo_framework.optim.metaadamw.parameters import MOMENTS, ParameterTable, che
 from lo_framework.optim.metaadamw.preserved import as_outside
 from lo_framework.optim.metaadamw.published import Variant, find_variant
 from lo_framework.optim.metaadamw.training import NetworkTrainer, mean_over_processes
-from lo_framework.spec import UserError
 
 NEW_NETWORK, USUAL_META = NetworkConfig(), MetaConfig()
 # Settings of a network that say where it began, not what it is.

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lo_framework.errors import UserError
 from lo_framework.layout import Layout
-from lo_framework.optim.arena import sub_layout
+from lo_framework.optim.arena import keep_plan, sub_layout
 from lo_framework.optim.base import names_of
 from lo_framework.optim.fused import one_minus_power
 from lo_framework.optim.metaadamw.adam_step import Numbers, State
@@ -24,11 +25,9 @@ from lo_framework.optim.metaadamw.groups import (
     model_order,
     name_groups,
 )
-from lo_framework.spec import UserError
 
 # a number, or no factor: a new tensor for each
 ONE = torch.tensor(1.0, dtype=torch.float32, device="cpu")
-KEPT_PLANS = 8  # few sets of gradients occur in a training
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
@@ -143,13 +142,8 @@ class ParameterTable:
     def plan(self, active: tuple[int, ...]) -> Plan:
         first = self.ages[active[0]]
         key = active, tuple(self.ages[i] - first for i in active), self.params[0].device
-        if key not in self._plans:
-            if len(self._plans) >= KEPT_PLANS:
-                self.forget_plans()
-            self._plans[key] = make_plan(
-                active, self.params, self.layout, self.groups, self.part, self.ages
-            )
-        return self._plans[key]
+        table = self.params, self.layout, self.groups, self.part, self.ages
+        return keep_plan(self._plans, key, lambda: make_plan(active, *table))
 
     def group(self, i: int) -> dict[str, Any]:
         return self.optimizer.param_groups[self.part[i]]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from lo_framework.spec import UserError, nearest
+from lo_framework.errors import choose
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +94,4 @@ def find_variant(reproduce: str | Variant) -> Variant:
     """The variant called ``reproduce``, or that variant itself; raises UserError."""
     if isinstance(reproduce, Variant):
         return reproduce
-    if reproduce not in VARIANTS:
-        near = nearest(str(reproduce), VARIANTS)
-        raise UserError(f'unknown reproduce "{reproduce}"{near}; known: {", ".join(VARIANTS)}')
-    return VARIANTS[reproduce]
+    return VARIANTS[choose("reproduce", reproduce, VARIANTS)]

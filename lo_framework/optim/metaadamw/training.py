@@ -13,10 +13,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from lo_framework.errors import UserError
 from lo_framework.learned.attention import Attention
 from lo_framework.optim.metaadamw.network import HYPER_PART
 from lo_framework.optim.metaadamw.published import Variant
-from lo_framework.spec import UserError
 
 
 def mean_over_processes(x: Tensor) -> Tensor:

@@ -22,10 +22,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from lo_framework.errors import UserError
 from lo_framework.learned.group_features import FeatureSpec
 from lo_framework.objectives.weighting import HUW
 from lo_framework.optim import MetaAdamW
-from lo_framework.spec import UserError
 from tests.lo_framework.optim.metaadamw import math_tools as tools
 from tests.lo_framework.optim.metaadamw.settings import build
 

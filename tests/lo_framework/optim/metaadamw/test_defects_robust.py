@@ -20,9 +20,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from lo_framework.errors import UserError
 from lo_framework.optim import MetaAdamW
 from lo_framework.optim.metaadamw import factors
-from lo_framework.spec import UserError
 from tests.lo_framework.optim.metaadamw import math_tools as tools
 from tests.lo_framework.optim.metaadamw.settings import build
 

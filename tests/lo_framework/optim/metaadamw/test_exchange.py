@@ -13,11 +13,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from lo_framework.errors import UserError
 from lo_framework.learned import load_optimizer, make_learned, save_optimizer
 from lo_framework.learned.attention import Attention
 from lo_framework.learned.hyper_adamw import HyperAdamW
 from lo_framework.optim import Learned
-from lo_framework.spec import UserError
 from tests.lo_framework.optim.metaadamw import tools
 from tests.lo_framework.optim.metaadamw.settings import build
 from tests.lo_framework.optim.tools import SHAPES, flat, generator, give_grads, parameters

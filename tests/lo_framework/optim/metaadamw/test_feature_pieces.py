@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from lo_framework.errors import UserError
 from lo_framework.layout import Layout
 from lo_framework.learned.attention import Attention, AttentionConfig
 from lo_framework.learned.group_features import VERSIONS
 from lo_framework.learned.grouping import make_grouping
 from lo_framework.optim.metaadamw.statistics import make_order, statistics
-from lo_framework.spec import UserError
 from tests.lo_framework.optim.metaadamw import math_tools as tools
 from tests.lo_framework.optim.metaadamw.reference import features as reference
 from tests.lo_framework.optim.metaadamw.settings import build

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from lo_framework.errors import UserError
 from lo_framework.optim.metaadamw.groups import model_order
-from lo_framework.spec import UserError
 from tests.lo_framework.optim.metaadamw import tools
 from tests.lo_framework.optim.metaadamw.settings import build
 from tests.lo_framework.optim.metaadamw.tools import D, snapshot, theta, through_a_file, weights

@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from lo_framework.errors import UserError
 from lo_framework.learned import make_learned
-from lo_framework.spec import UserError
 from tests.lo_framework.optim.metaadamw import tools
 from tests.lo_framework.optim.metaadamw.settings import build
 from tests.lo_framework.optim.metaadamw.tools import rejected
@@ -36,7 +36,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
         "grouping must be a dict or a function, not 3: tensor, original, fine_grained are settings",
     ),
     ({"features": None}, "features must be text, not None"),
-    ({"objective": None}, 'unknown objective "None"'),
+    ({"objective": None}, "unknown objective None"),
     ({"weighting": None}, 'unknown weighting "None"'),
     ({"objective": "combine"}, r'unknown objective "combine" \(did you mean "combined"\?\)'),
     ({"objective": "gen-gap"}, r'unknown objective "gen-gap" \(did you mean "gen_gap"\?\)'),

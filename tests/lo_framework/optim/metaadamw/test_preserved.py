@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from lo_framework.errors import UserError
 from lo_framework.optim.metaadamw.preserved import preserved
-from lo_framework.spec import UserError
 from tests.lo_framework.optim.metaadamw import tools
 from tests.lo_framework.optim.metaadamw.tools import D, snapshot, theta
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from lo_framework.spec import UserError
+from lo_framework.errors import UserError
 from tests.lo_framework.optim.metaadamw import tools
 
 Act = Callable[[nn.Sequential, torch.optim.Optimizer], None]

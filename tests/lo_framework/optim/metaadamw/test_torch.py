@@ -20,8 +20,8 @@ from torch.optim.lr_scheduler import (
     SequentialLR,
 )
 
+from lo_framework.errors import UserError
 from lo_framework.optim import SAM
-from lo_framework.spec import UserError
 from tests.lo_framework.optim.metaadamw import tools
 from tests.lo_framework.optim.metaadamw.settings import build
 from tests.lo_framework.optim.metaadamw.tools import D, snapshot, theta, weights

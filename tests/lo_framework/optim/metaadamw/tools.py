@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from lo_framework.errors import UserError
 from lo_framework.optim import MetaAdamW
 from lo_framework.optim.metaadamw.meta_loss import LossFn
-from lo_framework.spec import UserError
 from tests.lo_framework.optim.metaadamw.settings import build
 from tests.lo_framework.optim.metaoptimize.tools import snapshot as snapshot
 from tests.lo_framework.optim.metaoptimize.tools import through_a_file as through_a_file
