@@ -110,6 +110,6 @@ def unflatten_theta(theta: Theta, flat: Tensor) -> Theta:
     """Vectors ``[..., P]`` in theta's names and shapes ``[..., *shape]``."""
     parts = flat.split([x.numel() for x in theta.values()], dim=-1)
     return {
-        name: part.reshape(*flat.shape[:-1], *x.shape).to(x)
+        name: part.reshape((*flat.shape[:-1], *x.shape)).to(x)
         for (name, x), part in zip(theta.items(), parts, strict=True)
     }
