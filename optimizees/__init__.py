@@ -2,7 +2,7 @@
 
 from lo_framework.optimizees.from_module import task_from_module
 from lo_framework.optimizees.pool import make_tasks
-from lo_framework.optimizees.registry import register_task
+from lo_framework.optimizees.registry import register_model, register_task
 from lo_framework.optimizees.task import Batch, Buffers, ClassificationTask, Params, Task
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "Params",
     "Task",
     "make_tasks",
+    "register_model",
     "register_task",
     "task_from_module",
 ]

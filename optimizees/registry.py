@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from lo_framework.optimizees.task import Task
+from lo_framework.optimizees.datasets.splits import Dataset
+from lo_framework.optimizees.task import ClassificationTask, Task
 from lo_framework.registry import NoOptions, Registry
 
 F = TypeVar("F", bound=Callable[..., Task])
+M = TypeVar("M", bound=type)
 
 TASKS: Registry[Task] = Registry("optimizee")
 
@@ -26,3 +28,25 @@ def register_task(
         UserError: the name is taken, or holds a character that spec strings use.
     """
     return TASKS.register(name, config=config, uses_dataset=uses_dataset)
+
+
+def register_model(
+    name: str, *, config: type, task: type[ClassificationTask] = ClassificationTask
+) -> Callable[[M], M]:
+    """Make a functional model an optimizee on every data set of labelled images.
+
+    The decorated class is called with a config, which has the batch size ``batch``, the shape of an
+    image, and the number of classes.
+    """
+
+    def decorate(model: M) -> M:
+        def build(settings: Any, dataset: Dataset) -> Task:
+            network = model(settings, dataset.shape, dataset.num_classes)
+            return task(network, dataset, name=name, batch_size=settings.batch)
+
+        # Who takes a name is told from who took it by where the model comes from.
+        build.__module__, build.__qualname__ = model.__module__, model.__qualname__
+        register_task(name, config=config)(build)
+        return model
+
+    return decorate

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lo_framework.optimizees.datasets.splits import Dataset
 from lo_framework.optimizees.models.conv import (
     avg_pool2,
     conv3x3,
@@ -22,8 +21,8 @@ from lo_framework.optimizees.models.conv import (
 )
 from lo_framework.optimizees.models.initial import uniform
 from lo_framework.optimizees.models.norms import batch_norm, group_norm, moved, normalise
-from lo_framework.optimizees.registry import register_task
-from lo_framework.optimizees.task import Buffers, ClassificationTask, Params, Rows
+from lo_framework.optimizees.registry import register_model
+from lo_framework.optimizees.task import Buffers, Params, Rows
 from lo_framework.schema import Checked, Width
 from lo_framework.spec import UserError
 
@@ -52,6 +51,7 @@ class CNNConfig(Checked):
             raise ValueError("batch normalisation needs batches of at least 2 rows, and batch is 1")
 
 
+@register_model("cnn", config=CNNConfig)
 class CNN:
     """Blocks of 3x3 convolution (padding 1), norm, ReLU and 2x2 pooling, then a linear head on the
     flattened maps.
@@ -150,9 +150,3 @@ class CNN:
         else:
             flat = normalise(flat, (buffers[names[0]] - added, buffers[names[1]]), weight, bias)
         return flat.reshape(x.shape)
-
-
-@register_task("cnn", config=CNNConfig)
-def build_cnn(config: CNNConfig, dataset: Dataset) -> ClassificationTask:
-    model = CNN(config, dataset.shape, dataset.num_classes)
-    return ClassificationTask(model, dataset, name="cnn", batch_size=config.batch)

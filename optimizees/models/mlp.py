@@ -11,10 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lo_framework.optimizees.datasets.splits import Dataset
 from lo_framework.optimizees.models.initial import lecun_normal
-from lo_framework.optimizees.registry import register_task
-from lo_framework.optimizees.task import Buffers, ClassificationTask, Params, Rows
+from lo_framework.optimizees.registry import register_model
+from lo_framework.optimizees.task import Buffers, Params, Rows
 from lo_framework.schema import Checked, Width
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -47,11 +46,13 @@ class MLPReluConfig(MLPConfig):
     act: Literal["sigmoid", "relu", "tanh", "gelu"] = "relu"
 
 
+@register_model("mlp-relu", config=MLPReluConfig)
+@register_model("mlp", config=MLPConfig)
 class MLP:
     """in -> hidden -> ... -> C. Parameters: "layers.0.weight" [out, in], "layers.0.bias", ..."""
 
-    def __init__(self, config: MLPConfig, inputs: int, classes: int) -> None:
-        self.widths = (inputs, *config.hidden, classes)
+    def __init__(self, config: MLPConfig, shape: tuple[int, ...], classes: int) -> None:
+        self.widths = (math.prod(shape), *config.hidden, classes)
         self.act = ACTIVATIONS[config.act]
 
     def init(self, generator: torch.Generator) -> tuple[Params, Buffers]:
@@ -79,14 +80,3 @@ class MLP:
             if i < last:
                 x = self.act(x)
         return x, buffers
-
-
-@register_task("mlp", config=MLPConfig)
-def build_mlp(config: MLPConfig, dataset: Dataset) -> ClassificationTask:
-    model = MLP(config, math.prod(dataset.shape), dataset.num_classes)
-    return ClassificationTask(model, dataset, name="mlp", batch_size=config.batch)
-
-
-@register_task("mlp-relu", config=MLPReluConfig)
-def build_mlp_relu(config: MLPReluConfig, dataset: Dataset) -> ClassificationTask:
-    return build_mlp(config, dataset)

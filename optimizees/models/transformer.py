@@ -17,10 +17,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lo_framework.optimizees.datasets.splits import Dataset
 from lo_framework.optimizees.dropout import keep_mask
 from lo_framework.optimizees.models.initial import uniform
-from lo_framework.optimizees.registry import register_task
+from lo_framework.optimizees.registry import register_model
 from lo_framework.optimizees.task import Batch, Buffers, ClassificationTask, Params, Rows
 from lo_framework.schema import Checked, Layers, Range, Width
 from lo_framework.spec import UserError
@@ -59,6 +58,19 @@ class TransformerConfig(Checked):
             raise ValueError(f"width ({self.width}) must be a multiple of heads ({self.heads})")
 
 
+class TransformerTask(ClassificationTask):
+    """Classification by a `Transformer`, which is also given the seed of its dropout."""
+
+    model: Transformer
+
+    def loss(
+        self, params: Params, buffers: Buffers, batch: Batch, noise: Tensor
+    ) -> tuple[Tensor, Buffers]:
+        logits, buffers = self.model.apply(params, buffers, batch[0], training=True, noise=noise)
+        return F.cross_entropy(logits, batch[1]), buffers
+
+
+@register_model("transformer", config=TransformerConfig, task=TransformerTask)
 class Transformer:
     """Patches -> linear + position -> blocks -> LayerNorm -> mean over tokens -> linear head.
 
@@ -190,18 +202,6 @@ class Transformer:
         return (drop(weights, 0) @ v).transpose(1, 2).reshape(-1, self.config.width)
 
 
-class TransformerTask(ClassificationTask):
-    """Classification by a `Transformer`, which is also given the seed of its dropout."""
-
-    model: Transformer
-
-    def loss(
-        self, params: Params, buffers: Buffers, batch: Batch, noise: Tensor
-    ) -> tuple[Tensor, Buffers]:
-        logits, buffers = self.model.apply(params, buffers, batch[0], training=True, noise=noise)
-        return F.cross_entropy(logits, batch[1]), buffers
-
-
 @dataclass(frozen=True)
 class _Dropout:
     """Counter-based dropout in places `first`, `first` + 1, ... of one forward pass."""
@@ -242,9 +242,3 @@ def _folded(params: Params, name: str, norm: str) -> tuple[Tensor, Tensor]:
     return weight * params[f"{norm}.weight"], weight @ params[f"{norm}.bias"] + params[
         f"{name}.bias"
     ]
-
-
-@register_task("transformer", config=TransformerConfig)
-def build_transformer(config: TransformerConfig, dataset: Dataset) -> TransformerTask:
-    model = Transformer(config, dataset.shape, dataset.num_classes)
-    return TransformerTask(model, dataset, name="transformer", batch_size=config.batch)

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from lo_framework.optimizees import make_tasks, register_task
+from lo_framework.optimizees import make_tasks, register_model, register_task
 from lo_framework.optimizees.datasets import load
 from lo_framework.optimizees.registry import TASKS
 from lo_framework.plugin import load_plugin, load_plugins
@@ -114,7 +114,8 @@ def test_plugin_file(tmp_path, tasks_restored):
         from __future__ import annotations
         from dataclasses import dataclass
         from lo_framework.optimizees import register_task
-        from lo_framework.optimizees.models.mlp import MLPConfig, build_mlp
+        from lo_framework.optimizees import ClassificationTask
+        from lo_framework.optimizees.models import MLP, MLPConfig
 
         @dataclass(frozen=True, kw_only=True)
         class MineConfig:
@@ -122,7 +123,9 @@ def test_plugin_file(tmp_path, tasks_restored):
 
         @register_task("mine", config=MineConfig)
         def build(config, dataset):
-            return build_mlp(MLPConfig(hidden=(config.width,)), dataset)
+            mlp = MLPConfig(hidden=(config.width,))
+            model = MLP(mlp, dataset.shape, dataset.num_classes)
+            return ClassificationTask(model, dataset, name="mine", batch_size=64)
         """)
     )
     module = load_plugin(str(path))
@@ -138,6 +141,31 @@ def test_plugin_module(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     assert load_plugin("lo_test_plugin_module").LOADED
     del sys.modules["lo_test_plugin_module"]
+
+
+def test_a_model_of_ones_own_is_a_task_on_every_data_set(tmp_path, tasks_restored):
+    path = tmp_path / "linear.py"
+    path.write_text(
+        textwrap.dedent("""
+        from dataclasses import dataclass
+        from lo_framework.optimizees import register_model
+        from lo_framework.optimizees.models import MLP, MLPConfig
+
+        @dataclass(frozen=True, kw_only=True)
+        class Config(MLPConfig):
+            hidden: tuple[int, ...] = ()
+
+        @register_model("linear", config=Config)
+        class Linear(MLP):
+            pass
+        """)
+    )
+    load_plugin(str(path))
+    (task,) = make_tasks("linear:batch=7")
+    assert task.name == "linear:batch=7/digits" and task.batch_size == 7
+    assert set(task.init(torch.Generator())[0]) == {"layers.0.weight", "layers.0.bias"}
+    with pytest.raises(UserError, match='the optimizee "linear" exists already'):
+        register_model("linear", config=type(task))(type("Linear", (), {"__module__": "mine"}))
 
 
 @pytest.mark.parametrize(

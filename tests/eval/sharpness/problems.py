@@ -53,7 +53,7 @@ def small_task(
     y = (x.flatten(1) @ torch.randn(8, 3, generator=g)).argmax(1)
     splits = dict.fromkeys(("train", "valid", "test"), (x, y))
     data = Dataset(name="small", splits=splits, num_classes=3)
-    model = MLP(MLPConfig(hidden=hidden, act=act), 8, 3)  # type: ignore[arg-type]
+    model = MLP(MLPConfig(hidden=hidden, act=act), (8,), 3)  # type: ignore[arg-type]
     return ClassificationTask(model, data, name="small", batch_size=16)
 
 
