@@ -12,21 +12,21 @@ from torch import Tensor
 from lo_framework import regularizers as rules
 from lo_framework.optim import ASAM, FSAM, GAM, GSAM, SAM, LookSAM, Regularized
 from lo_framework.spec import UserError
-from tests.lo_framework.optim.sam import tools
+from tests.lo_framework.optim.sam import reference, tools
 
 Case = tuple[tools.Face, dict[str, Any], Callable[..., Tensor], dict[str, Any]]
 CASES: dict[str, Case] = {
-    "sam": (SAM, {"rho": 0.1}, tools.sam, {"rho": 0.1}),
-    "asam": (ASAM, {"rho": 0.7, "eta": 0.05}, tools.asam, {"rho": 0.7, "eta": 0.05}),
-    "gsam": (GSAM, {"rho": 0.1, "alpha": 0.4}, tools.gsam, {"rho": 0.1, "alpha": 0.4}),
+    "sam": (SAM, {"rho": 0.1}, reference.sam, {"rho": 0.1}),
+    "asam": (ASAM, {"rho": 0.7, "eta": 0.05}, reference.asam, {"rho": 0.7, "eta": 0.05}),
+    "gsam": (GSAM, {"rho": 0.1, "alpha": 0.4}, reference.gsam, {"rho": 0.1, "alpha": 0.4}),
     "gam": (
         GAM,
         {"rho": 0.1, "rho_prime": 0.03, "beta_1": 0.4, "beta_0": 0.6, "gamma": 0.2},
-        tools.gam,
+        reference.gam,
         {"rho": 0.1, "rho_prime": 0.03, "a": 0.4, "b": 0.6, "gamma": 0.2},
     ),
-    "looksam": (LookSAM, {"rho": 0.1, "k": 3}, tools.looksam, {"rho": 0.1, "k": 3, "alpha": 0.7}),
-    "fsam": (FSAM, {"rho": 0.1, "sigma": 0.8}, tools.fsam, {"rho": 0.1, "sigma": 0.8, "lam": 0.9}),
+    "looksam": (LookSAM, {"rho": 0.1, "k": 3}, reference.looksam, {"rho": 0.1, "k": 3, "alpha": 0.7}),
+    "fsam": (FSAM, {"rho": 0.1, "sigma": 0.8}, reference.fsam, {"rho": 0.1, "sigma": 0.8, "lam": 0.9}),
 }
 
 
@@ -36,14 +36,14 @@ def test_steps_equal_the_formulas(name: str, base: str) -> None:
     face, options, formula, constants = CASES[name]
     fast, slow = tools.network(), tools.network()
     optimizer = face(tools.BASES[base](fast.parameters()), **options)
-    reference = tools.Slow(slow, tools.BASES[base](slow.parameters()))
+    plainly = reference.Slow(slow, tools.BASES[base](slow.parameters()))
     for t in range(20):
         returned = tools.train(optimizer, fast, [t])[0]
         loss = tools.loss_fn(slow, t)
         assert returned == pytest.approx(
             float(loss().detach()), abs=1e-10
         )  # of the weights before the step
-        reference.step(lambda s, l, g: formula(s, l, g, **constants), loss)
+        plainly.step(lambda s, l, g: formula(s, l, g, **constants), loss)
     torch.testing.assert_close(tools.weights(fast), tools.weights(slow), rtol=0, atol=1e-10)
     moved = tools.network()
     plain = tools.BASES[base](moved.parameters())
