@@ -25,8 +25,18 @@ CASES: dict[str, Case] = {
         reference.gam,
         {"rho": 0.1, "rho_prime": 0.03, "a": 0.4, "b": 0.6, "gamma": 0.2},
     ),
-    "looksam": (LookSAM, {"rho": 0.1, "k": 3}, reference.looksam, {"rho": 0.1, "k": 3, "alpha": 0.7}),
-    "fsam": (FSAM, {"rho": 0.1, "sigma": 0.8}, reference.fsam, {"rho": 0.1, "sigma": 0.8, "lam": 0.9}),
+    "looksam": (
+        LookSAM,
+        {"rho": 0.1, "k": 3},
+        reference.looksam,
+        {"rho": 0.1, "k": 3, "alpha": 0.7},
+    ),
+    "fsam": (
+        FSAM,
+        {"rho": 0.1, "sigma": 0.8},
+        reference.fsam,
+        {"rho": 0.1, "sigma": 0.8, "lam": 0.9},
+    ),
 }
 
 
@@ -66,7 +76,10 @@ def test_passes_are_what_the_rule_costs(name: str) -> None:
 def test_any_regularizer_and_mixtures() -> None:
     """A penalty that needs no further pass, and two at once: their corrections add."""
     mixture = rules.Mixture(
-        [rules.SAM(rules.SAMConfig(rho=0.1)), rules.WeightDecay(rules.WeightDecayConfig(lam=0.3))]
+        [
+            rules.sam.SAM(rules.sam.SAMConfig(rho=0.1)),
+            rules.weight_decay.WeightDecay(rules.weight_decay.WeightDecayConfig(lam=0.3)),
+        ]
     )
     one, two = tools.network(), tools.network()
     calls = list[int]()
@@ -107,7 +120,9 @@ def test_random_regularizers_draw_from_the_step_alone() -> None:
     drawn: list[dict[str, Tensor]] = []
     model = tools.network()
     before = torch.get_rng_state()
-    optimizer = Regularized(torch.optim.SGD(model.parameters(), lr=0.01), Jitter(rules.SAMConfig()))
+    optimizer = Regularized(
+        torch.optim.SGD(model.parameters(), lr=0.01), Jitter(rules.sam.SAMConfig())
+    )
     tools.train(optimizer, model, [0, 1])
     state = optimizer.state_dict()
     tools.train(optimizer, model, [2])
@@ -129,7 +144,7 @@ def test_bad_options_are_one_line() -> None:
         UserError, match=r'^GSAM: unknown option "modle" \(did you mean "model"\?\)'
     ):
         GSAM(base, modle=None)
-    with pytest.raises(UserError, match=r"^SAM: rho must be positive and finite, not -1"):
+    with pytest.raises(UserError, match=r"^SAM: option rho=-1.0: expected above 0"):
         SAM(base, rho=-1.0)
     with pytest.raises(UserError, match=r'^GAM: option variant="papr".*did you mean "paper"'):
         GAM(base, variant="papr")
@@ -146,17 +161,18 @@ def test_what_a_closure_cannot_give_is_refused() -> None:
         UserError, match=r"^GAM: gam needs Hessian-vector products.*use exact=False$"
     ):
         GAM(base, exact=True)
-    penalty = rules.HessianTrace(rules.HessianTraceConfig())
+    penalty = rules.hessian_trace.HessianTrace(rules.hessian_trace.HessianTraceConfig())
     with pytest.raises(
         UserError, match=r"hessian_trace needs Hessian-vector.*choose a regularizer"
     ):
-        Regularized(base, rules.Mixture([rules.SAM(rules.SAMConfig()), penalty]))
+        Regularized(base, rules.Mixture([rules.sam.SAM(rules.sam.SAMConfig()), penalty]))
     for inner in (torch.optim.LBFGS(params), SAM(base)):
         with pytest.raises(UserError, match="runs the closure itself"):
             SAM(inner)
     model = tools.network()
     noisy = Regularized(
-        torch.optim.SGD(model.parameters(), lr=0.1), rules.LabelNoise(rules.LabelNoiseConfig())
+        torch.optim.SGD(model.parameters(), lr=0.1),
+        rules.label_noise.LabelNoise(rules.label_noise.LabelNoiseConfig()),
     )
     with pytest.raises(UserError, match="changes the data, and a closure hides them"):
         tools.train(noisy, model, [0])
