@@ -86,13 +86,14 @@ def environment(module: str, device: str = "cpu") -> dict[str, Any]:
     }
 
 
-def parser(text: str | None) -> argparse.ArgumentParser:
-    """The options that every benchmark has."""
+def parser(text: str | None, rounds: bool = True) -> argparse.ArgumentParser:
+    """The options that every benchmark has, and ``--rounds`` where it has rounds."""
     out = argparse.ArgumentParser(
         description=text, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     out.add_argument("--quick", action="store_true", help="few rounds, small sizes")
-    out.add_argument("--rounds", type=int, default=0)
+    if rounds:
+        out.add_argument("--rounds", type=int, default=0)
     out.add_argument("--out", type=Path, default=Path("results"))
     return out
 
@@ -110,8 +111,8 @@ def print_table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
 def save(name: str, args: argparse.Namespace, content: dict[str, Any], **panels: Any) -> None:
     """Write ``content`` as JSON and its ``panels`` as a picture, under the name of the benchmark.
 
-    A panel is a title's options for matplotlib's axes, with ``bars``, label -> height, or
-    ``lines``, label -> points, both logarithmic.
+    A panel's title stands for the options of matplotlib's axes, and for ``bars``, label -> length,
+    or ``lines``, label -> points, on logarithmic axes.
     """
     content["load_average_after"] = os.getloadavg()
     gpu = "_cuda" if getattr(args, "device", "").startswith("cuda") else ""
@@ -126,9 +127,8 @@ def save(name: str, args: argparse.Namespace, content: dict[str, Any], **panels:
         for axes, (title, panel) in zip(grid, panels.items()):
             for label, points in panel.pop("lines", {}).items():
                 axes.loglog(*zip(*points), marker="o", label=label)
-            bars = panel.pop("bars", {})
-            axes.barh([*bars], [*bars.values()])
-            if bars:
+            if bars := panel.pop("bars", {}):
+                axes.barh([*bars], [*bars.values()])
                 axes.invert_yaxis()
             else:
                 axes.legend(fontsize=7)

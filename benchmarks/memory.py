@@ -129,7 +129,7 @@ def lengths(name: str, quick: bool) -> list[int]:
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    parser = harness.parser(__doc__)
+    parser = harness.parser(__doc__, rounds=False)
     parser.add_argument("--tasks", type=int, default=4)
     parser.add_argument("--optimizee", default="mlp")
     parser.add_argument("--learned", default="mlp")

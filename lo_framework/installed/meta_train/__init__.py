@@ -1,4 +1,4 @@
-"""What an installed copy has as ``meta_train``, so that ``python -m meta_train`` works there too."""
+"""The ``meta_train`` of an installed copy, so that ``python -m meta_train`` works there too."""
 
 from lo_framework.namespace import alias
 
