@@ -141,7 +141,7 @@ class TorchBaseline(TunedOptimizer):
         """Called after the update of step ``t`` (from 0): the place for meta steps."""
 
     def counts(self, optimizer: torch.optim.Optimizer) -> dict[str, float]:
-        """What to note of a finished or diverged run, beside its losses (`Measured.extra`)."""
+        """Counts to note of a finished or diverged run, beside its losses (`Measured.extra`)."""
         return {}
 
     def state_numel(self, optimizer: torch.optim.Optimizer) -> int:
@@ -161,8 +161,8 @@ class TorchBaseline(TunedOptimizer):
 
 @dataclass(frozen=True, kw_only=True)
 class TorchRollout:
-    """As `lo_framework.inner.rollout.Rollout`: ``train [C, S, T]``, ``final[name] [C, S]``, ``alive
-    [C, S]``.
+    """Runs as `lo_framework.inner.rollout.Rollout` has them: ``train [C, S, T]``,
+    ``final[name] [C, S]``, ``alive [C, S]``.
 
     ``extra[name] [C, S]``: the baseline's counts, nan where a run has none of that name.
     """

@@ -98,7 +98,7 @@ def evaluate(name: str, load: Load, request: Request, words: Sequence[str]) -> i
 
 
 def _complete(report_type: type[Report[Any]], folder: Path) -> bool:
-    """Whether ``folder`` holds a result in which nothing failed."""
+    """Say whether ``folder`` holds a result in which nothing failed."""
     try:
         return not report_type.load(folder).failures()
     except UserError:

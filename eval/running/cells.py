@@ -57,7 +57,7 @@ class Cell:
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """What a cell gave: ``metrics[name] [C, S]`` (float64), ``curves [C, S, T]`` of minibatch
+    """The numbers of a cell: ``metrics[name] [C, S]`` (float64), ``curves [C, S, T]`` of minibatch
     losses (float32).
 
     ``extra``: per-run counts of a torch optimizer ``[C, S]``, where it has them.
@@ -75,7 +75,7 @@ class Measured:
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """What a cell of another kind gave, as JSON values."""
+    """The outcome of a cell of another kind, as JSON values."""
 
     data: dict[str, Any]
 
@@ -175,7 +175,7 @@ def by_setting(outcomes: Sequence[Any]) -> tuple[dict[str, Array], Array] | Fail
 
 
 def _state_floats(family: Family) -> float:
-    """Of the optimizer, and of an explicit regularizer where it has one."""
+    """Count the optimizer's state and that of its explicit regularizer, per parameter."""
     carry = family.start(torch.Generator().manual_seed(0), 1)
     return (
         sum(x.numel() for x in (*carry.state.values(), *carry.memory.values())) / family.layout.size

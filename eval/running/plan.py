@@ -1,4 +1,4 @@
-"""What decides the numbers of an evaluation's cells beside the cells themselves."""
+"""The plan of finished cells: all that decides their numbers beside the cells themselves."""
 
 from __future__ import annotations
 

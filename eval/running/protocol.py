@@ -1,4 +1,4 @@
-"""What is measured and on which seeds: the one place for both, so that no two programs can
+"""Metrics and seeds: the one place for both, so that no two programs can
 disagree.
 
 A baseline is reported at its best setting *for each metric* ("best of grid"). That setting is

@@ -67,7 +67,7 @@ class CellStore:
         clean_temporaries(self.folder)
 
     def get(self, cell: Any) -> Measured | Found | None:
-        """What the cell gave in an earlier run; a file that cannot be read counts as none."""
+        """The outcome of the cell in an earlier run; a file that cannot be read counts as none."""
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             outcome = _decode(json.loads(self._path(cell).read_text("utf-8")))
             self.reused += 1
@@ -127,59 +127,32 @@ def _word(value: Any) -> str:
 def _encode(outcome: Measured | Found) -> dict[str, Any]:
     if isinstance(outcome, Found):
         return {"kind": "found", "data": outcome.data}
-    kept = {
-        "seconds_per_step": _number(outcome.seconds_per_step),
-        "diverged": outcome.diverged.tolist(),
-    }
-    metrics = {
-        name: [[_number(x) for x in row] for row in rows] for name, rows in outcome.metrics.items()
-    }
-    extra = {
-        name: [[_number(x) for x in row] for row in rows] for name, rows in outcome.extra.items()
-    }
-    sizes = {"parameters": outcome.parameters, "state_floats": outcome.state_floats}
-    # Nothing asks for the curves of tuning runs, which see no test data; float32 has nine digits.
-    shown = outcome.curves if "test_loss" in outcome.metrics else outcome.curves[..., :0]
-    curves = [
-        [[_number(float(f"{x:.9g}")) for x in run] for run in rows] for rows in shown.tolist()
-    ]
-    return {
-        "kind": "measured",
-        "metrics": metrics,
-        "extra": extra,
-        "curves": curves,
-        **kept,
-        **sizes,
-    }
+    # Nothing asks for the curves of tuning runs, which see no test data.
+    curves = outcome.curves if "test_loss" in outcome.metrics else outcome.curves[..., :0]
+    return {"kind": "measured", **_words({**vars(outcome), "curves": curves})}
 
 
 def _decode(data: dict[str, Any]) -> Measured | Found:
     if data.pop("kind") == "found":
         return Found(data=data["data"])
-    metrics, extra = (
-        {
-            name: np.array([[float(x) for x in row] for row in rows])
-            for name, rows in data.pop(key).items()
-        }
-        for key in ("metrics", "extra")
-    )
-    diverged = np.array(data.pop("diverged"), dtype=bool)
-    seconds = float(data.pop("seconds_per_step"))
-    rows = [[[float(x) for x in run] for run in runs] for runs in data.pop("curves")]
-    curves: Any = np.array(rows, dtype=np.float32).reshape(*diverged.shape, -1)
-    return Measured(
-        curves=curves,
-        metrics=metrics,
-        diverged=diverged,
-        seconds_per_step=seconds,
-        extra=extra,
-        **data,
-    )
+    for key in ("metrics", "extra"):
+        data[key] = {name: np.array(rows, np.float64) for name, rows in data[key].items()}
+    data["diverged"] = np.array(data["diverged"], dtype=bool)
+    shape = (*data["diverged"].shape, -1)
+    data["curves"] = np.array(data["curves"], np.float32).reshape(shape)
+    return Measured(**{**data, "seconds_per_step": float(data["seconds_per_step"])})
 
 
-def _number(x: float) -> float | str:
-    """Strict JSON has no infinity: ``float`` reads these words back."""
-    return float(x) if math.isfinite(x) else str(float(x))
+def _words(value: Any, digits: int = 17) -> Any:
+    """``value`` in strict JSON, which has no infinity: numpy and ``float`` read the words back."""
+    if isinstance(value, np.ndarray):
+        return _words(value.tolist(), 9 if value.dtype == np.float32 else digits)
+    if isinstance(value, float):
+        value = float(f"{value:.{digits}g}")
+        return value if math.isfinite(value) else str(value)
+    if isinstance(value, dict):
+        return {key: _words(x, digits) for key, x in value.items()}
+    return [_words(x, digits) for x in value] if isinstance(value, list) else value
 
 
 def _plain(value: Any) -> Any:

@@ -27,8 +27,8 @@ MAX_EXTENSIONS = 2
 
 @dataclass(frozen=True, kw_only=True)
 class Grid:
-    """What a baseline is tuned over. ``fixed``: values that the spec gives and that are therefore
-    not tuned.
+    """The settings over which a baseline is tuned. ``fixed``: values that the spec gives and that
+    are therefore not tuned.
     """
 
     settings: tuple[Setting, ...]

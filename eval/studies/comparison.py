@@ -106,7 +106,7 @@ def _compare(learned: Arm, baseline: Arm, metric: Metric) -> Comparison:
 def _verdict(
     estimate: Estimate, neutral: float, lower_is_better: bool, fallback: Estimate | None = None
 ) -> str:
-    """What the interval says. Where divergence makes the mean infinite, how often the learned one
+    """Judge by the interval. Where divergence makes the mean infinite, how often the learned one
     won decides.
     """
     if estimate.n == 1:

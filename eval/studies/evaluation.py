@@ -96,11 +96,11 @@ class Evaluation(Generic[Q, R]):
         raise NotImplementedError
 
     def plan(self) -> dict[str, Any]:
-        """What decides the numbers beside cells, data and code: JSON values."""
+        """Return JSON values that decide the numbers, beside cells, data and code."""
         return {}
 
     def identities(self) -> dict[str, Any]:
-        """What decides a cell's numbers beside the names and the theta in it, for a store."""
+        """Return JSON values that decide a cell's numbers, by the names that the cell has."""
         learned = {label: [o.kind, asdict(o.config)] for label, o in self.learned.items()}
         return {**learned, **{task.name: data_digest(task) for task in self.tasks}}
 

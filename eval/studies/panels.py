@@ -69,7 +69,7 @@ class Mark:
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
-    """What is known about ablating one baseline: the spec that panels start from, the panels, the
+    """The panels that are known for one baseline: the spec that they start from, the panels, the
     marks.
     """
 

@@ -16,7 +16,7 @@ Several = Annotated[int, Range(low=1, high=1000)]
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What is trained, how long, from which seeds, and where the results go."""
+    """The options of every evaluation: tasks, lengths, seeds, and where the results go."""
 
     optimizees: str = "mlp,cnn"
     """problems, as mlp:hidden=64x64,cnn"""

@@ -1,4 +1,4 @@
-"""What an evaluation found: every number of every seed, and its JSON form (`transfer.json`)."""
+"""The result of a transfer evaluation: every number of every seed, and its JSON form."""
 
 from __future__ import annotations
 
