@@ -39,12 +39,12 @@ class Ball:
         return Ball(norm, params.abs() if adaptive else torch.ones_like(params))
 
     def direction(self, grads: Tensor) -> Tensor:
-        """Return the z of length 1 along which the loss rises fastest; zero where the gradient is."""
+        """Return the z of length 1 along which the loss rises fastest, or zero for no gradient."""
         slope = self.scale * grads
         return unit(slope) if self.norm == "l2" else slope.sign()
 
     def dual(self, grads: Tensor) -> Tensor:
-        """Return that direction as a step of the parameters: ``<grads, dual(grads)>`` is `slope`."""
+        """Return that direction as parameters' step; `slope` is ``<grads, dual(grads)>``."""
         return self.scale * self.direction(grads)
 
     def slope(self, grads: Tensor) -> Tensor:

@@ -133,7 +133,7 @@ class Arm:
     failure: str = ""
 
     def values(self, key: str, place: str) -> Array:
-        """Return ``[S]`` of a measured number by its key (`metrics.read`); nan where there is none."""
+        """Return ``[S]`` of a measured number by its key (`metrics.read`); nan for none."""
         return np.array([read(run.point(place), key) for run in self.runs], dtype=np.float64)
 
     @property

@@ -239,7 +239,7 @@ def _cast(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def sample(data: Batch, rows: int | None, seed: int) -> Batch:
-    """Return ``rows`` of ``data`` without replacement; None or more than there are: all, in order."""
+    """Return ``rows`` of ``data`` without replacement; all, in order, for None or too many."""
     count = len(data[0])
     if rows is not None and rows < 1:
         raise UserError(f"the sample needs at least one row, not {rows}")

@@ -1,4 +1,4 @@
-"""Known answers, scipy's answers, and what intervals must do: cover, and never lose a divergence."""
+"""Known answers, scipy's answers; intervals cover, and never lose a divergence."""
 
 from __future__ import annotations
 

@@ -201,8 +201,8 @@ def test_what_fails_is_named_in_its_place_and_loses_nothing_else(
         )
     shown = capsys.readouterr()
     assert (
-        "failed: quadratic:dim=3, hyper-adamw, seed 20000: FloatingPointError: the loss at the point"
-        in shown.err
+        "failed: quadratic:dim=3, hyper-adamw, seed 20000: FloatingPointError: "
+        "the loss at the point" in shown.err
     )
     assert (
         "l2 balls, r = 1000: FloatingPointError: the loss is not finite within the radius 1000"

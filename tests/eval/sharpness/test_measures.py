@@ -1,4 +1,4 @@
-"""Minibatch and average sharpness against what their definitions say in cases that can be solved."""
+"""Minibatch and average sharpness against their definitions in cases that can be solved."""
 
 from __future__ import annotations
 

@@ -168,7 +168,7 @@ def test_bad_input(change, message):
         evaluate(**{**options, **change})
 
 
-# -- comparisons on made-up numbers ------------------------------------------------------------------------------------
+# -- comparisons on made-up numbers ----------------------------------------------------------------
 
 
 def arm(task, label, losses, curves=None, learned=False, accuracy=None):
