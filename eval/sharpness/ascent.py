@@ -215,8 +215,8 @@ class _Climb:
         """Return the points ``[B, N]`` of highest loss among random ones of a cube and its corners.
 
         A step along the signs of a gradient goes from corner to corner: in a large cube those that
-        are near the gradient's may all be low, and the maximum may lie on a face. A sphere has no
-        corners, and its starts are enough.
+        are near the gradient's may all be low, and the maximum may lie on a face. In an l2 ball the
+        steps turn with the gradient, and restarts are left to the effort.
         """
         found = self.starts[:0]
         for i in range(LOOKS // AT_ONCE if self.ball.norm == "linf" else 0):

@@ -14,7 +14,7 @@ PROBE, NO_PROBE = "sam:rho=0.05", "none"
 
 @dataclass(frozen=True, kw_only=True)
 class Level:
-    """How much an effort measures.
+    """How much an effort measures; by default the quick one.
 
     Attributes:
         rows: of the training split, the same ones for every run; None: all.
@@ -36,49 +36,29 @@ class Level:
         line, plane: points of the slices along one and (squared) two directions, of the first seed.
     """
 
-    rows: int | None
-    ascent: Effort
-    points: int
-    watched_rows: int | None
-    probes: int
-    relative: tuple[float, ...]
-    doubling: bool
-    linf: tuple[float, ...]
-    adaptive: tuple[float, ...]
-    m: tuple[int, ...]
-    sigma: tuple[float, ...]
-    average: int
-    eigenvalues: int
-    trace: int
-    density: int
-    lanczos: int
-    ggn: bool
-    line: int
-    plane: int
+    rows: int | None = 512
+    ascent: Effort = QUICK
+    points: int = 100
+    watched_rows: int | None = 4096
+    probes: int = 20
+    relative: tuple[float, ...] = ()
+    doubling: bool = False
+    linf: tuple[float, ...] = ()
+    adaptive: tuple[float, ...] = ()
+    m: tuple[int, ...] = ()
+    sigma: tuple[float, ...] = (0.01,)
+    average: int = 20
+    eigenvalues: int = 1
+    trace: int = 10
+    density: int = 0
+    lanczos: int = 0
+    ggn: bool = False
+    line: int = 41
+    plane: int = 21
 
 
 EFFORTS = {
-    "quick": Level(
-        rows=512,
-        ascent=QUICK,
-        points=100,
-        watched_rows=4096,
-        probes=20,
-        relative=(),
-        doubling=False,
-        linf=(),
-        adaptive=(),
-        m=(),
-        sigma=(0.01,),
-        average=20,
-        eigenvalues=1,
-        trace=10,
-        density=0,
-        lanczos=0,
-        ggn=False,
-        line=41,
-        plane=21,
-    ),
+    "quick": Level(),
     "standard": Level(
         rows=1024,
         ascent=STANDARD,
