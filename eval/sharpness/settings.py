@@ -129,7 +129,7 @@ class Settings:
 
     @property
     def probed(self) -> tuple[int, ...]:
-        """Return the steps whose update the probe looks at, by the number of updates before them."""
+        """Return the steps whose update the probe looks at, by how many updates came before."""
         every = max(1, math.ceil(self.steps / self.level.probes))
         return () if self.probe == NO_PROBE else tuple(range(0, self.steps, every))
 
