@@ -50,6 +50,12 @@ class FactorRule:
         self.total_steps, self.attend_every = total_steps, attend_every
         self.last: LastFactors | None = None
         self.stale = False
+        self.encoder = FastEncoder(network)
+
+    def settle(self, device: torch.device, dtype: torch.dtype) -> None:
+        """Bring the network to where the parameters are."""
+        self.network.to(device, dtype)
+        self.encoder = FastEncoder(self.network)
 
     def is_due(self, plan: Plan, updates: int) -> bool:
         """Whether the step after ``updates`` others needs a new answer."""
@@ -82,7 +88,7 @@ class FactorRule:
         time = stats.new_tensor(self.time(updates))
         tokens = network.tokens(plan.layout, plan.grouping, stats, state, time)
         learning = torch.is_grad_enabled()
-        raw = network.raw(network.encode(tokens)) if learning else encode_fast(network, tokens)
+        raw = network.raw(network.encode(tokens)) if learning else self.encoder(tokens)
         alpha, beta = network.factors(raw)
         if not learning:  # an overflow in one tensor is AdamW's trouble with that one, not with all
             alpha, beta = alpha.nan_to_num(1.0), beta.nan_to_num(1.0)
@@ -131,45 +137,90 @@ def _log_power(beta: float, t: int) -> float:
     return t * math.log(beta) if beta > 0 else -math.inf if t else 0.0
 
 
-def encode_fast(network: Attention, tokens: Tensor) -> Tensor:
-    """``network.raw(network.encode(tokens))`` without derivatives, in few operations: tokens in
-    rows, torch's own norms and attention.
+class _BlockWeights(NamedTuple):
+    """A block's weights, transposed where a product wants them so; biases and gains of a plain
+    block are None.
+    """
+
+    qkv: Tensor
+    qkv_bias: Tensor | None
+    out: Tensor  # [D, D], transposed
+    out_bias: Tensor | None
+    up: Tensor
+    up_bias: Tensor
+    down: Tensor  # [hidden, D], transposed
+    down_bias: Tensor | None
+    norms: Sequence[tuple[Tensor | None, Tensor | None]]
+    heads: int
+
+
+class FastEncoder:
+    """The encoder without derivatives, in few operations: tokens ``[S, D]`` in rows, torch's own
+    norms and attention.
 
     At a step the network sees ten tokens or so, and what its blocks cost is the number of
     operations, not their size. The definition is `learned.encoder.Block`, which can be
-    differentiated twice; a test holds them equal.
+    differentiated twice; a test holds them equal. It has views of the network's weights, which
+    follow whatever trains them or moves them.
     """
-    x, published = tokens.t(), network.config.encoder == "published"
-    if not published:
-        x = torch.addmm(network.embed_bias.view(-1), x, network.embed.t())
-    for block in network.blocks:
-        x = _block_fast(block, x)  # type: ignore[arg-type]
-    if published:
-        return torch.addmm(network.head_bias, network.head, x.t())
-    return network.config.gain * (network.head @ torch.layer_norm(x, x.shape[1:]).t())
+
+    def __init__(self, network: Attention) -> None:
+        self.network = network
+        self.published = network.config.encoder == "published"
+        self._view()
+
+    def _view(self) -> None:
+        self.head = self.network.head.detach()  # held, so that no other memory gets its address
+        self.blocks = [_weights(block) for block in self.network.blocks]  # type: ignore[arg-type]
+
+    def __call__(self, tokens: Tensor) -> Tensor:
+        """``[columns, G]`` to the head's output ``[H, G]``, as
+        ``network.raw(network.encode(tokens))``.
+        """
+        network = self.network
+        if network.head.data_ptr() != self.head.data_ptr():
+            self._view()  # `Module.to` has put new memory under its parameters
+        x = tokens.t()
+        if not self.published:
+            x = torch.addmm(network.embed_bias.view(-1), x, network.embed.t())
+        for w in self.blocks:
+            x = _block(x, w)
+        if self.published:
+            return torch.addmm(network.head_bias, network.head, x.t())
+        return network.config.gain * (network.head @ torch.layer_norm(x, x.shape[1:]).t())
 
 
-def _block_fast(block: Block, x: Tensor) -> Tensor:
-    """A block of tokens ``[S, D]``."""
-    # an attribute of a module takes as long to find as a product does
-    w: dict[str, Any] = block._parameters
+def _weights(block: Block) -> _BlockWeights:
+    qkv_bias = out_bias = down_bias = None
+    norms: list[tuple[Tensor | None, Tensor | None]] = [(None, None)] * 2
+    if block.affine:
+        qkv_bias, out_bias = block.qkv_bias.view(-1), block.out_bias.view(-1)
+        down_bias = block.down_bias.view(-1)
+        norms = [(block.gains[i].view(-1), block.shifts[i].view(-1)) for i in range(2)]
+    return _BlockWeights(
+        block.qkv,
+        qkv_bias,
+        block.out.t(),
+        out_bias,
+        block.up,
+        block.up_bias.view(-1),
+        block.down.t(),
+        down_bias,
+        norms,
+        block.heads,
+    )
+
+
+def _block(x: Tensor, w: _BlockWeights) -> Tensor:
     num, width = x.shape
     shape = x.shape[1:]
-    gains: Any = (None, None)
-    shifts = gains
-    qkv_bias = out_bias = down_bias = None
-    if block.affine:
-        gains, shifts = w["gains"].squeeze(-1), w["shifts"].squeeze(-1)
-        qkv_bias, out_bias = w["qkv_bias"].view(-1), w["out_bias"].view(-1)
-        down_bias = w["down_bias"].view(-1)
-    qkv = F.linear(torch.layer_norm(x, shape, gains[0], shifts[0]), w["qkv"], qkv_bias)
-    heads = qkv.view(1, num, 3, block.heads, width // block.heads).permute(2, 0, 3, 1, 4)
+    qkv = F.linear(torch.layer_norm(x, shape, *w.norms[0]), w.qkv, w.qkv_bias)
+    heads = qkv.view(1, num, 3, w.heads, width // w.heads).permute(2, 0, 3, 1, 4)
     q, k, v = heads.unbind(0)  # [1, heads, S, d]
     mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(num, width)
-    x = torch.addmm(x, mixed, w["out"].t())
-    if out_bias is not None:
-        x = x.add_(out_bias)
-    h = torch.layer_norm(x, shape, gains[1], shifts[1])
-    h = F.linear(h, w["up"], w["up_bias"].view(-1)).relu_()
-    x = torch.addmm(x, h, w["down"].t())
-    return x if down_bias is None else x.add_(down_bias)
+    x = torch.addmm(x, mixed, w.out)
+    if w.out_bias is not None:
+        x = x.add_(w.out_bias)
+    h = F.linear(torch.layer_norm(x, shape, *w.norms[1]), w.up, w.up_bias).relu_()
+    x = torch.addmm(x, h, w.down)
+    return x if w.down_bias is None else x.add_(w.down_bias)

@@ -288,7 +288,7 @@ class MetaAdamW(OptimizerBase):
 
     def _settle(self) -> None:
         """Bring the network to where the parameters are: many loops move the model late."""
-        self.network.to(self._device, self.table.dtype)
+        self._rule.settle(self._device, self.table.dtype)
         self.table.forget_plans()
 
     def _kind(self) -> dict[str, Any]:

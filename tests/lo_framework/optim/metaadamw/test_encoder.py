@@ -4,9 +4,6 @@ without derivatives.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -14,7 +11,7 @@ from torch import Tensor, nn
 from lo_framework.learned.attention import Attention, AttentionConfig
 from lo_framework.learned.encoder import Block
 from lo_framework.optim import MetaAdamW
-from lo_framework.optim.metaadamw.factors import encode_fast
+from lo_framework.optim.metaadamw.factors import FastEncoder
 from lo_framework.optim.metaadamw.training import penalty, trained_names
 from tests.lo_framework.optim.metaadamw import math_tools as tools
 from tests.lo_framework.optim.metaadamw.settings import build
@@ -150,9 +147,7 @@ def inputs_of(network: Attention) -> Tensor:
     )
 
 
-def check_inference(
-    network: Attention, inference: Callable[[Tensor], Tensor], atol: float = 1e-6
-) -> None:
+def check_inference(network: Attention, inference: FastEncoder, atol: float = 1e-6) -> None:
     tokens = inputs_of(network)
     with torch.no_grad():
         expected, found = network.raw(network.encode(tokens)), inference(tokens)
@@ -181,7 +176,7 @@ def test_a_tensor_of_zeros_has_no_slope_in_the_penalty() -> None:
 def test_inference_equals_the_definition_and_follows_the_weights(encoder: str) -> None:
     """After a step of Adam, values loaded, and moves to another dtype and back."""
     network = network_of(encoder)
-    inference = partial(encode_fast, network)
+    inference = FastEncoder(network)
     check_inference(network, inference)
     optimizer = torch.optim.Adam(network.parameters(), lr=0.1)
     network.raw(network.encode(inputs_of(network))).square().sum().backward()
@@ -202,7 +197,7 @@ def test_groups_have_no_order(encoder: str) -> None:
     network = network_of(encoder, torch.float64)
     tokens, order = inputs_of(network), torch.tensor([3, 0, 4, 1, 2])
     with torch.no_grad():
-        for run in (lambda x: network.raw(network.encode(x)), partial(encode_fast, network)):
+        for run in (lambda x: network.raw(network.encode(x)), FastEncoder(network)):
             torch.testing.assert_close(
                 run(tokens[:, order]), run(tokens)[:, order], rtol=0, atol=1e-12
             )
