@@ -109,13 +109,12 @@ def timeless(value: Any) -> Any:
     return [timeless(x) for x in value] if isinstance(value, list) else value
 
 
-def left_behind(out: Path, pids: Sequence[int]) -> list[str]:
-    """Name temporary files and processes that outlive a finished or killed program."""
+def going_on(pids: Sequence[int]) -> list[str]:
+    """Name those processes of an ended program that have not ended ten seconds later."""
     deadline = time.monotonic() + 10
     while any(map(alive, pids)) and time.monotonic() < deadline:
         time.sleep(0.1)
-    files = [f"{path.name} is left behind" for path in out.rglob("*.tmp")]
-    return files + [f"process {pid} goes on" for pid in pids if alive(pid)]
+    return [f"process {pid} goes on" for pid in pids if alive(pid)]
 
 
 def finish(process: subprocess.Popen[str]) -> str:
@@ -128,19 +127,23 @@ def finish(process: subprocess.Popen[str]) -> str:
     return "" if process.returncode == 0 else f"exit code {process.returncode}: {errors[-300:]}"
 
 
-def disturb(name: str, process: subprocess.Popen[str], span: float, chance: random.Random) -> int:
-    """Kill the program, or workers of it one after the other; how many kills there were."""
-    begun, kills = time.monotonic(), 0
+def disturb(
+    name: str, process: subprocess.Popen[str], span: float, chance: random.Random
+) -> tuple[int, list[int]]:
+    """Kill the program, or workers of it one after the other: how often, and its processes."""
+    begun, kills, seen = time.monotonic(), 0, set[int]()
     while True:
         moment = begun + chance.uniform(0.1, 1.0) * span
         while process.poll() is None and time.monotonic() < moment:
             time.sleep(0.01)
         if process.poll() is not None:
-            return kills
+            return kills, [*seen]
+        workers = children(process.pid)
+        seen.update(workers)
         if name != "worker":
             process.send_signal(signal.SIGKILL)
-            return kills + 1
-        if workers := children(process.pid):
+            return kills + 1, [*seen]
+        if workers:
             os.kill(chance.choice(workers), signal.SIGKILL)
             kills += 1
         begun = time.monotonic()
@@ -162,14 +165,13 @@ def campaign(name: str, kills: int, seed: int, folder: Path) -> Outcome:
     while not last and len(outcome.faults) < 3:
         last = outcome.kills >= kills
         process = start(name, out)
-        seen: list[int] = []
-        if not last:
-            outcome.kills += disturb(name, process, outcome.seconds, chance)
-            seen = children(process.pid)
+        struck, pids = (0, []) if last else disturb(name, process, outcome.seconds, chance)
+        outcome.kills += struck
         said = finish(process)
-        faults = left_behind(out, seen) if not said else []
+        faults = going_on(pids)
         if process.returncode == 0:
             outcome.ends += 1
+            faults += [f"{path.name} is left behind" for path in out.rglob("*.tmp")]
             if end_of(out) is None or end_of(out) != end_of(expected):
                 faults.append(f"another end in {out}")
             out = folder / f"{name}-{outcome.ends}"
