@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from lo_framework.optional import OPTIONAL, missing, require
+from lo_framework.optional import OPTIONAL, missing
 from lo_framework.spec import UserError
 from tests.test_imports import BELOW, ROOT, source_files
 
@@ -34,10 +34,44 @@ def higher(tmp_path: Path) -> None:
     import_higher()
 
 
+def picture(tmp_path: Path) -> None:
+    from lo_framework.eval.report.drawing import canvas
+
+    canvas(1, 1, (2.0, 2.0))
+
+
+def bar(tmp_path: Path) -> None:
+    from lo_framework.eval.running.progress import Progress
+
+    Progress(mode="bar").begin(1)
+
+
+def eigenvalues(tmp_path: Path) -> None:
+    from lo_framework.eval.studies.request import SharpnessRequest
+    from lo_framework.eval.studies.sharpness import SharpnessEvaluation
+
+    SharpnessEvaluation(SharpnessRequest(out=str(tmp_path), learned=""), learned={})
+
+
+def download(tmp_path: Path) -> None:
+    """The line comes after what was looked for, and where."""
+    from lo_framework.optimizees.datasets import load
+
+    try:
+        load("mnist", str(tmp_path))
+    except UserError as error:
+        raise UserError(str(error).rpartition("; ")[2]) from error
+
+
 USES: dict[str, Callable[[Path], Any]] = {
     "sklearn": digits,
     "tensorboard": curves,
     "higher": higher,
+    "matplotlib": picture,
+    "tqdm": bar,
+    "scipy": eigenvalues,
+    "curvlinops": eigenvalues,
+    "pooch": download,
 }
 
 
@@ -49,7 +83,7 @@ def test_the_line_where_a_package_is_missing(
     monkeypatch.setitem(sys.modules, module, None)
     package, extra, _ = OPTIONAL[module]
     with pytest.raises(UserError) as refusal:
-        USES.get(module, lambda _: require(module))(tmp_path)
+        USES[module](tmp_path)
     line = str(refusal.value)
     assert line.startswith(f"needs {package} (") and "\n" not in line
     assert line.endswith(f"): pip install 'lo-framework[{extra}]'")
