@@ -18,7 +18,7 @@ from lo_framework.eval.studies import result as studies
 from lo_framework.eval.studies.request import TransferRequest
 from lo_framework.eval.studies.transfer import TransferEvaluation
 from lo_framework.optimizees import make_tasks
-from lo_framework.protocols import Task
+from lo_framework.optimizees.task import Task
 from lo_framework.spec import build_config
 
 

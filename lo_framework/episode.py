@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from lo_framework.learned.base import State, Theta
-from lo_framework.protocols import Batch
+from lo_framework.optimizees.task import Batch
 
 
 class Carry(NamedTuple):

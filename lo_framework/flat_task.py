@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 from lo_framework.episode import Place
 from lo_framework.layout import Layout
 from lo_framework.learned.base import State
-from lo_framework.protocols import Batch, Task
+from lo_framework.optimizees.task import Batch, Task
 
 
 def over_tasks(

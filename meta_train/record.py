@@ -15,7 +15,7 @@ from lo_framework.learned.base import Theta
 from lo_framework.learned.hyper_adamw import HyperAdamW
 from lo_framework.meta_train.growth import Stage
 from lo_framework.objectives.weighting import Weighting
-from lo_framework.protocols import Task
+from lo_framework.optimizees.task import Task
 
 Metrics = dict[str, float]
 

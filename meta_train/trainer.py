@@ -36,8 +36,8 @@ from lo_framework.meta_train.progress import Progress
 from lo_framework.meta_train.radius import Radius, held_out
 from lo_framework.meta_train.state import RunState, Tensors, incumbent_of, merged, part
 from lo_framework.meta_train.workers import Workers
+from lo_framework.optimizees.task import Task
 from lo_framework.processes import Died
-from lo_framework.protocols import Task
 from lo_framework.spec import UserError, describe
 
 PATIENCE = 3  # validations without a better optimizer before the run goes back to the incumbent

@@ -249,7 +249,6 @@ FLOORS: dict[str, list[str]] = {
         "files optimizees regularizers",
         "layout",
         "learned",
-        "protocols",
         "episode",
         "flat_task objectives",
         "absorb",

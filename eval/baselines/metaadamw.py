@@ -18,7 +18,7 @@ from lo_framework.eval.baselines.torch_runs import Run, TorchBaseline
 from lo_framework.learned.base import Theta
 from lo_framework.optim import MetaAdamW, MetaConfig, NetworkConfig
 from lo_framework.optim.metaadamw.published import find_variant
-from lo_framework.protocols import Task
+from lo_framework.optimizees.task import Task
 from lo_framework.regularizers.base import HVP_COST
 
 

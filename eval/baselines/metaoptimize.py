@@ -20,7 +20,7 @@ from lo_framework.learned.base import LearnedOptimizer, State, Theta
 from lo_framework.optim import MetaOptimize, MetaOptimizeConfig
 from lo_framework.optim.metaoptimize.diagnostics import KINDS, WINDOW
 from lo_framework.optim.metaoptimize.rules import Numbers, fresh, hessian_free, meta_step
-from lo_framework.protocols import Task
+from lo_framework.optimizees.task import Task
 from lo_framework.spec import UserError
 
 

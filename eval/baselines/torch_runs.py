@@ -30,7 +30,7 @@ from lo_framework.eval.baselines.registry import TunedOptimizer
 from lo_framework.inner.rollout import _INIT, _TRAIN, seeded
 from lo_framework.layout import Layout
 from lo_framework.learned.base import State, Theta
-from lo_framework.protocols import Batch, Buffers, Task
+from lo_framework.optimizees.task import Batch, Buffers, Task
 from lo_framework.spec import UserError
 
 OnCarry = Callable[[int, Carry, Draw | None], None]

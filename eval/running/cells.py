@@ -22,7 +22,7 @@ from lo_framework.eval.statistics import Array
 from lo_framework.inner.rollout import rollout
 from lo_framework.inner.step import Family
 from lo_framework.learned.base import LearnedOptimizer, Theta
-from lo_framework.protocols import Task
+from lo_framework.optimizees.task import Task
 
 # Settings x seeds in one vmap. CPU, AdamW, task-steps/s at 4 / 8 / 16 / 48: mlp/digits 600 / 2160 /
 # 3720 / 6830, cnn/digits 200 / 430 / 470 / 390; more also costs memory.

@@ -13,8 +13,8 @@ import torch
 from lo_framework import namespace
 from lo_framework.eval.running.provenance import provenance
 from lo_framework.eval.running.store import digest
+from lo_framework.optimizees.task import Task
 from lo_framework.plugin import GROUP
-from lo_framework.protocols import Task
 
 # Code that no cell runs: it draws, prints or reads arguments, or belongs to the other program.
 IRRELEVANT = (

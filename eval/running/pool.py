@@ -19,8 +19,8 @@ from typing import Any, Protocol, TypeVar
 from lo_framework.eval.running.cells import Failure
 from lo_framework.eval.running.progress import Progress
 from lo_framework.learned.base import LearnedOptimizer
+from lo_framework.optimizees.task import Task
 from lo_framework.processes import Child, Died, from_wire, single_thread, to_wire
-from lo_framework.protocols import Task
 from lo_framework.spec import UserError, describe
 
 R = TypeVar("R")

@@ -28,7 +28,7 @@ from lo_framework.eval.statistics import Array
 from lo_framework.inner.rollout import Rollout, rollout
 from lo_framework.inner.step import Family
 from lo_framework.learned.base import LearnedOptimizer
-from lo_framework.protocols import Task
+from lo_framework.optimizees.task import Task
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,7 +29,7 @@ from lo_framework.eval.sharpness.settings import Level, Settings
 from lo_framework.eval.sharpness.slices import Slice, axis, loss_line, loss_plane, random_plane
 from lo_framework.eval.sharpness.surface import Surface
 from lo_framework.layout import Layout
-from lo_framework.protocols import Buffers, Task
+from lo_framework.optimizees.task import Buffers, Task
 
 SAMPLE_SEED = 0  # the same rows for every run of every optimizer
 SPLITS = ("train", "test")

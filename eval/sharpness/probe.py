@@ -36,7 +36,7 @@ from lo_framework.eval.sharpness.settings import NO_PROBE, Settings
 from lo_framework.eval.sharpness.surface import sample
 from lo_framework.eval.statistics import Array
 from lo_framework.layout import Layout
-from lo_framework.protocols import Batch, Buffers, Task
+from lo_framework.optimizees.task import Batch, Buffers, Task
 from lo_framework.regularizers import vectors
 from lo_framework.regularizers.base import Params, Point, Regularizer, State
 

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from lo_framework.layout import Layout
-from lo_framework.protocols import Batch, Buffers, Task
+from lo_framework.optimizees.task import Batch, Buffers, Task
 from lo_framework.spec import UserError
 
 # Input numbers (of all points) in one pass: enough to hide dispatch, few enough for the activations

@@ -26,7 +26,7 @@ from lo_framework.eval.studies.request import Request
 from lo_framework.learned import LEARNED
 from lo_framework.optimizees import make_tasks
 from lo_framework.optimizees.registry import TASKS
-from lo_framework.protocols import Task
+from lo_framework.optimizees.task import Task
 from lo_framework.spec import UserError, parse_spec, split_specs
 
 Q = TypeVar("Q", bound=Request)

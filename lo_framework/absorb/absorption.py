@@ -29,7 +29,7 @@ from lo_framework.absorb.specs import make_regularizer
 from lo_framework.episode import Place
 from lo_framework.flat_task import FlatTask, is_transformed, over_tasks
 from lo_framework.learned.base import State, Theta
-from lo_framework.protocols import Batch, Task
+from lo_framework.optimizees.task import Batch, Task
 from lo_framework.regularizers.base import Point, Regularizer
 from lo_framework.schema import Checked, Positive, Range
 from lo_framework.spec import UserError, build_config, parse_spec

@@ -28,7 +28,7 @@ from lo_framework.layout import Layout
 from lo_framework.learned.base import Theta
 from lo_framework.learned.hyper_adamw import HyperAdamW
 from lo_framework.objectives import Objective
-from lo_framework.protocols import Batch, Buffers, Task
+from lo_framework.optimizees.task import Batch, Buffers, Task
 from lo_framework.spec import UserError, build_config, parse_spec
 
 

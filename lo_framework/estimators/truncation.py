@@ -25,7 +25,7 @@ from lo_framework.episode import Carry, Draw, Need, canonical
 from lo_framework.inner.step import Family, Step
 from lo_framework.learned.base import Theta
 from lo_framework.objectives import Objective
-from lo_framework.protocols import Batch, Task
+from lo_framework.optimizees.task import Batch, Task
 from lo_framework.spec import UserError
 
 

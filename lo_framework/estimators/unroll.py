@@ -28,7 +28,7 @@ from lo_framework.estimators.truncation import Truncation, Unroller, UnrollState
 from lo_framework.inner.step import Family
 from lo_framework.learned.base import LearnedOptimizer, Theta
 from lo_framework.objectives import make_objective
-from lo_framework.protocols import Task
+from lo_framework.optimizees.task import Task
 
 
 def unroll(

@@ -18,7 +18,7 @@ from lo_framework.episode import NOTHING, Carry, Draw, Need
 from lo_framework.flat_task import over_tasks
 from lo_framework.inner.step import Family
 from lo_framework.learned.base import LearnedOptimizer, Theta
-from lo_framework.protocols import Batch, Task
+from lo_framework.optimizees.task import Batch, Task
 
 # Separate streams for initial parameters, training batches and held-out batches of one seed.
 _INIT, _TRAIN, _HELD = 0x1D1, 0x7A1, 0x4E1D

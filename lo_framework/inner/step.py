@@ -23,7 +23,7 @@ from lo_framework.inner.after import look
 from lo_framework.inner.graph import ENGINES, Flat, Recorder
 from lo_framework.layout import Layout
 from lo_framework.learned.base import LearnedOptimizer, State, Theta
-from lo_framework.protocols import Task
+from lo_framework.optimizees.task import Task
 from lo_framework.spec import UserError, nearest
 
 Step = Callable[[Theta, Carry, Draw], tuple[Carry, Losses]]

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from lo_framework.episode import NOTHING, Losses, Need
-from lo_framework.protocols import Task
+from lo_framework.optimizees.task import Task
 from lo_framework.registry import Registry
 from lo_framework.regularizers.base import HVP_COST
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lo_framework.episode import NOTHING, Losses, Need
 from lo_framework.objectives.base import OBJECTIVES, Term
-from lo_framework.protocols import Task
+from lo_framework.optimizees.task import Task
 from lo_framework.schema import Checked, Fraction, NotNegative
 
 LOG_FLOOR = 1e-3  # a normalised loss below this is as good as zero

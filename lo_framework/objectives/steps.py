@@ -23,8 +23,7 @@ from torch import Tensor
 from lo_framework.episode import After, Losses, Need
 from lo_framework.objectives import terms
 from lo_framework.objectives.base import OBJECTIVES, Term, constant
-from lo_framework.optimizees.task import soft_cap
-from lo_framework.protocols import Task
+from lo_framework.optimizees.task import Task, soft_cap
 from lo_framework.registry import NoOptions
 
 FLOOR = 1e-3  # a normalised loss below this is as good as zero: it has no relative decrease

@@ -22,7 +22,7 @@ from lo_framework.episode import Losses
 from lo_framework.estimators import make_estimator
 from lo_framework.inner.step import Family
 from lo_framework.objectives import Objective, make_objective
-from lo_framework.protocols import Task
+from lo_framework.optimizees.task import Task
 from lo_framework.spec import UserError
 from tests.lo_framework.small_tasks import (
     NAN_LOSS,

@@ -19,7 +19,7 @@ from lo_framework.estimators.truncation import UnrollState
 from lo_framework.inner.step import Family
 from lo_framework.learned.base import Theta
 from lo_framework.objectives import Objective, make_objective
-from lo_framework.protocols import Batch, Buffers
+from lo_framework.optimizees.task import Batch, Buffers
 from lo_framework.spec import UserError
 from tests.lo_framework.small_tasks import (
     ALL_KINDS,

@@ -20,8 +20,7 @@ from lo_framework.estimators.truncation import Unroller, UnrollState
 from lo_framework.inner.step import Family
 from lo_framework.learned.base import Theta
 from lo_framework.objectives import Objective, make_objective
-from lo_framework.optimizees.task import soft_cap
-from lo_framework.protocols import Batch
+from lo_framework.optimizees.task import Batch, soft_cap
 from lo_framework.spec import UserError
 from tests.lo_framework.small_tasks import (
     NAN_LOSS,
