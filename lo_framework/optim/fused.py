@@ -37,7 +37,7 @@ def fused_adamw(
     clock: Tensor,
     *,
     lr: float | Tensor,
-    betas: tuple[float, float],
+    betas: Sequence[float],
     weight_decay: float,
     eps: float,
 ) -> None:

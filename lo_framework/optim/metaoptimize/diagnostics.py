@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -28,6 +29,7 @@ WINDOW = 50
 FAR = math.log(100.0)
 KINDS = ("oscillating", "collapsing", "exploding")
 MAX_NAMES = 8  # in warnings and reports
+SAVED = ("bad", "skipped", "start", "path", "meta_steps", "counts", "blocks")
 
 ADVICE = {
     "oscillating": "a smaller meta_lr, a larger meta_every or fewer blocks help",
@@ -54,23 +56,18 @@ class Watch:
         """One meta step; gives the blocks whose trace must start anew, None for none."""
         self.meta_steps += 1
         self.path += (new - old).abs_()
-        ends = self.meta_steps % WINDOW == 0
+        ends, on_cpu = self.meta_steps % WINDOW == 0, new.device.type == "cpu"
         broken = None
-        if new.device.type == "cpu":
-            if bad.any():
-                self.skipped += bad.sum()
-                broken = bad
-        else:
+        if not on_cpu or bad.any():
             self.skipped += bad.sum()
             self.bad |= bad
-            if ends and self.bad.any():
+            if (on_cpu or ends) and self.bad.any():
                 broken, self.bad = self.bad, torch.zeros_like(bad)
-        if broken is not None:
-            names = self._names(broken)
-            self._warn(
-                "skipped",
-                f"the meta-gradient of {names} is not finite: meta step skipped, trace reset",
-            )
+                self._warn(
+                    "skipped",
+                    f"the meta-gradient of {self._names(broken)} is not finite: meta step skipped, "
+                    "trace reset",
+                )
         if ends:
             self._judge(new, limits)
         return broken
@@ -93,32 +90,21 @@ class Watch:
         }
 
     def state_dict(self) -> dict[str, Any]:
-        tensors = {
-            name: getattr(self, name).clone() for name in ("bad", "skipped", "start", "path")
-        }
-        blocks = {kind: list(names) for kind, names in self.blocks.items()}
-        return {
-            **tensors,
-            "meta_steps": self.meta_steps,
-            "counts": dict(self.counts),
-            "blocks": blocks,
-        }
+        return {name: deepcopy(getattr(self, name)) for name in SAVED}
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        for name in ("bad", "skipped", "start", "path"):
-            setattr(self, name, saved[name].to(self.start.device).clone())
-        self.meta_steps, self.counts = saved["meta_steps"], dict(saved["counts"])
-        self.blocks = {kind: list(names) for kind, names in saved["blocks"].items()}
+        for name in SAVED:
+            value = deepcopy(saved[name])
+            on_device = isinstance(value, Tensor)
+            setattr(self, name, value.to(self.start.device) if on_device else value)
 
     def _judge(self, beta: Tensor, limits: Limits) -> None:
         net = beta - self.start
-        exploding, collapsing = net > FAR, net < -FAR
-        exploding, collapsing = exploding | (beta >= limits.high), collapsing | (beta <= limits.low)
+        exploding = (net > FAR) | (beta >= limits.high)
+        collapsing = (net < -FAR) | (beta <= limits.low)
         oscillating = (self.path > 1.0) & (net.abs() < 0.2 * self.path) & ~exploding & ~collapsing
-        masks = dict(zip(KINDS, (oscillating, collapsing, exploding)))
-        for (kind, mask), count in zip(
-            masks.items(), torch.stack([*masks.values()]).sum(1).tolist()
-        ):
+        masks = torch.stack([oscillating, collapsing, exploding])
+        for kind, mask, count in zip(KINDS, masks, masks.sum(1).tolist()):
             if count:
                 self.counts[kind] += count
                 names = self.blocks[kind]

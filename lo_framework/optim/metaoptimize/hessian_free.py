@@ -8,17 +8,21 @@ direction in one pass: started at zero with a step size of 1, it ends at ``-u``.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
 from lo_framework.optim.fused import HAS_FUSED, fused_adamw, one_minus_power
-from lo_framework.optim.metaoptimize.rules import Number, Numbers, Rule, State
-from lo_framework.optim.metaoptimize.store import Piece, Plan, Run, Scratch, compute_dtype
-
-Groups = Sequence[dict[str, Any]]
+from lo_framework.optim.metaoptimize.rules import Number, Numbers, State
+from lo_framework.optim.metaoptimize.store import (
+    Piece,
+    Plan,
+    Run,
+    Scratch,
+    Work,
+    compute_dtype,
+)
 
 
 class StepSizes:
@@ -37,40 +41,22 @@ class StepSizes:
         return piece.spread(self._alphas.to(run.pack.device), compute_dtype(run.pack.dtype), lr)
 
 
-def multiplier(group: dict[str, Any]) -> Number:
-    """``group["lr"]``, as a number unless an accelerator would have to be waited for."""
-    lr = group["lr"]
-    return float(lr) if not isinstance(lr, Tensor) or lr.device.type == "cpu" else lr
-
-
-def numbers_of(group: dict[str, Any], base: Rule, age: int, gamma: float) -> Numbers:
-    """The numbers of the step of parameters that have made ``age`` steps."""
-    return Numbers(group[base.betas_key], group["eps"], age + 1, group["weight_decay"], gamma)
-
-
 def hessian_free_step(
-    plan: Plan,
-    params: Sequence[Tensor],
-    groups: Groups,
-    ages: Sequence[int],
-    base: Rule,
+    works: Iterable[Work],
+    owners: Tensor,
+    base: str,
     sizes: StepSizes,
-    gamma: float,
     scratch: Scratch,
     z: Tensor | None,
 ) -> None:
     """Update parameters and state in place; ``z [m]`` (zeros, or None) gets the meta-gradients of
-    before the update.
+    before the update, of pieces with one block at ``owners``.
     """
     dots = []
-    for run in plan.runs:
-        group = groups[run.pack.group]
-        lr, n = multiplier(group), numbers_of(group, base, ages[run.members[0]], gamma)
-        tensors = [params[i] for i in run.members]
-        weights, grads = run.loaded(tensors, scratch)
+    for run, weights, grads, lr, n in works:
         dtype = compute_dtype(run.pack.dtype)
         out = scratch.of(run.pack.device, dtype, max(run.sizes), "change")
-        count = scratch.count(ages[run.members[0]] + 1)
+        count = scratch.count(int(n.step))
         parts = weights.split(run.sizes), grads.split(run.sizes)
         for piece, state, size, stored, grad in zip(run.pieces, run.states, run.sizes, *parts):
             w, g = stored.to(dtype), grad.to(dtype)
@@ -80,12 +66,11 @@ def hessian_free_step(
                 else:
                     piece.add_sums(state["h"] * g, z)
             alpha = sizes.of(piece, run, lr)
-            update(base.name, w, g, state, alpha, n, count, out if len(out) == size else out[:size])
+            update(base, w, g, state, alpha, n, count, out if len(out) == size else out[:size])
             if w is not stored:
                 stored.copy_(w)
-        run.unload(weights, tensors)
     if z is not None and dots:
-        z.index_add_(0, plan.owners, torch.stack(dots).to(z.dtype))
+        z.index_add_(0, owners, torch.stack(dots).to(z.dtype))
 
 
 def reset_traces(plan: Plan, broken: Tensor) -> None:
@@ -160,9 +145,8 @@ def _is_fused(out: Tensor) -> bool:
 
 def _fused(g: Tensor, state: State, n: Numbers, count: Tensor, alpha: float, out: Tensor) -> Tensor:
     """Subtract ``alpha u`` from ``out``."""
-    m, v, (beta1, beta2) = [state["m"]], [state["v"]], n.betas
-    betas = beta1, beta2
-    fused_adamw([out], [g], m, v, count, lr=alpha, betas=betas, weight_decay=0.0, eps=n.eps)
+    m, v = [state["m"]], [state["v"]]
+    fused_adamw([out], [g], m, v, count, lr=alpha, betas=n.betas, weight_decay=0.0, eps=n.eps)
     return out
 
 

@@ -19,16 +19,13 @@ from torch import Tensor
 from lo_framework.errors import UserError
 from lo_framework.optim.base import ByPlace, OptimizerBase
 from lo_framework.optim.blocks import Blocks, assign
+from lo_framework.optim.metaoptimize.derivatives import closure_gradients
 from lo_framework.optim.metaoptimize.diagnostics import Watch
-from lo_framework.optim.metaoptimize.exact import ExactTrace, closure_gradients
-from lo_framework.optim.metaoptimize.hessian_free import (
-    StepSizes,
-    hessian_free_step,
-    reset_traces,
-)
+from lo_framework.optim.metaoptimize.hessian_free import StepSizes, hessian_free_step, reset_traces
 from lo_framework.optim.metaoptimize.rules import State, fresh, meta_step
 from lo_framework.optim.metaoptimize.settings import MetaOptimizeConfig, Settings, check_group
-from lo_framework.optim.metaoptimize.store import Plan, Scratch, Store
+from lo_framework.optim.metaoptimize.store import Store
+from lo_framework.optim.metaoptimize.trace import ExactTrace
 
 
 class MetaOptimize(OptimizerBase):
@@ -68,15 +65,19 @@ class MetaOptimize(OptimizerBase):
         if not (meta_lr >= 0 and math.isfinite(meta_lr)):
             raise UserError(f"meta_lr must be at least 0, got {meta_lr}")
         self.settings = Settings(meta_lr, c.gamma, c.meta_every, meta_betas, limits)
-        self._log_alpha0, self._updates, self._scratch = math.log(alpha0), 0, Scratch()
+        self._log_alpha0, self._updates = math.log(alpha0), 0
         defaults = {"lr": 1.0, "weight_decay": c.weight_decay, self._base.betas_key: c.betas}
         super().__init__(params, {**defaults, "eps": self._base.eps if c.eps is None else c.eps})
         self._blocks = self._assign()
-        self._meta_state = fresh(self._meta, self._first_beta(self._blocks.size))
-        self._exact = self._exact_trace()
-        self._watch = Watch(self._meta_state["beta"], self._name)
+        self._begin(fresh(self._meta, self._first_beta(self._blocks.size)))
         self._store = Store(self._rows(), self._show)
         self._store.set_params(self._params, self._group_of, self._blocks)
+
+    def _begin(self, meta_state: State) -> None:
+        """Start trace and diagnostics at these log step sizes."""
+        self._meta_state = meta_state
+        self._exact = self._exact_trace()
+        self._watch = Watch(meta_state["beta"], lambda block: self._blocks.name(block))
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -171,74 +172,43 @@ class MetaOptimize(OptimizerBase):
         self.state.clear()
         self.settings, self._updates = Settings.loaded(entry["settings"]), entry["updates"]
         like = self._meta_state["beta"].to(self._device)
-        self._meta_state = {name: x.to(like).clone() for name, x in entry["meta"].items()}
-        self._exact = self._exact_trace()
+        self._begin({name: x.to(like).clone() for name, x in entry["meta"].items()})
         if self._exact is not None:
             self._exact.tangents = {k: x.to(like).clone() for k, x in entry["tangents"].items()}
-        self._watch = Watch(self._meta_state["beta"], self._name)
         self._watch.load_state_dict(entry["watch"])
         self._store.restore(saved)
 
     def _update(self, active: Sequence[int], graph: Sequence[Tensor | None]) -> None:
-        plan = self._plan(active)
-        due = self._meta.name != "fixed" and (self._updates + 1) % self.settings.meta_every == 0
-        if self._exact is not None:
-            self._exact_update(self._exact, plan, graph, due)
+        if self._updates == 0 and self._meta_state["beta"].device != self._device:
+            # The meta state follows the parameters until the first step.
+            self._begin({name: x.to(self._device) for name, x in self._meta_state.items()})
+        s, old, exact = self.settings, self._meta_state, self._exact
+        beta = old["beta"]
+        due = self._meta.name != "fixed" and (self._updates + 1) % s.meta_every == 0
+        plan = self._store.plan(active, beta.device)
+        works = self._store.works(plan, self.param_groups, self._base, s.gamma)
+        z = torch.zeros_like(beta)
+        if exact is not None:
+            z, dz = exact.step(plan, works, graph, beta, s.gamma)
         else:
-            self._hessian_free_update(plan, due)
+            as_numbers = beta.device.type == "cpu" and not self._blocks.by_tensor
+            sizes = StepSizes(beta, as_numbers=as_numbers)
+            hessian_free_step(
+                works, plan.owners, self._base.name, sizes, self._store.scratch, z if due else None
+            )
+        broken = None
+        if due:
+            self._meta_state, bad = meta_step(
+                self._meta, old, z, s.meta_lr, s.meta_betas, s.limits, plan.active
+            )
+            broken = self._watch.note(beta, self._meta_state["beta"], bad, s.limits)
+        if exact is not None:
+            exact.carry(old, self._meta_state["count"] > old["count"], z, dz, s)
+        if broken is not None:
+            exact.reset(plan, beta) if exact is not None else reset_traces(plan, broken)
         for i in active:
             self._store.ages[i] += 1
         self._updates += 1
-
-    def _hessian_free_update(self, plan: Plan, due: bool) -> None:
-        beta = self._meta_state["beta"]
-        z = torch.zeros_like(beta) if due else None
-        sizes = StepSizes(beta, as_numbers=beta.device.type == "cpu" and not self._blocks.by_tensor)
-        hessian_free_step(
-            plan,
-            self._params,
-            self.param_groups,
-            self._store.ages,
-            self._base,
-            sizes,
-            self.settings.gamma,
-            self._scratch,
-            z,
-        )
-        if z is not None:
-            broken = self._meta_update(plan, z)
-            if broken is not None:
-                reset_traces(plan, broken)
-
-    def _exact_update(
-        self, exact: ExactTrace, plan: Plan, graph: Sequence[Tensor | None], due: bool
-    ) -> None:
-        before, settings, gamma = self._meta_state, self.settings, self.settings.gamma
-        groups, ages = self.param_groups, self._store.ages
-        z, dz = exact.step(
-            plan, self._params, graph, groups, ages, before["beta"], gamma, self._scratch
-        )
-        broken = self._meta_update(plan, z) if due else None
-        taken = self._meta_state["count"] > before["count"]
-        exact.carry(before, z, dz, taken, settings.meta_lr, settings.meta_betas, gamma)
-        if broken is not None:
-            exact.reset(plan, before["beta"])
-
-    def _meta_update(self, plan: Plan, z: Tensor) -> Tensor | None:
-        """Move the log step sizes; gives the blocks whose trace is broken."""
-        s, old = self.settings, self._meta_state
-        self._meta_state, bad = meta_step(
-            self._meta, old, z, s.meta_lr, s.meta_betas, s.limits, plan.active
-        )
-        return self._watch.note(old["beta"], self._meta_state["beta"], bad, s.limits)
-
-    def _plan(self, active: Sequence[int]) -> Plan:
-        """The plan of a step; the meta state follows the parameters until the first one."""
-        if self._updates == 0 and self._meta_state["beta"].device != self._device:
-            self._meta_state = {name: x.to(self._device) for name, x in self._meta_state.items()}
-            self._exact = self._exact_trace()
-            self._watch = Watch(self._meta_state["beta"], self._name)
-        return self._store.plan(active, self._meta_state["beta"].device)
 
     def _rows(self) -> dict[str, int | None]:
         """Names of the per-parameter state."""
@@ -264,9 +234,6 @@ class MetaOptimize(OptimizerBase):
 
     def _assign(self) -> Blocks:
         return assign(self.config.blocks, self._params, self._group_of, self._unique_names())
-
-    def _name(self, block: int) -> str:
-        return self._blocks.name(block)
 
     def _first_beta(self, num: int) -> Tensor:
         """Double precision, since small meta steps would round away; single where there is one for

@@ -10,7 +10,7 @@ holds the two equal.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -49,16 +49,14 @@ class Numbers(NamedTuple):
 class Rule:
     """One rule.
 
-    ``direction(g, state, numbers)`` gives ``scale u`` and the new state. ``betas`` are rho
-    (momentum) and lambda (second moment), for lion (c, rho). ``low`` and ``high`` bound the step
-    size alpha of a base by default.
+    ``betas`` are rho (momentum) and lambda (second moment), for lion (c, rho). ``low`` and ``high``
+    bound the step size alpha of a base by default.
     """
 
     name: str
-    betas: tuple[float, ...]
-    state: tuple[str, ...]
-    eps: float
-    direction: Callable[[Tensor, State, Numbers], tuple[Tensor, State]]
+    betas: tuple[float, ...] = ()
+    state: tuple[str, ...] = ()
+    eps: float = 0.0
     low: float = 1e-10
     high: float = math.inf
 
@@ -85,64 +83,50 @@ class Rule:
             raise UserError(f"{argument} must be in [0, 1), got {betas}")
         return betas
 
+    def direction(self, g: Tensor, state: State, n: Numbers) -> tuple[Tensor, State]:
+        """``scale u`` and the new state."""
 
-def _fixed(g: Tensor, state: State, n: Numbers) -> tuple[Tensor, State]:
-    return torch.zeros_like(g), {}
+        def averaged(name: str, beta: float, new: Tensor) -> Tensor:
+            return state[name] + (1.0 - beta) * (new - state[name])
 
-
-def _sgd(g: Tensor, state: State, n: Numbers) -> tuple[Tensor, State]:
-    return n.scale * g, {}
-
-
-def _average(x: Tensor, beta: float, new: Tensor) -> Tensor:
-    return x + (1.0 - beta) * (new - x)
-
-
-def _sgdm(g: Tensor, state: State, n: Numbers) -> tuple[Tensor, State]:
-    m = _average(state["m"], n.betas[0], g)
-    return n.scale * m, {"m": m}
-
-
-def _rmsprop(g: Tensor, state: State, n: Numbers) -> tuple[Tensor, State]:
-    v = _average(state["v"], n.betas[0], g * g)
-    return n.scale * g / (v / one_minus_power(n.betas[0], n.step) + n.eps).sqrt(), {"v": v}
-
-
-def _adamw(g: Tensor, state: State, n: Numbers) -> tuple[Tensor, State]:
-    m, v = _average(state["m"], n.betas[0], g), _average(state["v"], n.betas[1], g * g)
-    correction1, correction2 = (one_minus_power(beta, n.step) for beta in n.betas)
-    rms = (v / correction2 + TINY).sqrt()
-    return n.scale * (m / correction1) / (rms + n.eps), {"m": m, "v": v}
-
-
-def _lion(g: Tensor, state: State, n: Numbers) -> tuple[Tensor, State]:
-    c, rho = n.betas
-    u = torch.sign(c * state["m"] + (1.0 - c) * g)
-    return n.scale * u, {"m": _average(state["m"], rho, g)}
+        betas = n.betas
+        match self.name:
+            case "sgd":
+                return n.scale * g, {}
+            case "sgdm":
+                m = averaged("m", betas[0], g)
+                return n.scale * m, {"m": m}
+            case "rmsprop":
+                v = averaged("v", betas[0], g * g)
+                rms = (v / one_minus_power(betas[0], n.step) + n.eps).sqrt()
+                return n.scale * g / rms, {"v": v}
+            case "adamw" | "adam":
+                m, v = averaged("m", betas[0], g), averaged("v", betas[1], g * g)
+                correction1, correction2 = (one_minus_power(beta, n.step) for beta in betas)
+                rms = (v / correction2 + TINY).sqrt()
+                return n.scale * (m / correction1) / (rms + n.eps), {"m": m, "v": v}
+            case "lion":
+                u = torch.sign(betas[0] * state["m"] + (1.0 - betas[0]) * g)
+                return n.scale * u, {"m": averaged("m", betas[1], g)}
+        return torch.zeros_like(g), {}  # fixed
 
 
 # The bounds are far from anything useful on both sides: they stop what has gone wrong and nothing
 # else.
-BASES: dict[str, Rule] = {
-    rule.name: rule
-    for rule in (
-        Rule("sgd", (), (), 0.0, _sgd, high=10.0),
-        Rule("sgdm", (0.9,), ("m",), 0.0, _sgdm, high=10.0),
-        Rule("rmsprop", (0.999,), ("v",), 1e-10, _rmsprop, high=0.1),
-        Rule("adamw", (0.9, 0.999), ("m", "v"), 1e-8, _adamw, high=0.1),
-        Rule("lion", (0.9, 0.99), ("m",), 0.0, _lion, high=0.03),
-    )
+BASES = {
+    "sgd": Rule("sgd", high=10.0),
+    "sgdm": Rule("sgdm", (0.9,), ("m",), high=10.0),
+    "rmsprop": Rule("rmsprop", (0.999,), ("v",), 1e-10, high=0.1),
+    "adamw": Rule("adamw", (0.9, 0.999), ("m", "v"), 1e-8, high=0.1),
+    "lion": Rule("lion", (0.9, 0.99), ("m",), high=0.03),
 }
 
-METAS: dict[str, Rule] = {
-    rule.name: rule
-    for rule in (
-        Rule("fixed", (), (), 0.0, _fixed),
-        BASES["sgd"],
-        replace(BASES["rmsprop"], eps=META_EPS * META_EPS),
-        replace(BASES["adamw"], name="adam", eps=META_EPS),
-        BASES["lion"],
-    )
+METAS = {
+    "fixed": Rule("fixed"),
+    "sgd": BASES["sgd"],
+    "rmsprop": replace(BASES["rmsprop"], eps=META_EPS * META_EPS),
+    "adam": replace(BASES["adamw"], name="adam", eps=META_EPS),
+    "lion": BASES["lion"],
 }
 
 
@@ -244,8 +228,9 @@ def meta_step(
     """
     count = state["count"] + 1
     new = meta_update(meta, {**state, "count": count}, z, lr, betas)
-    usable = torch.isfinite(z) & torch.isfinite(new["beta"])
+    taken = torch.isfinite(z) & torch.isfinite(new["beta"])
     new = {**new, "beta": limits.bounded(state["beta"], new["beta"]), "count": count}
-    bad = ~usable if active is None else ~usable & active
-    taken = usable if active is None else usable & active
+    bad = ~taken
+    if active is not None:
+        taken, bad = taken & active, bad & active
     return {name: torch.where(taken, new[name], old) for name, old in state.items()}, bad

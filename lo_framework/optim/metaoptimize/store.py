@@ -8,7 +8,7 @@ call of a kernel gets.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lo_framework.optim.arena import Pack, form_packs, keep_plan, stretches
 from lo_framework.optim.blocks import Blocks
-from lo_framework.optim.metaoptimize.rules import Number, State
+from lo_framework.optim.metaoptimize.rules import Number, Numbers, Rule, State
 
 
 def sizes_of(device: torch.device) -> tuple[int, int]:
@@ -102,10 +102,10 @@ class Piece(NamedTuple):
 class Run:
     pack: Pack
     members: tuple[int, ...]
+    tensors: list[Tensor]  # the members themselves
     begin: int
     end: int
     pieces: list[Piece]
-    shapes: list[torch.Size]  # of the members
     _sides: list[tuple[Tensor, list[Tensor]]] = field(default_factory=list, init=False)
 
     @cached_property
@@ -122,31 +122,46 @@ class Run:
         ]
         return [{name: x[..., part] for name, x in self.pack.state.items()} for part in parts]
 
-    def loaded(self, params: Sequence[Tensor], scratch: Scratch) -> tuple[Tensor, Tensor]:
+    def shaped(self, flat: Tensor) -> list[Tensor]:
+        """Views of ``flat [n]`` in the shapes of the members."""
+        parts = flat.split([p.numel() for p in self.tensors])
+        return [part.view(p.shape) for part, p in zip(parts, self.tensors)]
+
+    def load(self, scratch: Scratch) -> tuple[Tensor, Tensor]:
         """Weights and gradients; a single tensor where it lies if it is contiguous, several side by
         side in ``scratch``, in the dtype of state.
         """
-        grads = [p.grad for p in params]
-        if len(params) == 1:
-            return params[0].reshape(-1), grads[0].reshape(-1)  # type: ignore[union-attr]
+        grads = [p.grad for p in self.tensors]
+        if len(grads) == 1:
+            return self.tensors[0].reshape(-1), grads[0].reshape(-1)  # type: ignore[union-attr]
         if not self._sides:
             # Views are kept, since making them takes longer than copying.
-            pack, sizes = self.pack, [shape.numel() for shape in self.shapes]
+            where = self.pack.device, compute_dtype(self.pack.dtype), self.end - self.begin
             for name in ("weights", "grads"):
-                dtype = compute_dtype(pack.dtype)
-                flat = scratch.of(pack.device, dtype, self.end - self.begin, name)
-                parts = [x.view(shape) for x, shape in zip(flat.split(sizes), self.shapes)]
-                self._sides.append((flat, parts))
-        for (_, parts), tensors in zip(self._sides, (params, grads)):
+                flat = scratch.of(*where, name)
+                self._sides.append((flat, self.shaped(flat)))
+        for (_, parts), tensors in zip(self._sides, (self.tensors, grads)):
             torch._foreach_copy_(parts, tensors)  # type: ignore[arg-type]
         return self._sides[0][0], self._sides[1][0]
 
-    def unload(self, flat: Tensor, params: Sequence[Tensor]) -> None:
-        """Copy what was `loaded` into the parameters, unless it is their memory."""
-        if len(params) > 1:
-            torch._foreach_copy_(list(params), self._sides[0][1])
-        elif flat.data_ptr() != params[0].data_ptr():
-            params[0].copy_(flat.view(params[0].shape))
+    def unload(self, flat: Tensor) -> None:
+        """Copy what was loaded into the parameters, unless it is their memory."""
+        if self._sides:
+            torch._foreach_copy_(self.tensors, self._sides[0][1])
+        elif flat.data_ptr() != self.tensors[0].data_ptr():
+            self.tensors[0].copy_(flat.view(self.tensors[0].shape))
+
+
+class Work(NamedTuple):
+    """A run in one step: its weights and gradients side by side, what multiplies its step sizes,
+    and the numbers of the base.
+    """
+
+    run: Run
+    weights: Tensor
+    grads: Tensor
+    lr: Number
+    n: Numbers
 
 
 @dataclass(eq=False)
@@ -158,46 +173,6 @@ class Plan:
     active: Tensor | None  # which blocks have a gradient, [m]; None: all of them
 
 
-def make_plan(
-    packs: Iterable[Pack],
-    active: Sequence[int],
-    ages: Sequence[int],
-    params: Sequence[Tensor],
-    blocks: Blocks,
-    device: torch.device,
-) -> Plan:
-    """The plan for the parameters ``active``; ``ages`` counts the steps that each has made."""
-    runs = _runs(packs, active, ages, params, blocks)
-    owners = [piece.block for run in runs for piece in run.pieces if piece.segments is None]
-    mask = torch.zeros(blocks.size, dtype=torch.bool)
-    for i in active:
-        first, count = blocks.spreads[i]
-        mask[first : first + count] = True
-    return Plan(
-        runs,
-        torch.tensor(owners, dtype=torch.int64, device=device),
-        None if bool(mask.all()) else mask.to(device),
-    )
-
-
-def _runs(
-    packs: Iterable[Pack],
-    active: Sequence[int],
-    ages: Sequence[int],
-    params: Sequence[Tensor],
-    blocks: Blocks,
-) -> list[Run]:
-    wanted, runs = set(active), []
-    for pack in packs:
-        chunk = sizes_of(pack.device)[1]
-        for first, last in stretches([ages[i] if i in wanted else None for i in pack.members]):
-            members = pack.members[first:last]
-            pieces = list(_pieces(members, params, blocks, chunk, pack.device))
-            shapes = [params[i].shape for i in members]
-            runs.append(Run(pack, members, pack.offsets[first], pack.offsets[last], pieces, shapes))
-    return runs
-
-
 class _Cut(NamedTuple):
     """Consecutive elements: ``num`` segments of ``length`` that belong to the blocks from ``block``
     on.
@@ -206,53 +181,6 @@ class _Cut(NamedTuple):
     block: int
     num: int
     length: int
-
-
-def _cuts(
-    members: Iterable[int], params: Sequence[Tensor], blocks: Blocks, chunk: int
-) -> Iterator[_Cut]:
-    """The elements of some tensors in order, cut so that nothing is longer than ``chunk``."""
-    for i in members:
-        first, count = blocks.spreads[i]
-        length = params[i].numel() // count if count else 0
-        if length >= chunk or count == 1:
-            for block in range(first, first + count):
-                for begin in range(0, length, chunk):
-                    yield _Cut(block, 1, min(chunk, length - begin))
-        elif length:
-            rows = chunk // length
-            for begin in range(0, count, rows):
-                yield _Cut(first + begin, min(rows, count - begin), length)
-
-
-def _pieces(
-    members: Iterable[int],
-    params: Sequence[Tensor],
-    blocks: Blocks,
-    chunk: int,
-    device: torch.device,
-) -> Iterator[Piece]:
-    begin, size = 0, 0
-    together: list[_Cut] = []
-    for cut in _cuts(members, params, blocks, chunk):
-        if together and size + cut.num * cut.length > chunk:
-            yield _piece(together, begin, begin + size, device)
-            begin, size, together = begin + size, 0, []
-        together.append(cut)
-        size += cut.num * cut.length
-    if together:
-        yield _piece(together, begin, begin + size, device)
-
-
-def _piece(cuts: Sequence[_Cut], begin: int, end: int, device: torch.device) -> Piece:
-    part = slice(begin, end)
-    if all(cut.num == 1 and cut.block == cuts[0].block for cut in cuts):
-        return Piece(part, cuts[0].block, None)
-    ids = torch.cat([torch.arange(cut.block, cut.block + cut.num) for cut in cuts]).to(device)
-    if all(cut.length == 1 for cut in cuts):
-        return Piece(part, -1, Segments(ids, None))
-    lengths = torch.cat([torch.full((cut.num,), cut.length) for cut in cuts]).to(device)
-    return Piece(part, -1, Segments(ids, lengths))
 
 
 class Store:
@@ -266,6 +194,7 @@ class Store:
 
     def __init__(self, rows: Mapping[str, int | None], show: Callable[[int, State], None]) -> None:
         self.rows, self.show = dict(rows), show
+        self.scratch = Scratch()
         self.ages: list[int] = []
         self.packs: list[Pack] = []
         self._plans: dict[Hashable, Plan] = {}
@@ -287,9 +216,32 @@ class Store:
 
         def make() -> Plan:
             self._allocate(active)
-            return make_plan(self.packs, active, self.ages, self.params, self.blocks, device)
+            runs = self._runs(set(active))
+            owners = [piece.block for run in runs for piece in run.pieces if piece.segments is None]
+            mask = torch.zeros(self.blocks.size, dtype=torch.bool)
+            for first, count in (self.blocks.spreads[i] for i in active):
+                mask[first : first + count] = True
+            return Plan(
+                runs,
+                torch.tensor(owners, dtype=torch.int64, device=device),
+                None if bool(mask.all()) else mask.to(device),
+            )
 
         return keep_plan(self._plans, tuple((i, self.ages[i] - age) for i in active), make)
+
+    def works(
+        self, plan: Plan, groups: Sequence[dict[str, Any]], base: Rule, gamma: float
+    ) -> Iterator[Work]:
+        """Yield one run after the other; what was done to its weights is then put back."""
+        for run in plan.runs:
+            group, step = groups[run.pack.group], self.ages[run.members[0]] + 1
+            n = Numbers(group[base.betas_key], group["eps"], step, group["weight_decay"], gamma)
+            lr = group["lr"]
+            if not isinstance(lr, Tensor) or lr.device.type == "cpu":
+                lr = float(lr)  # an accelerator would have to be waited for
+            weights, grads = run.load(self.scratch)
+            yield Work(run, weights, grads, lr, n)
+            run.unload(weights)
 
     def grow_rows(self, rows: Mapping[str, int | None]) -> None:
         """More rows, of zeros, where ``rows`` asks for them."""
@@ -335,3 +287,51 @@ class Store:
         """Packs without state of the parameters from ``first`` on."""
         places = range(first, len(self.params))
         return form_packs(places, self.params, self.group_of, sizes_of, mix_dtypes=False)
+
+    def _runs(self, wanted: Set[int]) -> list[Run]:
+        runs = []
+        for pack in self.packs:
+            ages = [self.ages[i] if i in wanted else None for i in pack.members]
+            for first, last in stretches(ages):
+                members, ends = pack.members[first:last], (pack.offsets[first], pack.offsets[last])
+                tensors = [self.params[i] for i in members]
+                runs.append(
+                    Run(pack, members, tensors, *ends, list(self._pieces(members, pack.device)))
+                )
+        return runs
+
+    def _cuts(self, members: Iterable[int], chunk: int) -> Iterator[_Cut]:
+        """The elements of some tensors in order, cut so that nothing is longer than ``chunk``."""
+        for i in members:
+            first, count = self.blocks.spreads[i]
+            length = self.params[i].numel() // count if count else 0
+            if length >= chunk or count == 1:
+                for block in range(first, first + count):
+                    for begin in range(0, length, chunk):
+                        yield _Cut(block, 1, min(chunk, length - begin))
+            elif length:
+                rows = chunk // length
+                for begin in range(0, count, rows):
+                    yield _Cut(first + begin, min(rows, count - begin), length)
+
+    def _pieces(self, members: Iterable[int], device: torch.device) -> Iterator[Piece]:
+        chunk = size = sizes_of(device)[1]
+        together: list[list[_Cut]] = []
+        for cut in self._cuts(members, chunk):
+            if size + cut.num * cut.length > chunk:
+                together.append([])
+                size = 0
+            together[-1].append(cut)
+            size += cut.num * cut.length
+        begin = 0
+        for cuts in together:
+            part = slice(begin, begin + sum(cut.num * cut.length for cut in cuts))
+            begin = part.stop
+            if all(cut.num == 1 and cut.block == cuts[0].block for cut in cuts):
+                yield Piece(part, cuts[0].block, None)
+                continue
+            ids = torch.cat([torch.arange(cut.block, cut.block + cut.num) for cut in cuts])
+            lengths = None
+            if any(cut.length > 1 for cut in cuts):
+                lengths = torch.cat([torch.full((cut.num,), cut.length) for cut in cuts]).to(device)
+            yield Piece(part, -1, Segments(ids.to(device), lengths))

@@ -7,129 +7,239 @@ enters a step is ``gamma`` times the tangents after the last one, plus ``(1 - ga
 shift of beta; the Hessian's part of Y thus gets a gamma of its own.
 
 Columns: ``joint`` follows one shift of all betas together (C = 1), ``per-block`` one of each block
-(C = m).
+(C = m). State beside the base's own: ``h [C, n]``, ``h_m`` and ``h_v`` (tangents of the moments),
+``q`` for the 3x3 form; and Y, the tangents of the meta state.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import islice
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.forward_ad import dual_level, make_dual, unpack_dual
 
+from lo_framework.errors import UserError
+from lo_framework.optim.metaoptimize.derivatives import product
 from lo_framework.optim.metaoptimize.rules import Number, Numbers, Rule, State, advance, meta_update
+from lo_framework.optim.metaoptimize.settings import Settings
+from lo_framework.optim.metaoptimize.store import Plan, Work, compute_dtype
 
 MAX_COLUMNS = 64  # one Hessian-vector product and one more copy of the parameters each
 
 
-def load_forward_mode() -> None:
-    """Let torch load what its forward mode needs, without the deprecation warnings that it causes
-    in torch itself.
-    """
-    with warnings.catch_warnings(), dual_level():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        make_dual(torch.zeros(1, device="cpu"), torch.zeros(1, device="cpu"))
+class ExactTrace:
+    """The tangents of one optimizer.
 
-
-def unit_shifts(columns: int, blocks: int, beta: Tensor) -> Tensor:
-    """d beta by the shifts of the columns, ``[C, m]``."""
-    return (
-        torch.eye(blocks).to(beta) if columns > 1 or blocks == 1 else torch.ones(1, blocks).to(beta)
-    )
-
-
-def fresh_tangents(meta: Rule, shifts: Tensor) -> State:
-    """Y at the start: as if past shifts had persisted, ``[C, m]`` for beta and each moment."""
-    return {"beta": shifts, **{name: torch.zeros_like(shifts) for name in meta.state}}
-
-
-def injected(tangents: State, shifts: Tensor, gamma: float) -> Tensor:
-    """The change of today's beta that the next step sees, ``[C, m]``."""
-    return gamma * tangents["beta"] + (1.0 - gamma) * shifts
-
-
-def base_tangents(
-    base: Rule,
-    w: Tensor,
-    g: Tensor,
-    state: State,
-    beta: Tensor,
-    lr: Number,
-    n: Numbers,
-    tangents: Sequence[tuple[Tensor, Tensor, State, Tensor]],
-) -> tuple[Tensor, State, list[tuple[Tensor, State]]]:
-    """Weights and state after one step, and their new tangents for every column.
-
-    ``tangents``: of w, g, state and beta (shaped as ``beta``: 0-d, or one per element).
+    Attributes:
+        columns: C, shifts of beta that are followed.
+        tangents: Y, ``[C, m]`` each.
     """
 
-    columns = []
-    for dw, dg, dstate, dbeta in tangents:
-        with dual_level():
-            alpha = lr * make_dual(beta, dbeta).exp().to(w.dtype)
-            duals = {name: make_dual(x, dstate[name]) for name, x in state.items()}
-            moved, new = advance(base, make_dual(w, dw), make_dual(g, dg), duals, alpha, n)
-            new_w, new_dw = _parted(moved)
-            parted = {name: _parted(x) for name, x in new.items()}
-        columns.append((new_dw, {name: tangent for name, (_, tangent) in parted.items()}))
-    return new_w, {name: primal for name, (primal, _) in parted.items()}, columns
+    def __init__(self, kind: str, products: str, base: Rule, meta: Rule, beta: Tensor) -> None:
+        self.kind, self.products, self.base, self.meta = kind, products, base, meta
+        # torch loads what its forward mode needs, with deprecation warnings that are its own.
+        with warnings.catch_warnings(), dual_level():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            make_dual(torch.zeros(1, device="cpu"), torch.zeros(1, device="cpu"))
+        self.start(beta)
 
+    def start(self, beta: Tensor) -> None:
+        """Set Y as in the beginning: as if past shifts had persisted.
 
-def meta_tangents(
-    meta: Rule,
-    state: State,
-    z: Tensor,
-    lr: Number,
-    betas: Sequence[float],
-    shift: Tensor,
-    tangents: State,
-    dz: Tensor,
-    gamma: float,
-) -> State:
-    """Y after the meta step, ``[C, m]``: ``shift`` is what `injected` gives, ``dz`` each column's
-    change of z.
+        Raises:
+            UserError: more blocks than can be followed one by one.
+        """
+        blocks = beta.shape[0]
+        self.columns = self.columns_for(blocks)
+        shifts = torch.eye(blocks) if self.columns == blocks else torch.ones(1, blocks)
+        self._shifts = shifts.to(beta)  # d beta by the shift of each column, [C, m]
+        zeros = {name: torch.zeros_like(self._shifts) for name in self.meta.state}
+        self.tangents = {"beta": self._shifts.clone(), **zeros}
 
-    Bounds and caps are not differentiated: a step size at its bound must keep a trace, or it could
-    never leave.
-    """
-    count, columns = state["count"] + 1, []
-    for c in range(shift.shape[0]):
-        with dual_level():
-            dual = {name: make_dual(state[name], gamma * tangents[name][c]) for name in meta.state}
-            dual["beta"] = make_dual(state["beta"], shift[c])
-            new = meta_update(meta, {**dual, "count": count}, make_dual(z, dz[c]), lr, betas)
-            columns.append({name: _parted(new[name])[1] for name in tangents})
-    return {name: torch.stack([column[name] for column in columns]) for name in tangents}
+    def columns_for(self, blocks: int) -> int:
+        if self.products == "joint":
+            return 1
+        if blocks > MAX_COLUMNS:
+            raise UserError(
+                'products "per-block" makes one Hessian-vector product per block and step: '
+                f'{blocks} blocks are more than {MAX_COLUMNS}; use "joint" or fewer blocks'
+            )
+        return blocks
+
+    def grow(self, beta: Tensor) -> None:
+        """Blocks were added at the end."""
+        old, columns = self.tangents, self.columns
+        self.start(beta)
+        for name, x in old.items():
+            self.tangents[name][:columns, : x.shape[1]] = x
+
+    def state_names(self) -> tuple[str, ...]:
+        """Names of the per-parameter state with one row per column."""
+        return ("h", "q") if self.kind == "full" else ("h", *(f"h_{k}" for k in self.base.state))
+
+    def step(
+        self,
+        plan: Plan,
+        works: Iterable[Work],
+        graph: Sequence[Tensor | None],
+        beta: Tensor,
+        gamma: float,
+    ) -> tuple[Tensor, Tensor]:
+        """Update parameters and state; gives the meta-gradients ``[m]`` of before and their
+        tangents ``[C, m]``.
+        """
+        leaves = [p for run in plan.runs for p in run.tensors]
+        grads: list[Any] = [graph[i] for run in plan.runs for i in run.members]
+        h = self._columns(plan, "h")
+        if self.kind == "full":
+            ch = product(grads, leaves, h[0], create_graph=True)
+            third = product(ch, leaves, h[0])
+            cq = product(grads, leaves, self._columns(plan, "q")[0])
+            lists = [[x.detach() for x in ch], third, cq]
+        else:
+            lists = [product(grads, leaves, v) for v in h]
+        of_runs = [iter(row) for row in lists]
+        z, dz = torch.zeros_like(beta), torch.zeros_like(self._shifts)
+        shift = self._injected(gamma)
+        for run, weights, all_grads, lr, n in works:
+            dtype, device = compute_dtype(run.pack.dtype), run.pack.device
+            rows = [
+                torch.cat([x.reshape(-1) for x in islice(row, len(run.members))]) for row in of_runs
+            ]
+            products = torch.stack(rows).to(dtype)
+            for piece, state in zip(run.pieces, run.states):
+                w, g = weights[piece.part].to(dtype), all_grads[piece.part].to(dtype)
+                p, h_piece = products[:, piece.part], state["h"]
+                if self.columns == 1:
+                    piece.add_sums(h_piece[0] * g, z)
+                    extra = g * state["q"][0] if self.kind == "full" else 0.0
+                    piece.add_sums(h_piece[0] * p[0] + extra, dz[0])
+                else:
+                    z += (h_piece @ g).to(z)
+                    dz += (p @ h_piece.T).to(dz)
+                own_beta = piece.spread(beta.to(device), beta.dtype)
+                own_shift = piece.spread(shift.to(device), beta.dtype)
+                move = self._move_full if self.kind == "full" else self._move
+                weights[piece.part].copy_(move(w, g, p, state, own_beta, own_shift, lr, n))
+        return z, gamma * dz
+
+    def carry(
+        self, before: State, taken: Tensor, z: Tensor, dz: Tensor, settings: Settings
+    ) -> None:
+        """Set Y to what it is after the meta step (``taken [m]``: where there was one).
+
+        Bounds and caps are not differentiated: a step size at its bound must keep a trace, or it
+        could never leave.
+
+        Args:
+            before: the meta state that the step began with.
+            dz: the change of ``z`` by each column.
+        """
+        if self.kind == "l":
+            return
+        gamma, columns = settings.gamma, []
+        shift = self._injected(gamma)
+        still = {name: shift if name == "beta" else gamma * x for name, x in self.tangents.items()}
+        for c in range(self.columns):
+            with dual_level():
+                dual = {name: make_dual(before[name], x[c]) for name, x in still.items()}
+                new = meta_update(
+                    self.meta,
+                    {**dual, "count": before["count"] + 1},
+                    make_dual(z, dz[c]),
+                    settings.meta_lr,
+                    settings.meta_betas,
+                )
+                columns.append({name: _parted(new[name])[1] for name in still})
+        self.tangents = {
+            name: torch.where(taken, torch.stack([column[name] for column in columns]), x)
+            for name, x in still.items()
+        }
+
+    def reset(self, plan: Plan, beta: Tensor) -> None:
+        """All tangents as in the beginning."""
+        self.start(beta)
+        for run in plan.runs:
+            for name in self.state_names():
+                run.pack.state[name].zero_()
+
+    def _injected(self, gamma: float) -> Tensor:
+        """The change of today's beta that the next step sees, ``[C, m]``."""
+        return gamma * self.tangents["beta"] + (1.0 - gamma) * self._shifts
+
+    def _columns(self, plan: Plan, name: str) -> list[list[Tensor]]:
+        """A tangent of the weights as one list of tensors for each column."""
+        of_runs = [(run, run.pack.state[name][:, run.begin : run.end]) for run in plan.runs]
+        return [
+            [x for run, rows in of_runs for x in run.shaped(rows[c])] for c in range(self.columns)
+        ]
+
+    def _move(
+        self,
+        w: Tensor,
+        g: Tensor,
+        products: Tensor,
+        state: State,
+        beta: Tensor,
+        shift: Tensor,
+        lr: Number,
+        n: Numbers,
+    ) -> Tensor:
+        """The weights of one piece after a step, with its state and tangents moved in place.
+
+        ``beta`` and ``shift`` are 0-d, or have one value per element; ``products`` and ``shift``
+        have a row per column.
+        """
+        h, gamma = state["h"], n.gamma
+        for c in range(self.columns):
+            with dual_level():
+                alpha = lr * make_dual(beta, shift[c]).exp().to(w.dtype)
+                duals = {
+                    name: make_dual(state[name], gamma * state[f"h_{name}"][c])
+                    for name in self.base.state
+                }
+                dual_w, dual_g = make_dual(w, gamma * h[c]), make_dual(g, gamma * products[c])
+                moved, new = advance(self.base, dual_w, dual_g, duals, alpha, n)
+                new_w, h[c] = _parted(moved)
+                parted = {name: _parted(x) for name, x in new.items()}
+            for name, (_, tangent) in parted.items():
+                state[f"h_{name}"][c] = tangent
+        for name, (value, _) in parted.items():
+            state[name].copy_(value)
+        return new_w
+
+    def _move_full(
+        self,
+        w: Tensor,
+        g: Tensor,
+        products: Tensor,
+        state: State,
+        beta: Tensor,
+        shift: Tensor,
+        lr: Number,
+        n: Numbers,
+    ) -> Tensor:
+        """SGD's weights after a step, with trace h and second trace q moved by the 3x3 form.
+
+        The rows of ``products`` are the Hessian C times h, d(C h)/dw times h, and C times q.
+        """
+        (ch, third, cq), h, q, moved = products, state["h"][0], state["q"][0], shift[0]
+        alpha, kappa, gamma = lr * beta.exp(), n.kappa, n.gamma
+        # Weight decay is a quadratic added to the loss.
+        g, ch, cq = g + kappa * w, ch + kappa * h, cq + kappa * q
+        new_q = -moved * alpha * (gamma * ch + moved * g)
+        new_q = new_q - gamma * alpha * (gamma * third + moved * ch)
+        new_q = new_q + gamma * gamma * (q - alpha * cq)
+        new_h = gamma * (h - alpha * ch) - moved * alpha * g
+        state["h"][0], state["q"][0] = new_h, new_q
+        return w - alpha * g
 
 
 def _parted(x: Tensor) -> tuple[Tensor, Tensor]:
     """Value and tangent of a dual number."""
     primal, tangent = unpack_dual(x)
     return primal, torch.zeros_like(primal) if tangent is None else tangent
-
-
-def full_step(
-    w: Tensor,
-    g: Tensor,
-    h: Tensor,
-    q: Tensor,
-    ch: Tensor,
-    third: Tensor,
-    cq: Tensor,
-    alpha: Number,
-    shift: Number,
-    n: Numbers,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """SGD's weights w, trace h and second trace q after a step of the 3x3 form.
-
-    ``g`` is the gradient, ``ch`` and ``cq`` are the Hessian C times h and q, ``third`` is d(C h)/dw
-    times h, ``shift`` the change of today's log step size that this step sees.
-    """
-    kappa, gamma = n.kappa, n.gamma
-    # Weight decay is a quadratic added to the loss.
-    g, ch, cq = g + kappa * w, ch + kappa * h, cq + kappa * q
-    new_q = -shift * alpha * (gamma * ch + shift * g) - gamma * alpha * (gamma * third + shift * ch)
-    new_q = new_q + gamma * gamma * (q - alpha * cq)
-    return w - alpha * g, gamma * (h - alpha * ch) - shift * alpha * g, new_q

@@ -191,3 +191,15 @@ def test_closures_with_and_without_backward_agree(backward: bool) -> None:
         )
     tools.run(tools.make(others, "adamw", "adam", trace="2x2"), others, range(3))
     assert torch.equal(tools.flat(params), tools.flat(others))
+
+
+def test_blocks_added_later_leave_the_shifts_of_beta_as_they_are() -> None:
+    """With gamma 0 the next step sees a fresh shift of each block, whatever the tangents are."""
+    params = tools.parameters()
+    options = {"trace": "2x2", "products": "per-block", "blocks": "tensor", "gamma": 0.9}
+    optimizer = tools.make(params[:2], "sgd", "sgd", **options)
+    tools.run(optimizer, params[:2], range(3))
+    optimizer.add_param_group({"params": params[2:]})
+    assert optimizer._exact is not None
+    assert not torch.equal(optimizer._exact.tangents["beta"], torch.eye(len(params), dtype=D))
+    assert torch.equal(optimizer._exact._injected(0.0), torch.eye(len(params), dtype=D))
