@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from lo_framework.learned import make_learned as make_learned
     from lo_framework.learned import register_learned as register_learned
     from lo_framework.learned import save as save
-    from lo_framework.meta_train.train import train as train
+    from lo_framework.meta_train.run import train as train
     from lo_framework.objectives import make_objective as make_objective
     from lo_framework.optim import ASAM as ASAM
     from lo_framework.optim import FSAM as FSAM
@@ -53,7 +53,7 @@ _HOMES = {
     "eval": ("evaluate",),
     "inner.step": ("Family",),
     "learned": ("LearnedOptimizer", "load", "make_learned", "register_learned", "save"),
-    "meta_train.train": ("train",),
+    "meta_train.run": ("train",),
     "objectives": ("make_objective",),
     "optim": (
         *("ASAM", "FSAM", "GAM", "GSAM", "SAM", "GuardConfig", "Learned", "LookSAM"),

@@ -35,7 +35,7 @@ from typing import Any, NoReturn
 
 from lo_framework.errors import UserError, describe, nearest, shown
 from lo_framework.namespace import HOME
-from lo_framework.schema import Mismatch, convert, read_json
+from lo_framework.schema import Mismatch, convert, read_json, required
 
 _SIGNAL = 128  # shells report a program that a signal ended as 128 + its number
 SIGINT, SIGPIPE = _SIGNAL + 2, _SIGNAL + 13
@@ -113,9 +113,10 @@ class Parser(argparse.ArgumentParser):
         flag = field.metadata.get("option", field.name).replace("_", "-")
         flag = flag if positional else f"--no-{flag}" if off else f"--{flag}"
         self.flags[field.name] = flag
-        required = field.default is field.default_factory is dataclasses.MISSING
         usual = field.default
-        if not (required or several or isinstance(usual, bool) or usual in ("", None)):
+        if required(field):
+            self.required[field.name] = flag
+        elif not (several or isinstance(usual, bool) or usual in ("", None)):
             text += f" (default: {usual})"
         options: dict[str, Any] = {"help": text.strip().replace("%", "%%")}
         if hint is bool:
@@ -125,8 +126,6 @@ class Parser(argparse.ArgumentParser):
         if hint is not bool:
             word = "DIR" if flag.endswith(("out", "dir")) else "TEXT"
             options["metavar"] = field.metadata.get("metavar", _METAVARS.get(hint, word))
-        if required:
-            self.required[field.name] = flag
         if positional:
             options["nargs"] = "*" if several else "?"
             self.add_argument(field.name, **options)
@@ -134,11 +133,8 @@ class Parser(argparse.ArgumentParser):
             self.add_argument(flag, dest=field.name, **options)
 
     def _converted(self, name: str, value: Any) -> Any:
-        hint = self.hints[name]
         try:
-            if typing.get_origin(hint) is tuple and isinstance(value, list):
-                return tuple(convert(each, typing.get_args(hint)[0], text=True) for each in value)
-            return convert(value, hint, text=True)
+            return convert(value, self.hints[name], text=True)
         except Mismatch as error:
             raise UserError(f"{self.flags[name]}: {error.expected}, not {value!r:.80}") from None
 
@@ -174,12 +170,10 @@ def field_docs(config: type) -> dict[str, str]:
             (tree,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
         except (OSError, TypeError, ValueError, SyntaxError):  # no source: options without help
             continue
-        body = getattr(tree, "body", [])
-        for node, after in itertools.pairwise(body):
-            if isinstance(node, ast.AnnAssign) and isinstance(after, ast.Expr):
-                text = getattr(after.value, "value", None)
-                if isinstance(text, str):
-                    texts[ast.unparse(node.target)] = " ".join(text.split())
+        for pair in itertools.pairwise(getattr(tree, "body", [])):
+            match pair:
+                case ast.AnnAssign(target=field), ast.Expr(value=ast.Constant(value=str(text))):
+                    texts[ast.unparse(field)] = " ".join(text.split())
     return texts
 
 

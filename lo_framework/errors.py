@@ -32,13 +32,13 @@ def choose(kind: str, name: Any, known: Collection[str]) -> str:
     return str(name)
 
 
-def describe(error: BaseException) -> str:
+def describe(error: BaseException, *, place: bool = True) -> str:
     """``TypeError: message (file.py, line 3)`` in one line; a person's error by its own words."""
     if isinstance(error, UserError):
         return visible(" ".join(str(error).split()))
-    frames = traceback.extract_tb(error.__traceback__)
-    place = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
-    return visible(f"{type(error).__name__}: {first_line(error)}{place}")
+    frames = traceback.extract_tb(error.__traceback__) if place else []
+    where = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
+    return visible(f"{type(error).__name__}: {first_line(error)}{where}")
 
 
 def first_line(error: BaseException) -> str:

@@ -14,6 +14,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import accumulate, groupby
+from operator import itemgetter
 from typing import Any, ClassVar
 
 import torch
@@ -69,17 +71,17 @@ class Layout:
         sizes = [tuple(int(d) for d in shape) for shape in shapes.values()]
         if not sizes:
             raise ValueError("a layout needs at least one tensor")
-        roles, layers = _roles(list(shapes), sizes), _layer_index(sizes)
-        last = max(max(layers), 1)
+        # A layer begins with each tensor of two or more dimensions; vectors belong to the layer
+        # before them.
+        layers = [max(n - 1, 0) for n in accumulate(len(shape) >= 2 for shape in sizes)]
         numbers = [layer_number(name) or 0 for name in shapes]
+        columns = zip(shapes, sizes, _roles(list(shapes), sizes), layers, numbers, strict=True)
+        deepest, greatest = max(*layers, 1), max(*numbers, 1)
         slots, offset = [], 0
-        for name, shape, role, layer, number in zip(
-            shapes, sizes, roles, layers, numbers, strict=True
-        ):
+        for name, shape, role, layer, number in columns:
             numel = math.prod(shape)
-            slots.append(
-                Slot(name, shape, offset, numel, role, layer / last, number / max(*numbers, 1))
-            )
+            depth, numbered = layer / deepest, number / greatest
+            slots.append(Slot(name, shape, offset, numel, role, depth, numbered))
             offset += numel
         return Layout(tuple(slots))
 
@@ -176,17 +178,6 @@ def layer_number(name: str) -> int | None:
     return next((int(word) for word in name.split(".") if word.isdecimal()), None)
 
 
-def _layer_index(sizes: list[tuple[int, ...]]) -> list[int]:
-    """A layer begins with each tensor of two or more dimensions; vectors belong to the layer before
-    them.
-    """
-    index, layers = -1, []
-    for shape in sizes:
-        index += len(shape) >= 2
-        layers.append(max(index, 0))
-    return layers
-
-
 def _roles(names: list[str], sizes: list[tuple[int, ...]]) -> list[str]:
     """Roles by shape and order, so that a bare ``model.parameters()`` gives the same ones as named
     parameters.
@@ -196,18 +187,14 @@ def _roles(names: list[str], sizes: list[tuple[int, ...]]) -> list[str]:
     there the name decides, where there is one.
     """
     roles: list[str] = []
-    i = 0
-    while i < len(sizes):
-        shape, name = sizes[i], names[i].lower()
-        if len(shape) >= 2:
-            is_embedding = len(shape) == 2 and ("embed" in name or ".wte" in name or ".wpe" in name)
-            roles.append("embedding" if is_embedding else "conv" if len(shape) >= 3 else "matrix")
-            i += 1
+    for shape, group in groupby(zip(names, sizes, strict=True), key=itemgetter(1)):
+        run = [name.lower() for name, _ in group]
+        if len(shape) < 2:
+            single = len(run) % 2
+            roles += ["bias"] * single + ["norm"] * (len(run) - single)
             continue
-        run = i
-        while run < len(sizes) and len(sizes[run]) < 2 and sizes[run] == shape:
-            run += 1
-        length = run - i
-        roles += ["bias"] * (length % 2) + ["norm"] * (length - length % 2)
-        i = run
+        usual = "conv" if len(shape) >= 3 else "matrix"
+        for name in run:
+            embeds = len(shape) == 2 and any(word in name for word in ("embed", ".wte", ".wpe"))
+            roles.append("embedding" if embeds else usual)
     return roles

@@ -10,12 +10,11 @@ import importlib.metadata
 import importlib.util
 import os
 import sys
-import traceback
 from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
 
-from lo_framework.spec import UserError, first_line
+from lo_framework.spec import UserError, describe
 
 GROUP = "lo_framework.plugins"
 
@@ -31,7 +30,9 @@ def load_plugins(names: Iterable[str] = ()) -> None:
         try:
             entry.load()
         except Exception as error:
-            raise UserError(f'plugin "{entry.name}" ({entry.value}): {_reason(error)}') from error
+            raise UserError(
+                f'plugin "{entry.name}" ({entry.value}): {_described(error)}'
+            ) from error
     for name in names:
         load_plugin(name)
 
@@ -49,7 +50,7 @@ def load_plugin(name: str) -> ModuleType:
     except UserError as error:
         raise UserError(f'plugin "{name}": {error}') from error
     except Exception as error:
-        raise UserError(f'plugin "{name}": {_reason(error)}') from error
+        raise UserError(f'plugin "{name}": {_described(error)}') from error
 
 
 def _load_file(path: Path) -> ModuleType:
@@ -74,10 +75,5 @@ def _load_file(path: Path) -> ModuleType:
     return module
 
 
-def _reason(error: Exception) -> str:
-    """``TypeError: message (file.py, line 3)`` on one line."""
-    frames = traceback.extract_tb(error.__traceback__)
-    place = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
-    return f"{type(error).__name__}: {first_line(error)}" + (
-        "" if isinstance(error, SyntaxError | ImportError) else place
-    )
+def _described(error: Exception) -> str:
+    return describe(error, place=not isinstance(error, SyntaxError | ImportError))

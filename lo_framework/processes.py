@@ -124,11 +124,11 @@ def _mapped(f: Callable[[Any], Any], kind: type, value: Any) -> Any:
         parts = [_mapped(f, kind, x) for x in value]
         return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        names = [field.name for field in dataclasses.fields(value) if field.init]
-        parts = [getattr(value, name) for name in names]
-        new = [_mapped(f, kind, part) for part in parts]
-        if any(x is not y for x, y in zip(parts, new)):
-            return dataclasses.replace(value, **dict(zip(names, new)))
+        fields = [field.name for field in dataclasses.fields(value) if field.init]
+        old = {name: getattr(value, name) for name in fields}
+        new = _mapped(f, kind, old)
+        if any(new[name] is not old[name] for name in fields):
+            return dataclasses.replace(value, **new)
     return value
 
 

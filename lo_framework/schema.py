@@ -233,15 +233,8 @@ def _literal(value: Any, choices: tuple[Any, ...], text: bool) -> Any:
 def _dataclass(value: Any, cls: type, text: bool) -> Any:
     if not isinstance(value, Mapping):
         raise Mismatch("expected an object with named fields", value)
-    fields = {f.name: f for f in dataclasses.fields(cls) if f.init}
-    values = {
-        key: _part(value[key], hints(cls)[key], f".{key}", text) for key in fields if key in value
-    }
-    for key in value:
-        if key not in fields:
-            near = nearest(key, fields) if isinstance(key, str) else ""
-            known = ", ".join(fields) or "none"
-            raise Mismatch(f"unknown field {shown(key)}{near}; known: {known}")
+    fields = known_fields(cls, value, "field")
+    values = {key: _part(x, hints(cls)[key], f".{key}", text) for key, x in value.items()}
     for key, field in fields.items():
         if key not in values and required(field):
             raise Mismatch(f'the field "{key}" is missing')
@@ -249,6 +242,19 @@ def _dataclass(value: Any, cls: type, text: bool) -> Any:
         return cls(**values)
     except ValueError as error:
         raise Mismatch(str(error)) from None
+
+
+def known_fields(
+    cls: type, given: Mapping[Any, Any], noun: str
+) -> dict[str, dataclasses.Field[Any]]:
+    """The fields of a dataclass by name; raises Mismatch where ``given`` has a name beside them."""
+    fields = {f.name: f for f in dataclasses.fields(cls) if f.init}
+    for key in given:
+        if key not in fields:
+            near = nearest(key, fields) if isinstance(key, str) else ""
+            known = ", ".join(fields) or "none"
+            raise Mismatch(f"unknown {noun} {shown(key)}{near}; known: {known}")
+    return fields
 
 
 def required(field: dataclasses.Field[Any]) -> bool:

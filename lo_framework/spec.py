@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from lo_framework.errors import UserError, describe, first_line, nearest, shown
-from lo_framework.schema import Mismatch, convert, hints, required
+from lo_framework.schema import Mismatch, convert, hints, known_fields, required
 
 __all__ = [
     "UserError",
@@ -102,24 +102,18 @@ def build_config(config_type: type[C], options: Mapping[str, Any], owner: str) -
         UserError: an unknown key, a text its field cannot hold, a missing field without default, or
             a ValueError of the config's own ``__post_init__``.
     """
-    types = hints(config_type)
-    fields = {f.name: f for f in dataclasses.fields(config_type) if f.init}  # type: ignore[arg-type]
     values: dict[str, Any] = {}
-    for key, raw in options.items():
-        if key not in fields:
-            known = ", ".join(fields) or "none"
-            raise UserError(
-                f"{owner}: unknown option {shown(key)}{nearest(key, fields)}; known: {known}"
-            )
-        try:
-            values[key] = convert(raw, types[key], text=True)
-        except Mismatch as error:
-            problem = error.expected if error.value == raw else error.problem
-            raise UserError(f"{owner}: option {key}={shown(raw)}: {problem}") from None
-    for key, field in fields.items():
-        if key not in values and required(field):
-            raise UserError(f'{owner}: option "{key}" is required')
     try:
+        fields = known_fields(config_type, options, "option")
+        for key, raw in options.items():
+            try:
+                values[key] = convert(raw, hints(config_type)[key], text=True)
+            except Mismatch as error:
+                problem = error.expected if error.value == raw else error.problem
+                raise Mismatch(f"option {key}={shown(raw)}: {problem}") from None
+        for key, field in fields.items():
+            if key not in values and required(field):
+                raise Mismatch(f'option "{key}" is required')
         return config_type(**values)
     except UserError:
         raise

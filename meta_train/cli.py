@@ -75,9 +75,8 @@ def _main(words: list[str]) -> int:
 def _train(program: Program, given: dict[str, Any], written: dict[str, Any]) -> int:
     import torch
 
-    from lo_framework.meta_train.host import WorkerSetup
     from lo_framework.meta_train.presets import make_config
-    from lo_framework.meta_train.run import MetaTraining
+    from lo_framework.meta_train.run import MetaTraining, WorkerSetup
     from lo_framework.optional import require
     from lo_framework.plugin import load_plugins
 
@@ -86,10 +85,8 @@ def _train(program: Program, given: dict[str, Any], written: dict[str, Any]) -> 
     torch.set_num_threads(1)
     load_plugins(program.plugins)
     config = make_config(program.preset, written, **given)
-    out = Path(program.out)
-    setup = WorkerSetup(config, program.data_dir, program.plugins)
-    training = MetaTraining(setup, out, workers=program.workers)
-    best = training.train(resume=program.resume, max_seconds=program.max_seconds)
+    training = MetaTraining(WorkerSetup(config, program))
+    best = training.train()
     print(
         f"best on validation seeds: {best.kind} at step {best.step}, score {best.score:.3f} "
         "(tuned AdamW: 1)"
@@ -97,7 +94,8 @@ def _train(program: Program, given: dict[str, Any], written: dict[str, Any]) -> 
     if program.evaluate:
         from lo_framework.meta_train.closing import closing_report
 
-        print(closing_report(training, best, workers=program.workers))
+        print(closing_report(training, best))
+    out = training.out
     print(f"\noptimizer   {out / 'optimizer.safetensors'}\nmetrics     {out / 'metrics.jsonl'}")
     print(f"curves      tensorboard --logdir {out / 'tensorboard'}")
     return 0

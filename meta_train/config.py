@@ -236,6 +236,8 @@ class Program:
     """Skip the closing table against tuned AdamW on unseen seeds."""
 
     def __post_init__(self) -> None:
+        if self.workers < 1:
+            raise UserError(f"--workers must be at least 1, not {self.workers}")
         if self.max_seconds is not None and not self.max_seconds > 0:
             raise UserError(f"--max-seconds must be positive, not {self.max_seconds}")
         if not self.out.strip():

@@ -4,31 +4,82 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, Any
 
 import torch
 
 from lo_framework.eval.running.provenance import processor
 from lo_framework.files.atomic import atomic_write_text, clean_temporaries
 from lo_framework.files.checkpoint import load_latest_state, save_state
-from lo_framework.learned import load_optimizer, save_optimizer
+from lo_framework.learned import load_optimizer, of_version, save_optimizer
 from lo_framework.meta_train.config import RunConfig, difference
 from lo_framework.meta_train.growth import Stage
-from lo_framework.meta_train.incumbent import Incumbent, Quality
-from lo_framework.meta_train.state import RunState, StateRecord, Tensors, incumbent_of, pack
-from lo_framework.schema import check_json
+from lo_framework.meta_train.incumbent import Incumbent, IncumbentRecord, Quality
+from lo_framework.meta_train.outer import OuterOptimizer
+from lo_framework.meta_train.radius import Radius
+from lo_framework.meta_train.workers import Tensors
+from lo_framework.objectives.weighting import Weighting
+from lo_framework.schema import AnyNumber, Positive, Range, check_json
 from lo_framework.spec import UserError
 
 
-class Saved(NamedTuple):
+@dataclass
+class RunState:
+    """State of a run between two outer steps; everything here is in its checkpoints."""
+
+    step: int
+    stage: int
+    outer: OuterOptimizer
+    incumbent: Incumbent
+    reference: Quality
+    start_lr: float
+    repeatable: bool
+    radius: Radius | None = None
+    weighting: Weighting | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class StateRecord:
+    """The record of a resume state, beside its tensors."""
+
+    config: dict[str, Any]
+    torch: str
+    stages: list[tuple[str, int, int]]
+    finished: bool
+    stage: Annotated[int, Range(low=0)]
+    outer_done: Annotated[int, Range(low=0)]
+    repeatable: bool
+    start_lr: Positive
+    reference: list[dict[str, AnyNumber]]
+    incumbent: IncumbentRecord
+
+
+@dataclass(frozen=True)
+class Saved:
     """A resume state whose record has been checked."""
 
     step: int
     tensors: Tensors
     record: StateRecord
     warning: str
+
+    def part(self, group: str) -> Tensors:
+        """One group of the tensors that :meth:`RunFolder.save` wrote."""
+        return {
+            name.removeprefix(f"{group}."): x
+            for name, x in self.tensors.items()
+            if name.startswith(f"{group}.")
+        }
+
+    def incumbent(self) -> Incumbent:
+        """The incumbent, with tensors of its own."""
+        best = self.record.incumbent
+        theta = {name: x.clone() for name, x in self.part("incumbent").items()}
+        values = {key: tuple(x) if isinstance(x, list) else x for key, x in best.config.items()}
+        values = of_version(best.kind, values, 1)  # older states do not say it
+        return Incumbent(**vars(best) | {"config": values}, theta=theta)
 
 
 class RunFolder:
@@ -89,21 +140,55 @@ class RunFolder:
         return Saved(state.step, state.tensors, record, state.warning)
 
     def save(self, run: RunState, shards: dict[int, Tensors], *, finished: bool) -> None:
-        """A resume state; `save_optimizer` comes before the last one."""
+        """A resume state: tensors ``outer.*``, ``incumbent.*``, ``shard.N.*``, ``radius.*`` and
+        ``weighting.*``; the rest as a record. `save_optimizer` comes before the last one.
+        """
         self.refuse_vanished()
-        tensors, meta = pack(run, shards)
-        meta |= {"config": asdict(self.config), "torch": torch.__version__, "stages": self.plan}
-        save_state(self.out / "state", run.step, tensors, {**meta, "finished": finished})
+        groups: dict[str, Tensors] = {"outer": run.outer.dump(), "incumbent": run.incumbent.theta}
+        groups |= {f"shard.{shard}": state for shard, state in shards.items()}
+        for group, learner in (("radius", run.radius), ("weighting", run.weighting)):
+            if learner is not None:
+                groups[group] = learner.dump()
+        tensors = {f"{group}.{name}": x for group, xs in groups.items() for name, x in xs.items()}
+        best = {name: value for name, value in vars(run.incumbent).items() if name != "theta"}
+        meta = {
+            "config": asdict(self.config),
+            "torch": torch.__version__,
+            "stages": self.plan,
+            "finished": finished,
+            "stage": run.stage,
+            "outer_done": run.outer.done,
+            "repeatable": run.repeatable,
+            "start_lr": run.start_lr,
+            "reference": run.reference,
+            "incumbent": best,
+        }
+        save_state(self.out / "state", run.step, tensors, meta)
 
     def save_optimizer(self, run: RunState) -> None:
         """The incumbent, and how it was trained and how well it did."""
         self.refuse_vanished()
-        self._write(run.incumbent, run.step, run.start_lr, run.reference, run.repeatable)
+        self._write(run.incumbent, run.step, run)
+
+    def _write(self, best: Incumbent, step: int, run: RunState | StateRecord) -> None:
+        summary = {
+            "score": best.score,
+            "found_at_step": best.step,
+            "steps": step,
+            "reference_lr": run.start_lr,
+            "quality": best.quality,
+            "reference": run.reference,
+            "repeatable": run.repeatable,
+            "run": asdict(self.config),
+            "torch": torch.__version__,
+            "processor": processor(),
+        }
+        kind, config = best.kind, best.config
+        save_optimizer(self.optimizer, best.theta, kind=kind, config=config, summary=summary)
 
     def finish(self, saved: Saved) -> Incumbent:
         """The incumbent of a finished run, whose file is made again where it is lost or damaged."""
-        record = saved.record
-        best = incumbent_of(saved.tensors, record.incumbent)
+        best = saved.incumbent()
         try:
             theta = load_optimizer(self.optimizer).tensors
         except UserError:
@@ -111,26 +196,8 @@ class RunFolder:
         if theta.keys() != best.theta.keys() or any(
             not torch.equal(x, best.theta[name]) for name, x in theta.items()
         ):
-            self._write(best, saved.step, record.start_lr, record.reference, record.repeatable)
+            self._write(best, saved.step, saved.record)
         return best
-
-    def _write(
-        self, best: Incumbent, step: int, lr: float, reference: Quality, repeatable: bool
-    ) -> None:
-        summary = {
-            "score": best.score,
-            "found_at_step": best.step,
-            "steps": step,
-            "reference_lr": lr,
-            "quality": best.quality,
-            "reference": reference,
-            "repeatable": repeatable,
-            "run": asdict(self.config),
-            "torch": torch.__version__,
-            "processor": processor(),
-        }
-        kind, config = best.kind, best.config
-        save_optimizer(self.optimizer, best.theta, kind=kind, config=config, summary=summary)
 
 
 def plan_of(stages: Sequence[Stage]) -> list[tuple[str, int, int]]:

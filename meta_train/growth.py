@@ -21,13 +21,13 @@ SHARES = {1: (1.0,), 2: (0.5, 0.5), 3: (0.25, 0.2, 0.55)}
 
 @dataclass(frozen=True)
 class Stage:
-    """OuterOptimizer steps [begin, end) train an optimizer of this kind."""
+    """Outer steps [begin, end) train an optimizer of this kind."""
 
-    index: int
     kind: str
     config: dict[str, Any]
-    begin: int
-    end: int
+    index: int = 0
+    begin: int = 0
+    end: int = 0
 
     def reading(self, features: int | None) -> Stage:
         """This stage with the features that a run was begun with."""
@@ -36,16 +36,12 @@ class Stage:
         return replace(self, config={**self.config, "feature_version": features})
 
     def build(self) -> LearnedOptimizer:
-        return build_learned(self.kind, self.config)
-
-
-def build_learned(kind: str, config: dict[str, Any]) -> LearnedOptimizer:
-    """Build it with one start in every process and after every resume, also where a kind draws
-    from the global generator.
-    """
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(0)
-        return make_learned(kind, **config)
+        """Build it with one start in every process and after every resume, also where a kind draws
+        from the global generator.
+        """
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(0)
+            return make_learned(self.kind, **self.config)
 
 
 def plan_stages(spec: str, outer_steps: int, *, grown: bool = True) -> list[Stage]:
@@ -66,20 +62,11 @@ def plan_stages(spec: str, outer_steps: int, *, grown: bool = True) -> list[Stag
     for index, name in enumerate(chain):
         share += SHARES[len(chain)][index]
         after = len(chain) - 1 - index  # stages that still need a step each
-        end = (
-            outer_steps
-            if not after
-            else min(max(begin + 1, round(share * outer_steps)), outer_steps - after)
-        )
+        end = outer_steps - after
+        if after:
+            end = min(end, max(begin + 1, round(share * outer_steps)))
         names = {f.name for f in fields(LEARNED[name].config)}
-        stages.append(
-            Stage(
-                index,
-                name,
-                {key: value for key, value in values.items() if key in names},
-                begin,
-                end,
-            )
-        )
+        config = {key: value for key, value in values.items() if key in names}
+        stages.append(Stage(name, config, index, begin, end))
         begin = end
     return stages

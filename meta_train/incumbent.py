@@ -9,16 +9,17 @@ is better than that AdamW. No test data enter.
 from __future__ import annotations
 
 import math
+from collections import ChainMap
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 
 from lo_framework.learned.base import LearnedOptimizer, Theta
 from lo_framework.learned.hyper_adamw import HyperAdamW
-from lo_framework.meta_train.config import RunConfig
-from lo_framework.meta_train.host import VALIDATION_CHUNK, ShardHost, Unit
-from lo_framework.meta_train.workers import Workers
+from lo_framework.meta_train.growth import Stage
+from lo_framework.meta_train.workers import VALIDATION_CHUNK, ShardHost, Unit, Workers
+from lo_framework.schema import AnyNumber, Range
 
 WEIGHTS = {"mean": 0.3, "valid": 0.5, "final": 0.2}
 WORST_RATIO = 10.0  # what a diverged run counts as
@@ -29,47 +30,44 @@ START_LRS = (0.003, 0.01, 0.02, 0.05, 0.1)
 Quality = list[dict[str, float]]  # per family: mean, final, valid
 
 
-@dataclass
-class Incumbent:
-    """Weights (on the CPU), kind and config of the best optimizer so far, and when it was found."""
+@dataclass(frozen=True)
+class IncumbentRecord:
+    """Kind and config of the best optimizer so far, and when it was found."""
 
-    theta: Theta
     kind: str
     config: dict[str, Any]
-    score: float
-    step: int
-    quality: Quality
+    score: AnyNumber
+    step: Annotated[int, Range(low=0)]
+    quality: list[dict[str, AnyNumber]]
 
 
-def measure(
-    workers: Workers,
-    config: RunConfig,
-    families: int,
-    kind: str,
-    values: dict[str, Any],
-    thetas: list[Theta],
-) -> list[Quality]:
-    """Validation quality of each theta: averages over seeds, infinite where a run diverged. All
-    workers share it.
+@dataclass(frozen=True)
+class Incumbent(IncumbentRecord):
+    """The best optimizer so far with its weights (on the CPU)."""
+
+    theta: Theta
+
+
+def measure(workers: Workers, stage: Stage, thetas: list[Theta]) -> list[Quality]:
+    """Validation quality of each theta of the stage's kind: averages over seeds, infinite where a
+    run diverged. All workers share it.
     """
-    chunks = math.ceil(config.validation_seeds / VALIDATION_CHUNK)
-    units = [
-        Unit(t, f, c) for t in range(len(thetas)) for f in range(families) for c in range(chunks)
+    config = workers.config
+    families = range(workers.shards // config.shards)
+    chunks = range(math.ceil(config.validation_seeds / VALIDATION_CHUNK))
+    units = [Unit(t, f, c) for t in range(len(thetas)) for f in families for c in chunks]
+    shares = [_share(units, len(families), worker, workers.num) for worker in range(workers.num)]
+    answers = workers.call(ShardHost.validate, [(stage, thetas, share) for share in shares])
+    merged = ChainMap(*answers)
+
+    def mean(theta: int, family: int, name: str) -> float:
+        losses = [x for c in chunks for x in merged[Unit(theta, family, c)][name]]
+        return sum(losses) / len(losses)
+
+    return [
+        [{name: mean(theta, family, name) for name in WEIGHTS} for family in families]
+        for theta in range(len(thetas))
     ]
-    shares = [_share(units, families, worker, workers.num) for worker in range(workers.num)]
-    answers = workers.call(ShardHost.validate, [(kind, values, thetas, share) for share in shares])
-    merged = {unit: result for answer in answers for unit, result in answer.items()}
-    out = []
-    for t in range(len(thetas)):
-        quality = []
-        for f in range(families):
-            values_of = {
-                name: [x for c in range(chunks) for x in merged[Unit(t, f, c)][name]]
-                for name in WEIGHTS
-            }
-            quality.append({name: sum(xs) / len(xs) for name, xs in values_of.items()})
-        out.append(quality)
-    return out
 
 
 def _share(units: list[Unit], families: int, worker: int, num: int) -> list[Unit]:
@@ -103,7 +101,7 @@ def log_ratio(loss: float, reference: float) -> float:
     return min(max(change, math.log(BEST_RATIO)), math.log(WORST_RATIO))
 
 
-def tuned_start(workers: Workers, config: RunConfig, families: int) -> tuple[float, Quality]:
+def tuned_start(workers: Workers) -> tuple[float, Quality]:
     """AdamW's best common learning rate on the validation seeds, and its quality: the yardstick of
     every score.
     """
@@ -113,10 +111,13 @@ def tuned_start(workers: Workers, config: RunConfig, families: int) -> tuple[flo
         theta = {name: torch.zeros_like(x) for name, x in plain.theta().items()}
         theta["default"] = with_lr(theta["default"], plain.config, lr)
         thetas.append(theta)
-    qualities = measure(workers, config, families, "hyper-adamw", {}, thetas)
+    qualities = measure(workers, Stage("hyper-adamw", {}), thetas)
     # Each is compared with the best of all settings, family by family, so that no family owns the
     # choice.
-    best = [{name: min(q[f][name] for q in qualities) for name in WEIGHTS} for f in range(families)]
+    best = [
+        {name: min(losses[name] for losses in family) for name in WEIGHTS}
+        for family in zip(*qualities, strict=True)
+    ]
     scores = [score(q, best) for q in qualities]
     chosen = min(range(len(scores)), key=scores.__getitem__)
     return START_LRS[chosen], qualities[chosen]

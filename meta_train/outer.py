@@ -5,7 +5,6 @@ stage.
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -78,24 +77,19 @@ class OuterOptimizer:
             "damping": torch.tensor(self.damping, dtype=torch.float64),
             "stale": torch.tensor(self.stale),
         }
-        for i, name in enumerate(self.params):
-            for key, value in self.adam.state_dict()["state"].get(i, {}).items():
-                out[f"adam.{key}.{name}"] = torch.as_tensor(value)
+        for name, p in self.params.items():
+            for key, value in self.adam.state.get(p, {}).items():
+                out[f"adam.{key}.{name}"] = value
         return out
 
     def load(self, tensors: dict[str, Tensor], done: int) -> None:
         """Go on from the tensors of :meth:`dump`."""
-        state: dict[int, dict[str, Any]] = {}
-        for i, (name, p) in enumerate(self.params.items()):
+        self.adam.state.clear()
+        for name, p in self.params.items():
             p.data.copy_(tensors[f"theta.{name}"])
             self.average[name].copy_(tensors[f"average.{name}"])
-            moments = {
-                key: tensors.get(f"adam.{key}.{name}") for key in ("step", "exp_avg", "exp_avg_sq")
-            }
-            if all(value is not None for value in moments.values()):
-                state[i] = moments
-        self.adam.load_state_dict(
-            {"state": state, "param_groups": self.adam.state_dict()["param_groups"]}
-        )
+            if f"adam.step.{name}" in tensors:
+                for key in ("step", "exp_avg", "exp_avg_sq"):  # copies: Adam writes into them
+                    self.adam.state[p][key] = tensors[f"adam.{key}.{name}"].clone()
         self.done = done
         self.damping, self.stale = float(tensors["damping"]), int(tensors["stale"])

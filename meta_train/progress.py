@@ -18,17 +18,58 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from lo_framework.files.atomic import reason
 from lo_framework.files.jsonl import truncate_jsonl
-from lo_framework.meta_train.curves import Curves
 from lo_framework.optional import require
 from lo_framework.spec import UserError
+
+
+class Curves:
+    """A new event file in ``folder``; TensorBoard forgets what older ones there say about steps
+    from ``begin`` on.
+
+    The writer that comes with torch has a thread of its own: it loses up to two minutes of curves
+    when a run is killed, and on a full disk the thread prints a traceback that nothing can catch.
+    This one writes an event and is done.
+
+    Raises:
+        OSError: the folder or the file cannot be written; also from :meth:`add`.
+    """
+
+    def __init__(self, folder: Path, begin: int) -> None:
+        require("tensorboard")
+        from tensorboard.compat.proto import event_pb2, summary_pb2
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        self._event: Any = event_pb2.Event
+        self._summary: Any = summary_pb2.Summary
+        folder.mkdir(parents=True, exist_ok=True)
+        # TensorBoard reads the files of a folder in the order of their names.
+        self._file = (folder / f"events.out.tfevents.{time.time_ns()}.{os.getpid()}").open("xb")
+        self._records = RecordWriter(self._file)
+        restart = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        self._write(self._event(file_version="brain.Event:2"))
+        self._write(self._event(step=begin, session_log=restart))
+
+    def add(self, step: int, values: Mapping[str, float]) -> None:
+        """One point of every curve, by tag."""
+        points = [self._summary.Value(tag=tag, simple_value=value) for tag, value in values.items()]
+        self._write(self._event(step=step, summary=self._summary(value=points)))
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _write(self, event: Any) -> None:
+        event.wall_time = time.time()
+        self._records.write(event.SerializeToString())
+        self._file.flush()  # what is added is in the file, also when the process is killed
 
 
 class Progress:
@@ -56,12 +97,10 @@ class Progress:
     def say(self, line: str) -> None:
         """A line for the person, above the bar."""
         if not self.quiet:
-            self.bar.write(line, file=sys.stderr) if self.terminal else print(
-                line, file=sys.stderr, flush=True
-            )
+            self.bar.write(line, file=sys.stderr)
 
     def step(self, record: dict[str, Any], curves: dict[str, float]) -> None:
-        """One outer step: a line of the log, the curves, the bar."""
+        """One outer step: a line of the log, the points of the curves, the bar."""
         with self._writing():
             self.log.write(json.dumps(_strict(record), allow_nan=False) + "\n")
             self.log.flush()

@@ -47,18 +47,22 @@ def row(stage: Stage, families: dict[str, Metrics], outcome: Metrics) -> dict[st
     return line | outcome
 
 
-def curves(families: dict[str, Metrics], outcome: Metrics) -> dict[str, float]:
+def curves(line: dict[str, Any]) -> dict[str, float]:
+    """The points of a step that its line in the log has as well."""
     points = {
-        f"{key}/{name}": value for name, family in families.items() for key, value in family.items()
+        f"{key}/{name}": value
+        for name, family in line["families"].items()
+        for key, value in family.items()
     }
-    return points | {f"outer/{key}": value for key, value in outcome.items()}
+    points |= {f"outer/{key}": line[key] for key in ("grad_norm", "clip_ratio", "skipped")}
+    points |= {f"weight/{name}": weight for name, weight in line.get("weights", {}).items()}
+    points |= {"regularizer/rho": line["rho"]} if "rho" in line else {}
+    return points | {"rate/inner_steps_per_second": line["rate"]}
 
 
-def weigh(line: dict[str, Any], weighting: Weighting, names: Sequence[str]) -> dict[str, float]:
+def weigh(line: dict[str, Any], weighting: Weighting, names: Sequence[str]) -> None:
     """Add the terms ``names`` (means over families, in their order) and the weights they had to
     ``line``; then learn the weights.
-
-    Returns the weights' curves.
     """
     families = list(line["families"].values())
     line["terms"] = {
@@ -66,7 +70,6 @@ def weigh(line: dict[str, Any], weighting: Weighting, names: Sequence[str]) -> d
     }
     line["weights"] = dict(zip(names, weighting.weights(), strict=True))
     weighting.learn(torch.tensor(list(line["terms"].values()), dtype=torch.float64))
-    return {f"weight/{name}": weight for name, weight in line["weights"].items()}
 
 
 def step_sizes(stage: Stage, theta: Theta, tasks: Sequence[Task]) -> dict[str, float]:
@@ -83,7 +86,6 @@ def step_sizes(stage: Stage, theta: Theta, tasks: Sequence[Task]) -> dict[str, f
             layout = Family(task, learned).layout.to(torch.device("cpu"))
             for progress in (0.0, 0.5, 1.0):
                 raw = learned.hyper(layout, torch.tensor(progress))
-                out[f"log10_step_size/{task.name}/{progress:g}"] = float(raw[0].mean()) / math.log(
-                    10
-                )
+                size = float(raw[0].mean()) / math.log(10)
+                out[f"log10_step_size/{task.name}/{progress:g}"] = size
     return out

@@ -6,71 +6,140 @@ dies is a kill of a part: the run goes on from its last checkpoint with new work
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
 import sys
+import tempfile
 import time
+from collections.abc import Sequence
+from contextlib import closing, nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from lo_framework.files.lock import exclusive
+from lo_framework.learned import LEARNED, LearnedOptimizer, rebuild, register_learned
 from lo_framework.learned.base import Theta
+from lo_framework.meta_train.config import Program
 from lo_framework.meta_train.folder import RunFolder
 from lo_framework.meta_train.growth import plan_stages
-from lo_framework.meta_train.host import TaskFailed, WorkerSetup, build_estimator
 from lo_framework.meta_train.incumbent import Incumbent
+from lo_framework.meta_train.presets import make_config
 from lo_framework.meta_train.progress import Progress
 from lo_framework.meta_train.trainer import Trainer
-from lo_framework.meta_train.workers import Workers
-from lo_framework.processes import UNSTARTED, Died
-from lo_framework.spec import UserError
+from lo_framework.meta_train.workers import TaskFailed, Workers, WorkerSetup, build_estimator
+from lo_framework.optimizees import Task, make_tasks
+from lo_framework.plugin import load_plugins
+from lo_framework.processes import UNSTARTED, Died, single_thread
+from lo_framework.spec import UserError, canonical
 
 DEATHS = 3  # of workers without a checkpoint between them: another start would end the same way
 
 
+def train(
+    tasks: str | Task | Sequence[str | Task],
+    learned: str | LearnedOptimizer | type[LearnedOptimizer] = "attention-mlp",
+    *,
+    out: str | os.PathLike[str] | None = None,
+    preset: str = "quick",
+    workers: int = 1,
+    resume: bool = False,
+    max_seconds: float | None = None,
+    data_dir: str | None = None,
+    plugins: Sequence[str] = (),
+    quiet: bool = False,
+    **settings: Any,
+) -> LearnedOptimizer:
+    """The learned optimizer that did best on validation seeds, as ``python -m meta_train`` finds
+    it.
+
+    Args:
+        tasks: specs (``"mlp,cnn"``), tasks (of `task_from_module`), or a list of both. With tasks
+            that are objects, everything runs in this process, whatever ``workers`` says.
+        learned: a spec, a class of one's own, or an optimizer, which is trained on from the weights
+            that it has.
+        out: folder of the run; without it nothing is kept.
+        preset, workers, resume, max_seconds, data_dir, plugins: as on the command line.
+        quiet: tell nothing on stderr.
+        settings: fields of `lo_framework.meta_train.config.RunConfig`, as ``outer_steps=20``.
+
+    Raises:
+        UserError: bad input, in one line.
+    """
+    load_plugins(plugins)
+    kept = nullcontext(os.fspath(out)) if out is not None else tempfile.TemporaryDirectory()
+    with kept as folder, single_thread():
+        spec, start = _learned(learned)
+        alone = isinstance(tasks, str) or hasattr(tasks, "loss")
+        given: list[Any] = [tasks] if alone else list(tasks)  # type: ignore[arg-type]
+        specs = [task for task in given if isinstance(task, str)]
+        objects: list[Task] = []
+        if len(specs) < len(given):
+            where = (settings.get("datasets", "digits"), data_dir, settings.get("device", "cpu"))
+            for task in given:
+                objects += make_tasks(task, *where) if isinstance(task, str) else [task]
+            specs = [task.name for task in objects]
+            if twice := {name for name in specs if specs.count(name) > 1}:
+                raise UserError(f"two tasks are called {min(twice)!r}: give one another name")
+        program = Program(
+            preset=preset,
+            out=folder,
+            workers=1 if objects else workers,
+            resume=resume,
+            max_seconds=max_seconds,
+            data_dir=data_dir,
+            plugins=tuple(plugins),
+        )
+        config = make_config(preset, optimizees=",".join(specs), learned=spec, **settings)
+        setup = WorkerSetup(config, program, tuple(objects))
+        best = MetaTraining(setup, quiet=quiet, start=start).train()
+    return rebuild(best.kind, best.config, best.theta)
+
+
+def _learned(given: Any) -> tuple[str, Theta | None]:
+    """A spec of the kind to train, and the weights to start from (None: its own start)."""
+    if isinstance(given, str):
+        return given, None
+    kind = given if isinstance(given, type) else type(given)
+    if not issubclass(kind, LearnedOptimizer):
+        raise UserError(f"learned: expected a spec, a LearnedOptimizer or its class, not {given!r}")
+    if not getattr(kind, "kind", ""):
+        raise UserError(f'{kind.__name__} needs a name: kind = "my-optimizer" in the class')
+    if kind.kind not in LEARNED or given is kind:
+        register_learned(kind)
+    if given is kind:
+        return kind.kind, None
+    return canonical(given.kind, given.config), {n: x.clone() for n, x in given.theta().items()}
+
+
 class MetaTraining:
-    """One run in the folder ``out``, from the weights ``start`` where they are given."""
+    """One run in the program's folder, from the weights ``start`` where they are given."""
 
     def __init__(
-        self,
-        setup: WorkerSetup,
-        out: Path,
-        *,
-        workers: int = 1,
-        quiet: bool = False,
-        start: Theta | None = None,
+        self, setup: WorkerSetup, *, quiet: bool = False, start: Theta | None = None
     ) -> None:
-        self.setup, self.config, self.out, self.quiet = setup, setup.config, out, quiet
-        self.start = start
+        self.setup, self.config, self.program = setup, setup.config, setup.program
+        self.out, self.quiet, self.start = Path(self.program.out), quiet, start
         self.tasks = setup.make_tasks()
         self.stages = plan_stages(self.config.learned, self.config.outer_steps, grown=start is None)
-        if self.config.inner_backend == "higher" and [s.kind for s in self.stages] != [
-            "hyper-adamw"
-        ]:
+        kinds = [stage.kind for stage in self.stages]
+        if self.config.inner_backend == "higher" and kinds != ["hyper-adamw"]:
             raise UserError("--inner-backend higher needs --learned hyper-adamw")
-        if workers < 1:
-            raise UserError(f"--workers must be at least 1, not {workers}")
-        self.num_workers = workers
-        self.folder = RunFolder(out, self.config, self.stages)
-        self._check()
-
-    def _check(self) -> None:
-        """Find whatever else can be wrong, before anything is written and minutes are spent."""
+        self.folder = RunFolder(self.out, self.config, self.stages)
         self._check_memory()
-        objective = self.config.scored_by
-        for stage in self.stages:
+        for stage in self.stages:  # whatever else can be wrong, before minutes are spent
             learned = stage.build()
             if not sum(x.numel() for x in learned.theta().values()):
                 raise UserError(
                     f"the learned optimizer {stage.kind!r} has no meta-parameters to train"
                 )
-            if learned.explicit(learned.theta()) is not None and not objective.only_held_out:
+            explicit = learned.explicit(learned.theta()) is not None
+            if explicit and not self.config.scored_by.only_held_out:
                 raise UserError(
                     "a radius (sam_rho) is learned on held-out data only: use --objective valid"
                 )
-            build_estimator(self.config, self.tasks[0], learned.to(self.config.device), objective)
+            build_estimator(self.config, self.tasks[0], learned.to(self.config.device))
 
     def _check_memory(self) -> None:
         """Refuse what the parameters of the tasks in flight, and two moments, already overfill."""
@@ -86,11 +155,12 @@ class MetaTraining:
         if needed > there / 4:
             self.say(line)
 
-    def train(self, *, resume: bool = False, max_seconds: float | None = None) -> Incumbent:
+    def train(self) -> Incumbent:
         """Run (or go on) to the end and save the incumbent; returns it. Of a finished run, only an
         optimizer file that is lost or damaged is made again.
         """
-        deadline = None if max_seconds is None else time.monotonic() + max_seconds
+        resume, seconds = self.program.resume, self.program.max_seconds
+        deadline = None if seconds is None else time.monotonic() + seconds
         with exclusive(self.out):
             if not resume:
                 self.folder.refuse_occupied()
@@ -122,13 +192,12 @@ class MetaTraining:
         if saved is not None and saved.record.finished:
             return self.folder.finish(saved)
         self.folder.begin()
-        with contextlib.ExitStack() as stack:
-            done = saved.step if saved else 0
-            progress = Progress(self.out, self.config.outer_steps, done, self.quiet)
-            stack.callback(progress.close)
-            workers = Workers(self.setup, len(self.tasks) * self.config.shards, self.num_workers)
-            stack.callback(workers.close)
-            trainer = Trainer(self.config, self.tasks, self.stages, workers, progress, self.folder)
+        done, shards = saved.step if saved else 0, len(self.tasks) * self.config.shards
+        with (
+            closing(Progress(self.out, self.config.outer_steps, done, self.quiet)) as progress,
+            closing(Workers(self.setup, shards)) as workers,
+        ):
+            trainer = Trainer(self.tasks, self.stages, workers, progress, self.folder)
             try:
                 if saved is None:
                     trainer.start(self.start)

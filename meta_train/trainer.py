@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import ChainMap
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,10 +18,8 @@ from lo_framework.learned import LearnedOptimizer, rebuild
 from lo_framework.learned.base import Theta
 from lo_framework.learned.hyper_adamw import HyperAdamW
 from lo_framework.meta_train import record
-from lo_framework.meta_train.config import RunConfig
-from lo_framework.meta_train.folder import RunFolder, Saved
+from lo_framework.meta_train.folder import RunFolder, RunState, Saved
 from lo_framework.meta_train.growth import Stage
-from lo_framework.meta_train.host import ShardHost
 from lo_framework.meta_train.incumbent import (
     WEIGHTS,
     Incumbent,
@@ -34,15 +33,15 @@ from lo_framework.meta_train.incumbent import (
 from lo_framework.meta_train.outer import OuterOptimizer
 from lo_framework.meta_train.progress import Progress
 from lo_framework.meta_train.radius import Radius, held_out
-from lo_framework.meta_train.state import RunState, Tensors, incumbent_of, merged, part
-from lo_framework.meta_train.workers import Workers
+from lo_framework.meta_train.workers import ShardHost, Tensors, Workers
 from lo_framework.optimizees.task import Task
 from lo_framework.processes import Died
 from lo_framework.spec import UserError, describe
 
 PATIENCE = 3  # validations without a better optimizer before the run goes back to the incumbent
 
-Row = tuple[dict[str, Any], dict[str, float]]  # the line of an outer step, and its curves
+# The line of an outer step in the log, and the points of curves that are not in it.
+Row = tuple[dict[str, Any], dict[str, float]]
 
 
 class Trainer:
@@ -52,16 +51,14 @@ class Trainer:
 
     def __init__(
         self,
-        config: RunConfig,
         tasks: Sequence[Task],
         stages: Sequence[Stage],
         workers: Workers,
         progress: Progress,
         folder: RunFolder,
     ) -> None:
-        self.config, self.tasks, self.stages = config, tasks, stages
+        self.config, self.tasks, self.stages = workers.config, tasks, stages
         self.workers, self.progress, self.folder = workers, progress, folder
-        self.shards = len(tasks) * config.shards
         self.nonfinite = dict.fromkeys((task.name for task in tasks), 0.0)
 
     @property
@@ -73,7 +70,7 @@ class Trainer:
         ``theta`` where it is given.
         """
         self.progress.say("tuning AdamW's learning rate as the start and the yardstick")
-        lr, reference = tuned_start(self.workers, self.config, len(self.tasks))
+        lr, reference = tuned_start(self.workers)
         self.progress.say(
             f"the best AdamW for all families has lr {lr:g}; scores below 1 are better than it"
         )
@@ -90,10 +87,9 @@ class Trainer:
             if isinstance(learned, HyperAdamW):
                 theta["default"] = with_lr(theta["default"], learned.config, lr)
         # A plain start is the same function as the reference.
-        quality = reference if plain else self._measure(first, [theta])[0]
-        incumbent = Incumbent(
-            theta, first.kind, first.config, score(quality, reference), 0, quality
-        )
+        quality = reference if plain else measure(self.workers, first, [theta])[0]
+        value = score(quality, reference)
+        incumbent = Incumbent(first.kind, first.config, value, 0, quality, theta)
         learned.load_theta(theta)
         outer, weighting = self._outer(learned, first), self.config.make_weighting()
         self.run = RunState(0, 0, outer, incumbent, reference, lr, True, self._radius(), weighting)
@@ -111,8 +107,7 @@ class Trainer:
             ) from error
 
     def _resume(self, saved: Saved) -> None:
-        tensors, record = saved.tensors, saved.record
-        incumbent = incumbent_of(tensors, record.incumbent)
+        record, incumbent = saved.record, saved.incumbent()
         features = incumbent.config.get("feature_version")
         self.stages = [stage.reading(features) for stage in self.stages]
         stage = self.stages[record.stage]
@@ -121,15 +116,15 @@ class Trainer:
         if step != saved.step or step > stage.end or families != [True] * 2 * len(self.tasks):
             raise ValueError("its step or its families are not the run's")
         outer = self._outer(stage.build(), stage)
-        outer.load(part(tensors, "outer"), record.outer_done)
+        outer.load(saved.part("outer"), record.outer_done)
         radius, weighting = self._radius(), self.config.make_weighting()
         for group, learner in (("radius", radius), ("weighting", weighting)):
             if learner is not None:
-                learner.load(part(tensors, group))
+                learner.load(saved.part(group))
         rebuild(incumbent.kind, incumbent.config, incumbent.theta)
         known = (record.reference, record.start_lr, record.repeatable, radius, weighting)
         self.run = RunState(step, record.stage, outer, incumbent, *known)
-        self._build({shard: part(tensors, f"shard.{shard}") for shard in range(self.shards)})
+        self._build({n: saved.part(f"shard.{n}") for n in range(self.workers.shards)})
 
     def loop(self, deadline: float | None = None) -> None:
         """Outer steps to the end, or until the ``deadline`` (of `time.monotonic`) has passed."""
@@ -151,7 +146,7 @@ class Trainer:
                     f"meta-gradient, {count:.3g} of {run.step} steps' worth"
                 )
         self.folder.save_optimizer(run)
-        self._save(finished=run.step == config.outer_steps)
+        self.folder.save(run, self._shards(), finished=run.step == config.outer_steps)
 
     def _advance(self) -> None:
         """One outer step, or one phase of the search for a radius, with what falls due after it."""
@@ -167,14 +162,13 @@ class Trainer:
                 rows[-1][0]["unscored"] = sick
             rows[-1][1]["validation/incumbent"] = run.incumbent.score
         seconds = (time.monotonic() - started) / len(rows)
-        rate = self.shards * config.tasks_per_shard * config.unroll_length / seconds
-        for step, (row, curves) in enumerate(rows, before + 1):
+        rate = self.workers.shards * config.tasks_per_shard * config.unroll_length / seconds
+        for step, (row, points) in enumerate(rows, before + 1):
             self._tell(step, row)
             row |= {"step": step, "score": run.incumbent.score, "seconds": seconds, "rate": rate}
-            curves["rate/inner_steps_per_second"] = rate
-            self.progress.step(row, curves)
+            self.progress.step(row, record.curves(row) | points)
         if _passed(config.checkpoint_every, before, run.step) and run.step < config.outer_steps:
-            self._save(finished=False)
+            self.folder.save(run, self._shards(), finished=False)
 
     def _tell(self, step: int, row: dict[str, Any]) -> None:
         """Count what was not finite, and say so at its first time."""
@@ -192,8 +186,8 @@ class Trainer:
         run, stage = self.run, self.stage
         weights = () if run.weighting is None else (run.weighting.weights(),)
         answers = self.workers.everywhere(ShardHost.estimate, run.outer.theta, *weights)
-        by_shard = {int(shard): answer for part in answers for shard, answer in part.items()}
-        grads, metrics, plains = zip(*(by_shard[shard] for shard in range(self.shards)))
+        by_shard = ChainMap(*answers)
+        grads, metrics, plains = zip(*(by_shard[shard] for shard in range(self.workers.shards)))
         grad = record.mean(grads)
         absorption = self.config.absorption
         if absorption is not None and absorption.alpha:
@@ -201,10 +195,9 @@ class Trainer:
         families = record.by_family(metrics, [task.name for task in self.tasks], self.config.shards)
         outcome = run.outer.step(grad)
         row = record.row(stage, families, outcome)
-        weighting, names = run.weighting, self.config.scored_by.names
-        curves = {} if weighting is None else record.weigh(row, weighting, names)
-        curves |= record.curves(families, outcome)
-        return row, curves | record.step_sizes(stage, run.outer.theta, self.tasks)
+        if run.weighting is not None:
+            record.weigh(row, run.weighting, self.config.scored_by.names)
+        return row, record.step_sizes(stage, run.outer.theta, self.tasks)
 
     def _phase(self, radius: Radius) -> list[Row]:
         """Some outer steps in two branches that differ in the radius; the run goes on in the better
@@ -212,27 +205,25 @@ class Trainer:
         """
         run, stage = self.run, self.stage
         count = min(radius.config.phase, stage.end - run.step)
-        shards, done = self._shards(), run.outer.done
-        outer = {name: x.clone() for name, x in run.outer.dump().items()}
+        shards, outer = self._shards(), run.outer
         eps, rhos = radius.pair()
         branches = []
         for rho in rhos:
             run.outer = self._outer(stage.build(), stage)
-            # Adam writes into what it loads
-            run.outer.load({name: x.clone() for name, x in outer.items()}, done)
+            run.outer.load(outer.dump(), outer.done)
             self._build(shards, rho)
             rows = [self._step() for _ in range(count)]
-            for row, curves in rows:
-                row["rho"] = curves["regularizer/rho"] = rho
-            quality = self._measure(stage, [run.outer.average])[0]
+            for row, _ in rows:
+                row["rho"] = rho
+            quality = measure(self.workers, stage, [run.outer.average])[0]
             loss = held_out(quality, run.reference)
             branches.append((loss, run.outer, self._shards(), rows))
         radius.learn(eps, [branch[0] for branch in branches])
         best = min(range(2), key=lambda b: branches[b][0])
+        _, run.outer, shards, rows = branches[best]
         if best == 0:  # the workers are in the other branch
-            self._build(branches[0][2], rhos[0])
-        run.outer = branches[best][1]
-        return branches[best][3]
+            self._build(shards, rhos[0])
+        return rows
 
     def _validate(self) -> list[str]:
         """Save theta if it is the best so far; the families on which its loss is not finite."""
@@ -242,7 +233,7 @@ class Trainer:
             {name: x.clone() for name, x in source.items()}
             for source in (run.outer.theta, run.outer.average)
         ]
-        qualities = self._measure(stage, thetas)
+        qualities = measure(self.workers, stage, thetas)
         known = self._not_finite(run.reference)
         sick = [[n for n in self._not_finite(q) if n not in known] for q in qualities]
         # One that is not finite somewhere cannot win, however well it does elsewhere.
@@ -250,7 +241,7 @@ class Trainer:
         failed, value, best = min(ranks)
         if value < run.incumbent.score and not failed:
             theta, quality = thetas[best], qualities[best]
-            run.incumbent = Incumbent(theta, stage.kind, stage.config, value, run.step, quality)
+            run.incumbent = Incumbent(stage.kind, stage.config, value, run.step, quality, theta)
             run.outer.stale = 0
             self.folder.save_optimizer(run)
             return sick[best]
@@ -272,10 +263,6 @@ class Trainer:
             for task, losses in zip(self.tasks, quality, strict=True)
             if not all(map(math.isfinite, losses.values()))
         ]
-
-    def _measure(self, stage: Stage, thetas: list[Theta]) -> list[Quality]:
-        families = len(self.tasks)
-        return measure(self.workers, self.config, families, stage.kind, stage.config, thetas)
 
     def _grow(self) -> None:
         """Grow: a new kind that starts as the function that the incumbent is."""
@@ -307,17 +294,14 @@ class Trainer:
 
     def _build(self, shards: dict[int, Tensors] | None, rho: float | None = None) -> None:
         """Set every worker up for the stage, with fresh shards or with these."""
-        parts: list[tuple[Any, ...]] = []
-        for numbers in self.workers.parts:
-            given = None if shards is None else {shard: shards[shard] for shard in numbers}
-            parts.append((self.stage.kind, self.stage.config, self.stage.index, given, rho))
-        self.workers.call(ShardHost.build, parts)
+        parts = [
+            None if shards is None else {shard: shards[shard] for shard in numbers}
+            for numbers in self.workers.parts
+        ]
+        self.workers.call(ShardHost.build, [(self.stage, part, rho) for part in parts])
 
     def _shards(self) -> dict[int, Tensors]:
-        return merged(self.workers.everywhere(ShardHost.dump))
-
-    def _save(self, *, finished: bool) -> None:
-        self.folder.save(self.run, self._shards(), finished=finished)
+        return dict(ChainMap(*self.workers.everywhere(ShardHost.dump)))
 
 
 def _passed(every: int, before: int, after: int) -> bool:

@@ -23,7 +23,7 @@ def digits(tmp_path: Path) -> None:
 
 
 def curves(tmp_path: Path) -> None:
-    from lo_framework.meta_train.curves import Curves
+    from lo_framework.meta_train.progress import Curves
 
     Curves(tmp_path / "tensorboard", 1)
 

@@ -14,10 +14,9 @@ import pytest
 import torch
 
 from lo_framework.learned import load_optimizer, make_learned
-from lo_framework.meta_train.growth import build_learned
-from lo_framework.meta_train.host import ShardHost, WorkerSetup
+from lo_framework.meta_train.growth import Stage
 from lo_framework.meta_train.outer import OuterOptimizer
-from lo_framework.meta_train.workers import from_wire, to_wire
+from lo_framework.meta_train.workers import ShardHost, WorkerSetup, from_wire, to_wire
 from tests.meta_train.tools import (
     Forker,
     command,
@@ -94,43 +93,39 @@ def test_more_workers_than_shards_is_fine(tmp_path: Path) -> None:
 def test_other_kinds_start_the_same_in_every_process() -> None:
     """A kind that draws its start from torch's global generator makes no run depend on it."""
     torch.manual_seed(3)
-    first = build_learned("lstm", {"hidden": 2}).theta()
+    first = Stage("lstm", {"hidden": 2}).build().theta()
     torch.manual_seed(4)
-    assert equal(first, build_learned("lstm", {"hidden": 2}).theta())
+    assert equal(first, Stage("lstm", {"hidden": 2}).build().theta())
     assert torch.initial_seed() == 4
 
 
 def test_shards_have_streams_of_their_own() -> None:
-    host = ShardHost(WorkerSetup(tiny(), None, ()), [0, 1])
+    host = ShardHost(WorkerSetup(tiny()), [0, 1])
     learned = make_learned("hyper-adamw")
-    host.build(learned.kind, {}, 0, None)
+    host.build(Stage(learned.kind, {}), None)
     states = host.dump()
     assert not torch.equal(states[0]["params"], states[1]["params"])
-    host.build(learned.kind, {}, 1, None)
+    host.build(Stage(learned.kind, {}, 1), None)
     assert not torch.equal(states[0]["params"], host.dump()[0]["params"]), "every stage draws anew"
 
 
 @pytest.mark.parametrize("seed", [0, 2**31, 2**63 + 11])
 def test_any_seed(seed: int, tmp_path: Path) -> None:
-    host = ShardHost(WorkerSetup(tiny(seed=seed), None, ()), [0])
-    host.build("hyper-adamw", {}, 0, None)
+    host = ShardHost(WorkerSetup(tiny(seed=seed)), [0])
+    host.build(Stage("hyper-adamw", {}), None)
 
 
 def test_a_shard_goes_on_from_its_dump_with_the_same_bits() -> None:
     """What a checkpoint holds of a worker is all there is."""
     for estimator in ("tbptt", "pes", "es"):
-        host = ShardHost(
-            WorkerSetup(tiny(estimator=estimator, episode_length="4-9"), None, ()), [0, 1]
-        )
+        host = ShardHost(WorkerSetup(tiny(estimator=estimator, episode_length="4-9")), [0, 1])
         learned = make_learned("hyper-adamw")
-        host.build(learned.kind, {}, 0, None)
+        host.build(Stage(learned.kind, {}), None)
         host.estimate(learned.theta())
         saved = host.dump()
         expected = [host.estimate(learned.theta()) for _ in range(3)]
-        other = ShardHost(
-            WorkerSetup(tiny(estimator=estimator, episode_length="4-9"), None, ()), [1, 0]
-        )
-        other.build(learned.kind, {}, 0, from_wire(to_wire(saved)))
+        other = ShardHost(WorkerSetup(tiny(estimator=estimator, episode_length="4-9")), [1, 0])
+        other.build(Stage(learned.kind, {}), from_wire(to_wire(saved)))
         for answer in expected:
             again = other.estimate(learned.theta())
             for shard, (grad, measured, _) in answer.items():

@@ -14,11 +14,11 @@ import torch
 
 from lo_framework.learned import LearnedOptimizer, load_optimizer, make_learned
 from lo_framework.meta_train import growth
-from lo_framework.meta_train.growth import plan_stages
-from lo_framework.meta_train.host import WorkerSetup
+from lo_framework.meta_train.config import Program
+from lo_framework.meta_train.growth import Stage, plan_stages
 from lo_framework.meta_train.incumbent import measure, score, tuned_start, with_lr
 from lo_framework.meta_train.run import MetaTraining
-from lo_framework.meta_train.workers import Workers
+from lo_framework.meta_train.workers import Workers, WorkerSetup
 from lo_framework.optimizees.datasets import DATASETS
 from lo_framework.spec import UserError
 from tests.meta_train.tools import command, metrics, tiny, train
@@ -36,9 +36,9 @@ def loaded(path: Path) -> LearnedOptimizer:
 
 def quality(learned: LearnedOptimizer) -> list[dict[str, float]]:
     config = tiny()
-    workers = Workers(WorkerSetup(config, None, ()), config.shards, 1)
+    workers = Workers(WorkerSetup(config, Program(workers=1)), config.shards)
     values = {name: getattr(learned.config, name) for name in learned.config.__dataclass_fields__}
-    return measure(workers, config, 1, learned.kind, values, [learned.theta()])[0]
+    return measure(workers, Stage(learned.kind, values), [learned.theta()])[0]
 
 
 @pytest.fixture(scope="module")
@@ -203,11 +203,11 @@ def test_stages_share_the_settings_they_have_in_common() -> None:
 
 def test_the_yardstick_is_the_best_common_learning_rate() -> None:
     config = tiny()
-    workers = Workers(WorkerSetup(config, None, ()), config.shards, 1)
-    lr, reference = tuned_start(workers, config, 1)
+    workers = Workers(WorkerSetup(config, Program(workers=1)), config.shards)
+    lr, reference = tuned_start(workers)
     learned = make_learned("hyper-adamw")
     theta = learned.theta() | {"default": with_lr(learned.theta()["default"], learned.config, lr)}
-    assert measure(workers, config, 1, "hyper-adamw", {}, [theta])[0] == reference
+    assert measure(workers, Stage("hyper-adamw", {}), [theta])[0] == reference
     assert score(reference, reference) == 1.0
     learned.load_theta(theta)
     in_force = torch.exp(learned.start + learned.config.gain * theta["default"])[0]
@@ -243,7 +243,7 @@ def test_an_optimizer_without_meta_parameters_is_refused(
 ) -> None:
     monkeypatch.setattr(LearnedOptimizer, "theta", lambda self: {})
     with pytest.raises(UserError, match="no meta-parameters"):
-        MetaTraining(WorkerSetup(tiny(learned="lstm"), None, ()), tmp_path / "run")
+        MetaTraining(WorkerSetup(tiny(learned="lstm"), Program(out=str(tmp_path / "run"))))
 
 
 def test_the_saved_settings_are_readable(grown: Path) -> None:

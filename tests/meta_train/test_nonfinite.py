@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from lo_framework.learned import load_optimizer, make_learned
-from lo_framework.meta_train.host import ShardHost
 from lo_framework.meta_train.outer import OuterOptimizer
+from lo_framework.meta_train.workers import ShardHost
 from lo_framework.plugin import load_plugins
 from tests.meta_train.tools import equal, final_state, metrics, train
 

@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 
 from lo_framework.meta_train.cli import main
-from lo_framework.meta_train.curves import Curves
-from lo_framework.meta_train.progress import Progress
+from lo_framework.meta_train.progress import Curves, Progress
 from lo_framework.spec import UserError
 from tests.meta_train.tools import command, metrics, train
 

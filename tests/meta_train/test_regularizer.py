@@ -15,9 +15,10 @@ import torch
 from lo_framework.absorb.absorption import decompose
 from lo_framework.learned import load_optimizer
 from lo_framework.meta_train.config import RadiusConfig
-from lo_framework.meta_train.host import ShardHost, WorkerSetup
+from lo_framework.meta_train.growth import Stage
 from lo_framework.meta_train.presets import compute_factor
 from lo_framework.meta_train.radius import Radius
+from lo_framework.meta_train.workers import ShardHost, WorkerSetup
 from lo_framework.optim import Learned, Regularized
 from lo_framework.spec import UserError
 from tests.meta_train.test_bad_input import refused
@@ -57,10 +58,10 @@ def test_a_regularizer_changes_the_run_and_is_logged(tmp_path: Path, estimator: 
 def test_gsam_decomposes_the_mean_of_all_shards(tmp_path: Path) -> None:
     settings = {**REAL, "regularizer": "gsam:rho=0.5,alpha=0.6"}
     train(tmp_path, **settings, outer_steps=1)
-    host = ShardHost(WorkerSetup(tiny(**settings, outer_steps=1), None, ()), [0, 1])
+    host = ShardHost(WorkerSetup(tiny(**settings, outer_steps=1)), [0, 1])
     learned_kind = final_state(tmp_path)[2]["stages"][0][0]
     theta = start_of(tmp_path)
-    host.build(learned_kind, {}, 0, None)
+    host.build(Stage(learned_kind, {}), None)
     found = host.estimate(theta)
     grads, plains = ([found[s][i] for s in (0, 1)] for i in (0, 2))
     mean = [{n: sum(g[n] for g in each) / 2 for n in theta} for each in (grads, plains)]

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from lo_framework.meta_train.cli import main
-from lo_framework.meta_train.host import ShardHost, WorkerSetup
-from lo_framework.meta_train.workers import Workers
+from lo_framework.meta_train.config import Program
+from lo_framework.meta_train.growth import Stage
+from lo_framework.meta_train.workers import ShardHost, Workers, WorkerSetup
 from lo_framework.processes import Died
 from lo_framework.spec import UserError
 from tests.meta_train.tools import (
@@ -31,10 +32,10 @@ def test_errors_of_workers(tmp_path: Path) -> None:
     """Bad input stays bad input, a bug shows its traceback, a worker that dies is named; close ends
     them all.
     """
-    workers = Workers(WorkerSetup(tiny(), None, ()), 2, 2)
+    workers = Workers(WorkerSetup(tiny(), Program(workers=2)), 2)
     try:
         with pytest.raises(UserError, match="unknown learned optimizer") as found:
-            workers.call(ShardHost.build, [("atention", {}, 0, None)] * 2)
+            workers.call(ShardHost.build, [(Stage("atention", {}), None)] * 2)
         assert "Traceback" in str(found.value.__cause__), "for --debug"
         workers.children[1].receive()  # that it is ready
         workers.children[1].receive()  # the other one's answer
@@ -44,7 +45,7 @@ def test_errors_of_workers(tmp_path: Path) -> None:
         workers.children[1].receive()
         os.kill(workers.children[1].process.pid, signal.SIGKILL)
         with pytest.raises(Died, match=r"worker 1 ended unexpectedly \(exit code -9"):
-            workers.call(ShardHost.validate, [("hyper-adamw", {}, [], [])] * 2)
+            workers.call(ShardHost.validate, [(Stage("hyper-adamw", {}), [], [])] * 2)
     finally:
         workers.close()
     assert not any(child.process.is_alive() for child in workers.children)
@@ -52,10 +53,10 @@ def test_errors_of_workers(tmp_path: Path) -> None:
 
 
 def test_shares_of_the_shards() -> None:
-    workers = Workers(WorkerSetup(tiny(), None, ()), 1, 5)
+    workers = Workers(WorkerSetup(tiny(), Program(workers=5)), 1)
     assert workers.num == 1 and workers.parts == [[0]] and not workers.children
     with pytest.raises(UserError, match="--workers must be at least 1"):
-        Workers(WorkerSetup(tiny(), None, ()), 2, 0)
+        Program(workers=0)
 
 
 @pytest.mark.slow

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from lo_framework.files.checkpoint import load_latest_state
-from lo_framework.meta_train.config import RunConfig
-from lo_framework.meta_train.host import WorkerSetup
+from lo_framework.meta_train.config import Program, RunConfig
 from lo_framework.meta_train.incumbent import Incumbent
 from lo_framework.meta_train.presets import make_config
 from lo_framework.meta_train.run import MetaTraining
+from lo_framework.meta_train.workers import WorkerSetup
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -62,10 +62,10 @@ def train(
     **changes: Any,
 ) -> Incumbent:
     """A run in this process."""
-    run = MetaTraining(
-        WorkerSetup(tiny(**changes), None, plugins), out, workers=workers, quiet=True
+    program = Program(
+        out=str(out), workers=workers, resume=resume, max_seconds=max_seconds, plugins=plugins
     )
-    return run.train(resume=resume, max_seconds=max_seconds)
+    return MetaTraining(WorkerSetup(tiny(**changes), program), quiet=True).train()
 
 
 def command(out: Path, *flags: str, workers: int = 1, **changes: Any) -> list[str]:
