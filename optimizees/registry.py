@@ -30,19 +30,17 @@ def register_task(
     return TASKS.register(name, config=config, uses_dataset=uses_dataset)
 
 
-def register_model(
-    name: str, *, config: type, task: type[ClassificationTask] = ClassificationTask
-) -> Callable[[M], M]:
+def register_model(name: str, *, config: type) -> Callable[[M], M]:
     """Make a functional model an optimizee on every data set of labelled images.
 
     The decorated class is called with a config, which has the batch size ``batch``, the shape of an
-    image, and the number of classes.
+    image, and the number of classes; see `Model`.
     """
 
     def decorate(model: M) -> M:
         def build(settings: Any, dataset: Dataset) -> Task:
             network = model(settings, dataset.shape, dataset.num_classes)
-            return task(network, dataset, name=name, batch_size=settings.batch)
+            return ClassificationTask(network, dataset, name=name, batch_size=settings.batch)
 
         # Who takes a name is told from who took it by where the model comes from.
         build.__module__, build.__qualname__ = model.__module__, model.__qualname__

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import TYPE_CHECKING, Annotated, Protocol
+from typing import TYPE_CHECKING, Annotated
 
 import torch
 from torch import Tensor
@@ -153,24 +153,26 @@ class DataTask(Task):
         return self.data[split]
 
 
-class Model(Protocol):
-    """A network as two pure functions. Names and shapes of parameters are those of the like-built
-    nn.Module.
+class Model:
+    """Base of networks as two pure functions. Names and shapes of parameters are those of the
+    like-built nn.Module.
     """
 
     def init(self, generator: torch.Generator) -> tuple[Params, Buffers]:
         """Fresh parameters and buffers, float32 on the CPU, drawn in a fixed order."""
-        ...
+        raise NotImplementedError
 
     def to(self, device: torch.device | str) -> Model:
-        """This model for parameters on `device`; constants that it holds are moved."""
-        ...
+        """This model for parameters on `device`; constants, where it holds any, are moved."""
+        return self
 
     def apply(
-        self, params: Params, buffers: Buffers, x: Tensor, *, training: bool
+        self, params: Params, buffers: Buffers, x: Tensor, noise: Tensor | None = None
     ) -> tuple[Tensor, Buffers]:
-        """Logits [B, C] for `x` [B, channels, height, width], and the new buffers."""
-        ...
+        """Logits [B, C] for `x` [B, channels, height, width], and the new buffers. Training mode
+        with `noise`, the int64 seed of counter-based dropout; evaluation mode without.
+        """
+        raise NotImplementedError
 
 
 class ClassificationTask(DataTask):
@@ -184,15 +186,12 @@ class ClassificationTask(DataTask):
         super().__init__(name=name, batch_size=batch_size, data=dataset.splits)
         self.model = model
         self.num_classes = dataset.num_classes
-        self._check_size()
-
-    def _check_size(self) -> None:
         try:
             with AtMost(MAX_PARAMETERS):
-                self.model.init(torch.Generator())
+                model.init(torch.Generator())
         except TooLarge:
             raise UserError(
-                f"{self.name}: the model has more than {MAX_PARAMETERS:,} parameters"
+                f"{name}: the model has more than {MAX_PARAMETERS:,} parameters"
             ) from None
 
     def init(self, generator: torch.Generator) -> tuple[Params, Buffers]:
@@ -202,7 +201,7 @@ class ClassificationTask(DataTask):
     def loss(
         self, params: Params, buffers: Buffers, batch: Batch, noise: Tensor
     ) -> tuple[Tensor, Buffers]:
-        logits, buffers = self.model.apply(params, buffers, batch[0], training=True)
+        logits, buffers = self.model.apply(params, buffers, batch[0], noise)
         return F.cross_entropy(logits, batch[1]), buffers
 
     def metrics(self, params: Params, buffers: Buffers, batch: Batch) -> dict[str, Tensor]:
@@ -210,7 +209,7 @@ class ClassificationTask(DataTask):
         # stay in the cache and are faster, too.
         losses, hits = [], []
         for x, y in zip(batch[0].split(METRIC_ROWS), batch[1].split(METRIC_ROWS), strict=True):
-            logits, _ = self.model.apply(params, buffers, x, training=False)
+            logits, _ = self.model.apply(params, buffers, x)
             losses.append(F.cross_entropy(logits, y, reduction="sum"))
             hits.append((logits.argmax(-1) == y).to(logits.dtype).sum())
         count = len(batch[1])

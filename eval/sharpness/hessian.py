@@ -87,9 +87,7 @@ def ggn_operator(surface: Surface, at: Tensor | None = None) -> Any | None:
         total = torch.zeros_like(v)
         for share, (x, *_) in surface.passes():
             flat = point.detach().requires_grad_()
-            logits, _ = task.model.apply(
-                surface.layout.unflatten(flat), surface.buffers, x, training=False
-            )
+            logits, _ = task.model.apply(surface.layout.unflatten(flat), surface.buffers, x)
             # J v by two reverse passes, as J^T w is linear in w: forward mode lacks rules for some
             # operations.
             w = torch.zeros_like(logits, requires_grad=True)

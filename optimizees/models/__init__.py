@@ -4,11 +4,7 @@ they stand for.
 
 from lo_framework.optimizees.models.cnn import CNN, CNNConfig
 from lo_framework.optimizees.models.mlp import MLP, MLPConfig, MLPReluConfig
-from lo_framework.optimizees.models.transformer import (
-    Transformer,
-    TransformerConfig,
-    TransformerTask,
-)
+from lo_framework.optimizees.models.transformer import Transformer, TransformerConfig
 
 __all__ = [
     "CNN",
@@ -18,5 +14,4 @@ __all__ = [
     "MLPReluConfig",
     "Transformer",
     "TransformerConfig",
-    "TransformerTask",
 ]

@@ -19,10 +19,10 @@ from lo_framework.optimizees.models.conv import (
     max_pool2,
     out_side,
 )
-from lo_framework.optimizees.models.initial import uniform
+from lo_framework.optimizees.models.initial import layer, linear, norm
 from lo_framework.optimizees.models.norms import batch_norm, group_norm, moved, normalise
 from lo_framework.optimizees.registry import register_model
-from lo_framework.optimizees.task import Buffers, Params, Rows
+from lo_framework.optimizees.task import Buffers, Model, Params, Rows
 from lo_framework.schema import Checked, Width
 from lo_framework.spec import UserError
 
@@ -52,7 +52,7 @@ class CNNConfig(Checked):
 
 
 @register_model("cnn", config=CNNConfig)
-class CNN:
+class CNN(Model):
     """Blocks of 3x3 convolution (padding 1), norm, ReLU and 2x2 pooling, then a linear head on the
     flattened maps.
 
@@ -87,26 +87,21 @@ class CNN:
         params: Params = {}
         buffers: Buffers = {}
         for i, (fan_in, out) in enumerate(zip(self.widths[:-1], self.widths[1:], strict=True)):
-            params[f"convs.{i}.weight"] = uniform((out, fan_in, 3, 3), 9 * fan_in, generator)
-            params[f"convs.{i}.bias"] = uniform((out,), 9 * fan_in, generator)
+            params |= layer(f"convs.{i}", (out, fan_in, 3, 3), generator)
             if self.config.norm != "none":
-                params[f"norms.{i}.weight"] = torch.ones(out)
-                params[f"norms.{i}.bias"] = torch.zeros(out)
+                params |= norm(f"norms.{i}", out)
             if self.config.norm == "batch":
                 buffers[f"norms.{i}.running_mean"] = torch.zeros(out)
                 buffers[f"norms.{i}.running_var"] = torch.ones(out)
-        params["head.weight"] = uniform((self.classes, self.features), self.features, generator)
-        params["head.bias"] = uniform((self.classes,), self.features, generator)
-        return params, buffers
+        return params | layer("head", (self.classes, self.features), generator), buffers
 
     def to(self, device: torch.device | str) -> CNN:
-        """This model for parameters on `device`."""
         other = copy.copy(self)
         other.gathers = [None if g is None else g.to(device) for g in self.gathers]
         return other
 
     def apply(
-        self, params: Params, buffers: Buffers, x: Tensor, *, training: bool
+        self, params: Params, buffers: Buffers, x: Tensor, noise: Tensor | None = None
     ) -> tuple[Tensor, Buffers]:
         """Logits [B, C] for `x` [B, channels, height, width], and buffers moved by this batch."""
         buffers = dict(buffers)
@@ -118,12 +113,12 @@ class CNN:
                 # quarter of the work.
                 x = F.relu(max_pool2(x) + params[f"convs.{i}.bias"][:, None, None, None])
                 continue
-            x = self._bias_and_norm(i, params, buffers, x, training)
+            x = self._bias_and_norm(i, params, buffers, x, noise is not None)
             if self.config.pool == "max":
                 x = F.relu(max_pool2(x))
             else:
                 x = avg_pool2(F.relu(x)) if self.config.pool == "avg" else F.relu(x)
-        return F.linear(x.flatten(0, 2).t(), params["head.weight"], params["head.bias"]), buffers
+        return linear(x.flatten(0, 2).t(), params, "head"), buffers
 
     def _bias_and_norm(
         self, i: int, params: Params, buffers: Buffers, x: Tensor, training: bool

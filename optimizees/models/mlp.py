@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lo_framework.optimizees.models.initial import lecun_normal
+from lo_framework.optimizees.models.initial import lecun_normal, linear
 from lo_framework.optimizees.registry import register_model
-from lo_framework.optimizees.task import Buffers, Params, Rows
+from lo_framework.optimizees.task import Buffers, Model, Params, Rows
 from lo_framework.schema import Checked, Width
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -48,7 +48,7 @@ class MLPReluConfig(MLPConfig):
 
 @register_model("mlp-relu", config=MLPReluConfig)
 @register_model("mlp", config=MLPConfig)
-class MLP:
+class MLP(Model):
     """in -> hidden -> ... -> C. Parameters: "layers.0.weight" [out, in], "layers.0.bias", ..."""
 
     def __init__(self, config: MLPConfig, shape: tuple[int, ...], classes: int) -> None:
@@ -63,12 +63,8 @@ class MLP:
             params[f"layers.{i}.bias"] = torch.zeros(fan_out)
         return params, {}
 
-    def to(self, device: torch.device | str) -> MLP:
-        """This model for parameters on `device`: it holds no tensors."""
-        return self
-
     def apply(
-        self, params: Params, buffers: Buffers, x: Tensor, *, training: bool
+        self, params: Params, buffers: Buffers, x: Tensor, noise: Tensor | None = None
     ) -> tuple[Tensor, Buffers]:
         """Logits [B, C] for images `x` of any shape [B, ...] with as many numbers as there are
         inputs.
@@ -76,7 +72,7 @@ class MLP:
         x = x.flatten(1)
         last = len(self.widths) - 2
         for i in range(last + 1):
-            x = F.linear(x, params[f"layers.{i}.weight"], params[f"layers.{i}.bias"])
+            x = linear(x, params, f"layers.{i}")
             if i < last:
                 x = self.act(x)
         return x, buffers

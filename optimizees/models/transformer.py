@@ -9,7 +9,6 @@ the activations (`_folded`).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -18,13 +17,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lo_framework.optimizees.dropout import keep_mask
-from lo_framework.optimizees.models.initial import uniform
+from lo_framework.optimizees.models.initial import layer, linear, norm, uniform
+from lo_framework.optimizees.models.mlp import ACTIVATIONS
 from lo_framework.optimizees.registry import register_model
-from lo_framework.optimizees.task import Batch, Buffers, ClassificationTask, Params, Rows
+from lo_framework.optimizees.task import Buffers, Model, Params, Rows
 from lo_framework.schema import Checked, Layers, Range, Width
 from lo_framework.spec import UserError
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu}
 DROPS = 4  # places in a block where dropout applies
 
 
@@ -58,20 +57,8 @@ class TransformerConfig(Checked):
             raise ValueError(f"width ({self.width}) must be a multiple of heads ({self.heads})")
 
 
-class TransformerTask(ClassificationTask):
-    """Classification by a `Transformer`, which is also given the seed of its dropout."""
-
-    model: Transformer
-
-    def loss(
-        self, params: Params, buffers: Buffers, batch: Batch, noise: Tensor
-    ) -> tuple[Tensor, Buffers]:
-        logits, buffers = self.model.apply(params, buffers, batch[0], training=True, noise=noise)
-        return F.cross_entropy(logits, batch[1]), buffers
-
-
-@register_model("transformer", config=TransformerConfig, task=TransformerTask)
-class Transformer:
+@register_model("transformer", config=TransformerConfig)
+class Transformer(Model):
     """Patches -> linear + position -> blocks -> LayerNorm -> mean over tokens -> linear head.
 
     With T patches, D = `width` and P numbers in a patch, the parameters are "patch.weight" [D, P],
@@ -108,53 +95,30 @@ class Transformer:
         accuracy of .90 then, .94 with these.
         """
         wide, ffn = self.config.width, self.config.ffn
-        params: Params = {}
-
-        def linear(name: str, out: int, fan_in: int) -> None:
-            params[f"{name}.weight"] = uniform((out, fan_in), fan_in, generator)
-            params[f"{name}.bias"] = uniform((out,), fan_in, generator)
-
-        def norm(name: str) -> None:
-            params[f"{name}.weight"], params[f"{name}.bias"] = torch.ones(wide), torch.zeros(wide)
-
-        linear("patch", wide, self.inputs)
+        params = layer("patch", (wide, self.inputs), generator)
         params["position_embed.weight"] = torch.randn(self.tokens, wide, generator=generator)
-        for i in range(self.config.layers):
-            norm(f"blocks.{i}.norm1")
+        for block in (f"blocks.{i}" for i in range(self.config.layers)):
+            params |= norm(f"{block}.norm1", wide)
             # uniform's bound is 1 / sqrt(fan in); Xavier's is sqrt(6 / (rows + columns)), here of
             # [3 D, D]
-            params[f"blocks.{i}.attn.qkv.weight"] = uniform(
-                (3 * wide, wide), 4 * wide, generator
-            ) * math.sqrt(6)
-            params[f"blocks.{i}.attn.qkv.bias"] = torch.zeros(3 * wide)
-            params[f"blocks.{i}.attn.out.weight"] = uniform((wide, wide), wide, generator)
-            params[f"blocks.{i}.attn.out.bias"] = torch.zeros(wide)
-            norm(f"blocks.{i}.norm2")
-            linear(f"blocks.{i}.mlp.up", ffn, wide)
-            linear(f"blocks.{i}.mlp.down", wide, ffn)
-        norm("norm")
-        linear("head", self.classes, wide)
-        return params, {}
-
-    def to(self, device: torch.device | str) -> Transformer:
-        """This model for parameters on `device`: it holds no tensors."""
-        return self
+            packed = uniform((3 * wide, wide), 4 * wide, generator) * math.sqrt(6)
+            params[f"{block}.attn.qkv.weight"] = packed
+            params[f"{block}.attn.qkv.bias"] = torch.zeros(3 * wide)
+            params[f"{block}.attn.out.weight"] = uniform((wide, wide), wide, generator)
+            params[f"{block}.attn.out.bias"] = torch.zeros(wide)
+            params |= norm(f"{block}.norm2", wide)
+            params |= layer(f"{block}.mlp.up", (ffn, wide), generator)
+            params |= layer(f"{block}.mlp.down", (wide, ffn), generator)
+        params |= norm("norm", wide)
+        return params | layer("head", (self.classes, wide), generator), {}
 
     def apply(
-        self,
-        params: Params,
-        buffers: Buffers,
-        x: Tensor,
-        *,
-        training: bool,
-        noise: Tensor | None = None,
+        self, params: Params, buffers: Buffers, x: Tensor, noise: Tensor | None = None
     ) -> tuple[Tensor, Buffers]:
-        """Logits [B, C] for `x` [B, channels, height, width]; `noise`: the dropout seed, needed if
-        training with it.
-        """
+        """Logits [B, C] for `x` [B, channels, height, width]; dropout only with `noise`."""
         rows, wide = len(x), self.config.width
-        drop = _Dropout(self.config.dropout if training else 0.0, noise)
-        x = _linear(self._patches(x), params, "patch").reshape(rows, self.tokens, wide)
+        drop = _Dropout(self.config.dropout, noise)
+        x = linear(self._patches(x), params, "patch").reshape(rows, self.tokens, wide)
         x = (x + params["position_embed.weight"]).reshape(-1, wide)  # [B * T, D]
         for i in range(self.config.layers):
             x = self._block(x, params, f"blocks.{i}", rows, drop.after(DROPS * i))
@@ -176,7 +140,7 @@ class Transformer:
         """One block on `x` [B * T, D]."""
         weight, bias = _folded(params, f"{name}.attn.qkv", f"{name}.norm1")
         x = x + drop(
-            _linear(
+            linear(
                 self._attend(F.linear(_hat(x), weight, bias), rows, drop),
                 params,
                 f"{name}.attn.out",
@@ -186,7 +150,7 @@ class Transformer:
         inside = ACTIVATIONS[self.config.act](
             F.linear(_hat(x), *_folded(params, f"{name}.mlp.up", f"{name}.norm2"))
         )
-        return x + drop(_linear(drop(inside, 2), params, f"{name}.mlp.down"), 3)
+        return x + drop(linear(drop(inside, 2), params, f"{name}.mlp.down"), 3)
 
     def _attend(self, qkv: Tensor, rows: int, drop: _Dropout) -> Tensor:
         """softmax(q k^T / sqrt(d)) v for each head of d = D / heads numbers: [B * T, 3 D] to [B *
@@ -214,16 +178,11 @@ class _Dropout:
         return _Dropout(self.p, self.noise, first)
 
     def __call__(self, x: Tensor, place: int) -> Tensor:
-        if self.p == 0:
+        if self.p == 0 or self.noise is None:
             return x
-        assert self.noise is not None
         return x * (
             keep_mask(x.shape, self.p, self.noise, self.first + place).to(x.dtype) / (1 - self.p)
         )
-
-
-def _linear(x: Tensor, params: Params, name: str) -> Tensor:
-    return F.linear(x, params[f"{name}.weight"], params[f"{name}.bias"])
 
 
 def _hat(x: Tensor) -> Tensor:

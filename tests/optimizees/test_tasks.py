@@ -180,7 +180,7 @@ def test_metrics_of_a_whole_split(spec):
     (task,) = make_tasks(spec)
     params, buffers = task.init(seeded())
     x, y = task.full("train")
-    logits, _ = task.model.apply(params, buffers, x, training=False)
+    logits, _ = task.model.apply(params, buffers, x)
     metrics = task.metrics(params, buffers, (x, y))  # in chunks, the last one shorter
     torch.testing.assert_close(metrics["loss"], nn.functional.cross_entropy(logits, y))
     torch.testing.assert_close(metrics["accuracy"], (logits.argmax(1) == y).float().mean())

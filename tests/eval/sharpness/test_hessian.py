@@ -33,7 +33,7 @@ def exact(surface):
     x, y = (t.to(F64) if t.is_floating_point() else t for t in surface.data)
 
     def logits(flat):
-        return surface.task.model.apply(surface.layout.unflatten(flat), {}, x, training=False)[0]
+        return surface.task.model.apply(surface.layout.unflatten(flat), {}, x)[0]
 
     flat = surface.params.to(F64)
     hessian = torch.func.jacrev(torch.func.jacrev(lambda p: F.cross_entropy(logits(p), y)))(flat)

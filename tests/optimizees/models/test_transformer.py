@@ -14,10 +14,10 @@ from lo_framework.inner.step import Family
 from lo_framework.layout import Layout
 from lo_framework.learned import make_learned
 from lo_framework.objectives import make_objective
-from lo_framework.optimizees import make_tasks
+from lo_framework.optimizees import ClassificationTask, make_tasks
 from lo_framework.optimizees.datasets import load
 from lo_framework.optimizees.datasets.splits import Dataset
-from lo_framework.optimizees.models import Transformer, TransformerConfig, TransformerTask
+from lo_framework.optimizees.models import Transformer, TransformerConfig
 
 SMALL = "transformer:width=8,heads=2,layers=1,ffn=6,patch=4,batch=4"
 ATTENTION = {
@@ -93,7 +93,7 @@ def test_equals_torchs_layers(config, shape, dtype, tolerance):
     y = torch.randint(10, (7,), generator=seeded(2))
 
     def ours(p):
-        logits, _ = model.apply(p, {}, x, training=True)
+        logits, _ = model.apply(p, {}, x, torch.tensor(0))
         return nn.functional.cross_entropy(logits, y), logits
 
     def theirs(p):
@@ -218,7 +218,7 @@ def test_other_images_and_devices():
     wide = {k: (x.repeat(1, 3, 1, 2)[:9], y[:9]) for k, (x, y) in data.splits.items()}
     config = TransformerConfig(patch=4, width=8, dropout=0.1)
     dataset = Dataset(name="wide", splits=wide, num_classes=10)
-    task = TransformerTask(
+    task = ClassificationTask(
         Transformer(config, dataset.shape, 10), dataset, name="wide", batch_size=3
     ).to("meta")
     params, _ = task.init(seeded())
