@@ -19,11 +19,11 @@ from torch import Tensor, nn
 
 from lo_framework.errors import choose
 from lo_framework.layout import Layout
-from lo_framework.learned.base import State, register_learned
+from lo_framework.learned.base import State, register_learned, zeros
 from lo_framework.learned.encoder import Block, layer_norm, matrix, xavier
 from lo_framework.learned.group_features import FeatureSpec, group_features, measured
 from lo_framework.learned.grouping import GROUPINGS, KEYS, Grouping, make_grouping
-from lo_framework.learned.hyper_adamw import HYPER, HyperAdamW, HyperAdamWConfig
+from lo_framework.learned.hyper_adamw import FACTORS, HYPER, HyperAdamW, HyperAdamWConfig
 from lo_framework.schema import Layers, NotNegative, Range, Seed, Width
 
 EMBEDDING = 4  # numbers of a group's embedding
@@ -119,27 +119,26 @@ class Attention(HyperAdamW):
 
     kind = "attention"
     Config = AttentionConfig
-    context = 0  # extra channels for subclasses
     config: AttentionConfig
 
     def __init__(self, config: AttentionConfig) -> None:
         super().__init__(config)
         generator = torch.Generator().manual_seed(config.seed)
         self.spec = config.spec
-        published = config.encoder == "published"
+        published = self.published = config.encoder == "published"
         if not published:
             self.embed = matrix(config.width, config.inputs, generator)
-            self.embed_bias = nn.Parameter(torch.zeros(config.width, 1))
+            self.embed_bias = zeros(config.width, 1)
         self.blocks = nn.ModuleList(
             Block(config.width, config.heads, generator, config.hidden_units, published)
             for _ in range(config.layers)
         )
-        self.head = nn.Parameter(torch.zeros(len(HYPER), config.width))
+        self.head = zeros(len(HYPER), config.width)
         if config.head_scale:
             self.head = matrix(len(HYPER), config.width, generator, config.head_scale)
         if published:
             self.head = xavier(PUBLISHED_HEAD, config.width, generator)
-            self.head_bias = nn.Parameter(torch.zeros(PUBLISHED_HEAD, 1))
+            self.head_bias = zeros(PUBLISHED_HEAD, 1)
         if config.features == "enhanced":
             self.group_embedding = nn.Parameter(
                 0.1 * torch.randn(EMBEDDING, KEYS, generator=generator)
@@ -149,19 +148,11 @@ class Attention(HyperAdamW):
             self.gates = nn.Parameter(torch.ones(gates) if published else torch.zeros(gates))
 
     def outer_scale(self, name: str) -> float:
-        fixed = self.config.learn == "factors" and name in (
-            "default",
-            "by_role",
-            "schedule",
-            "log_rho",
-        )
+        fixed = self.config.learn == "factors" and name in FACTORS
         return 0.0 if fixed else super().outer_scale(name)
 
     def measure(self, params: Tensor, grads: Tensor, state: State) -> Tensor:
         return measured(self.spec, params, grads, state["m"], state["v"])
-
-    def stats(self, layout: Layout, params: Tensor, grads: Tensor, state: State) -> Tensor:
-        return layout.mean(self.measure(params, grads, state))
 
     def tokens(
         self, layout: Layout, grouping: Grouping, stats: Tensor, state: State, progress: Tensor
@@ -169,35 +160,32 @@ class Attention(HyperAdamW):
         """Statistics ``[F, S]`` to the encoder's input ``[columns, G]``."""
         factor = None
         if self.config.gating:  # at the start 1, or .73 as published
-            factor = torch.sigmoid(self.gates) * (
-                1.0 if self.config.encoder == "published" else 2.0
-            )
+            factor = torch.sigmoid(self.gates) * (1.0 if self.published else 2.0)
         features = group_features(self.spec, layout, grouping, stats, state, progress, factor)
-        if self.config.encoder == "published":
-            embedded = EMBEDDING * (self.config.features == "enhanced")
-            missing = self.config.width - embedded - features.shape[0]
+        embedded = self.config.features == "enhanced"
+        if self.published:
+            missing = self.config.width - EMBEDDING * embedded - features.shape[0]
             features = torch.cat([features, features.new_zeros(missing, grouping.num)])
-        if self.config.features == "enhanced":
+        if embedded:
             features = torch.cat([features, self.group_embedding.index_select(1, grouping.keys)])
         return features
 
     def encode(self, tokens: Tensor) -> Tensor:
         """``[columns, G]`` to ``[D, G]``."""
-        published = self.config.encoder == "published"
-        x = tokens if published else self.embed @ tokens + self.embed_bias
+        x = tokens if self.published else self.embed @ tokens + self.embed_bias
         for block in self.blocks:
             x = block(x)
-        return x if published else layer_norm(x)
+        return x if self.published else layer_norm(x)
 
     def raw(self, x: Tensor) -> Tensor:
         """The head's output ``[H, G]``, or ``[4, G]`` as published, from encoded tokens."""
-        if self.config.encoder == "published":
+        if self.published:
             return self.head @ x + self.head_bias
         return self.config.gain * (self.head @ x)
 
     def factors(self, raw: Tensor) -> tuple[Tensor, Tensor]:
         """MetaAdamW's alpha and beta ``[G]`` of a bounded head: 1 + range (sigmoid - 1/2)."""
-        decay = 1 if self.config.encoder == "published" else 3
+        decay = 1 if self.published else 3
         ranges = self.config.alpha_range, self.config.beta_range
         alpha, beta = (
             1.0 + r * (torch.sigmoid(row) - 0.5) for r, row in zip(ranges, (raw[0], raw[decay]))

@@ -17,12 +17,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lo_framework.layout import Layout
 from lo_framework.learned import adamw_rule
 from lo_framework.learned.attention import Attention, AttentionConfig
-from lo_framework.learned.base import State, register_learned
+from lo_framework.learned.base import State, register_learned, zeros
 from lo_framework.learned.encoder import matrix
 from lo_framework.schema import Width
 
@@ -55,10 +55,10 @@ class AttentionMLP(Attention):
         generator = torch.Generator().manual_seed(config.seed + 1)
         self.context_head = matrix(config.context, config.width, generator)
         self.first = matrix(config.hidden, FEATURES + config.context, generator)
-        self.first_bias = nn.Parameter(torch.zeros(config.hidden, 1))
+        self.first_bias = zeros(config.hidden, 1)
         self.second = matrix(config.hidden, config.hidden, generator)
-        self.second_bias = nn.Parameter(torch.zeros(config.hidden, 1))
-        self.last = nn.Parameter(torch.zeros(2, config.hidden))
+        self.second_bias = zeros(config.hidden, 1)
+        self.last = zeros(2, config.hidden)
         self.register_buffer("decays", torch.tensor(DECAYS), persistent=False)
 
     def init_state(self, layout: Layout, params: Tensor) -> State:
@@ -93,40 +93,21 @@ class AttentionMLP(Attention):
         m, v = adamw_rule.moments(c, grads, state["m"], state["v"])
         momenta = state["momenta"] + (1.0 - self.decays)[:, None] * (grads - state["momenta"])
         inverse = adamw_rule.inverse_rms(c, v)
-        x = self.features(params, grads, m, v, momenta * shared[:, None], inverse, p_scale, v_scale)
+        adam = m * inverse
+        own = torch.stack(
+            [
+                grads * inverse,
+                adam,
+                params * p_scale,
+                0.25 * torch.log(v * v_scale * v_scale + 1e-8),
+                torch.ones_like(params),
+            ]
+        )
+        features = torch.cat([momenta * shared[:, None] * inverse, own]).clamp(-5.0, 5.0)
         # The context is constant within a tensor: it enters as more rows of the same product.
-        x = torch.cat([x, context.expand(-1, x.shape[-1])])
+        x = torch.cat([features, context.expand(-1, features.shape[-1])])
         h = torch.relu(self.first @ x + self.first_bias)
         h = torch.relu(self.second @ h + self.second_bias)
         direction, magnitude = (self.last @ h).unbind(0)
-        adam = m * inverse
         params = params - c.decay * params - c.step_size * (adam * torch.exp(magnitude) + direction)
         return params, {"m": m, "v": v, "momenta": momenta}
-
-    @staticmethod
-    def features(
-        params: Tensor,
-        grads: Tensor,
-        m: Tensor,
-        v: Tensor,
-        momenta: Tensor,
-        inverse: Tensor,
-        p_scale: Tensor,
-        v_scale: Tensor,
-    ) -> Tensor:
-        """``[FEATURES, n]``, each clipped to [-5, 5]."""
-        x = torch.cat(
-            [
-                (momenta * inverse),
-                torch.stack(
-                    [
-                        grads * inverse,
-                        m * inverse,
-                        params * p_scale,
-                        0.25 * torch.log(v * v_scale * v_scale + 1e-8),
-                        torch.ones_like(params),
-                    ]
-                ),
-            ]
-        )
-        return x.clamp(-5.0, 5.0)

@@ -28,6 +28,11 @@ State = dict[str, Tensor]
 Theta = dict[str, Tensor]
 
 
+def zeros(*shape: int) -> nn.Parameter:
+    """A meta-parameter that starts at zero."""
+    return nn.Parameter(torch.zeros(shape))
+
+
 class LearnedOptimizer(nn.Module):
     """Base class. theta is ``dict(self.named_parameters())``; buffers are constants.
 
@@ -55,13 +60,14 @@ class LearnedOptimizer(nn.Module):
 
     def measure(self, params: Tensor, grads: Tensor, state: State) -> Tensor:
         """``[n]`` chunks to ``[F, n]`` quantities whose mean over each tensor is all that
-        :meth:`condition` sees.
+        :meth:`condition` sees; rules that look at no statistics have none.
         """
-        raise NotImplementedError
+        return grads.new_zeros(0, grads.shape[-1])
 
     def stats(self, layout: Layout, params: Tensor, grads: Tensor, state: State) -> Tensor:
         """``[F, S]``: the means of :meth:`measure` over each tensor."""
-        return layout.mean(self.measure(params, grads, state))
+        measured = self.measure(params, grads, state)
+        return layout.mean(measured) if len(measured) else measured.new_zeros(0, layout.num)
 
     def condition(
         self, layout: Layout, stats: Tensor, state: State, loss: Tensor | None, progress: Tensor

@@ -12,6 +12,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from lo_framework.learned.base import zeros
+
 
 def layer_norm(x: Tensor) -> Tensor:
     """Layer normalisation over features, ``[D, S]``; the next matrix holds any gain."""
@@ -19,13 +21,16 @@ def layer_norm(x: Tensor) -> Tensor:
     return x * torch.rsqrt((x * x).mean(0) + 1e-5)
 
 
+def uniform(rows: int, cols: int, bound: float, generator: torch.Generator) -> nn.Parameter:
+    return nn.Parameter((2.0 * torch.rand(rows, cols, generator=generator) - 1.0) * bound)
+
+
 def matrix(rows: int, cols: int, generator: torch.Generator, scale: float = 1.0) -> nn.Parameter:
     return nn.Parameter(torch.randn(rows, cols, generator=generator) * (scale / math.sqrt(cols)))
 
 
 def xavier(rows: int, cols: int, generator: torch.Generator) -> nn.Parameter:
-    bound = math.sqrt(6.0 / (rows + cols))
-    return nn.Parameter((2.0 * torch.rand(rows, cols, generator=generator) - 1.0) * bound)
+    return uniform(rows, cols, math.sqrt(6.0 / (rows + cols)), generator)
 
 
 class Block(nn.Module):
@@ -38,7 +43,7 @@ class Block(nn.Module):
         width: int,
         heads: int,
         generator: torch.Generator,
-        hidden: int | None = None,
+        hidden: int = 0,
         affine: bool = False,
     ) -> None:
         super().__init__()
@@ -47,20 +52,16 @@ class Block(nn.Module):
         self.qkv = new(3 * width, width, generator)
         self.out = new(width, width, generator)
         self.up = new(hidden, width, generator)
-        self.up_bias = nn.Parameter(torch.zeros(hidden, 1))
+        self.up_bias = zeros(hidden, 1)
         self.down = new(width, hidden, generator)
         if affine:
-            bound = 1.0 / math.sqrt(width), 1.0 / math.sqrt(hidden)  # of torch's linear layers
-            self.up_bias = nn.Parameter(
-                (2 * torch.rand(hidden, 1, generator=generator) - 1) * bound[0]
-            )
-            self.down_bias = nn.Parameter(
-                (2 * torch.rand(width, 1, generator=generator) - 1) * bound[1]
-            )
-            self.qkv_bias = nn.Parameter(torch.zeros(3 * width, 1))
-            self.out_bias = nn.Parameter(torch.zeros(width, 1))
+            # as torch's linear layers
+            self.up_bias = uniform(hidden, 1, 1.0 / math.sqrt(width), generator)
+            self.down_bias = uniform(width, 1, 1.0 / math.sqrt(hidden), generator)
+            self.qkv_bias = zeros(3 * width, 1)
+            self.out_bias = zeros(width, 1)
             self.gains = nn.Parameter(torch.ones(2, width, 1))
-            self.shifts = nn.Parameter(torch.zeros(2, width, 1))
+            self.shifts = zeros(2, width, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self._attend(self._norm(x, 0))

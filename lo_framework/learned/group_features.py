@@ -205,6 +205,4 @@ def _shapes(layout: Layout, scale: str, like: Tensor) -> Tensor:
 def _root(x: Tensor) -> Tensor:
     """Square root whose derivative at 0 is 0, not infinite."""
     positive = x > 0
-    return torch.where(
-        positive, torch.where(positive, x, torch.ones_like(x)).sqrt(), torch.zeros_like(x)
-    )
+    return torch.where(positive, torch.where(positive, x, 1.0).sqrt(), 0.0)

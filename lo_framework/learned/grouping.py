@@ -26,7 +26,14 @@ BY_NAME = {
     "norm": ("norm",),
 }
 BY_ROLE = {"embedding": "embedding", "matrix": "linear", "conv": "conv", "norm": "norm"}
-KEYS = len(TYPES) * DEPTH_THIRDS * 2  # type x depth third x vector
+# Fine-grained groups: type x depth third x vector.
+FINE = [
+    f"{kind} {third} {shape}"
+    for kind in TYPES
+    for third in ("early", "middle", "late")
+    for shape in ("weights", "vectors")
+]
+KEYS = len(FINE)
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,9 +68,9 @@ class Grouping:
 
     def variance(self, x: Tensor) -> Tensor:
         """Population variance over each group's tensors, ``[F, G]``."""
-        return (
-            torch.zeros_like(x) if self.alone else self.mean((x - self.spread(self.mean(x))) ** 2)
-        )
+        if self.alone:
+            return torch.zeros_like(x)
+        return self.mean((x - self.spread(self.mean(x))) ** 2)
 
     def spread(self, x: Tensor) -> Tensor:
         """``[F, G]`` back to ``[F, S]``."""
@@ -94,31 +101,24 @@ def make_grouping(
         UserError: an unknown grouping.
     """
     key = (grouping, None if parts is None else tuple(parts), published)
-    if key not in layout.groupings:
-        choose("grouping", grouping, GROUPINGS)
-        layout.groupings[key] = _made(layout, *key)
-    return layout.groupings[key]
-
-
-def _made(
-    layout: Layout, grouping: str, parts: tuple[int, ...] | None, published: bool
-) -> Grouping:
-    device = layout.device
+    if key in layout.groupings:
+        return layout.groupings[key]
+    choose("grouping", grouping, GROUPINGS)
+    tensors: list[tuple[Hashable, int, str]]
     if grouping == "tensor":
-        return by_key(
-            [(i, _fine(layout, slot), slot.name) for i, slot in enumerate(layout.slots)], device
-        )
-    if grouping == "original":
-        numbers = parts if parts is not None else (0,) * layout.num
-        return by_key([(k, k % KEYS, f"group {k}") for k in numbers], device)
-    rows = [_published(layout, slot) if published else _fine(layout, slot) for slot in layout.slots]
-    return by_key([(row, row, _label(row)) for row in rows], device)
+        tensors = [(i, _fine(layout, slot), slot.name) for i, slot in enumerate(layout.slots)]
+    elif grouping == "original":
+        tensors = [(k, k % KEYS, f"group {k}") for k in parts or (0,) * layout.num]
+    else:
+        row_of = _published if published else _fine
+        rows = [row_of(layout, slot) for slot in layout.slots]
+        tensors = [(row, row, FINE[row]) for row in rows]
+    return layout.groupings.setdefault(key, by_key(tensors, layout.device))
 
 
 def type_of(layout: Layout, slot: Slot) -> str:
     """By name where it says so, else by role; a bias is of its layer's type."""
-    named = _named(slot.name)
-    if named:
+    if named := _named(slot.name):
         return named
     if _recurrent(slot.name):  # its pair of biases looks like a normalisation
         return "linear"
@@ -143,14 +143,6 @@ def _row(kind: str, bucket: int, vector: bool) -> int:
     return (TYPES.index(kind) * DEPTH_THIRDS + bucket) * 2 + vector
 
 
-def _label(row: int) -> str:
-    rest, vector = divmod(row, 2)
-    kind, bucket = divmod(rest, DEPTH_THIRDS)
-    return (
-        f"{TYPES[kind]} {('early', 'middle', 'late')[bucket]} {'vectors' if vector else 'weights'}"
-    )
-
-
 def _fine(layout: Layout, slot: Slot) -> int:
     """The intended groups: depth in layers, also in a net whose names carry no number; convolutions
     are a type.
@@ -167,7 +159,7 @@ def _published(layout: Layout, slot: Slot) -> int:
     is "other" here, and an Embedding or a MultiheadAttention "linear", where the name does not
     tell.
     """
-    kind = _named(slot.name) or type_of(layout, slot)
+    kind = type_of(layout, slot)
     if not _named(slot.name) and (kind in ("conv", "norm") or _recurrent(slot.name)):
         kind = "other"
     numbers = [layer_number(s.name) for s in layout.slots]

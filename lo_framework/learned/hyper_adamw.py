@@ -22,11 +22,12 @@ from torch import Tensor, nn
 
 from lo_framework.layout import DEPTH_THIRDS, ROLES, Layout
 from lo_framework.learned import adamw_rule
-from lo_framework.learned.base import LearnedOptimizer, State, Theta, register_learned
+from lo_framework.learned.base import LearnedOptimizer, State, Theta, register_learned, zeros
 from lo_framework.regularizers.sam import SAM, SAMConfig
 from lo_framework.schema import Checked, NotNegative, Positive, Share
 
 HYPER = ("log_lr", "logit_beta1", "logit_beta2", "log_weight_decay", "log_eps")
+FACTORS = ("default", "by_role", "schedule", "log_rho")  # the meta-parameters of this rule
 KNOTS = (0.0, 0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 1.0)
 
 
@@ -67,11 +68,11 @@ class HyperAdamW(LearnedOptimizer):
         super().__init__()
         self.config = config
         h = len(HYPER)
-        self.default = nn.Parameter(torch.zeros(h))
-        self.by_role = nn.Parameter(torch.zeros(len(ROLES) * DEPTH_THIRDS, h))
+        self.default = zeros(h)
+        self.by_role = zeros(len(ROLES) * DEPTH_THIRDS, h)
         self.schedule = nn.Parameter(torch.zeros(h, len(KNOTS)))
         if config.sam_rho:
-            self.log_rho = nn.Parameter(torch.zeros(()))
+            self.log_rho = zeros()
         start = [
             math.log(config.lr),
             _logit(config.beta1),
@@ -83,11 +84,7 @@ class HyperAdamW(LearnedOptimizer):
         self.register_buffer("knots", torch.tensor(KNOTS), persistent=False)
 
     def outer_scale(self, name: str) -> float:
-        return (
-            1.0
-            if name in ("default", "by_role", "schedule", "log_rho")
-            else super().outer_scale(name)
-        )
+        return 1.0 if name in FACTORS else super().outer_scale(name)
 
     def explicit(self, theta: Theta) -> SAM | None:
         """Explicit SAM whose radius is a meta-parameter. It is learned well only on held-out data:
@@ -107,12 +104,6 @@ class HyperAdamW(LearnedOptimizer):
             "m": torch.zeros_like(params),
             "v": torch.zeros_like(params),
         }
-
-    def measure(self, params: Tensor, grads: Tensor, state: State) -> Tensor:
-        return grads.new_zeros(0, grads.shape[-1])  # plain AdamW looks at no statistics
-
-    def stats(self, layout: Layout, params: Tensor, grads: Tensor, state: State) -> Tensor:
-        return grads.new_zeros(0, layout.num)
 
     def scheduled(self, progress: Tensor) -> Tensor:
         """Piecewise-linear schedule at ``progress``: ``[H]``. Hat functions instead of a search: no

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lo_framework.layout import Layout
-from lo_framework.learned.base import LearnedOptimizer, State, register_learned
+from lo_framework.learned.base import LearnedOptimizer, State, register_learned, zeros
 from lo_framework.learned.features import FEATURE_VERSION, FeatureVersion, log_and_sign
 from lo_framework.schema import Checked, Layers, Positive, Seed, Width
 
@@ -39,7 +39,7 @@ class Cell(nn.Module):
         self.weight = nn.Parameter(
             (torch.rand(4 * hidden, inputs + hidden, generator=generator) * 2 - 1) * bound
         )
-        self.bias = nn.Parameter(torch.zeros(4 * hidden, 1))
+        self.bias = zeros(4 * hidden, 1)
 
     def forward(self, x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
         i, f, g, o = (self.weight @ torch.cat([x, h]) + self.bias).chunk(4)
@@ -67,14 +67,11 @@ class LSTM(LearnedOptimizer):
         self.last = nn.Parameter(
             torch.randn(1, config.hidden, generator=generator) * config.hidden**-0.5
         )
-        self.last_bias = nn.Parameter(torch.zeros(()))
+        self.last_bias = zeros()
 
     def init_state(self, layout: Layout, params: Tensor) -> State:
-        zeros = params.new_zeros(self.config.layers, self.config.hidden, params.shape[-1])
-        return {"step": params.new_zeros(()), "h": zeros, "c": zeros.clone()}
-
-    def measure(self, params: Tensor, grads: Tensor, state: State) -> Tensor:
-        return grads.new_zeros(0, grads.shape[-1])  # strictly coordinate-wise: no statistics
+        start = params.new_zeros(self.config.layers, self.config.hidden, params.shape[-1])
+        return {"step": params.new_zeros(()), "h": start, "c": start.clone()}
 
     def condition(
         self, layout: Layout, stats: Tensor, state: State, loss: Tensor | None, progress: Tensor

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from lo_framework.layout import Layout
-from lo_framework.learned.base import LEARNED, LearnedOptimizer, State
+from lo_framework.learned.base import LEARNED, LearnedOptimizer, State, zeros
 from lo_framework.learned.features import (
     FEATURE_VERSION,
     TIME_SCALES,
@@ -71,18 +71,19 @@ class MLP(LearnedOptimizer):
 
         self.first = weight(hidden, config.features - len(TIME_SCALES), config.features)
         self.first_time = weight(hidden, len(TIME_SCALES), config.features)
-        self.first_bias = nn.Parameter(torch.zeros(hidden))
+        self.first_bias = zeros(hidden)
         self.second = weight(hidden, hidden, hidden)
-        self.second_bias = nn.Parameter(torch.zeros(hidden, 1))
+        self.second_bias = zeros(hidden, 1)
         self.last = weight(2, hidden, hidden)
-        self.last_bias = nn.Parameter(torch.zeros(2, 1))
+        self.last_bias = zeros(2, 1)
         self.register_buffer("decays", torch.tensor(MOMENTUM_19)[:, None], persistent=False)
+        self.rows = {"momenta": len(MOMENTUM_19)}  # of each tensor of the state
 
     def init_state(self, layout: Layout, params: Tensor) -> State:
-        return {
-            "step": params.new_zeros(()),
-            "momenta": params.new_zeros(len(self.decays), params.shape[-1]),
+        rows = {
+            name: params.new_zeros(count, params.shape[-1]) for name, count in self.rows.items()
         }
+        return {"step": params.new_zeros(()), **rows}
 
     def advance(self, params: Tensor, grads: Tensor, state: State) -> tuple[Tensor, State]:
         """Unnormalised features ``[F, n]`` and the new per-parameter state."""
@@ -148,32 +149,19 @@ class WideMLP(MLP):
         super().__init__(config)
         self.published = config.feature_version > 1
         self.prepared = ("row", "col", "factor", *("grad_factor",) * self.published)
+        self.rows = {"momenta": len(MOMENTUM_39), "v": 1}
+        self.rows |= dict.fromkeys(self.prepared, len(FACTORED_39))
         start = torch.tensor([*MOMENTUM_39, SECOND_39, *FACTORED_39])
-        self.decay_delta = nn.Parameter(
-            torch.zeros(len(start))
-        )  # decay = 1 - exp(10 (log(1 - start) / 10 + delta))
+        # decay = 1 - exp(10 (log(1 - start) / 10 + delta))
+        self.decay_delta = zeros(len(start))
         self.register_buffer("log_keep", torch.log1p(-start), persistent=False)
 
-    def init_state(self, layout: Layout, params: Tensor) -> State:
-        def zeros(rows: int) -> Tensor:
-            return params.new_zeros(rows, params.shape[-1])
-
-        return {
-            "step": params.new_zeros(()),
-            "momenta": zeros(len(MOMENTUM_39)),
-            "v": zeros(1),
-            **{name: zeros(len(FACTORED_39)) for name in self.prepared},
-        }
-
-    def keeps(self) -> tuple[Tensor, Tensor, Tensor]:
+    def keeps(self) -> tuple[Tensor, ...]:
         """1 - decay of momenta ``[3, 1]``, second moment ``[1, 1]`` and factored second moments
         ``[3, 1]``.
         """
-        keep = torch.exp(self.get_buffer("log_keep") + 10.0 * self.decay_delta).clamp_max(1.0)[
-            :, None
-        ]
-        m, f = len(MOMENTUM_39), len(FACTORED_39)
-        return keep[:m], keep[m : m + 1], keep[-f:]
+        keep = torch.exp(self.get_buffer("log_keep") + 10.0 * self.decay_delta).clamp_max(1.0)
+        return keep[:, None].split([len(MOMENTUM_39), 1, len(FACTORED_39)])
 
     def prepare(self, layout: Layout, grads: Tensor, state: State) -> State:
         keep = self.keeps()[2]
@@ -198,7 +186,7 @@ class WideMLP(MLP):
         m = state["momenta"] + keep_m * (grads - state["momenta"])
         v = state["v"] + keep_v * (grads * grads - state["v"])
         prepared = {name: state[name] for name in self.prepared}
-        row, col, factor = prepared["row"], prepared["col"], prepared["factor"]
+        row, col, factor, *_ = prepared.values()
         inverse = torch.rsqrt(v + 1e-6)
         raw = torch.cat(
             [

@@ -23,8 +23,8 @@ CPU_BLOCK = 1 << 17
 
 
 class Weights(NamedTuple):
-    """H hidden units, F inputs, O outputs. Inside the operators every tensor may have the tasks
-    ``K`` in front.
+    """H hidden units, F inputs, O outputs. Inside the operators every tensor has the tasks ``K`` in
+    front.
     """
 
     first: Tensor  # [H, F]
@@ -41,7 +41,7 @@ def network(x: Tensor, weights: Weights) -> Tensor:
     """
     if torch.compiler.is_compiling() or _inside_functorch_derivative():
         return formula(x, *weights)
-    return _forward(x, *weights)
+    return _forward(*(t[None] for t in (x, *weights)))[0]
 
 
 def formula(x: Tensor, *weights: Tensor) -> Tensor:
@@ -103,10 +103,7 @@ def _forward(
     last: Tensor,
     last_bias: Tensor,
 ) -> Tensor:
-    """``[K, F, n]`` to ``[K, O, n]``, or the same without K."""
-    if x.dim() == 2:
-        alone = (t[None] for t in (x, first, first_bias, second, second_bias, last, last_bias))
-        return _forward(*alone)[0]
+    """``[K, F, n]`` to ``[K, O, n]``."""
     hidden = first.shape[1]
     y = x.new_empty(x.shape[0], last.shape[1], x.shape[2])
     h1, h2 = _Scratch(x, hidden), _Scratch(x, hidden)
@@ -131,9 +128,6 @@ def _backward(
     """Gradients of ``x`` and of the six weights, from ``dy [K, O, n]``; hidden layers are computed
     again.
     """
-    if x.dim() == 2:
-        alone = (t[None] for t in (dy, x, first, first_bias, second, second_bias, last, last_bias))
-        return [g[0] for g in _backward(*alone)]
     hidden = first.shape[1]
     dx = torch.empty_like(x, memory_format=torch.contiguous_format)
     weights = (first, first_bias, second, second_bias, last, last_bias)
@@ -160,7 +154,7 @@ def _backward(
 
 @_forward.register_fake
 def _(x: Tensor, *weights: Tensor) -> Tensor:
-    return x.new_empty(*x.shape[:-2], weights[4].shape[-2], x.shape[-1])
+    return x.new_empty(x.shape[0], weights[4].shape[1], x.shape[2])
 
 
 @_backward.register_fake
@@ -183,21 +177,18 @@ def _pull(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
 
 
 def _batched(operator: Callable[..., Any]) -> Callable[..., Any]:
-    """The vmap rule: the new dimension is the operator's own task dimension, or (of nested vmaps)
-    joins it.
-    """
+    """The vmap rule: the new dimension joins the operator's own task dimension."""
 
     def rule(info: Any, in_dims: tuple[int | None, ...], *args: Tensor) -> tuple[Any, Any]:
         size = info.batch_size
         moved = [
-            a.expand(size, *a.shape) if d is None else a.movedim(d, 0) if d else a
+            a.expand(size, *a.shape) if d is None else a.movedim(d, 0)
             for a, d in zip(args, in_dims)
         ]
-        nested = moved[0].dim() == 4
-        out = operator(*(a.flatten(0, 1) if nested else a for a in moved))
+        out = operator(*(a.flatten(0, 1) for a in moved))
         if isinstance(out, Tensor):
-            return out.unflatten(0, (size, -1)) if nested else out, 0
-        return [o.unflatten(0, (size, -1)) if nested else o for o in out], [0] * len(out)
+            return out.unflatten(0, (size, -1)), 0
+        return [o.unflatten(0, (size, -1)) for o in out], [0] * len(out)
 
     return rule
 
