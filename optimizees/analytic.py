@@ -40,13 +40,15 @@ class AnalyticTask(Task):
         return self.value(params["x"]) + (batch[0].mean(0) * params["x"]).sum(), buffers
 
     def batch(self, split: str, generator: torch.Generator, lead: tuple[int, ...] = ()) -> Batch:
-        self._known(split)
+        (expected,) = self.full(split)
         shape = (*lead, self.batch_size, self.dim)
-        eps = torch.randn(shape, generator=generator) * self.std if self.std else torch.zeros(shape)
-        return (eps.to(self.device),)
+        if not self.std:
+            return (expected.new_zeros(shape),)
+        return ((torch.randn(shape, generator=generator) * self.std).to(self.device),)
 
     def full(self, split: str) -> Batch:
-        self._known(split)
+        if split not in SPLITS:
+            raise KeyError(f'{self.name}: no split "{split}"; there are {", ".join(SPLITS)}')
         return (torch.zeros(1, self.dim, device=self.device),)
 
     def metrics(self, params: Params, buffers: Buffers, batch: Batch) -> dict[str, Tensor]:
@@ -54,10 +56,6 @@ class AnalyticTask(Task):
 
     def normalize(self, loss: Tensor) -> Tensor:
         return soft_cap(loss / self.scale)
-
-    def _known(self, split: str) -> None:
-        if split not in SPLITS:
-            raise KeyError(f'{self.name}: no split "{split}"; there are {", ".join(SPLITS)}')
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,9 +110,8 @@ class Rosenbrock(AnalyticTask):
         )
 
     def init(self, generator: torch.Generator) -> tuple[Params, Buffers]:
-        return {
-            "x": (self.start + 0.1 * torch.randn(self.dim, generator=generator)).to(self.device)
-        }, {}
+        x = self.start + 0.1 * torch.randn(self.dim, generator=generator)
+        return {"x": x.to(self.device)}, {}
 
     def value(self, x: Tensor) -> Tensor:
         head, tail = x[:-1], x[1:]

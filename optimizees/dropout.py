@@ -8,6 +8,8 @@ the same mask in a loop, under vmap, in a recomputed segment and after a resume.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -32,15 +34,12 @@ def keep_mask(shape: tuple[int, ...] | torch.Size, p: float, noise: Tensor, laye
     """A boolean mask of `shape`, False with probability `p`; `noise` is an int64 0-d seed, possibly
     vmapped.
     """
-    count = 1
-    for side in shape:
-        count *= side
     key = mix(noise & _WORD)
     key = mix(key ^ (noise >> 32 & _WORD))
     key = mix(
         (key + layer * 0x9E3779B9) & _WORD
     )  # 2^32 / golden ratio: neighbouring layers get distant keys
-    words = mix(mix(torch.arange(count, device=noise.device)) ^ key)
+    words = mix(mix(torch.arange(math.prod(shape), device=noise.device)) ^ key)
     return (words >= int(p * 2**32)).reshape(shape)
 
 
@@ -72,18 +71,16 @@ class CounterDropout(nn.Module):
         """
         if not self.training or self.p == 0:
             return x
-        keep = keep_mask(self._shape(x), self.p, self.noise, self.calls)
+        shape = tuple(x.shape)
+        if self.channels is not None:
+            lead = max(x.dim() - self.channels, 1)  # rows and channels, or only channels
+            shape = (*shape[:lead], *(1,) * (x.dim() - lead))
+        keep = keep_mask(shape, self.p, self.noise, self.calls)
         self.calls += 1
         if not self.alpha:
             return x * (keep.to(x.dtype) / max(1 - self.p, 1e-12))
         scale = ((1 - self.p) * (1 + self.p * _ALPHA**2)) ** -0.5 if self.p < 1 else 0.0
         return scale * torch.where(keep, x, _ALPHA) - scale * _ALPHA * self.p
-
-    def _shape(self, x: Tensor) -> tuple[int, ...]:
-        if self.channels is None:
-            return tuple(x.shape)
-        lead = max(x.dim() - self.channels, 1)  # rows and channels, or only channels
-        return (*x.shape[:lead], *(1,) * (x.dim() - lead))
 
 
 # torch's module -> (spatial dimensions whose channels drop together, alpha)

@@ -147,9 +147,10 @@ class ModuleTask(DataTask):
 
     def to(self, device: torch.device | str) -> Self:
         other = super().to(device)
-        other.module = copy.deepcopy(self.module).to(device)
-        other._switched = _same(other.module, self.module, self._switched)
-        other._dropouts = [m for m in other.module.modules() if isinstance(m, CounterDropout)]
+        # One copy of all three: the lists hold submodules.
+        parts = copy.deepcopy((self.module, self._switched, self._dropouts))
+        other.module, other._switched, other._dropouts = parts
+        other.module.to(device)
         if isinstance(self.loss_fn, nn.Module):  # class weights and the like
             other.loss_fn = copy.deepcopy(self.loss_fn).to(device)
         return other
@@ -225,28 +226,20 @@ class ModuleTask(DataTask):
 
     def _find_scale(self, output: Any, batch: Batch, loss: Tensor) -> None:
         logits = isinstance(output, Tensor) and output.dim() == 2 and output.shape[1] > 1
-        if (
-            self.num_classes is None
-            and logits
-            and len(batch) == 2
-            and batch[1].dtype == torch.int64
-        ):
+        classifies = logits and len(batch) == 2 and batch[1].dim() == 1
+        if self.num_classes is None and classifies and batch[1].dtype == torch.int64:
             targets = self.data["train"][1]
-            inside = (
-                targets.dim() == 1
-                and int(targets.min()) >= 0
-                and int(targets.max()) < output.shape[1]
-            )
-            self.num_classes = output.shape[1] if inside else None
-        if self.num_classes is not None:
-            if self.num_classes < 2 or not logits or len(batch) != 2 or batch[1].dim() != 1:
-                raise UserError(
-                    f"{self.name}: num_classes={self.num_classes} needs outputs [B, C] and one "
-                    "target [B]"
-                )
-            self.scale = math.log(self.num_classes)
-        else:
+            if int(targets.min()) >= 0 and int(targets.max()) < output.shape[1]:
+                self.num_classes = output.shape[1]
+        if self.num_classes is None:
             self.scale = max(abs(float(loss)), 1e-12)
+        elif self.num_classes < 2 or not classifies:
+            raise UserError(
+                f"{self.name}: num_classes={self.num_classes} needs outputs [B, C] and one "
+                "target [B]"
+            )
+        else:
+            self.scale = math.log(self.num_classes)
 
 
 def _check_parameters(module: nn.Module, name: str) -> None:
@@ -296,9 +289,3 @@ def _pure_batch_norm(self: _BatchNorm, x: Tensor) -> Tensor:
         if self.num_batches_tracked is not None:
             self.num_batches_tracked = self.num_batches_tracked + 1
     return y
-
-
-def _same(new: nn.Module, old: nn.Module, chosen: list[nn.Module]) -> list[nn.Module]:
-    """The modules of `new` that stand where `chosen` stand in `old`."""
-    wanted = set(chosen)
-    return [n for n, o in zip(new.modules(), old.modules()) if o in wanted]

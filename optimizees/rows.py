@@ -49,8 +49,11 @@ def make_splits(data: Given, valid: Given | None, test: Given | None, name: str)
             those of `data`.
     """
     rows = materialize(data, f"{name}: data")
-    given = {key: value for key, value in (("valid", valid), ("test", test)) if value is not None}
-    splits = {key: materialize(value, f"{name}: {key}") for key, value in given.items()}
+    splits = {
+        key: materialize(value, f"{name}: {key}")
+        for key, value in (("valid", valid), ("test", test))
+        if value is not None
+    }
     for key, part in splits.items():
         if [(x.shape[1:], x.dtype) for x in part] != [(x.shape[1:], x.dtype) for x in rows]:
             raise UserError(

@@ -131,7 +131,7 @@ class DataTask(Task):
             require_finite(rows, f"{name}: {split}")
 
     def batch(self, split: str, generator: torch.Generator, lead: tuple[int, ...] = ()) -> Batch:
-        rows = self._rows(split)
+        rows = self.full(split)
         shape = (*lead, self.batch_size)
         index = torch.randint(len(rows[0]), shape, generator=generator)
         flat = index.reshape(-1).to(self.device)
@@ -140,17 +140,14 @@ class DataTask(Task):
         return tuple(x.index_select(0, flat).reshape(*shape, *x.shape[1:]) for x in rows)
 
     def full(self, split: str) -> Batch:
-        return self._rows(split)
+        if split not in self.data:
+            raise KeyError(f'{self.name}: no split "{split}"; there are {", ".join(self.data)}')
+        return self.data[split]
 
     def to(self, device: torch.device | str) -> Self:
         other = super().to(device)
         other.data = {split: tuple(x.to(device) for x in rows) for split, rows in self.data.items()}
         return other
-
-    def _rows(self, split: str) -> Batch:
-        if split not in self.data:
-            raise KeyError(f'{self.name}: no split "{split}"; there are {", ".join(self.data)}')
-        return self.data[split]
 
 
 class Model:

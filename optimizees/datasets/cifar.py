@@ -11,9 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lo_framework.optimizees.datasets.images import check_labels, splits_to_images
 from lo_framework.optimizees.datasets.source import Payload, Source, fetch
-from lo_framework.optimizees.datasets.splits import Splits, with_valid
+from lo_framework.optimizees.datasets.splits import Splits, check_labels, image_splits
 from lo_framework.schema import Checked, Width
 
 RECORDS = 10_000  # in each of the six files
@@ -52,15 +51,9 @@ def load_cifar10(config: CifarConfig, data_dir: str | None) -> Splits:
     Raises:
         UserError: files are missing, truncated or of another format.
     """
-    payloads = fetch(CIFAR10, data_dir)
-    parsed = {name: parse(payload) for name, payload in payloads.items()}
+    parsed = {name: parse(payload) for name, payload in fetch(CIFAR10, data_dir).items()}
     train = tuple(torch.cat([parsed[name][i] for name in TRAIN]) for i in range(2))
-    return splits_to_images(
-        with_valid(train, parsed[TEST], "cifar10"),
-        size=config.size,
-        grey=config.grey,
-        owner="cifar10",
-    )
+    return image_splits(train, parsed[TEST], owner="cifar10", size=config.size, grey=config.grey)
 
 
 def parse(payload: Payload) -> tuple[Tensor, Tensor]:

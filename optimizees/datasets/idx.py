@@ -15,9 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lo_framework.optimizees.datasets.images import check_labels, splits_to_images
 from lo_framework.optimizees.datasets.source import Payload, Source, fetch
-from lo_framework.optimizees.datasets.splits import Splits, with_valid
+from lo_framework.optimizees.datasets.splits import Splits, check_labels, image_splits
 from lo_framework.schema import Checked, Width
 from lo_framework.spec import UserError
 
@@ -93,10 +92,8 @@ def load_idx(source: Source, config: IdxConfig, data_dir: str | None) -> Splits:
     payloads = fetch(source, data_dir)
     parts = []
     for part in PARTS:
-        pixels, labels = (
-            payloads[f"{part}-images-idx3-ubyte"],
-            payloads[f"{part}-labels-idx1-ubyte"],
-        )
+        pixels = payloads[f"{part}-images-idx3-ubyte"]
+        labels = payloads[f"{part}-labels-idx1-ubyte"]
         holds = LABEL_DIGESTS.get(hashlib.sha256(labels.data).hexdigest(), source.name)
         if holds != source.name:
             raise UserError(
@@ -110,8 +107,8 @@ def load_idx(source: Source, config: IdxConfig, data_dir: str | None) -> Splits:
                 f"found {len(x):,}"
             )
         parts.append((x, y))
-    splits = with_valid(parts[0], parts[1], source.name)
-    return splits_to_images(splits, size=config.size, grey=False, owner=source.name)
+    train, test = parts
+    return image_splits(train, test, owner=source.name, size=config.size)
 
 
 def parse(payload: Payload, magic: int, *, dims: int) -> Tensor:

@@ -62,7 +62,7 @@ class Payload:
 
     where: str
     data: bytearray
-    fault: str = ""
+    fault: str
 
     def require(self, expected: int) -> None:
         """Raise UserError unless exactly `expected` bytes could be read without a fault."""
@@ -82,21 +82,19 @@ def fetch(source: Source, data_dir: str | None) -> dict[str, Payload]:
             says which, and where they were looked for); a file cannot be opened.
     """
     places = _places(source, data_dir)
-    missing = [name for name in source.files if _find(name, source, places) is None]
-    if missing:
+    if missing := [name for name in source.files if _find(name, source, places) is None]:
         _download(source, missing, places)
-    paths: dict[str, Path] = {}
+    payloads: dict[str, Payload] = {}
+    packed: dict[Path, list[str]] = {}
     for name in source.files:
         path = _find(name, source, places)
         if path is None:
             raise UserError(f"{source.name}: the downloaded archive does not hold {name}")
-        paths[name] = path
-    payloads = {
-        name: _read(path, source) for name, path in paths.items() if path.name != source.archive
-    }
-    archives = {path for path in paths.values() if path.name == source.archive}
-    for archive in archives:
-        names = [name for name, path in paths.items() if path == archive]
+        if path.name == source.archive:
+            packed.setdefault(path, []).append(name)
+        else:
+            payloads[name] = _read(path, source)
+    for archive, names in packed.items():
         payloads |= _unpack(archive, names, source)
     return payloads
 
@@ -159,9 +157,8 @@ def _download(source: Source, missing: list[str], places: Sequence[Path]) -> Non
 
 
 def _read(path: Path, source: Source) -> Payload:
-    opener = OPENERS[path.suffix if path.suffix in OPENERS else ""]
     try:
-        with opener(path, "rb") as stream:
+        with OPENERS.get(path.suffix, open)(path, "rb") as stream:
             return _drain(str(path), stream, source)
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
@@ -171,8 +168,7 @@ def _drain(where: str, stream: IO[bytes], source: Source) -> Payload:
     """Read `stream` up to the size that its header announces and one byte more: a small file may
     stand for any number of bytes.
     """
-    data = bytearray()
-    limit = HEADER
+    data, fault, limit = bytearray(), "", HEADER
     try:
         while len(data) < limit and (block := stream.read(min(_BLOCK, limit - len(data)))):
             data += block
@@ -186,8 +182,8 @@ def _drain(where: str, stream: IO[bytes], source: Source) -> Payload:
                 limit = size + 1
     except _BROKEN as error:
         # What came before the break tells the person how much is missing, so it is kept.
-        return Payload(where=where, data=data, fault=first_line(error))
-    return Payload(where=where, data=data)
+        fault = first_line(error)
+    return Payload(where=where, data=data, fault=fault)
 
 
 class _Modest:
@@ -208,11 +204,10 @@ class _Modest:
 def _unpack(archive: Path, names: list[str], source: Source) -> dict[str, Payload]:
     """The members called `names`, wherever in the archive; nothing is written to disk."""
     payloads: dict[str, Payload] = {}
-    opener = OPENERS[archive.suffix if archive.suffix in OPENERS else ""]
     total = 0
     try:
         with (
-            opener(archive, "rb") as stream,
+            OPENERS.get(archive.suffix, open)(archive, "rb") as stream,
             tarfile.open(fileobj=_Modest(stream), mode="r:") as tar,
         ):
             for member in tar:

@@ -1,4 +1,4 @@
-"""Loaded data sets, and the validation split that is cut from the training split."""
+"""Loaded data sets: from stored bytes to images in [0, 1], in three disjoint splits."""
 
 from __future__ import annotations
 
@@ -6,10 +6,15 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from lo_framework.spec import UserError
 
 SPLIT_SEED = 0
+LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601 weights of red, green and blue
+# images converted at a time: the float copy of a whole colour set at full size would double the
+# peak
+_CHUNK = 5000
 Splits = dict[str, tuple[Tensor, ...]]  # "train", "valid" and "test" to tensors with rows first
 
 
@@ -54,12 +59,20 @@ def cut(rows: tuple[Tensor, ...], *counts: int) -> list[tuple[Tensor, ...]]:
     return [tuple(x[index] for x in rows) for index in order.split(sizes)]
 
 
-def with_valid(train: tuple[Tensor, ...], test: tuple[Tensor, ...], owner: str) -> Splits:
+def image_splits(
+    train: tuple[Tensor, ...],
+    test: tuple[Tensor, ...],
+    *,
+    owner: str,
+    size: int | None,
+    grey: bool = False,
+) -> Splits:
     """The three splits of a data set with a published test split: valid is 10 % cut from train,
-    never from test.
+    never from test. All are cut from bytes, of which `to_images` then makes images: cutting floats
+    takes 4x the memory.
 
     Raises:
-        UserError: fewer than ten rows, of which nothing can be cut.
+        UserError: fewer than ten rows, of which nothing can be cut, or a `size` above the images'.
     """
     if len(train[0]) < 10:
         raise UserError(
@@ -67,7 +80,45 @@ def with_valid(train: tuple[Tensor, ...], test: tuple[Tensor, ...], owner: str) 
             "one is for validation"
         )
     valid, rest = cut(train, len(train[0]) // 10)
-    return {"train": rest, "valid": valid, "test": test}
+    return {
+        name: (to_images(pixels, size=size, grey=grey, owner=owner), labels)
+        for name, (pixels, labels) in (("train", rest), ("valid", valid), ("test", test))
+    }
+
+
+def to_images(pixels: Tensor, *, size: int | None, grey: bool, owner: str) -> Tensor:
+    """Bytes [n, channels, height, width] as float32 in [0, 1], area-averaged down to `size` x
+    `size` if given.
+
+    Where `size` does not divide the side, neighbouring averages share pixels (adaptive average
+    pooling).
+
+    Raises:
+        UserError: `size` is larger than the stored images.
+    """
+    channels, height, width = pixels.shape[1:]
+    if size is not None and size > min(height, width):
+        raise UserError(f"{owner}: size={size} is larger than the {height}x{width} images")
+    chunks = []
+    for chunk in pixels.split(_CHUNK):
+        images = chunk.to(torch.float32) / 255
+        if grey and channels == 3:
+            luma = torch.einsum("nchw,c->nhw", images, images.new_tensor(LUMA))
+            images = luma.unsqueeze(1).clamp_(0, 1)
+        chunks.append(images if size is None else F.adaptive_avg_pool2d(images, size))
+    return torch.cat(chunks)
+
+
+def check_labels(labels: Tensor, classes: int, where: str) -> Tensor:
+    """`labels` as int64.
+
+    Raises:
+        UserError: a label is not one of 0 .. classes - 1.
+    """
+    highest = int(labels.max())
+    if highest >= classes:
+        raise UserError(f"{where}: label {highest} is out of range: expected 0 to {classes - 1}")
+    return labels.to(torch.int64)
 
 
 def require_finite(rows: tuple[Tensor, ...], what: str) -> None:

@@ -11,7 +11,7 @@ import torch
 
 from lo_framework.optimizees.datasets import cifar, load
 from lo_framework.optimizees.datasets.idx import FILES
-from lo_framework.optimizees.datasets.images import to_images
+from lo_framework.optimizees.datasets.splits import to_images
 from tests.optimizees.datasets.files import (
     IMAGES,
     LABELS,
