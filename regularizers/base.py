@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
 
+import torch
 from torch import Tensor
 
 from lo_framework.registry import Registry
@@ -179,6 +180,14 @@ def frozen(params: Params) -> Params:
 def stored(key: str, vectors: Params) -> State:
     """Parameter-shaped tensors as entries of a state; `restored` gives them back."""
     return {f"{key}/{name}": x for name, x in vectors.items()}
+
+
+def fresh(key: str, params: Params) -> State:
+    """The first state of a regularizer that counts steps and keeps an average or the like, stored
+    under ``key``.
+    """
+    step = next(iter(params.values())).new_zeros((), dtype=torch.int64)
+    return {"step": step, **stored(key, {name: torch.zeros_like(x) for name, x in params.items()})}
 
 
 def restored(key: str, state: State) -> Params:

@@ -14,8 +14,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-import torch
-
 from lo_framework.regularizers import vectors
 from lo_framework.regularizers.base import (
     Correction,
@@ -25,20 +23,21 @@ from lo_framework.regularizers.base import (
     Point,
     Regularizer,
     State,
+    fresh,
     register_regularizer,
     restored,
     stored,
 )
-from lo_framework.schema import Checked, Positive, Share
+from lo_framework.regularizers.sam import SAMConfig
+from lo_framework.schema import Positive, Share
 
 
 @dataclass(frozen=True, kw_only=True)
-class FSAMConfig(Checked):
+class FSAMConfig(SAMConfig):
     """``rho``: radius. ``sigma``: share of the average that is taken out. ``lam``: decay of the
     average. ``average``: the one before or after this step's gradient has entered.
     """
 
-    rho: Positive = 0.05
     sigma: Positive = 1.0
     lam: Share = 0.9
     average: Literal["new", "old"] = "new"
@@ -52,20 +51,14 @@ class FSAM(Regularizer):
     cost = Cost(2)
 
     def init_state(self, params: Params) -> State:
-        step = next(iter(params.values())).new_zeros((), dtype=torch.int64)
-        return {
-            "step": step,
-            **stored("m", {name: torch.zeros_like(x) for name, x in params.items()}),
-        }
+        return fresh("m", params)
 
     def correction(self, landscape: Landscape, here: Point, state: State) -> Correction:
-        c, first = self.config, state["step"] == 0
-        old = restored("m", state)
-        new = vectors.add(vectors.scaled(old, c.lam), here.grad, 1 - c.lam)
-        new = {name: torch.where(first, here.grad[name], x) for name, x in new.items()}
-        noise = vectors.add(here.grad, new if c.average == "new" else old, -c.sigma)
-        noise = {name: torch.where(first, here.grad[name], x) for name, x in noise.items()}
-        _, grad = landscape.gradient(vectors.add(here.params, vectors.unit(noise), c.rho))
-        return Correction(
-            vectors.sub(grad, here.grad), None, {"step": state["step"] + 1, **stored("m", new)}
-        )
+        c, g, old = self.config, here.grad, restored("m", state)
+        first = state["step"] == 0
+        m = vectors.where(first, g, vectors.add(vectors.scaled(old, c.lam), g, 1 - c.lam))
+        average = m if c.average == "new" else old
+        d = vectors.where(first, g, vectors.add(g, average, -c.sigma))
+        _, grad = landscape.gradient(vectors.add(here.params, vectors.unit(d), c.rho))
+        state = {"step": state["step"] + 1, **stored("m", m)}
+        return Correction(vectors.sub(grad, g), None, state)

@@ -93,9 +93,8 @@ class GAM(Regularizer):
 
     def _ascent(self, landscape: Landscape, params: Params, grad: Params) -> Params:
         """To where the gradient norm is largest within rho, to first order."""
-        return vectors.scaled(
-            vectors.unit(landscape.hvp(params, vectors.unit(grad))), self.config.rho
-        )
+        q = landscape.hvp(params, vectors.unit(grad))
+        return vectors.scaled(vectors.unit(q), self.config.rho)
 
     def _exact(self, landscape: Landscape, here: Point) -> tuple[Params, Tensor | None]:
         weight = self.config.alpha * self.config.rho
@@ -115,7 +114,6 @@ class GAM(Regularizer):
         there, g2 = ahead(here.params, vectors.sub(g1, g0), c.rho)
         _, g3 = ahead(there, g2, c.rho_prime)
         plus = vectors.add(vectors.scaled(g1, c.beta_1), g3, 1 - c.beta_1)
-        minus = vectors.add(
-            vectors.scaled(g0, c.beta_0 if c.variant == "paper" else 1.0), g2, 1 - c.beta_0
-        )
+        b = c.beta_0 if c.variant == "paper" else 1.0
+        minus = vectors.add(vectors.scaled(g0, b), g2, 1 - c.beta_0)
         return vectors.sub(vectors.add(plus, vectors.without(minus, plus), -c.gamma), g0), None

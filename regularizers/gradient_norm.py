@@ -50,11 +50,9 @@ class GradientNorm(Regularizer):
         self.sam, self.share = SAM(SAMConfig(rho=config.r)), config.lam / config.r
 
     def correction(self, landscape: Landscape, here: Point, state: State) -> Correction:
-        loss, grad = landscape.gradient(
-            vectors.add(here.params, self.sam.perturbation(here.params, here.grad))
-        )
-        field = vectors.scaled(vectors.sub(grad, here.grad), self.share)
-        return Correction(field, self.share * (loss - here.loss), state)
+        field, rise, _ = self.sam.correction(landscape, here, state)
+        rise = None if rise is None else self.share * rise
+        return Correction(vectors.scaled(field, self.share), rise, state)
 
     def value(self, landscape: Landscape, params: Params, *, attached: bool = False) -> Tensor:
         perturbed = self.sam.value(landscape, params, attached=attached)

@@ -27,16 +27,15 @@ from lo_framework.regularizers.base import (
     register_regularizer,
 )
 from lo_framework.regularizers.sam import SAM, SAMConfig
-from lo_framework.schema import Checked, NotNegative, Positive
+from lo_framework.schema import NotNegative
 
 
 @dataclass(frozen=True, kw_only=True)
-class GSAMConfig(Checked):
+class GSAMConfig(SAMConfig):
     """``rho``: radius. ``alpha``: weight of the orthogonal part. ``space``: of parameters or of
     meta-parameters, where absorbed GSAM decomposes; explicit use ignores it.
     """
 
-    rho: Positive = 0.05
     alpha: NotNegative = 0.1
     space: Literal["meta", "params"] = "meta"
 
@@ -50,7 +49,7 @@ class GSAM(Regularizer):
 
     def __init__(self, config: GSAMConfig) -> None:
         super().__init__(config)
-        self.sam = SAM(SAMConfig(rho=config.rho))
+        self.sam = SAM(config)
 
     def correction(self, landscape: Landscape, here: Point, state: State) -> Correction:
         sharp = self.sam.correction(landscape, here, {}).field  # g_p - g

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, ClassVar, Literal
 
 import torch
@@ -62,10 +63,8 @@ class HessianTrace(Regularizer):
         return Cost(1, 2 * self.config.probes)
 
     def correction(self, landscape: Landscape, here: Point, state: State) -> Correction:
-        field, rise = torch.func.grad_and_value(lambda params: self._penalty(landscape, params))(
-            here.params
-        )
-        return Correction(field, rise, state)
+        penalty = torch.func.grad_and_value(partial(self._penalty, landscape))
+        return Correction(*penalty(here.params), state)
 
     def value(self, landscape: Landscape, params: Params, *, attached: bool = False) -> Tensor:
         return landscape.loss(params) + self._penalty(landscape, params)

@@ -72,9 +72,8 @@ class LabelNoise(Regularizer):
         *inputs, y = landscape.batch
         first, second = (landscape.uniform(tuple(y.shape), _STREAM + i) for i in range(2))
         if y.is_floating_point():
-            normal = (-2 * torch.log1p(-first)).sqrt() * torch.cos(
-                2 * math.pi * second
-            )  # Box and Muller
+            # Box and Muller
+            normal = (-2 * torch.log1p(-first)).sqrt() * torch.cos(2 * math.pi * second)
             return landscape.on((*inputs, y + self.config.sigma * normal.to(y.dtype)))
         drawn = (second * self.config.classes).to(y.dtype)
         return landscape.on((*inputs, torch.where((first < self.config.p) & (y >= 0), drawn, y)))

@@ -26,21 +26,21 @@ from lo_framework.regularizers.base import (
     Point,
     Regularizer,
     State,
+    fresh,
     register_regularizer,
     restored,
     stored,
 )
 from lo_framework.regularizers.sam import SAM, SAMConfig
-from lo_framework.schema import Checked, Positive, Range
+from lo_framework.schema import Positive, Range
 
 
 @dataclass(frozen=True, kw_only=True)
-class LookSAMConfig(Checked):
+class LookSAMConfig(SAMConfig):
     """``rho``: radius. ``k``: steps from one SAM gradient to the next. ``alpha``: weight of the
     kept direction.
     """
 
-    rho: Positive = 0.05
     k: Annotated[int, Range(low=1, high=1 << 20)] = 5
     alpha: Positive = 0.7
 
@@ -55,7 +55,7 @@ class LookSAM(Regularizer):
 
     def __init__(self, config: LookSAMConfig) -> None:
         super().__init__(config)
-        self.sam = SAM(SAMConfig(rho=config.rho))
+        self.sam = SAM(config)
 
     @property
     def cost(self) -> Cost:
@@ -65,11 +65,7 @@ class LookSAM(Regularizer):
         return Cost(1 + 1 / self.config.k)
 
     def init_state(self, params: Params) -> State:
-        step = next(iter(params.values())).new_zeros((), dtype=torch.int64)
-        return {
-            "step": step,
-            **stored("g_v", {name: torch.zeros_like(x) for name, x in params.items()}),
-        }
+        return fresh("g_v", params)
 
     def due(self, step: int | Tensor) -> bool | Tensor:
         """Whether step number ``step``, from 0, takes a new gradient; for a tensor, a boolean
@@ -96,8 +92,5 @@ class LookSAM(Regularizer):
     def correction(self, landscape: Landscape, here: Point, state: State) -> Correction:
         new, old = self.refresh(landscape, here, state), self.reuse(here, state)
         due = torch.as_tensor(self.due(state["step"]))
-
-        def pick(a: Params, b: Params) -> Params:
-            return {name: torch.where(due, a[name], b[name]) for name in a}
-
-        return Correction(pick(new.field, old.field), None, pick(new.state, old.state))
+        field = vectors.where(due, new.field, old.field)
+        return Correction(field, None, vectors.where(due, new.state, old.state))

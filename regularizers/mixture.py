@@ -8,7 +8,8 @@ at w + rho u plus the penalty at w. In a spec, parts are joined by ``+``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -26,6 +27,11 @@ from lo_framework.regularizers.base import (
     restored,
     stored,
 )
+
+
+def together(states: Iterable[State]) -> State:
+    """The states of the parts as one, each under its number."""
+    return {k: x for i, state in enumerate(states) for k, x in stored(str(i), state).items()}
 
 
 class Mixture(Regularizer):
@@ -61,34 +67,21 @@ class Mixture(Regularizer):
     @property
     def cost(self) -> Cost:
         """The plain gradient is shared."""
-        costs = [part.cost for part in self.parts]
-        return Cost(
-            sum(cost.gradients for cost in costs) - (len(costs) - 1),
-            sum(cost.hvps for cost in costs),
-        )
+        gradients, hvps = map(sum, zip(*(part.cost for part in self.parts)))
+        return Cost(gradients - (len(self.parts) - 1), hvps)
 
     def init_state(self, params: Params) -> State:
-        return {
-            k: x
-            for i, part in enumerate(self.parts)
-            for k, x in stored(str(i), part.init_state(params)).items()
-        }
+        return together(part.init_state(params) for part in self.parts)
 
     def correction(self, landscape: Landscape, here: Point, state: State) -> Correction:
         made = [
             part.correction(landscape, here, restored(str(i), state))
             for i, part in enumerate(self.parts)
         ]
-        field = made[0].field
-        for other in made[1:]:
-            field = vectors.add(field, other.field)
+        field = reduce(vectors.add, (each.field for each in made))
         rises = [each.rise for each in made if each.rise is not None]
         rise = torch.stack(rises).sum() if len(rises) == len(made) else None
-        return Correction(
-            field,
-            rise,
-            {k: x for i, each in enumerate(made) for k, x in stored(str(i), each.state).items()},
-        )
+        return Correction(field, rise, together(each.state for each in made))
 
     def value(self, landscape: Landscape, params: Params, *, attached: bool = False) -> Tensor:
         without = [part.name for part in self.parts if not part.has_value]

@@ -44,25 +44,19 @@ class SAM(Regularizer):
 
     def __init__(self, config: SAMConfig, rho: Tensor | None = None) -> None:
         super().__init__(config)
-        self.rho: Tensor | float = (
-            config.rho if rho is None else rho
-        )  # a tensor where it is a meta-parameter
+        # a tensor where it is a meta-parameter
+        self.rho: Tensor | float = config.rho if rho is None else rho
 
     def perturbation(self, params: Params, grad: Params) -> Params:
         return vectors.scaled(vectors.unit(grad), self.rho)
 
     def correction(self, landscape: Landscape, here: Point, state: State) -> Correction:
-        loss, grad = landscape.gradient(
-            vectors.add(here.params, self.perturbation(here.params, here.grad))
-        )
+        step = self.perturbation(here.params, here.grad)
+        loss, grad = landscape.gradient(vectors.add(here.params, step))
         return Correction(vectors.sub(grad, here.grad), loss - here.loss, state)
 
     def value(self, landscape: Landscape, params: Params, *, attached: bool = False) -> Tensor:
         _, grad = landscape.gradient(params)
         # Not the step is frozen but what it is made of: rho may be a tensor to differentiate in.
-        step = (
-            self.perturbation(params, grad)
-            if attached
-            else self.perturbation(frozen(params), frozen(grad))
-        )
-        return landscape.loss(vectors.add(params, step))
+        start = (params, grad) if attached else (frozen(params), frozen(grad))
+        return landscape.loss(vectors.add(params, self.perturbation(*start)))

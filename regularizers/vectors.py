@@ -39,6 +39,10 @@ def times(a: Params, b: Params) -> Params:
     return {name: a[name] * b[name] for name in a}
 
 
+def where(condition: Tensor, a: Params, b: Params) -> Params:
+    return {name: torch.where(condition, a[name], b[name]) for name in a}
+
+
 def unit(a: Params) -> Params:
     """``a / ||a||``; the zero vector stays zero."""
     return scaled(a, 1.0 / (norm(a) + TINY))
