@@ -8,7 +8,7 @@ attention. It returns an additive direction and a log magnitude:
     p <- p - lr / (1 - prod beta1) * (m / (sqrt(v_hat) + eps) * exp(magnitude) + direction)
            - decay * p
 
-so that it can express what AdamW cannot (momenta of several horizons, sign-like or damped steps,
+so that it can express what AdamW cannot (momenta of averages horizons, sign-like or damped steps,
 shrinkage). Output layer zero: it starts as the ``attention`` optimizer that it grew from.
 """
 
@@ -93,21 +93,22 @@ class AttentionMLP(Attention):
         m, v = adamw_rule.moments(c, grads, state["m"], state["v"])
         momenta = state["momenta"] + (1.0 - self.decays)[:, None] * (grads - state["momenta"])
         inverse = adamw_rule.inverse_rms(c, v)
-        adam = m * inverse
+        averages = momenta * shared[:, None] * inverse
         own = torch.stack(
             [
                 grads * inverse,
-                adam,
+                m * inverse,
                 params * p_scale,
                 0.25 * torch.log(v * v_scale * v_scale + 1e-8),
                 torch.ones_like(params),
             ]
         )
-        features = torch.cat([momenta * shared[:, None] * inverse, own]).clamp(-5.0, 5.0)
+        features = torch.cat([averages, own]).clamp(-5.0, 5.0)
         # The context is constant within a tensor: it enters as more rows of the same product.
         x = torch.cat([features, context.expand(-1, features.shape[-1])])
         h = torch.relu(self.first @ x + self.first_bias)
         h = torch.relu(self.second @ h + self.second_bias)
         direction, magnitude = (self.last @ h).unbind(0)
+        adam = m * inverse
         params = params - c.decay * params - c.step_size * (adam * torch.exp(magnitude) + direction)
         return params, {"m": m, "v": v, "momenta": momenta}
