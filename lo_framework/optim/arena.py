@@ -46,9 +46,7 @@ class Pack:
 
 def make_pack(members: Sequence[int], params: Sequence[Tensor], group_of: Sequence[int]) -> Pack:
     """The pack of these parameters, without state."""
-    offsets = [0]
-    for i in members:
-        offsets.append(offsets[-1] + params[i].numel())
+    offsets = itertools.accumulate((params[i].numel() for i in members), initial=0)
     first = params[members[0]]
     return Pack(tuple(members), tuple(offsets), group_of[members[0]], first.device, first.dtype)
 
@@ -86,10 +84,9 @@ def form_packs(
 
 def stretches(values: Sequence[object]) -> list[tuple[int, int]]:
     """Maximal stretches ``[first, last)`` of equal values other than None."""
-    edges = [
-        i for i in range(len(values) + 1) if i in (0, len(values)) or values[i] != values[i - 1]
-    ]
-    return [(a, b) for a, b in itertools.pairwise(edges) if values[a] is not None]
+    alike = itertools.groupby(range(len(values)), values.__getitem__)
+    places = [list(group) for value, group in alike if value is not None]
+    return [(group[0], group[-1] + 1) for group in places]
 
 
 def keep_plan(plans: dict[Hashable, Plan], key: Hashable, make: Callable[[], Plan]) -> Plan:

@@ -36,6 +36,13 @@ def refuse_sparse(grad: Tensor, owner: str) -> None:
         )
 
 
+def whole_number(name: str, value: float) -> int:
+    """``value``, an integer of at least 1. Raises UserError."""
+    if isinstance(value, bool) or int(value) != value or value < 1:
+        raise UserError(f"{name} must be a whole number of at least 1, got {value!r}")
+    return int(value)
+
+
 @contextmanager
 def hooked(*handles: RemovableHandle) -> Iterator[None]:
     """Keep hooks for the time of a block."""
@@ -81,8 +88,8 @@ class BackwardWatch:
         def after(_: Tensor) -> None:
             nonlocal reached
             self.called = True
-            if not reached:
-                reached, self.onto_old = True, self.onto_old or old
+            self.onto_old |= old and not reached
+            reached = True
 
         self._handles += [p.register_hook(before), p.register_post_accumulate_grad_hook(after)]
 
@@ -260,9 +267,8 @@ class OptimizerBase(StateOnly, torch.optim.Optimizer):
     def _full_precision(self) -> AbstractContextManager[Any]:
         """Autocast off, for an update: half-precision products are for models."""
         kind = self._device.type
-        if torch.is_autocast_enabled(kind):
-            return torch.autocast(kind, enabled=False)
-        return nullcontext()
+        is_on = torch.is_autocast_enabled(kind)
+        return torch.autocast(kind, enabled=False) if is_on else nullcontext()
 
 
 def refuse_other_order(

@@ -91,33 +91,28 @@ def _named(
         raise UserError("blocks is an empty dict: name at least one block")
     if names is None:
         raise UserError("blocks by name need named parameters: pass model.named_parameters()")
+    rest = [block for block, wanted in spec.items() if wanted is None]
+    if len(rest) > 1:
+        raise UserError(
+            f'blocks "{rest[0]}" and "{rest[1]}" both ask for the rest of the parameters'
+        )
     owner: dict[str, str] = {}
-    rest = None
     for block, wanted in spec.items():
-        if wanted is None:
-            if rest is not None:
-                raise UserError(
-                    f'blocks "{rest}" and "{block}" both ask for the rest of the parameters'
-                )
-            rest = block
-            continue
-        for name in _members(block, wanted, names):
+        for name in [] if wanted is None else _members(block, wanted, names):
             if name in owner:
                 raise UserError(
                     f'blocks "{owner[name]}" and "{block}" overlap: both hold parameter "{name}"'
                 )
             owner[name] = block
-    if rest is not None:
-        left = [name for name in names if name not in owner]
-        if not left:
-            raise UserError(f'block "{rest}" is empty: the others hold all parameters')
-        owner.update(dict.fromkeys(left, rest))
-    for name in names:
-        if name not in owner:
-            raise UserError(
-                f'parameter "{name}" is in no block: add a block for the rest, as in '
-                '{"rest": None}'
-            )
+    left = [name for name in names if name not in owner]
+    if rest and not left:
+        raise UserError(f'block "{rest[0]}" is empty: the others hold all parameters')
+    if left and not rest:
+        raise UserError(
+            f'parameter "{left[0]}" is in no block: add a block for the rest, as in '
+            '{"rest": None}'
+        )
+    owner.update(dict.fromkeys(left, *rest))
     place = {block: b for b, block in enumerate(spec)}
     return Blocks(
         tuple(Spread(place[owner[name]], 1) for name in names[:num]), tuple(spec), len(spec)

@@ -94,10 +94,8 @@ class Guard:
     @property
     def limit(self) -> float:
         """The average loss above which the guard is violated."""
-        best = self.now.best
-        return (
-            best + (self.config.factor - 1.0) * abs(best) + self.config.margin * abs(self.now.first)
-        )
+        c, best = self.config, self.now.best
+        return best + (c.factor - 1.0) * abs(best) + c.margin * abs(self.now.first)
 
     def violated(self, loss: float) -> bool:
         """Take in the loss of this step (before its update) and say whether it breaks the guard."""
@@ -105,9 +103,8 @@ class Guard:
             return True
         now = self.now
         if now.seen == 0:
-            now.first = now.ema = loss
-        else:
-            now.ema = self.config.decay * now.ema + (1.0 - self.config.decay) * loss
+            now.first = loss
+        now.ema = self._averaged(now.ema if now.seen else None, loss)
         now.seen += 1
         if now.seen > self.config.warmup and now.ema > self.limit:
             return True
@@ -119,11 +116,8 @@ class Guard:
         """Time for a snapshot: there is none, or it is old and the average is nearer to the best
         than to the limit.
         """
-        if self.kept is None:
-            return True
-        return self.since_kept >= self.config.every and self.now.ema <= 0.5 * (
-            self.now.best + self.limit
-        )
+        is_old = self.since_kept >= self.config.every
+        return self.kept is None or (is_old and self.now.ema <= 0.5 * (self.now.best + self.limit))
 
     def keep(self) -> None:
         """A snapshot was taken."""
@@ -149,30 +143,23 @@ class Guard:
         self.since_kept += 1
         if rms is not None:
             if rms > 0:
-                old = self.now.log_rms
-                log = math.log(rms)
-                self.now.log_rms = (
-                    log
-                    if old is None
-                    else self.config.decay * old + (1.0 - self.config.decay) * log
-                )
+                self.now.log_rms = self._averaged(self.now.log_rms, math.log(rms))
             return False
         self.remaining -= 1
         return self.remaining == 0
 
+    def _averaged(self, old: float | None, new: float) -> float:
+        decay = self.config.decay
+        return new if old is None else decay * old + (1.0 - decay) * new
+
     def state_dict(self) -> dict[str, Any]:
         """Plain numbers."""
-        kept = None if self.kept is None else asdict(self.kept)
-        counts = {
-            name: getattr(self, name) for name in ("since_kept", "remaining", "activations", "lr")
-        }
-        return {"now": asdict(self.now), "kept": kept, **counts}
+        state = {name: x for name, x in vars(self).items() if name != "config"}
+        return {name: asdict(x) if isinstance(x, Trend) else x for name, x in state.items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.now = Trend(**state["now"])
-        self.kept = None if state["kept"] is None else Trend(**state["kept"])
-        for name in ("since_kept", "remaining", "activations", "lr"):
-            setattr(self, name, state[name])
+        for name, x in state.items():
+            setattr(self, name, Trend(**x) if isinstance(x, dict) else x)
 
 
 class Fallback:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -33,18 +32,17 @@ DEVICE_CHUNK = 1 << 22
 Multiplier = float | Tensor
 
 
-@dataclass(eq=False)
-class Work:
-    """One run with this step's tensors."""
+class Work(NamedTuple):
+    """One run with this step's tensors, side by side; a single contiguous one where it lies."""
 
     run: Run
-    tensors: list[Tensor]  # the parameters themselves
-    params: Tensor  # [n]; for a single contiguous tensor its own memory
+    params: Tensor  # [n]
     grads: Tensor  # [n]
+    multiplier: Multiplier  # of the update
 
     @property
     def single(self) -> bool:
-        return len(self.tensors) == 1
+        return len(self.run.tensors) == 1
 
 
 class Chunk(NamedTuple):
@@ -89,7 +87,6 @@ class Host:
         self,
         store: Store,
         plan: Plan,
-        params: Sequence[Tensor],
         multipliers: Sequence[Multiplier],
         loss: Tensor | None,
         progress: Tensor,
@@ -101,7 +98,7 @@ class Host:
         ``multipliers`` scale the update, one per parameter group. ``squares`` collects the sums of
         squares of the unscaled updates (0-d tensors).
         """
-        works = [self._gather(run, params) for run in plan.runs]
+        works = [self._gather(run, multipliers[run.pack.group]) for run in plan.runs]
         for work in works:
             self._prepare(work)
         stats = self._stats(works, plan)
@@ -112,13 +109,12 @@ class Host:
         numbers = channels.T.tolist() if self.kernel else []
         columns = channels.unbind(-1)
         for work in works:
-            multiplier = multipliers[work.run.pack.group]
-            if self._is_plain(work, multiplier, numbers):
-                self._apply_fast(work, columns, numbers, shared, multiplier, squares)  # type: ignore[arg-type]
+            if self._is_plain(work, numbers):
+                self._apply_fast(work, columns, numbers, shared, squares)
                 continue
             device = work.run.pack.device
             columns_of_run = channels.index_select(-1, work.run.positions).to(device)
-            self._apply(work, columns_of_run, shared.to(device), multiplier, squares)
+            self._apply(work, columns_of_run, shared.to(device), squares)
 
     def _probe(self) -> bool:
         """Whether the rule looks at any statistics."""
@@ -134,16 +130,13 @@ class Host:
         stats = torch.cat([self._means(work).to(self.device) for work in works], dim=-1)
         return stats if plan.order is None else stats.index_select(-1, plan.order)
 
-    def _gather(self, run: Run, params: Sequence[Tensor]) -> Work:
-        """Put the tensors of a run side by side. A single one is not copied where its memory is in
-        order.
-        """
-        tensors = [params[i] for i in run.members]
-        flat = [p.reshape(-1) for p in tensors]
-        grads = [p.grad.reshape(-1) for p in tensors]  # type: ignore[union-attr]
-        if len(tensors) == 1:
-            return Work(run, tensors, flat[0], grads[0])
-        return Work(run, tensors, torch.cat(flat).to(self.dtype), torch.cat(grads).to(self.dtype))
+    def _gather(self, run: Run, multiplier: Multiplier) -> Work:
+        flat = [p.reshape(-1) for p in run.tensors]
+        grads = [p.grad.reshape(-1) for p in run.tensors]  # type: ignore[union-attr]
+        if len(flat) == 1:
+            return Work(run, flat[0], grads[0], multiplier)
+        sides = torch.cat(flat).to(self.dtype), torch.cat(grads).to(self.dtype)
+        return Work(run, *sides, multiplier)
 
     def _chunks(self, work: Work, size: int = 0) -> Iterator[Chunk]:
         """Yield one chunk after the other, in the dtype of computation."""
@@ -195,7 +188,6 @@ class Host:
         work: Work,
         channels: Tensor,
         shared: Tensor,
-        multiplier: Multiplier,
         squares: list[Tensor] | None,
     ) -> None:
         """Update one run by the rule itself; ``channels [C, tensors of the run]``, ``shared
@@ -208,26 +200,26 @@ class Host:
             new, new_state = apply(channels, shared, params, grads, state)
             if squares is not None:
                 squares.append((new - params).square_().sum())
-            if isinstance(multiplier, Tensor) or multiplier != 1.0:
-                new = params + multiplier * (new - params)
+            if isinstance(work.multiplier, Tensor) or work.multiplier != 1.0:
+                new = params + work.multiplier * (new - params)
             _store(state, new_state)
             work.params[part].copy_(new)
-        _write_back(work)
+        # The flat vector goes back into the parameters, unless it is their memory.
+        parts = work.params.split([p.numel() for p in work.run.tensors])
+        for p, flat in zip(work.run.tensors, parts):
+            if flat.data_ptr() != p.data_ptr():
+                p.copy_(flat.view_as(p))
 
-    def _is_plain(
-        self, work: Work, multiplier: Multiplier, numbers: Sequence[Sequence[float]]
-    ) -> bool:
+    def _is_plain(self, work: Work, numbers: Sequence[Sequence[float]]) -> bool:
         """Whether the kernel can update this run where its tensors lie."""
-        if (
-            self.kernel is None
-            or not (work.single or self.kernel.small)
-            or isinstance(multiplier, Tensor)
-        ):
+        if self.kernel is None or not (work.single or self.kernel.small):
+            return False
+        if isinstance(work.multiplier, Tensor) or work.multiplier <= 0:
             return False
         where = torch.device("cpu"), torch.float32
-        in_place = all(p.is_contiguous() and (p.device, p.dtype) == where for p in work.tensors)
+        in_place = all(p.is_contiguous() and (p.device, p.dtype) == where for p in work.run.tensors)
         in_place = in_place and work.grads.dtype == torch.float32
-        return in_place and multiplier > 0 and all(ordinary(numbers[k]) for k in work.run.places)
+        return in_place and all(ordinary(numbers[k]) for k in work.run.places)
 
     def _apply_fast(
         self,
@@ -235,14 +227,14 @@ class Host:
         columns: Sequence[Tensor],
         numbers: Sequence[Sequence[float]],
         shared: Tensor,
-        multiplier: float,
         squares: list[Tensor] | None,
     ) -> None:
         """Update one run by the kernel."""
-        assert self.kernel is not None
+        assert self.kernel is not None and not isinstance(work.multiplier, Tensor)
+        multiplier = work.multiplier
         grads = [work.grads] if work.single else work.grads.split(work.run.layout.sizes)
         for tensor, flat_grad, state, k in zip(
-            work.tensors, grads, work.run.states, work.run.places
+            work.run.tensors, grads, work.run.states, work.run.places
         ):
             flat = tensor.view(-1)
             old = flat.clone() if squares is not None else None
@@ -255,11 +247,3 @@ def _store(state: State, new: State) -> None:
     for name, target in state.items():
         if new[name] is not target:
             target.copy_(new[name])
-
-
-def _write_back(work: Work) -> None:
-    """Copy the flat vector into the parameters, unless it is their memory."""
-    parts = work.params.split([p.numel() for p in work.tensors])
-    for p, part in zip(work.tensors, parts):
-        if part.data_ptr() != p.data_ptr():
-            p.copy_(part.view_as(p))

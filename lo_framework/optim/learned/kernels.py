@@ -35,9 +35,6 @@ class AdamWKernel:
 
     small: ClassVar[bool] = True  # worth a call for each small tensor
 
-    def __init__(self, learned: LearnedOptimizer) -> None:
-        self.clock = long_ago(torch.device("cpu"))
-
     def apply(
         self,
         params: Tensor,
@@ -57,7 +54,7 @@ class AdamWKernel:
             [grads],
             [state["m"]],
             [state["v"]],
-            self.clock,
+            long_ago(params.device),
             lr=lr,
             betas=(1.0 - keep1, 1.0 - keep2),
             weight_decay=multiplier * decay / lr,
@@ -66,17 +63,14 @@ class AdamWKernel:
 
 
 class Scratch:
-    """Memory for one chunk of the network's input, layers and output, and views of its parts."""
+    """Memory for one chunk of the network's input, layers and output ``[rows, n]``, all ones, and
+    its parts by name; the last rows of ``x`` and ``h`` stay 1: their weights are biases.
+    """
 
-    def __init__(self, hidden: int, n: int) -> None:
-        memory = torch.ones(FEATURES + 2 * hidden + 5, n, device="cpu", dtype=torch.float32)
+    def __init__(self, memory: Tensor, hidden: int) -> None:
+        self.memory, self.hidden, num = memory, hidden, len(DECAYS)
         self.x, self.h, self.k, self.out, rest = memory.split([FEATURES, hidden + 1, hidden, 2, 2])
         self.inverse, self.adam = rest.unbind(0)
-        self.view()
-
-    def view(self) -> None:
-        """Name the parts; the last rows of ``x`` and ``h`` stay 1: their weights are biases."""
-        num = len(DECAYS)
         self.features, self.layer = self.x[:-1], self.h[:-1]
         self.by_momenta = self.x[:num]
         self.by_grad, self.by_m, self.by_param, self.by_v = self.x[num : num + 4].unbind(0)
@@ -84,11 +78,7 @@ class Scratch:
 
     def narrow(self, n: int) -> Scratch:
         """Views of the first ``n`` columns."""
-        part = object.__new__(Scratch)
-        for name in ("x", "h", "k", "out", "inverse", "adam"):
-            setattr(part, name, getattr(self, name)[..., :n])
-        part.view()
-        return part
+        return self if n == self.memory.shape[1] else Scratch(self.memory[:, :n], self.hidden)
 
 
 class AttentionMLPKernel:
@@ -109,7 +99,9 @@ class AttentionMLPKernel:
         self.second = torch.cat([learned.second, learned.second_bias], 1)
         self.last = learned.last.detach()
         self.follow = torch.tensor([[1.0 - decay] for decay in DECAYS], device="cpu")
-        self.scratch = Scratch(learned.config.hidden, self.chunk)
+        hidden = learned.config.hidden
+        memory = torch.ones(FEATURES + 2 * hidden + 5, self.chunk, device="cpu")
+        self.scratch = Scratch(memory.float(), hidden)
 
     def apply(
         self,
@@ -124,46 +116,31 @@ class AttentionMLPKernel:
         """One tensor ``[n]``, chunk by chunk."""
         bias = self.constant + self.by_context @ column[HYPER:-2]
         first = torch.cat([self.by_feature, bias[:, None]], 1)
-        unbias = shared[:, None]
+        step_size, decay, keep1, keep2, unbias2, eps = numbers[:HYPER]
+        p_scale, v_scale = numbers[-2:]
         for begin in range(0, params.shape[0], self.chunk):
             part = slice(begin, begin + self.chunk)
             p, g = params[part], grads[part]
-            own = {name: x[..., part] for name, x in state.items()}
-            scratch = self.scratch if p.shape[0] == self.chunk else self.scratch.narrow(p.shape[0])
-            self._chunk(p, g, own, first, unbias, numbers, multiplier, scratch)
+            m, v, momenta = (state[name][..., part] for name in ("m", "v", "momenta"))
+            s = self.scratch.narrow(p.shape[0])
+            m.lerp_(g, keep1)
+            v.mul_(1.0 - keep2).addcmul_(g, g, value=keep2)
+            momenta.lerp_(g.expand_as(momenta), self.follow)
+            torch.mul(v, unbias2, out=s.inverse).sqrt_().add_(eps).reciprocal_()
+            torch.mul(m, s.inverse, out=s.adam)
 
-    def _chunk(
-        self,
-        p: Tensor,
-        g: Tensor,
-        state: State,
-        first: Tensor,
-        unbias: Tensor,
-        numbers: Sequence[float],
-        multiplier: float,
-        s: Scratch,
-    ) -> None:
-        step_size, decay, keep1, keep2, unbias2, eps = numbers[:HYPER]
-        p_scale, v_scale = numbers[-2:]
-        m, v, momenta = state["m"], state["v"], state["momenta"]
-        m.lerp_(g, keep1)
-        v.mul_(1.0 - keep2).addcmul_(g, g, value=keep2)
-        momenta.lerp_(g.expand_as(momenta), self.follow)
-        torch.mul(v, unbias2, out=s.inverse).sqrt_().add_(eps).reciprocal_()
-        torch.mul(m, s.inverse, out=s.adam)
+            torch.mul(momenta, s.inverse, out=s.by_momenta).mul_(shared[:, None])
+            torch.mul(g, s.inverse, out=s.by_grad)
+            s.by_m.copy_(s.adam)
+            torch.mul(p, p_scale, out=s.by_param)
+            torch.mul(v, v_scale * v_scale, out=s.by_v).add_(1e-8).log_().mul_(0.25)
+            s.features.clamp_(-5.0, 5.0)
 
-        torch.mul(momenta, s.inverse, out=s.by_momenta).mul_(unbias)
-        torch.mul(g, s.inverse, out=s.by_grad)
-        s.by_m.copy_(s.adam)
-        torch.mul(p, p_scale, out=s.by_param)
-        torch.mul(v, v_scale * v_scale, out=s.by_v).add_(1e-8).log_().mul_(0.25)
-        s.features.clamp_(-5.0, 5.0)
-
-        torch.mm(first, s.x, out=s.layer).relu_()
-        torch.mm(self.second, s.h, out=s.k).relu_()
-        torch.mm(self.last, s.k, out=s.out)
-        step = s.magnitude.exp_().mul_(s.adam).add_(s.direction)
-        p.mul_(1.0 - multiplier * decay).add_(step, alpha=-multiplier * step_size)
+            torch.mm(first, s.x, out=s.layer).relu_()
+            torch.mm(self.second, s.h, out=s.k).relu_()
+            torch.mm(self.last, s.k, out=s.out)
+            step = s.magnitude.exp_().mul_(s.adam).add_(s.direction)
+            p.mul_(1.0 - multiplier * decay).add_(step, alpha=-multiplier * step_size)
 
 
 Kernel = AdamWKernel | AttentionMLPKernel
@@ -176,7 +153,7 @@ def kernel_for(learned: LearnedOptimizer) -> Kernel | None:
     if type(learned) is AttentionMLP:
         return AttentionMLPKernel(learned)
     if type(learned) in (HyperAdamW, Attention) and HAS_FUSED:
-        return AdamWKernel(learned)
+        return AdamWKernel()
     return None
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from lo_framework.errors import UserError
 from lo_framework.layout import Layout
 from lo_framework.learned import LearnedOptimizer, fingerprint, learned_from
-from lo_framework.optim.base import ByPlace, OptimizerBase
+from lo_framework.optim.base import ByPlace, OptimizerBase, whole_number
 from lo_framework.optim.learned.guard import Fallback, GuardConfig
 from lo_framework.optim.learned.host import CPU_CHUNK, Host
 from lo_framework.optim.learned.store import Store
@@ -66,7 +66,12 @@ class Learned(OptimizerBase):
         guard: bool | GuardConfig = False,
         chunk: int | None = None,
     ) -> None:
-        self.num_steps = _checked_steps(num_steps)
+        if num_steps is None:
+            raise UserError(
+                "Learned needs num_steps, the number of steps of this training: learned schedules "
+                "run over it"
+            )
+        self.num_steps = whole_number("num_steps", num_steps)
         if float(lr) < 0:
             raise UserError(
                 f"lr is a multiplier of the learned update: it must be at least 0, got {lr}"
@@ -135,7 +140,7 @@ class Learned(OptimizerBase):
         return result
 
     def _extend(self) -> None:
-        self._store.set_layout(self._layout())
+        self._set_params()
         self._publish()
 
     def _entry(self) -> dict[str, Any]:
@@ -165,7 +170,7 @@ class Learned(OptimizerBase):
     def _restore(self, entry: dict[str, Any], saved: ByPlace) -> None:
         """``num_steps`` and the guard's settings stay this object's."""
         self._new_store()
-        self._store.restore(saved, entry["shared"], entry["packs"], self._params, self._group_of)
+        self._store.restore(saved, entry["shared"], entry["packs"])
         self._publish()
         self._updates = entry["updates"]
         if self._fallback and entry["takeover"] is not None:
@@ -178,13 +183,12 @@ class Learned(OptimizerBase):
             self._new_store()  # where the model is now
         newcomers = [i for i in active if i not in self._store.home]
         if newcomers:
-            self._store.admit(newcomers, self._params, self._group_of)
+            self._store.admit(newcomers)
             self._publish()
         progress = min(self._updates / self.num_steps, 1.0)
         self._host.update(
             self._store,
             self._store.plan(active),
-            self._params,
             [group["lr"] for group in self.param_groups],
             loss,
             torch.full((), progress, device=self._host.device, dtype=self._host.dtype),
@@ -222,12 +226,13 @@ class Learned(OptimizerBase):
             )
         return value.reshape(()).to(self._host.device, self._host.dtype)
 
-    def _layout(self) -> Layout:
-        """The layout of the whole list, frozen parameters and all: a tensor's role does not depend
-        on who has a gradient.
+    def _set_params(self) -> None:
+        """Lay out the whole list, frozen parameters and all: a tensor's role does not depend on who
+        has a gradient.
         """
         names = self._unique_names() or [str(i) for i in range(len(self._params))]
-        return Layout.of({name: p.shape for name, p in zip(names, self._params)})
+        layout = Layout.of({name: p.shape for name, p in zip(names, self._params)})
+        self._store.set_params(self._params, self._group_of, layout)
 
     def _new_store(self) -> None:
         """Start afresh, where the parameters are."""
@@ -235,21 +240,10 @@ class Learned(OptimizerBase):
         if host.device != device:
             host = self._host = Host(host.learned, device, host.dtype, host.chunk)
         self._store = Store(host.learned, device, host.dtype, host.chunk or CPU_CHUNK)
-        self._store.set_layout(self._layout())
+        self._set_params()
         self.state.clear()
 
     def _publish(self) -> None:
         """Show each parameter's state in ``self.state``, as views."""
         for i in self._store.home:
-            self.state[self._params[i]] = self._store.views(i, self._params[i].shape)
-
-
-def _checked_steps(num_steps: int | None) -> int:
-    if num_steps is None:
-        raise UserError(
-            "Learned needs num_steps, the number of steps of this training: learned schedules run "
-            "over it"
-        )
-    if isinstance(num_steps, bool) or int(num_steps) != num_steps or num_steps < 1:
-        raise UserError(f"num_steps must be a whole number of at least 1, got {num_steps!r}")
-    return int(num_steps)
+            self.state[self._params[i]] = self._store.views(i)

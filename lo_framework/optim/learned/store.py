@@ -25,7 +25,7 @@ class Run:
     """A stretch of a pack whose tensors all have a gradient."""
 
     pack: Pack
-    members: tuple[int, ...]
+    tensors: list[Tensor]  # the parameters themselves
     layout: Layout  # of these tensors, with the roles they have in the whole model
     places: tuple[int, ...]  # of these tensors among all that have a gradient
     positions: Tensor  # the same, [members]
@@ -50,7 +50,6 @@ class Run:
 class Plan:
     """The work of a step with a given set of gradients."""
 
-    active: tuple[int, ...]
     layout: Layout  # of the tensors with a gradient: what conditioning sees
     runs: list[Run]
     order: Tensor | None  # brings statistics in run order into list order; None where they are
@@ -84,29 +83,25 @@ class Store:
         self.dtype = dtype
         self.pack_size = pack_size
         self.per_tensor = per_tensor_keys(learned, device, dtype)
-        self.layout: Layout | None = None
         self.packs: list[Pack] = []
         self.home: dict[int, tuple[Pack, int]] = {}
         self.reduced: State = {}
         self._plans: dict[Hashable, Plan] = {}
 
-    def set_layout(self, layout: Layout) -> None:
-        """Lay out the whole list of parameters, longer than before when a group was added."""
-        self.layout = layout
+    def set_params(self, params: Sequence[Tensor], group_of: Sequence[int], layout: Layout) -> None:
+        """The whole list of parameters, longer than before when a group was added."""
+        self.params, self.group_of, self.layout = params, group_of, layout
         self._plans.clear()
         for name in self.per_tensor & self.reduced.keys():
-            old = self.reduced[name]
-            self.reduced[name] = old.new_zeros(*old.shape[:-1], layout.num)
-            self.reduced[name][..., : old.shape[-1]] = old
+            old = self.reduced.pop(name)
+            self._columns(name, old)[..., : old.shape[-1]] = old
 
-    def admit(
-        self, newcomers: Iterable[int], params: Sequence[Tensor], group_of: Sequence[int]
-    ) -> None:
+    def admit(self, newcomers: Iterable[int]) -> None:
         """Fresh state for tensors that have their first gradient."""
-        for pack in self._packs(newcomers, params, group_of):
+        for pack in self._packs(newcomers):
             members = list(pack.members)
-            layout = self._whole(members).to(self.device)
-            flat = torch.cat([params[i].detach().reshape(-1) for i in members])
+            layout = sub_layout(self.layout, members).to(self.device)
+            flat = torch.cat([self.params[i].detach().reshape(-1) for i in members])
             fresh = self.learned.init_state(layout, flat.to(self.device, self.dtype))
             block = {name: fresh.pop(name) for name in self.learned.per_param if name in fresh}
             self._settle(pack, block)
@@ -117,12 +112,7 @@ class Store:
                     self.reduced.setdefault(name, x)
 
     def restore(
-        self,
-        saved: dict[int, State],
-        shared: State,
-        packs: Sequence[Sequence[int]],
-        params: Sequence[Tensor],
-        group_of: Sequence[int],
+        self, saved: dict[int, State], shared: State, packs: Sequence[Sequence[int]]
     ) -> None:
         """State as it was saved: per tensor (``[*lead, *shape]``, or one column) and shared.
 
@@ -133,30 +123,20 @@ class Store:
         self.packs, self.home, self.reduced = [], {}, {}
         self._plans.clear()
         same_tensors = sorted(i for members in packs for i in members) == sorted(saved)
-        if same_tensors and all(_together(members, params, group_of) for members in packs):
-            formed = [make_pack(members, params, group_of) for members in packs]
+        if same_tensors and all(map(self._fit_together, packs)):
+            formed = [make_pack(members, self.params, self.group_of) for members in packs]
         else:
-            formed = self._packs(saved, params, group_of)
+            formed = self._packs(saved)
         for pack in formed:
-            members = list(pack.members)
-            names = saved[members[0]].keys()
-            block = {}
-            for name in names - self.per_tensor:
-                parts = [saved[i][name] for i in members]
-                block[name] = torch.cat(
-                    [
-                        x.reshape(*x.shape[: x.dim() - params[i].dim()], -1).to(
-                            pack.device, self.dtype
-                        )
-                        for i, x in zip(members, parts)
-                    ],
-                    dim=-1,
-                )
+            members, block = list(pack.members), {}
+            for name in saved[members[0]].keys() - self.per_tensor:
+                parts = [(saved[i][name], self.params[i].dim()) for i in members]
+                flat = [x.reshape(*x.shape[: x.dim() - dims], -1) for x, dims in parts]
+                block[name] = torch.cat([x.to(pack.device, self.dtype) for x in flat], dim=-1)
             self._settle(pack, block)
-            for name in names & self.per_tensor:
-                x = torch.stack(
-                    [saved[i][name].to(self.device, self.dtype) for i in members], dim=-1
-                )
+            for name in saved[members[0]].keys() & self.per_tensor:
+                columns = [saved[i][name].to(self.device, self.dtype) for i in members]
+                x = torch.stack(columns, dim=-1)
                 self._columns(name, x)[..., members] = x
         self.reduced.update(
             {name: x.to(self.device, self.dtype).clone() for name, x in shared.items()}
@@ -166,12 +146,12 @@ class Store:
         """The reduced state that belongs to no tensor."""
         return {name: x for name, x in self.reduced.items() if name not in self.per_tensor}
 
-    def views(self, index: int, shape: torch.Size) -> State:
+    def views(self, index: int) -> State:
         """The state of one parameter as views: ``[*lead, *shape]``, and its column of the
         per-tensor state.
         """
         pack, place = self.home[index]
-        views = pack.views(place, shape)
+        views = pack.views(place, self.params[index].shape)
         views.update({name: self.reduced[name][..., index] for name in self.per_tensor})
         return views
 
@@ -198,23 +178,21 @@ class Store:
             else:
                 self.reduced[name].index_copy_(-1, plan.columns, x)
 
-    def _whole(self, members: Sequence[int]) -> Layout:
-        assert self.layout is not None
-        return sub_layout(self.layout, members)
-
     def _columns(self, name: str, like: Tensor) -> Tensor:
         """Storage of a per-tensor state, made when first needed."""
-        assert self.layout is not None
         if name not in self.reduced:
             self.reduced[name] = like.new_zeros(*like.shape[:-1], self.layout.num)
         return self.reduced[name]
 
-    def _packs(
-        self, indices: Iterable[int], params: Sequence[Tensor], group_of: Sequence[int]
-    ) -> list[Pack]:
+    def _packs(self, indices: Iterable[int]) -> list[Pack]:
         """Packs without state for a set of tensors."""
         sizes = min(SMALL, self.pack_size), self.pack_size
+        params, group_of = self.params, self.group_of
         return form_packs(sorted(indices), params, group_of, lambda _: sizes, mix_dtypes=True)
+
+    def _fit_together(self, members: Sequence[int]) -> bool:
+        """Whether these tensors can share a pack."""
+        return len({(self.params[i].device, self.group_of[i]) for i in members}) == 1
 
     def _settle(self, pack: Pack, block: State) -> None:
         """Give a pack its state: memory of its own for every key, since a step writes into it."""
@@ -227,28 +205,22 @@ class Store:
         self._plans.clear()
 
     def _plan(self, active: tuple[int, ...]) -> Plan:
-        assert self.layout is not None
         place = {index: k for k, index in enumerate(active)}
-        runs = []
+        runs, in_runs = [], list[int]()
         for pack in self.packs:
             for first, last in stretches([index in place or None for index in pack.members]):
                 members = pack.members[first:last]
+                in_runs += members
+                tensors = [self.params[i] for i in members]
                 places = tuple(place[i] for i in members)
                 positions = torch.tensor(places, device=self.device)
-                layout = self._whole(members).to(pack.device)
+                layout = sub_layout(self.layout, members).to(pack.device)
                 begin, end = pack.offsets[first], pack.offsets[last]
-                runs.append(Run(pack, members, layout, places, positions, begin, end))
-        in_runs = [i for run in runs for i in run.members]
-        order = None
+                runs.append(Run(pack, tensors, layout, places, positions, begin, end))
+        order = columns = None
         if in_runs != list(active):
             at = {index: k for k, index in enumerate(in_runs)}
             order = torch.tensor([at[i] for i in active], device=self.device)
-        columns = (
-            None if len(active) == self.layout.num else torch.tensor(active, device=self.device)
-        )
-        return Plan(active, self._whole(active).to(self.device), runs, order, columns)
-
-
-def _together(members: Sequence[int], params: Sequence[Tensor], group_of: Sequence[int]) -> bool:
-    """Whether these tensors can share a pack."""
-    return len({(params[i].device, group_of[i]) for i in members}) == 1
+        if len(active) < self.layout.num:
+            columns = torch.tensor(active, device=self.device)
+        return Plan(sub_layout(self.layout, active).to(self.device), runs, order, columns)

@@ -36,7 +36,7 @@ class StepSizes:
 
     def of(self, piece: Piece, run: Run, lr: Number) -> Number:
         """Step size times ``lr``: a number, 0-d or one an element."""
-        if piece.segments is None and self._numbers is not None:
+        if piece.ids is None and self._numbers is not None:
             return lr * self._numbers[piece.block]
         return piece.spread(self._alphas.to(run.pack.device), compute_dtype(run.pack.dtype), lr)
 
@@ -61,7 +61,7 @@ def hessian_free_step(
         for piece, state, size, stored, grad in zip(run.pieces, run.states, run.sizes, *parts):
             w, g = stored.to(dtype), grad.to(dtype)
             if z is not None and "h" in state:
-                if piece.segments is None:
+                if piece.ids is None:
                     dots.append(torch.dot(state["h"], g).to(z.device))
                 else:
                     piece.add_sums(state["h"] * g, z)

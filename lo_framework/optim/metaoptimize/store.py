@@ -55,21 +55,15 @@ class Scratch:
         return memory if memory.numel() == size else memory[:size]
 
 
-class Segments(NamedTuple):
-    """Several blocks in one piece: ``ids`` and ``lengths [s]``; ``lengths`` is None where each
-    element has its own.
-    """
-
-    ids: Tensor
-    lengths: Tensor | None
-
-
 class Piece(NamedTuple):
-    """A part of a run: the one block it is of, or its segments."""
+    """A part of a run: the one block it is of, or else the blocks and lengths of its segments
+    ``[s]``; ``lengths`` is None where each element has its own block.
+    """
 
     part: slice
     block: int
-    segments: Segments | None
+    ids: Tensor | None = None
+    lengths: Tensor | None = None
 
     def spread(self, values: Tensor, dtype: torch.dtype, factor: Number | None = None) -> Tensor:
         """Values ``[..., m]`` of the blocks, one per element of the piece; without that dimension
@@ -77,25 +71,24 @@ class Piece(NamedTuple):
 
         ``factor`` multiplies them.
         """
-        if self.segments is None:
+        if self.ids is None:
             chosen = values[..., self.block]
         else:
-            chosen = values.index_select(-1, self.segments.ids)
+            chosen = values.index_select(-1, self.ids)
         chosen = chosen.to(dtype) if factor is None else chosen.to(dtype) * factor
-        if self.segments is None or self.segments.lengths is None:
+        if self.lengths is None:
             return chosen
         size = self.part.stop - self.part.start
-        return chosen.repeat_interleave(self.segments.lengths, dim=-1, output_size=size)
+        return chosen.repeat_interleave(self.lengths, dim=-1, output_size=size)
 
     def add_sums(self, x: Tensor, totals: Tensor) -> None:
         """Add the sums of ``x [n]`` over the blocks to ``totals [m]``."""
-        if self.segments is None:
+        if self.ids is None:
             totals[self.block] += x.sum().to(totals)
             return
-        ids, lengths = self.segments
-        if lengths is not None:
-            x = torch.segment_reduce(x, "sum", lengths=lengths, unsafe=True)
-        totals.index_add_(0, ids.to(totals.device), x.to(totals))
+        if self.lengths is not None:
+            x = torch.segment_reduce(x, "sum", lengths=self.lengths, unsafe=True)
+        totals.index_add_(0, self.ids.to(totals.device), x.to(totals))
 
 
 @dataclass(eq=False)
@@ -182,6 +175,10 @@ class _Cut(NamedTuple):
     num: int
     length: int
 
+    @property
+    def size(self) -> int:
+        return self.num * self.length
+
 
 class Store:
     """State of ``params``; ``rows`` names it: None for ``[n]``, C for ``[C, n]``.
@@ -217,7 +214,7 @@ class Store:
         def make() -> Plan:
             self._allocate(active)
             runs = self._runs(set(active))
-            owners = [piece.block for run in runs for piece in run.pieces if piece.segments is None]
+            owners = [piece.block for run in runs for piece in run.pieces if piece.ids is None]
             mask = torch.zeros(self.blocks.size, dtype=torch.bool)
             for first, count in (self.blocks.spreads[i] for i in active):
                 mask[first : first + count] = True
@@ -318,20 +315,20 @@ class Store:
         chunk = size = sizes_of(device)[1]
         together: list[list[_Cut]] = []
         for cut in self._cuts(members, chunk):
-            if size + cut.num * cut.length > chunk:
+            if size + cut.size > chunk:
                 together.append([])
                 size = 0
             together[-1].append(cut)
-            size += cut.num * cut.length
+            size += cut.size
         begin = 0
         for cuts in together:
-            part = slice(begin, begin + sum(cut.num * cut.length for cut in cuts))
+            part = slice(begin, begin + sum(cut.size for cut in cuts))
             begin = part.stop
             if all(cut.num == 1 and cut.block == cuts[0].block for cut in cuts):
-                yield Piece(part, cuts[0].block, None)
+                yield Piece(part, cuts[0].block)
                 continue
             ids = torch.cat([torch.arange(cut.block, cut.block + cut.num) for cut in cuts])
             lengths = None
             if any(cut.length > 1 for cut in cuts):
                 lengths = torch.cat([torch.full((cut.num,), cut.length) for cut in cuts]).to(device)
-            yield Piece(part, -1, Segments(ids.to(device), lengths))
+            yield Piece(part, -1, ids.to(device), lengths)

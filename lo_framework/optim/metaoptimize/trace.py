@@ -123,8 +123,8 @@ class ExactTrace:
                     dz += (p @ h_piece.T).to(dz)
                 own_beta = piece.spread(beta.to(device), beta.dtype)
                 own_shift = piece.spread(shift.to(device), beta.dtype)
-                move = self._move_full if self.kind == "full" else self._move
-                weights[piece.part].copy_(move(w, g, p, state, own_beta, own_shift, lr, n))
+                new_w = self._move(w, g, p, state, own_beta, own_shift, lr, n)
+                weights[piece.part].copy_(new_w)
         return z, gamma * dz
 
     def carry(
@@ -192,9 +192,20 @@ class ExactTrace:
         """The weights of one piece after a step, with its state and tangents moved in place.
 
         ``beta`` and ``shift`` are 0-d, or have one value per element; ``products`` and ``shift``
-        have a row per column.
+        have a row per column, ``products`` of the 3x3 form the Hessian C times h, d(C h)/dw times
+        h, and C times q.
         """
         h, gamma = state["h"], n.gamma
+        if self.kind == "full":
+            (ch, third, cq), q, kappa = products, state["q"], n.kappa
+            alpha, moved = lr * beta.exp(), shift[0]
+            # Weight decay is a quadratic added to the loss.
+            g, ch, cq = g + kappa * w, ch + kappa * h[0], cq + kappa * q[0]
+            new_q = -moved * alpha * (gamma * ch + moved * g)
+            new_q = new_q - gamma * alpha * (gamma * third + moved * ch)
+            q[0] = new_q + gamma * gamma * (q[0] - alpha * cq)
+            h[0] = gamma * (h[0] - alpha * ch) - moved * alpha * g
+            return w - alpha * g
         for c in range(self.columns):
             with dual_level():
                 alpha = lr * make_dual(beta, shift[c]).exp().to(w.dtype)
@@ -203,40 +214,14 @@ class ExactTrace:
                     for name in self.base.state
                 }
                 dual_w, dual_g = make_dual(w, gamma * h[c]), make_dual(g, gamma * products[c])
-                moved, new = advance(self.base, dual_w, dual_g, duals, alpha, n)
-                new_w, h[c] = _parted(moved)
+                dual_new_w, new = advance(self.base, dual_w, dual_g, duals, alpha, n)
+                new_w, h[c] = _parted(dual_new_w)
                 parted = {name: _parted(x) for name, x in new.items()}
             for name, (_, tangent) in parted.items():
                 state[f"h_{name}"][c] = tangent
         for name, (value, _) in parted.items():
             state[name].copy_(value)
         return new_w
-
-    def _move_full(
-        self,
-        w: Tensor,
-        g: Tensor,
-        products: Tensor,
-        state: State,
-        beta: Tensor,
-        shift: Tensor,
-        lr: Number,
-        n: Numbers,
-    ) -> Tensor:
-        """SGD's weights after a step, with trace h and second trace q moved by the 3x3 form.
-
-        The rows of ``products`` are the Hessian C times h, d(C h)/dw times h, and C times q.
-        """
-        (ch, third, cq), h, q, moved = products, state["h"][0], state["q"][0], shift[0]
-        alpha, kappa, gamma = lr * beta.exp(), n.kappa, n.gamma
-        # Weight decay is a quadratic added to the loss.
-        g, ch, cq = g + kappa * w, ch + kappa * h, cq + kappa * q
-        new_q = -moved * alpha * (gamma * ch + moved * g)
-        new_q = new_q - gamma * alpha * (gamma * third + moved * ch)
-        new_q = new_q + gamma * gamma * (q - alpha * cq)
-        new_h = gamma * (h - alpha * ch) - moved * alpha * g
-        state["h"][0], state["q"][0] = new_h, new_q
-        return w - alpha * g
 
 
 def _parted(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NoReturn, TypeVar, cast
+from types import SimpleNamespace
+from typing import Any, NoReturn, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -37,8 +38,9 @@ class Passes:
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         self._optimizer = optimizer
-        # A scaler knows optimizers by identity, so these must outlive the step.
-        self._keys: list[_Pass] = []
+        # All that a scaler looks at in an optimizer is its groups; it knows optimizers by identity,
+        # so these must outlive the step.
+        self._keys: list[Any] = []
 
     def of(
         self, closure: Callable[[], T], scaler: torch.amp.GradScaler | None, owner: str
@@ -53,38 +55,25 @@ class Passes:
 
         def run() -> T:
             nonlocal count
-            if count:
-                with torch.enable_grad():
-                    result = closure()
-            else:
-                params = [p for group in self._optimizer.param_groups for p in group["params"]]
-                with torch.enable_grad(), BackwardWatch(params) as watch:
-                    result = closure()
-                if watch.onto_old:
-                    raise UserError(
-                        f"{owner}: the closure added to gradients that were there before step: it "
-                        "must zero the gradients and run all micro-batches itself, since it is run "
-                        "at several points"
-                    )
+            groups = self._optimizer.param_groups
+            watched = [] if count else [p for group in groups for p in group["params"]]
+            with torch.enable_grad(), BackwardWatch(watched) as watch:
+                result = closure()
+            if watch.onto_old:
+                raise UserError(
+                    f"{owner}: the closure added to gradients that were there before step: it must "
+                    "zero the gradients and run all micro-batches itself, since it is run at "
+                    "several points"
+                )
             if scaler is not None:
                 if count == len(self._keys):
-                    self._keys.append(_Pass(self._optimizer))
-                scaler.unscale_(cast(torch.optim.Optimizer, self._keys[count]))
+                    self._keys.append(SimpleNamespace())
+                self._keys[count].param_groups = groups
+                scaler.unscale_(self._keys[count])
             count += 1
             return result
 
         return run
-
-
-class _Pass:
-    """All that a scaler looks at in an optimizer."""
-
-    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
-        self._optimizer = optimizer
-
-    @property
-    def param_groups(self) -> list[dict[str, Any]]:
-        return self._optimizer.param_groups
 
 
 class Surroundings:
@@ -241,14 +230,15 @@ def gradients(params: Mapping[str, Tensor], like: Params) -> Params:
     Raises:
         UserError: a gradient is sparse.
     """
-    result = {}
-    for name, p in params.items():
-        if p.grad is None:
-            result[name] = torch.zeros_like(like[name])
-        else:
+    for p in params.values():
+        if p.grad is not None:
             refuse_sparse(p.grad, "regularizers")
-            result[name] = p.grad.detach().to(like[name].dtype, copy=True)
-    return result
+    return {
+        name: torch.zeros_like(like[name])
+        if p.grad is None
+        else p.grad.detach().to(like[name].dtype, copy=True)
+        for name, p in params.items()
+    }
 
 
 def loss_of(result: Any, like: Params) -> Tensor:

@@ -43,14 +43,12 @@ class _Named(Regularized):
         **options: Any,
     ) -> None:
         known = [*(f.name for f in dataclasses.fields(self.rule.Config)), "model", "same_noise"]
+        title = type(self).__name__
         for key in options:
             if key not in known:
-                title = type(self).__name__
                 hint = nearest(key, known)
                 raise UserError(f'{title}: unknown option "{key}"{hint}; known: {", ".join(known)}')
-        config: Any = build_config(
-            self.rule.Config, {**self.preset, **options}, type(self).__name__
-        )
+        config: Any = build_config(self.rule.Config, {**self.preset, **options}, title)
         super().__init__(base, self.rule(config), model=model, same_noise=same_noise)
 
 

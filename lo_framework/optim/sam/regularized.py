@@ -75,7 +75,16 @@ class Regularized(StateOnly, torch.optim.Optimizer):
         same_noise: bool = True,
     ) -> None:
         self.title = type(self).__name__
-        self._check_base(base)
+        if not isinstance(base, torch.optim.Optimizer):
+            raise UserError(
+                f"{self.title} goes around an optimizer, as in "
+                f"{self.title}(torch.optim.AdamW(model.parameters())); got {type(base).__name__}"
+            )
+        if isinstance(base, (torch.optim.LBFGS, Regularized)):
+            raise UserError(
+                f"{self.title} cannot go around {type(base).__name__}, which runs the closure "
+                "itself"
+            )
         if model is not None and not isinstance(model, nn.Module):
             raise UserError(
                 f"{self.title}: model must be a torch.nn.Module, got {type(model).__name__}"
@@ -85,7 +94,12 @@ class Regularized(StateOnly, torch.optim.Optimizer):
         parts = regularizer.parts
         self._rule_state = RuleState(regularizer, "+".join(part.name for part in parts))
         self._specs = [canonical(part.name, part.config) for part in parts]
-        self._check_hvps()
+        for part, spec in zip(parts, self._specs):
+            if part.needs_hvp:
+                raise UserError(
+                    f"{self.title}: {spec} needs Hessian-vector products, which a closure cannot "
+                    f"give; {part.without_hvp}"
+                )
         # No call of super().__init__, which would make groups and state of its own.
         self.defaults = dict(base.defaults)
         for name in _STATE_HOOKS:
@@ -233,26 +247,6 @@ class Regularized(StateOnly, torch.optim.Optimizer):
             self.base.register_load_state_dict_post_hook(rebuild, prepend=True),
         ):
             self.base.load_state_dict(state_dict)
-
-    def _check_base(self, base: torch.optim.Optimizer) -> None:
-        if not isinstance(base, torch.optim.Optimizer):
-            raise UserError(
-                f"{self.title} goes around an optimizer, as in "
-                f"{self.title}(torch.optim.AdamW(model.parameters())); got {type(base).__name__}"
-            )
-        if isinstance(base, (torch.optim.LBFGS, Regularized)):
-            raise UserError(
-                f"{self.title} cannot go around {type(base).__name__}, which runs the closure "
-                "itself"
-            )
-
-    def _check_hvps(self) -> None:
-        for part, spec in zip(self.regularizer.parts, self._specs):
-            if part.needs_hvp:
-                raise UserError(
-                    f"{self.title}: {spec} needs Hessian-vector products, which a closure cannot "
-                    f"give; {part.without_hvp}"
-                )
 
     def _active(self, params: list[Tensor]) -> dict[str, Tensor]:
         """The parameters with a gradient, by their places: names that stay when others come or

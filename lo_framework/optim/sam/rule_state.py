@@ -20,10 +20,10 @@ class RuleState:
 
     def __init__(self, rule: Regularizer, name: str) -> None:
         self.rule, self.name = rule, name
-        self.seed, self.steps = torch.initial_seed(), 0
         self._held: State = {}
         self._of: tuple[Any, ...] = ()  # the parameters that the entries in use belong to
         self._used: tuple[str, ...] = ()
+        self.load_state_dict(None)
 
     def of(self, params: Params) -> State:
         """The entries for these parameters. Entries of absent parameters wait until they are back;
@@ -51,12 +51,8 @@ class RuleState:
         self.steps += 1
 
     def state_dict(self) -> dict[str, Any]:
-        return {
-            "name": self.name,
-            "seed": self.seed,
-            "steps": self.steps,
-            "state": dict(self._held),
-        }
+        of_rule = {"name": self.name, "seed": self.seed, "steps": self.steps}
+        return {**of_rule, "state": dict(self._held)}
 
     def check(self, saved: dict[str, Any]) -> None:
         if saved["name"] != self.name:
@@ -66,7 +62,6 @@ class RuleState:
 
     def load_state_dict(self, saved: dict[str, Any] | None) -> None:
         """None: start."""
-        self.steps = saved["steps"] if saved else 0
-        self.seed = saved["seed"] if saved else torch.initial_seed()
-        self._held = dict(saved["state"]) if saved else {}
-        self._of = ()
+        saved = saved or {"seed": torch.initial_seed(), "steps": 0, "state": {}}
+        self.seed, self.steps = saved["seed"], saved["steps"]
+        self._held, self._of = dict(saved["state"]), ()

@@ -183,8 +183,13 @@ def test_layout_is_of_the_whole_list_and_uses_names() -> None:
     names = {n: nn.Parameter(torch.zeros(s)) for n, s in SHAPES.items()}
     named = Learned(names.items(), moved("attention"), num_steps=1)
     bare = Learned(parameters(), moved("attention"), num_steps=1)
-    assert named._layout().slots[0].role == "embedding" and bare._layout().slots[0].role == "matrix"
-    assert [s.role for s in named._layout().slots[1:]] == [s.role for s in bare._layout().slots[1:]]
+    assert (
+        named._store.layout.slots[0].role == "embedding"
+        and bare._store.layout.slots[0].role == "matrix"
+    )
+    assert [s.role for s in named._store.layout.slots[1:]] == [
+        s.role for s in bare._store.layout.slots[1:]
+    ]
     assert named.param_groups[0]["param_names"] == list(SHAPES)
 
 
