@@ -14,16 +14,12 @@ from lo_framework.eval.report.table import Table
 from lo_framework.eval.report.text import file_names, markdown, picture, table_of_values
 from lo_framework.eval.running.protocol import BY_KEY, METRICS
 from lo_framework.eval.statistics import mean_interval
-from lo_framework.eval.studies.ablation import FILE, Ablation, Entry, from_json, to_json
+from lo_framework.eval.studies.ablation import FILE, Ablation, Entry
 from lo_framework.eval.studies.panels import Mark, Panel
 
 
 class AblationReport(Report[Ablation]):
     file, title = FILE, "Ablation"
-    from_json = staticmethod(from_json)
-
-    def to_json(self) -> str:
-        return to_json(self.result)
 
     def files(self) -> Iterator[tuple[str, str | bytes]]:
         yield "ablation.csv", self.csv()

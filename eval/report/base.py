@@ -39,20 +39,15 @@ class Report(Generic[R]):
         title: of the Markdown report.
     """
 
-    file: ClassVar[Envelope]
+    file: ClassVar[Envelope[Any]]
     title: ClassVar[str]
 
     def __init__(self, result: R) -> None:
         self.result = result
 
-    @classmethod
-    def from_json(cls, text: str, source: str) -> R:
-        """Return the result in a JSON text; ``source`` names it in errors. Raises UserError."""
-        raise NotImplementedError
-
-    def to_json(self) -> str:
-        """Return the result as JSON text, with what follows from it."""
-        raise NotImplementedError
+    def derived(self) -> dict[str, Any]:
+        """Return what follows from the result, which its JSON file has for other programs."""
+        return {}
 
     def heading(self) -> list[str]:
         """Say what was run, in lines."""
@@ -85,12 +80,13 @@ class Report(Generic[R]):
     @classmethod
     def load(cls: type[Self], folder: str | os.PathLike[str]) -> Self:
         """Read the report whose numbers are in ``folder``. Raises UserError."""
-        return cls(cls.file.load(folder, cls.from_json))
+        return cls(cls.file.load(folder))
 
     @QUIET
     def save(self, folder: str | os.PathLike[str]) -> list[Path]:
         """Write the numbers first, then what is made from them; returns the files."""
-        return [_write(folder, self.file.name, self.to_json()), *self.redraw(folder)]
+        numbers = self.file.write(self.result, self.derived())
+        return [_write(folder, self.file.name, numbers), *self.redraw(folder)]
 
     @QUIET
     def redraw(self, folder: str | os.PathLike[str]) -> list[Path]:

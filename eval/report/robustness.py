@@ -14,7 +14,7 @@ from lo_framework.eval.report.table import Table
 from lo_framework.eval.report.text import table_of_values
 from lo_framework.eval.running.protocol import BY_KEY, METRICS
 from lo_framework.eval.statistics import Array, mean_interval, summarize
-from lo_framework.eval.studies.robustness import FILE, Sweep, from_json, to_json
+from lo_framework.eval.studies.robustness import FILE, Sweep
 
 # a step size does well if its mean final loss is at most this many times the first optimizer's best
 NEAR = 2.0
@@ -22,10 +22,6 @@ NEAR = 2.0
 
 class RobustnessReport(Report[Sweep]):
     file, title = FILE, "Robustness to the step size at the start"
-    from_json = staticmethod(from_json)
-
-    def to_json(self) -> str:
-        return to_json(self.result)
 
     def files(self) -> Iterator[tuple[str, str | bytes]]:
         yield "robustness.csv", self.csv()

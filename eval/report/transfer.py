@@ -29,7 +29,7 @@ from lo_framework.eval.studies.comparison import (
     matched_steps,
     reference_of,
 )
-from lo_framework.eval.studies.result import FILE, Arm, Result, from_json, to_json
+from lo_framework.eval.studies.result import FILE, Arm, Result
 
 MANY = 8  # optimizers: more of them also get a table of ratios, and a row each in place of a curve
 PANELS = 6  # more tasks than this also get a figure each
@@ -38,11 +38,10 @@ MEASURED = ("train_accuracy", "valid_loss", "valid_accuracy")  # no counts of th
 
 class TransferReport(Report[Result]):
     file, title = FILE, "Transfer"
-    from_json = staticmethod(from_json)
 
-    def to_json(self) -> str:
+    def derived(self) -> dict[str, Any]:
         result = self.result
-        derived = {
+        return {
             "comparisons": [asdict(c) for c in compare(result)],
             "aggregates": [asdict(a) for a in aggregate(result)],
             "steps_to_reference": {
@@ -50,7 +49,6 @@ class TransferReport(Report[Result]):
                 for task in result.tasks
             },
         }
-        return to_json(result, derived)
 
     def files(self) -> Iterator[tuple[str, str | bytes]]:
         result = self.result

@@ -8,9 +8,10 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, Protocol, TypeVar
+from typing import Annotated, Any, ClassVar, Generic, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +26,8 @@ from lo_framework.spec import UserError
 class Record(Protocol):
     """A dataclass whose field types say what its JSON must be."""
 
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
     def check(self) -> None:
         """Raise ValueError: parts do not fit each other."""
 
@@ -33,29 +36,34 @@ R = TypeVar("R", bound=Record)
 _NUMBERS = re.compile(r"\[\n[^\[\]{}\"]*\]")
 
 
-class Envelope(NamedTuple):
-    """``command`` writes files called ``name``: ``transfer`` writes ``transfer.json``."""
+@dataclass(frozen=True)
+class Envelope(Generic[R]):
+    """The file of a ``record`` that ``command`` writes: ``transfer`` writes ``transfer.json``."""
 
     command: str
-    name: str
-    version: int
+    record: type[R]
+    version: int = 1
+
+    @property
+    def name(self) -> str:
+        return f"{self.command}.json"
 
     @property
     def format(self) -> str:
         return f"lo-framework {self.command}"
 
-    def write(self, record: dict[str, Any], derived: dict[str, Any] | None) -> str:
+    def write(self, record: R, derived: dict[str, Any] | None = None) -> str:
         """Return strict JSON: what is not finite is null.
 
         Args:
             derived: what follows from the record, for other programs to read.
         """
-        data = {"format": self.format, "version": self.version, **record, "derived": derived or {}}
-        text = json.dumps(_plain(data), indent=1, allow_nan=False)
+        data = {"format": self.format, "version": self.version, **asdict(record)}
+        text = json.dumps(plain({**data, "derived": derived or {}}), indent=1, allow_nan=False)
         # A list of numbers on one line. Strings hold no line breaks, so none of them is changed.
         return _NUMBERS.sub(lambda match: " ".join(match[0].split()), text) + "\n"
 
-    def read(self, text: str, source: str, record: type[R]) -> R:
+    def read(self, text: str, source: str = "the file") -> R:
         """Return the record in ``text``. ``source`` names it in errors.
 
         Raises:
@@ -72,7 +80,7 @@ class Envelope(NamedTuple):
             other = f"{source} has version {shown(data.get('version'))}"
             raise UserError(f"{other}, and this release reads version {self.version}")
         rest = {key: x for key, x in data.items() if key not in ("format", "version", "derived")}
-        found: R = check_json(rest, record, f"{source} is damaged")
+        found: R = check_json(rest, self.record, f"{source} is damaged")
         try:
             found.check()
         except UserError:  # as of a baseline that only a plugin knows
@@ -81,7 +89,7 @@ class Envelope(NamedTuple):
             raise UserError(f"{source} is damaged: {error}") from None
         return found
 
-    def load(self, folder: str | os.PathLike[str], from_json: Callable[[str, str], R]) -> R:
+    def load(self, folder: str | os.PathLike[str]) -> R:
         """Return the result saved in a folder.
 
         Raises:
@@ -96,7 +104,7 @@ class Envelope(NamedTuple):
         except (OSError, UnicodeDecodeError) as error:
             words = reason(error) if isinstance(error, OSError) else "not text"
             raise UserError(f"cannot read {str(path)!r}: {words}") from None
-        return from_json(text, repr(str(path)))
+        return self.read(text, repr(str(path)))
 
 
 def require(wanted: Iterable[tuple[str, ...]], there: Iterable[tuple[str, ...]]) -> None:
@@ -111,6 +119,13 @@ def require_shape(name: str, values: Array, *shape: int) -> None:
     """Raise ValueError: another shape."""
     if values.shape != shape:
         raise ValueError(f"{name}: expected {list(shape)} values, not {list(values.shape)}")
+
+
+def require_shapes(name: str, measured: Any, *shape: int) -> None:
+    """Raise ValueError: metrics or divergences of another shape, or no final loss."""
+    require([("final_loss",)], ((key,) for key in measured.metrics))
+    for key, values in {**measured.metrics, "diverged": measured.diverged}.items():
+        require_shape(f"{name}: {shown(key)}", values, *shape)
 
 
 def _array(values: Any, missing: float) -> Array:
@@ -129,20 +144,20 @@ def _flags(values: Any) -> NDArray[np.bool_]:
     return x.astype(np.bool_)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Return JSON values: arrays as lists, float32 with its nine digits, null for what is not
     finite.
     """
     if isinstance(value, np.ndarray):
         if value.ndim == 1 and value.dtype == np.float32:
             return [float(f"{x:.9g}") if math.isfinite(x) else None for x in value.tolist()]
-        return [_plain(x) for x in (value if value.ndim > 1 else value.tolist())]
+        return [plain(x) for x in (value if value.ndim > 1 else value.tolist())]
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
-        return {str(key): _plain(x) for key, x in value.items()}
+        return {str(key): plain(x) for key, x in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(x) for x in value]
+        return [plain(x) for x in value]
     return value
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -50,6 +51,18 @@ class Tuning:
     scores: dict[str, Array]
     chosen: dict[str, int]
     notes: tuple[str, ...]
+
+    def records(self) -> tuple[dict[str, Any], ...]:
+        """Every setting that was tried, with its scores, as it stands in files."""
+        return tuple(
+            {
+                "setting": setting,
+                "label": setting_label(setting),
+                "best_for": [key for key, chosen in self.chosen.items() if chosen == i],
+                "scores": {name: values[i].tolist() for name, values in self.scores.items()},
+            }
+            for i, setting in enumerate(self.settings)
+        )
 
 
 def make_grid(spec: str, size: int | None = None) -> Grid:

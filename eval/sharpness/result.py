@@ -18,8 +18,6 @@ from lo_framework.eval.sharpness.metrics import EQUAL, PLACES, read
 from lo_framework.eval.statistics import Array
 from lo_framework.schema import Positive, Via, convert
 
-FILE = Envelope("sharpness", "sharpness.json", version=1)
-
 Number = float | None  # None: not finite, or not measured
 Columns = dict[str, list[Any]]
 
@@ -203,11 +201,5 @@ class Result:
         return any(run.equal is not None for arm in self.arms for run in arm.runs)
 
 
-def to_json(result: Result, derived: dict[str, Any] | None = None) -> str:
-    """Return strict JSON."""
-    return FILE.write(asdict(result), derived)
-
-
-def from_json(text: str, source: str = "the file") -> Result:
-    """Return the result again; raises UserError. ``source`` names it in errors."""
-    return FILE.read(text, source, Result)
+FILE = Envelope("sharpness", Result)
+to_json, from_json = FILE.write, FILE.read

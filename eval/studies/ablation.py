@@ -4,7 +4,7 @@ them.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -12,15 +12,12 @@ import numpy as np
 from lo_framework.errors import shown
 from lo_framework.eval.baselines import setting_label
 from lo_framework.eval.baselines.registry import options_of
-from lo_framework.eval.running.cells import Failure, by_setting, plan_cells
-from lo_framework.eval.running.envelope import Envelope, Flags, Metrics, require, require_shape
+from lo_framework.eval.running.envelope import Envelope, Flags, Metrics, require, require_shapes
 from lo_framework.eval.running.pool import Arm as Plan
-from lo_framework.eval.studies.arms import SPLITS
 from lo_framework.eval.studies.evaluation import Drive, Evaluation, specs_of
 from lo_framework.eval.studies.panels import Panel, Study, find_study
 from lo_framework.eval.studies.request import AblationRequest
 
-FILE = Envelope("ablation", "ablation.json", version=1)
 CHOSEN_BY = "final_loss"  # a reference is shown at its best setting for this
 
 
@@ -72,10 +69,7 @@ class Ablation:
         require(wanted, ((entry.task, entry.spec) for entry in self.entries))
         for entry in self.entries + self.references:
             if not entry.failure:
-                name = f"{shown(entry.task)}, {shown(entry.spec)}"
-                require([(CHOSEN_BY,)], ((key,) for key in entry.metrics))
-                for key, values in {**entry.metrics, "diverged": entry.diverged}.items():
-                    require_shape(f"{name}: {shown(key)}", values, len(self.seeds))
+                require_shapes(f"{shown(entry.task)}, {shown(entry.spec)}", entry, len(self.seeds))
 
     @property
     def failures(self) -> list[Entry]:
@@ -118,35 +112,26 @@ class AblationEvaluation(Evaluation[AblationRequest, Ablation]):
             self.chosen_on = ()
 
     def compute(self, drive: Drive[Entry]) -> Ablation:
-        plans: dict[tuple[str, str, str], Plan[Entry]] = {}
-        for task in self.tasks:
-            for spec in self.references:
-                plans[task.name, "reference", spec] = self._reference(task.name, spec)
-            for spec in self.cells:
-                plans[task.name, "cell", spec] = self._entry(task.name, spec)
-        done = drive(plans)
+        asked = [(True, spec) for spec in self.references] + [(False, spec) for spec in self.cells]
+        done = drive(self.each(asked, self._entry))
+        references, entries = (
+            tuple(entry for (_, (tuned, _)), entry in done.items() if tuned is wanted)
+            for wanted in (True, False)
+        )
         return Ablation(
-            tasks=tuple(task.name for task in self.tasks),
+            tasks=self.names,
             study=self.study,
-            entries=tuple(entry for key, entry in done.items() if key[1] == "cell"),
-            references=tuple(entry for key, entry in done.items() if key[1] == "reference"),
+            entries=entries,
+            references=references,
             steps=self.request.steps,
             seeds=self.reported,
             tuning_seeds=self.chosen_on,
         )
 
-    def _entry(self, task: str, spec: str) -> Plan[Entry]:
-        entry, theta = Entry(task=task, spec=spec), self.optimizers[spec].theta()
-        cells = plan_cells(task, spec, [theta], self.reported, self.request.steps, SPLITS)
-        measured = by_setting((yield cells))
-        if isinstance(measured, Failure):
-            return replace(entry, failure=measured.reason)
-        metrics, diverged = measured
-        own = {name: values[0] for name, values in metrics.items()}
-        return replace(entry, metrics=own, diverged=diverged[0])
-
-    def _reference(self, task: str, spec: str) -> Plan[Entry]:
-        arm = yield from self.tuned_arm(task, spec)
+    def _entry(self, task: str, asked: tuple[bool, str]) -> Plan[Entry]:
+        """The entry of a reference, which is tuned, or of a cell."""
+        tuned, spec = asked
+        arm = yield from (self.tuned_arm if tuned else self.own_arm)(task, spec)
         entry = Entry(task=task, spec=spec, failure=arm.failure)
         if arm.failure:
             return entry
@@ -155,11 +140,5 @@ class AblationEvaluation(Evaluation[AblationRequest, Ablation]):
         return replace(entry, metrics=runs.metrics, diverged=runs.diverged, setting=setting)
 
 
-def to_json(result: Ablation) -> str:
-    """Return strict JSON: what is not finite is null."""
-    return FILE.write(asdict(result), None)
-
-
-def from_json(text: str, source: str = "the file") -> Ablation:
-    """Return the ablation again; raises UserError."""
-    return FILE.read(text, source, Ablation)
+FILE = Envelope("ablation", Ablation)
+to_json, from_json = FILE.write, FILE.read

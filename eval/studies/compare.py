@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
 
 from lo_framework.errors import shown
-from lo_framework.eval.baselines import Setting, make_baseline, make_thetas
+from lo_framework.eval.baselines import make_baseline, make_thetas
 from lo_framework.eval.running.pool import Arm as Plan
-from lo_framework.eval.studies.arms import run_settings
 from lo_framework.eval.studies.evaluation import Drive, Evaluation, specs_of
 from lo_framework.eval.studies.request import CompareRequest
 from lo_framework.eval.studies.result import Arm, Result
@@ -57,59 +54,34 @@ class CompareEvaluation(Evaluation[CompareRequest, Result]):
             raise UserError("nothing to compare: give --arms, --at-reference or --scaled")
         self.work = (self.tuning_runs + 2 * len(self.labels) * r.seeds) * r.steps
 
-    def compute(self, drive: Drive[list[Arm]]) -> Result:
-        plans = {
-            f"{task.name} {spec}": self._arms(task.name, spec)
-            for task in self.tasks
-            for spec in self.tuned
-        }
-        arms = {(arm.task, arm.optimizer): arm for some in drive(plans).values() for arm in some}
+    def compute(self, drive: Drive[Arm]) -> Result:
+        arms = drive(self.each(self.tuned, self.tuned_arm))
+        taken = self.each(self.taken, lambda task, one: self._at(arms[task, self.tuned[0]], one))
+        arms |= {(task, one.label): arm for (task, one), arm in drive(taken).items()}
         return Result(
-            tasks=tuple(task.name for task in self.tasks),
+            tasks=self.names,
             learned=tuple(self.labels[1:]),
             baselines=self.against,
-            arms=tuple(arms[task.name, label] for task in self.tasks for label in self.labels),
+            arms=tuple(self.each(self.labels, lambda *pair: arms[pair]).values()),
             steps=self.request.steps,
             tuning_seeds=self.chosen_on,
             report_seeds=self.reported,
         )
 
-    def _arms(self, task: str, spec: str) -> Plan[list[Arm]]:
-        """The tuned arm; after the reference, all arms that take over its settings."""
-        first = yield from self.tuned_arm(task, spec)
-        if spec != self.tuned[0]:
-            return [first]
-        arms = [replace(first, optimizer=taken.label, tuned=(), notes=()) for taken in self.taken]
-        if first.failure:
-            reason = f"the reference failed: {first.failure}"
-            return [first, *(replace(arm, failure=reason) for arm in arms)]
-        plans = []
-        for arm, taken in zip(arms, self.taken, strict=True):
-            settings = [_scaled(runs.setting, taken.factor) for runs in first.runs]
-            plans.append(
-                run_settings(
-                    replace(arm, runs=()),
-                    taken.spec,
-                    self.optimizers[taken.spec],
-                    settings,
-                    self.reported,
-                    self.request.steps,
-                )
-            )
-        return [first, *(yield from _together(plans))]
-
-
-def _together(plans: Sequence[Plan[Arm]]) -> Plan[list[Arm]]:
-    """Run plans that ask for cells once as one plan, whose cells are computed side by side."""
-    cells = [next(plan) for plan in plans]
-    outcomes = iter((yield [*chain(*cells)]) if cells else ())
-    arms = []
-    for plan, asked in zip(plans, cells, strict=True):
-        try:
-            plan.send([next(outcomes) for _ in asked])
-        except StopIteration as stop:
-            arms.append(stop.value)
-    return arms
+    def _at(self, reference: Arm, taken: Taken) -> Plan[Arm]:
+        """The arm that takes over the reference's settings."""
+        arm = replace(reference, optimizer=taken.label, runs=(), tuned=(), notes=())
+        if arm.failure:
+            return replace(arm, failure=f"the reference failed: {arm.failure}")
+        settings = [
+            # What every baseline has: the learning rate and its schedule.
+            {
+                "lr": float(f"{runs.setting['lr'] * taken.factor:.4g}"),
+                "cosine": runs.setting.get("cosine", 0.0),
+            }
+            for runs in reference.runs
+        ]
+        return (yield from self.run_settings(arm, taken.spec, settings))
 
 
 def factors(text: str) -> list[float]:
@@ -123,8 +95,3 @@ def factors(text: str) -> list[float]:
             f"--scaled {shown(text)}: expected at most {MOST} positive factors, as 0.5,0.75,1.25"
         )
     return found
-
-
-def _scaled(setting: Setting, factor: float) -> Setting:
-    """The reference's learning rate times ``factor``, and its schedule: what every baseline has."""
-    return {"lr": float(f"{setting['lr'] * factor:.4g}"), "cosine": setting.get("cosine", 0.0)}

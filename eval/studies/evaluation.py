@@ -8,22 +8,26 @@ result.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any, Generic, TypeVar
 
-from lo_framework.eval.baselines import make_baseline
+import numpy as np
+
+from lo_framework.eval.baselines import Setting, TorchBaseline, make_baseline, make_thetas
 from lo_framework.eval.running import protocol
+from lo_framework.eval.running.cells import Failure, plan_cells
 from lo_framework.eval.running.learned_files import Source, load_learned
 from lo_framework.eval.running.plan import data_digest
-from lo_framework.eval.running.pool import Arm, Recipe, Store, Workshop, drive
+from lo_framework.eval.running.pool import Arm as Plan
+from lo_framework.eval.running.pool import Recipe, Store, Workshop, drive
 from lo_framework.eval.running.progress import Progress
+from lo_framework.eval.running.protocol import METRICS
 from lo_framework.eval.running.provenance import provenance
-from lo_framework.eval.running.tuning import Grid, make_grid
-from lo_framework.eval.studies import arms
-from lo_framework.eval.studies import result as studies
+from lo_framework.eval.running.tuning import Grid, make_grid, tune
 from lo_framework.eval.studies.request import Request
-from lo_framework.learned import LEARNED
+from lo_framework.eval.studies.result import Arm, Runs
+from lo_framework.learned import LEARNED, LearnedOptimizer
 from lo_framework.optimizees import make_tasks
 from lo_framework.optimizees.registry import TASKS
 from lo_framework.optimizees.task import Task
@@ -32,7 +36,10 @@ from lo_framework.spec import UserError, parse_spec, split_specs
 Q = TypeVar("Q", bound=Request)
 R = TypeVar("R")
 X = TypeVar("X")
-Drive = Callable[[Mapping[Any, Arm[X]]], dict[Any, X]]
+L = TypeVar("L")
+Drive = Callable[[Mapping[Any, Plan[X]]], dict[Any, X]]
+
+SPLITS = ("train", "test")  # what is reported
 
 # Curves stay in memory until they are written as text: float32, then Python numbers.
 BYTES_PER_STEP = 16
@@ -111,17 +118,66 @@ class Evaluation(Generic[Q, R]):
             if tuned:
                 self.grids[spec] = make_grid(spec, getattr(self.request, "grid_size", None))
 
-    def tuned_arm(self, task: str, spec: str) -> Arm[studies.Arm]:
-        """The arm of a baseline: tuned on its grid, then run at its best settings."""
-        return arms.tuned_arm(
-            task,
-            spec,
-            self.optimizers[spec],
-            self.grids[spec],
-            self.chosen_on,
-            self.reported,
-            self.request.steps,
+    def each(self, labels: Iterable[L], plan: Callable[[str, L], X]) -> dict[tuple[str, L], X]:
+        """Return ``plan(task, label)`` by its arguments, tasks outermost."""
+        pairs = [(task.name, label) for task in self.tasks for label in labels]
+        return {pair: plan(*pair) for pair in pairs}
+
+    def own_arm(self, task: str, label: str) -> Plan[Arm]:
+        """The arm of an optimizer at its own settings."""
+        arm = Arm(task=task, optimizer=label, learned=label in self.learned)
+        return self.run_settings(arm, label, [{}])
+
+    def tuned_arm(self, task: str, spec: str) -> Plan[Arm]:
+        """The arm of a baseline: tuned, then run at every setting that is best by some metric."""
+        arm = Arm(task=task, optimizer=spec, learned=False)
+        tuning = (self.grids[spec], self.chosen_on, self.request.steps)
+        tuned = yield from tune(task, spec, self.optimizers[spec], *tuning)
+        if isinstance(tuned, Failure):
+            return replace(arm, failure=f"tuning: {tuned.reason}")
+        distinct = sorted(set(tuned.chosen.values()))
+        chosen = {key: distinct.index(i) for key, i in tuned.chosen.items()}
+        arm = replace(arm, chosen=chosen, tuned=tuned.records(), notes=tuned.notes)
+        return (yield from self.run_settings(arm, spec, [tuned.settings[i] for i in distinct]))
+
+    def run_settings(self, arm: Arm, name: str, settings: Sequence[Setting]) -> Plan[Arm]:
+        """``arm`` with its runs at ``settings``, each in a cell of its own, so that costs compare.
+
+        Args:
+            name: of the optimizer, as cells have it.
+        """
+        optimizer = self.optimizers[name]
+        cells = []
+        for theta in make_thetas(optimizer, settings):
+            cells += plan_cells(arm.task, name, [theta], self.reported, self.request.steps, SPLITS)
+        outcomes = yield cells
+        for outcome in outcomes:
+            if isinstance(outcome, Failure):
+                return replace(arm, chosen={}, failure=outcome.reason)
+        runs = tuple(
+            Runs(
+                setting=setting,
+                metrics={name: x[0] for name, x in (got.metrics | got.extra).items()},
+                curves=got.curves[0].astype(np.float32),
+                diverged=got.diverged[0],
+                seconds_per_step=got.seconds_per_step,
+            )
+            for setting, got in zip(settings, outcomes, strict=True)
         )
+        chosen = arm.chosen or {metric.key: 0 for metric in METRICS}
+        return replace(
+            arm,
+            runs=runs,
+            chosen={key: i for key, i in chosen.items() if key in runs[0].metrics},
+            gradients_per_step=gradients_per_step(optimizer),
+            parameters=outcomes[-1].parameters,
+            state_floats=outcomes[-1].state_floats,
+        )
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The tasks' names."""
+        return tuple(task.name for task in self.tasks)
 
     @property
     def tuning_runs(self) -> int:
@@ -188,6 +244,14 @@ class Evaluation(Generic[Q, R]):
         return Recipe(
             optimizers=known, data_dir=request.data_dir, device=device, plugins=request.plugins
         )
+
+
+def gradients_per_step(optimizer: LearnedOptimizer) -> float:
+    """Gradient evaluations per update: one, or what its explicit regularizer takes (SAM: two)."""
+    if isinstance(optimizer, TorchBaseline):
+        return optimizer.gradients
+    explicit = optimizer.explicit(optimizer.theta())
+    return 1.0 if explicit is None else explicit.cost.total
 
 
 def specs_of(text: str) -> list[str]:

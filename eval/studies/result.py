@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from lo_framework.errors import shown
@@ -18,8 +18,6 @@ from lo_framework.eval.running.envelope import (
 )
 from lo_framework.eval.running.protocol import BY_KEY
 from lo_framework.eval.statistics import Array
-
-FILE = Envelope("transfer", "transfer.json", version=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,11 +126,5 @@ class Result:
         return [arm for arm in self.arms if arm.failure]
 
 
-def to_json(result: Result, derived: dict[str, Any] | None = None) -> str:
-    """Return strict JSON: what is not finite is null."""
-    return FILE.write(asdict(result), derived)
-
-
-def from_json(text: str, source: str = "the file") -> Result:
-    """Return the result again; raises UserError. ``source`` names it in errors."""
-    return FILE.read(text, source, Result)
+FILE = Envelope("transfer", Result)
+to_json, from_json = FILE.write, FILE.read

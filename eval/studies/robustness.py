@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -13,17 +13,14 @@ from lo_framework.errors import shown
 from lo_framework.eval.baselines import make_baseline, make_thetas
 from lo_framework.eval.baselines.registry import known_options, with_options
 from lo_framework.eval.running.cells import Failure, by_setting, plan_cells
-from lo_framework.eval.running.envelope import Envelope, Flags, Metrics, require, require_shape
+from lo_framework.eval.running.envelope import Envelope, Flags, Metrics, require, require_shapes
 from lo_framework.eval.running.pool import Arm as Plan
-from lo_framework.eval.studies.arms import SPLITS
-from lo_framework.eval.studies.evaluation import Drive, Evaluation
+from lo_framework.eval.studies.evaluation import SPLITS, Drive, Evaluation
 from lo_framework.eval.studies.request import RobustnessRequest
 from lo_framework.spec import UserError, parse_spec, split_specs
 
 LOWEST, HIGHEST = 1e-37, 3e38  # what float32 can hold
 MOST = 1000  # step sizes, each of which is a run per seed
-
-FILE = Envelope("robustness", "robustness.json", version=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,10 +65,7 @@ class Sweep:
         shape = (len(self.lrs), len(self.seeds))
         for line in self.lines:
             if not line.failure:
-                name = f"{shown(line.task)}, {shown(line.optimizer)}"
-                require([("final_loss",)], ((key,) for key in line.metrics))
-                for key, values in {**line.metrics, "diverged": line.diverged}.items():
-                    require_shape(f"{name}: {shown(key)}", values, *shape)
+                require_shapes(f"{shown(line.task)}, {shown(line.optimizer)}", line, *shape)
 
     @property
     def failures(self) -> list[Line]:
@@ -131,16 +125,12 @@ class RobustnessEvaluation(Evaluation[RobustnessRequest, Sweep]):
         self.work = len(self.labels) * len(self.lrs) * r.seeds * r.steps
 
     def compute(self, drive: Drive[Line]) -> Sweep:
-        plans = {
-            f"{task.name} {spec}": self._line(task.name, spec)
-            for task in self.tasks
-            for spec in self.labels
-        }
+        lines = drive(self.each(self.labels, self._line))
         return Sweep(
-            tasks=tuple(task.name for task in self.tasks),
+            tasks=self.names,
             optimizers=tuple(self.labels),
             lrs=self.lrs,
-            lines=tuple(drive(plans).values()),
+            lines=tuple(lines.values()),
             steps=self.request.steps,
             seeds=self.reported,
         )
@@ -156,11 +146,5 @@ class RobustnessEvaluation(Evaluation[RobustnessRequest, Sweep]):
         return replace(line, metrics=metrics, diverged=diverged)
 
 
-def to_json(result: Sweep) -> str:
-    """Return strict JSON: what is not finite is null."""
-    return FILE.write(asdict(result), None)
-
-
-def from_json(text: str, source: str = "the file") -> Sweep:
-    """Return the sweep again; raises UserError."""
-    return FILE.read(text, source, Sweep)
+FILE = Envelope("robustness", Sweep)
+to_json, from_json = FILE.write, FILE.read

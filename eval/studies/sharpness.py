@@ -6,15 +6,15 @@ best setting for the final loss.
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from lo_framework.eval.baselines import make_thetas, setting_label
+from lo_framework.eval.baselines import make_thetas
 from lo_framework.eval.running.cells import Failure
+from lo_framework.eval.running.envelope import plain
 from lo_framework.eval.running.pool import Arm as Steps
 from lo_framework.eval.running.store import digest
 from lo_framework.eval.running.tuning import tune
@@ -24,9 +24,7 @@ from lo_framework.eval.sharpness.measuring import work_of
 from lo_framework.eval.sharpness.probe import check_probe
 from lo_framework.eval.sharpness.result import Arm, Result, SeedRun
 from lo_framework.eval.sharpness.settings import Settings, check_effort, parse_radii
-from lo_framework.eval.statistics import Array
-from lo_framework.eval.studies.arms import gradients_per_step, tuning_record
-from lo_framework.eval.studies.evaluation import Drive, Evaluation, specs_of
+from lo_framework.eval.studies.evaluation import Drive, Evaluation, gradients_per_step, specs_of
 from lo_framework.eval.studies.request import SharpnessRequest
 from lo_framework.optional import require
 from lo_framework.spec import UserError
@@ -36,10 +34,10 @@ CHOSEN_BY = "final_loss"
 
 @dataclass
 class _Trained:
-    """An arm between the two rounds, and the theta that all its runs have."""
+    """An arm between the two rounds, and how each of its runs was trained."""
 
     arm: Arm
-    theta: dict[str, Array]
+    cells: tuple[TrainCell, ...] = ()
 
 
 class SharpnessEvaluation(Evaluation[SharpnessRequest, Result]):
@@ -94,28 +92,27 @@ class SharpnessEvaluation(Evaluation[SharpnessRequest, Result]):
         }
 
     def compute(self, drive: Drive[Any]) -> Result:
-        training: dict[str, Steps[_Trained]] = {}
-        for task in self.tasks:
-            for label in self.labels:
-                training[f"{task.name} {label}"] = self._train(task.name, label)
-        trained: dict[str, _Trained] = drive(training)
-        _match(trained)
-        measuring: dict[str, Steps[SeedRun]] = {}
-        for name, one in trained.items():
-            for i, run in enumerate(one.arm.runs):
-                measuring[f"{name} {run.seed}"] = self._measure(one, run, pictures=i == 0)
-        measured: dict[str, SeedRun] = drive(measuring)
+        trained: dict[tuple[str, str], _Trained] = drive(self.each(self.labels, self._train))
+        for task in self.names:
+            _match([one for one in trained.values() if one.arm.task == task])
+        measured: dict[Any, SeedRun] = drive(
+            {
+                (*key, run.seed): self._measure(run, cell, pictures=run is one.arm.runs[0])
+                for key, one in trained.items()
+                for run, cell in zip(one.arm.runs, one.cells, strict=True)
+            }
+        )
         arms = []
-        for name, one in trained.items():
-            runs = tuple(measured[f"{name} {run.seed}"] for run in one.arm.runs)
+        for key, one in trained.items():
+            runs = tuple(measured[(*key, run.seed)] for run in one.arm.runs)
             arms.append(replace(one.arm, runs=runs))
-        settings = self.settings
+        settings = {**asdict(self.settings), "level": asdict(self.settings.level)}
         return Result(
-            tasks=tuple(task.name for task in self.tasks),
+            tasks=self.names,
             learned=tuple(self.learned),
             baselines=tuple(self.baselines),
             arms=tuple(arms),
-            settings={**asdict(settings), "radii": list(settings.radii), "level": _level(settings)},
+            settings=plain(settings),
             seeds=self.reported,
             tuning_seeds=self.chosen_on,
             files=self.files,
@@ -135,38 +132,28 @@ class SharpnessEvaluation(Evaluation[SharpnessRequest, Result]):
             tuning = (self.grids[label], self.chosen_on, self.settings.steps)
             tuned = yield from tune(task, label, optimizer, *tuning)
             if isinstance(tuned, Failure):
-                return _Trained(replace(arm, failure=f"tuning: {tuned.reason}"), {})
+                return _Trained(replace(arm, failure=f"tuning: {tuned.reason}"))
             setting = tuned.settings[tuned.chosen[CHOSEN_BY]]
             (theta,) = make_thetas(optimizer, [setting])
-            records = tuple(
-                {"label": setting_label(s), **_finite(r)}
-                for s, r in zip(tuned.settings, tuning_record(tuned))
-            )
+            records = tuple(plain(tuned.records()))  # no scores of a diverged run
             arm = replace(arm, setting=setting, tuned=records, notes=tuned.notes)
         values = {name: x.detach().cpu().numpy() for name, x in theta.items()}
-        kwargs = dict(task=arm.task, optimizer=arm.optimizer, theta=values, settings=self.settings)
-        outcomes = yield [TrainCell(seed=seed, **kwargs) for seed in self.reported]  # type: ignore[arg-type]
-        runs = []
-        for seed, outcome in zip(self.reported, outcomes, strict=True):
-            if isinstance(outcome, Failure):
-                runs.append(SeedRun(seed=seed, failure=f"training: {outcome.reason}"))
-            else:
-                runs.append(SeedRun(seed=seed, train=outcome.data))
-        return _Trained(replace(arm, runs=tuple(runs)), values)
+        kwargs: dict[str, Any] = dict(optimizer=label, theta=values, settings=self.settings)
+        cells = tuple(TrainCell(task=task, seed=seed, **kwargs) for seed in self.reported)
+        runs = [
+            SeedRun(seed=seed, failure=f"training: {outcome.reason}")
+            if isinstance(outcome, Failure)
+            else SeedRun(seed=seed, train=outcome.data)
+            for seed, outcome in zip(self.reported, (yield [*cells]), strict=True)
+        ]
+        return _Trained(replace(arm, runs=tuple(runs)), cells)
 
-    def _measure(self, one: _Trained, run: SeedRun, *, pictures: bool) -> Steps[SeedRun]:
+    def _measure(self, run: SeedRun, trained: TrainCell, *, pictures: bool) -> Steps[SeedRun]:
         """Measure a run at its last step and at the matched one, which may be the same."""
         if not run.train or run.diverged:
             return run
-        at = tuple(sorted({self.settings.steps} | ({run.step} if run.step is not None else set())))
-        kwargs = dict(
-            task=one.arm.task,
-            optimizer=one.arm.optimizer,
-            theta=one.theta,
-            seed=run.seed,
-            settings=self.settings,
-        )
-        (outcome,) = yield [MeasureCell(at=at, pictures=pictures, **kwargs)]  # type: ignore[arg-type]
+        at = {self.settings.steps} | ({run.step} if run.step is not None else set())
+        (outcome,) = yield [MeasureCell(**vars(trained), at=tuple(sorted(at)), pictures=pictures)]
         if isinstance(outcome, Failure):
             return replace(run, failure=outcome.reason)
         points = outcome.data["points"]
@@ -174,41 +161,21 @@ class SharpnessEvaluation(Evaluation[SharpnessRequest, Result]):
         return replace(run, equal=points[str(self.settings.steps)], matched=matched)
 
 
-def _match(trained: dict[str, _Trained]) -> None:
-    """Give every run the target of its task and seed, and the step at which it gets there."""
-    for task in {one.arm.task for one in trained.values()}:
-        arms = {name: one for name, one in trained.items() if one.arm.task == task}
-        finals: dict[int, dict[str, float | None]] = {}
-        for name, one in arms.items():
-            for run in one.arm.runs:
-                # The watched loss, not the final metric: computed in another way it differs in the
-                # last bit, and the worst run would not match itself.
-                losses = run.train["watch"]["loss"] if run.train and not run.diverged else [None]
-                finals.setdefault(run.seed, {})[name] = losses[-1]
-        targets = {seed: worst_final(losses) for seed, losses in finals.items()}
-        for one in arms.values():
-            one.arm = replace(
-                one.arm, runs=tuple(_matched(run, targets[run.seed]) for run in one.arm.runs)
-            )
-
-
-def _matched(run: SeedRun, target: float | None) -> SeedRun:
-    watch = run.train.get("watch")
-    if not watch or run.diverged:
-        return replace(run, target=target)
-    return replace(run, target=target, step=matched_step(watch["steps"], watch["loss"], target))
-
-
-def _level(settings: Settings) -> dict[str, Any]:
-    return {
-        key: list(x) if isinstance(x, tuple) else x for key, x in asdict(settings.level).items()
-    }
-
-
-def _finite(record: dict[str, Any]) -> dict[str, Any]:
-    """Scores of a diverged run are infinite: None in JSON."""
-    scores = {
-        name: [x if math.isfinite(x) else None for x in row]
-        for name, row in record["scores"].items()
-    }
-    return {**record, "scores": scores}
+def _match(arms: list[_Trained]) -> None:
+    """Give every run on one task the target of its seed, and the step at which it gets there."""
+    finals: dict[int, dict[str, float | None]] = {}
+    for one in arms:
+        for run in one.arm.runs:
+            # The watched loss, not the final metric: computed in another way it differs in the
+            # last bit, and the worst run would not match itself.
+            losses = run.train["watch"]["loss"] if run.train and not run.diverged else [None]
+            finals.setdefault(run.seed, {})[one.arm.optimizer] = losses[-1]
+    for one in arms:
+        runs = []
+        for run in one.arm.runs:
+            target, step = worst_final(finals[run.seed]), None
+            if run.train and not run.diverged:
+                watch = run.train["watch"]
+                step = matched_step(watch["steps"], watch["loss"], target)
+            runs.append(replace(run, target=target, step=step))
+        one.arm = replace(one.arm, runs=tuple(runs))

@@ -8,7 +8,6 @@ setting for each metric.
 from __future__ import annotations
 
 from lo_framework.eval.running.pool import Arm as Plan
-from lo_framework.eval.studies.arms import run_settings
 from lo_framework.eval.studies.evaluation import Drive, Evaluation, specs_of
 from lo_framework.eval.studies.request import TransferRequest
 from lo_framework.eval.studies.result import Arm, Result
@@ -25,23 +24,17 @@ class TransferEvaluation(Evaluation[TransferRequest, Result]):
         self.work = runs * self.request.steps
 
     def compute(self, drive: Drive[Arm]) -> Result:
-        steps = self.request.steps
-        plans: dict[str, Plan[Arm]] = {}
-        for task in self.tasks:
-            for label, optimizer in self.learned.items():
-                arm = Arm(task=task.name, optimizer=label, learned=True)
-                plans[f"{task.name} {label}"] = run_settings(
-                    arm, label, optimizer, [{}], self.reported, steps
-                )
-            for label in self.baselines:
-                plans[f"{task.name} {label}"] = self.tuned_arm(task.name, label)
+        arms = drive(self.each(self.labels, self._arm))
         return Result(
-            tasks=tuple(task.name for task in self.tasks),
+            tasks=self.names,
             learned=tuple(self.learned),
             baselines=tuple(self.baselines),
-            arms=tuple(drive(plans).values()),
-            steps=steps,
+            arms=tuple(arms.values()),
+            steps=self.request.steps,
             tuning_seeds=self.chosen_on,
             report_seeds=self.reported,
             files=self.files,
         )
+
+    def _arm(self, task: str, label: str) -> Plan[Arm]:
+        return (self.tuned_arm if label in self.grids else self.own_arm)(task, label)

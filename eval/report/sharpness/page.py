@@ -6,6 +6,7 @@ import shlex
 import textwrap
 from collections.abc import Iterator
 from dataclasses import asdict
+from typing import Any
 
 from lo_framework.eval.report import html, numbers
 from lo_framework.eval.report.base import Report
@@ -14,7 +15,7 @@ from lo_framework.eval.report.table import Table
 from lo_framework.eval.report.text import table_of_values
 from lo_framework.eval.sharpness.comparison import HIGHER, LOWER, Comparison, compare, pairs
 from lo_framework.eval.sharpness.metrics import EQUAL, PLACES
-from lo_framework.eval.sharpness.result import FILE, Result, from_json, to_json
+from lo_framework.eval.sharpness.result import FILE, Result
 
 LOUD = (LOWER, HIGHER)
 READING = (
@@ -37,14 +38,12 @@ READING = (
 
 class SharpnessReport(Report[Result]):
     file, title = FILE, "Sharpness"
-    from_json = staticmethod(from_json)
 
-    def to_json(self) -> str:
-        derived = {
+    def derived(self) -> dict[str, Any]:
+        return {
             "comparisons": [asdict(c) for c in compare(self.result)],
             "failures": self.failures(),
         }
-        return to_json(self.result, derived)
 
     def files(self) -> Iterator[tuple[str, str | bytes]]:
         yield "sharpness.html", self.page()

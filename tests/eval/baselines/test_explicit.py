@@ -12,7 +12,7 @@ from torch import nn
 
 from lo_framework.eval.baselines import grid_of, make_baseline, make_thetas
 from lo_framework.eval.baselines.explicit import EXPLICIT
-from lo_framework.eval.studies.arms import gradients_per_step
+from lo_framework.eval.studies.evaluation import gradients_per_step
 from lo_framework.inner.rollout import _INIT, _TRAIN, rollout, seeded
 from lo_framework.learned import make_learned
 from lo_framework.optim import Regularized

@@ -18,7 +18,7 @@ from lo_framework.eval.baselines.hand_designed import AdamWConfig
 from lo_framework.eval.baselines.torch_runs import TorchBaseline, torch_rollout
 from lo_framework.eval.running.cells import Failure, Measured, plan_cells, run_cell
 from lo_framework.eval.running.pool import Workshop, drive
-from lo_framework.eval.studies.arms import gradients_per_step
+from lo_framework.eval.studies.evaluation import gradients_per_step
 from lo_framework.inner.rollout import rollout
 from lo_framework.learned import make_learned
 from lo_framework.optim import MetaOptimize
