@@ -8,8 +8,8 @@ given.
 
 from __future__ import annotations
 
-from dataclasses import MISSING, field, fields, make_dataclass
-from typing import Any, ClassVar, get_type_hints
+from dataclasses import field, make_dataclass
+from typing import Any, ClassVar
 
 from lo_framework.eval.baselines.hand_designed import AdamW, AdamWConfig
 from lo_framework.eval.baselines.registry import grid_of, register_baseline
@@ -33,37 +33,27 @@ class ExplicitAdamW(AdamW):
     rule: ClassVar[type[Regularizer]]
 
     def explicit(self, theta: Theta) -> Regularizer:
-        own = {f.name: getattr(self.config, f.name) for f in fields(self.rule.Config)}
-        return self.rule(self.rule.Config(**own))
+        return self.rule(self.config)
 
 
 def _baseline(name: str, changed: dict[str, Any]) -> None:
     rule: Any = REGULARIZERS[name].build
-    hints = get_type_hints(rule.Config)
-    options = []
-    for f in fields(rule.Config):
-        assert f.default is not MISSING
-        options.append((f.name, hints[f.name], field(default=changed.get(f.name, f.default))))
 
     def check(self: Any) -> None:
         AdamWConfig.__post_init__(self)
-        rule.Config(**{f.name: getattr(self, f.name) for f in fields(rule.Config)})
+        rule.Config.__post_init__(self)
 
     title = f"Explicit{rule.__name__}"
     config = make_dataclass(
         f"{title}Config",
-        options,
-        bases=(AdamWConfig,),
+        [(key, type(value), field(default=value)) for key, value in changed.items()],
+        bases=(rule.Config, AdamWConfig),  # AdamW's come first
         frozen=True,
         kw_only=True,
         namespace={"__post_init__": check},
     )
-    cls = type(
-        title,
-        (ExplicitAdamW,),
-        {"kind": name, "Config": config, "rule": rule, "__doc__": rule.__doc__},
-    )
-    register_baseline(name, grid_of("adamw"))(cls)
+    own = {"kind": name, "Config": config, "rule": rule, "__doc__": rule.__doc__}
+    register_baseline(name, grid_of("adamw"))(type(title, (ExplicitAdamW,), own))
 
 
 for _name, _changed in EXPLICIT.items():

@@ -11,7 +11,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lo_framework.eval.baselines.registry import TunedOptimizer, lr_grid, register_baseline
+from lo_framework.eval.baselines.registry import (
+    TunedConfig,
+    TunedOptimizer,
+    lr_grid,
+    register_baseline,
+)
 from lo_framework.layout import Layout
 from lo_framework.learned import adamw_rule
 from lo_framework.learned.base import State
@@ -58,18 +63,16 @@ class Baseline(TunedOptimizer):
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdamWConfig:
+class AdamWConfig(TunedConfig):
     """torch.optim.AdamW's settings and defaults."""
 
-    lr: float = 1e-3
-    cosine: bool = False
     beta1: float = 0.9
     beta2: float = 0.999
     eps: float = 1e-8
     weight_decay: float = 1e-2
 
     def __post_init__(self) -> None:
-        _require_positive_lr(self.lr)
+        super().__post_init__()
         if not (0.0 <= self.beta1 < 1.0 and 0.0 <= self.beta2 < 1.0):
             raise UserError(f"betas must be in [0, 1), got {self.beta1} and {self.beta2}")
 
@@ -112,16 +115,12 @@ class AdamW(Baseline):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SGDMConfig:
+class SGDMConfig(TunedConfig):
     """torch.optim.SGD's settings, with the momentum that everybody uses."""
 
     lr: float = 1e-1
-    cosine: bool = False
     momentum: float = 0.9
     weight_decay: float = 0.0
-
-    def __post_init__(self) -> None:
-        _require_positive_lr(self.lr)
 
 
 @register_baseline("sgdm", lr_grid([0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0]))
@@ -150,8 +149,3 @@ class SGDM(Baseline):
 def _one_minus_power(beta: float, step: Tensor) -> Tensor:
     """1 - beta ** step without cancellation: in float32, 1 - .999 is wrong in the fifth digit."""
     return -torch.expm1(step * math.log(beta)) if beta > 0 else torch.ones_like(step)
-
-
-def _require_positive_lr(lr: float) -> None:
-    if not lr > 0:
-        raise UserError(f"lr must be positive, got {lr}")

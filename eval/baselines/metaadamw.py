@@ -13,21 +13,17 @@ import torch
 from torch import nn
 
 from lo_framework.errors import UserError
-from lo_framework.eval.baselines.registry import lr_grid, register_baseline
+from lo_framework.eval.baselines.registry import Setting, TunedConfig, lr_grid, register_baseline
 from lo_framework.eval.baselines.torch_runs import Run, TorchBaseline
-from lo_framework.learned.base import Theta
 from lo_framework.optim import MetaAdamW, MetaConfig, NetworkConfig
 from lo_framework.optim.metaadamw.published import find_variant
-from lo_framework.optimizees.task import Task
 from lo_framework.regularizers.base import HVP_COST
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunConfig:
+class RunConfig(TunedConfig):
     """Settings of a run; ``online``: whether meta steps are made."""
 
-    lr: float = 1e-3
-    cosine: bool = False
     weight_decay: float = 1e-2
     online: bool = True
 
@@ -41,8 +37,7 @@ class MetaAdamWConfig(NetworkConfig, MetaConfig, RunConfig):
     file: str = ""
 
     def __post_init__(self) -> None:
-        if not self.lr > 0:
-            raise UserError(f"lr must be positive, got {self.lr}")
+        TunedConfig.__post_init__(self)
         weight, bias = nn.Parameter(torch.zeros(2, 2)), nn.Parameter(torch.zeros(2))
         network = self.make([("0.weight", weight), ("0.bias", bias)], 1).network
         for field in fields(NetworkConfig) if self.file else ():
@@ -97,15 +92,8 @@ class MetaAdamWBaseline(TorchBaseline):
         meta += product * ("gradient" in objective.terms)
         return 1.0 + meta / c.meta_every
 
-    def build(
-        self,
-        theta: Theta,
-        named_params: list[tuple[str, nn.Parameter]],
-        task: Task,
-        steps: int,
-        seed: int,
-    ) -> MetaAdamW:
-        return self.config.make(named_params, steps, self.values(theta)["lr"], seed)
+    def build(self, run: Run, settings: Setting) -> MetaAdamW:
+        return self.config.make([*run.params.items()], run.steps, settings["lr"], run.seed)
 
     def after_step(self, optimizer: torch.optim.Optimizer, t: int, run: Run) -> None:
         assert isinstance(optimizer, MetaAdamW)

@@ -13,23 +13,20 @@ import torch
 from torch import Tensor, nn
 
 from lo_framework.eval.baselines.hand_designed import Baseline, scheduled_lr
-from lo_framework.eval.baselines.registry import BASELINES, Setting
-from lo_framework.eval.baselines.torch_runs import TorchBaseline
+from lo_framework.eval.baselines.registry import BASELINES, Setting, TunedConfig
+from lo_framework.eval.baselines.torch_runs import Run, TorchBaseline
 from lo_framework.layout import Layout
-from lo_framework.learned.base import LearnedOptimizer, State, Theta
+from lo_framework.learned.base import LearnedOptimizer, State
 from lo_framework.optim import MetaOptimize, MetaOptimizeConfig
 from lo_framework.optim.metaoptimize.diagnostics import KINDS, WINDOW
 from lo_framework.optim.metaoptimize.rules import Numbers, fresh, hessian_free, meta_step
-from lo_framework.optimizees.task import Task
 from lo_framework.spec import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Start:
+class _Start(TunedConfig):
     """``lr`` is what `lo_framework.optim.MetaOptimize` calls alpha0, as in all baselines."""
 
-    lr: float = 1e-3
-    cosine: bool = False
     meta_lr: float = 1e-2
 
 
@@ -155,16 +152,8 @@ class TorchMetaOptimize(TorchBaseline):
     config: MetaOptimizeBaselineConfig
     silenced = "MetaOptimize: "
 
-    def build(
-        self,
-        theta: Theta,
-        named_params: list[tuple[str, nn.Parameter]],
-        task: Task,
-        steps: int,
-        seed: int,
-    ) -> torch.optim.Optimizer:
-        c, own = self.config, self.values(theta)
-        return MetaOptimize(named_params, own["lr"], own["meta_lr"], c)
+    def build(self, run: Run, settings: Setting) -> torch.optim.Optimizer:
+        return MetaOptimize(run.params.items(), settings["lr"], settings["meta_lr"], self.config)
 
     def take_step(self, optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
         if self.config.trace == "hessian-free":

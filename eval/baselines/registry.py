@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar, TypeVar
 
 import torch
@@ -22,6 +22,18 @@ from lo_framework.spec import UserError, canonical, nearest, parse_spec
 
 Setting = dict[str, float]
 B = TypeVar("B", bound=type[LearnedOptimizer])
+
+
+@dataclass(frozen=True, kw_only=True)
+class TunedConfig:
+    """The options of every baseline that are tuned."""
+
+    lr: float = 1e-3
+    cosine: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.lr > 0:
+            raise UserError(f"lr must be positive, got {self.lr}")
 
 
 class TunedOptimizer(LearnedOptimizer):
@@ -104,6 +116,14 @@ def make_thetas(optimizer: LearnedOptimizer, settings: Sequence[Setting]) -> lis
     return thetas
 
 
+def setting_of(theta: Theta) -> Setting:
+    """The settings that `make_thetas` made ``theta`` of: ``lr`` for ``log_lr``."""
+    return {
+        name.removeprefix("log_"): math.exp(x) if name.startswith("log_") else float(x)
+        for name, x in theta.items()
+    }
+
+
 def setting_label(setting: Setting) -> str:
     """``"lr=0.01 cosine"``: the schedule by its name, all else as key=value."""
     words = [f"{key}={value:g}" for key, value in setting.items() if key != "cosine"]
@@ -136,7 +156,6 @@ def canonical_spec(spec: str) -> str:
 
 def options_of(spec: str) -> dict[str, Any]:
     """All options of a baseline's spec with their values, defaults included."""
-    make_baseline(spec)  # or one line that says why not
     return asdict(make_baseline(spec).config)
 
 

@@ -5,8 +5,8 @@ everybody's seeds.
     class MyAdamW(TorchBaseline):
         kind, Config = "my-adamw", AdamWConfig
 
-        def build(self, theta, named_params, task, steps, seed):
-            return torch.optim.AdamW([p for _, p in named_params], lr=self.values(theta)["lr"])
+        def build(self, run, settings):
+            return torch.optim.AdamW(run.params.values(), lr=settings["lr"])
 
 Initial parameters, training batches and noise of a seed are those of `lo_framework.inner.rollout`,
 so such a run is paired with every vmapped one; `eval.running.cells.run_cell` sends it here, and
@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from lo_framework.episode import Carry, Draw
-from lo_framework.eval.baselines.registry import TunedOptimizer
+from lo_framework.eval.baselines.registry import Setting, TunedOptimizer, setting_of
 from lo_framework.inner.rollout import _INIT, _TRAIN, seeded
 from lo_framework.layout import Layout
 from lo_framework.learned.base import State, Theta
@@ -116,18 +116,10 @@ class TorchBaseline(TunedOptimizer):
     silenced: ClassVar[str] = ""  # pattern of warnings that `counts` already tells
     gradients: float = 1.0  # evaluations per step, for tables
 
-    def build(
-        self,
-        theta: Theta,
-        named_params: list[tuple[str, nn.Parameter]],
-        task: Task,
-        steps: int,
-        seed: int,
-    ) -> torch.optim.Optimizer:
-        """The optimizer of one run at the settings ``theta`` (0-d tensors; `values` gives them as
-        numbers).
+    def build(self, run: Run, settings: Setting) -> torch.optim.Optimizer:
+        """The optimizer of ``run`` at ``settings``, which has a number for all that is tuned.
 
-        The global random generator is seeded by ``seed`` from here to the end of the run.
+        The global random generator is seeded by ``run.seed`` from here to the end of the run.
         """
         raise NotImplementedError
 
@@ -147,13 +139,6 @@ class TorchBaseline(TunedOptimizer):
     def state_numel(self, optimizer: torch.optim.Optimizer) -> int:
         """How many numbers the optimizer keeps; one with some outside of ``state`` adds them."""
         return sum(x.numel() for x in _tensors(list(optimizer.state.values())))
-
-    def values(self, theta: Theta) -> dict[str, float]:
-        """Settings as people write them: ``lr`` for ``log_lr``."""
-        return {
-            name.removeprefix("log_"): math.exp(float(x)) if name.startswith("log_") else float(x)
-            for name, x in theta.items()
-        }
 
     def init_state(self, layout: Layout, params: Tensor) -> State:
         raise UserError(f'"{self.kind}" runs as a torch optimizer, which this evaluation cannot do')
@@ -237,7 +222,7 @@ def _run(
         if baseline.silenced:
             warnings.filterwarnings("ignore", message=baseline.silenced)
         run = Run(task, steps, seed)
-        optimizer = baseline.build(theta, list(run.params.items()), task, steps, seed)
+        optimizer = baseline.build(run, setting_of(theta))
         train, alive = _train(baseline, optimizer, run, float(theta["cosine"]), on_step, on_carry)
     final = {}
     with torch.no_grad():

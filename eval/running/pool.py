@@ -18,6 +18,7 @@ from typing import Any, Protocol, TypeVar
 
 from lo_framework.eval.running.cells import Failure
 from lo_framework.eval.running.progress import Progress
+from lo_framework.eval.running.store import CellStore
 from lo_framework.learned.base import LearnedOptimizer
 from lo_framework.optimizees.task import Task
 from lo_framework.processes import Child, Died, from_wire, single_thread, to_wire
@@ -42,13 +43,6 @@ class Cell(Protocol):
     def compute(
         self, task: Task, optimizer: LearnedOptimizer, on_step: Callable[[int], None]
     ) -> Outcome: ...
-
-
-class Store(Protocol):
-    """Keeps what cells gave, so that an interrupted evaluation need not compute them again."""
-
-    def get(self, cell: Any) -> Outcome | None: ...
-    def put(self, cell: Any, outcome: Outcome) -> None: ...
 
 
 Arm = Generator[list[Any], list[Outcome], R]
@@ -118,7 +112,7 @@ def drive(
     *,
     workers: int = 1,
     progress: Progress | None = None,
-    store: Store | None = None,
+    store: CellStore | None = None,
 ) -> dict[str, R]:
     """Run all arms to their end; results by the same names, in the same order.
 

@@ -11,7 +11,6 @@ from typing import Any, Literal, TextIO
 from lo_framework.optional import require
 
 Mode = Literal["auto", "bar", "plain", "none"]
-MODES = ("auto", "bar", "plain", "none")
 SECONDS = 10.0
 
 

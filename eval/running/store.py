@@ -29,7 +29,7 @@ Plan = dict[str, Any]
 
 
 class CellStore:
-    """`eval.running.pool.Store` in ``folder``.
+    """What cells gave, in ``folder``, so that none of them is computed again.
 
     Args:
         plan: JSON values that decide the numbers.

@@ -84,11 +84,9 @@ def usual_references(study: Study) -> list[str]:
     for panel in study.panels:
         axes = (panel.rows, panel.columns)
         swept = next((axis.values for axis in axes if axis.option == "lr"), None)
-        own = options_of(study.baseline).get("lr")
-        lrs = swept or (
-            [panel.fixed["lr"]] if "lr" in panel.fixed else [own] if own is not None else []
-        )
-        found += [f"{name}:lr={float(lr):g},cosine=0" for lr in lrs]
+        start = panel.fixed.get("lr", options_of(study.baseline).get("lr"))
+        lrs = swept or [start]
+        found += [f"{name}:lr={float(lr):g},cosine=0" for lr in lrs if lr is not None]
     return [*dict.fromkeys(found), f"{name}:cosine=0"]
 
 

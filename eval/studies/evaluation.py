@@ -20,10 +20,11 @@ from lo_framework.eval.running.cells import Failure, plan_cells
 from lo_framework.eval.running.learned_files import Source, load_learned
 from lo_framework.eval.running.plan import data_digest
 from lo_framework.eval.running.pool import Arm as Plan
-from lo_framework.eval.running.pool import Recipe, Store, Workshop, drive
+from lo_framework.eval.running.pool import Recipe, Workshop, drive
 from lo_framework.eval.running.progress import Progress
 from lo_framework.eval.running.protocol import METRICS
 from lo_framework.eval.running.provenance import provenance
+from lo_framework.eval.running.store import CellStore
 from lo_framework.eval.running.tuning import Grid, make_grid, tune
 from lo_framework.eval.studies.request import Request
 from lo_framework.eval.studies.result import Arm, Runs
@@ -188,7 +189,7 @@ class Evaluation(Generic[Q, R]):
         self,
         *,
         progress: Progress | None = None,
-        store: Store | None = None,
+        store: CellStore | None = None,
         command: Sequence[str] = (),
     ) -> R:
         """Compute everything that ``store`` does not have; ``command`` is for the record."""

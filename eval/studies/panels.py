@@ -10,7 +10,7 @@ in the cells.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from lo_framework.errors import shown
 from lo_framework.eval.baselines.registry import canonical_spec, known_options, with_options
@@ -99,22 +99,16 @@ def find_study(baseline: str, names: str, own: Sequence[str]) -> Study:
     """
     name, options = parse_spec(baseline)
     canonical_spec(baseline)
-    known = STUDIES.get(name)
-    start = known.baseline if known is not None and not options else baseline
-    panels = {panel.name: panel for panel in known.panels} if known is not None else {}
-    if names:
-        for wanted in names.split(","):
-            if wanted not in panels:
-                there = (
-                    f"known for {name}: {', '.join(panels)}"
-                    if panels
-                    else f"none is known for {name}"
-                )
-                raise UserError(f'unknown panel "{wanted}"{nearest(wanted, panels)}; {there}')
-        panels = {wanted: panels[wanted] for wanted in names.split(",")}
-    elif own:
-        panels = {}
-    found = [*panels.values(), *(parse_panel(text) for text in own)]
+    known = STUDIES.get(name, Study(baseline=baseline, panels=()))
+    start = baseline if options else known.baseline
+    panels = {panel.name: panel for panel in known.panels}
+    chosen = dict.fromkeys(names.split(",")) if names else {} if own else panels
+    for wanted in chosen:
+        if wanted not in panels:
+            there = f"known for {name}: {', '.join(panels)}"
+            there = there if panels else f"none is known for {name}"
+            raise UserError(f'unknown panel "{wanted}"{nearest(wanted, panels)}; {there}')
+    found = [*(panels[wanted] for wanted in chosen), *map(parse_panel, own)]
     if not found:
         studied = ", ".join(STUDIES)
         raise UserError(
@@ -131,15 +125,13 @@ def find_study(baseline: str, names: str, own: Sequence[str]) -> Study:
         panel.specs(start)
     if twice := {panel.name for panel in found if [p.name for p in found].count(panel.name) > 1}:
         raise UserError(f'panel "{sorted(twice)[0]}" is given twice')
-    return Study(
-        baseline=canonical_spec(start),
-        panels=tuple(found),
-        marks=known.marks if known is not None else (),
-    )
+    return replace(known, baseline=canonical_spec(start), panels=tuple(found))
 
 
-def parse_panel(text: str) -> Panel:
+def parse_panel(text: str, name: str = "") -> Panel:
     """``"gamma=0/0.9/1,meta_lr=0.001/0.01"``: rows, then columns; further single values are fixed.
+
+    Without a ``name`` it has that of its axes, ``"gamma-meta_lr"``.
 
     Raises:
         UserError: it is not of this form.
@@ -162,31 +154,23 @@ def parse_panel(text: str) -> Panel:
         raise UserError(f"{form} with two different options")
     if len(axes[0].values) * len(axes[1].values) > MOST:
         raise UserError(f"{form}, of at most {MOST} cells")
-    return Panel(
-        name=f"{axes[0].option}-{axes[1].option}", rows=axes[0], columns=axes[1], fixed=fixed
-    )
+    rows, columns = axes
+    name = name or f"{rows.option}-{columns.option}"
+    return Panel(name=name, rows=rows, columns=columns, fixed=fixed)
 
 
-_BASES = Axis(option="base", values=("sgd", "sgdm", "rmsprop", "adamw", "lion"))
-_METAS = Axis(option="meta", values=("fixed", "sgd", "rmsprop", "adam", "lion"))
-_EVERY = Axis(option="meta_every", values=("1", "4", "16", "64"))
-_BLOCKS = Axis(option="blocks", values=("scalar", "tensor", "node", "weight"))
+_BASE_META = "base=sgd/sgdm/rmsprop/adamw/lion,meta=fixed/sgd/rmsprop/adam/lion"
+_EVERY_BLOCKS = "meta_every=1/4/16/64,blocks=scalar/tensor/node/weight"
 
 register_study(
     Study(
         baseline="torch-metaoptimize:lr=0.0001,meta_lr=0.03",
         panels=(
-            Panel(name="base-meta", rows=_BASES, columns=_METAS),
-            Panel(name="base-meta-large", rows=_BASES, columns=_METAS, fixed={"lr": "0.01"}),
-            Panel(
-                name="gamma-meta_lr",
-                rows=Axis(option="gamma", values=("0", "0.9", "0.99", "0.999", "1")),
-                columns=Axis(option="meta_lr", values=("0.001", "0.003", "0.01", "0.03", "0.1")),
-            ),
-            Panel(name="meta_every-blocks", rows=_EVERY, columns=_BLOCKS),
-            Panel(
-                name="meta_every-blocks-large", rows=_EVERY, columns=_BLOCKS, fixed={"lr": "0.01"}
-            ),
+            parse_panel(_BASE_META),
+            parse_panel(f"{_BASE_META},lr=0.01", "base-meta-large"),
+            parse_panel("gamma=0/0.9/0.99/0.999/1,meta_lr=0.001/0.003/0.01/0.03/0.1"),
+            parse_panel(_EVERY_BLOCKS),
+            parse_panel(f"{_EVERY_BLOCKS},lr=0.01", "meta_every-blocks-large"),
         ),
         marks=(
             Mark(count="oscillating", symbol="~", over="block_windows"),
@@ -196,60 +180,22 @@ register_study(
         ),
     )
 )
-
-_ONLINE = Axis(option="online", values=("true", "false"))
-
 register_study(
     Study(
         baseline="metaadamw:lr=0.01",
         panels=(
-            Panel(
-                name="features-grouping",
-                rows=Axis(
-                    option="features",
-                    values=(
-                        "basic",
-                        "norm_basic",
-                        "basic_plus",
-                        "norm_basic_plus",
-                        "enhanced",
-                        "tokens",
-                    ),
-                ),
-                columns=Axis(option="grouping", values=("fine_grained", "tensor")),
+            parse_panel(
+                "features=basic/norm_basic/basic_plus/norm_basic_plus/enhanced/tokens,"
+                "grouping=fine_grained/tensor"
             ),
-            Panel(
-                name="grouping-gating",
-                rows=Axis(option="grouping", values=("fine_grained", "original", "tensor")),
-                columns=Axis(option="gating", values=("false", "true")),
+            parse_panel("grouping=fine_grained/original/tensor,gating=false/true"),
+            parse_panel(
+                "objective=combined/gradient/loss_decrease/gen_gap,order=difference/exact/first"
             ),
-            Panel(
-                name="objective-order",
-                rows=Axis(
-                    option="objective", values=("combined", "gradient", "loss_decrease", "gen_gap")
-                ),
-                columns=Axis(option="order", values=("difference", "exact", "first")),
-            ),
-            Panel(
-                name="weighting-meta_every",
-                rows=Axis(option="weighting", values=("huw", "sum")),
-                columns=Axis(option="meta_every", values=("5", "10", "50")),
-            ),
-            Panel(
-                name="priorities-meta_lr",
-                rows=Axis(option="priorities", values=("1x1x1", "2x5x1", "5x2x1", "1x3x5")),
-                columns=Axis(option="meta_lr", values=("0.0003", "0.003", "0.03")),
-            ),
-            Panel(
-                name="head_scale-online",
-                rows=Axis(option="head_scale", values=("0", "0.1", "0.3")),
-                columns=_ONLINE,
-            ),
-            Panel(
-                name="reproduce-online",
-                rows=Axis(option="reproduce", values=("none", "paper", "reference")),
-                columns=_ONLINE,
-            ),
+            parse_panel("weighting=huw/sum,meta_every=5/10/50"),
+            parse_panel("priorities=1x1x1/2x5x1/5x2x1/1x3x5,meta_lr=0.0003/0.003/0.03"),
+            parse_panel("head_scale=0/0.1/0.3,online=true/false"),
+            parse_panel("reproduce=none/paper/reference,online=true/false"),
         ),
         marks=(Mark(count="skipped", symbol="∅"),),
     )

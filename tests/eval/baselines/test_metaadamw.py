@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lo_framework.eval.baselines import grid_of, make_baseline, make_thetas
-from lo_framework.eval.baselines.torch_runs import torch_rollout
+from lo_framework.eval.baselines.torch_runs import Run, torch_rollout
 from lo_framework.inner.rollout import rollout
 from lo_framework.learned import make_learned, save_optimizer
 from lo_framework.optimizees import make_tasks
@@ -122,9 +122,9 @@ def test_its_gradients_are_the_losses_it_evaluates(rule, objective):
     """A loss with its graph is one, a forward pass a third."""
     baseline = make_baseline(f"metaadamw:meta_every=10,objective={objective},{rule}")
     model, costs = torch.nn.Linear(3, 1), []
-    optimizer = baseline.build(
-        make_thetas(baseline, [{"lr": 0.02}])[0], list(model.named_parameters()), TASK, 12, 0
-    )
+    run = Run(TASK, 12, 0)
+    run.params = dict(model.named_parameters())
+    optimizer = baseline.build(run, {"lr": 0.02})
     batches = torch.randn(3, 5, 3)
     model(batches[0]).square().mean().backward()
     optimizer.step()

@@ -35,10 +35,9 @@ class TorchAdamW(TorchBaseline):
     kind, Config = "torch-adamw", AdamWConfig
     noisy = False
 
-    def build(self, theta, named_params, task, steps, seed):
-        own = self.values(theta)
+    def build(self, run, settings):
         return torch.optim.AdamW(
-            [p for _, p in named_params], lr=own["lr"], weight_decay=self.config.weight_decay
+            run.params.values(), lr=settings["lr"], weight_decay=self.config.weight_decay
         )
 
     def after_step(self, optimizer, t, run):
