@@ -37,10 +37,6 @@ class Entry(Generic[T]):
     config: type
     facts: Mapping[str, Any] = field(default_factory=dict)
 
-    def configure(self, options: Mapping[str, Any]) -> Any:
-        """The config that ``options`` (texts or values) stand for; raises UserError."""
-        return build_config(self.config, options, self.name)
-
 
 class Registry(dict[str, Entry[T]]):
     """The things of one ``kind``, in the order in which they were registered."""
@@ -81,7 +77,7 @@ class Registry(dict[str, Entry[T]]):
         """The entry and the config that ``"name:key=value,..."`` stands for; raises UserError."""
         name, options = parse_spec(spec)
         entry = self.find(name)
-        return entry, entry.configure(options)
+        return entry, build_config(entry.config, options, name)
 
     def build(self, spec: str, *arguments: Any) -> T:
         """Build what ``spec`` names from its config and ``arguments``; raises UserError."""

@@ -79,11 +79,16 @@ def _share(units: list[Unit], families: int, worker: int, num: int) -> list[Unit
 
 def score(quality: Quality, reference: Quality) -> float:
     """Weighted geometric mean of ratios to ``reference``; lower is better."""
+    return math.exp(log_score(quality, reference, WEIGHTS))
+
+
+def log_score(quality: Quality, reference: Quality, weights: dict[str, float]) -> float:
+    """Mean over families of the weighted sum of log ratios to ``reference``."""
     total = 0.0
     for losses, yardstick in zip(quality, reference, strict=True):
-        for name, weight in WEIGHTS.items():
+        for name, weight in weights.items():
             total += weight * log_ratio(losses[name], yardstick[name])
-    return math.exp(total / len(quality))
+    return total / len(quality)
 
 
 def log_ratio(loss: float, reference: float) -> float:

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from lo_framework.meta_train.config import RadiusConfig
-from lo_framework.meta_train.incumbent import Quality, log_ratio
 
 _STREAM = 0x4AD1
 
@@ -55,12 +54,3 @@ class Radius:
     def load(self, tensors: dict[str, Tensor]) -> None:
         self.log_rho = float(tensors["log_rho"])
         self.generator.set_state(tensors["generator"].clone())
-
-
-def held_out(quality: Quality, reference: Quality) -> float:
-    """Mean over families of the log of the final held-out loss, relative to ``reference``."""
-    ratios = [
-        log_ratio(losses["valid"], yardstick["valid"])
-        for losses, yardstick in zip(quality, reference, strict=True)
-    ]
-    return sum(ratios) / len(ratios)

@@ -83,7 +83,6 @@ def train(
             if twice := {name for name in specs if specs.count(name) > 1}:
                 raise UserError(f"two tasks are called {min(twice)!r}: give one another name")
         program = Program(
-            preset=preset,
             out=folder,
             workers=1 if objects else workers,
             resume=resume,

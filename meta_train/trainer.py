@@ -25,6 +25,7 @@ from lo_framework.meta_train.incumbent import (
     Incumbent,
     Quality,
     is_plain,
+    log_score,
     measure,
     score,
     tuned_start,
@@ -32,7 +33,7 @@ from lo_framework.meta_train.incumbent import (
 )
 from lo_framework.meta_train.outer import OuterOptimizer
 from lo_framework.meta_train.progress import Progress
-from lo_framework.meta_train.radius import Radius, held_out
+from lo_framework.meta_train.radius import Radius
 from lo_framework.meta_train.workers import ShardHost, Tensors, Workers
 from lo_framework.optimizees.task import Task
 from lo_framework.processes import Died
@@ -98,33 +99,32 @@ class Trainer:
     def resume(self, saved: Saved) -> None:
         """Go on from a state; raises UserError where its parts are not those of this run."""
         try:
-            self._resume(saved)
+            record, incumbent = saved.record, saved.incumbent()
+            features = incumbent.config.get("feature_version")
+            self.stages = [stage.reading(features) for stage in self.stages]
+            stage = self.stages[record.stage]
+            step = stage.begin + record.outer_done
+            families = [
+                set(q) == set(WEIGHTS) for q in (*record.reference, *record.incumbent.quality)
+            ]
+            if step != saved.step or step > stage.end or families != [True] * 2 * len(self.tasks):
+                raise ValueError("its step or its families are not the run's")
+            outer = self._outer(stage.build(), stage)
+            outer.load(saved.part("outer"), record.outer_done)
+            radius, weighting = self._radius(), self.config.make_weighting()
+            for group, learner in (("radius", radius), ("weighting", weighting)):
+                if learner is not None:
+                    learner.load(saved.part(group))
+            rebuild(incumbent.kind, incumbent.config, incumbent.theta)
+            known = (record.reference, record.start_lr, record.repeatable, radius, weighting)
+            self.run = RunState(step, record.stage, outer, incumbent, *known)
+            self._build({n: saved.part(f"shard.{n}") for n in range(self.workers.shards)})
         except (Died, UserError):
             raise
         except Exception as error:  # a file that was made by hand: its digest is right
             raise UserError(
                 f"the state in {str(self.folder.out)!r} does not fit this run: {describe(error)}"
             ) from error
-
-    def _resume(self, saved: Saved) -> None:
-        record, incumbent = saved.record, saved.incumbent()
-        features = incumbent.config.get("feature_version")
-        self.stages = [stage.reading(features) for stage in self.stages]
-        stage = self.stages[record.stage]
-        step = stage.begin + record.outer_done
-        families = [set(q) == set(WEIGHTS) for q in (*record.reference, *record.incumbent.quality)]
-        if step != saved.step or step > stage.end or families != [True] * 2 * len(self.tasks):
-            raise ValueError("its step or its families are not the run's")
-        outer = self._outer(stage.build(), stage)
-        outer.load(saved.part("outer"), record.outer_done)
-        radius, weighting = self._radius(), self.config.make_weighting()
-        for group, learner in (("radius", radius), ("weighting", weighting)):
-            if learner is not None:
-                learner.load(saved.part(group))
-        rebuild(incumbent.kind, incumbent.config, incumbent.theta)
-        known = (record.reference, record.start_lr, record.repeatable, radius, weighting)
-        self.run = RunState(step, record.stage, outer, incumbent, *known)
-        self._build({n: saved.part(f"shard.{n}") for n in range(self.workers.shards)})
 
     def loop(self, deadline: float | None = None) -> None:
         """Outer steps to the end, or until the ``deadline`` (of `time.monotonic`) has passed."""
@@ -216,7 +216,7 @@ class Trainer:
             for row, _ in rows:
                 row["rho"] = rho
             quality = measure(self.workers, stage, [run.outer.average])[0]
-            loss = held_out(quality, run.reference)
+            loss = log_score(quality, run.reference, {"valid": 1.0})
             branches.append((loss, run.outer, self._shards(), rows))
         radius.learn(eps, [branch[0] for branch in branches])
         best = min(range(2), key=lambda b: branches[b][0])

@@ -91,10 +91,6 @@ def _in_use(entry: Path, pid: int, token: str) -> bool:
             return False
     if pid == os.getpid():
         return token == _TOKEN
-    return _alive(pid)
-
-
-def _alive(pid: int) -> bool:
     if os.name != "posix":
         return True  # signal 0 is not a harmless question there; age alone decides
     try:

@@ -29,14 +29,15 @@ def exclusive(folder: Path) -> Iterator[None]:
         return
     handle = os.open(folder, os.O_RDONLY)
     try:
-        with contextlib.suppress(OSError):  # a file system without locks
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UserError(
-                    f"another process is working in {str(folder)!r}: wait for it, or choose "
-                    "another --out"
-                ) from None
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"another process is working in {str(folder)!r}: wait for it, or choose another "
+                "--out"
+            ) from None
+        except OSError:
+            pass  # a file system without locks
         yield
     finally:
         os.close(handle)
