@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
-from lo_framework.estimators import Estimator, make_estimator
+from lo_framework.estimators import ESTIMATORS, Estimator, Unroller
 from lo_framework.estimators.resume import state_from_tensors, state_to_tensors
 from lo_framework.inner.rollout import rollout
 from lo_framework.inner.step import Family
@@ -87,11 +87,13 @@ def build_estimator(
     absorption = config.absorption
     if absorption is not None and rho is not None:
         absorption = absorption.with_radius(rho)
-    family, make = Family(task, learned, config.engine, absorption), make_estimator
+    family = Family(task, learned, config.engine, absorption)
+    shard = Unroller(family, config.scored_by, config.truncation, config.tasks_per_shard)
     if config.inner_backend == "higher":
-        from lo_framework.estimators.higher import make_higher as make
-    objective, truncation = config.scored_by, config.truncation
-    return make(config.estimator, family, objective, truncation, config.tasks_per_shard)
+        from lo_framework.estimators.higher import make_higher
+
+        return make_higher(config.estimator, shard)
+    return ESTIMATORS.build(config.estimator, shard)
 
 
 class ShardHost:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from lo_framework.estimators import es, pes, tbptt
+from lo_framework.estimators import perturbed, tbptt
 from lo_framework.estimators.base import ESTIMATORS, Estimator, MetaGradient
-from lo_framework.estimators.truncation import Truncation
+from lo_framework.estimators.truncation import Truncation, Unroller
 from lo_framework.inner.step import Family
 from lo_framework.objectives import Objective
 
@@ -15,7 +15,7 @@ def make_estimator(
     """Build ``"pes"`` or ``"tbptt:second_order=false,segments=0"`` for a shard of ``num_tasks``;
     raises UserError.
     """
-    return ESTIMATORS.build(spec, family, objective, truncation, num_tasks)
+    return ESTIMATORS.build(spec, Unroller(family, objective, truncation, num_tasks))
 
 
 __all__ = [
@@ -23,8 +23,8 @@ __all__ = [
     "Estimator",
     "MetaGradient",
     "Truncation",
-    "es",
+    "Unroller",
     "make_estimator",
-    "pes",
+    "perturbed",
     "tbptt",
 ]

@@ -1,8 +1,8 @@
 """The contract of an estimator of meta-gradients.
 
 A new one is one file: a frozen config dataclass and a class with `Estimator`'s two methods under
-``@ESTIMATORS.register("name", config=...)``. It is called with (config, family, objective,
-truncation, number of tasks). One that keeps a graph of the unroll registers with ``unrolls=True``.
+``@ESTIMATORS.register("name", config=...)``. It is called with (config, `Unroller` of its shard).
+One that keeps a graph of the unroll registers with ``unrolls=True``.
 """
 
 from __future__ import annotations

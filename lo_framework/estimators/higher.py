@@ -21,13 +21,11 @@ from torch.utils._pytree import tree_map
 from lo_framework.episode import Carry, Draw, Losses, Need
 from lo_framework.estimators.base import MetaGradient
 from lo_framework.estimators.higher_adamw import import_higher, register_adamw
-from lo_framework.estimators.tbptt import TBPTTConfig, combine
-from lo_framework.estimators.truncation import Truncation, Unroller, UnrollState
-from lo_framework.inner.step import Family
+from lo_framework.estimators.tbptt import TBPTT, TBPTTConfig, pull
+from lo_framework.estimators.truncation import Sums, Unroller, UnrollState
 from lo_framework.layout import Layout
 from lo_framework.learned.base import Theta
 from lo_framework.learned.hyper_adamw import HyperAdamW
-from lo_framework.objectives import Objective
 from lo_framework.optimizees.task import Batch, Buffers, Task
 from lo_framework.spec import UserError, build_config, parse_spec
 
@@ -42,23 +40,20 @@ class TaskModule(nn.Module):
 
     def __init__(self, task: Task, layout: Layout, dtype: torch.dtype) -> None:
         super().__init__()
-        self.task = task
-        self.layout = layout
-        for i, slot in enumerate(
-            layout.slots
-        ):  # a parameter's own name may hold dots, which a module's may not
-            self.register_parameter(
-                f"p{i}", nn.Parameter(torch.zeros(slot.shape, dtype=dtype, device=task.device))
-            )
+        self.task, self.layout = task, layout
+        # By number: a parameter's own name may hold dots, which a module's may not.
+        for i, slot in enumerate(layout.slots):
+            zeros = torch.zeros(slot.shape, dtype=dtype, device=task.device)
+            self.register_parameter(f"p{i}", nn.Parameter(zeros))
 
     def forward(self, buffers: Buffers, batch: Batch, noise: Tensor) -> tuple[Tensor, Buffers]:
         params = {slot.name: getattr(self, f"p{i}") for i, slot in enumerate(self.layout.slots)}
         return self.task.loss(params, buffers, batch, noise)
 
 
-class HigherTBPTT:
-    """Back-propagation without ``vmap``, for ``hyper-adamw`` only; arguments, states and results
-    are those of ``TBPTT``.
+class HigherTBPTT(TBPTT):
+    """Back-propagation without ``vmap``, for ``hyper-adamw`` only; states and results are those of
+    ``TBPTT``.
 
     A task that goes non-finite stands still, scores as the objective scores an infinite loss, and
     has no part in the meta-gradient. Memory: the graph of one task's truncation; there are no
@@ -69,14 +64,8 @@ class HigherTBPTT:
             not installed.
     """
 
-    def __init__(
-        self,
-        config: TBPTTConfig,
-        family: Family,
-        objective: Objective,
-        truncation: Truncation,
-        num_tasks: int,
-    ) -> None:
+    def __init__(self, config: TBPTTConfig, unroller: Unroller) -> None:
+        family, objective = unroller.family, unroller.objective
         if type(family.learned) is not HyperAdamW:
             raise UserError(
                 "the inner backend higher meta-trains hyper-adamw only, not "
@@ -94,13 +83,12 @@ class HigherTBPTT:
                 f"the inner backend higher has no segments: expected 1, found {config.segments}"
             )
         higher = import_higher()
-        self.unroller = Unroller(family, objective, truncation, num_tasks)
-        self.config = config
+        super().__init__(config, unroller)
         self.learned = copy.deepcopy(family.learned)
         self.optimizer_type = register_adamw()
         sample, _ = family.task.init(torch.Generator().manual_seed(0))
-        dtypes = {x.dtype for x in sample.values()}
-        self.module = TaskModule(family.task, family.layout, dtypes.pop())
+        dtype = next(iter(sample.values())).dtype
+        self.module = TaskModule(family.task, family.layout, dtype)
         self.patched: Any = higher.patch.make_functional(self.module)
         # One group a tensor, as hyper-adamw has values by tensor; those given here are overridden
         # at every step.
@@ -108,34 +96,19 @@ class HigherTBPTT:
             [{"params": [p]} for p in self.module.parameters()]
         )
 
-    def init_state(self, theta: Theta, generator: torch.Generator) -> UnrollState:
-        return self.unroller.init(generator)
-
     def estimate(self, theta: Theta, state: UnrollState) -> tuple[MetaGradient, UnrollState]:
         """One truncation of every task, one after the other, and the gradient of its mean score."""
         unroller = self.unroller
         state, _ = unroller.restart_finished(state)
-        length = unroller.truncation.unroll_length
-        draws = [unroller.draw(state, i) for i in range(length)]
+        draws = [unroller.draw(state, i) for i in range(unroller.truncation.unroll_length)]
         self.learned.load_theta(theta)
-        with self._kernels():
+        # cuDNN's recurrent kernels have no second derivative; torch's own have.
+        native = self.config.second_order and unroller.task.device.type == "cuda"
+        flags = torch.backends.cudnn.flags(enabled=False) if native else contextlib.nullcontext()
+        with flags:
             rows = [self._unroll(k, state.carry, draws) for k in range(unroller.num)]
-        grads = {name: torch.stack([grad[name] for grad, _, _ in rows]) / length for name in theta}
-        total = torch.stack([score for _, score, _ in rows])
-        final = tree_map(lambda *x: torch.stack(x), *(carry for _, _, carry in rows))
-        (mean,), bad, clipped = combine([grads], self.config.clip_task, final.alive)
-        metrics = {
-            **unroller.summary(state, total, torch.zeros_like(total)),
-            "nonfinite": bad,
-            "task_clipped": clipped,
-        }
-        return MetaGradient(mean, metrics), unroller.advance(state, final)
-
-    def _kernels(self) -> contextlib.AbstractContextManager[Any]:
-        """cuDNN's recurrent kernels have no second derivative; torch's own have."""
-        if self.config.second_order and self.module.task.device.type == "cuda":
-            return torch.backends.cudnn.flags(enabled=False)
-        return contextlib.nullcontext()
+        grads, total, final = tree_map(lambda *x: torch.stack(x), *rows)
+        return self._estimate(state, [grads], Sums(total, torch.zeros_like(total), {}), final)
 
     def _unroll(
         self, k: int, carry: Carry, draws: list[tuple[Draw, Tensor]]
@@ -168,9 +141,7 @@ class HigherTBPTT:
                 )
                 if alive:
                     buffers, steps = new_buffers, steps + 1
-                    if (
-                        not self.config.second_order
-                    ):  # there they are computed at detached parameters
+                    if not self.config.second_order:  # they belong to detached parameters
                         buffers = {name: x.detach() for name, x in buffers.items()}
                     if Need.HELD in objective.needs:
                         held, _ = self.patched(
@@ -181,11 +152,8 @@ class HigherTBPTT:
                     self.patched.update_params(kept[0])
                     for group, moments in zip(optimizer.state, kept[1]):
                         group[0] = moments
-            total = (
-                total
-                + objective.score(task, Losses(train[None], held[None], torch.zeros(1)))[0]
-                * live[k]
-            )
+            score = objective.score(task, Losses(train[None], held[None], torch.zeros(1)))
+            total = total + score[0] * live[k]
         row = self._row(k, carry, optimizer, buffers, alive, steps)
         return self._pull(total, alive), total.detach(), row
 
@@ -237,12 +205,8 @@ class HigherTBPTT:
 
     def _pull(self, total: Tensor, alive: bool) -> Theta:
         named = dict(self.learned.named_parameters())
-        if not alive or not total.requires_grad:
-            return {name: torch.zeros_like(p) for name, p in named.items()}
-        grads = torch.autograd.grad(
-            total, list(named.values()), allow_unused=True, materialize_grads=True
-        )
-        return dict(zip(named, grads))
+        outputs = [(total, torch.ones_like(total))] if alive and total.requires_grad else []
+        return dict(zip(named, pull(outputs, list(named.values()))))
 
     def _row(
         self, k: int, carry: Carry, optimizer: Any, buffers: Buffers, alive: bool, steps: int
@@ -273,9 +237,7 @@ class HigherTBPTT:
         )
 
 
-def make_higher(
-    spec: str, family: Family, objective: Objective, truncation: Truncation, num_tasks: int
-) -> HigherTBPTT:
+def make_higher(spec: str, unroller: Unroller) -> HigherTBPTT:
     """Build ``"tbptt"`` or ``"tbptt:second_order=false,clip_task=1"`` for this backend; raises
     UserError.
     """
@@ -283,4 +245,4 @@ def make_higher(
     if name != "tbptt":
         raise UserError(f"the inner backend higher has the estimator tbptt only, not {name!r}")
     config = build_config(TBPTTConfig, options, owner=name)
-    return HigherTBPTT(config, family, objective, truncation, num_tasks)
+    return HigherTBPTT(config, unroller)

@@ -1,10 +1,16 @@
-"""The engine of ES and PES: antithetic Gaussian perturbations of theta, one pair per task.
+"""``es`` and ``pes``: antithetic Gaussian perturbations of theta, one pair per task.
 
     ES:   grad = mean_k  eps_k (L(theta + eps_k) - L(theta - eps_k)) / (2 sigma^2)
     PES:  with xi_k, the sum of a task's perturbations since its episode began, in place of eps_k
 
 (Salimans et al. 2017; Vicol et al. 2021.) Both members of a pair see the same initial parameters,
-data and dropout.
+data and dropout. No derivative of anything is needed, and constant memory.
+
+ES is unbiased for the smoothed objective when one truncation is a whole episode; biased towards
+short horizons otherwise. After a truncation both members of a pair go on from the positive one's
+state. PES is unbiased also on truncations shorter than the episode: each pair keeps its own state
+from truncation to truncation, and the loss difference is credited to all its perturbations since
+the episode began. Its variance grows with the number of truncations in an episode.
 """
 
 from __future__ import annotations
@@ -16,11 +22,9 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from lo_framework.estimators.base import MetaGradient
-from lo_framework.estimators.truncation import Truncation, Unroller, UnrollState
-from lo_framework.inner.step import Family
+from lo_framework.estimators.base import ESTIMATORS, MetaGradient
+from lo_framework.estimators.truncation import Unroller, UnrollState
 from lo_framework.learned.base import Theta
-from lo_framework.objectives import Objective
 from lo_framework.schema import Checked, Positive
 from lo_framework.spec import UserError
 
@@ -37,17 +41,9 @@ class Perturbed:
 
     persistent: ClassVar[bool]
 
-    def __init__(
-        self,
-        config: PerturbedConfig,
-        family: Family,
-        objective: Objective,
-        truncation: Truncation,
-        num_tasks: int,
-    ) -> None:
-        self.unroller = Unroller(family, objective, truncation, num_tasks, copies=2)
-        self.step = family.step(objective.needs, pairs=True)
-        self.config = config
+    def __init__(self, config: PerturbedConfig, unroller: Unroller) -> None:
+        self.config, self.unroller = config, replace(unroller, copies=2)
+        self.step = unroller.family.step(unroller.objective.needs, pairs=True)
 
     def init_state(self, theta: Theta, generator: torch.Generator) -> UnrollState:
         state = self.unroller.init(generator)
@@ -67,21 +63,15 @@ class Perturbed:
         state, restarted = unroller.restart_finished(state)
         size = sum(x.numel() for x in theta.values())
         eps = self.config.sigma * torch.randn(num, size, generator=state.generator)
-        carry, total, penalty, terms = unroller.run(
-            self.step,
-            self._pairs(theta, eps),
-            state.carry,
-            state,
-            0,
-            unroller.truncation.unroll_length,
-        )
+        pairs, steps = antithetic_pairs(theta, eps), range(unroller.truncation.unroll_length)
+        carry, sums = unroller.run(self.step, pairs, state.carry, state, steps)
         xi = eps
         if self.persistent:
             xi = torch.where(restarted[:, None], 0.0, state.extra["xi"]) + eps
-        grad = unflatten_theta(theta, self._slope(total + penalty, xi))
-        plain = unflatten_theta(theta, self._slope(total, xi)) if unroller.alpha else None
+        grad = unflatten_theta(theta, self._slope(sums.score + sums.penalty, xi))
+        plain = unflatten_theta(theta, self._slope(sums.score, xi)) if unroller.alpha else None
         metrics = {
-            **unroller.summary(state, total, penalty, terms),
+            **unroller.summary(state, sums),
             "nonfinite": float((~carry.alive).float().mean()),
         }
         if not self.persistent:  # both members of the next pair start from the positive one's state
@@ -100,10 +90,21 @@ class Perturbed:
         weight = torch.where(torch.isfinite(weight), weight, 0.0)
         return (weight[:, None] * xi).mean(0)
 
-    def _pairs(self, theta: Theta, eps: Tensor) -> Theta:
-        """theta + eps_k for k < K, then theta - eps_k: every tensor ``[2K, ...]``."""
-        parts = unflatten_theta(theta, eps)
-        return {name: torch.cat([x + parts[name], x - parts[name]]) for name, x in theta.items()}
+
+@ESTIMATORS.register("es", config=PerturbedConfig)
+class ES(Perturbed):
+    persistent = False
+
+
+@ESTIMATORS.register("pes", config=PerturbedConfig)
+class PES(Perturbed):
+    persistent = True
+
+
+def antithetic_pairs(theta: Theta, eps: Tensor) -> Theta:
+    """theta + eps_k for k < K, then theta - eps_k: every tensor ``[2K, ...]``."""
+    parts = unflatten_theta(theta, eps)
+    return {name: torch.cat([x + parts[name], x - parts[name]]) for name, x in theta.items()}
 
 
 def unflatten_theta(theta: Theta, flat: Tensor) -> Theta:

@@ -12,6 +12,7 @@ is left out and counted.
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 from typing import Annotated
@@ -22,17 +23,9 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflat
 
 from lo_framework.episode import Carry, tile_theta
 from lo_framework.estimators.base import ESTIMATORS, MetaGradient
-from lo_framework.estimators.truncation import (
-    Truncation,
-    Unrolled,
-    Unroller,
-    UnrollState,
-    added,
-)
+from lo_framework.estimators.truncation import Sums, Unroller, UnrollState, added
 from lo_framework.inner.graph import Flat
-from lo_framework.inner.step import Family
 from lo_framework.learned.base import Theta
-from lo_framework.objectives import Objective
 from lo_framework.schema import Checked, NotNegative, Range
 
 
@@ -49,22 +42,15 @@ class TBPTTConfig(Checked):
 
 @ESTIMATORS.register("tbptt", config=TBPTTConfig, unrolls=True)
 class TBPTT:
-    def __init__(
-        self,
-        config: TBPTTConfig,
-        family: Family,
-        objective: Objective,
-        truncation: Truncation,
-        num_tasks: int,
-    ) -> None:
-        self.unroller = Unroller(family, objective, truncation, num_tasks)
-        self.step = family.step(
-            objective.needs, second_order=config.second_order, differentiable=True
+    def __init__(self, config: TBPTTConfig, unroller: Unroller) -> None:
+        self.config, self.unroller = config, unroller
+        self.step = unroller.family.step(
+            unroller.objective.needs, second_order=config.second_order, differentiable=True
         )
-        self.config = config
-        length = truncation.unroll_length
+        length = unroller.truncation.unroll_length
         segments = min(config.segments or round(math.sqrt(length)), length)
-        self.bounds = [round(i * length / segments) for i in range(segments + 1)]
+        bounds = [round(i * length / segments) for i in range(segments + 1)]
+        self.segments = [range(begin, end) for begin, end in itertools.pairwise(bounds)]
 
     def init_state(self, theta: Theta, generator: torch.Generator) -> UnrollState:
         return self.unroller.init(generator)
@@ -81,37 +67,39 @@ class TBPTT:
             {name: torch.zeros_like(x) for name, x in tiled.items()} for _ in range(sweeps)
         ]
         cotangents: list[Flat] = [() for _ in range(sweeps)]
-        total = penalty = torch.zeros(self.unroller.num, device=state.carry.params.device)
-        terms: dict[str, Tensor] = {}
+        parts = []
         last = len(starts) - 1
         for s in range(last, -1, -1):
             carry, random_state = starts[s]
             state.generator.set_state(random_state)
-            end, pulled = self._segment(tiled, carry, state, s, cotangents)
+            end, sums, pulled = self._segment(tiled, carry, state, s, cotangents)
+            parts.append(sums)
             cotangents = [before for _, before in pulled]
             grads = [
                 {n: g + found[n] for n, g in each.items()}
                 for each, (found, _) in zip(grads, pulled)
             ]
-            total, penalty, terms = (
-                total + end.score,
-                penalty + end.penalty,
-                added(terms, end.terms),
-            )
             if s == last:
-                final, final_random = end.carry, state.generator.get_state()
+                final, final_random = end, state.generator.get_state()
         state.generator.set_state(final_random)
+        return self._estimate(state, grads, added(parts), final)
+
+    def _estimate(
+        self, state: UnrollState, grads: list[Theta], sums: Sums, final: Carry
+    ) -> tuple[MetaGradient, UnrollState]:
+        """The estimate from each sweep's gradients ``[K, ...]`` of the summed scores of a
+        truncation from ``state`` to ``final``.
+        """
         length = self.unroller.truncation.unroll_length
         scaled = [{n: g / length for n, g in each.items()} for each in grads]
         (mean, *plain), bad, clipped = combine(scaled, self.config.clip_task, final.alive)
         metrics = {
-            **self.unroller.summary(state, total, penalty, terms),
+            **self.unroller.summary(state, sums),
             "nonfinite": bad,
             "task_clipped": clipped,
         }
-        return MetaGradient(mean, metrics, plain[0] if plain else None), self.unroller.advance(
-            state, final
-        )
+        estimate = MetaGradient(mean, metrics, plain[0] if plain else None)
+        return estimate, self.unroller.advance(state, final)
 
     def _forward(self, theta: Theta, state: UnrollState) -> list[tuple[Carry, Tensor]]:
         """Start of every segment and the generator's state there; the last segment itself is not
@@ -120,19 +108,14 @@ class TBPTT:
         carry = state.carry
         starts = [(carry, state.generator.get_state())]
         with torch.no_grad():
-            for begin, end in zip(self.bounds[:-2], self.bounds[1:-1], strict=True):
-                carry = self.unroller.run(self.step, theta, carry, state, begin, end).carry
+            for steps in self.segments[:-1]:
+                carry, _ = self.unroller.run(self.step, theta, carry, state, steps)
                 starts.append((carry, state.generator.get_state()))
         return starts
 
     def _segment(
-        self,
-        theta: Theta,
-        carry: Carry,
-        state: UnrollState,
-        s: int,
-        cotangents: list[Flat],
-    ) -> tuple[Unrolled, list[tuple[Theta, tuple[Tensor, ...]]]]:
+        self, theta: Theta, carry: Carry, state: UnrollState, s: int, cotangents: list[Flat]
+    ) -> tuple[Carry, Sums, list[tuple[Theta, Flat]]]:
         """Run segment ``s`` and pull back through it, for each sweep, its score and the next
         segment's cotangents.
         """
@@ -146,24 +129,21 @@ class TBPTT:
         carry = tree_unflatten(leaves, spec)
         # Plain autograd, not torch.func.vjp: without a level of its own each operation costs less.
         with torch.enable_grad():
-            end = self.unroller.run(
-                self.step, theta, carry, state, self.bounds[s], self.bounds[s + 1]
-            )
+            end, sums = self.unroller.run(self.step, theta, carry, state, self.segments[s])
         inputs = [*theta.values(), *(x for x, m in zip(leaves, moving) if m and s)]
-        ends = [x for x in tree_leaves(end.carry) if x.is_floating_point()]
+        ends = [x for x in tree_leaves(end) if x.is_floating_point()]
         pulled = []
         for sweep, cotangent in enumerate(cotangents):
-            score = end.score if sweep else end.score + end.penalty
+            score = sums.score if sweep else sums.score + sums.penalty
             outputs = [(score, torch.ones_like(score)), *zip(ends, cotangent)]
             outputs = [(x, seed) for x, seed in outputs if x.requires_grad]
-            found = _pull(outputs, inputs, keep=sweep + 1 < len(cotangents))
+            found = pull(outputs, inputs, keep=sweep + 1 < len(cotangents))
             pulled.append((dict(zip(theta, found)), found[len(theta) :]))
-        end = end._replace(score=end.score.detach(), penalty=end.penalty.detach())
-        return end._replace(carry=tree_map(Tensor.detach, end.carry)), pulled
+        return *tree_map(Tensor.detach, (end, sums)), pulled
 
 
-def _pull(
-    outputs: list[tuple[Tensor, Tensor]], inputs: list[Tensor], keep: bool
+def pull(
+    outputs: list[tuple[Tensor, Tensor]], inputs: list[Tensor], keep: bool = False
 ) -> tuple[Tensor, ...]:
     """Gradients of ``inputs`` (zero for what the outputs do not depend on), given (output, its
     cotangent) pairs.
@@ -187,7 +167,11 @@ def combine(
     smaller steps, not noisier ones. The non-finite fraction also counts tasks that are no longer
     ``alive [K]``.
     """
-    norms = [_norms(each) for each in grads]
+    zero = torch.zeros(())
+    norms = [
+        sum(((g.reshape(g.shape[0], -1) ** 2).sum(1) for g in each.values()), zero).sqrt()
+        for each in grads
+    ]
     norm = norms[0]
     good = torch.stack([torch.isfinite(x) for x in norms]).all(0)
     scale = good.to(norm.dtype) / len(norm)
@@ -204,10 +188,3 @@ def combine(
     whole = good if alive is None else good & alive
     means = [{name: mean(g) for name, g in each.items()} for each in grads]
     return means, float((~whole).float().mean()), clipped
-
-
-def _norms(grads: Theta) -> Tensor:
-    """The norm of each task's gradient, ``[K]``."""
-    square = sum((g.reshape(g.shape[0], -1) ** 2).sum(1) for g in grads.values())
-    assert isinstance(square, Tensor)
-    return square.sqrt()

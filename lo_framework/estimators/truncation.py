@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import reduce
 from typing import Any, NamedTuple
 
 import torch
@@ -67,30 +68,27 @@ class UnrollState:
     extra: dict[str, Tensor]  # the estimator's own (PES: accumulated perturbations)
 
 
-class Unrolled(NamedTuple):
-    """The end of some inner steps, and sums over them ``[copies K]``."""
+class Sums(NamedTuple):
+    """Sums over some inner steps, ``[copies K]``."""
 
-    carry: Carry
     score: Tensor
     penalty: Tensor  # of the absorbed regularizer: to be added to the score
     terms: dict[str, Tensor]  # what else the objective reports; constants
 
 
+@dataclass(eq=False)
 class Unroller:
     """Starts, restarts and runs truncations of ``num`` tasks of one family."""
 
-    def __init__(
-        self,
-        family: Family,
-        objective: Objective,
-        truncation: Truncation,
-        num: int,
-        copies: int = 1,
-    ) -> None:
-        if num < 1:
-            raise UserError(f"a shard needs at least one task, not {num}")
-        self.family, self.objective, self.truncation = family, objective, truncation
-        self.num, self.copies = num, copies
+    family: Family
+    objective: Objective
+    truncation: Truncation
+    num: int
+    copies: int = 1
+
+    def __post_init__(self) -> None:
+        if self.num < 1:
+            raise UserError(f"a shard needs at least one task, not {self.num}")
 
     @property
     def task(self) -> Task:
@@ -175,53 +173,40 @@ class Unroller:
         return draw, self._repeat(live)
 
     def run(
-        self, step: Step, theta: Theta, carry: Carry, state: UnrollState, begin: int, end: int
-    ) -> Unrolled:
-        """Inner steps [begin, end)."""
-        total: Tensor | None = None
-        penalty: Tensor | None = None
-        terms: dict[str, Tensor] = {}
-        for i in range(begin, end):
+        self, step: Step, theta: Theta, carry: Carry, state: UnrollState, steps: range
+    ) -> tuple[Carry, Sums]:
+        """The end of these inner steps of the truncation, and sums over them."""
+        parts = []
+        for i in steps:
             with temporarily_clear_interpreter_stack():  # inside a vmap, nothing random is drawn
                 draw, live = self.draw(state, i)
             carry, losses = step(theta, carry, draw)
-            score, found = self.objective.measure(self.task, losses, self.copies == 2)
-            scored = score * live
-            total = scored if total is None else total + scored
-            penalty = losses.penalty if penalty is None else penalty + losses.penalty
-            terms = added(terms, {name: value * live for name, value in found.items()})
-        assert total is not None and penalty is not None
-        return Unrolled(carry, total, penalty, terms)
+            score, terms = self.objective.measure(self.task, losses, self.copies == 2)
+            terms = {name: value * live for name, value in terms.items()}
+            parts.append(Sums(score * live, losses.penalty, terms))
+        return carry, added(parts)
 
-    def summary(
-        self,
-        state: UnrollState,
-        total: Tensor,
-        penalty: Tensor,
-        terms: dict[str, Tensor] | None = None,
-    ) -> dict[str, float]:
-        """Metrics of the summed scores ``[copies K]`` of a truncation from ``state``, over the
-        steps that counted.
+    def summary(self, state: UnrollState, sums: Sums) -> dict[str, float]:
+        """Metrics of a truncation from ``state``, over the steps that counted.
 
         Terms of the objective are ``term_NAME``; where it has a ``level`` that tells who diverged,
         else the score does.
 
-        Masked steps add nothing to ``total``: dividing by the unroll length would make the
+        Masked steps add nothing to the score: dividing by the unroll length would make the
         meta-loss dip at every episode's end.
         """
-        live = (state.stop - state.t).clamp(1, self.truncation.unroll_length).to(total.dtype)
-        live, total, terms = self._repeat(live), total.cpu(), dict(terms or {})
-        level = terms.pop("level", total).cpu()
-        found = {
-            "meta_loss": float((total.sum() + penalty.sum().cpu()) / live.sum()),
-            "diverged": float((level / live > 1.5).double().mean()),
-        }
-        found |= {
-            f"term_{name}": float(value.sum().cpu() / live.sum()) for name, value in terms.items()
-        }
+        score, penalty, terms = sums.score.cpu(), sums.penalty.sum().cpu(), dict(sums.terms)
+        live = (state.stop - state.t).clamp(1, self.truncation.unroll_length).to(score.dtype)
+        live = self._repeat(live)
+        level = terms.pop("level", score).cpu()
+        means = {f"term_{name}": value.sum().cpu() for name, value in terms.items()}
         if self.family.absorption is not None:
-            found["penalty"] = float(penalty.sum().cpu() / live.sum())
-        return found
+            means["penalty"] = penalty
+        return {
+            "meta_loss": float((score.sum() + penalty) / live.sum()),
+            "diverged": float((level / live > 1.5).double().mean()),
+            **{name: float(total / live.sum()) for name, total in means.items()},
+        }
 
     def advance(self, state: UnrollState, carry: Carry) -> UnrollState:
         """After a truncation: move every clock; a task that went non-finite ends its episode."""
@@ -235,6 +220,6 @@ class Unroller:
         return x if self.copies == 1 else torch.cat([x] * self.copies)
 
 
-def added(sums: dict[str, Tensor], more: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Sums by name; empty ``sums`` are zeros."""
-    return {name: sums[name] + x if sums else x for name, x in more.items()}
+def added(parts: list[Sums]) -> Sums:
+    """The sums over all parts, in their order."""
+    return tree_map(lambda *values: reduce(torch.add, values), *parts)

@@ -60,5 +60,5 @@ def unroll(
     step = family.step(needs, second_order=second_order, differentiable=True)
     clock = torch.full((num_tasks,), horizon)
     state = UnrollState(carry, torch.zeros_like(clock), clock, clock, generator, {})
-    done = unroller.run(step, tile_theta(theta, num_tasks), carry, state, 0, steps)
-    return done.score.mean() / steps
+    _, sums = unroller.run(step, tile_theta(theta, num_tasks), carry, state, range(steps))
+    return sums.score.mean() / steps

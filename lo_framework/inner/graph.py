@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,32 +27,31 @@ ENGINES = ("eager", "graph", "inductor")
 Flat = Sequence[Tensor]
 _aten = torch.ops.aten
 _SAME = (  # change nothing if shape, strides and dtype stay
-    _aten.expand.default,
-    _aten.view.default,
-    _aten._unsafe_view.default,
-    _aten.reshape.default,
-    _aten.alias.default,
-    _aten.permute.default,
-    _aten.transpose.int,
-    _aten.detach.default,
-    _aten.lift_fresh_copy.default,
+    _aten.expand,
+    _aten.view,
+    _aten._unsafe_view,
+    _aten.reshape,
+    _aten.alias,
+    _aten.permute,
+    _aten.transpose,
+    _aten.detach,
+    _aten.lift_fresh_copy,
 )
 # Made again in the backward pass rather than kept: views and constants.
 _FREE = (
     *_SAME,
-    _aten.unsqueeze.default,
-    _aten.squeeze.dim,
-    _aten.squeeze.dims,
-    _aten.select.int,
-    _aten.slice.Tensor,
-    _aten.split_with_sizes.default,
-    _aten.unbind.int,
-    _aten.t.default,
-    _aten.scalar_tensor.default,
-    _aten.zeros_like.default,
-    _aten.ones_like.default,
-    _aten.new_zeros.default,
-    _aten.zeros.default,
+    _aten.unsqueeze,
+    _aten.squeeze,
+    _aten.select,
+    _aten.slice,
+    _aten.split_with_sizes,
+    _aten.unbind,
+    _aten.t,
+    _aten.scalar_tensor,
+    _aten.zeros_like,
+    _aten.ones_like,
+    _aten.new_zeros,
+    _aten.zeros,
 )
 
 
@@ -68,11 +68,8 @@ class Recorder:
         self.recordings: dict[Any, Recording] = {}
 
     def __call__(self, inputs: Flat) -> Sequence[Tensor]:
-        wanted = (
-            tuple(x.requires_grad for x in inputs)
-            if torch.is_grad_enabled()
-            else (False,) * len(inputs)
-        )
+        enabled = torch.is_grad_enabled()
+        wanted = tuple(enabled and x.requires_grad for x in inputs)
         key = (wanted, tuple((x.shape, x.stride(), x.dtype, x.device) for x in inputs))
         if key not in self.recordings:
             self.recordings[key] = record(self.function, inputs, wanted, self.engine)
@@ -82,28 +79,25 @@ class Recorder:
         return _Replay.apply(recording, *inputs)
 
 
+@dataclass(eq=False)
 class Recording:
     """A recorded function: ``forward(*inputs)`` gives ``count`` outputs (then, if there is a
     ``backward``, what that needs beside cotangents).
     """
 
-    def __init__(
-        self,
-        forward: Callable[..., Any],
-        count: int,
-        backward: Callable[..., Any] | None = None,
-        wanted: Sequence[bool] = (),
-    ) -> None:
-        self.forward, self.count, self.backward, self.wanted = forward, count, backward, wanted
+    forward: Callable[..., Any]
+    count: int
+    backward: Callable[..., Any] | None = None
+    wanted: Sequence[bool] = ()
 
 
 class _Replay(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, recording: Recording, *inputs: Tensor) -> tuple[Tensor, ...]:
         results = recording.forward(*inputs)
-        outputs, kept = results[: recording.count], results[recording.count :]
+        outputs = results[: recording.count]
         ctx.recording = recording
-        ctx.save_for_backward(*kept)
+        ctx.save_for_backward(*results[recording.count :])
         ctx.mark_non_differentiable(*(x for x in outputs if not x.is_floating_point()))
         return tuple(outputs)
 
@@ -214,7 +208,7 @@ def _simplify(graph: fx.Graph) -> None:
         else:
             continue
         same = seen.get(key)
-        if same is None and node.target in _SAME and _alike(node, node.args[0]):
+        if same is None and _packet(node) in _SAME and _alike(node, node.args[0]):
             same = node.args[0]
         if same is None:
             seen[key] = node
@@ -229,11 +223,6 @@ def _alike(a: fx.Node, b: Any) -> bool:
     if not (isinstance(x, Tensor) and isinstance(y, Tensor)):
         return False
     return x.shape == y.shape and x.stride() == y.stride() and x.dtype == y.dtype
-
-
-def _results(graph: fx.Graph) -> list[Any]:
-    (output,) = (node for node in graph.nodes if node.op == "output")
-    return list(output.args[0])
 
 
 def _cut(
@@ -252,7 +241,7 @@ def _cut(
     for node in nodes:
         if node.op == "call_function" and any(x in late for x in node.all_input_nodes):
             late.add(node)
-    results = _results(joint.graph)
+    results = nodes[-1].args[0]  # of the node "output"
     outputs, grads = results[:num_outputs], results[num_outputs:]
     needed = {x for node in late for x in node.all_input_nodes} | {
         x for x in grads if isinstance(x, fx.Node)
@@ -275,7 +264,12 @@ def _cut(
 def _free(node: fx.Node) -> bool:
     if node.target is operator.getitem:
         return _free(node.args[0])  # type: ignore[arg-type]
-    return node.op == "call_function" and node.target in _FREE
+    return _packet(node) in _FREE
+
+
+def _packet(node: fx.Node) -> Any:
+    """The operation of ``node``, whatever its overload."""
+    return getattr(node.target, "overloadpacket", None)
 
 
 def _part(

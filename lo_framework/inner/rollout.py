@@ -7,7 +7,8 @@ others run beside it: the comparison is paired by construction.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -17,7 +18,7 @@ from torch.utils._pytree import tree_map
 from lo_framework.episode import NOTHING, Carry, Draw, Need
 from lo_framework.flat_task import over_tasks
 from lo_framework.inner.step import Family
-from lo_framework.learned.base import LearnedOptimizer, Theta
+from lo_framework.learned.base import LearnedOptimizer, State, Theta
 from lo_framework.optimizees.task import Batch, Task
 
 # Separate streams for initial parameters, training batches and held-out batches of one seed.
@@ -65,17 +66,39 @@ def rollout(
     """
     settings = [(c, s) for c in range(len(thetas)) for s in range(len(seeds))]
     family = Family(task, learned)
+    step = family.step(Need.HELD if held_out else NOTHING)
     parts = []
     with torch.no_grad():
         for begin in range(0, len(settings), chunk):
             part = settings[begin : begin + chunk]
             theta = {name: torch.stack([thetas[c][name] for c, _ in part]) for name in thetas[0]}
-            mine, horizon = [seeds[s] for _, s in part], num_steps or steps
-            carry, train, held = _episodes(
-                family, theta, mine, steps, horizon, held_out, on_step, on_carry
-            )
+            mine = [seeds[s] for _, s in part]
+            inits = {seed: task.init(seeded(seed, _INIT)) for seed in sorted(set(mine))}
+            carry = family.start_from([inits[seed] for seed in mine])
+            if on_carry is not None:
+                on_carry(0, carry, None)
+            draws = _draws(task, mine, num_steps or steps, held_out)
+            curve = []
+            for t, draw in enumerate(itertools.islice(draws, steps), start=1):
+                carry, losses = step(theta, carry, draw)
+                curve.append(losses)
+                if on_step is not None:
+                    on_step(len(part))
+                if on_carry is not None:
+                    on_carry(t, carry, draw)
+            train = torch.stack([losses.train for losses in curve], 1)
+            held = torch.stack([losses.held for losses in curve], 1)
             final = final_metrics(family, carry, splits)
-            parts.append(Rollout(train, held, final, carry.alive, carry.params, carry.buffers))
+            parts.append(
+                Rollout(
+                    train,
+                    held if held_out else held[:, :0],
+                    final,
+                    carry.alive,
+                    carry.params,
+                    carry.buffers,
+                )
+            )
     shape = (len(thetas), len(seeds))
 
     def joined(*chunks: Tensor) -> Tensor:
@@ -85,51 +108,26 @@ def rollout(
     return tree_map(joined, *parts)
 
 
-def _episodes(
-    family: Family,
-    theta: Theta,
-    seeds: list[int],
-    steps: int,
-    num_steps: int,
-    held_out: bool,
-    on_step: Callable[[int], None] | None,
-    on_carry: Callable[[int, Carry, Draw | None], None] | None,
-) -> tuple[Carry, Tensor, Tensor]:
-    """One chunk of K episodes, curves ``[K, T]``."""
-    task, num = family.task, len(seeds)
+def _draws(task: Task, seeds: list[int], horizon: int, held_out: bool) -> Iterator[Draw]:
+    """The data of step after step of K episodes; rows of equal ``seeds`` see the same."""
     unique = sorted(set(seeds))
-    row = torch.tensor([unique.index(s) for s in seeds])
-    inits = {s: task.init(seeded(s, _INIT)) for s in unique}
-    carry = family.start_from([inits[s] for s in seeds])
-    train_streams = [seeded(s, _TRAIN) for s in unique]
-    held_streams = [seeded(s, _HELD) for s in unique]
-    step = family.step(Need.HELD if held_out else NOTHING)
-    train, held = [], []
-    if on_carry is not None:
-        on_carry(0, carry, None)
-    for t in range(steps):
-        draw = Draw(
-            _paired(task, "train", train_streams, row),
-            _paired(task, "valid", held_streams, row) if held_out else (),
-            torch.tensor([(s * 1_000_003 + t) for s in seeds], device=task.device),
-            torch.full((num,), min(t / num_steps, 1.0), device=task.device),
+    row = torch.tensor([unique.index(seed) for seed in seeds], device=task.device)
+    streams = {
+        split: [seeded(seed, stream) for seed in unique]
+        for split, stream in (("train", _TRAIN), ("valid", _HELD))
+    }
+
+    def batch(split: str) -> Batch:
+        drawn = [task.batch(split, generator) for generator in streams[split]]
+        return tuple(torch.stack(parts).index_select(0, row) for parts in zip(*drawn, strict=True))
+
+    for t in itertools.count():
+        yield Draw(
+            batch("train"),
+            batch("valid") if held_out else (),
+            torch.tensor([seed * 1_000_003 + t for seed in seeds], device=task.device),
+            torch.full((len(seeds),), min(t / horizon, 1.0), device=task.device),
         )
-        carry, losses = step(theta, carry, draw)
-        train.append(losses.train)
-        if held_out:
-            held.append(losses.held)
-        if on_step is not None:
-            on_step(num)
-        if on_carry is not None:
-            on_carry(t + 1, carry, draw)
-    empty = torch.empty(num, 0, device=task.device)
-    return carry, torch.stack(train, 1), torch.stack(held, 1) if held else empty
-
-
-def _paired(task: Task, split: str, streams: list[torch.Generator], row: Tensor) -> Batch:
-    drawn = [task.batch(split, g) for g in streams]
-    row = row.to(task.device)
-    return tuple(torch.stack(parts).index_select(0, row) for parts in zip(*drawn, strict=True))
 
 
 def final_metrics(family: Family, carry: Carry, splits: Sequence[str]) -> dict[str, Tensor]:
@@ -140,9 +138,7 @@ def final_metrics(family: Family, carry: Carry, splits: Sequence[str]) -> dict[s
     for split in splits:
         data = family.task.full(split)
 
-        def measured(
-            params: Tensor, buffers: dict[str, Tensor], data: Batch = data
-        ) -> dict[str, Tensor]:
+        def measured(params: Tensor, buffers: State, data: Batch = data) -> dict[str, Tensor]:
             return family.task.metrics(family.layout.unflatten(params), buffers, data)
 
         values = over_tasks(family.task, measured, chunk_size=4)(carry.params, carry.buffers)

@@ -9,6 +9,7 @@ left out without touching the others.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,10 +20,10 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_map, tree_unflatten
 from lo_framework.absorb.absorption import Absorption, corrected
 from lo_framework.episode import NOTHING, After, Carry, Draw, Losses, Need, Place
 from lo_framework.flat_task import FlatTask, is_transformed, over_tasks
-from lo_framework.inner.after import look
 from lo_framework.inner.graph import ENGINES, Flat, Recorder
 from lo_framework.layout import Layout
 from lo_framework.learned.base import LearnedOptimizer, State, Theta
+from lo_framework.objectives.terms import cosine
 from lo_framework.optimizees.task import Task
 from lo_framework.spec import UserError, nearest
 
@@ -101,18 +102,22 @@ class Family:
         return step if eager else _Recorded(step, self.engine)
 
 
+@dataclass(eq=False)
 class _Step:
     """The step of `Family.step`. What is the same for every task and needs no rule of its own stays
     outside vmap, where a call costs less.
     """
 
-    def __init__(
-        self, family: Family, needs: Need, second_order: bool, differentiable: bool, pairs: bool
-    ) -> None:
-        self.learned, self.layout = family.learned, family.layout
-        self.absorption, self.needs, self.pairs = family.absorption, needs, pairs
-        self.second_order, self.differentiable = second_order, differentiable
-        self.explicit = self.learned.explicit(self.learned.theta()) is not None
+    family: Family
+    needs: Need
+    second_order: bool
+    differentiable: bool
+    pairs: bool
+
+    def __post_init__(self) -> None:
+        family, learned = self.family, self.family.learned
+        self.learned, self.absorption = learned, family.absorption
+        self.explicit = learned.explicit(learned.theta()) is not None
         self.flat = FlatTask(family.task, family.layout)
         self.updated = over_tasks(family.task, self._update)
 
@@ -160,7 +165,7 @@ class _Step:
         memory = _kept(alive, memory, carry.memory)
         after: After | tuple[()] = ()
         if self.needs & ~Need.HELD:
-            after = look(self.needs, self.flat, carry.params, end, draw, grads, alive)
+            after = self._look(carry.params, end, draw, grads, alive)
         losses = Losses(
             _where(alive, loss, torch.inf), _where(alive, held, torch.inf), penalty, after
         )
@@ -168,7 +173,7 @@ class _Step:
 
     def _update(self, theta: Theta, *arguments: Any) -> tuple[Tensor, State]:
         """The learned rule for one task."""
-        return functional_call(self.learned, theta, (self.layout, *arguments))
+        return functional_call(self.learned, theta, (self.flat.layout, *arguments))
 
     def _correct(
         self, theta: Theta, start: Place, known: tuple[Tensor, Tensor], memory: State
@@ -184,6 +189,36 @@ class _Step:
             self.flat, self.learned.explicit, start, known, _group(memory, "explicit"), theta
         )
         return known[1] + found.field, memory | _named("explicit", found.state)
+
+    def _look(self, start: Tensor, end: Place, draw: Draw, seen: Tensor, alive: Tensor) -> After:
+        """Look a second time at ``end`` (on held-out data), where the step from ``start [K, N]``
+        led by the gradient ``seen [K, N]``: what objectives about steps need (`objectives.steps`).
+
+        The gradient there, on a second training batch, carries a meta-gradient of its own: it is
+        taken at parameters that the learned optimizer made, and its derivative by them is a
+        Hessian-vector product. First-order mode keeps that derivative as well: there ``seen`` is a
+        constant, and without it nothing of the term would be left to learn from.
+
+        Both sides of the step have the buffers that it left and the same dropout: they differ by
+        parameters alone.
+        """
+        before = loss = torch.zeros_like(start[:, 0]).detach()
+        squares = cosines = start.new_zeros(len(start), self.flat.layout.num)
+        if Need.BEFORE in self.needs:
+            with torch.no_grad():
+                before, _ = self.flat.losses(end._replace(params=start.detach()))
+        again = end._replace(batch=draw.second)
+        if Need.SLOPE in self.needs:
+            loss, grads, _ = self.flat.gradients(again, through=True)
+            mean = self.flat.layout.mean
+            squares = mean(grads * grads)
+            cosines = cosine(mean(seen * grads), mean(seen * seen), squares)
+        elif Need.SECOND in self.needs:
+            loss, _ = self.flat.losses(again)
+        worst = (torch.inf, torch.inf, torch.inf, -1.0)
+        return After(
+            *(_where(alive, *both) for both in zip((before, loss, squares, cosines), worst))
+        )
 
 
 class _Recorded:

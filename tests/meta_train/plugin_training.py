@@ -9,11 +9,10 @@ import torch
 from torch import Tensor
 
 from lo_framework.episode import Losses, Need, tile_theta
-from lo_framework.estimators import ESTIMATORS, MetaGradient, Truncation
+from lo_framework.estimators import ESTIMATORS, MetaGradient
 from lo_framework.estimators.truncation import Unroller, UnrollState
-from lo_framework.inner.step import Family
 from lo_framework.learned.base import Theta
-from lo_framework.objectives import OBJECTIVES, WEIGHTINGS, Objective, Term, Weighting
+from lo_framework.objectives import OBJECTIVES, WEIGHTINGS, Term, Weighting
 from lo_framework.optimizees.task import Task
 from lo_framework.registry import NoOptions
 
@@ -69,17 +68,9 @@ class SPSAConfig:
 class SPSA:
     """One pair of random signs for all tasks together."""
 
-    def __init__(
-        self,
-        config: SPSAConfig,
-        family: Family,
-        objective: Objective,
-        truncation: Truncation,
-        num_tasks: int,
-    ) -> None:
-        self.config = config
-        self.unroller = Unroller(family, objective, truncation, num_tasks)
-        self.step = family.step(objective.needs)
+    def __init__(self, config: SPSAConfig, unroller: Unroller) -> None:
+        self.config, self.unroller = config, unroller
+        self.step = unroller.family.step(unroller.objective.needs)
 
     def init_state(self, theta: Theta, generator: torch.Generator) -> UnrollState:
         return replace(self.unroller.init(generator), extra={"calls": torch.zeros(())})
@@ -97,11 +88,9 @@ class SPSA:
             state.generator.set_state(data)
             moved = {n: x + side * self.config.sigma * signs[n] for n, x in theta.items()}
             tiled = tile_theta(moved, unroller.num)
-            done = unroller.run(self.step, tiled, state.carry, state, 0, length)
-            scores.append(done.score.mean() / length)
+            carry, sums = unroller.run(self.step, tiled, state.carry, state, range(length))
+            scores.append(sums.score.mean() / length)
         slope = (scores[0] - scores[1]) / (2 * self.config.sigma)
-        metrics = unroller.summary(state, done.score, done.penalty, done.terms)
-        new = replace(
-            unroller.advance(state, done.carry), extra={"calls": state.extra["calls"] + 1}
-        )
+        metrics = unroller.summary(state, sums)
+        new = replace(unroller.advance(state, carry), extra={"calls": state.extra["calls"] + 1})
         return MetaGradient({n: slope * s for n, s in signs.items()}, metrics), new

@@ -46,10 +46,10 @@ def test_a_learned_radius_has_the_slope_of_the_score(engine: str) -> None:
 
         def score(at: Theta, estimator: Any = estimator, state: UnrollState = state) -> Tensor:
             begun = copied(state)
-            done = estimator.unroller.run(
-                estimator.step, tile_theta(at, NUM), begun.carry, begun, 0, LENGTH
+            _, sums = estimator.unroller.run(
+                estimator.step, tile_theta(at, NUM), begun.carry, begun, range(LENGTH)
             )
-            return done.score.mean() / LENGTH
+            return sums.score.mean() / LENGTH
 
     for name, direction in directions(theta):
         expected = slope(score, theta, direction)

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from lo_framework.episode import Losses
 from lo_framework.estimators import make_estimator
+from lo_framework.estimators.perturbed import antithetic_pairs
 from lo_framework.inner.step import Family
 from lo_framework.objectives import Objective, make_objective
 from lo_framework.optimizees.task import Task
@@ -166,7 +167,7 @@ def test_pairs_are_antithetic_and_share_data() -> None:
     eps = 0.1 * torch.randn(
         4, sum(x.numel() for x in theta.values()), generator=torch.Generator().manual_seed(1)
     )
-    pairs = estimator._pairs(theta, eps)
+    pairs = antithetic_pairs(theta, eps)
     for name, x in pairs.items():
         torch.testing.assert_close(x[:4] + x[4:], (2 * theta[name]).expand(4, *theta[name].shape))
         assert not torch.equal(x[:4], x[4:])

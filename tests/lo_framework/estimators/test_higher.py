@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lo_framework.estimators import make_estimator
+from lo_framework.estimators import Unroller, make_estimator
 from lo_framework.estimators.higher import make_higher
 from lo_framework.estimators.higher_adamw import import_higher
 from lo_framework.estimators.resume import state_from_tensors, state_to_tensors
@@ -44,7 +44,7 @@ def both(spec: str, objective: str, num: int = 2) -> tuple[Any, Any, Any, Any]:
     learned = doubled("hyper-adamw:lr=0.05,weight_decay=0.1,beta2=0.9", spread=0.02)
     family = Family(TinyNet(), learned)
     arguments = (family, make_objective(objective), once(9, 3), num)
-    ours, other = make_estimator(spec, *arguments), make_higher(spec, *arguments)
+    ours, other = make_estimator(spec, *arguments), make_higher(spec, Unroller(*arguments))
     state = in_step(ours.init_state(learned.theta(), torch.Generator().manual_seed(0)))
     _, state = ours.estimate(learned.theta(), state)
     stop = state.stop.clone()
@@ -142,7 +142,7 @@ def test_meta_trains_modules_that_vmap_cannot_take(module: nn.Module) -> None:
     task = module_task(module)
     learned = make_learned("hyper-adamw:lr=0.003")
     objective = make_objective("valid:train=0.5")
-    estimator = make_higher("tbptt", Family(task, learned), objective, once(6), 1)
+    estimator = make_higher("tbptt", Unroller(Family(task, learned), objective, once(6), 1))
     state = in_step(estimator.init_state(learned.theta(), torch.Generator().manual_seed(0)))
     outer, curve = torch.optim.Adam(learned.parameters(), lr=0.02), []
     for _ in range(9):
@@ -164,7 +164,7 @@ def test_the_looped_engine_agrees_on_them(module: nn.Module) -> None:
     learned = make_learned("hyper-adamw:lr=0.01")
     family = Family(module_task(module), learned)
     arguments = (family, make_objective("valid:train=0.5"), once(4), 2)
-    ours, other = make_estimator("tbptt", *arguments), make_higher("tbptt", *arguments)
+    ours, other = make_estimator("tbptt", *arguments), make_higher("tbptt", Unroller(*arguments))
     state = in_step(ours.init_state(learned.theta(), torch.Generator().manual_seed(0)))
     expected, _ = ours.estimate(learned.theta(), copied(state))
     found, _ = other.estimate(learned.theta(), copied(state))
@@ -174,13 +174,8 @@ def test_the_looped_engine_agrees_on_them(module: nn.Module) -> None:
 
 def test_resumed_run_repeats_the_uninterrupted_one() -> None:
     learned = make_learned("hyper-adamw:lr=0.01")
-    arguments = (
-        "tbptt",
-        Family(TinyNet(torch.float32), learned),
-        make_objective("valid"),
-        once(5, 3),
-        2,
-    )
+    family = Family(TinyNet(torch.float32), learned)
+    arguments = ("tbptt", Unroller(family, make_objective("valid"), once(5, 3), 2))
     estimator, theta = make_higher(*arguments), learned.theta()
     _, state = estimator.estimate(
         theta, estimator.init_state(theta, torch.Generator().manual_seed(0))
@@ -205,23 +200,21 @@ def test_the_learned_optimizer_itself_is_not_touched() -> None:
 
 
 @pytest.mark.parametrize(
-    "spec, kind, words",
+    "spec, kind, objective, words",
     [
-        ("tbptt", "attention", "hyper-adamw only, not attention"),
-        ("tbptt", "mlp", "hyper-adamw only, not mlp"),
-        ("tbptt:segments=4", "hyper-adamw", "segments"),
-        ("pes", "hyper-adamw", "tbptt only"),
+        ("tbptt", "attention", "valid", "hyper-adamw only, not attention"),
+        ("tbptt", "mlp", "valid", "hyper-adamw only, not mlp"),
+        ("tbptt:segments=4", "hyper-adamw", "valid", "segments"),
+        ("pes", "hyper-adamw", "valid", "tbptt only"),
+        ("tbptt", "hyper-adamw", "gradient", "one loss only, as valid and train, not gradient"),
+        ("tbptt", "hyper-adamw", "valid+gen_gap", r"one loss only.* not valid\+gen_gap"),
+        ("tbptt", "hyper-adamw", "valid+train", r"one loss only.* not valid\+train"),
     ],
 )
-def test_what_it_cannot_do_is_said(spec: str, kind: str, words: str) -> None:
+def test_what_it_cannot_do_is_said(spec: str, kind: str, objective: str, words: str) -> None:
     with pytest.raises(UserError, match=words):
-        make_higher(
-            spec,
-            Family(TinyNet(), make_learned(kind).double()),
-            make_objective("valid"),
-            once(4),
-            1,
-        )
+        family = Family(TinyNet(), make_learned(kind).double())
+        make_higher(spec, Unroller(family, make_objective(objective), once(4), 1))
 
 
 def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -76,10 +76,10 @@ def score(estimator: TBPTT, theta: Theta, state: UnrollState) -> Tensor:
     """The mean over tasks and steps of the masked score: the meta-gradient is its gradient."""
     state, unroller = copied(state), estimator.unroller
     length = unroller.truncation.unroll_length
-    _, total, *_ = unroller.run(
-        estimator.step, tile_theta(theta, unroller.num), state.carry, state, 0, length
+    _, sums = unroller.run(
+        estimator.step, tile_theta(theta, unroller.num), state.carry, state, range(length)
     )
-    return total.mean() / length
+    return sums.score.mean() / length
 
 
 def assert_slopes(grad: Theta, f: Any, theta: Theta, each: bool = True) -> None:
@@ -208,7 +208,7 @@ def test_segments_change_nothing(order: str) -> None:
 def test_sqrt_segments() -> None:
     family = Family(TinyNet(), small("hyper-adamw"))
     estimator = make_estimator("tbptt:segments=0", family, make_objective("valid"), once(20, 16), 1)
-    assert estimator.bounds == [0, 4, 8, 12, 16]
+    assert estimator.segments == [range(0, 4), range(4, 8), range(8, 12), range(12, 16)]
 
 
 def test_first_order_differs_where_curvature_matters() -> None:
@@ -239,7 +239,7 @@ def rows_apart(estimator: Any, theta: Theta, state: UnrollState) -> list[Any]:
     draws = [unroller.draw(held, i) for i in range(length)]
     results = []
     for k in range(unroller.num):
-        alone = TBPTT(estimator.config, unroller.family, unroller.objective, unroller.truncation, 1)
+        alone = TBPTT(estimator.config, replace(unroller, num=1))
         rows = [(draw_row(draw, k), live[k : k + 1]) for draw, live in draws]
         alone.unroller.draw = lambda state, i, rows=rows: rows[i]  # type: ignore[method-assign]
         part = {n: getattr(state, n)[k : k + 1].clone() for n in ("t", "horizon", "stop")}

@@ -27,9 +27,8 @@ def unroller(
 def step_on(u: Unroller, state: UnrollState) -> UnrollState:
     theta = tile_theta(u.family.learned.theta(), u.num * u.copies)
     with torch.no_grad():
-        carry, *_ = u.run(
-            u.family.step(Need.HELD), theta, state.carry, state, 0, u.truncation.unroll_length
-        )
+        steps = range(u.truncation.unroll_length)
+        carry, _ = u.run(u.family.step(Need.HELD), theta, state.carry, state, steps)
     return u.advance(state, carry)
 
 
@@ -96,14 +95,14 @@ def test_masks_and_progress() -> None:
     )
     step = u.family.step(Need.HELD)
     theta = tile_theta(u.family.learned.theta(), 2)
-    carry, total, *_ = u.run(step, theta, state.carry, copied(state), 0, 4)
+    carry, sums = u.run(step, theta, state.carry, copied(state), range(4))
     by_hand, again = torch.zeros(2, dtype=torch.float64), copied(state)
     at = state.carry
     for i in range(4):
         draw, live = u.draw(again, i)
         at, losses = step(theta, at, draw)
         by_hand += torch.where(live > 0, u.task.normalize(losses.held), 0.0)
-    torch.testing.assert_close(total, by_hand)
+    torch.testing.assert_close(sums.score, by_hand)
     after = u.advance(state, carry)
     assert after.t.tolist() == [6, 3] and after.stop.tolist() == [6, 3]
 
