@@ -129,10 +129,8 @@ class Absorption:
         with torch.no_grad():
             direction, value, memory = self._direction(flat, place, known, memory)
         if pairs and self.by_field:
-            half = len(params) // 2
-            rise = 0.5 * (
-                (direction[:half] + direction[half:]) * (params[:half] - params[half:])
-            ).sum(-1)
+            (up, down), (positive, negative) = direction.chunk(2), params.chunk(2)
+            rise = 0.5 * ((up + down) * (positive - negative)).sum(-1)
             rise = torch.where(torch.isfinite(rise), rise, 0.0)  # a twin that diverged
             return torch.cat([rise / 2, -rise / 2]), memory
         moved = (direction * params).sum(-1)
@@ -229,9 +227,9 @@ def decompose(plain: Theta, regularized: Theta, alpha: float) -> Theta:
     A_perp is A without its projection on B: to first order the perturbed loss does not change along
     it, and the gap between the two falls.
     """
-    aligned = sum((plain[n].double() * regularized[n].double()).sum() for n in plain)
-    square = sum((x.double() ** 2).sum() for x in regularized.values())
-    assert isinstance(aligned, Tensor) and isinstance(square, Tensor)
+    zero = torch.zeros(())
+    aligned = sum(((plain[n].double() * regularized[n].double()).sum() for n in plain), zero)
+    square = sum(((x.double() ** 2).sum() for x in regularized.values()), zero)
     # No B, no projection.
     share = torch.where(square > 0, aligned / torch.where(square > 0, square, 1.0), 0.0)
     return {n: b - alpha * (plain[n] - share.to(b.dtype) * b) for n, b in regularized.items()}
@@ -244,7 +242,6 @@ def make_absorption(regularizer: str, options: str = "") -> Absorption:
         UserError: an unknown regularizer or option, an impossible value; the line names the nearest
             known one.
     """
-    _, given = parse_spec(f"absorb:{options}") if options else ("", {})
-    return Absorption(
-        make_regularizer(regularizer), build_config(AbsorbConfig, given, owner="--absorb")
-    )
+    given = parse_spec(f"absorb:{options}")[1] if options else {}
+    config = build_config(AbsorbConfig, given, owner="--absorb")
+    return Absorption(make_regularizer(regularizer), config)

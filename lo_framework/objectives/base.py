@@ -20,8 +20,6 @@ from lo_framework.optimizees.task import Task
 from lo_framework.registry import Registry
 from lo_framework.regularizers.base import HVP_COST
 
-FORWARD_COST = 1 / 3  # of a gradient evaluation
-
 
 class Term:
     """One score of an inner step; lower is better.
@@ -80,7 +78,7 @@ class Objective:
         """
         costs = {
             Need.HELD: 1.0,
-            Need.BEFORE: FORWARD_COST,
+            Need.BEFORE: 1 / 3,  # a forward pass
             Need.SECOND: 1.0,
             Need.SLOPE: HVP_COST * unrolled,
         }
@@ -115,5 +113,5 @@ def constant(x: Tensor, pairs: bool) -> Tensor:
     x = x.detach()
     if not pairs:
         return x
-    mean = (x[: len(x) // 2] + x[len(x) // 2 :]) / 2
-    return torch.cat([mean, mean])
+    positive, negative = x.chunk(2)
+    return ((positive + negative) / 2).repeat(2)

@@ -45,14 +45,12 @@ class Level(Term):
         self.only_held_out = config.train == 0
 
     def value(self, task: Task, losses: Losses, pairs: bool) -> Tensor:
-        terms = [(self.config.train, losses.train), (1 - self.config.train, losses.held)]
+        train, log = self.config.train, self.config.log
         total = torch.zeros_like(losses.train)
-        for weight, loss in terms:
+        for weight, loss in ((train, losses.train), (1 - train, losses.held)):
             if weight:
                 value = task.normalize(loss)
                 total = total + weight * value
-                if self.config.log:
-                    total = total + weight * self.config.log * torch.log(
-                        value.clamp_min(0) + LOG_FLOOR
-                    )
+                if log:
+                    total = total + weight * log * torch.log(value.clamp_min(0) + LOG_FLOOR)
         return total

@@ -15,7 +15,6 @@ Losses are normalised as everywhere, so that the terms are comparable across tas
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,7 +23,6 @@ from lo_framework.episode import After, Losses, Need
 from lo_framework.objectives import terms
 from lo_framework.objectives.base import OBJECTIVES, Term, constant
 from lo_framework.optimizees.task import Task, soft_cap
-from lo_framework.registry import NoOptions
 
 FLOOR = 1e-3  # a normalised loss below this is as good as zero: it has no relative decrease
 
@@ -57,15 +55,9 @@ class GradientAlignment(Term):
     needs = Need.SLOPE
 
     def value(self, task: Task, losses: Losses, pairs: bool) -> Tensor:
-        after, config = _after(losses), self.config
+        after, options = _after(losses), vars(self.config)
         cosines = torch.where(torch.isfinite(after.cosines), after.cosines, -1.0)
-        return terms.gradient_alignment(
-            soft_cap(after.squares),
-            cosines,
-            config.flatness,
-            config.direction,
-            published=config.published,
-        )
+        return terms.gradient_alignment(soft_cap(after.squares), cosines, **options)
 
 
 @OBJECTIVES.register("loss_decrease", config=DecreaseConfig)
@@ -98,12 +90,8 @@ class CombinedConfig(GradientConfig):
 
 @OBJECTIVES.register("combined", config=CombinedConfig)
 def combined(config: CombinedConfig) -> dict[str, Term]:
-    built: tuple[Any, ...] = (
-        GradientAlignment(config),
-        LossDecrease(DecreaseConfig(published=config.published)),
-        GeneralizationGap(NoOptions()),
-    )
-    return dict(zip(terms.TERMS, built))
+    kinds: tuple[type[Term], ...] = (GradientAlignment, LossDecrease, GeneralizationGap)
+    return {name: kind(config) for name, kind in zip(terms.TERMS, kinds, strict=True)}
 
 
 def capped(value: Tensor, *losses: Tensor) -> Tensor:

@@ -97,9 +97,8 @@ class HUW(Weighting):
     ) -> None:
         self.priorities = torch.tensor([float(p) for p in priorities], dtype=torch.float64)
         self.bound, self.lr = bound, lr
-        self.s = torch.zeros_like(
-            self.priorities
-        )  # on the host, in double precision, wherever the terms are
+        # On the host, in double precision, wherever the terms are.
+        self.s = torch.zeros_like(self.priorities)
 
     def weights(self) -> tuple[float, ...]:
         """The weights ``1/2 exp(-s_i)``."""
