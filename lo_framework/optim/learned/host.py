@@ -80,9 +80,6 @@ class Host:
             self._on[device] = copy.deepcopy(self.learned).to(device)
         return self._on[device]
 
-    def chunk_size(self, device: torch.device) -> int:
-        return self.chunk or (CPU_CHUNK if device.type == "cpu" else DEVICE_CHUNK)
-
     def update(
         self,
         store: Store,
@@ -140,7 +137,9 @@ class Host:
 
     def _chunks(self, work: Work, size: int = 0) -> Iterator[Chunk]:
         """Yield one chunk after the other, in the dtype of computation."""
-        n, size = work.params.shape[0], self.chunk or size or self.chunk_size(work.run.pack.device)
+        on_cpu = work.run.pack.device.type == "cpu"
+        size = self.chunk or size or (CPU_CHUNK if on_cpu else DEVICE_CHUNK)
+        n = work.params.shape[0]
         if not work.single or n <= size:
             yield Chunk(
                 work.params.to(self.dtype), work.grads.to(self.dtype), work.run.state, slice(0, n)

@@ -111,32 +111,29 @@ def update(
 def negative_direction(name: str, g: Tensor, state: State, n: Numbers, out: Tensor) -> Tensor:
     """``-u`` into ``out``; the moments in ``state`` are updated in place."""
     betas = n.betas
-    if name == "adamw":
-        return _adamw(g, state, n, out)
-    if name == "rmsprop":
-        v = state["v"].mul_(betas[0]).addcmul_(g, g, value=1.0 - betas[0])
-        torch.mul(v, float(1.0 / one_minus_power(betas[0], n.step)), out=out).add_(n.eps).sqrt_()
-        return torch.div(g, out, out=out).neg_()
-    if name == "lion":
-        torch.lerp(g, state["m"], betas[0], out=out).sign_().neg_()
-        state["m"].lerp_(g, 1.0 - betas[1])
-        return out
-    if name == "sgdm":
-        return torch.neg(state["m"].lerp_(g, 1.0 - betas[0]), out=out)
-    return torch.neg(g, out=out)
-
-
-def _adamw(g: Tensor, state: State, n: Numbers, out: Tensor) -> Tensor:
-    if _is_fused(out):
-        count = torch.tensor(float(n.step), device="cpu")
-        return _fused(g, state, n, count, 1.0, out.zero_())
-    (beta1, beta2), m, v = n.betas, state["m"], state["v"]
-    m.lerp_(g, 1.0 - beta1)
-    v.mul_(beta2).addcmul_(g, g, value=1.0 - beta2)
-    correction1, correction2 = (float(one_minus_power(beta, n.step)) for beta in n.betas)
-    # -u = m / (-c1 (sqrt(v / c2) + eps))
-    torch.sqrt(v, out=out).mul_(-correction1 / math.sqrt(correction2)).sub_(correction1 * n.eps)
-    return torch.div(m, out, out=out)
+    match name:
+        case "adamw" if _is_fused(out):
+            count = torch.tensor(float(n.step), device="cpu")
+            return _fused(g, state, n, count, 1.0, out.zero_())
+        case "adamw":
+            m, v = state["m"].lerp_(g, 1.0 - betas[0]), state["v"]
+            v.mul_(betas[1]).addcmul_(g, g, value=1.0 - betas[1])
+            correction1, correction2 = (float(one_minus_power(beta, n.step)) for beta in betas)
+            # -u = m / (-c1 (sqrt(v / c2) + eps))
+            torch.sqrt(v, out=out).mul_(-correction1 / math.sqrt(correction2))
+            return torch.div(m, out.sub_(correction1 * n.eps), out=out)
+        case "rmsprop":
+            v = state["v"].mul_(betas[0]).addcmul_(g, g, value=1.0 - betas[0])
+            unbias = float(1.0 / one_minus_power(betas[0], n.step))
+            torch.mul(v, unbias, out=out).add_(n.eps).sqrt_()
+            return torch.div(g, out, out=out).neg_()
+        case "lion":
+            torch.lerp(g, state["m"], betas[0], out=out).sign_().neg_()
+            state["m"].lerp_(g, 1.0 - betas[1])
+            return out
+        case "sgdm":
+            return torch.neg(state["m"].lerp_(g, 1.0 - betas[0]), out=out)
+    return torch.neg(g, out=out)  # sgd
 
 
 def _is_fused(out: Tensor) -> bool:

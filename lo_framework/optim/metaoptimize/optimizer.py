@@ -23,7 +23,7 @@ from lo_framework.optim.metaoptimize.derivatives import closure_gradients
 from lo_framework.optim.metaoptimize.diagnostics import Watch
 from lo_framework.optim.metaoptimize.hessian_free import StepSizes, hessian_free_step, reset_traces
 from lo_framework.optim.metaoptimize.rules import State, fresh, meta_step
-from lo_framework.optim.metaoptimize.settings import MetaOptimizeConfig, Settings, check_group
+from lo_framework.optim.metaoptimize.settings import MetaOptimizeConfig, Settings
 from lo_framework.optim.metaoptimize.store import Store
 from lo_framework.optim.metaoptimize.trace import ExactTrace
 
@@ -136,7 +136,16 @@ class MetaOptimize(OptimizerBase):
         return self._watch.report()
 
     def _check_group(self, group: dict[str, Any]) -> None:
-        check_group(group, self._base)
+        if not float(group["lr"]) >= 0:
+            raise UserError(
+                f"lr is a multiplier of the step size: it must be at least 0, got {group['lr']}"
+            )
+        for name in ("weight_decay", "eps"):
+            if not group[name] >= 0:
+                raise UserError(f"{name} must be at least 0, got {group[name]}")
+        # The user's "betas" are called otherwise where none of them is a momentum.
+        given, key = group.pop("betas", None), self._base.betas_key
+        group[key] = self._base.checked_betas(group.get(key) if given is None else given, "betas")
 
     def _entry(self) -> dict[str, Any]:
         for i, p in enumerate(self._params):
@@ -161,7 +170,7 @@ class MetaOptimize(OptimizerBase):
                     what = "other blocks or parameters"
                 raise UserError(f"this state is of {what}: build MetaOptimize as it was saved")
         for group in groups:
-            check_group(group, self._base)
+            self._check_group(group)
         return entry
 
     def _check_saved(self, saved: ByPlace) -> None:

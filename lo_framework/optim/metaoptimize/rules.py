@@ -130,16 +130,6 @@ METAS = {
 }
 
 
-def advance(
-    base: Rule, w: Tensor, g: Tensor, state: State, alpha: Number, n: Numbers
-) -> tuple[Tensor, State]:
-    """Weights and state after one step, as a function that can be differentiated in all its
-    tensors.
-    """
-    u, new = base.direction(g, state, n)
-    return w - alpha * (u + n.kappa * w), new
-
-
 def hessian_free(
     w: Tensor, u: Tensor, h: Tensor, alpha: Number, kappa: float, gamma: float
 ) -> tuple[Tensor, Tensor]:

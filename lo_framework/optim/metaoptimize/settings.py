@@ -119,23 +119,3 @@ class Settings:
             math.inf if change is None else change,
         )
         return Settings(**{**saved, "meta_betas": tuple(saved["meta_betas"]), "limits": limits})
-
-
-def check_group(group: dict[str, Any], base: Rule) -> None:
-    """Check the options of a parameter group and complete its betas.
-
-    Raises:
-        UserError: an option that cannot be.
-    """
-    if not float(group["lr"]) >= 0:
-        raise UserError(
-            f"lr is a multiplier of the step size: it must be at least 0, got {group['lr']}"
-        )
-    for name in ("weight_decay", "eps"):
-        if not group[name] >= 0:
-            raise UserError(f"{name} must be at least 0, got {group[name]}")
-    # The user's "betas" are called otherwise where none of them is a momentum.
-    given = group.pop("betas", None)
-    group[base.betas_key] = base.checked_betas(
-        group.get(base.betas_key) if given is None else given, "betas"
-    )

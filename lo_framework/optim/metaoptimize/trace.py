@@ -24,7 +24,7 @@ from torch.autograd.forward_ad import dual_level, make_dual, unpack_dual
 
 from lo_framework.errors import UserError
 from lo_framework.optim.metaoptimize.derivatives import product
-from lo_framework.optim.metaoptimize.rules import Number, Numbers, Rule, State, advance, meta_update
+from lo_framework.optim.metaoptimize.rules import Number, Numbers, Rule, State, meta_update
 from lo_framework.optim.metaoptimize.settings import Settings
 from lo_framework.optim.metaoptimize.store import Plan, Work, compute_dtype
 
@@ -214,8 +214,8 @@ class ExactTrace:
                     for name in self.base.state
                 }
                 dual_w, dual_g = make_dual(w, gamma * h[c]), make_dual(g, gamma * products[c])
-                dual_new_w, new = advance(self.base, dual_w, dual_g, duals, alpha, n)
-                new_w, h[c] = _parted(dual_new_w)
+                u, new = self.base.direction(dual_g, duals, n)
+                new_w, h[c] = _parted(dual_w - alpha * (u + n.kappa * dual_w))
                 parted = {name: _parted(x) for name, x in new.items()}
             for name, (_, tangent) in parted.items():
                 state[f"h_{name}"][c] = tangent

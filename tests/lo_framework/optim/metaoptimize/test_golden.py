@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lo_framework.optim.metaoptimize.hessian_free import _adamw, move, negative_direction, update
+from lo_framework.optim.metaoptimize.hessian_free import move, negative_direction, update
 from lo_framework.optim.metaoptimize.rules import BASES, Numbers, hessian_free
 from tests.lo_framework.optim.metaoptimize import tools
 from tests.lo_framework.optim.metaoptimize.reference import BASES as BASE_NAMES
@@ -190,7 +190,7 @@ def test_kernels_equal_the_pure_rules(base: str, alpha: float | Tensor) -> None:
 def _adamw_by_operations(*args: object) -> Tensor:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("lo_framework.optim.metaoptimize.hessian_free.HAS_FUSED", False)
-        return _adamw(*args)  # type: ignore[arg-type]
+        return negative_direction("adamw", *args)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("fused", [True, False], ids=["fused", "plain"])
