@@ -73,16 +73,13 @@ def median_interval(values: Sequence[float]) -> tuple[float, float, float]:
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    parser = harness.parser(__doc__)
-    parser.add_argument("--against", type=Path, required=True, help="the other checkout")
-    parser.add_argument("--only", default=",".join(ARGUMENTS), help=f"of {', '.join(ARGUMENTS)}")
-    args = parser.parse_args(argv)
-    rounds = args.rounds or 15
-    content = harness.environment("benchmarks.compare_trees") | {"rounds": rounds}
+    defaults = {"against": None, "only": ",".join(ARGUMENTS), "rounds": 15}
+    args, content = harness.begin("compare_trees", __doc__, argv, **defaults)
+    content["rounds"] = args.rounds
+    trees = HERE, Path(args.against).resolve()
     for name in args.only.split(","):
         ratios: dict[str, list[float]] = defaultdict(list)
-        for k in range(rounds):
-            trees = [HERE, args.against.resolve()]
+        for k in range(args.rounds):
             # In turn the first: what a neighbour starts meanwhile must not meet one tree alone.
             by_tree = {tree: run(name, tree, args.quick) for tree in trees[:: -1 if k % 2 else 1]}
             new, old = (by_tree[tree] for tree in trees)
@@ -94,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         }
         rows = [[label, *list(row.values())[:3]] for label, row in content[name].items()]
         harness.print_table([f"{name}: new / old", "median", "low", "high"], rows)
-    harness.save("compare_trees", args, content)
+    harness.save(args, content)
     return content
 
 

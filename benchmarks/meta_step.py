@@ -7,7 +7,7 @@ two layers, 128 wide, on windows of 96 numbers; the batch has 16. `optimizer_ste
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -37,7 +37,9 @@ class Forecaster(nn.Module):
 
 
 def measure(rounds: int, device: str) -> dict[str, Any]:
-    """Seconds of a pass and of meta steps, and medians over rounds of the round's ratio."""
+    """Seconds of a pass and of meta steps, and medians over rounds of the round's ratio; printed
+    too.
+    """
     generator = torch.Generator().manual_seed(0)
     shapes = (BATCH, WINDOW, 1), (BATCH, 1)
     batches = [
@@ -66,36 +68,22 @@ def measure(rounds: int, device: str) -> dict[str, Any]:
             )
             one_pass()
             optimizer.step()
-            contenders.append(Contender(label, _meta_step(optimizer, loss_fn, batches), 1))
+            contenders.append(Contender(label, partial(optimizer.meta_step, loss_fn, *batches), 1))
         harness.interleave(contenders, rounds, device)
-    yard = contenders[0]
-    rows = {
+    rows: dict[str, dict[str, Any]] = {
         c.name: {
             "milliseconds": 1e3 / c.median,
-            "passes": 1 / c.ratio(yard)[1],
+            "passes": 1 / c.ratio(contenders[0])[1],
             "seconds": c.seconds,
         }
         for c in contenders
     }
-    return {
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "rounds": rounds,
-        "bound": BOUND,
-        "rows": rows,
-    }
-
-
-def _meta_step(
-    optimizer: MetaAdamW, loss_fn: Callable[[Any], Tensor], batches: list[Any]
-) -> Callable[[], Any]:
-    return lambda: optimizer.meta_step(loss_fn, *batches)
-
-
-def show(report: dict[str, Any]) -> None:
-    header = [f"meta step, {report['parameters']:,} parameters", "ms", "x one pass"]
+    parameters = sum(p.numel() for p in model.parameters())
     harness.print_table(
-        header, [[name, row["milliseconds"], row["passes"]] for name, row in report["rows"].items()]
+        [f"meta step, {parameters:,} parameters", "ms", "x one pass"],
+        [[name, row["milliseconds"], row["passes"]] for name, row in rows.items()],
     )
-    passes = report["rows"]["combined, difference"]["passes"]
+    passes = rows["combined, difference"]["passes"]
     word = "fulfilled" if passes <= BOUND else "NOT fulfilled"
     print(f"combined meta step: {passes:.2f} passes, at most {BOUND:g}: {word}")
+    return {"parameters": parameters, "rounds": rounds, "bound": BOUND, "rows": rows}

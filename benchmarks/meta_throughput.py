@@ -7,7 +7,8 @@ The learned optimizer is ``mlp`` (19-32-32-2), the optimizee an MLP on 8x8 digit
 of one task: loss, gradient and update, and its part of the estimate (a PES pair is two steps).
 Contenders run in turn, round after round (``harness``); the plain code's meta-gradient is first
 checked against the engine's. Then curves over tasks in one ``vmap`` and over parameters, and on a
-GPU the memory.
+GPU the memory. ``--tasks`` are those of the engine in the comparison (16; on a GPU 256);
+``--engines`` are of eager, graph, inductor.
 """
 
 from __future__ import annotations
@@ -17,111 +18,95 @@ import copy
 import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from benchmarks import harness, plain
-from benchmarks.harness import Contender
-from benchmarks.peers import PEERS, build_model
-from lo_framework.estimators import Truncation, make_estimator
-from lo_framework.estimators.truncation import UnrollState
-from lo_framework.inner.step import Family
-from lo_framework.learned import make_learned
+from benchmarks.harness import Contender, Estimation
+from benchmarks.peers import LOSSES, build_model, load_peer
 from lo_framework.learned.base import Theta
-from lo_framework.objectives import make_objective
-from lo_framework.optimizees.pool import make_tasks
 
-UNROLL, SIGMA, FOREVER = 20, 0.01, 10**6
+UNROLL, SIGMA = 20, 0.01
 ESTIMATORS = {"pes": f"pes:sigma={SIGMA}", "tbptt": "tbptt"}
-TOLERANCE = {
-    "pes": 1e-2,
-    "tbptt": 1e-3,
-}  # PES divides a difference of two float32 scores by 2 sigma^2
+COPIES = {"pes": 2, "tbptt": 1}  # of a task
+# PES divides a difference of two float32 scores by 2 sigma^2.
+TOLERANCE = {"pes": 1e-2, "tbptt": 1e-3}
 INPUTS, CLASSES = 64, 10
 
 
-class Ours:
-    """The engine on ``num`` tasks, from the same start at every call."""
-
-    def __init__(self, kind: str, engine: str, num: int, hidden: int, device: str) -> None:
-        self.task: Any = make_tasks(f"mlp:hidden={hidden}", "digits", device=device)[0]
-        learned = make_learned("mlp").to(device)
-        family = Family(self.task, learned, engine)
-        truncation = Truncation(unroll_length=UNROLL, episode=(FOREVER, FOREVER))
-        self.estimator = make_estimator(
-            ESTIMATORS[kind], family, make_objective("train"), truncation, num
-        )
-        self.theta: Theta = {name: x.to(device) for name, x in learned.theta().items()}
-        state = self.estimator.init_state(self.theta, torch.Generator().manual_seed(0))
-        self.state: UnrollState = replace(state, stop=state.horizon.clone())
-        self.steps = num * UNROLL * (2 if kind == "pes" else 1)
-        self.shapes = [slot.shape for slot in family.layout.slots]
-
-    def __call__(self) -> Theta:
-        return self.estimator.estimate(self.theta, self.state)[0].grad
+def engine_estimate(kind: str, engine: str, num: int, hidden: int, device: str) -> Estimation:
+    optimizee = f"mlp:hidden={hidden}"
+    return Estimation(ESTIMATORS[kind], UNROLL, num, optimizee, "mlp", engine, device=device)
 
 
-def plain_code(kind: str, ours: Ours, num: int) -> Contender:
+def contender(kind: str, name: str, run: Callable[[], Any], num: int) -> Contender:
+    return Contender(name, run, num * UNROLL * COPIES[kind])
+
+
+def plain_gradient(
+    kind: str,
+    ours: Estimation,
+    num: int,
+    generator: torch.Generator,
+    draw: Callable[[], Sequence[Sequence[plain.Batch]]],
+) -> Theta:
+    """Plain code's meta-gradient for the first ``num`` of the engine's tasks; perturbations are
+    drawn before the data.
+    """
+    starts = ours.state.carry.params[:num]
+    common = ours.task, ours.theta, ours.shapes, starts
+    if kind == "tbptt":
+        return plain.tbptt(*common, draw())
+    size = sum(x.numel() for x in ours.theta.values())
+    eps = SIGMA * torch.randn(num, size, generator=generator)
+    return plain.pes(*common, draw(), eps.to(starts.device), SIGMA)
+
+
+def plain_code(kind: str, ours: Estimation, num: int) -> Contender:
     """Plain code for the first ``num`` of the engine's tasks, drawing its own data."""
     num = min(num, len(ours.state.t))
     generator = torch.Generator().manual_seed(1)
-    starts = ours.state.carry.params[:num]
 
-    def run() -> Theta:
-        batches = [[ours.task.batch("train", generator) for _ in range(UNROLL)] for _ in range(num)]
-        if kind == "tbptt":
-            return plain.tbptt(ours.task, ours.theta, starts, batches, ours.shapes)
-        eps = SIGMA * torch.randn(
-            num, sum(x.numel() for x in ours.theta.values()), generator=generator
-        )
-        eps = eps.to(starts.device)
-        return plain.pes(ours.task, ours.theta, eps, eps, SIGMA, starts, batches, ours.shapes)
+    def draw() -> list[list[plain.Batch]]:
+        return [[ours.task.batch("train", generator) for _ in range(UNROLL)] for _ in range(num)]
 
-    return Contender("plain code", run, num * UNROLL * (2 if kind == "pes" else 1))
+    run = partial(plain_gradient, kind, ours, num, generator, draw)
+    return contender(kind, "plain code", run, num)
 
 
 def difference(kind: str, num: int, hidden: int, device: str, engine: str = "eager") -> float:
     """Relative distance of the plain code's meta-gradient from the engine's: same starts, data and
     perturbations.
     """
-    ours = Ours(kind, engine, num, hidden, device)
-    random = ours.state.generator.get_state()
-    grad = ours()
-    generator = torch.Generator()
-    generator.set_state(random)
-    eps = torch.empty(0)
-    if kind == "pes":
-        eps = (
-            SIGMA
-            * torch.randn(num, sum(x.numel() for x in ours.theta.values()), generator=generator)
-        ).to(device)
-    drawn = []
-    for _ in range(UNROLL):
-        drawn.append(ours.task.batch("train", generator, (num,)))
-        torch.randint(2**62, (num,), generator=generator)  # the engine's seeds for dropout
-    batches = [[tuple(x[k] for x in batch) for batch in drawn] for k in range(num)]
-    starts = ours.state.carry.params[:num]
-    if kind == "pes":
-        other = plain.pes(ours.task, ours.theta, eps, eps, SIGMA, starts, batches, ours.shapes)
-    else:
-        other = plain.tbptt(ours.task, ours.theta, starts, batches, ours.shapes)
-    a, b = (torch.cat([g[name].reshape(-1) for name in ours.theta]) for g in (grad, other))
+    ours = engine_estimate(kind, engine, num, hidden, device)
+    generator = ours.state.generator.clone_state()
+
+    def draw() -> list[list[plain.Batch]]:
+        drawn = []
+        for _ in range(UNROLL):
+            drawn.append(ours.task.batch("train", generator, (num,)))
+            torch.randint(2**62, (num,), generator=generator)  # the engine's seeds for dropout
+        return [[tuple(x[k] for x in batch) for batch in drawn] for k in range(num)]
+
+    gradients = ours(), plain_gradient(kind, ours, num, generator, draw)
+    a, b = (torch.cat([g[name].reshape(-1) for name in ours.theta]) for g in gradients)
     return float((a - b).norm() / b.norm())
 
 
-def peers(ours: Ours) -> tuple[list[Contender], dict[str, str]]:
+def peers(ours: Estimation) -> tuple[list[Contender], dict[str, str]]:
     """The libraries that are installed, and why the others are not among them."""
     contenders, missing = [], {}
     generator = torch.Generator().manual_seed(2)
     model = build_model(ours.shapes).to(ours.task.device)
-    for name, load in PEERS.items():
+    for name in LOSSES:
         try:
-            peer = load()
+            peer = load_peer(name)
         except ImportError as error:
             missing[name] = f"{error}; pip install '.[bench]'"
+            print(f"{name} is left out: {missing[name]}")
             continue
 
         def run(peer: Callable[..., Tensor] = peer) -> Tensor:
@@ -140,38 +125,30 @@ def headline(args: argparse.Namespace, engines: Sequence[str]) -> dict[str, Any]
         "unroll": UNROLL,
         "batch": 64,
     }
-    ours = {
-        kind: {e: Ours(kind, e, args.tasks, args.hidden, args.device) for e in engines}
-        for kind in ESTIMATORS
-    }
     groups = {}
-    for kind, by_engine in ours.items():
+    for kind, plain_tasks in args.plain_tasks.items():
         off = difference(kind, 3, args.hidden, args.device)
         assert off < TOLERANCE[kind], (
             f"the plain code's {kind} gradient differs from the engine's by {off:.1e}"
         )
         print(f"{kind}: plain code and engine agree to {off:.1e} (relative)")
-        mine = [Contender(f"ours, {engine}", x, x.steps) for engine, x in by_engine.items()]
-        groups[kind] = [plain_code(kind, by_engine["eager"], args.plain_tasks[kind]), *mine]
+        ours = {e: engine_estimate(kind, e, args.tasks, args.hidden, args.device) for e in engines}
+        groups[kind] = [
+            plain_code(kind, ours["eager"], plain_tasks),
+            *(contender(kind, f"ours, {e}", x, args.tasks) for e, x in ours.items()),
+        ]
         out[kind] = {"difference": off}
-    libraries, out["missing"] = peers(ours["tbptt"]["eager"])
-    groups["libraries"] = libraries
-    for name, reason in out["missing"].items():
-        print(f"{name} is left out: {reason}")
+    libraries, out["missing"] = peers(ours["eager"])
+    groups["tbptt"] += libraries
     harness.interleave([c for group in groups.values() for c in group], args.rounds, args.device)
-    for kind in ESTIMATORS:
-        yard = groups[kind][0]
-        rows = []
-        for c in groups[kind] + (libraries if kind == "tbptt" else []):
-            best, median = c.ratio(yard)
-            rows.append([f"{kind}: {c.name}", c.best, c.median, best, median])
-            out[kind][c.name] = dict(
-                zip(("best", "median", "ratio_best", "ratio_median"), rows[-1][1:]),
-                seconds=c.seconds,
-                steps=c.steps,
-            )
+    for kind, group in groups.items():
+        for c in group:
+            names = "best", "median", "ratio_best", "ratio_median"
+            figures = dict(zip(names, (c.best, c.median, *c.ratio(group[0]))))
+            out[kind][c.name] = figures | {"seconds": c.seconds, "steps": c.steps}
         harness.print_table(
-            ["inner steps/s", "best", "median", "x plain (best)", "x plain (median)"], rows
+            ["inner steps/s", "best", "median", "x plain (best)", "x plain (median)"],
+            [[f"{kind}: {c.name}", *[*out[kind][c.name].values()][:4]] for c in group],
         )
     return out
 
@@ -181,17 +158,15 @@ def curve(
 ) -> list[dict]:
     """Best and median over a few rounds at each (tasks, hidden width)."""
     out, rows = [], []
-    gpu = args.device.startswith("cuda")
+    gpu = harness.on_gpu(args)
     for num, hidden in points:
         size = hidden * (INPUTS + 1) + CLASSES * (hidden + 1)
         for kind in ESTIMATORS:
             name = f"{kind}, {num} tasks, {size:,} parameters"
-            group = []
-            for engine in engines:
-                x = Ours(kind, engine, num, hidden, args.device)
-                group.append(Contender(engine, x, x.steps))
+            ours = {e: engine_estimate(kind, e, num, hidden, args.device) for e in engines}
+            group = [contender(kind, engine, x, num) for engine, x in ours.items()]
             if what == "parameters":
-                group.append(plain_code(kind, x, 1))
+                group.append(plain_code(kind, ours[engines[-1]], 1))
             if gpu:
                 torch.cuda.reset_peak_memory_stats()
             try:
@@ -206,11 +181,7 @@ def curve(
                 point["peak_bytes"] = torch.cuda.max_memory_allocated()
                 rows[-1].append(point["peak_bytes"] / 2**20)
             out.append(point)
-    names = [
-        *engines,
-        *(["plain code"] if what == "parameters" else []),
-        *(["peak MiB"] if gpu else []),
-    ]
+    names = [*engines, *["plain code"] * (what == "parameters"), *["peak MiB"] * gpu]
     harness.print_table([f"best inner steps/s over {what}", *names], rows)
     return out
 
@@ -241,46 +212,25 @@ def widths(most: int) -> list[int]:
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    parser = harness.parser(__doc__)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument(
-        "--tasks",
-        type=int,
-        default=0,
-        help="tasks of the engine in the comparison (16; on a GPU 256)",
-    )
-    parser.add_argument("--hidden", type=int, default=32)
-    parser.add_argument("--curve-rounds", type=int, default=0)
-    parser.add_argument(
-        "--engines",
-        default="",
-        help="of eager, graph, inductor; default all (--quick: the first two)",
-    )
-    parser.add_argument("--no-curves", action="store_true")
-    args = parser.parse_args(argv)
-    torch.set_num_threads(1)
-    gpu = args.device.startswith("cuda")
+    defaults = {"device": "cpu", "tasks": 0, "hidden": 32, "curves": True}
+    defaults |= {"rounds": (4, 15), "curve_rounds": (2, 3)}
+    defaults["engines"] = "eager,graph", "eager,graph,inductor"
+    args, content = harness.begin("meta_throughput", __doc__, argv, **defaults)
+    gpu = harness.on_gpu(args)
     args.tasks = args.tasks or (256 if gpu else 16)
-    args.rounds = args.rounds or (4 if args.quick else 15)
-    args.curve_rounds = args.curve_rounds or (2 if args.quick else 3)
     args.plain_tasks = {"pes": 1, "tbptt": 1} if gpu else {"pes": 4, "tbptt": 3}
-    engines = (args.engines or ("eager,graph" if args.quick else "eager,graph,inductor")).split(",")
-    content = harness.environment("benchmarks.meta_throughput", args.device)
+    engines = args.engines.split(",")
     content["headline"] = headline(args, engines)
-    if not args.no_curves:
+    if args.curves:
         tasks = (
-            [8, 64, 512, 4096] if gpu else [1, 8, 64] if args.quick else [1, 2, 4, 8, 16, 32, 64]
+            [8, 64, 512, 4096] if gpu else [1, 8, 64] if args.quick else [2**k for k in range(7)]
         )
-        wide = widths(10**4 if args.quick else 10**5)
-        kept = [
-            e for e in engines if e != "inductor"
-        ]  # compiling at every point would take most of the time
+        wide = widths(10**4)[::2] if args.quick else widths(10**5)
+        # Compiling at every point would take most of the time.
+        kept = [engine for engine in engines if engine != "inductor"]
         content["curve_tasks"] = curve(args, kept, [(k, args.hidden) for k in tasks], "tasks")
-        content["curve_parameters"] = curve(
-            args, kept, [(4, h) for h in wide[:: 2 if args.quick else 1]], "parameters"
-        )
-    pictures = {} if args.no_curves else panels(content)
-    harness.save("meta_throughput", args, content, **pictures)
+        content["curve_parameters"] = curve(args, kept, [(4, h) for h in wide], "parameters")
+    harness.save(args, content, **(panels(content) if args.curves else {}))
     return content
 
 

@@ -14,6 +14,7 @@ are timed against a forward and backward pass (`meta_step`).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -24,6 +25,8 @@ from benchmarks import harness, meta_step
 from benchmarks.harness import Contender
 from lo_framework.learned import make_learned
 from lo_framework.optim import Learned, MetaAdamW, MetaOptimize, NetworkConfig
+
+Shapes = dict[str, tuple[int, ...]]
 
 
 class Transformer(NamedTuple):
@@ -49,29 +52,17 @@ BOUNDS = {  # at most so many times the time of AdamW foreach
 MIN_SECONDS = 0.05  # of one contender's turn in a round, by AdamW's time
 
 
-def shapes(size: Transformer) -> dict[str, tuple[int, ...]]:
+def shapes(size: Transformer) -> Shapes:
     """Names and shapes of a transformer's parameters; input and output embedding are one."""
     d = size.width
-    layer = {
-        "norm1.weight": (d,),
-        "norm1.bias": (d,),
-        "qkv.weight": (3 * d, d),
-        "qkv.bias": (3 * d,),
-        "out.weight": (d, d),
-        "out.bias": (d,),
-        "norm2.weight": (d,),
-        "norm2.bias": (d,),
-        "up.weight": (4 * d, d),
-        "up.bias": (4 * d,),
-        "down.weight": (d, 4 * d),
-        "down.bias": (d,),
+    parts: Shapes = {
+        **{"norm1": (d,), "qkv": (3 * d, d), "out": (d, d)},
+        **{"norm2": (d,), "up": (4 * d, d), "down": (d, 4 * d)},
     }
-    named: dict[str, tuple[int, ...]] = {
-        "tokens.weight": (size.vocabulary, d),
-        "positions.weight": (size.context, d),
-    }
+    named: Shapes = {"tokens.weight": (size.vocabulary, d), "positions.weight": (size.context, d)}
     for k in range(size.layers):
-        named |= {f"layers.{k}.{name}": shape for name, shape in layer.items()}
+        for part, shape in parts.items():
+            named |= {f"layers.{k}.{part}.weight": shape, f"layers.{k}.{part}.bias": shape[:1]}
     return named | {"norm.weight": (d,), "norm.bias": (d,)}
 
 
@@ -84,31 +75,19 @@ def optimizers() -> dict[str, Build]:
     def learned(kind: str) -> Build:
         return lambda named: Learned(named, make_learned(kind), num_steps=10**6)
 
-    def attending(**settings: Any) -> Build:
-        return lambda named: MetaAdamW(
-            named, lr=1e-6, network=NetworkConfig(layers=8, width=16), **settings
-        )
-
+    adamw = partial(torch.optim.AdamW, lr=1e-6, weight_decay=0.1)
+    network = NetworkConfig(layers=8, width=16)
+    attending = partial(MetaAdamW, lr=1e-6, network=network)
+    kinds = "hyper-adamw", "attention", "attention-mlp"
     return {
-        "AdamW foreach": lambda named: torch.optim.AdamW(
-            named, lr=1e-6, weight_decay=0.1, foreach=True
-        ),
-        "AdamW fused": lambda named: torch.optim.AdamW(
-            named, lr=1e-6, weight_decay=0.1, fused=True
-        ),
-        "MetaOptimize adamw/lion, scalar": lambda named: MetaOptimize(
-            named, alpha0=1e-6, base="adamw", meta="lion"
-        ),
-        "MetaOptimize adamw/lion, tensor": lambda named: MetaOptimize(
-            named, alpha0=1e-6, blocks="tensor"
-        ),
-        **{
-            f"Learned {kind}": learned(kind)
-            for kind in ("hyper-adamw", "attention", "attention-mlp")
-        },
-        "MetaAdamW, 8 layers": attending(),
-        "MetaAdamW, 8 layers, every 10th": attending(attend_every=10),
-        "MetaAdamW, 8 layers as published": attending(reproduce="paper"),
+        "AdamW foreach": partial(adamw, foreach=True),
+        "AdamW fused": partial(adamw, fused=True),
+        "MetaOptimize adamw/lion, scalar": partial(MetaOptimize, alpha0=1e-6),
+        "MetaOptimize adamw/lion, tensor": partial(MetaOptimize, alpha0=1e-6, blocks="tensor"),
+        **{f"Learned {kind}": learned(kind) for kind in kinds},
+        "MetaAdamW, 8 layers": attending,
+        "MetaAdamW, 8 layers, every 10th": partial(attending, attend_every=10),
+        "MetaAdamW, 8 layers as published": partial(attending, reproduce="paper"),
     }
 
 
@@ -153,15 +132,13 @@ def measure(size: Transformer, rounds: int, device: str, min_seconds: float) -> 
     memory = {label: state_bytes(optimizer) / num for label, optimizer in built.items()}
     rows = {}
     for label, c in contenders.items():
-        rows[label] = {"milliseconds": 1e3 / c.median, "state_bytes_per_parameter": memory[label]}
+        row: dict[str, Any] = {"milliseconds": 1e3 / c.median}
+        row["state_bytes_per_parameter"] = memory[label]
         for yard_label in YARDS:
             best, median = (1 / x for x in c.ratio(contenders[yard_label]))
-            rows[label][f"time / {yard_label}"], rows[label][f"time / {yard_label} (best)"] = (
-                median,
-                best,
-            )
-            rows[label][f"memory / {yard_label}"] = memory[label] / memory[yard_label]
-        rows[label]["seconds"] = c.seconds  # type: ignore[assignment]
+            row |= {f"time / {yard_label}": median, f"time / {yard_label} (best)": best}
+            row[f"memory / {yard_label}"] = memory[label] / memory[yard_label]
+        rows[label] = row | {"seconds": c.seconds}
     return {
         "parameters": num,
         "tensors": len(start),
@@ -172,20 +149,15 @@ def measure(size: Transformer, rounds: int, device: str, min_seconds: float) -> 
 
 
 def judge(sizes: dict[str, Any]) -> list[dict[str, Any]]:
-    """The required bounds, and whether they are fulfilled."""
+    """The required bounds, and whether they are fulfilled; printed too."""
     out = []
     for label, bound in BOUNDS.items():
         for name, size in sizes.items():
             ratio = size["optimizers"][label][f"time / {YARDS[0]}"]
-            out.append(
-                {
-                    "optimizer": label,
-                    "size": name,
-                    "ratio": ratio,
-                    "bound": bound,
-                    "fulfilled": ratio <= bound,
-                }
-            )
+            verdict = {"ratio": ratio, "bound": bound, "fulfilled": ratio <= bound}
+            out.append({"optimizer": label, "size": name} | verdict)
+            word = "fulfilled" if ratio <= bound else "NOT fulfilled"
+            print(f"{label} at {name}: {ratio:.2f}x {YARDS[0]}, at most {bound}x: {word}")
     return out
 
 
@@ -205,47 +177,28 @@ def panels(sizes: dict[str, Any]) -> dict[str, Any]:
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    parser = harness.parser(__doc__)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument(
-        "--sizes", default="", help=f"of {', '.join(SIZES)}; default {','.join(REQUIRED)}"
-    )
-    args = parser.parse_args(argv)
-    names = args.sizes.split(",") if args.sizes else [*REQUIRED[: 2 if args.quick else None]]
+    small, large = (",".join(REQUIRED[:count]) for count in (2, 3))
+    defaults = {"device": "cpu", "sizes": (small, large), "rounds": (3, 15)}
+    args, content = harness.begin("optimizer_step", __doc__, argv, **defaults)
+    names = args.sizes.split(",")
     for name in names:
         if name not in SIZES:
-            parser.error(f"unknown size {name!r}; there are {', '.join(SIZES)}")
-    torch.set_num_threads(1)
-    content = harness.environment("benchmarks.optimizer_step", args.device) | {"sizes": {}}
+            args.error(f"unknown size {name!r}; there are {', '.join(SIZES)}")
+    content["sizes"] = {}
+    keys = [f"time / {yard}" for yard in YARDS]
+    keys = ["milliseconds", *keys, "state_bytes_per_parameter", f"memory / {YARDS[0]}"]
+    heads = ["ms/step", "x foreach", "x fused", "bytes/param", "x AdamW's"]
     for name in names:
-        rounds = args.rounds or (3 if args.quick else 15)
-        size = measure(SIZES[name], rounds, args.device, MIN_SECONDS / (5 if args.quick else 1))
+        seconds = MIN_SECONDS / (5 if args.quick else 1)
+        size = measure(SIZES[name], args.rounds, args.device, seconds)
         content["sizes"][name] = size
-        header = [
-            f"{size['parameters']:,} parameters",
-            "ms/step",
-            "x foreach",
-            "x fused",
-            "bytes/param",
-            "x AdamW's",
-        ]
-        keys = [
-            "milliseconds",
-            *(f"time / {y}" for y in YARDS),
-            "state_bytes_per_parameter",
-            f"memory / {YARDS[0]}",
-        ]
         harness.print_table(
-            header, [[label, *(row[k] for k in keys)] for label, row in size["optimizers"].items()]
+            [f"{size['parameters']:,} parameters", *heads],
+            [[label, *(row[key] for key in keys)] for label, row in size["optimizers"].items()],
         )
     content["meta_step"] = meta_step.measure(3 if args.quick else 30, args.device)
-    meta_step.show(content["meta_step"])
     content["bounds"] = judge(content["sizes"])
-    for b in content["bounds"]:
-        word = "fulfilled" if b["fulfilled"] else "NOT fulfilled"
-        times = f"{b['ratio']:.2f}x {YARDS[0]}, at most {b['bound']}x"
-        print(f"{b['optimizer']} at {b['size']}: {times}: {word}")
-    harness.save("optimizer_step", args, content, **panels(content["sizes"]))
+    harness.save(args, content, **panels(content["sizes"]))
     return content
 
 

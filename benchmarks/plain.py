@@ -16,48 +16,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lo_framework.estimators.perturbed import unflatten_theta
 from lo_framework.learned.base import Theta
 from lo_framework.learned.features import TIME_SCALES
 from lo_framework.learned.mlp import MOMENTUM_19
 from lo_framework.optimizees.task import ClassificationTask
 
+Batch = tuple[Tensor, Tensor]
 Shapes = Sequence[tuple[int, ...]]
 
 
-class PlainRule:
-    """19-32-32-2 over flat parameters ``[N]``; momenta are ``[N, 6]``."""
-
-    def __init__(
-        self, theta: Theta, shapes: Shapes, exp_mult: float = 1e-3, step_mult: float = 1e-3
-    ) -> None:
-        self.w1 = torch.cat([theta["first"], theta["first_time"]], 1).T
-        self.b1 = theta["first_bias"]
-        self.w2, self.b2 = theta["second"].T, theta["second_bias"][:, 0]
-        self.w3, self.b3 = theta["last"].T, theta["last_bias"][:, 0]
-        self.shapes, self.sizes = shapes, [torch.Size(s).numel() for s in shapes]
-        self.exp_mult, self.step_mult = exp_mult, step_mult
-        device = self.w1.device
-        self.keep = 1 - torch.tensor(MOMENTUM_19, device=device)
-        self.scales = torch.tensor(TIME_SCALES, device=device)
-
-    def start(self, params: Tensor) -> Tensor:
-        return params.new_zeros(len(params), len(self.keep))
-
-    def __call__(
-        self, params: Tensor, grads: Tensor, momenta: Tensor, step: int
-    ) -> tuple[Tensor, Tensor]:
-        momenta = torch.lerp(momenta, grads[:, None], self.keep)
-        raw = torch.cat([grads[:, None], params[:, None], momenta], 1)
-        parts = [x * torch.rsqrt(1e-5 + (x * x).mean(0)) for x in raw.split(self.sizes)]
-        time = torch.tanh(step / self.scales - 1.0)
-        x = torch.cat([torch.cat(parts), time.expand(len(raw), -1)], 1)
-        h = torch.relu(torch.addmm(self.b1, x, self.w1))
-        h = torch.relu(torch.addmm(self.b2, h, self.w2))
-        out = torch.addmm(self.b3, h, self.w3)
-        return params - out[:, 0] * torch.exp(out[:, 1] * self.exp_mult) * self.step_mult, momenta
-
-
-def inner_loss(parts: Sequence[Tensor], batch: tuple[Tensor, Tensor]) -> Tensor:
+def inner_loss(parts: Sequence[Tensor], batch: Batch) -> Tensor:
     """Cross-entropy of a sigmoid network whose weights and biases alternate in ``parts``."""
     x = batch[0].flatten(1)
     for i in range(0, len(parts), 2):
@@ -67,74 +36,80 @@ def inner_loss(parts: Sequence[Tensor], batch: tuple[Tensor, Tensor]) -> Tensor:
 
 def unroll(
     task: ClassificationTask,
-    rule: PlainRule,
+    theta: Theta,
+    shapes: Shapes,
     params: Tensor,
-    momenta: Tensor,
-    step: int,
-    batches: Iterable[tuple[Tensor, Tensor]],
-    differentiable: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean score of the training losses, and the parameters and momenta after the last step."""
-    losses = []
-    for batch in batches:
-        parts = [x.reshape(shape) for x, shape in zip(params.split(rule.sizes), rule.shapes)]
+    batches: Iterable[Batch],
+) -> Tensor:
+    """Mean score of the training losses from step 0; differentiable unless under ``no_grad``."""
+    differentiable = torch.is_grad_enabled()
+    w1, b1 = torch.cat([theta["first"], theta["first_time"]], 1).T, theta["first_bias"]
+    w2, b2 = theta["second"].T, theta["second_bias"][:, 0]
+    w3, b3 = theta["last"].T, theta["last_bias"][:, 0]
+    keep = 1 - torch.tensor(MOMENTUM_19, device=w1.device)
+    scales = torch.tensor(TIME_SCALES, device=w1.device)
+    sizes = [torch.Size(shape).numel() for shape in shapes]
+    momenta, losses = params.new_zeros(len(params), len(keep)), []
+    for step, batch in enumerate(batches):
+        parts = [x.reshape(shape) for x, shape in zip(params.split(sizes), shapes)]
         with torch.enable_grad():
             if not parts[0].requires_grad:
                 parts = [x.detach().requires_grad_() for x in parts]
             loss = inner_loss(parts, batch)
-            grads = torch.autograd.grad(loss, parts, create_graph=differentiable)
-        flat = torch.cat([g.reshape(-1) for g in grads])
+            inner = torch.autograd.grad(loss, parts, create_graph=differentiable)
         losses.append(loss if differentiable else loss.detach())
-        params, momenta = rule(params, flat, momenta, step)
-        step += 1
-    return task.normalize(torch.stack(losses)).mean(), params, momenta
+        grads = torch.cat([g.reshape(-1) for g in inner])[:, None]
+        momenta = torch.lerp(momenta, grads, keep)
+        raw = torch.cat([grads, params[:, None], momenta], 1)
+        features = [x * torch.rsqrt(1e-5 + (x * x).mean(0)) for x in raw.split(sizes)]
+        time = torch.tanh(step / scales - 1.0)
+        x = torch.cat([torch.cat(features), time.expand(len(raw), -1)], 1)
+        h = torch.relu(torch.addmm(b1, x, w1))
+        h = torch.relu(torch.addmm(b2, h, w2))
+        out = torch.addmm(b3, h, w3)
+        params = params - out[:, 0] * torch.exp(out[:, 1] * 1e-3) * 1e-3
+    return task.normalize(torch.stack(losses)).mean()
 
 
 def pes(
     task: ClassificationTask,
     theta: Theta,
-    eps: Tensor,
-    xi: Tensor,
-    sigma: float,
-    starts: Tensor,
-    batches: Sequence[list],
     shapes: Shapes,
+    starts: Tensor,
+    batches: Sequence[Iterable[Batch]],
+    eps: Tensor,
+    sigma: float,
 ) -> Theta:
-    """One truncation from step 0 of a pair for each row of ``eps [K, P]``; ``xi [K, P]``: sums over
-    truncations.
-    """
+    """The first truncation of a pair for each row of ``eps [K, P]``."""
     total = torch.zeros_like(eps[0])
     with torch.no_grad():
-        for k in range(len(eps)):
-            scores = []
-            for sign in (1.0, -1.0):
-                rule = PlainRule(shifted(theta, sign * eps[k]), shapes)
-                scores.append(
-                    unroll(task, rule, starts[k], rule.start(starts[k]), 0, batches[k], False)[0]
+        for start, data, row in zip(starts, batches, eps):
+            delta = unflatten_theta(theta, row)
+            plus, minus = (
+                unroll(
+                    task,
+                    {name: x + sign * delta[name] for name, x in theta.items()},
+                    shapes,
+                    start,
+                    data,
                 )
-            total += (scores[0] - scores[1]) / (2 * sigma**2) * xi[k]
-    return split(theta, total / len(eps))
+                for sign in (1.0, -1.0)
+            )
+            total += (plus - minus) / (2 * sigma**2) * row
+    return unflatten_theta(theta, total / len(eps))
 
 
 def tbptt(
-    task: ClassificationTask, theta: Theta, starts: Tensor, batches: Sequence[list], shapes: Shapes
+    task: ClassificationTask,
+    theta: Theta,
+    shapes: Shapes,
+    starts: Tensor,
+    batches: Sequence[Iterable[Batch]],
 ) -> Theta:
     """Second-order truncated back-propagation, one task after the other, from step 0."""
     leaves = {name: x.detach().requires_grad_() for name, x in theta.items()}
-    total: list[Tensor] = []
-    for k in range(len(starts)):
-        rule = PlainRule(leaves, shapes)
-        score, _, _ = unroll(task, rule, starts[k], rule.start(starts[k]), 0, batches[k], True)
-        grads = torch.autograd.grad(score, list(leaves.values()))
-        total = [a + g for a, g in zip(total, grads)] if total else list(grads)
-    return {name: g / len(starts) for name, g in zip(theta, total)}
-
-
-def shifted(theta: Theta, delta: Tensor) -> Theta:
-    return {name: x + d for (name, x), d in zip(theta.items(), split(theta, delta).values())}
-
-
-def split(theta: Theta, flat: Tensor) -> Theta:
-    """``[P]`` to theta's names and shapes."""
-    parts = flat.split([x.numel() for x in theta.values()])
-    return {name: part.reshape(x.shape) for (name, x), part in zip(theta.items(), parts)}
+    grads = [
+        torch.autograd.grad(unroll(task, leaves, shapes, start, data), [*leaves.values()])
+        for start, data in zip(starts, batches)
+    ]
+    return {name: sum(parts) / len(grads) for name, parts in zip(theta, zip(*grads))}

@@ -15,10 +15,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-
 from benchmarks import harness, memory
-from benchmarks.harness import Contender
+from benchmarks.harness import Contender, Estimation
 from lo_framework.absorb.absorption import make_absorption
 
 UNROLL = 10
@@ -43,10 +41,6 @@ ROWS = (
 )
 
 
-def label(row: tuple[str, str]) -> str:
-    return " ".join(part for part in row if part)
-
-
 def counted(row: tuple[str, str]) -> float:
     """Extra gradient evaluations of an inner step."""
     if row[0] == "none" or "when=end" in row[1]:
@@ -56,53 +50,39 @@ def counted(row: tuple[str, str]) -> float:
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    parser = harness.parser(__doc__)
-    parser.add_argument("--optimizees", default="mlp,cnn")
-    parser.add_argument("--learned", default="attention-mlp")
-    parser.add_argument("--estimator", default="tbptt")
-    parser.add_argument("--engine", default="eager")
-    parser.add_argument("--tasks", type=int, default=8)
-    args = parser.parse_args(argv)
-    torch.set_num_threads(1)
+    fixed: dict[str, Any] = {"learned": "attention-mlp", "tasks": 8, "engine": "eager"}
+    defaults = fixed | {"estimator": "tbptt", "optimizees": "mlp,cnn", "rounds": (2, 5)}
+    args, content = harness.begin("regularizer_cost", __doc__, argv, **defaults)
+    fixed = {name: getattr(args, name) for name in fixed}
+    content |= fixed | {"estimator": args.estimator, "unroll_length": UNROLL, "optimizees": {}}
+    point = fixed | {"spec": args.estimator, "steps": UNROLL, "objective": "valid"}
     rows = ROWS[:2] if args.quick else ROWS
-    fixed = {"learned": args.learned, "tasks": args.tasks, "engine": args.engine}
-    content = harness.environment("benchmarks.regularizer_cost") | fixed
-    content |= {"estimator": args.estimator, "unroll_length": UNROLL, "optimizees": {}}
     for optimizee in args.optimizees.split(","):
-        steps = args.tasks * UNROLL
-        point = fixed | {"spec": args.estimator, "steps": UNROLL, "optimizee": optimizee}
-        point["objective"] = "valid"
-        points = [point | {"regularizer": name, "absorb": options} for name, options in rows]
+        points = [
+            point | {"optimizee": optimizee, "regularizer": name, "absorb": options}
+            for name, options in rows
+        ]
         contenders = [
-            Contender(label(row), memory.truncation(**point), steps)
+            Contender(" ".join(filter(None, row)), Estimation(**point), args.tasks * UNROLL)
             for row, point in zip(rows, points)
         ]
-        harness.interleave(contenders, args.rounds or (2 if args.quick else 5))
+        harness.interleave(contenders, args.rounds)
         peaks = [memory.child(**point) for point in points]
-        report = []
-        for row, contender, peak in zip(rows, contenders, peaks):
-            slower = 1 / contender.ratio(contenders[0])[1]
-            report.append(
-                {
-                    "regularizer": label(row),
-                    "extra_gradients": counted(row),
-                    "steps_per_second": contender.best,
-                    "time_ratio": slower,
-                    "mebibytes": peak / 2**20,
-                    "memory_ratio": peak / peaks[0],
-                }
-            )
-        header = [
-            f"{optimizee}, {args.estimator}",
-            "extra grads",
-            "steps/s",
-            "time",
-            "MiB",
-            "memory",
+        report = [
+            {
+                "regularizer": contender.name,
+                "extra_gradients": counted(row),
+                "steps_per_second": contender.best,
+                "time_ratio": 1 / contender.ratio(contenders[0])[1],
+                "mebibytes": peak / 2**20,
+                "memory_ratio": peak / peaks[0],
+            }
+            for row, contender, peak in zip(rows, contenders, peaks)
         ]
-        harness.print_table(header, [list(f.values()) for f in report])
+        header = f"{optimizee}, {args.estimator}|extra grads|steps/s|time|MiB|memory".split("|")
+        harness.print_table(header, [[*row.values()] for row in report])
         content["optimizees"][optimizee] = report
-    harness.save("regularizer_cost", args, content)
+    harness.save(args, content)
     return content
 
 
