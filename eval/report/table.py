@@ -6,11 +6,9 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Sequence
 from typing import Any
 
 from lo_framework.errors import visible
-from lo_framework.eval.report import html
 from lo_framework.eval.report.text import markdown
 
 GAP = "  "
@@ -95,7 +93,7 @@ class Table:
         line = GAP.join("-" * w for w in widths)
         lines = [self.title, ""] if self.title else []
         lines += [self._join(self.headers, widths, GAP), line]
-        lines += [line if row is None else self._join(row, widths, GAP) for row in self._body()]
+        lines += [line if row is None else self._join(row, widths, GAP) for row in self.rows]
         lines += ["", *self.notes] if self.notes else []
         return "\n".join(text.rstrip() for text in lines)
 
@@ -103,7 +101,7 @@ class Table:
         """Return a Markdown table, its source aligned too; rules become nothing."""
         headers, *body = (
             [markdown(text).replace("|", "\\|") for text in row]
-            for row in (self.headers, *self._body())
+            for row in (self.headers, *self.rows)
             if row is not None
         )
         widths = [max(3, *(width(row[i]) for row in [headers, *body])) for i in range(len(headers))]
@@ -117,12 +115,9 @@ class Table:
             lines += ["", markdown(note)]
         return "\n".join(lines)
 
-    def html(self, loud: Sequence[str] = ()) -> str:
-        """Return the title and the table for a page; cells with a text in ``loud`` stand out."""
-        title = html.paragraph(self.title, "note") if self.title else ""
-        return title + html.table(self.headers, self._body(), words=self.words, loud=loud)
-
-    def _body(self) -> list[list[str] | None]:
+    @property
+    def rows(self) -> list[list[str] | None]:
+        """Return the cells of each row; None is a rule between two."""
         return self._rows[:-1] if self._rows and self._rows[-1] is None else self._rows
 
     def _widths(self) -> list[int]:

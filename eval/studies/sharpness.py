@@ -46,7 +46,11 @@ class SharpnessEvaluation(Evaluation[SharpnessRequest, Result]):
     """
 
     def prepare(self) -> None:
-        for package in ("scipy", "curvlinops"):  # at the start, not after the training of all runs
+        for package in (
+            "scipy",
+            "curvlinops",
+            "jinja2",
+        ):  # at the start, not after the training of all runs
             require(package)
         r = self.request
         self.settings = Settings(

@@ -70,6 +70,7 @@ USES: dict[str, Callable[[Path], Any]] = {
     "matplotlib": picture,
     "tqdm": bar,
     "scipy": eigenvalues,
+    "jinja2": eigenvalues,
     "curvlinops": eigenvalues,
     "pooch": download,
 }

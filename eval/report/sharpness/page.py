@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import shlex
 import textwrap
+from base64 import b64encode
 from collections.abc import Iterator
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
-from lo_framework.eval.report import html, numbers
+from lo_framework.errors import visible
+from lo_framework.eval.report import numbers
 from lo_framework.eval.report.base import Report
 from lo_framework.eval.report.sharpness import landscapes, pictures, tables
 from lo_framework.eval.report.table import Table
 from lo_framework.eval.report.text import table_of_values
-from lo_framework.eval.sharpness.comparison import HIGHER, LOWER, Comparison, compare, pairs
+from lo_framework.eval.sharpness.comparison import HIGHER, LOWER, compare, pairs
 from lo_framework.eval.sharpness.metrics import EQUAL, PLACES
 from lo_framework.eval.sharpness.result import FILE, Result
+from lo_framework.optional import require
 
-LOUD = (LOWER, HIGHER)
 READING = (
     "Equal steps: after the last step. Matched training loss: at the first watched step "
     "whose loss on the full training split is at most the worst optimizer's last one on the "
@@ -94,7 +97,7 @@ class SharpnessReport(Report[Result]):
         for task in result.tasks:
             shown += [tables.reached(result, task, place, brief=True) for place in PLACES]
             shown.append(tables.by_radius(result, task, EQUAL))
-            for a, b in pairs(result) if self._few else ():
+            for a, b in self.pairs if self.few else ():
                 table = tables.differences(result, comparisons, task, a, b, brief=True)
                 shown += [table] if table else []
         return [*shown, tables.costs(result)]
@@ -113,58 +116,47 @@ class SharpnessReport(Report[Result]):
         return self.result.worked
 
     def page(self) -> str:
-        """Return the whole report as one HTML document."""
-        result, comparisons = self.result, compare(self.result)
-        anchors = {f"task-{i + 1}": task for i, task in enumerate(result.tasks)}
-        rest = {"costs": "Costs", "reading": "How to read this"}
-        body = [
-            html.heading(1, "Sharpness"),
-            html.bullets(self.heading()),
-            *self._provenance(),
-            html.contents({"summary": "Summary", **anchors, **rest}),
-            html.heading(2, "Summary", "summary"),
-            html.bullets(tables.verdicts(result, comparisons)),
-        ]
-        if not comparisons:
-            body.append(html.paragraph("One optimizer alone: nothing to compare."))
-        if failed := self.failures():
-            body += [html.heading(3, f"{len(failed)} failures"), html.bullets(failed)]
-        for anchor, task in anchors.items():
-            body += [html.heading(2, task, anchor), *self._task(task, comparisons)]
-        body += [html.heading(2, "Costs", "costs"), tables.costs(result).html()]
-        body += [html.heading(2, "How to read this", "reading"), html.bullets(READING)]
-        return html.page("Sharpness", body)
+        """Return the whole report as one HTML document; pictures are in it."""
+        require("jinja2")
+        from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+        environment = Environment(
+            loader=FileSystemLoader(Path(__file__).parent),
+            autoescape=True,
+            # Every value passes here before it is escaped; what a macro made has done so already.
+            finalize=lambda value: value if hasattr(value, "__html__") else visible(value),
+            undefined=StrictUndefined,
+            trim_blocks=True,
+        )
+        environment.filters["base64"] = lambda data: b64encode(data).decode("ascii")
+        result = self.result
+        return environment.get_template("page.html").render(
+            report=self,
+            result=result,
+            comparisons=compare(result),
+            tables=tables,
+            places=PLACES,
+            loud=(LOWER, HIGHER),
+            reading=READING,
+            command=shlex.join(map(str, result.provenance.get("command") or ())),
+            origin=self._origin_of_numbers(),
+            level=self._level(),
+        )
 
     @property
-    def _few(self) -> bool:
+    def pairs(self) -> list[tuple[str, str]]:
+        return pairs(self.result)
+
+    @property
+    def few(self) -> bool:
         """Tell whether there are few enough pairs to show each at once."""
-        return len(pairs(self.result)) <= tables.FEW_PAIRS
+        return len(self.pairs) <= tables.FEW_PAIRS
 
-    def _task(self, task: str, comparisons: list[Comparison]) -> Iterator[str]:
-        result = self.result
-        for place, words in PLACES.items():
-            yield html.heading(3, words[0].upper() + words[1:])
-            yield tables.reached(result, task, place).html()
-            yield tables.by_radius(result, task, place).html()
-            if variants := tables.variants(result, task, place):
-                yield html.folded("Other neighbourhoods", variants.html())
-        for a, b in pairs(result):
-            table = tables.differences(result, comparisons, task, a, b).html(LOUD)
-            if self._few:
-                yield html.heading(3, f"{a} minus {b}")
-                yield table
-            else:
-                yield html.folded(f"{a} minus {b}", table)
-        if not pictures.arms_of(result, task):
-            yield html.paragraph("Nothing was measured: no pictures.")
-            return
-        yield html.heading(3, "Pictures")
-        for data, caption in self._pictures(task):
-            yield html.picture(data, caption, f"{task}: {caption.partition('.')[0]}")
-
-    def _pictures(self, task: str) -> Iterator[tuple[bytes, str]]:
+    def pictures(self, task: str) -> Iterator[tuple[bytes, str]]:
         """Yield PNG and caption, whatever there is."""
         result, settings = self.result, self.result.settings
+        if not pictures.arms_of(result, task):
+            return
         yield (
             pictures.training(result, task),
             "Training loss in evaluation mode, one line per seed. The dots are the points of "
@@ -196,27 +188,25 @@ class SharpnessReport(Report[Result]):
             if data := pictures.probe(result, task, field):
                 yield data, f"Probe with {settings['probe']}. {words}"
 
-    def _provenance(self) -> Iterator[str]:
+    def _origin_of_numbers(self) -> list[str]:
         result, source = self.result, self.result.provenance
-        settings = result.settings
-        if command := source.get("command"):
-            yield f"<p>Command: <code>{html.escape(shlex.join(map(str, command)))}</code></p>"
         versions = (source.get("versions") or {}).items()
-        tuning = ", ".join(map(str, result.tuning_seeds))
-        yield html.bullets(
-            [
-                f"commit {source.get('commit') or 'unknown'}",
-                f"{source.get('time', 'unknown time')}; {source.get('platform', '')}",
-                f"versions: {', '.join(f'{name} {x}' for name, x in versions if x)}",
-                f"seeds {', '.join(map(str, result.seeds))}; tuning seeds {tuning}",
-                *tables.settings_of(result),
-            ]
-        )
-        level = Table("setting", "value", words=2)
-        for key, value in settings["level"].items():
+        return [
+            f"commit {source.get('commit') or 'unknown'}",
+            f"{source.get('time', 'unknown time')}; {source.get('platform', '')}",
+            f"versions: {', '.join(f'{name} {x}' for name, x in versions if x)}",
+            f"seeds {', '.join(map(str, result.seeds))}; "
+            f"tuning seeds {', '.join(map(str, result.tuning_seeds))}",
+            *tables.settings_of(result),
+        ]
+
+    def _level(self) -> Table:
+        """Say what the effort means."""
+        table = Table("setting", "value", words=2)
+        for key, value in self.result.settings["level"].items():
             if isinstance(value, dict):
                 value = ", ".join(f"{name} {x}" for name, x in value.items())
             elif isinstance(value, list):
                 value = ", ".join(map(str, value)) or "none"
-            level.add(key, value)
-        yield html.folded(f"What effort {settings['effort']} means", level.html())
+            table.add(key, value)
+        return table

@@ -10,7 +10,7 @@ from html.parser import HTMLParser
 import pytest
 
 from lo_framework.eval.cli import main
-from lo_framework.eval.sharpness.result import from_json, to_json
+from lo_framework.eval.sharpness.result import FILE
 from lo_framework.eval.studies.request import SharpnessRequest
 from lo_framework.eval.studies.sharpness import SharpnessEvaluation
 from lo_framework.learned import make_learned
@@ -81,8 +81,8 @@ def test_report_rebuilds_the_same_page_and_tables(done, capsys):
 
 def test_json_round_trip(done):
     text = (done / "sharpness.json").read_text()
-    result = from_json(text)
-    assert from_json(to_json(result)) == result
+    result = FILE.read(text)
+    assert FILE.read(FILE.write(result)) == result
     for broken, message in {
         "nonsense": "not valid JSON",
         "[1]": "not a result",
@@ -90,7 +90,7 @@ def test_json_round_trip(done):
         json.dumps({**json.loads(text), "arms": [{}]}): "damaged",
     }.items():
         with pytest.raises(UserError, match=message):
-            from_json(broken)
+            FILE.read(broken)
 
 
 class Page(HTMLParser):
@@ -128,7 +128,7 @@ def test_numbers_do_not_depend_on_workers():
     for workers in (1, 2):
         request = SharpnessRequest(learned="", workers=workers, **options)
         result = SharpnessEvaluation(request, learned=make_learned("hyper-adamw")).run()
-        results.append(numbers(to_json(result)))
+        results.append(numbers(FILE.write(result)))
     assert results[0] == results[1]
 
 

@@ -15,10 +15,9 @@ from lo_framework.eval.report.heat_maps import marked
 from lo_framework.eval.running.cells import plan_cells, run_cell
 from lo_framework.eval.statistics import mean_interval
 from lo_framework.eval.studies.ablation import (
+    FILE,
     AblationEvaluation,
     Entry,
-    from_json,
-    to_json,
     usual_references,
 )
 from lo_framework.eval.studies.panels import (
@@ -119,7 +118,7 @@ def test_diagnostics_are_marked(folder):
 
 def test_json_gives_the_same_report_again_and_finished_cells_are_used(folder, capsys):
     result = AblationReport.load(folder).result
-    again = from_json(to_json(result))
+    again = FILE.read(FILE.write(result))
     assert (
         AblationReport(again).plain() == AblationReport(result).plain()
         and AblationReport(again).csv() == AblationReport(result).csv()

@@ -165,7 +165,7 @@ def test_ratios_over_the_tasks_of_several_results():
     tasks = [result.tasks[0] for result in results]
     assert table.title == "mean loss in parts of adamw's"
     assert table.headers == ["optimizer", *tasks, "better", "worse"]
-    rows = {row[0]: row[1:] for row in table._body() if row}
+    rows = {row[0]: row[1:] for row in table.rows if row}
     for label in ("adamw lr x0.5", "adamw lr x3"):
         found = [
             next(c for c in compare(r) if (c.learned, c.metric) == (label, "mean_loss"))
@@ -189,13 +189,13 @@ def test_ratios_of_results_that_are_not_alike():
     both = ratios([one, alone], ["a", "b"])[0]
     assert both.headers[1:3] == [f"{task} (a)", f"{task} (b)"]
     assert "8 steps and 2 seeds" in both.notes[1] and "9 steps and 1 seed" in both.notes[1]
-    assert ratios([alone])[0]._body()[0][-2:] == ["-", "-"]  # one seed: no verdict
+    assert ratios([alone])[0].rows[0][-2:] == ["-", "-"]  # one seed: no verdict
     arms = [
         replace(arm, failure="it burst", chosen={}) if arm.optimizer in one.learned else arm
         for arm in one.arms
     ]
     broken = replace(one, arms=arms)
-    assert ratios([broken, alone], ["a", "b"])[0]._body()[0][1] == "failed"
+    assert ratios([broken, alone], ["a", "b"])[0].rows[0][1] == "failed"
 
 
 def test_ratios_open_a_page_of_several_results(tmp_path, capsys):

@@ -16,10 +16,9 @@ from lo_framework.eval.running.cells import plan_cells, run_cell
 from lo_framework.eval.statistics import mean_interval
 from lo_framework.eval.studies.request import RobustnessRequest
 from lo_framework.eval.studies.robustness import (
+    FILE,
     RobustnessEvaluation,
-    from_json,
     step_sizes,
-    to_json,
 )
 from lo_framework.optimizees import make_tasks
 from lo_framework.spec import UserError
@@ -107,12 +106,12 @@ def test_diverged_runs_are_counted_and_drawn(tmp_path):
     text = RobustnessReport(result).plain()
     assert "3 of 3 diverged" in text and "3 of 6" in text and "inf" in text
     assert len(RobustnessReport(result).save(tmp_path)) == 4
-    again = from_json(to_json(result))
+    again = FILE.read(FILE.write(result))
     assert (
         RobustnessReport(again).plain() == text
         and RobustnessReport(again).csv() == RobustnessReport(result).csv()
     )
-    json.loads(to_json(result), parse_constant=lambda name: pytest.fail(name))
+    json.loads(FILE.write(result), parse_constant=lambda name: pytest.fail(name))
 
 
 def test_an_optimizer_that_fails_leaves_the_others(tmp_path, capsys, monkeypatch):

@@ -21,7 +21,7 @@ from lo_framework.eval.studies.comparison import (
     matched_steps,
     reference_of,
 )
-from lo_framework.eval.studies.result import Arm, Result, Runs, from_json, to_json
+from lo_framework.eval.studies.result import FILE, Arm, Result, Runs
 from lo_framework.learned import make_learned
 from lo_framework.optimizees import make_tasks
 from lo_framework.spec import UserError
@@ -112,9 +112,9 @@ def test_the_optimizers_own_theta_counts(result):
 
 
 def test_json_gives_the_same_result_and_tables_again(result):
-    text = to_json(result, {"comparisons": []})
+    text = FILE.write(result, {"comparisons": []})
     json.loads(text, parse_constant=lambda name: pytest.fail(name))
-    again = from_json(text)
+    again = FILE.read(text)
     assert plain(again) == plain(result) and markdown(again) == markdown(result)
     for arm, other in zip(result.arms, again.arms, strict=True):
         for runs, same in zip(arm.runs, other.runs, strict=True):
@@ -138,7 +138,7 @@ def test_a_broken_task_is_reported_in_its_place():
     text = plain(got)
     assert "FAILED" in text and "no such kernel" in text and "rosenbrock (2 parameters)" in text
     assert "quadratic, adamw: tuning: RuntimeError" in text
-    assert plain(from_json(to_json(got))) == text
+    assert plain(FILE.read(FILE.write(got))) == text
 
 
 @pytest.mark.parametrize(
@@ -353,7 +353,7 @@ def test_many_tasks_get_a_figure_each(tmp_path, monkeypatch):
 
 
 def test_damaged_results_are_clear_errors(result):
-    data = json.loads(to_json(result))
+    data = json.loads(FILE.write(result))
     cases = {
         "nonsense": "not valid JSON",
         json.dumps([1]): "not a result",
@@ -362,7 +362,7 @@ def test_damaged_results_are_clear_errors(result):
     }
     for text, message in cases.items():
         with pytest.raises(UserError, match=message):
-            from_json(text)
+            FILE.read(text)
 
 
 def test_arms_are_frozen(result):
