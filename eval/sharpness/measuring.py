@@ -7,7 +7,7 @@ the others nothing.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -38,6 +38,14 @@ DOUBLING = (0.25, 0.5)  # parts of the doubling radius
 EXTENT = 1.0
 DENSITY_POINTS = 256
 DIGITS = 6  # of what only pictures show
+# of a neighbourhood, by their names in JSON
+OF_LOSSES = {
+    "max_loss": "max_loss",
+    "gap": "gap",
+    "curvature": "curvature_part",
+    "one_step": "one_step_gap",
+}
+OF_GRADIENTS = {"max_gradient_norm": "max_gradient_norm", "first_order": "first_order"}
 
 
 @dataclass
@@ -144,25 +152,23 @@ def _parts(settings: Settings, pictures: bool) -> list[Part]:
 
 
 def _l2(point: Point) -> None:
-    ball, radii = Ball.of(point.surface), point.settings.radii
-    point.data["balls"]["l2"] = _ball(point, "l2 balls", ball, radii, norms=True)
+    _balls(point, "l2 balls", "l2", point.settings.radii, norms=True)
 
 
 def _relative(point: Point) -> None:
     fractions = point.level.relative
     radii, labels = relative_radii(point.surface, fractions), [f"{x:g} ‖w‖" for x in fractions]
-    balls = _ball(point, "relative radii", Ball.of(point.surface), radii, labels=labels)
-    point.data["balls"]["l2, relative"] = balls
+    _balls(point, "relative radii", "l2, relative", radii, labels=labels)
 
 
 def _linf(point: Point) -> None:
     ball = Ball.of(point.surface, "linf")
-    point.data["balls"]["l-infinity"] = _ball(point, "l-infinity balls", ball, point.level.linf)
+    _balls(point, "l-infinity balls", "l-infinity", point.level.linf, ball)
 
 
 def _adaptive(point: Point) -> None:
     ball = Ball.of(point.surface, adaptive=True)
-    point.data["balls"]["adaptive l2"] = _ball(point, "adaptive balls", ball, point.level.adaptive)
+    _balls(point, "adaptive balls", "adaptive l2", point.level.adaptive, ball)
 
 
 def _doubling(point: Point) -> None:
@@ -171,8 +177,7 @@ def _doubling(point: Point) -> None:
     point.data["values"]["doubling_radius"] = radius
     if radius is not None:
         radii, labels = [part * radius for part in DOUBLING], [f"{part:g} r₂" for part in DOUBLING]
-        balls = _ball(point, "doubling radius", Ball.of(point.surface), radii, labels=labels)
-        point.data["balls"]["l2, of r₂"] = balls
+        _balls(point, "doubling radius", "l2, of r₂", radii, labels=labels)
 
 
 def _minibatches(point: Point) -> None:
@@ -195,42 +200,36 @@ def _means(means: Sequence[Mean], radii: Sequence[float], prefix: str) -> dict[s
     return {"labels": [f"{prefix}{r:g}" for r in radii], "radii": list(radii), **gaps}
 
 
-def _ball(
+def _balls(
     point: Point,
     part: str,
-    ball: Ball,
+    name: str,
     radii: Sequence[float],
+    ball: Ball | None = None,
     *,
     norms: bool = False,
     labels: Sequence[str] = (),
-) -> dict[str, list[Any]]:
-    """Return one list per quantity, in the order of ascending radii; None from a radius on within
+) -> None:
+    """Keep one list per quantity, in the order of ascending radii; None from a radius on within
     which the loss is not finite.
     """
     radii = sorted(radii)
-    balls: list[Neighbourhood] = []
+    found: list[Neighbourhood] = []
     for count in range(len(radii), 0, -1):
         some = radii[:count]
         try:
-            balls = neighbourhoods(point.surface, some, ball, point.level.ascent, norms=norms)
+            found = neighbourhoods(point.surface, some, ball, point.level.ascent, norms=norms)
             break
         except FloatingPointError as error:
             point.fail(f"{part}, r = {some[-1]:.4g}", error)
-    missing = [None] * (len(radii) - len(balls))
-
-    def column(values: Iterable[float]) -> list[float | None]:
-        return numbers(values) + missing
-
-    columns = {
-        "max_loss": column(x.max_loss for x in balls),
-        "gap": column(x.gap for x in balls),
-        "curvature": column(x.curvature_part for x in balls),
-        "one_step": column(x.one_step_gap for x in balls),
+    missing = [None] * (len(radii) - len(found))
+    quantities = OF_LOSSES | OF_GRADIENTS if norms else OF_LOSSES
+    columns: dict[str, list[Any]] = {
+        key: numbers(getattr(x, field) for x in found) + missing
+        for key, field in quantities.items()
     }
-    if norms:
-        columns["max_gradient_norm"] = column(x.max_gradient_norm for x in balls)
-        columns["first_order"] = column(x.first_order for x in balls)
-    return {"labels": list(labels) or [f"{r:g}" for r in radii], "radii": list(radii), **columns}
+    names = list(labels) or [f"{r:g}" for r in radii]
+    point.data["balls"][name] = {"labels": names, "radii": radii, **columns}
 
 
 def _curvature(point: Point) -> None:
@@ -256,9 +255,13 @@ def _matrix(point: Point, operator: Any, name: str, prefix: str) -> Tensor:
 
 
 def _density(point: Point) -> None:
-    level, operator = point.level, hessian_operator(point.surface)
-    size = level.density, level.lanczos
-    spectrum = spectral_density(operator, probes=size[0], steps=size[1], points=DENSITY_POINTS)
+    level = point.level
+    spectrum = spectral_density(
+        hessian_operator(point.surface),
+        probes=level.density,
+        steps=level.lanczos,
+        points=DENSITY_POINTS,
+    )
     curve = {"x": numbers(spectrum.grid, DIGITS), "y": numbers(spectrum.density, DIGITS)}
     point.data["spectrum"]["density"] = curve
 
@@ -281,7 +284,8 @@ def _slices(point: Point) -> None:
 
 
 def _json(found: Slice) -> dict[str, Any]:
+    x = {"x": numbers(found.x, DIGITS)}
     if found.y is None:
-        return {"x": numbers(found.x, DIGITS), "loss": numbers(found.losses, DIGITS)}
+        return {**x, "loss": numbers(found.losses, DIGITS)}
     rows = [numbers(row, DIGITS) for row in found.losses]
-    return {"x": numbers(found.x, DIGITS), "y": numbers(found.y, DIGITS), "loss": rows}
+    return {**x, "y": numbers(found.y, DIGITS), "loss": rows}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lo_framework.eval.sharpness.ascent import FULL, QUICK, STANDARD, Effort
 from lo_framework.spec import UserError, nearest
@@ -57,37 +57,38 @@ class Level:
     plane: int = 21
 
 
+_STANDARD = Level(
+    rows=1024,
+    ascent=STANDARD,
+    points=200,
+    watched_rows=16384,
+    probes=40,
+    relative=(0.01, 0.05),
+    doubling=True,
+    linf=(0.0005, 0.002),
+    adaptive=(0.25, 1.0),
+    m=(128,),
+    sigma=(0.005, 0.02),
+    average=64,
+    eigenvalues=2,
+    trace=50,
+    density=4,
+    lanczos=40,
+    ggn=True,
+    line=51,
+    plane=31,
+)
 EFFORTS = {
     "quick": Level(),
-    "standard": Level(
-        rows=1024,
-        ascent=STANDARD,
-        points=200,
-        watched_rows=16384,
-        probes=40,
-        relative=(0.01, 0.05),
-        doubling=True,
-        linf=(0.0005, 0.002),
-        adaptive=(0.25, 1.0),
-        m=(128,),
-        sigma=(0.005, 0.02),
-        average=64,
-        eigenvalues=2,
-        trace=50,
-        density=4,
-        lanczos=40,
-        ggn=True,
-        line=51,
-        plane=31,
-    ),
-    "full": Level(
+    "standard": _STANDARD,
+    "full": replace(
+        _STANDARD,
         rows=None,
         ascent=FULL,
         points=1000,
         watched_rows=None,
         probes=100,
         relative=(0.01, 0.05, 0.1),
-        doubling=True,
         linf=(0.0005, 0.001, 0.002, 0.004),
         adaptive=(0.25, 0.5, 1.0, 2.0),
         m=(32, 128),
@@ -97,8 +98,6 @@ EFFORTS = {
         trace=100,
         density=10,
         lanczos=80,
-        ggn=True,
-        line=51,
         plane=51,
     ),
 }
