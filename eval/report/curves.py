@@ -17,15 +17,16 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from lo_framework.eval.report.drawing import (
+    Look,
     canvas,
     label,
     legend,
     line_handle,
     log_limits,
+    looks,
     open_frame,
     readable_ticks,
 )
-from lo_framework.eval.report.palette import Look, looks
 from lo_framework.eval.statistics import Array, expanded_percentile, iqm, median
 
 if TYPE_CHECKING:

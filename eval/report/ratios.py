@@ -1,13 +1,15 @@
-"""Many optimizers on many tasks at a glance: the mean of each in parts of the reference's, a table
-for each metric.
+"""Many optimizers on many tasks at a glance: the mean of each in parts of the reference's, as a
+table for each metric and as a picture with a panel for each task.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lo_framework.eval.report import numbers
+from lo_framework.eval.report.drawing import COLOURS, canvas, label
 from lo_framework.eval.report.table import Table
 from lo_framework.eval.running.protocol import BY_KEY
 from lo_framework.eval.studies.comparison import (
@@ -20,8 +22,12 @@ from lo_framework.eval.studies.comparison import (
 )
 from lo_framework.eval.studies.result import Result
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 SHOWN = ("mean_loss", "final_loss", "test_loss")
 SURE = "*"
+LEAST = 0.02  # intervals that reach zero or below end at the left edge of the logarithmic axis
 NOTE = (
     f"{SURE}: the 95% interval of the paired difference leaves zero out; "
     "better, worse: how many such tasks"
@@ -99,3 +105,81 @@ def _unlike(columns: Sequence[_Column]) -> list[str]:
     """A line on results that were not run alike."""
     kinds = {f"{x.result.steps} steps and {numbers.seeds(x.result.report_seeds)}" for x in columns}
     return [f"columns are of different runs: {'; '.join(sorted(kinds))}"] if len(kinds) > 1 else []
+
+
+class Mark(NamedTuple):
+    """A ratio to the reference and its interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def mark(c: Comparison) -> Mark | None:
+    """Return the paired difference as a ratio to the reference's mean; None where there is none."""
+    d, base = c.difference, c.difference.value / (c.ratio - 1) if c.ratio != 1 else math.inf
+    found = Mark(c.ratio, 1 + d.low / base, 1 + d.high / base)
+    return found if all(map(math.isfinite, found)) and base > 0 else None
+
+
+def draw_forest(result: Result) -> Figure | None:
+    """Return the picture; None if there is nothing to compare with."""
+    reference = reference_of(result)
+    found = [c for c in compare(result) if c.baseline == reference and c.metric in SHOWN]
+    tasks = [task for task in result.tasks if any(c.task == task for c in found)]
+    labels = list(dict.fromkeys(c.learned for c in found))
+    if not tasks:
+        return None
+    columns = min(2, len(tasks))
+    rows = math.ceil(len(tasks) / columns)
+    size = (4.0 * columns + 4.5, (0.34 * len(labels) + 1.1) * rows + 0.6)
+    figure, grid = canvas(rows, columns, size, sharey=True, sharex=True)
+    for axes in grid[len(tasks) :]:
+        axes.set_axis_off()
+    for i, (axes, task) in enumerate(zip(grid, tasks)):
+        _panel(axes, task, labels, [c for c in found if c.task == task])
+        if i + columns >= len(tasks):
+            axes.set_xlabel(f"times {label(str(reference))}'s, paired by seed")
+    seeds = f"mean and 95% interval over {len(result.report_seeds)} seeds"
+    figure.suptitle(f"{result.steps} steps, {seeds}; left is better", fontsize=10)
+    handles, names = grid[0].get_legend_handles_labels()
+    figure.legend(
+        handles, names, loc="outside lower center", ncols=len(SHOWN), frameon=False, fontsize=9
+    )
+    return figure
+
+
+def _panel(axes: Any, task: str, labels: Sequence[str], found: Sequence[Comparison]) -> None:
+    by_place = {(c.learned, c.metric): c for c in found}
+    for k, metric in enumerate(SHOWN):
+        marks = [
+            (i, mark(by_place[x, metric])) for i, x in enumerate(labels) if (x, metric) in by_place
+        ]
+        shown = [(i + 0.22 * (k - 1), m) for i, m in marks if m is not None]
+        if not shown:
+            continue
+        values = [m.value for _, m in shown]
+        sides = [
+            [m.value - max(m.low, LEAST) for _, m in shown],
+            [m.high - m.value for _, m in shown],
+        ]
+        axes.errorbar(
+            values,
+            [y for y, _ in shown],
+            xerr=sides,
+            fmt="os^"[k],
+            color=COLOURS[k],
+            markersize=3.5,
+            linewidth=1.3,
+            label=BY_KEY[metric].title,
+        )
+    axes.set_xscale("log")
+    axes.axvline(1.0, color="black", linewidth=0.8)
+    ticks = (0.25, 0.5, 0.7, 0.85, 1, 1.2, 1.5, 2, 4)
+    axes.set_xticks(ticks, [f"{x:g}" for x in ticks], fontsize=8)
+    axes.minorticks_off()
+    axes.set_xlim(0.4, 2.6)
+    axes.set_ylim(len(labels) - 0.5, -0.5)
+    axes.set_yticks(range(len(labels)), map(label, labels), fontsize=8)
+    axes.grid(axis="x", alpha=0.3)
+    axes.set_title(label(task), fontsize=10)

@@ -14,8 +14,7 @@ from lo_framework.eval.report import numbers
 from lo_framework.eval.report.base import Report
 from lo_framework.eval.report.curves import Curve, Panel, draw_curves
 from lo_framework.eval.report.drawing import png
-from lo_framework.eval.report.forest import draw_forest
-from lo_framework.eval.report.ratios import ratios
+from lo_framework.eval.report.ratios import draw_forest, ratios
 from lo_framework.eval.report.table import Table
 from lo_framework.eval.report.text import file_names
 from lo_framework.eval.running.protocol import BY_KEY, METRICS, smoothing_width

@@ -202,4 +202,3 @@ class Result:
 
 
 FILE = Envelope("sharpness", Result)
-to_json, from_json = FILE.write, FILE.read

@@ -147,13 +147,10 @@ class Surface:
         """Map ``[K, N]`` to losses ``[K]`` and gradients ``[K, N]``."""
         self.used.gradients += self._share * len(flats)
         losses, grads = torch.zeros(len(flats)).to(flats), torch.zeros_like(flats)
-        for part in torch.arange(len(flats)).split(self._points):
-            at = flats[part].detach().requires_grad_()
-            for weight, batch in self.passes():
-                loss = self._attached(at, batch)
-                (grad,) = torch.autograd.grad(loss.sum(), at)
-                losses[part] += weight * loss.detach()
-                grads[part] += weight * grad
+        for part, weight, at, loss in self._attached(flats):
+            (grad,) = torch.autograd.grad(loss.sum(), at)
+            losses[part] += weight * loss.detach()
+            grads[part] += weight * grad
         return losses, grads
 
     def hvps(self, flats: Tensor, v: Tensor | Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
@@ -167,20 +164,14 @@ class Surface:
             v = v(self.gradients(flats)[1])  # the direction belongs to the gradient over all passes
         self.used.hvps += self._share * len(flats)
         grads, products = torch.zeros_like(flats), torch.zeros_like(flats)
-        for part in torch.arange(len(flats)).split(self._points):
-            at = flats[part].detach().requires_grad_()
-            for weight, batch in self.passes():
-                (grad,) = torch.autograd.grad(
-                    self._attached(at, batch).sum(), at, create_graph=True
-                )
-                grads[part] += weight * grad.detach()
-                if not grad.requires_grad:  # a loss linear in the parameters has no curvature
-                    continue
-                direction = v(grad.detach()) if callable(v) else v[part]
-                (product,) = torch.autograd.grad(
-                    (grad * direction).sum(), at, materialize_grads=True
-                )
-                products[part] += weight * product
+        for part, weight, at, loss in self._attached(flats):
+            (grad,) = torch.autograd.grad(loss.sum(), at, create_graph=True)
+            grads[part] += weight * grad.detach()
+            if not grad.requires_grad:  # a loss linear in the parameters has no curvature
+                continue
+            direction = v(grad.detach()) if callable(v) else v[part]
+            (product,) = torch.autograd.grad((grad * direction).sum(), at, materialize_grads=True)
+            products[part] += weight * product
         return grads, products
 
     def batches(self, m: int, seed: int = 0) -> Iterator[tuple[float, Surface]]:
@@ -225,13 +216,20 @@ class Surface:
     def _one(self, flat: Tensor, batch: Batch) -> Tensor:
         return self.task.metrics(self.layout.unflatten(flat), self.buffers, batch)["loss"]
 
-    def _attached(self, at: Tensor, batch: Batch) -> Tensor:
-        losses = self._raw(at, batch)
-        if not losses.requires_grad:
-            raise UserError(
-                f"{self.task.name}: the loss depends on no parameter, there is nothing to measure"
-            )
-        return losses
+    def _attached(self, flats: Tensor) -> Iterator[tuple[Tensor, float, Tensor, Tensor]]:
+        """Yield, pass by pass: which points, the share of the rows, the points as leaves of the
+        graph, and their losses on these rows.
+        """
+        for part in torch.arange(len(flats)).split(self._points):
+            at = flats[part].detach().requires_grad_()
+            for weight, batch in self.passes():
+                losses = self._raw(at, batch)
+                if not losses.requires_grad:
+                    raise UserError(
+                        f"{self.task.name}: the loss depends on no parameter, "
+                        "there is nothing to measure"
+                    )
+                yield part, weight, at, losses
 
 
 def _cast(x: Tensor, dtype: torch.dtype) -> Tensor:

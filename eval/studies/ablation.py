@@ -139,4 +139,3 @@ class AblationEvaluation(Evaluation[AblationRequest, Ablation]):
 
 
 FILE = Envelope("ablation", Ablation)
-to_json, from_json = FILE.write, FILE.read

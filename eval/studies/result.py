@@ -127,4 +127,3 @@ class Result:
 
 
 FILE = Envelope("transfer", Result)
-to_json, from_json = FILE.write, FILE.read

@@ -147,4 +147,3 @@ class RobustnessEvaluation(Evaluation[RobustnessRequest, Sweep]):
 
 
 FILE = Envelope("robustness", Sweep)
-to_json, from_json = FILE.write, FILE.read

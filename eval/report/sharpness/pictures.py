@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lo_framework.eval.report import drawing
-from lo_framework.eval.report.drawing import label, line_handle, log_ticks, open_frame
-from lo_framework.eval.report.palette import Look, looks
+from lo_framework.eval.report.drawing import Look, label, line_handle, log_ticks, looks, open_frame
 from lo_framework.eval.sharpness.matched import at_equal, shared_levels
 from lo_framework.eval.sharpness.metrics import EQUAL, PLACES
 from lo_framework.eval.sharpness.result import Arm, Result, SeedRun

@@ -10,8 +10,7 @@ import pytest
 from matplotlib.colors import to_hex
 
 from lo_framework.eval.report.curves import Curve, Panel, draw_curves
-from lo_framework.eval.report.drawing import png
-from lo_framework.eval.report.palette import COLOURS, looks
+from lo_framework.eval.report.drawing import COLOURS, looks, png
 from lo_framework.eval.statistics import iqm
 
 STEPS = np.arange(0, 100, 10)

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from lo_framework.eval.cli import main
-from lo_framework.eval.report.forest import mark
-from lo_framework.eval.report.ratios import ratios
+from lo_framework.eval.report.ratios import mark, ratios
 from lo_framework.eval.report.transfer import TransferReport
 from lo_framework.eval.studies.compare import CompareEvaluation, factors
 from lo_framework.eval.studies.comparison import compare
