@@ -22,6 +22,7 @@ import numpy as np
 
 from lo_framework.eval.running.cells import Found, Measured
 from lo_framework.files.atomic import atomic_write_text, clean_temporaries, reason
+from lo_framework.schema import convert, read_json
 from lo_framework.spec import UserError
 
 PLAN = "plan.json"
@@ -67,9 +68,11 @@ class CellStore:
         clean_temporaries(self.folder)
 
     def get(self, cell: Any) -> Measured | Found | None:
-        """The outcome of the cell in an earlier run; a file that cannot be read counts as none."""
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            outcome = _decode(json.loads(self._path(cell).read_text("utf-8")))
+        """The outcome of the cell in an earlier run; a file that holds no such counts as none."""
+        damage = (OSError, ValueError, KeyError, TypeError, AttributeError, UserError)
+        with contextlib.suppress(*damage):
+            text = self._path(cell).read_text("utf-8")
+            outcome = _decode(read_json(text, dict[str, Any], "a finished cell"))
             self.reused += 1
             return outcome
         return None
@@ -134,7 +137,7 @@ def _encode(outcome: Measured | Found) -> dict[str, Any]:
 
 def _decode(data: dict[str, Any]) -> Measured | Found:
     if data.pop("kind") == "found":
-        return Found(data=data["data"])
+        return Found(data=convert(data["data"], dict[str, Any]))
     for key in ("metrics", "extra"):
         data[key] = {name: np.array(rows, np.float64) for name, rows in data[key].items()}
     data["diverged"] = np.array(data["diverged"], dtype=bool)

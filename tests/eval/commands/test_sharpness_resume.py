@@ -136,6 +136,29 @@ def test_a_damaged_cell_counts_as_none_and_a_damaged_plan_begins_again(tmp_path)
     assert [path.name for path in tmp_path.glob("*.json")] == [PLAN]
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[]",
+        "3",
+        '"words"',
+        "[" * 100_000,
+        '{"kind": "found", "data": ' + "[" * 500 + "]" * 500 + "}",
+        '{"kind": "found", "data": [1]}',
+        '{"kind": "found"}',
+        '{"kind": "measured"}',
+        '{"kind": "measured", "metrics": [1], "extra": {}, "diverged": [[true]], "curves": []}',
+        '{"kind": "measured", "metrics": {"x": [[1], [1, 2]]}, "extra": {}, "diverged": []}',
+    ],
+)
+def test_json_that_is_no_cell_is_computed_again(text, tmp_path):
+    store = CellStore(tmp_path, {"steps": 3})
+    store.put(cell(), Found(data={}))
+    (path,) = (path for path in tmp_path.glob("*.json") if path.name != PLAN)
+    path.write_text(text)
+    assert store.get(cell()) is None and store.reused == 0
+
+
 def test_other_plans_are_refused_by_what_differs_or_forgotten(tmp_path):
     plan = {"steps": 3, "learned": {"mlp": "aa"}, "radii": ["0.1"]}
     CellStore(tmp_path, plan).put(cell(), Found(data={}))
