@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import math
+import operator
 import reprlib
 import traceback
 from collections.abc import Collection, Iterable
+from contextlib import suppress
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +34,22 @@ def choose(kind: str, name: Any, known: Collection[str]) -> str:
         hint = nearest(str(name), known)
         raise UserError(f"unknown {kind} {shown(name)}{hint}; known: {', '.join(known) or 'none'}")
     return str(name)
+
+
+def whole(name: str, number: Any, least: int | None = 1) -> int:
+    """``number``, of whatever kind, as an int; raises UserError unless it is a whole number of at
+    least ``least``.
+    """
+    result: int | None = None
+    if isinstance(number, Real) and number % 1 == 0:
+        result = None if isinstance(number, bool) else int(math.floor(number))  # noqa: RUF046
+    elif hasattr(number, "__index__"):  # of other packages, such as a tensor
+        with suppress(TypeError):
+            result = operator.index(number)
+    if result is None or (least is not None and result < least):
+        bound = "" if least is None else f" of at least {least}"
+        raise UserError(f"{name} must be a whole number{bound}, not {number!r}")
+    return result
 
 
 def describe(error: BaseException, *, place: bool = True) -> str:

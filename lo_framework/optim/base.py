@@ -4,7 +4,7 @@ saving and loading.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, ClassVar, NoReturn
 
@@ -34,13 +34,6 @@ def refuse_sparse(grad: Tensor, owner: str) -> None:
         raise UserError(
             f"{owner} cannot use sparse gradients; build the embedding with sparse=False"
         )
-
-
-def whole_number(name: str, value: float) -> int:
-    """``value``, an integer of at least 1. Raises UserError."""
-    if isinstance(value, bool) or int(value) != value or value < 1:
-        raise UserError(f"{name} must be a whole number of at least 1, got {value!r}")
-    return int(value)
 
 
 @contextmanager
@@ -216,22 +209,19 @@ class OptimizerBase(StateOnly, torch.optim.Optimizer):
         """Take over what was saved, and keep nothing of before."""
         raise NotImplementedError
 
-    def _check_shapes(
-        self, saved: ByPlace, names: Callable[[dict[str, Any]], Collection[str]]
-    ) -> None:
-        """Raise UserError unless the tensors ``names(state)`` are shaped ``[..., *shape]``, as
-        their parameters.
+    def _check_shapes(self, saved: ByPlace, leads: Mapping[str, tuple[int, ...]]) -> None:
+        """Raise UserError unless the tensors of this name are shaped ``[*lead, *shape]``, as their
+        parameters.
         """
         for i, state in saved.items():
             if i >= len(self._params):
                 continue  # torch's own check of the groups says so
             shape = self._params[i].shape
-            for name in names(state):
-                of_state = state[name].shape
-                if of_state[len(of_state) - len(shape) :] != shape:
+            for name, lead in leads.items():
+                if name in state and state[name].shape != (*lead, *shape):
                     raise UserError(
                         f"this state is of other parameters: parameter {i} has shape "
-                        f"{tuple(shape)}, its {name} has {tuple(of_state)}"
+                        f"{tuple(shape)}, its {name} has {tuple(state[name].shape)}"
                     )
 
     def _list_params(self) -> None:

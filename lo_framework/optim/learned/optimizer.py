@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lo_framework.errors import UserError
+from lo_framework.errors import UserError, whole
 from lo_framework.layout import Layout
 from lo_framework.learned import LearnedOptimizer, fingerprint, learned_from
-from lo_framework.optim.base import ByPlace, OptimizerBase, whole_number
+from lo_framework.optim.base import ByPlace, OptimizerBase
 from lo_framework.optim.learned.guard import Fallback, GuardConfig
 from lo_framework.optim.learned.host import CPU_CHUNK, Host
 from lo_framework.optim.learned.store import Store
@@ -71,7 +71,7 @@ class Learned(OptimizerBase):
                 "Learned needs num_steps, the number of steps of this training: learned schedules "
                 "run over it"
             )
-        self.num_steps = whole_number("num_steps", num_steps)
+        self.num_steps = whole("num_steps", num_steps)
         if float(lr) < 0:
             raise UserError(
                 f"lr is a multiplier of the learned update: it must be at least 0, got {lr}"
@@ -164,8 +164,7 @@ class Learned(OptimizerBase):
         return entry
 
     def _check_saved(self, saved: ByPlace) -> None:
-        per_param = set(self._host.learned.per_param)
-        self._check_shapes(saved, lambda state: state.keys() & per_param)
+        self._check_shapes(saved, self._store.leads)
 
     def _restore(self, entry: dict[str, Any], saved: ByPlace) -> None:
         """``num_steps`` and the guard's settings stay this object's."""

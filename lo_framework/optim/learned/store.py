@@ -56,23 +56,14 @@ class Plan:
     columns: Tensor | None  # of the active tensors in the per-tensor state; None for all of them
 
 
-def per_tensor_keys(
-    learned: LearnedOptimizer, device: torch.device, dtype: torch.dtype
-) -> frozenset[str]:
-    """Names of the reduced state with one column per tensor: its last dimension follows the number
-    of tensors.
-    """
-    shapes = []
-    for num in (2, 3):
-        layout = Layout.of({str(i): (2, 2) for i in range(num)}).to(device)
-        state = learned.init_state(layout, torch.zeros(layout.size, device=device, dtype=dtype))
-        shapes.append({name: x.shape for name, x in state.items() if name not in learned.per_param})
-    return frozenset(name for name, shape in shapes[0].items() if shape != shapes[1][name])
-
-
 class Store:
     """Packs, and the reduced state: shared values, and one column for each of the S tensors of the
     whole list.
+
+    Attributes:
+        per_tensor: names of the reduced state with one column per tensor: its last dimension
+            follows the number of tensors.
+        leads: leading dimensions of each state per parameter, ``[*lead, *shape]``.
     """
 
     def __init__(
@@ -82,7 +73,14 @@ class Store:
         self.device = device
         self.dtype = dtype
         self.pack_size = pack_size
-        self.per_tensor = per_tensor_keys(learned, device, dtype)
+        shapes = []
+        for num in (2, 3):
+            layout = Layout.of({str(i): (2, 2) for i in range(num)}).to(device)
+            state = learned.init_state(layout, torch.zeros(layout.size, device=device, dtype=dtype))
+            shapes.append({name: x.shape for name, x in state.items()})
+        names, (few, more) = learned.per_param, shapes
+        self.per_tensor = {k for k in few.keys() - {*names} if few[k] != more[k]}
+        self.leads = {k: few[k][:-1] for k in names if k in few}
         self.packs: list[Pack] = []
         self.home: dict[int, tuple[Pack, int]] = {}
         self.reduced: State = {}

@@ -33,16 +33,15 @@ class Numbers(NamedTuple):
     correction2: float
 
 
-def simple(p: Tensor, g: Tensor, state: State) -> bool:
-    """Whether the fused loop can update it in place; moments are laid out as ``p`` is."""
-    return p.dtype == g.dtype == state["exp_avg"].dtype and p.is_contiguous() and g.is_contiguous()
-
-
 def update(
     params: Sequence[Tensor], grads: Sequence[Tensor], states: Sequence[State], n: Numbers
 ) -> None:
     """Update parameters and moments in place."""
-    fast = HAS_FUSED and all(simple(*each) for each in zip(params, grads, states))
+    # moments are laid out as their parameter is
+    fast = HAS_FUSED and all(
+        p.dtype == g.dtype == state["exp_avg"].dtype and p.is_contiguous() and g.is_contiguous()
+        for p, g, state in zip(params, grads, states)
+    )
     if isinstance(n.rate, Tensor):
         fast = fast and n.rate.dtype == torch.float32  # what the fused loop takes
     elif n.rate == 0:
@@ -50,7 +49,8 @@ def update(
     if fast:
         return _fused(params, grads, states, n)
     for p, g, state in zip(params, grads, states):
-        _written_out(p, g, state, n)
+        old = p.to(state["exp_avg"].dtype)
+        p.copy_(old * (1.0 - n.shrink) - n.rate * direction(state, g, n))
 
 
 def _fused(
@@ -59,8 +59,8 @@ def _fused(
     """Bias corrections are folded into the rate and eps, so that no tensor counts steps."""
     root = math.sqrt(n.correction2)
     lr, decay = n.rate * (root / n.correction1), 0.0
-    if isinstance(n.rate, float) and isinstance(n.shrink, float):
-        decay = n.shrink / (n.rate * (root / n.correction1))
+    if isinstance(lr, float) and isinstance(n.shrink, float):
+        decay = n.shrink / lr
     else:
         torch._foreach_mul_(list(params), 1.0 - n.shrink)
     fused_adamw(
@@ -76,14 +76,13 @@ def _fused(
     )
 
 
-def _written_out(p: Tensor, g: Tensor, state: State, n: Numbers) -> None:
+def direction(state: State, g: Tensor | None, n: Numbers) -> Tensor:
+    """Adam's direction m_hat / (sqrt(v_hat) + eps), once ``g`` is folded into the moments (None:
+    of the moments as they are).
+    """
     m, v = state["exp_avg"], state["exp_avg_sq"]
-    g, old = g.to(m.dtype), p.to(m.dtype)
-    m.lerp_(g, 1.0 - n.beta1)
-    v.mul_(n.beta2).addcmul_(g, g, value=1.0 - n.beta2)
-    p.copy_(old * (1.0 - n.shrink) - n.rate * adam_direction(m, v, n))
-
-
-def adam_direction(m: Tensor, v: Tensor, n: Numbers) -> Tensor:
-    """m_hat / (sqrt(v_hat) + eps)."""
+    if g is not None:
+        g = g.to(m.dtype)
+        m.lerp_(g, 1.0 - n.beta1)
+        v.mul_(n.beta2).addcmul_(g, g, value=1.0 - n.beta2)
     return (m / n.correction1) / ((v / n.correction2).sqrt() + n.eps)

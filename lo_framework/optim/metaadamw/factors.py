@@ -57,17 +57,18 @@ class FactorRule:
         self.network.to(device, dtype)
         self.encoder = FastEncoder(self.network)
 
-    def is_due(self, plan: Plan, updates: int) -> bool:
-        """Whether the step after ``updates`` others needs a new answer."""
+    def in_force(self, table: ParameterTable, plan: Plan, updates: int) -> LastFactors:
+        """The factors of the step after ``updates`` others: the last ones, or new ones, from the
+        gradients that the parameters have.
+        """
         last = self.last
-        other = self.stale or last is None or last.active != plan.active
-        return other or updates % self.attend_every == 0
-
-    def renew(self, table: ParameterTable, plan: Plan, updates: int) -> None:
-        """Answer anew, from the gradients that the parameters have."""
-        grads = [table.params[i].grad for i in plan.active]
-        alpha, beta, _ = self(table, plan, grads, updates)
-        self.last, self.stale = LastFactors(plan.active, plan.grouping.labels, alpha, beta), False
+        due = self.stale or updates % self.attend_every == 0
+        if due or last is None or last.active != plan.active:
+            grads = [table.params[i].grad for i in plan.active]
+            alpha, beta, _ = self(table, plan, grads, updates)
+            self.last = last = LastFactors(plan.active, plan.grouping.labels, alpha, beta)
+            self.stale = False
+        return last
 
     def __call__(
         self, table: ParameterTable, plan: Plan, grads: Sequence[Tensor | None], updates: int
@@ -103,9 +104,8 @@ class FactorRule:
         now = updates + self.variant.published
         if not self.total_steps:
             return math.tanh(now / 2000)
-        return (
-            now / self.total_steps if self.variant.published else min(now / self.total_steps, 1.0)
-        )
+        time = now / self.total_steps
+        return time if self.variant.published else min(time, 1.0)
 
     def state_dict(self) -> dict[str, Any]:
         factors = None
@@ -118,9 +118,7 @@ class FactorRule:
         """``plan``: of the saved factors' tensors, None where there are none."""
         self.stale, self.last, factors = saved["stale"], None, saved["factors"]
         if plan is not None:
-            alpha, beta = (
-                factors[name].to(self.network.head, copy=True) for name in ("alpha", "beta")
-            )
+            alpha, beta = (factors[k].to(self.network.head, copy=True) for k in ("alpha", "beta"))
             self.last = LastFactors(plan.active, plan.grouping.labels, alpha, beta)
         self.network.load_theta(saved["network"])
 
@@ -137,21 +135,36 @@ def _log_power(beta: float, t: int) -> float:
     return t * math.log(beta) if beta > 0 else -math.inf if t else 0.0
 
 
-class _BlockWeights(NamedTuple):
-    """A block's weights, transposed where a product wants them so; biases and gains of a plain
-    block are None.
+class FastBlock:
+    """One block over tokens in rows ``[S, D]``, with views of its weights, transposed where a
+    product wants them so; biases and gains of a plain block are None.
     """
 
-    qkv: Tensor
-    qkv_bias: Tensor | None
-    out: Tensor  # [D, D], transposed
-    out_bias: Tensor | None
-    up: Tensor
-    up_bias: Tensor
-    down: Tensor  # [hidden, D], transposed
-    down_bias: Tensor | None
-    norms: Sequence[tuple[Tensor | None, Tensor | None]]
-    heads: int
+    def __init__(self, block: Block) -> None:
+        self.heads, self.qkv, self.up = block.heads, block.qkv, block.up
+        self.out, self.down = block.out.t(), block.down.t()
+        self.up_bias = block.up_bias.view(-1)
+        self.qkv_bias: Tensor | None = None
+        self.out_bias: Tensor | None = None
+        self.down_bias: Tensor | None = None
+        self.norms: list[tuple[Tensor | None, Tensor | None]] = [(None, None)] * 2
+        if block.affine:
+            biases = (block.qkv_bias, block.out_bias, block.down_bias)
+            self.qkv_bias, self.out_bias, self.down_bias = (x.view(-1) for x in biases)
+            self.norms = [(block.gains[i].view(-1), block.shifts[i].view(-1)) for i in range(2)]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        (num, width), shape = x.shape, x.shape[1:]
+        qkv = F.linear(torch.layer_norm(x, shape, *self.norms[0]), self.qkv, self.qkv_bias)
+        heads = qkv.view(1, num, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
+        q, k, v = heads.unbind(0)  # [1, heads, S, d]
+        mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(num, width)
+        x = torch.addmm(x, mixed, self.out)
+        if self.out_bias is not None:
+            x = x.add_(self.out_bias)
+        h = F.linear(torch.layer_norm(x, shape, *self.norms[1]), self.up, self.up_bias).relu_()
+        x = torch.addmm(x, h, self.down)
+        return x if self.down_bias is None else x.add_(self.down_bias)
 
 
 class FastEncoder:
@@ -171,7 +184,7 @@ class FastEncoder:
 
     def _view(self) -> None:
         self.head = self.network.head.detach()  # held, so that no other memory gets its address
-        self.blocks = [_weights(block) for block in self.network.blocks]  # type: ignore[arg-type]
+        self.blocks = [FastBlock(block) for block in self.network.blocks]  # type: ignore[arg-type]
 
     def __call__(self, tokens: Tensor) -> Tensor:
         """``[columns, G]`` to the head's output ``[H, G]``, as
@@ -183,44 +196,8 @@ class FastEncoder:
         x = tokens.t()
         if not self.published:
             x = torch.addmm(network.embed_bias.view(-1), x, network.embed.t())
-        for w in self.blocks:
-            x = _block(x, w)
+        for block in self.blocks:
+            x = block(x)
         if self.published:
             return torch.addmm(network.head_bias, network.head, x.t())
         return network.config.gain * (network.head @ torch.layer_norm(x, x.shape[1:]).t())
-
-
-def _weights(block: Block) -> _BlockWeights:
-    qkv_bias = out_bias = down_bias = None
-    norms: list[tuple[Tensor | None, Tensor | None]] = [(None, None)] * 2
-    if block.affine:
-        qkv_bias, out_bias = block.qkv_bias.view(-1), block.out_bias.view(-1)
-        down_bias = block.down_bias.view(-1)
-        norms = [(block.gains[i].view(-1), block.shifts[i].view(-1)) for i in range(2)]
-    return _BlockWeights(
-        block.qkv,
-        qkv_bias,
-        block.out.t(),
-        out_bias,
-        block.up,
-        block.up_bias.view(-1),
-        block.down.t(),
-        down_bias,
-        norms,
-        block.heads,
-    )
-
-
-def _block(x: Tensor, w: _BlockWeights) -> Tensor:
-    num, width = x.shape
-    shape = x.shape[1:]
-    qkv = F.linear(torch.layer_norm(x, shape, *w.norms[0]), w.qkv, w.qkv_bias)
-    heads = qkv.view(1, num, 3, w.heads, width // w.heads).permute(2, 0, 3, 1, 4)
-    q, k, v = heads.unbind(0)  # [1, heads, S, d]
-    mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(num, width)
-    x = torch.addmm(x, mixed, w.out)
-    if w.out_bias is not None:
-        x = x.add_(w.out_bias)
-    h = F.linear(torch.layer_norm(x, shape, *w.norms[1]), w.up, w.up_bias).relu_()
-    x = torch.addmm(x, h, w.down)
-    return x if w.down_bias is None else x.add_(w.down_bias)

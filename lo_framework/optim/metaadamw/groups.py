@@ -12,10 +12,9 @@ from torch import Tensor
 
 from lo_framework.errors import UserError
 from lo_framework.layout import Layout
-from lo_framework.learned.grouping import GROUPINGS, KEYS, Grouping, by_key, make_grouping
-from lo_framework.optim.arena import sub_layout
+from lo_framework.learned.grouping import GROUPINGS, KEYS, Grouping, make_grouping
 from lo_framework.optim.blocks import assign
-from lo_framework.optim.metaadamw.statistics import MeasuringOrder, make_order
+from lo_framework.optim.metaadamw.statistics import MeasuringOrder
 
 OwnGroups = Mapping[str, str | Sequence[str] | None] | Callable[[str, Tensor], Hashable]
 TokenGroup = tuple[Hashable, int, str]  # what tells it from others, its key, its label
@@ -120,23 +119,3 @@ def name_groups(
         raise UserError(f"grouping: {error}") from None
     owners = [spread.first for spread in blocks.spreads]
     return [(k, k % KEYS, blocks.names[k]) for k in owners]
-
-
-def make_plan(
-    active: tuple[int, ...],
-    params: Sequence[Tensor],
-    layout: Layout,
-    groups: Sequence[TokenGroup],
-    parts: Sequence[int],
-    ages: Sequence[int],
-) -> Plan:
-    device = params[0].device
-    grouping = by_key([groups[i] for i in active], device)
-    tokens = grouping.index.tolist()
-    sets: dict[tuple[Any, ...], list[int]] = {}
-    for i, token in zip(active, tokens, strict=True):
-        p = params[i]
-        sets.setdefault((parts[i], token, ages[i], p.dtype, p.device), []).append(i)
-    updates = tuple(UpdateSet(key[0], key[1], tuple(places)) for key, places in sets.items())
-    order = make_order([params[i] for i in active])
-    return Plan(active, sub_layout(layout, active).to(device), grouping, order, updates)

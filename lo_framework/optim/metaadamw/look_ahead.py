@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from lo_framework.errors import UserError
-from lo_framework.optim.metaadamw.adam_step import Numbers, State, adam_direction
+from lo_framework.optim.metaadamw.adam_step import direction
 from lo_framework.optim.metaadamw.factors import FactorRule
 from lo_framework.optim.metaadamw.groups import Plan
 from lo_framework.optim.metaadamw.meta_loss import (
@@ -125,23 +125,11 @@ def steps_of(
     for i, token, g in zip(plan.active, plan.grouping.index.tolist(), grads, strict=True):
         p, group = table.params[i], table.group(i)
         n = table.numbers(group, table.ages[i] + fold, 0.0, group["weight_decay"])
-        state = table.optimizer.state[p]
-        direction = direction_of(g if fold else None, state, n).reshape(-1)
-        theta = p.detach().reshape(-1).to(direction.dtype, copy=True)
-        steps.append(TensorStep(token, theta, direction, float(group["lr"]), float(n.shrink)))
+        moments = {name: x.clone() for name, x in table.optimizer.state[p].items()}
+        u = direction(moments, g if fold else None, n).reshape(-1)
+        theta = p.detach().reshape(-1).to(u.dtype, copy=True)
+        steps.append(TensorStep(token, theta, u, float(group["lr"]), float(n.shrink)))
     return steps
-
-
-def direction_of(g: Tensor | None, state: State, n: Numbers) -> Tensor:
-    """Adam's direction: with ``g`` folded into copies of the moments, or of the moments as they are
-    (None).
-    """
-    m, v = state["exp_avg"], state["exp_avg_sq"]
-    if g is not None:
-        g = g.to(m.dtype)
-        m = m.lerp(g, 1.0 - n.beta1)
-        v = (v * n.beta2).addcmul_(g, g, value=1.0 - n.beta2)
-    return adam_direction(m, v, n)
 
 
 def ahead(step: TensorStep, alpha: float, beta: float) -> Tensor:

@@ -27,7 +27,7 @@ from lo_framework.objectives.terms import (
     gradient_alignment,
     loss_decrease,
 )
-from lo_framework.objectives.weighting import HUW, Weighting, make_weighting
+from lo_framework.objectives.weighting import HUW, FixedWeights, Weighting, make_weighting
 from lo_framework.optim.metaadamw.published import Variant
 
 OBJECTIVES = (*TERMS, "combined")
@@ -41,14 +41,19 @@ LossFn = Callable[[Any], Tensor]
 
 
 class MetaObjective(NamedTuple):
-    """The goal of the network: the ``terms`` in use, and how they are weighted (None: there is one,
-    as it is); ``order``: see `MetaConfig`.
+    """The goal of the network: the ``terms`` in use, and how all are weighted; ``order``: see
+    `MetaConfig`.
     """
 
     name: str
     terms: tuple[str, ...]
-    weighting: Weighting | None
+    weighting: Weighting
     order: str
+
+    @property
+    def weighted(self) -> str:
+        """The kind of weighting, in saved states: a term alone has none."""
+        return type(self.weighting if len(self.terms) > 1 else None).__name__
 
     def needs_valid_before(self, variant: Variant) -> bool:
         """Whether the held-out loss before the step is measured."""
@@ -104,7 +109,8 @@ class MetaConfig:
         if self.objective != "combined":
             if priorities:
                 raise UserError('priorities weigh the terms of objective="combined"')
-            return MetaObjective(self.objective, (self.objective,), None, order)
+            alone = FixedWeights([name == self.objective for name in TERMS])
+            return MetaObjective(self.objective, (self.objective,), alone, order)
         if isinstance(weighted, HUW) and variant.published_terms:
             weighted.bound = variant.huw_bound
         return MetaObjective("combined", TERMS, weighted, order)
@@ -152,13 +158,11 @@ class BatchLosses:
         with torch.set_grad_enabled(graph):
             loss = self.loss_fn(self.batches[which])
         must = "loss_fn(batch) must return the loss"
-        if not isinstance(loss, Tensor):
-            raise UserError(f"{must}, one number with its graph; it returned {type(loss).__name__}")
-        if loss.numel() != 1:
-            shape = tuple(loss.shape)
-            raise UserError(
-                f"{must}, one number with its graph; it returned a tensor of shape {shape}"
-            )
+        if not isinstance(loss, Tensor) or loss.numel() != 1:
+            what = type(loss).__name__
+            if isinstance(loss, Tensor):
+                what = f"a tensor of shape {tuple(loss.shape)}"
+            raise UserError(f"{must}, one number with its graph; it returned {what}")
         if graph and not loss.requires_grad:
             raise UserError(f"{must} with its graph; it returned one without a graph")
         return loss.reshape(())
@@ -217,8 +221,7 @@ def slopes_ahead(
             pair = (train, valid) if variant.gap_ahead else (before.train, before.valid)
             values[2] = generalization_gap(*pair)  # type: ignore[arg-type]
         stacked = torch.stack([x.to(lambdas) for x in values])
-        weighting = objective.weighting
-        total = stacked[TERMS.index(terms[0])] if weighting is None else weighting.total(stacked)
+        total = objective.weighting.total(stacked)
     slopes = [torch.zeros_like(p) for p in params]
     if not total.requires_grad:
         return Slopes(stacked.detach(), slopes, torch.zeros_like(lambdas))

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import copy
-import operator
 import os
 from collections.abc import Mapping
-from dataclasses import fields, replace
-from numbers import Real
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
 
-from lo_framework.errors import UserError
+from lo_framework.errors import UserError, whole
 from lo_framework.learned import LearnedOptimizer, learned_from
 from lo_framework.learned.attention import EMBEDDING, Attention, AttentionConfig, NetworkConfig
 from lo_framework.learned.hyper_adamw import HyperAdamW
@@ -21,21 +19,6 @@ from lo_framework.optim.metaadamw.published import Variant
 Network = NetworkConfig | LearnedOptimizer | str | os.PathLike[str]
 SIZES = ("width", "heads", "layers", "hidden_units", "seed")
 HYPER_PART = tuple(name for name, _ in HyperAdamW(HyperAdamW.Config()).named_parameters())
-
-
-def whole(name: str, number: Any, least: int | None = 1) -> int:
-    """``number``, of whatever kind, as an int; raises UserError unless it is a whole number of at
-    least ``least``.
-    """
-    result = None
-    if isinstance(number, Real) and float(number).is_integer():
-        result = int(float(number))
-    elif hasattr(number, "__index__"):
-        result = operator.index(number)
-    if result is None or (least is not None and result < least):
-        bound = "" if least is None else f" of at least {least}"
-        raise UserError(f"{name} must be a whole number{bound}, not {number!r}")
-    return result
 
 
 def make_network(source: Network, variant: Variant, own_groups: bool) -> Attention:
@@ -55,8 +38,7 @@ def make_network(source: Network, variant: Variant, own_groups: bool) -> Attenti
                 "give no reproduce"
             )
         return network
-    names = [f.name for f in fields(AttentionConfig) if hasattr(source, f.name)]
-    settings: dict[str, Any] = {name: getattr(source, name) for name in names}
+    settings = asdict(source)
     for name in SIZES:
         settings[name] = whole(f"network: {name}", settings[name], least=None)
     if own_groups:
@@ -120,12 +102,11 @@ def as_learned(network: Attention, group: Mapping[str, Any]) -> Attention:
     Raises:
         UserError: settings that have no logarithm, such as a learning rate of 0.
     """
-    own = {f.name: getattr(network.config, f.name) for f in fields(AttentionConfig)}
     beta1, beta2 = group["betas"]
-    own |= {"lr": float(group["lr"]), "beta1": beta1, "beta2": beta2, "eps": group["eps"]}
-    own["weight_decay"] = group["weight_decay"]
+    own = {"lr": float(group["lr"]), "beta1": beta1, "beta2": beta2}
+    own |= {name: group[name] for name in ("eps", "weight_decay")}
     try:
-        learned = Attention(AttentionConfig(**own))
+        learned = Attention(replace(network.config, **own))
     except ValueError as error:
         raise UserError(f"a learned optimizer cannot have these settings: {error}") from None
     learned.load_theta({name: x for name, x in network.theta().items() if name not in HYPER_PART})

@@ -14,14 +14,14 @@ told in ``docs/metaadamw.md``.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import asdict
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lo_framework.errors import UserError
+from lo_framework.errors import UserError, whole
 from lo_framework.learned.attention import Attention, NetworkConfig
 from lo_framework.objectives.terms import TERMS
 from lo_framework.optim.base import ByPlace, OptimizerBase
@@ -30,13 +30,7 @@ from lo_framework.optim.metaadamw.factors import FactorRule
 from lo_framework.optim.metaadamw.groups import OwnGroups, Plan
 from lo_framework.optim.metaadamw.look_ahead import meta_gradient
 from lo_framework.optim.metaadamw.meta_loss import LossFn, MetaConfig
-from lo_framework.optim.metaadamw.network import (
-    Network,
-    as_learned,
-    hyper_of,
-    make_network,
-    whole,
-)
+from lo_framework.optim.metaadamw.network import Network, as_learned, hyper_of, make_network
 from lo_framework.optim.metaadamw.parameters import MOMENTS, ParameterTable, check_settings
 from lo_framework.optim.metaadamw.preserved import as_outside
 from lo_framework.optim.metaadamw.published import Variant, find_variant
@@ -114,8 +108,7 @@ class MetaAdamW(OptimizerBase):
         self.table = ParameterTable(
             self,
             self.network.config.grouping if grouping is None else grouping,
-            published=self.variant.published,
-            scaled=self.variant.scaled_decay,
+            self.variant,
         )
         self.network.spec.check(self.table.plan(tuple(range(len(self._params)))).grouping)
         self.table.forget_plans()  # the model may be moved before the first step
@@ -190,16 +183,12 @@ class MetaAdamW(OptimizerBase):
             self._trainer.pull_back(result.outputs, result.slopes)
         values = mean_over_processes(result.values)
         self._trainer.step(values)
-        weights = tuple(float(name in objective.terms) for name in TERMS)
-        if objective.weighting is not None:
-            weights = objective.weighting.weights()
-            huw_lr = self._trainer.lr if self.variant.huw_lr is None else None
-            objective.weighting.learn(values, huw_lr)
+        weights = dict(zip(TERMS, objective.weighting.weights(), strict=True))
+        objective.weighting.learn(values, self._trainer.lr if self.variant.huw_lr is None else None)
         self._rule.stale = True
-        told = zip(TERMS, values.tolist(), weights, strict=True)
-        used = [row for row in told if row[0] in objective.terms]
-        return {name: value for name, value, _ in used} | {
-            f"weight/{name}": weight for name, _, weight in used
+        told = dict(zip(TERMS, values.tolist(), strict=True))
+        return {name: told[name] for name in objective.terms} | {
+            f"weight/{name}": weights[name] for name in objective.terms
         }
 
     @torch.no_grad()
@@ -236,15 +225,6 @@ class MetaAdamW(OptimizerBase):
             )
         return as_learned(self.network, self.param_groups[0])
 
-    def state_dict(self) -> dict[str, Any]:
-        self._refresh()
-        return super().state_dict()
-
-    @torch.no_grad()
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._refresh()
-        super().load_state_dict(state_dict)
-
     def _check_group(self, group: dict[str, Any]) -> None:
         check_settings(group)
 
@@ -256,7 +236,6 @@ class MetaAdamW(OptimizerBase):
     def _refresh(self) -> None:
         if not self.table.is_current():
             self._extend()
-            self._list_params()
 
     def _update(self, plan: Plan) -> None:
         table, rule = self.table, self._rule
@@ -265,10 +244,7 @@ class MetaAdamW(OptimizerBase):
         states, lost = table.start(plan.active)
         if lost:
             plan = table.plan(plan.active)
-        if rule.is_due(plan, self.updates):
-            rule.renew(table, plan, self.updates)
-        assert rule.last is not None
-        _, _, alpha, beta = rule.last
+        _, _, alpha, beta = rule.in_force(table, plan, self.updates)
         # On an accelerator the factors stay there: nothing waits for them.
         on_host = alpha.device.type == "cpu"
         alphas, betas = (alpha.tolist(), beta.tolist()) if on_host else (alpha, beta)
@@ -296,41 +272,37 @@ class MetaAdamW(OptimizerBase):
         config, objective = asdict(self.network.config), self.meta_objective
         return {
             "network": {key: value for key, value in config.items() if key not in STARTS},
-            "objective": f"{objective.name}, {type(objective.weighting).__name__}",
+            "objective": f"{objective.name}, {objective.weighted}",
             "behaviour": asdict(self.variant),
             "groups": [label for _, _, label in self.table.groups],
         }
 
     def _entry(self) -> dict[str, Any]:
-        weighting = self.meta_objective.weighting
+        self._refresh()
         return {
             "kind": self._kind(),
             "updates": self.updates,
             **self._rule.state_dict(),
             "meta": self._trainer.state_dict(),
-            "weighting": weighting.dump() if weighting is not None else {},
+            "weighting": self.meta_objective.weighting.dump(),
         }
 
     def _check_entry(self, entry: Any, groups: list[dict[str, Any]]) -> dict[str, Any]:
-        entry = super()._check_entry(entry, groups)
-        for word, value in self._kind().items():
+        entry, own = super()._check_entry(entry, groups), self._entry()
+        for word, value in own["kind"].items():
             if entry["kind"].get(word) != value:
                 grouping = "another grouping or other parameters"
                 what = grouping if word == "groups" else f"another {word}"
                 raise UserError(f"this state is of {what}: build MetaAdamW as it was saved")
-        own = self._entry()
-        if missing := own.keys() - entry.keys():
-            raise _damaged(f"it has no {min(missing)}")
-        shapes = [
-            {name: x.shape for name, x in weights.items()}
-            for weights in (own["network"], entry["network"])
-        ]
-        if shapes[0] != shapes[1]:
+        _refuse_missing("it", own, entry)
+        shapes, saved_shapes = (
+            {name: x.shape for name, x in each["network"].items()} for each in (own, entry)
+        )
+        if shapes != saved_shapes:
             raise _damaged("its network has other weights")
         if not self._trainer.fits(entry["meta"]):
             raise _damaged("what trains the network does not fit it")
-        if missing := own["weighting"].keys() - entry["weighting"].keys():
-            raise _damaged(f"its weighting has no {min(missing)}")
+        _refuse_missing("its weighting", own["weighting"], entry["weighting"])
         factors = entry["factors"]
         if factors is not None and not set(factors["active"]) <= set(range(len(self._params))):
             raise _damaged("its factors are of other parameters")
@@ -340,12 +312,8 @@ class MetaAdamW(OptimizerBase):
 
     def _check_saved(self, saved: ByPlace) -> None:
         for i, state in saved.items():
-            if missing := {"step", *MOMENTS} - state.keys():
-                raise _damaged(f"parameter {i} has no {min(missing)}")
-        self._check_shapes(saved, lambda _: MOMENTS)
-        for i, p in enumerate(self._params):
-            if i in saved and any(saved[i][name].dim() != p.dim() for name in MOMENTS):
-                raise _damaged(f"the moments of parameter {i} have other dimensions")
+            _refuse_missing(f"parameter {i}", ("step", *MOMENTS), state)
+        self._check_shapes(saved, dict.fromkeys(MOMENTS, ()))
 
     def _restore(self, entry: dict[str, Any], saved: ByPlace) -> None:
         self.table.restore(saved)
@@ -354,8 +322,12 @@ class MetaAdamW(OptimizerBase):
         plan = None if factors is None else self.table.plan(tuple(factors["active"]))
         self._rule.load_state_dict(entry, plan)
         self._trainer.load_state_dict(entry["meta"])
-        if self.meta_objective.weighting is not None:
-            self.meta_objective.weighting.load(entry["weighting"])
+        self.meta_objective.weighting.load(entry["weighting"])
+
+
+def _refuse_missing(owner: str, wanted: Iterable[str], saved: Collection[str]) -> None:
+    if missing := set(wanted).difference(saved):
+        raise _damaged(f"{owner} has no {min(missing)}")
 
 
 def _damaged(what: str) -> UserError:

@@ -14,17 +14,20 @@ from torch import Tensor
 
 from lo_framework.errors import UserError
 from lo_framework.layout import Layout
+from lo_framework.learned.grouping import by_key
 from lo_framework.optim.arena import keep_plan, sub_layout
-from lo_framework.optim.base import names_of
+from lo_framework.optim.base import OptimizerBase
 from lo_framework.optim.fused import one_minus_power
 from lo_framework.optim.metaadamw.adam_step import Numbers, State
 from lo_framework.optim.metaadamw.groups import (
     OwnGroups,
     Plan,
-    make_plan,
+    UpdateSet,
     model_order,
     name_groups,
 )
+from lo_framework.optim.metaadamw.published import Variant
+from lo_framework.optim.metaadamw.statistics import make_order
 
 # a number, or no factor: a new tensor for each
 ONE = torch.tensor(1.0, dtype=torch.float32, device="cpu")
@@ -42,26 +45,20 @@ class ParameterTable:
 
     def __init__(
         self,
-        optimizer: torch.optim.Optimizer,
+        optimizer: OptimizerBase,
         grouping: str | OwnGroups,
-        *,
-        published: bool,
-        scaled: bool,
+        variant: Variant,
     ) -> None:
         self.optimizer, self.grouping = optimizer, grouping
-        self.published, self.scaled = published, scaled
+        self.published, self.scaled = variant.published, variant.scaled_decay
         self.params: list[Tensor] = []
         self.names: dict[Tensor, str] = {}
         self.gather()
 
-    def _given(self) -> list[Tensor]:
-        return [p for group in self.optimizer.param_groups for p in group["params"]]
-
     def _names(self) -> list[str]:
         """Names of the parameters given now; empty where there is none, or only another's."""
-        given = names_of(self.optimizer.param_groups)
         if not self.names:
-            return given if len(set(given)) == len(self._given()) else [""] * len(self._given())
+            return self.optimizer._unique_names() or [""] * len(self.optimizer._params)
         # People take parameters out of a group and leave its "param_names", so a name by place may
         # be that of another. Names known from before come first, then by place where the lists
         # still match, and never one that some parameter has or had.
@@ -78,15 +75,15 @@ class ParameterTable:
         """Whether the optimizer still has these parameters: people replace and delete them in its
         groups.
         """
-        given = self._given()
+        given = [p for group in self.optimizer.param_groups for p in group["params"]]
         return len(given) == len(self.params) and all(map(operator.is_, given, self.params))
 
     def gather(self) -> None:
         """Take in the optimizer's parameters; their ages are in their state."""
-        params = self._given()
+        self.optimizer._list_params()
+        params, part = self.optimizer._params, self.optimizer._group_of
         if not params:
             raise UserError("MetaAdamW needs at least one parameter")
-        part = [g for g, group in enumerate(self.optimizer.param_groups) for _ in group["params"]]
         names = self._names()
         named = any(names)
         names = [name or f"parameter{i}" for i, name in enumerate(names)]
@@ -142,8 +139,18 @@ class ParameterTable:
     def plan(self, active: tuple[int, ...]) -> Plan:
         first = self.ages[active[0]]
         key = active, tuple(self.ages[i] - first for i in active), self.params[0].device
-        table = self.params, self.layout, self.groups, self.part, self.ages
-        return keep_plan(self._plans, key, lambda: make_plan(active, *table))
+        return keep_plan(self._plans, key, lambda: self._make_plan(active))
+
+    def _make_plan(self, active: tuple[int, ...]) -> Plan:
+        device = self.params[0].device
+        grouping = by_key([self.groups[i] for i in active], device)
+        sets: dict[tuple[Any, ...], list[int]] = {}
+        for i, token in zip(active, grouping.index.tolist(), strict=True):
+            p = self.params[i]
+            sets.setdefault((self.part[i], token, self.ages[i], p.dtype, p.device), []).append(i)
+        updates = tuple(UpdateSet(key[0], key[1], tuple(places)) for key, places in sets.items())
+        order = make_order([self.params[i] for i in active])
+        return Plan(active, sub_layout(self.layout, active).to(device), grouping, order, updates)
 
     def group(self, i: int) -> dict[str, Any]:
         return self.optimizer.param_groups[self.part[i]]

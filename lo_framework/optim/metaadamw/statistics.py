@@ -55,21 +55,15 @@ def statistics(
     """Means ``[F, S]`` of what the network measures; a missing gradient is zero."""
     ms = [states[k]["exp_avg"] for k in order.places]
     vs = [states[k]["exp_avg_sq"] for k in order.places]
-    gs = [
-        torch.zeros_like(m) if (g := grads[k]) is None else _as(g, m)
-        for k, m in zip(order.places, ms)
+    ps, gs = ([_as(xs[k], m) for k, m in zip(order.places, ms)] for xs in (params, grads))
+    parts = ((slice(order.cut), _side_by_side), (slice(order.cut, None), _by_norms))
+    sums = [
+        sums_of(network, [x[part] for x in (ps, gs, ms, vs)], order.numel[part])
+        for part, sums_of in parts
+        if order.places[part]
     ]
-    ps = [_as(params[k], m) for k, m in zip(order.places, ms)]
-    tensors, cut = (ps, gs, ms, vs), order.cut
-    sums = []
-    if cut:
-        small = [x[:cut] for x in tensors]
-        sums.append(_side_by_side(network, small, order.numel[:cut]))
-    if cut < len(params):
-        large = [x[cut:] for x in tensors]
-        sums.append(_by_norms(network, large, order.numel[cut:]))
     means = torch.cat(sums, dim=1) / order.numel
-    return (means.index_select(1, order.back) if cut else means).to(network.head.dtype)
+    return (means.index_select(1, order.back) if order.cut else means).to(network.head.dtype)
 
 
 def _side_by_side(network: Attention, tensors: list[list[Tensor]], numel: Tensor) -> Tensor:
@@ -83,26 +77,26 @@ def _side_by_side(network: Attention, tensors: list[list[Tensor]], numel: Tensor
 def _by_norms(network: Attention, tensors: list[list[Tensor]], numel: Tensor) -> Tensor:
     """Sums ``[F, tensors]`` from norms; tensors may be on several devices."""
     names, (ps, gs, ms, vs) = network.spec.stats, tensors
-    measured: list[Sequence[Tensor]] = [torch._foreach_norm(x) for x in (gs, ms, ps)]
-    measured.append([torch.dot(_flat(g), _flat(m)) for g, m in zip(gs, ms)])
-    measured.append([v.sum() for v in vs])
-    if "v^2" in names:
-        measured.append(torch._foreach_norm(vs))
-    if "g=0" in names:
-        measured += [torch._foreach_norm(x, 0) for x in (gs, ms)]
+    squared = [gs, ms, ps, vs] if "v^2" in names else [gs, ms, ps]
+    counted = [gs, ms] if "g=0" in names else []
+    measured: list[Sequence[Tensor]] = [torch._foreach_norm(x) for x in squared]
+    dots = [torch.dot(_flat(g), _flat(m)) for g, m in zip(gs, ms)]
+    measured[3:3] = [dots, [v.sum() for v in vs]]
+    measured += [torch._foreach_norm(x, 0) for x in counted]
     numbers = [x for row in measured for x in row]
     if any(m.device != numel.device for m in ms):
         numbers = [x.to(numel.device) for x in numbers]
     sums = torch.stack(numbers).view(len(measured), -1)
     sums[:3].square_()
-    if "v^2" in names:
-        sums[5].square_()
-    if "g=0" in names:
+    sums[5 : len(squared) + 2].square_()
+    if counted:
         sums[-2:] = numel - sums[-2:]
     return sums
 
 
-def _as(x: Tensor, like: Tensor) -> Tensor:
+def _as(x: Tensor | None, like: Tensor) -> Tensor:
+    if x is None:
+        return torch.zeros_like(like)
     return x if x.dtype == like.dtype else x.to(like.dtype)
 
 

@@ -174,7 +174,8 @@ class MetaOptimize(OptimizerBase):
         return entry
 
     def _check_saved(self, saved: ByPlace) -> None:
-        self._check_shapes(saved, lambda state: state.keys() - {"step"})
+        rows = self._store.rows.items()
+        self._check_shapes(saved, {name: () if num is None else (num,) for name, num in rows})
 
     def _restore(self, entry: dict[str, Any], saved: ByPlace) -> None:
         """The settings become those that were saved."""

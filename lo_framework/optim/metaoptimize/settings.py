@@ -6,8 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from lo_framework.errors import UserError, choose
-from lo_framework.optim.base import whole_number
+from lo_framework.errors import UserError, choose, whole
 from lo_framework.optim.blocks import Spec
 from lo_framework.optim.metaoptimize.rules import BASES, MAX_CHANGE, METAS, Limits, Rule, limits_of
 
@@ -74,7 +73,7 @@ class MetaOptimizeConfig:
         choose("products", self.products, PRODUCTS)
         if not 0 <= self.gamma <= 1:
             raise UserError(f"gamma must be in [0, 1], got {self.gamma}")
-        whole_number("meta_every", self.meta_every)
+        whole("meta_every", self.meta_every)
         if self.trace in ("l", "2x2") and self.base == "rmsprop":
             raise UserError(
                 f'trace "{self.trace}" is for the bases sgd, sgdm, adamw and lion; base "rmsprop" '

@@ -182,6 +182,11 @@ def test_states_that_do_not_fit_are_refused() -> None:
     shapes = [*SHAPES.values()][:-1] + [(9,)]
     with pytest.raises(UserError, match="other parameters"):
         Learned(parameters(shapes=shapes), moved("attention"), num_steps=9).load_state_dict(state)
+    scalar, vector = parameters(shapes=[()]), parameters(shapes=[(3,)])
+    other = Learned(vector, moved("attention"), num_steps=9)
+    run(other, vector, [0])
+    with pytest.raises(UserError, match=r"parameter 0 has shape \(\), its m has \(3,\)"):
+        Learned(scalar, moved("attention"), num_steps=9).load_state_dict(other.state_dict())
     with pytest.raises(ValueError, match="size of optimizer's group"):
         Learned(params[:3], moved("attention"), num_steps=9).load_state_dict(state)
 

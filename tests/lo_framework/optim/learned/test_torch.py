@@ -5,6 +5,7 @@ clear refusals.
 from __future__ import annotations
 
 import copy
+import math
 import pickle
 import warnings
 from collections.abc import Iterable
@@ -301,6 +302,12 @@ def test_progress_stays_at_its_end() -> None:
 @pytest.mark.parametrize("num_steps", [None, 0, -3, 2.5, True])
 def test_num_steps_is_required(num_steps: object) -> None:
     with pytest.raises(UserError, match="num_steps"):
+        Learned(parameters(), make_learned("hyper-adamw"), num_steps=num_steps)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("num_steps", [math.nan, math.inf, "10", torch.tensor(2.5)])
+def test_num_steps_is_a_whole_number(num_steps: object) -> None:
+    with pytest.raises(UserError, match="num_steps must be a whole number of at least 1, not"):
         Learned(parameters(), make_learned("hyper-adamw"), num_steps=num_steps)  # type: ignore[arg-type]
 
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+from lo_framework.errors import UserError
 from tests.lo_framework.optim.metaadamw import tools
 from tests.lo_framework.optim.metaadamw.tools import rejected
 
@@ -94,6 +95,12 @@ def test_states_of_other_classes_and_parameters() -> None:
     tools.run(wrong, wide, range(1))
     words = r"other parameters: parameter 0 has shape \(6, 4\), its exp_avg has \(7, 4\)"
     rejected(optimizer, model, lambda: optimizer.load_state_dict(wrong.state_dict()), words)
+    scalar, vector = (nn.Parameter(torch.zeros(shape)) for shape in ((), (3,)))
+    state = tools.make([vector])
+    vector.grad = torch.ones(3)
+    state.step()
+    with pytest.raises(UserError, match=r"parameter 0 has shape \(\), its exp_avg has \(3,\)"):
+        tools.make([scalar]).load_state_dict(state.state_dict())
 
 
 def drop(name: str) -> Callable[[dict[str, Any]], Any]:
@@ -134,7 +141,7 @@ def drop(name: str) -> Callable[[dict[str, Any]], Any]:
         (lambda s: s["state"][0].update(exp_avg_sq=torch.zeros(3)), r"its exp_avg_sq has \(3,\)"),
         (
             lambda s: s["state"][0].update(exp_avg_sq=torch.zeros(2, 6, 4)),
-            "damaged: the moments of parameter 0 have other dimensions",
+            r"parameter 0 has shape \(6, 4\), its exp_avg_sq has \(2, 6, 4\)",
         ),
         (lambda s: s["param_groups"][0].update(lr=-3.0), "lr must be at least 0"),
     ],

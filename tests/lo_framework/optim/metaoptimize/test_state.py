@@ -81,10 +81,7 @@ def test_state_of_other_classes_and_parameters_is_refused() -> None:
     others = tools.parameters(shapes=[(3, 2), (3,), (1,), (2, 2, 3)])
     wrong = tools.make(others)
     tools.run(wrong, others, range(1))
-    message = (
-        r"of other parameters: parameter 2 has shape \(\), its .* has \(1,\)|"
-        r"parameter 3 has shape \(2, 2, 2\)"
-    )
+    message = r"of other parameters: parameter 2 has shape \(\), its .* has \(1,\)"
     rejected(optimizer, lambda: optimizer.load_state_dict(wrong.state_dict()), message)
 
 
