@@ -118,9 +118,8 @@ class HyperAdamW(LearnedOptimizer):
 
     def hyper(self, layout: Layout, progress: Tensor) -> Tensor:
         """Raw hyper-parameters ``[H, S]`` in log/logit space, before any modulation."""
-        learned = (
-            self.by_role[layout.role_keys].T + (self.default + self.scheduled(progress))[:, None]
-        )
+        everywhere = self.default + self.scheduled(progress)
+        learned = self.by_role[layout.role_keys].T + everywhere[:, None]
         return self.start[:, None] + self.config.gain * learned
 
     def modulate(

@@ -12,6 +12,7 @@ that an unroll keeps ``x`` and no hidden layer. The result is that of the formul
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -64,33 +65,22 @@ def _inside_functorch_derivative() -> bool:
     )
 
 
-def _blocks(x: Tensor, hidden: int) -> Iterator[tuple[slice, slice]]:
-    """Tasks and columns of each block of ``x [K, F, n]``; a device without such caches takes all at
-    once.
+def _blocks(x: Tensor, hidden: int, layers: int) -> Iterator[tuple[slice, slice, list[Tensor]]]:
+    """Tasks and columns of each block of ``x [K, F, n]``, with memory for as many hidden layers,
+    which all blocks share; a device without such caches takes all at once.
     """
     num, _, n = x.shape
-    if x.device.type != "cpu":
-        yield slice(0, num), slice(0, n)
-        return
-    columns = max(1, CPU_BLOCK // hidden)
-    rows = max(1, columns // max(n, 1))
+    rows, columns = num, n
+    if x.device.type == "cpu":
+        columns = max(1, CPU_BLOCK // hidden)
+        rows = max(1, columns // max(n, 1))
+    rows, columns = max(1, min(rows, num)), max(1, min(columns, n))
+    memory = [x.new_empty(rows * hidden * columns) for _ in range(layers)]
     for r in range(0, num, rows):
         for c in range(0, n, columns):
-            yield slice(r, min(r + rows, num)), slice(c, min(c + columns, n))
-
-
-class _Scratch:
-    """One piece of memory for a hidden layer of every block."""
-
-    def __init__(self, like: Tensor, hidden: int) -> None:
-        size = max(
-            ((r.stop - r.start) * (c.stop - c.start) for r, c in _blocks(like, hidden)), default=0
-        )
-        self.hidden, self.flat = hidden, like.new_empty(size * hidden)
-
-    def block(self, rows: slice, cols: slice) -> Tensor:
-        shape = (rows.stop - rows.start, self.hidden, cols.stop - cols.start)
-        return self.flat[: shape[0] * shape[1] * shape[2]].view(shape)
+            shape = (min(rows, num - r), hidden, min(columns, n - c))
+            views = [piece[: math.prod(shape)].view(shape) for piece in memory]
+            yield slice(r, r + shape[0]), slice(c, c + shape[2]), views
 
 
 @torch.library.custom_op("lo_framework::network", mutates_args=())
@@ -104,13 +94,11 @@ def _forward(
     last_bias: Tensor,
 ) -> Tensor:
     """``[K, F, n]`` to ``[K, O, n]``."""
-    hidden = first.shape[1]
     y = x.new_empty(x.shape[0], last.shape[1], x.shape[2])
-    h1, h2 = _Scratch(x, hidden), _Scratch(x, hidden)
-    for r, c in _blocks(x, hidden):
-        a = torch.bmm(first[r], x[r, :, c], out=h1.block(r, c)).add_(first_bias[r]).relu_()
-        b = torch.bmm(second[r], a, out=h2.block(r, c)).add_(second_bias[r]).relu_()
-        torch.add(torch.bmm(last[r], b), last_bias[r], out=y[r, :, c])
+    for r, c, (h1, h2) in _blocks(x, first.shape[1], 2):
+        torch.bmm(first[r], x[r, :, c], out=h1).add_(first_bias[r]).relu_()
+        torch.bmm(second[r], h1, out=h2).add_(second_bias[r]).relu_()
+        torch.add(torch.bmm(last[r], h2), last_bias[r], out=y[r, :, c])
     return y
 
 
@@ -128,14 +116,11 @@ def _backward(
     """Gradients of ``x`` and of the six weights, from ``dy [K, O, n]``; hidden layers are computed
     again.
     """
-    hidden = first.shape[1]
     dx = torch.empty_like(x, memory_format=torch.contiguous_format)
     weights = (first, first_bias, second, second_bias, last, last_bias)
     grads = [torch.zeros_like(w, memory_format=torch.contiguous_format) for w in weights]
-    scratch = [_Scratch(x, hidden) for _ in range(4)]
     masked = torch.ops.aten.threshold_backward.grad_input
-    for r, c in _blocks(x, hidden):
-        h1, h2, d1, d2 = (s.block(r, c) for s in scratch)
+    for r, c, (h1, h2, d1, d2) in _blocks(x, first.shape[1], 4):
         dfirst, dfirst_bias, dsecond, dsecond_bias, dlast, dlast_bias = (g[r] for g in grads)
         inputs, d = x[r, :, c], dy[r, :, c]
         torch.bmm(first[r], inputs, out=h1).add_(first_bias[r]).relu_()

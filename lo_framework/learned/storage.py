@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import torch
@@ -54,9 +54,9 @@ class OptimizerFile:
     kind: str
     config: dict[str, Any]
     tensors: dict[str, Tensor]
-    summary: dict[str, Any] = field(default_factory=dict)
+    summary: dict[str, Any]
+    feature_version: int
     format_version: int = FORMAT_VERSION
-    feature_version: int = FEATURE_VERSION
 
     def build(self) -> LearnedOptimizer:
         """The learned optimizer itself.

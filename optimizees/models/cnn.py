@@ -12,13 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lo_framework.optimizees.models.conv import (
-    avg_pool2,
-    conv3x3,
-    gather_matrix,
-    max_pool2,
-    out_side,
-)
+from lo_framework.optimizees.models.conv import conv3x3, gather_matrix, out_side, pool2
 from lo_framework.optimizees.models.initial import layer, linear, norm
 from lo_framework.optimizees.models.norms import batch_norm, group_norm, moved, normalise
 from lo_framework.optimizees.registry import register_model
@@ -111,13 +105,12 @@ class CNN(Model):
             if self.config.pool == "max" and self.config.norm == "none":
                 # Adding a constant and ReLU are monotone: after the maximum they are the same at a
                 # quarter of the work.
-                x = F.relu(max_pool2(x) + params[f"convs.{i}.bias"][:, None, None, None])
+                x = F.relu(pool2(x, "max") + params[f"convs.{i}.bias"][:, None, None, None])
                 continue
             x = self._bias_and_norm(i, params, buffers, x, noise is not None)
-            if self.config.pool == "max":
-                x = F.relu(max_pool2(x))
-            else:
-                x = avg_pool2(F.relu(x)) if self.config.pool == "avg" else F.relu(x)
+            # The maximum comes first, for ReLU has less to do then.
+            x = F.relu(pool2(x, "max") if self.config.pool == "max" else x)
+            x = pool2(x, "avg") if self.config.pool == "avg" else x
         return linear(x.flatten(0, 2).t(), params, "head"), buffers
 
     def _bias_and_norm(

@@ -55,19 +55,15 @@ def conv3x3(x: Tensor, weight: Tensor, stride: int, gather: Tensor | None) -> Te
     )
 
 
-def max_pool2(x: Tensor) -> Tensor:
-    """Maximum over 2x2 windows, odd last rows and columns dropped: [C, H, W, B] -> [C, H // 2, W //
-    2, B].
+def pool2(x: Tensor, kind: str) -> Tensor:
+    """Maximum or mean (``kind`` "max" or "avg") over 2x2 windows, odd last rows and columns
+    dropped: [C, H, W, B] -> [C, H // 2, W // 2, B].
 
     Seen as [C, B, H, W], batch-last is torch's channels-last layout, whose kernel is vectorised
     along the batch and several times faster than the one for contiguous images.
     """
-    return F.max_pool2d(x.permute(0, 3, 1, 2), 2).permute(0, 2, 3, 1)
-
-
-def avg_pool2(x: Tensor) -> Tensor:
-    """Mean over 2x2 windows, as `max_pool2`."""
-    return F.avg_pool2d(x.permute(0, 3, 1, 2), 2).permute(0, 2, 3, 1)
+    pool = F.max_pool2d if kind == "max" else F.avg_pool2d
+    return pool(x.permute(0, 3, 1, 2), 2).permute(0, 2, 3, 1)
 
 
 def _neighbours(x: Tensor, stride: int) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 from torch.func import grad, vjp, vmap
 from torch.nn import functional as F
 
-from lo_framework.optimizees.models.conv import avg_pool2, conv3x3, gather_matrix, max_pool2
+from lo_framework.optimizees.models.conv import conv3x3, gather_matrix, pool2
 
 
 def draw(*shape, seed=0):
@@ -53,13 +53,13 @@ def test_conv(side, stride):
     )
 
 
-@pytest.mark.parametrize(
-    ("ours", "reference"), [(max_pool2, F.max_pool2d), (avg_pool2, F.avg_pool2d)]
-)
+@pytest.mark.parametrize(("kind", "reference"), [("max", F.max_pool2d), ("avg", F.avg_pool2d)])
 @pytest.mark.parametrize("side", [(2, 2), (8, 8), (5, 7)])
-def test_pool(ours, reference, side):
+def test_pool(kind, reference, side):
     for x in (draw(3, 4, *side), draw(3, 4, *side).round()):  # rounded numbers are full of ties
-        assert_same_to_second_order(lambda v: first(ours(last(v))), lambda v: reference(v, 2), x)
+        assert_same_to_second_order(
+            lambda v: first(pool2(last(v), kind)), lambda v: reference(v, 2), x
+        )
 
 
 def test_vmapped_block_equals_a_loop_over_torch():
@@ -67,7 +67,7 @@ def test_vmapped_block_equals_a_loop_over_torch():
     gather = gather_matrix(8, 8, 1)
 
     def ours(x, w):
-        return first(max_pool2(conv3x3(last(x), w, 1, gather))).pow(3).sum()
+        return first(pool2(conv3x3(last(x), w, 1, gather), "max")).pow(3).sum()
 
     def reference(x, w):
         return F.max_pool2d(F.conv2d(x, w, padding=1), 2).pow(3).sum()
