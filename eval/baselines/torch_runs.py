@@ -20,7 +20,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -197,8 +197,7 @@ def torch_rollout(
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Ended:
+class _Ended(NamedTuple):
     train: Tensor  # [T]
     final: dict[str, float]
     alive: bool
@@ -231,13 +230,7 @@ def _run(
             for name, x in task.metrics(params, run.buffers, task.full(split)).items():
                 final[f"{split}.{name}"] = math.inf if name == "loss" and not alive else float(x)
     counts = baseline.counts(optimizer)
-    return _Ended(
-        train=train,
-        final=final,
-        alive=alive,
-        state_numel=baseline.state_numel(optimizer),
-        counts=counts,
-    )
+    return _Ended(train, final, alive, baseline.state_numel(optimizer), counts)
 
 
 def _train(
@@ -257,7 +250,11 @@ def _train(
     for t in range(run.steps):
         run.t = t
         if cosine:
-            _schedule(optimizer, start, cosine, t / run.steps)
+            # `scheduled_lr` on the groups' ``lr``, which for some optimizers is a multiplier.
+            factor = 1.0 - cosine + cosine * 0.5 * (1.0 + math.cos(math.pi * (t / run.steps)))
+            for group, lr in zip(optimizer.param_groups, start):
+                if lr is not None:
+                    group["lr"] = lr * factor
         loss = run.training_loss()
         value = float(loss.detach())
         alive = math.isfinite(value)
@@ -278,18 +275,6 @@ def _train(
         if not alive:
             return losses, False
     return losses, True
-
-
-def _schedule(
-    optimizer: torch.optim.Optimizer, start: Sequence[Any], cosine: float, progress: float
-) -> None:
-    """`eval.baselines.scheduled_lr` on the groups' ``lr``, which for some optimizers is a
-    multiplier.
-    """
-    factor = 1.0 - cosine + cosine * 0.5 * (1.0 + math.cos(math.pi * progress))
-    for group, lr in zip(optimizer.param_groups, start):
-        if lr is not None:
-            group["lr"] = lr * factor
 
 
 def _tensors(tree: Any) -> Iterable[Tensor]:

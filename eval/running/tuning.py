@@ -97,9 +97,8 @@ def _resized(settings: list[Setting], size: int) -> list[Setting]:
     sizes = np.geomspace(min(lrs), max(lrs), size) if size > 1 else [middle]
     others: list[Setting] = []
     for setting in settings:
-        rest = {key: value for key, value in setting.items() if key != "lr"}
-        if rest not in others:
-            others.append(rest)
+        if _rest(setting) not in others:
+            others.append(_rest(setting))
     return [{"lr": _rounded(lr), **rest} for rest in others for lr in sizes]
 
 
@@ -163,8 +162,8 @@ def beyond(settings: Sequence[Setting], chosen: dict[str, int]) -> list[Setting]
         setting = settings[index]
         if "lr" not in setting:
             continue
-        rest = {key: value for key, value in setting.items() if key != "lr"}
-        lrs = sorted(s["lr"] for s in settings if {k: v for k, v in s.items() if k != "lr"} == rest)
+        rest = _rest(setting)
+        lrs = sorted(other["lr"] for other in settings if _rest(other) == rest)
         for edge, inner in ((0, 1), (-1, -2)):
             if setting["lr"] == lrs[edge]:
                 ratio = lrs[edge] / lrs[inner] if len(lrs) > 1 else (1 / 3 if edge == 0 else 3.0)
@@ -172,6 +171,11 @@ def beyond(settings: Sequence[Setting], chosen: dict[str, int]) -> list[Setting]
                 if outer not in fresh:
                     fresh.append(outer)
     return fresh
+
+
+def _rest(setting: Setting) -> Setting:
+    """All but the learning rate."""
+    return {key: value for key, value in setting.items() if key != "lr"}
 
 
 def _rounded(lr: float) -> float:
