@@ -233,8 +233,10 @@ def _literal(value: Any, choices: tuple[Any, ...], text: bool) -> Any:
 def _dataclass(value: Any, cls: type, text: bool) -> Any:
     if not isinstance(value, Mapping):
         raise Mismatch("expected an object with named fields", value)
+    # A value that cannot be (another kind of file) says more than a field that is unknown.
+    types = hints(cls)
+    values = {k: _part(x, types[k], f".{k}", text) for k, x in value.items() if k in types}
     fields = known_fields(cls, value, "field")
-    values = {key: _part(x, hints(cls)[key], f".{key}", text) for key, x in value.items()}
     for key, field in fields.items():
         if key not in values and required(field):
             raise Mismatch(f'the field "{key}" is missing')
