@@ -21,12 +21,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import harness
+from benchmarks import harness, memory
 
+ENGINES = "--no-curves --engines eager,graph"
+# With --quick and without. Memory is measured point by point, of the longest unrolls alone.
 ARGUMENTS = {
-    "optimizer_step": "--rounds 5",
-    "meta_throughput": "--rounds 5 --no-curves --engines eager,graph",
-    "memory": "",
+    "optimizer_step": ("--quick --sizes 1M --rounds 3", "--rounds 5"),
+    "meta_throughput": (f"{ENGINES} --rounds 3", f"{ENGINES} --rounds 5"),
+    "memory": ("", ""),
 }
 HERE = Path(__file__).resolve().parents[1]
 
@@ -52,8 +54,12 @@ def figures(name: str, content: dict[str, Any]) -> dict[str, float]:
 
 
 def run(name: str, tree: Path, quick: bool) -> dict[str, float]:
+    if name == "memory":
+        series = ("PES", "TBPTT") if quick else memory.SERIES
+        ends = {x: memory.lengths(x, quick)[-1:] for x in series}
+        return figures(name, {"bytes": {x: memory.curve(x, ends[x], tree) for x in ends}})
     with tempfile.TemporaryDirectory() as folder:
-        words = [*ARGUMENTS[name].split(), *(["--quick"] if quick else []), "--out", folder]
+        words = [*ARGUMENTS[name][not quick].split(), "--out", folder]
         command = [sys.executable, "-m", f"benchmarks.{name}", *words]
         env = {**os.environ, "PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1"}
         done = subprocess.run(command, cwd=tree, env=env, capture_output=True, text=True)

@@ -56,6 +56,9 @@ class Contender:
     def median(self) -> float:
         return self.steps / statistics.median(self.seconds)
 
+    def speeds(self) -> dict[str, float]:
+        return {"best": self.best, "median": self.median}
+
     def ratio(self, peer: Contender) -> tuple[float, float]:
         """How many times as fast as ``peer``: of the best rounds, and the median over rounds of the
         round's ratio.
@@ -149,6 +152,13 @@ def begin(
 
 def on_gpu(args: argparse.Namespace) -> bool:
     return args.device.startswith("cuda")
+
+
+def within(label: str, value: float, bound: float) -> bool:
+    """Whether a required bound is kept; printed too."""
+    word = "fulfilled" if value <= bound else "NOT fulfilled"
+    print(f"{label}: {value:.2f}, at most {bound:g}: {word}")
+    return value <= bound
 
 
 def print_table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:

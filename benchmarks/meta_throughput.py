@@ -26,7 +26,7 @@ from torch import Tensor
 
 from benchmarks import harness, plain
 from benchmarks.harness import Contender, Estimation
-from benchmarks.peers import LOSSES, build_model, load_peer
+from benchmarks.peers import LOSSES, Peer, build_model, load_peer
 from lo_framework.learned.base import Theta
 
 UNROLL, SIGMA = 20, 0.01
@@ -77,11 +77,11 @@ def plain_code(kind: str, ours: Estimation, num: int) -> Contender:
     return contender(kind, "plain code", run, num)
 
 
-def difference(kind: str, num: int, hidden: int, device: str, engine: str = "eager") -> float:
+def difference(kind: str, num: int, hidden: int, device: str) -> float:
     """Relative distance of the plain code's meta-gradient from the engine's: same starts, data and
     perturbations.
     """
-    ours = engine_estimate(kind, engine, num, hidden, device)
+    ours = engine_estimate(kind, "eager", num, hidden, device)
     generator = ours.state.generator.clone_state()
 
     def draw() -> list[list[plain.Batch]]:
@@ -101,6 +101,11 @@ def peers(ours: Estimation) -> tuple[list[Contender], dict[str, str]]:
     contenders, missing = [], {}
     generator = torch.Generator().manual_seed(2)
     model = build_model(ours.shapes).to(ours.task.device)
+
+    def run(peer: Peer) -> Tensor:
+        fresh = copy.deepcopy(model)
+        return peer(fresh, [ours.task.batch("train", generator) for _ in range(UNROLL)])
+
     for name in LOSSES:
         try:
             peer = load_peer(name)
@@ -108,23 +113,14 @@ def peers(ours: Estimation) -> tuple[list[Contender], dict[str, str]]:
             missing[name] = f"{error}; pip install '.[bench]'"
             print(f"{name} is left out: {missing[name]}")
             continue
-
-        def run(peer: Callable[..., Tensor] = peer) -> Tensor:
-            fresh = copy.deepcopy(model)
-            return peer(fresh, [ours.task.batch("train", generator) for _ in range(UNROLL)])
-
-        contenders.append(Contender(f"{name}, Adam's step size", run, UNROLL))
+        contenders.append(Contender(f"{name}, Adam's step size", partial(run, peer), UNROLL))
     return contenders, missing
 
 
 def headline(args: argparse.Namespace, engines: Sequence[str]) -> dict[str, Any]:
     """Everything against the plain code, in one interleaved run."""
-    out: dict[str, Any] = {
-        "tasks": args.tasks,
-        "hidden": args.hidden,
-        "unroll": UNROLL,
-        "batch": 64,
-    }
+    out: dict[str, Any] = {"tasks": args.tasks, "hidden": args.hidden}
+    out |= {"unroll": UNROLL, "batch": 64}
     groups = {}
     for kind, plain_tasks in args.plain_tasks.items():
         off = difference(kind, 3, args.hidden, args.device)
@@ -143,9 +139,8 @@ def headline(args: argparse.Namespace, engines: Sequence[str]) -> dict[str, Any]
     harness.interleave([c for group in groups.values() for c in group], args.rounds, args.device)
     for kind, group in groups.items():
         for c in group:
-            names = "best", "median", "ratio_best", "ratio_median"
-            figures = dict(zip(names, (c.best, c.median, *c.ratio(group[0]))))
-            out[kind][c.name] = figures | {"seconds": c.seconds, "steps": c.steps}
+            ratios = zip(("ratio_best", "ratio_median"), c.ratio(group[0]))
+            out[kind][c.name] = c.speeds() | dict(ratios, seconds=c.seconds, steps=c.steps)
         harness.print_table(
             ["inner steps/s", "best", "median", "x plain (best)", "x plain (median)"],
             [[f"{kind}: {c.name}", *[*out[kind][c.name].values()][:4]] for c in group],
@@ -175,7 +170,7 @@ def curve(
                 print(f"{name}: the GPU's memory is too small")
                 continue
             point: dict[str, Any] = {"estimator": kind, "tasks": num, "parameters": size}
-            point |= {c.name: {"best": c.best, "median": c.median} for c in group}
+            point |= {c.name: c.speeds() for c in group}
             rows.append([name, *(c.best for c in group)])
             if gpu:
                 point["peak_bytes"] = torch.cuda.max_memory_allocated()
