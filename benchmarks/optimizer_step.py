@@ -49,6 +49,13 @@ BOUNDS = {  # at most so many times the time of AdamW foreach
     "MetaOptimize adamw/lion, tensor": 1.6,
     "MetaAdamW, 8 layers": 2.0,
 }
+COLUMNS = {
+    "ms/step": "milliseconds",
+    "x foreach": "time / AdamW foreach",
+    "x fused": "time / AdamW fused",
+    "bytes/param": "state_bytes_per_parameter",
+    "x AdamW's": "memory / AdamW foreach",
+}
 MIN_SECONDS = 0.05  # of one contender's turn in a round, by AdamW's time
 
 
@@ -172,16 +179,16 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         if name not in SIZES:
             args.error(f"unknown size {name!r}; there are {', '.join(SIZES)}")
     content["sizes"] = {}
-    keys = [f"time / {yard}" for yard in YARDS]
-    keys = ["milliseconds", *keys, "state_bytes_per_parameter", f"memory / {YARDS[0]}"]
-    heads = ["ms/step", "x foreach", "x fused", "bytes/param", "x AdamW's"]
     for name in names:
         seconds = MIN_SECONDS / (5 if args.quick else 1)
         size = measure(SIZES[name], args.rounds, args.device, seconds)
         content["sizes"][name] = size
         harness.print_table(
-            [f"{size['parameters']:,} parameters", *heads],
-            [[label, *(row[key] for key in keys)] for label, row in size["optimizers"].items()],
+            [f"{size['parameters']:,} parameters", *COLUMNS],
+            [
+                [label, *(row[key] for key in COLUMNS.values())]
+                for label, row in size["optimizers"].items()
+            ],
         )
     content["meta_step"] = meta_step.measure(3 if args.quick else 30, args.device)
     content["bounds"] = judge(content["sizes"])

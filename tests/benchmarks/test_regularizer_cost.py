@@ -10,7 +10,7 @@ from benchmarks.regularizer_cost import ROWS, counted, main
 
 
 def test_counts() -> None:
-    found = {" ".join(row).strip(): counted(row) for row in ROWS}
+    found = {row: counted(row) for row in ROWS}
     assert found["none"] == found["weight_decay"] == found["sam when=end"] == 0
     assert found["sam"] == found["gsam"] == 1 and found["sam batch=independent"] == 2
     assert found["gam:exact=false"] == 3 and found["gam"] == 7 and found["sam+gam"] == 8
