@@ -26,8 +26,8 @@ from benchmarks import harness, memory
 ENGINES = "--no-curves --engines eager,graph"
 # With --quick and without. Memory is measured point by point, of the longest unrolls alone.
 ARGUMENTS = {
-    "optimizer_step": ("--quick --sizes 1M --rounds 3", "--rounds 5"),
-    "meta_throughput": (f"{ENGINES} --rounds 3", f"{ENGINES} --rounds 5"),
+    "optimizer_step": ("--quick --sizes 1M --rounds 2", "--rounds 5"),
+    "meta_throughput": (f"{ENGINES} --rounds 2", f"{ENGINES} --rounds 5"),
     "memory": ("", ""),
 }
 HERE = Path(__file__).resolve().parents[1]
