@@ -8,9 +8,7 @@ if "." not in __name__:  # the folder of the checkout: be lo_framework.eval, not
     alias(__name__)
 
 if TYPE_CHECKING:
-    from lo_framework.eval.api import Result as Result
-    from lo_framework.eval.api import evaluate as evaluate
-    from lo_framework.eval.api import load as load
+    from lo_framework.eval.api import Result as Result, evaluate as evaluate, load as load
 
 
 def __getattr__(name: str) -> Any:

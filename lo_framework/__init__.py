@@ -16,40 +16,45 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from lo_framework.absorb.specs import make_regularizer as make_regularizer
+    from lo_framework.absorb.absorption import make_regularizer as make_regularizer
     from lo_framework.errors import UserError as UserError
-    from lo_framework.estimators import Truncation as Truncation
-    from lo_framework.estimators import make_estimator as make_estimator
-    from lo_framework.estimators.unroll import unroll as unroll
+    from lo_framework.estimators import Truncation as Truncation, make_estimator as make_estimator
+    from lo_framework.estimators.truncation import unroll as unroll
     from lo_framework.eval import evaluate as evaluate
     from lo_framework.inner.step import Family as Family
-    from lo_framework.learned import LearnedOptimizer as LearnedOptimizer
-    from lo_framework.learned import load as load
-    from lo_framework.learned import make_learned as make_learned
-    from lo_framework.learned import register_learned as register_learned
-    from lo_framework.learned import save as save
+    from lo_framework.learned import (
+        LearnedOptimizer as LearnedOptimizer,
+        load as load,
+        make_learned as make_learned,
+        register_learned as register_learned,
+        save as save,
+    )
     from lo_framework.meta_train.run import train as train
     from lo_framework.objectives import make_objective as make_objective
-    from lo_framework.optim import ASAM as ASAM
-    from lo_framework.optim import FSAM as FSAM
-    from lo_framework.optim import GAM as GAM
-    from lo_framework.optim import GSAM as GSAM
-    from lo_framework.optim import SAM as SAM
-    from lo_framework.optim import GuardConfig as GuardConfig
-    from lo_framework.optim import Learned as Learned
-    from lo_framework.optim import LookSAM as LookSAM
-    from lo_framework.optim import MetaAdamW as MetaAdamW
-    from lo_framework.optim import MetaOptimize as MetaOptimize
-    from lo_framework.optim import Regularized as Regularized
-    from lo_framework.optimizees import Task as Task
-    from lo_framework.optimizees import make_tasks as make_tasks
-    from lo_framework.optimizees import register_task as register_task
-    from lo_framework.optimizees import task_from_module as task_from_module
+    from lo_framework.optim import (
+        ASAM as ASAM,
+        FSAM as FSAM,
+        GAM as GAM,
+        GSAM as GSAM,
+        SAM as SAM,
+        GuardConfig as GuardConfig,
+        Learned as Learned,
+        LookSAM as LookSAM,
+        MetaAdamW as MetaAdamW,
+        MetaOptimize as MetaOptimize,
+        Regularized as Regularized,
+    )
+    from lo_framework.optimizees import (
+        Task as Task,
+        make_tasks as make_tasks,
+        register_task as register_task,
+        task_from_module as task_from_module,
+    )
 
 _HOMES = {
     "errors": ("UserError",),
     "estimators": ("Truncation", "make_estimator"),
-    "estimators.unroll": ("unroll",),
+    "estimators.truncation": ("unroll",),
     "eval": ("evaluate",),
     "inner.step": ("Family",),
     "learned": ("LearnedOptimizer", "load", "make_learned", "register_learned", "save"),
@@ -60,7 +65,7 @@ _HOMES = {
         *("MetaAdamW", "MetaOptimize", "Regularized"),
     ),
     "optimizees": ("Task", "make_tasks", "register_task", "task_from_module"),
-    "absorb.specs": ("make_regularizer",),
+    "absorb.absorption": ("make_regularizer",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = sorted(_HOME_OF)

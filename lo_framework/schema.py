@@ -169,17 +169,28 @@ def convert(value: Any, hint: Any, *, text: bool = False) -> Any:
     """
     origin, args = typing.get_origin(hint) or hint, typing.get_args(hint)
     if origin is Annotated:
-        return _annotated(value, args[0], args[1:], text)
+        return _annotated(value, *args, text=text)
     if origin in (Any, object):
         return _shallow(value)
     if origin in (typing.Union, types.UnionType):
         return _union(value, args, text)
     if origin is typing.Literal:
-        return _literal(value, args, text)
+        for choice in args:
+            same = type(value) is type(choice) and value == choice
+            if same or (text and value == str(choice)):
+                return choice
+        known = [str(choice) for choice in args]
+        near = nearest(value, known) if isinstance(value, str) else ""
+        raise Mismatch(f"expected one of {', '.join(known)}{near}", value)
     if dataclasses.is_dataclass(origin):
         return value if isinstance(value, hint) else _dataclass(value, hint, text)
     if origin is dict:
-        return _dict(value, (args or (str, Any))[1], text)
+        if not isinstance(value, Mapping):
+            raise Mismatch("expected an object", value)
+        if odd := [key for key in value if not isinstance(key, str)]:
+            raise Mismatch("expected text as a key", odd[0])
+        inner = args[1] if args else Any
+        return {key: _part(x, inner, f"[{shown(key)}]", text) for key, x in value.items()}
     if origin in (list, tuple):
         return _sequence(value, origin, args or (Any,), text)
     value = _scalar(value, type(None) if hint is None else hint, text)
@@ -188,7 +199,7 @@ def convert(value: Any, hint: Any, *, text: bool = False) -> Any:
     return value
 
 
-def _annotated(value: Any, inner: Any, extras: tuple[Any, ...], text: bool) -> Any:
+def _annotated(value: Any, inner: Any, *extras: Any, text: bool) -> Any:
     for extra in extras:
         if isinstance(extra, Via):
             try:
@@ -219,15 +230,6 @@ def _union(value: Any, members: tuple[Any, ...], text: bool) -> Any:
         raise deepest
     expected = " or ".join(error.expected for error in errors)
     raise Mismatch(expected.replace(" or expected", " or"), value)
-
-
-def _literal(value: Any, choices: tuple[Any, ...], text: bool) -> Any:
-    for choice in choices:
-        if (type(value) is type(choice) and value == choice) or (text and value == str(choice)):
-            return choice
-    known = [str(choice) for choice in choices]
-    near = nearest(value, known) if isinstance(value, str) else ""
-    raise Mismatch(f"expected one of {', '.join(known)}{near}", value)
 
 
 def _dataclass(value: Any, cls: type, text: bool) -> Any:
@@ -264,27 +266,16 @@ def required(field: dataclasses.Field[Any]) -> bool:
     return field.default is field.default_factory is dataclasses.MISSING
 
 
-def _dict(value: Any, hint: Any, text: bool) -> dict[str, Any]:
-    if not isinstance(value, Mapping):
-        raise Mismatch("expected an object", value)
-    for key in value:
-        if not isinstance(key, str):
-            raise Mismatch("expected text as a key", key)
-    return {key: _part(x, hint, f"[{shown(key)}]", text) for key, x in value.items()}
-
-
 def _sequence(value: Any, kind: type, args: tuple[Any, ...], text: bool) -> Any:
     if text and isinstance(value, str):
         value = [] if value == "none" else value.split("x")
     if not isinstance(value, (list, tuple)):
         raise Mismatch("expected a list", value)
-    if kind is tuple and len(args) > 1 and args[-1] is not Ellipsis:
-        if len(value) != len(args):
-            raise Mismatch(f"expected a list of {len(args)} entries, not of {len(value)}")
-        each = args
-    else:
-        each = (args[0],) * len(value)
-    return kind(_part(x, hint, f"[{i}]", text) for i, (x, hint) in enumerate(zip(value, each)))
+    if kind is list or len(args) == 1 or args[-1] is Ellipsis:
+        args = args[:1] * len(value)
+    if len(value) != len(args):
+        raise Mismatch(f"expected a list of {len(args)} entries, not of {len(value)}")
+    return kind(_part(x, hint, f"[{i}]", text) for i, (x, hint) in enumerate(zip(value, args)))
 
 
 def _part(value: Any, hint: Any, part: str, text: bool) -> Any:

@@ -14,11 +14,10 @@ from lo_framework.eval.running.provenance import processor
 from lo_framework.files.atomic import atomic_write_text, clean_temporaries
 from lo_framework.files.checkpoint import load_latest_state, save_state
 from lo_framework.learned import load_optimizer, of_version, save_optimizer
-from lo_framework.meta_train.config import RunConfig, difference
+from lo_framework.meta_train.config import RunConfig, flag
 from lo_framework.meta_train.growth import Stage
 from lo_framework.meta_train.incumbent import Incumbent, IncumbentRecord, Quality
-from lo_framework.meta_train.outer import OuterOptimizer
-from lo_framework.meta_train.radius import Radius
+from lo_framework.meta_train.outer import OuterOptimizer, Radius
 from lo_framework.meta_train.workers import Tensors
 from lo_framework.objectives.weighting import Weighting
 from lo_framework.schema import AnyNumber, Positive, Range, check_json
@@ -123,11 +122,14 @@ class RunFolder:
         if state is None:
             return None
         record = check_json(state.meta, StateRecord, f"the state in {str(self.out)!r}")
-        changed = difference(record.config, self.config)
-        if changed:
-            raise UserError(
-                f"--resume needs the settings of the run in {str(self.out)!r}: {changed}"
-            )
+        for name, value in asdict(self.config).items():
+            # The default: a run of before there was such a setting.
+            before = record.config.get(name, getattr(RunConfig, name))
+            if before != value:
+                raise UserError(
+                    f"--resume needs the settings of the run in {str(self.out)!r}: "
+                    f"{flag(name)} was {before!r} and is now {value!r}"
+                )
         if record.stages != self.plan:
             raise UserError(
                 f"the run in {str(self.out)!r} was begun by another release, with other stages"

@@ -1,25 +1,26 @@
-"""The outer optimizer: clip the meta-gradient, then Adam with a warm-up and a cosine, stage by
-stage.
-"""
+"""The outer loop's learners: Adam on theta, and the search of a regularizer's radius."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from lo_framework.learned.base import LearnedOptimizer, Theta
+from lo_framework.meta_train.config import RadiusConfig
 
 WARM_UP = 5
 FLOOR = 0.05
 # what is validated and saved is an average over about five outer steps: a fifth of the gradient
 # noise
 AVERAGING = 0.8
+_STREAM = 0x4AD1
 
 
 class OuterOptimizer:
-    """Adam on theta for the outer steps of one stage."""
+    """Adam on theta for the outer steps of one stage: clipped, with a warm-up and a cosine."""
 
     def __init__(self, learned: LearnedOptimizer, lr: float, clip: float, steps: int) -> None:
         self.params = {name: nn.Parameter(x.clone()) for name, x in learned.theta().items()}
@@ -93,3 +94,45 @@ class OuterOptimizer:
                     self.adam.state[p][key] = tensors[f"adam.{key}.{name}"].clone()
         self.done = done
         self.damping, self.stale = float(tensors["damping"]), int(tensors["stale"])
+
+
+class Radius:
+    """The radius of an absorbed regularizer, learned on held-out loss by evolution strategies.
+
+    A radius cannot be learned on the training objective: the best one there is 0. Here the outer
+    loop is what is perturbed: from one state, two branches of it run for a phase, with the radii
+    ``rho exp(+-sigma eps)``; each is scored by the held-out loss that its optimizer reaches on the
+    validation seeds, the difference moves log rho, and the run goes on in the better branch. That
+    takes twice the outer steps.
+    """
+
+    def __init__(self, config: RadiusConfig, rho: float, seed: int) -> None:
+        self.config, self.log_rho = config, math.log(rho)
+        self.generator = torch.Generator().manual_seed((seed * 1_000_003 + _STREAM) % 2**63)
+
+    @property
+    def rho(self) -> float:
+        return math.exp(self.log_rho)
+
+    def pair(self) -> tuple[float, tuple[float, float]]:
+        """A perturbation and the two radii that it makes."""
+        eps = float(torch.randn((), generator=self.generator, dtype=torch.float64))
+        shift = self.config.sigma * eps
+        return eps, (math.exp(self.log_rho + shift), math.exp(self.log_rho - shift))
+
+    def learn(self, eps: float, losses: Sequence[float]) -> None:
+        """One ES step from the log held-out losses of the two branches."""
+        sigma = self.config.sigma
+        step = -self.config.lr * eps * (losses[0] - losses[1]) / (2 * sigma)
+        if math.isfinite(step):
+            self.log_rho += min(max(step, -sigma), sigma)
+
+    def dump(self) -> dict[str, Tensor]:
+        return {
+            "log_rho": torch.tensor(self.log_rho, dtype=torch.float64),
+            "generator": self.generator.get_state(),
+        }
+
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        self.log_rho = float(tensors["log_rho"])
+        self.generator.set_state(tensors["generator"].clone())

@@ -21,11 +21,10 @@ import torch
 from lo_framework.files.lock import exclusive
 from lo_framework.learned import LEARNED, LearnedOptimizer, rebuild, register_learned
 from lo_framework.learned.base import Theta
-from lo_framework.meta_train.config import Program
+from lo_framework.meta_train.config import Program, make_config
 from lo_framework.meta_train.folder import RunFolder
 from lo_framework.meta_train.growth import plan_stages
 from lo_framework.meta_train.incumbent import Incumbent
-from lo_framework.meta_train.presets import make_config
 from lo_framework.meta_train.progress import Progress
 from lo_framework.meta_train.trainer import Trainer
 from lo_framework.meta_train.workers import TaskFailed, Workers, WorkerSetup, build_estimator

@@ -31,9 +31,8 @@ from lo_framework.meta_train.incumbent import (
     tuned_start,
     with_lr,
 )
-from lo_framework.meta_train.outer import OuterOptimizer
+from lo_framework.meta_train.outer import OuterOptimizer, Radius
 from lo_framework.meta_train.progress import Progress
-from lo_framework.meta_train.radius import Radius
 from lo_framework.meta_train.workers import ShardHost, Tensors, Workers
 from lo_framework.optimizees.task import Task
 from lo_framework.processes import Died

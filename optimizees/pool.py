@@ -8,9 +8,11 @@ from typing import Any
 
 import torch
 
-from lo_framework.optimizees import analytic as _analytic  # noqa: F401 (registers its tasks)
-from lo_framework.optimizees import datasets as datasets_room
-from lo_framework.optimizees import models as _models  # noqa: F401 (registers its tasks)
+from lo_framework.optimizees import (
+    analytic as _analytic,  # noqa: F401 (registers its tasks)
+    datasets as datasets_room,
+    models as _models,  # noqa: F401 (registers its tasks)
+)
 from lo_framework.optimizees.registry import TASKS
 from lo_framework.optimizees.task import Task
 from lo_framework.registry import Entry

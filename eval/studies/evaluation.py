@@ -19,8 +19,7 @@ from lo_framework.eval.running import protocol
 from lo_framework.eval.running.cells import Failure, plan_cells
 from lo_framework.eval.running.learned_files import Source, load_learned
 from lo_framework.eval.running.plan import data_digest
-from lo_framework.eval.running.pool import Arm as Plan
-from lo_framework.eval.running.pool import Recipe, Workshop, drive
+from lo_framework.eval.running.pool import Arm as Plan, Recipe, Workshop, drive
 from lo_framework.eval.running.progress import Progress
 from lo_framework.eval.running.protocol import METRICS
 from lo_framework.eval.running.provenance import provenance

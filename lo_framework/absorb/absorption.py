@@ -25,14 +25,13 @@ from torch import Tensor
 from torch.func import vmap
 
 from lo_framework.absorb.landscape import FunctionalLandscape
-from lo_framework.absorb.specs import make_regularizer
 from lo_framework.episode import Place
 from lo_framework.flat_task import FlatTask, is_transformed, over_tasks
 from lo_framework.learned.base import State, Theta
 from lo_framework.optimizees.task import Batch, Task
-from lo_framework.regularizers.base import Point, Regularizer
+from lo_framework.regularizers import REGULARIZERS, Mixture, Point, Regularizer
 from lo_framework.schema import Checked, Positive, Range
-from lo_framework.spec import UserError, build_config, parse_spec
+from lo_framework.spec import UserError, build_config, parse_spec, split_joined
 
 Known = tuple[Tensor, Tensor] | tuple[()]  # loss and gradient at a point, if they are known
 _ARENA = "params"  # a regularizer sees the flat arena of a task as one tensor
@@ -245,3 +244,27 @@ def make_absorption(regularizer: str, options: str = "") -> Absorption:
     given = parse_spec(f"absorb:{options}")[1] if options else {}
     config = build_config(AbsorbConfig, given, owner="--absorb")
     return Absorption(make_regularizer(regularizer), config)
+
+
+def make_regularizer(spec: str) -> Regularizer:
+    """The regularizer that ``spec`` names; several joined by ``+`` are a `Mixture`.
+
+    Raises:
+        UserError: an unknown name or option, a value out of range, or parts that cannot be mixed.
+            ``none`` is an error too: to have no regularizer is for the caller to deal with.
+    """
+    parts = [_make(piece) for piece in split_joined(spec)]
+    if len(parts) == 1:
+        return parts[0]
+    try:
+        return Mixture(parts)
+    except ValueError as error:
+        raise UserError(f'"{spec}": {error}') from None
+
+
+def _make(spec: str) -> Regularizer:
+    if parse_spec(spec)[0] == "none":
+        raise UserError(
+            '"none" is no regularizer: leave it out of a mixture, or give no regularizer at all'
+        )
+    return REGULARIZERS.build(spec)

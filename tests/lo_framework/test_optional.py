@@ -29,7 +29,7 @@ def curves(tmp_path: Path) -> None:
 
 
 def higher(tmp_path: Path) -> None:
-    from lo_framework.estimators.higher_adamw import import_higher
+    from lo_framework.estimators.higher import import_higher
 
     import_higher()
 

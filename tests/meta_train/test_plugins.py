@@ -160,6 +160,6 @@ def test_tasks_that_fall_ill_with_higher(tmp_path: Path) -> None:
 def test_the_warnings_of_higher_are_kept_out() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        from lo_framework.estimators.higher_adamw import import_higher
+        from lo_framework.estimators.higher import import_higher
 
         import_higher()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from lo_framework.absorb.specs import make_regularizer
+from lo_framework.absorb.absorption import make_regularizer
 from lo_framework.plugin import load_plugin
 from lo_framework.regularizers import REGULARIZERS, Regularizer
 from tests.regularizers.reg_tools import (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lo_framework.absorb.specs import make_regularizer
+from lo_framework.absorb.absorption import make_regularizer
 from lo_framework.regularizers.gsam import GSAM, GSAMConfig
 from lo_framework.regularizers.sam import SAM, SAMConfig
 from tests.regularizers.reg_tools import (

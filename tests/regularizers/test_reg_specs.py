@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lo_framework.absorb.specs import make_regularizer
+from lo_framework.absorb.absorption import make_regularizer
 from lo_framework.regularizers import Mixture, Regularizer, register_regularizer
 from lo_framework.regularizers.asam import ASAMConfig
 from lo_framework.regularizers.gam import GAM

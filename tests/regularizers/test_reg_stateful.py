@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lo_framework.absorb.specs import make_regularizer
+from lo_framework.absorb.absorption import make_regularizer
 from lo_framework.regularizers.looksam import LookSAM, LookSAMConfig
 from tests.regularizers.reg_tools import (
     Params,

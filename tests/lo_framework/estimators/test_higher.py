@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lo_framework.estimators import Unroller, make_estimator
-from lo_framework.estimators.higher import make_higher
-from lo_framework.estimators.higher_adamw import import_higher
+from lo_framework.estimators.higher import import_higher, make_higher
 from lo_framework.estimators.resume import state_from_tensors, state_to_tensors
 from lo_framework.inner.step import Family
 from lo_framework.learned import make_learned

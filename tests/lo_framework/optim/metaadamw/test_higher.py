@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from lo_framework.estimators.higher_adamw import import_higher, register_adamw
+from lo_framework.estimators.higher import import_higher, register_adamw
 from tests.lo_framework.optim.metaadamw import math_tools as tools
 from tests.lo_framework.optim.metaadamw.reference.meta_loss import Meta
 

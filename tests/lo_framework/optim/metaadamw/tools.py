@@ -15,8 +15,10 @@ from lo_framework.errors import UserError
 from lo_framework.optim import MetaAdamW
 from lo_framework.optim.metaadamw.meta_loss import LossFn
 from tests.lo_framework.optim.metaadamw.settings import build
-from tests.lo_framework.optim.metaoptimize.tools import snapshot as snapshot
-from tests.lo_framework.optim.metaoptimize.tools import through_a_file as through_a_file
+from tests.lo_framework.optim.metaoptimize.tools import (
+    snapshot as snapshot,
+    through_a_file as through_a_file,
+)
 from tests.lo_framework.optim.tools import generator
 
 D = torch.float64

@@ -13,8 +13,14 @@ from torch import Tensor, nn
 from lo_framework.optim.metaoptimize.hessian_free import move, negative_direction, update
 from lo_framework.optim.metaoptimize.rules import BASES, Numbers, hessian_free
 from tests.lo_framework.optim.metaoptimize import tools
-from tests.lo_framework.optim.metaoptimize.reference import BASES as BASE_NAMES
-from tests.lo_framework.optim.metaoptimize.reference import METAS, D, Slow, base_rule, vec
+from tests.lo_framework.optim.metaoptimize.reference import (
+    BASES as BASE_NAMES,
+    METAS,
+    D,
+    Slow,
+    base_rule,
+    vec,
+)
 
 GOLDEN = {
     ("sgd", "sgd", "2x2"): ((0.76768136, -0.15775885), (-0.17001237, 0.16712572), -2.89279761),
