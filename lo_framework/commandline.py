@@ -37,8 +37,7 @@ from lo_framework.errors import UserError, describe, nearest, shown
 from lo_framework.namespace import HOME
 from lo_framework.schema import Mismatch, convert, read_json, required
 
-_SIGNAL = 128  # shells report a program that a signal ended as 128 + its number
-SIGINT, SIGPIPE = _SIGNAL + 2, _SIGNAL + 13
+SIGINT, SIGPIPE = 130, 141  # shells report a program that a signal ended as 128 + its number
 _METAVARS = {int: "N", float: "X"}
 
 

@@ -192,7 +192,16 @@ def convert(value: Any, hint: Any, *, text: bool = False) -> Any:
         inner = args[1] if args else Any
         return {key: _part(x, inner, f"[{shown(key)}]", text) for key, x in value.items()}
     if origin in (list, tuple):
-        return _sequence(value, origin, args or (Any,), text)
+        if text and isinstance(value, str):
+            value = [] if value == "none" else value.split("x")
+        if not isinstance(value, (list, tuple)):
+            raise Mismatch("expected a list", value)
+        if origin is list or len(args) < 2 or args[-1] is Ellipsis:
+            args = (args or (Any,))[:1] * len(value)
+        if len(value) != len(args):
+            raise Mismatch(f"expected a list of {len(args)} entries, not of {len(value)}")
+        pairs = enumerate(zip(value, args))
+        return origin(_part(x, inner, f"[{i}]", text) for i, (x, inner) in pairs)
     value = _scalar(value, type(None) if hint is None else hint, text)
     if isinstance(value, float) and not math.isfinite(value):
         raise Mismatch("expected a finite number", value)
@@ -264,18 +273,6 @@ def known_fields(
 def required(field: dataclasses.Field[Any]) -> bool:
     """Whether a field of a dataclass has no default."""
     return field.default is field.default_factory is dataclasses.MISSING
-
-
-def _sequence(value: Any, kind: type, args: tuple[Any, ...], text: bool) -> Any:
-    if text and isinstance(value, str):
-        value = [] if value == "none" else value.split("x")
-    if not isinstance(value, (list, tuple)):
-        raise Mismatch("expected a list", value)
-    if kind is list or len(args) == 1 or args[-1] is Ellipsis:
-        args = args[:1] * len(value)
-    if len(value) != len(args):
-        raise Mismatch(f"expected a list of {len(args)} entries, not of {len(value)}")
-    return kind(_part(x, hint, f"[{i}]", text) for i, (x, hint) in enumerate(zip(value, args)))
 
 
 def _part(value: Any, hint: Any, part: str, text: bool) -> Any:

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from lo_framework.estimators import ESTIMATORS, Estimator, Unroller
-from lo_framework.estimators.resume import state_from_tensors, state_to_tensors
+from lo_framework.estimators.truncation import state_from_tensors, state_to_tensors
 from lo_framework.inner.rollout import rollout
 from lo_framework.inner.step import Family
 from lo_framework.learned.base import LearnedOptimizer, Theta

@@ -27,8 +27,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lo_framework.absorb.absorption import make_regularizer
-from lo_framework.absorb.landscape import FunctionalLandscape
+from lo_framework.absorb.absorption import FunctionalLandscape, make_regularizer
 from lo_framework.episode import Carry, Draw
 from lo_framework.errors import describe
 from lo_framework.eval.sharpness.metrics import number, numbers

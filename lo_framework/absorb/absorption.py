@@ -24,16 +24,19 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from lo_framework.absorb.landscape import FunctionalLandscape
 from lo_framework.episode import Place
 from lo_framework.flat_task import FlatTask, is_transformed, over_tasks
 from lo_framework.learned.base import State, Theta
-from lo_framework.optimizees.task import Batch, Task
-from lo_framework.regularizers import REGULARIZERS, Mixture, Point, Regularizer
+from lo_framework.optimizees.dropout import mix
+from lo_framework.optimizees.task import Batch, Params, Task
+from lo_framework.regularizers import REGULARIZERS, Mixture, Point, Regularizer, vectors
 from lo_framework.schema import Checked, Positive, Range
 from lo_framework.spec import UserError, build_config, parse_spec, split_joined
 
 Known = tuple[Tensor, Tensor] | tuple[()]  # loss and gradient at a point, if they are known
+LossFn = Callable[[Params, Batch, Tensor], Tensor]
+_WORD = 0xFFFFFFFF
+_SALT = 0x5A17  # or stream 0 would repeat the words of the first dropout layer
 _ARENA = "params"  # a regularizer sees the flat arena of a task as one tensor
 
 
@@ -246,6 +249,47 @@ def make_absorption(regularizer: str, options: str = "") -> Absorption:
     return Absorption(make_regularizer(regularizer), config)
 
 
+class FunctionalLandscape:
+    """The loss of one batch as a function of the parameters: what regularizers look at
+    (`regularizers.base.Landscape`).
+
+        landscape = FunctionalLandscape(loss_fn, batch, noise)  # loss_fn(params, batch, noise): 0-d
+        loss, grad = landscape.gradient(params)
+        correction = SAM(SAMConfig(rho=0.05)).correction(landscape, Point(params, loss, grad), {})
+
+    Pure and vmappable: dropout keeps the mask of ``noise`` at every point, and a loss function that
+    closes over buffers throws their updates away.
+    """
+
+    def __init__(self, loss_fn: LossFn, batch: Batch, noise: Tensor) -> None:
+        self.loss_fn, self.batch, self.noise = loss_fn, batch, noise
+
+    def loss(self, params: Params) -> Tensor:
+        return self.loss_fn(params, self.batch, self.noise)
+
+    def gradient(self, params: Params) -> tuple[Tensor, Params]:
+        grad, loss = torch.func.grad_and_value(self.loss)(params)
+        return loss, grad
+
+    def hvp(self, params: Params, direction: Params) -> Params:
+        """Reverse over reverse: forward mode has no rule for some operations under vmap."""
+        slope = torch.func.grad(self.loss)
+        return torch.func.grad(lambda at: vectors.dot(slope(at), direction))(params)
+
+    def on(self, batch: Batch) -> FunctionalLandscape:
+        return FunctionalLandscape(self.loss_fn, batch, self.noise)
+
+    def uniform(self, shape: tuple[int, ...], stream: int) -> Tensor:
+        """A hash of (element, stream, noise): no random operation, so it can be vmapped and
+        replayed.
+        """
+        count = torch.Size(shape).numel()
+        seed = mix(mix(self.noise & _WORD) ^ (self.noise >> 32 & _WORD))
+        key = mix(seed ^ mix(self.noise.new_tensor(stream ^ _SALT)))
+        words = mix(mix(torch.arange(count, device=self.noise.device)) ^ key)
+        return (words.to(torch.float64) / 2**32).reshape(shape)
+
+
 def make_regularizer(spec: str) -> Regularizer:
     """The regularizer that ``spec`` names; several joined by ``+`` are a `Mixture`.
 
@@ -253,18 +297,16 @@ def make_regularizer(spec: str) -> Regularizer:
         UserError: an unknown name or option, a value out of range, or parts that cannot be mixed.
             ``none`` is an error too: to have no regularizer is for the caller to deal with.
     """
-    parts = [_make(piece) for piece in split_joined(spec)]
+    parts = []
+    for piece in split_joined(spec):
+        if parse_spec(piece)[0] == "none":
+            raise UserError(
+                '"none" is no regularizer: leave it out of a mixture, or give no regularizer at all'
+            )
+        parts.append(REGULARIZERS.build(piece))
     if len(parts) == 1:
         return parts[0]
     try:
         return Mixture(parts)
     except ValueError as error:
         raise UserError(f'"{spec}": {error}') from None
-
-
-def _make(spec: str) -> Regularizer:
-    if parse_spec(spec)[0] == "none":
-        raise UserError(
-            '"none" is no regularizer: leave it out of a mixture, or give no regularizer at all'
-        )
-    return REGULARIZERS.build(spec)

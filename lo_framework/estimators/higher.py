@@ -87,7 +87,8 @@ def register_adamw() -> type:
 
 def _adamw(group: dict[str, Any], state: dict[str, Any], p: Tensor, g: Tensor) -> Tensor:
     """One step of one parameter: returns the new one, and leaves its new moments in ``state``."""
-    keeps = [torch.as_tensor(x, dtype=p.dtype, device=p.device) for x in _keeps(group)]
+    keeps = group["keeps"] if "keeps" in group else [1 - beta for beta in group["betas"]]
+    keeps = [torch.as_tensor(x, dtype=p.dtype, device=p.device) for x in keeps]
     lr, eps, weight_decay = group["lr"], group["eps"], group["weight_decay"]
     if "exp_avg" not in state:
         state.update(exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p))
@@ -103,10 +104,6 @@ def _adamw(group: dict[str, Any], state: dict[str, Any], p: Tensor, g: Tensor) -
     )  # 1 - beta^t, without cancellation
     denominator = (v / correction2 + TINY).sqrt() + eps
     return p * (1 - lr * weight_decay) - lr / correction1 * m / denominator
-
-
-def _keeps(group: dict[str, Any]) -> Any:
-    return group["keeps"] if "keeps" in group else [1 - beta for beta in group["betas"]]
 
 
 class TaskModule(nn.Module):

@@ -13,6 +13,7 @@ no device is ever waited for.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import reduce
 from typing import Any, NamedTuple
@@ -28,6 +29,8 @@ from lo_framework.learned.base import LearnedOptimizer, Theta
 from lo_framework.objectives import Objective, make_objective
 from lo_framework.optimizees.task import Batch, Task
 from lo_framework.spec import UserError
+
+_CLOCKS = ("t", "horizon", "stop")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,6 +221,61 @@ class Unroller:
     def _repeat(self, x: Tensor) -> Tensor:
         """Once for each antithetic copy."""
         return x if self.copies == 1 else torch.cat([x] * self.copies)
+
+
+def state_to_tensors(state: UnrollState) -> dict[str, Tensor]:
+    """A state as a flat dict of contiguous copies on the CPU; none shares memory with another, as
+    safetensors demands.
+
+    Names: ``params``, ``alive``, ``buffers.<name>``, ``state.<name>``, ``memory.<name>``, ``t``,
+    ``horizon``, ``stop``, ``extra.<name>`` and ``generator`` (the random state, uint8). The dict is
+    all there is: data positions are implied by the generator.
+    """
+    parts = {
+        **state.carry._asdict(),
+        "extra": state.extra,
+        "generator": state.generator.get_state(),
+    }
+    parts |= {name: getattr(state, name) for name in _CLOCKS}
+    tensors: dict[str, Tensor] = {}
+    for name, part in parts.items():
+        if isinstance(part, dict):
+            tensors |= {f"{name}.{key}": x for key, x in part.items()}
+        else:
+            tensors[name] = part
+    return tree_map(_on_host, tensors)
+
+
+def _on_host(x: Tensor) -> Tensor:
+    """A contiguous copy on the CPU."""
+    return x.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+
+
+def state_from_tensors(
+    tensors: Mapping[str, Tensor], device: torch.device | str = "cpu"
+) -> UnrollState:
+    """The state that :func:`state_to_tensors` wrote: its carry on ``device``, clocks and generator
+    on the host.
+
+    Raises:
+        KeyError: a tensor is missing; the message names it.
+    """
+
+    def group(prefix: str) -> dict[str, Tensor]:
+        names = [name for name in tensors if name.startswith(prefix + ".")]
+        return {name[len(prefix) + 1 :]: one(name) for name in names}
+
+    def one(name: str) -> Tensor:
+        if name not in tensors:
+            raise KeyError(f'the state of an estimator lacks the tensor "{name}"')
+        return _on_host(tensors[name])
+
+    carry = Carry(one("params"), group("buffers"), group("state"), one("alive"), group("memory"))
+    generator = torch.Generator()
+    generator.set_state(one("generator"))
+    clocks = {name: one(name) for name in _CLOCKS}
+    carry = tree_map(lambda x: x.to(device), carry)
+    return UnrollState(carry=carry, generator=generator, extra=group("extra"), **clocks)
 
 
 def added(parts: list[Sums]) -> Sums:

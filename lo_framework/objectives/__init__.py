@@ -4,7 +4,7 @@
 memorises gains nothing by it; ``train`` the minibatch loss before each update. ``train=W`` mixes W
 parts of the training loss into ``valid``. ``log=W`` adds W times the logarithm of the loss: late in
 an episode the loss is small, and only its logarithm still tells a good schedule from a bad one
-(`levels`).
+(`steps`).
 
 ``gradient``, ``loss_decrease``, ``gen_gap`` and all three ``combined`` score what each update does
 (`steps`), as MetaAdamW's meta-objectives. Any of these and of one's own (`base`) are joined by
@@ -16,8 +16,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from lo_framework.objectives.base import OBJECTIVES, Objective, Term
-from lo_framework.objectives.levels import LOG_FLOOR
-from lo_framework.objectives.steps import combined
+from lo_framework.objectives.steps import FLOOR, combined
 from lo_framework.objectives.weighting import WEIGHTINGS, Weighting, make_weighting
 from lo_framework.spec import UserError, build_config, parse_spec, split_joined
 
@@ -43,7 +42,7 @@ def make_objective(spec: str) -> Objective:
 
 
 __all__ = [
-    "LOG_FLOOR",
+    "FLOOR",
     "OBJECTIVES",
     "WEIGHTINGS",
     "Objective",

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from lo_framework.absorb.landscape import FunctionalLandscape, LossFn
+from lo_framework.absorb.absorption import FunctionalLandscape, LossFn
 from lo_framework.regularizers import Correction, Point, Regularizer
 
 Params = dict[str, Tensor]

@@ -10,8 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lo_framework.absorb.absorption import make_regularizer
-from lo_framework.absorb.landscape import FunctionalLandscape
+from lo_framework.absorb.absorption import FunctionalLandscape, make_regularizer
 from lo_framework.regularizers import REGULARIZERS, NoValue, Point, Regularizer
 from tests.regularizers.reg_tools import (
     NOISE,

@@ -8,8 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lo_framework.absorb.absorption import make_regularizer
-from lo_framework.absorb.landscape import FunctionalLandscape
+from lo_framework.absorb.absorption import FunctionalLandscape, make_regularizer
 from tests.regularizers.reg_tools import (
     Params,
     Vectors,

@@ -14,11 +14,11 @@ from torch import Tensor
 from lo_framework.absorb.absorption import (
     AbsorbConfig,
     Absorption,
+    FunctionalLandscape,
     decompose,
     make_absorption,
     make_regularizer,
 )
-from lo_framework.absorb.landscape import FunctionalLandscape
 from lo_framework.estimators import make_estimator
 from lo_framework.inner.step import Family
 from lo_framework.objectives import make_objective

@@ -7,8 +7,12 @@ import torch
 from safetensors.torch import load, save
 
 from lo_framework.estimators import make_estimator
-from lo_framework.estimators.resume import state_from_tensors, state_to_tensors
-from lo_framework.estimators.truncation import Truncation, UnrollState
+from lo_framework.estimators.truncation import (
+    Truncation,
+    UnrollState,
+    state_from_tensors,
+    state_to_tensors,
+)
 from lo_framework.inner.step import Family
 from lo_framework.learned import make_learned
 from lo_framework.objectives import make_objective

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lo_framework.episode import Losses, Need
-from lo_framework.objectives import LOG_FLOOR, make_objective
+from lo_framework.objectives import FLOOR, make_objective
 from lo_framework.spec import UserError
 from tests.lo_framework.small_tasks import TinyNet
 
@@ -32,9 +32,7 @@ def test_valid_and_train() -> None:
 
 def test_log_term_mixes_like_the_loss() -> None:
     given = losses([0.7], [0.07])
-    expected = 0.25 * (1 + 0.2 * math.log(1 + LOG_FLOOR)) + 0.75 * (
-        0.1 + 0.2 * math.log(0.1 + LOG_FLOOR)
-    )
+    expected = 0.25 * (1 + 0.2 * math.log(1 + FLOOR)) + 0.75 * (0.1 + 0.2 * math.log(0.1 + FLOOR))
     assert make_objective("valid:train=0.25,log=0.2").score(TASK, given).item() == pytest.approx(
         expected
     )
@@ -58,7 +56,7 @@ def test_scores_and_their_gradients_are_finite_whatever_the_loss(value: float) -
     score = make_objective("valid:train=0.5,log=0.1").score(TASK, given)
     grads = torch.autograd.grad(score.sum(), leaves)
     assert torch.isfinite(score).all() and float(score[1].detach()) == pytest.approx(
-        1 + 0.1 * math.log(1 + LOG_FLOOR)
+        1 + 0.1 * math.log(1 + FLOOR)
     )
     assert all(torch.isfinite(g).all() and g[1] > 0 for g in grads)
 
