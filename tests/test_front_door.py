@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
 import textwrap
@@ -129,8 +130,8 @@ def test_every_name_is_there_and_comes_when_it_is_used() -> None:
 def test_type_checkers_see_the_same_names() -> None:
     text = (ROOT / "lo_framework" / "__init__.py").read_text("utf-8")
     block = text.partition("if TYPE_CHECKING:")[2].partition("_HOMES")[0]
-    lines = [line.split() for line in block.splitlines() if " import " in line]
-    seen = {words[-1]: words[1] for words in lines}
+    imports = ast.parse(textwrap.dedent(block)).body
+    seen = {alias.asname: node.module for node in imports for alias in node.names}  # type: ignore[attr-defined]
     table = lo._HOME_OF  # type: ignore[attr-defined]
     assert seen == {name: f"lo_framework.{home}" for name, home in table.items()}
 
