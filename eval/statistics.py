@@ -28,7 +28,7 @@ bears up to a quarter of them. Every result says how many there were.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any
@@ -92,25 +92,6 @@ class Summary:
     worst: float
     n: int
     diverged: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class StepsToTarget:
-    """Steps to a target over the seeds; ``median`` counts censored runs as later than all others
-    (inf: most were).
-    """
-
-    median: float
-    reached: int
-    censored: int
-
-    def __str__(self) -> str:
-        median = f"{self.median:.10g}" if math.isfinite(self.median) else "never"
-        return (
-            f"{median} ({self.censored} of {self.reached + self.censored} never)"
-            if self.censored
-            else median
-        )
 
 
 def mean(values: ArrayLike) -> Array:
@@ -265,31 +246,6 @@ def probability_of_improvement(
     # Rounding must not push an end past a count of all or none.
     low, high = min(max(centre - half, 0.0), p), max(min(centre + half, 1.0), p)
     return Estimate(value=p, low=low, high=high, n=n, level=level, diverged=diverged)
-
-
-def steps_to_target(
-    curve: ArrayLike, target: float, steps: Sequence[int] | None = None
-) -> int | None:
-    """First step at which ``curve [points]`` is at most ``target``; None if it never is (censored).
-
-    ``steps [points]``: the step of each point, where the curve was not taken at every step.
-    """
-    y = np.asarray(curve, dtype=np.float64)
-    if steps is not None and len(steps) != y.size:
-        raise ValueError(f"{y.size} points but {len(steps)} steps")
-    hits = np.flatnonzero(y <= target)  # a nan is no hit
-    if hits.size == 0:
-        return None
-    first = int(hits[0])
-    return first if steps is None else int(steps[first])
-
-
-def summarize_steps(reached: Sequence[int | None]) -> StepsToTarget:
-    """Counts and the median of `steps_to_target` over runs of one length, censored ones too."""
-    values, censored = outcomes([math.nan if step is None else step for step in reached])
-    return StepsToTarget(
-        median=float(median(values)), reached=values.size - censored, censored=censored
-    )
 
 
 def summarize(

@@ -269,7 +269,7 @@ FLOORS: dict[str, list[str]] = {
     ],
     f"{HOME}.eval": [
         "statistics baselines",
-        "running",
+        "targets running",
         "sharpness",
         "studies",
         "report",

@@ -67,7 +67,8 @@ class Report(Generic[R]):
 
     def failures(self) -> list[str]:
         """Name everything that could not be computed, one line each."""
-        raise NotImplementedError
+        failed = self.result.failures  # type: ignore[attr-defined]
+        return [f"{arm.task}, {arm.optimizer}: {arm.failure}" for arm in failed]
 
     def worked(self) -> bool:
         """Say whether anything could be computed."""

@@ -56,23 +56,15 @@ class RobustnessReport(Report[Sweep]):
         result = self.result
         names = list(dict.fromkeys(name for line in result.lines for name in line.metrics))
         metrics = [metric for metric in METRICS if metric.key in names]
-        counts = [
-            name
-            for name in names
-            if name not in BY_KEY and not name.startswith(("valid_", "train_"))
-        ]
+        own = (name for name in names if name not in BY_KEY)
+        counts = [name for name in own if not name.startswith(("valid_", "train_"))]
         headers = ["task", "optimizer", "lr", "seeds", "diverged"]
         headers += [f"{m.key}_{part}" for m in metrics for part in ("mean", "low", "high", "iqm")]
         rows = []
         for line in result.lines:
             for i, lr in enumerate(result.lrs if not line.failure else ()):
-                row = [
-                    line.task,
-                    line.optimizer,
-                    lr,
-                    len(result.seeds),
-                    int(line.diverged[i].sum()),
-                ]
+                diverged = int(line.diverged[i].sum())
+                row = [line.task, line.optimizer, lr, len(result.seeds), diverged]
                 for metric in metrics:
                     if metric.key not in line.metrics:
                         row += [np.nan] * 4
@@ -114,9 +106,6 @@ class RobustnessReport(Report[Sweep]):
             "a mean over seeds of which one diverged is infinite",
             "the step size is lr of a fixed-step optimizer, and alpha0 of MetaOptimize",
         ]
-
-    def failures(self) -> list[str]:
-        return [f"{line.task}, {line.optimizer}: {line.failure}" for line in self.result.failures]
 
     def worked(self) -> bool:
         return len(self.result.failures) < len(self.result.lines)

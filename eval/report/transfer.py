@@ -111,9 +111,6 @@ class TransferReport(Report[Result]):
                     lines.append(f"{learned} against {baseline}: {', '.join(counts)} {of}")
         return lines
 
-    def failures(self) -> list[str]:
-        return [f"{arm.task}, {arm.optimizer}: {arm.failure}" for arm in self.result.failures]
-
     def worked(self) -> bool:
         return len(self.result.failures) < len(self.result.arms)
 

@@ -115,6 +115,45 @@ def require(wanted: Iterable[tuple[str, ...]], there: Iterable[tuple[str, ...]])
             raise ValueError(f"there are no numbers of {shown(', '.join(names))}")
 
 
+@dataclass(frozen=True, kw_only=True)
+class OnTask:
+    """One optimizer on one task."""
+
+    task: str
+    optimizer: str
+    learned: bool
+
+
+A = TypeVar("A", bound=OnTask)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arms(Generic[A]):
+    """Learned optimizers beside baselines. ``arms`` by (task, optimizer), tasks outermost.
+
+    Attributes:
+        tasks: names in their order.
+        learned: labels of what is compared with the ``baselines``, some of which may be among them.
+    """
+
+    tasks: tuple[str, ...]
+    learned: tuple[str, ...]
+    baselines: tuple[str, ...]
+    arms: tuple[A, ...]
+
+    def arm(self, task: str, optimizer: str) -> A:
+        return next(arm for arm in self.arms if (arm.task, arm.optimizer) == (task, optimizer))
+
+    def check(self) -> None:
+        """Raise ValueError: an arm is missing."""
+        wanted = [(task, optimizer) for task in self.tasks for optimizer in self.optimizers]
+        require(wanted, ((arm.task, arm.optimizer) for arm in self.arms))
+
+    @property
+    def optimizers(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(self.learned + self.baselines))
+
+
 def require_shape(name: str, values: Array, *shape: int) -> None:
     """Raise ValueError: another shape."""
     if values.shape != shape:

@@ -79,17 +79,13 @@ class TrainCell(Run):
         final = {
             name.replace(".", "_"): number(x) if alive else None for name, x in rolled.final.items()
         }
-        curve = numbers(rolled.train[0, 0].tolist(), 9)
-        diverged = not alive or final["train_loss"] is None
-        seconds = time.perf_counter() - began
-        sizes = {"parameters": family.layout.size}
         return Found(
             data={
                 "final": final,
-                "curve": curve,
-                "diverged": diverged,
-                "seconds": seconds,
-                **sizes,
+                "curve": numbers(rolled.train[0, 0].tolist(), 9),
+                "diverged": not alive or final["train_loss"] is None,
+                "seconds": time.perf_counter() - began,
+                "parameters": family.layout.size,
                 **watcher.found(),
             }
         )
@@ -123,14 +119,9 @@ class MeasureCell(Run):
                 )
 
         self.roll(task, optimizer, on_step, keep)
-        points = {}
-        for t in self.at:
-            points[str(t)] = measure_point(
-                task,
-                family.layout,
-                *kept[t],
-                self.settings,
-                pictures=self.pictures,
-                on_work=on_step,
-            )
+        options: dict[str, Any] = dict(pictures=self.pictures, on_work=on_step)
+        points = {
+            str(t): measure_point(task, family.layout, *kept[t], self.settings, **options)
+            for t in self.at
+        }
         return Found(data={"points": points})

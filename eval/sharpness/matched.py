@@ -14,7 +14,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
-from lo_framework.eval.statistics import Array, steps_to_target
+from lo_framework.eval.statistics import Array
+from lo_framework.eval.targets import steps_to_target
 
 
 def worst_final(finals: Mapping[str, float | None]) -> float | None:

@@ -9,13 +9,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 from torch import Tensor
 
 from lo_framework.errors import describe
 from lo_framework.eval.sharpness.ascent import QUICK, Neighbourhood, doubling_radius, neighbourhoods
-from lo_framework.eval.sharpness.ball import Ball, relative_radii
+from lo_framework.eval.sharpness.ball import Ball, Norm, relative_radii
 from lo_framework.eval.sharpness.hessian import (
     ggn_operator,
     hessian_operator,
@@ -55,6 +56,7 @@ class Point:
     Attributes:
         data: JSON values by kind: what was measured so far.
         vectors: top eigenvectors ``[k, N]`` once they are known, for the slices.
+        part: what is being measured now.
     """
 
     surface: Surface
@@ -65,14 +67,15 @@ class Point:
         }
     )
     vectors: Tensor | None = None
+    part: str = ""
 
     @property
     def level(self) -> Level:
         return self.settings.level
 
-    def fail(self, part: str, error: Exception) -> None:
-        """Name a part that could not be measured."""
-        self.data["failures"][part] = describe(error)
+    def fail(self, error: Exception, where: str = "") -> None:
+        """Say why the current part could not be measured."""
+        self.data["failures"][self.part + where] = describe(error)
 
 
 def measure_point(
@@ -111,10 +114,11 @@ def measure_point(
         "gradient_curvature": number(surface.curvature_along(surface.params, here)),
     }
     for name, work, measure in _parts(settings, pictures):
+        point.part = name
         try:
             measure(point)
         except Exception as error:
-            point.fail(name, error)
+            point.fail(error)
         on_work(work)
     data["rows"] = surface.rows
     data["cost"] = {**asdict(surface.used), "seconds": time.perf_counter() - began}
@@ -135,12 +139,14 @@ def _parts(settings: Settings, pictures: bool) -> list[Part]:
     starts = 3 + level.ascent.random_starts
     climb = starts * level.ascent.steps
     steep = climb + 3 * starts * level.ascent.norm_steps
+    linf = partial(_balls, name="l-infinity", radii=level.linf, norm="linf")
+    adaptive = partial(_balls, name="adaptive l2", radii=level.adaptive, adaptive=True)
     parts: list[Part] = [
-        ("l2 balls", radii * steep, _l2),
+        ("l2 balls", radii * steep, partial(_balls, name="l2", radii=settings.radii, norms=True)),
         ("relative radii", len(level.relative) * climb, _relative),
         ("doubling radius", level.doubling * 10 * climb, _doubling),
-        ("l-infinity balls", len(level.linf) * climb, _linf),
-        ("adaptive balls", len(level.adaptive) * climb, _adaptive),
+        ("l-infinity balls", len(level.linf) * climb, linf),
+        ("adaptive balls", len(level.adaptive) * climb, adaptive),
         ("m-sharpness", len(level.m) * radii * climb, _minibatches),
         ("average case", len(level.sigma) * level.average, _average),
         ("curvature", bool(level.eigenvalues) * 2 * (40 + level.trace), _curvature),
@@ -151,24 +157,10 @@ def _parts(settings: Settings, pictures: bool) -> list[Part]:
     return [part for part in parts if part[1]]
 
 
-def _l2(point: Point) -> None:
-    _balls(point, "l2 balls", "l2", point.settings.radii, norms=True)
-
-
 def _relative(point: Point) -> None:
     fractions = point.level.relative
     radii, labels = relative_radii(point.surface, fractions), [f"{x:g} ‖w‖" for x in fractions]
-    _balls(point, "relative radii", "l2, relative", radii, labels=labels)
-
-
-def _linf(point: Point) -> None:
-    ball = Ball.of(point.surface, "linf")
-    _balls(point, "l-infinity balls", "l-infinity", point.level.linf, ball)
-
-
-def _adaptive(point: Point) -> None:
-    ball = Ball.of(point.surface, adaptive=True)
-    _balls(point, "adaptive balls", "adaptive l2", point.level.adaptive, ball)
+    _balls(point, "l2, relative", radii, labels=labels)
 
 
 def _doubling(point: Point) -> None:
@@ -177,7 +169,7 @@ def _doubling(point: Point) -> None:
     point.data["values"]["doubling_radius"] = radius
     if radius is not None:
         radii, labels = [part * radius for part in DOUBLING], [f"{part:g} r₂" for part in DOUBLING]
-        _balls(point, "doubling radius", "l2, of r₂", radii, labels=labels)
+        _balls(point, "l2, of r₂", radii, labels=labels)
 
 
 def _minibatches(point: Point) -> None:
@@ -202,18 +194,18 @@ def _means(means: Sequence[Mean], radii: Sequence[float], prefix: str) -> dict[s
 
 def _balls(
     point: Point,
-    part: str,
     name: str,
     radii: Sequence[float],
-    ball: Ball | None = None,
     *,
+    norm: Norm = "l2",
+    adaptive: bool = False,
     norms: bool = False,
     labels: Sequence[str] = (),
 ) -> None:
     """Keep one list per quantity, in the order of ascending radii; None from a radius on within
     which the loss is not finite.
     """
-    radii = sorted(radii)
+    radii, ball = sorted(radii), Ball.of(point.surface, norm, adaptive=adaptive)
     found: list[Neighbourhood] = []
     for count in range(len(radii), 0, -1):
         some = radii[:count]
@@ -221,7 +213,7 @@ def _balls(
             found = neighbourhoods(point.surface, some, ball, point.level.ascent, norms=norms)
             break
         except FloatingPointError as error:
-            point.fail(f"{part}, r = {some[-1]:.4g}", error)
+            point.fail(error, f", r = {some[-1]:.4g}")
     missing = [None] * (len(radii) - len(found))
     quantities = OF_LOSSES | OF_GRADIENTS if norms else OF_LOSSES
     columns: dict[str, list[Any]] = {

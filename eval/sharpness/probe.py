@@ -21,7 +21,7 @@ equal path length.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -39,13 +39,6 @@ from lo_framework.optimizees.task import Batch, Buffers, Task
 from lo_framework.regularizers import vectors
 from lo_framework.regularizers.base import Params, Point, Regularizer, State
 
-CURVES = (
-    "cosine_correction",
-    "cosine_gradient",
-    "cosine_orthogonal",
-    "correction_ratio",
-    "step_size",
-)
 _FLAT = "params"
 ROUNDING = 8.0  # a component shorter than this many rounding errors of its terms is none
 
@@ -67,18 +60,19 @@ class Correlation:
     """Curves ``[K, T]`` over the steps that were looked at; see the module for all but the losses.
 
     Attributes:
-        loss: of the step's batch, at the parameters before the step.
-        train_loss: evaluation-mode loss there on ``train_data``; nan if none are given.
+        train_loss: evaluation-mode loss on ``train_data``, at the parameters before the step; nan
+            if none are given.
+        loss: of the step's batch, there.
     """
 
+    train_loss: Array
+    path_length: Array
     cosine_correction: Array
     cosine_gradient: Array
     cosine_orthogonal: Array
     correction_ratio: Array
     step_size: Array
-    path_length: Array
     loss: Array
-    train_loss: Array
 
 
 class Probe:
@@ -261,13 +255,11 @@ class Watcher:
         if not self.probed:
             return None
         assert self.probe is not None
-        found: Correlation = self.probe.found()
-        curves = {name: numbers(getattr(found, name)[0].tolist()) for name in CURVES}
-        keys = {
-            "loss": numbers(found.train_loss[0].tolist()),
-            "path": numbers(found.path_length[0].tolist()),
-        }
-        return {"steps": self.probed, **keys, **curves}
+        curves = asdict(self.probe.found())
+        del curves["loss"]  # of single batches
+        short = {"train_loss": "loss", "path_length": "path"}
+        named = {short.get(name, name): numbers(x[0].tolist()) for name, x in curves.items()}
+        return {"steps": self.probed, **named}
 
     def _loss(self, carry: Carry) -> float | None:
         """Return the full-split loss, None once diverged."""

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import numpy as np
 
 from lo_framework.errors import shown
-from lo_framework.eval.running.envelope import Envelope, require
+from lo_framework.eval.running.envelope import Arms, Envelope, OnTask
 from lo_framework.eval.sharpness.metrics import EQUAL, PLACES, read
 from lo_framework.eval.statistics import Array
 from lo_framework.schema import Positive, Via, convert
@@ -115,14 +115,11 @@ class SeedRun:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arm:
+class Arm(OnTask):
     """One optimizer on one task, all seeds. ``setting``, ``tuned``, ``notes``: of a baseline, from
     its tuning.
     """
 
-    task: str
-    optimizer: str
-    learned: bool
     runs: tuple[SeedRun, ...] = ()
     setting: dict[str, float] = field(default_factory=dict)
     tuned: tuple[dict[str, Any], ...] = ()
@@ -145,14 +142,9 @@ class Arm:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Result:
-    """A whole evaluation. ``arms`` by (task, optimizer), tasks outermost. ``settings``: what was
-    asked for.
-    """
+class Result(Arms[Arm]):
+    """A whole evaluation. ``settings``: what was asked for."""
 
-    tasks: tuple[str, ...]
-    learned: tuple[str, ...]
-    baselines: tuple[str, ...]
     arms: tuple[Arm, ...]
     settings: Settings
     seeds: tuple[int, ...]
@@ -160,22 +152,14 @@ class Result:
     files: dict[str, str] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
 
-    def arm(self, task: str, optimizer: str) -> Arm:
-        return next(arm for arm in self.arms if (arm.task, arm.optimizer) == (task, optimizer))
-
     def check(self) -> None:
         """Raise ValueError: an arm or its runs are missing, or there are no radii."""
-        wanted = [(task, optimizer) for task in self.tasks for optimizer in self.optimizers]
-        require(wanted, ((arm.task, arm.optimizer) for arm in self.arms))
+        super().check()
         for arm in self.arms:
             if not arm.failure and [run.seed for run in arm.runs] != [*self.seeds]:
                 raise ValueError(f"{shown(arm.task)}, {shown(arm.optimizer)}: not of all seeds")
         if not self.settings["radii"]:
             raise ValueError("settings.radii: expected at least one")
-
-    @property
-    def optimizers(self) -> tuple[str, ...]:
-        return self.learned + self.baselines
 
     @property
     def failures(self) -> list[str]:

@@ -15,16 +15,14 @@ from lo_framework.eval.running.protocol import METRICS, REFERENCE, Metric, smoot
 from lo_framework.eval.statistics import (
     Array,
     Estimate,
-    StepsToTarget,
     mean,
     outcomes,
     paired_difference,
     probability_of_improvement,
-    steps_to_target,
     stratified_bootstrap,
-    summarize_steps,
 )
 from lo_framework.eval.studies.result import Arm, Result
+from lo_framework.eval.targets import StepsToTarget, steps_to_target, summarize_steps
 
 BETTER, WORSE, SAME = "better", "worse", "no significant difference"
 ONE_SEED = "one seed: no verdict"
@@ -142,21 +140,22 @@ def aggregate(result: Result) -> list[Aggregate]:
                     for label in (optimizer, str(reference))
                 )
                 if a is not None and b is not None:
-                    rows.append(
-                        _ratios(
-                            outcomes(a, metric.diverged_as)[0], outcomes(b, metric.diverged_as)[0]
-                        )
-                    )
+                    rows.append(_ratios(*(outcomes(x, metric.diverged_as)[0] for x in (a, b))))
             if len(rows) < 2:
                 continue
-            worst = math.inf if metric.lower_is_better else 0.0
-            ratio = stratified_bootstrap(np.stack(rows), diverged_as=worst)
+            ratio = stratified_bootstrap(np.stack(rows), diverged_as=metric.diverged_as)
             alone = len(result.report_seeds) == 1
             verdict = ONE_SEED if alone else _verdict(ratio, 1.0, metric.lower_is_better)
-            kwargs = dict(
-                optimizer=optimizer, reference=str(reference), metric=metric.key, tasks=len(rows)
+            found.append(
+                Aggregate(
+                    optimizer=optimizer,
+                    reference=str(reference),
+                    metric=metric.key,
+                    tasks=len(rows),
+                    ratio=ratio,
+                    verdict=verdict,
+                )
             )
-            found.append(Aggregate(ratio=ratio, verdict=verdict, **kwargs))  # type: ignore[arg-type]
     return found
 
 
@@ -169,24 +168,21 @@ def matched_steps(result: Result, task: str) -> dict[str, StepsToTarget]:
     for the final loss. A run that never gets there, or diverged, is censored.
     """
     reference = reference_of(result)
-    arm = None if reference is None else result.arm(task, reference)
-    runs = None if arm is None else arm.of("final_loss")
-    if runs is None:
+    chosen = None if reference is None else result.arm(task, reference).of("final_loss")
+    if chosen is None:
         return {}
     width = smoothing_width(result.steps)
-    targets = _smoothed(runs.curves, width)[:, -1]
+    targets = _smoothed(chosen.curves, width)[:, -1]
     found = {}
     for optimizer in result.optimizers:
         own = result.arm(task, optimizer).of("final_loss")
         if own is None:
             continue
         steps = range(width, result.steps + 1)
-        reached: list[int | None] = []
-        for curve, target, diverged in zip(
-            _smoothed(own.curves, width), targets, own.diverged, strict=True
-        ):
-            reached.append(None if diverged else steps_to_target(curve, float(target), steps))
-        found[optimizer] = summarize_steps(reached)
+        runs = zip(_smoothed(own.curves, width), targets, own.diverged, strict=True)
+        found[optimizer] = summarize_steps(
+            [None if lost else steps_to_target(curve, float(x), steps) for curve, x, lost in runs]
+        )
     return found
 
 

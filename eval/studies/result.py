@@ -8,11 +8,13 @@ from typing import Any
 from lo_framework.errors import shown
 from lo_framework.eval.baselines import Setting
 from lo_framework.eval.running.envelope import (
+    Arms,
     Curves,
     Envelope,
     Flags,
     Measured,
     Metrics,
+    OnTask,
     require,
     require_shape,
 )
@@ -40,7 +42,7 @@ class Runs:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arm:
+class Arm(OnTask):
     """One optimizer on one task. ``failure`` is empty, or says in one line why there are no
     results.
 
@@ -52,9 +54,6 @@ class Arm:
         parameters: of the task; state_floats: numbers of optimizer state per parameter.
     """
 
-    task: str
-    optimizer: str
-    learned: bool
     runs: tuple[Runs, ...] = ()
     chosen: dict[str, int] = field(default_factory=dict)
     tuned: tuple[dict[str, Any], ...] = ()
@@ -75,19 +74,14 @@ class Arm:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Result:
-    """A whole evaluation. ``arms`` by (task, optimizer), tasks outermost.
+class Result(Arms[Arm]):
+    """A whole evaluation.
 
     Attributes:
-        tasks: names in their order.
-        learned: labels of what is compared with the ``baselines``, some of which may be among them.
         files: label -> the file a learned optimizer came from.
         provenance: versions, command, commit, time.
     """
 
-    tasks: tuple[str, ...]
-    learned: tuple[str, ...]
-    baselines: tuple[str, ...]
     arms: tuple[Arm, ...]
     steps: int
     tuning_seeds: tuple[int, ...]
@@ -95,13 +89,9 @@ class Result:
     files: dict[str, str] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
 
-    def arm(self, task: str, optimizer: str) -> Arm:
-        return next(arm for arm in self.arms if (arm.task, arm.optimizer) == (task, optimizer))
-
     def check(self) -> None:
         """Raise ValueError: an arm is missing, or its numbers do not fit seeds and steps."""
-        wanted = [(task, optimizer) for task in self.tasks for optimizer in self.optimizers]
-        require(wanted, ((arm.task, arm.optimizer) for arm in self.arms))
+        super().check()
         seeds = len(self.report_seeds)
         for arm in self.arms:
             name = f"{shown(arm.task)}, {shown(arm.optimizer)}"
@@ -116,10 +106,6 @@ class Result:
                 require_shape(f"{name}: curves", runs.curves, seeds, self.steps)
                 for key, values in runs.metrics.items():
                     require_shape(f"{name}: {shown(key)}", values, seeds)
-
-    @property
-    def optimizers(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(self.learned + self.baselines))
 
     @property
     def failures(self) -> list[Arm]:

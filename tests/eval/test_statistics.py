@@ -10,6 +10,7 @@ from scipy import stats
 
 from lo_framework.eval import statistics as st
 from lo_framework.eval.statistics import student_t_quantile
+from lo_framework.eval.targets import steps_to_target, summarize_steps
 
 INF = math.inf
 NAN = math.nan
@@ -205,19 +206,19 @@ def test_no_values_is_an_error():
 
 
 def test_steps_to_target():
-    assert st.steps_to_target([3.0, 2.0, 1.0, 2.0], 2.0) == 1
-    assert st.steps_to_target([3.0, NAN, 1.0], 1.0, steps=[0, 10, 20]) == 20
-    assert st.steps_to_target([3.0, NAN, INF], 1.0) is None
+    assert steps_to_target([3.0, 2.0, 1.0, 2.0], 2.0) == 1
+    assert steps_to_target([3.0, NAN, 1.0], 1.0, steps=[0, 10, 20]) == 20
+    assert steps_to_target([3.0, NAN, INF], 1.0) is None
     with pytest.raises(ValueError, match="2 points but 1 steps"):
-        st.steps_to_target([1.0, 2.0], 1.0, steps=[0])
+        steps_to_target([1.0, 2.0], 1.0, steps=[0])
 
 
 def test_steps_summary_counts_censored_runs_as_latest():
-    summary = st.summarize_steps([10, None, 30])
+    summary = summarize_steps([10, None, 30])
     assert (summary.median, summary.reached, summary.censored) == (30.0, 2, 1)
     assert str(summary) == "30 (1 of 3 never)"
-    assert str(st.summarize_steps([None, None, 5])) == "never (2 of 3 never)"
-    assert str(st.summarize_steps([1, 2])) == "1.5"
+    assert str(summarize_steps([None, None, 5])) == "never (2 of 3 never)"
+    assert str(summarize_steps([1, 2])) == "1.5"
 
 
 def test_summary_respects_direction_and_counts():
