@@ -15,6 +15,7 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass
+from functools import reduce
 from typing import Annotated
 
 import torch
@@ -23,7 +24,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflat
 
 from lo_framework.episode import Carry, tile_theta
 from lo_framework.estimators.base import ESTIMATORS, MetaGradient
-from lo_framework.estimators.truncation import Sums, Unroller, UnrollState, added
+from lo_framework.estimators.truncation import Sums, Unroller, UnrollState
 from lo_framework.inner.graph import Flat
 from lo_framework.learned.base import Theta
 from lo_framework.schema import Checked, NotNegative, Range
@@ -82,7 +83,7 @@ class TBPTT:
             if s == last:
                 final, final_random = end, state.generator.get_state()
         state.generator.set_state(final_random)
-        return self._estimate(state, grads, added(parts), final)
+        return self._estimate(state, grads, reduce(Sums.plus, parts), final)
 
     def _estimate(
         self, state: UnrollState, grads: list[Theta], sums: Sums, final: Carry

@@ -15,7 +15,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import reduce
 from typing import Any, NamedTuple
 
 import torch
@@ -77,6 +76,11 @@ class Sums(NamedTuple):
     score: Tensor
     penalty: Tensor  # of the absorbed regularizer: to be added to the score
     terms: dict[str, Tensor]  # what else the objective reports; constants
+
+    def plus(self, other: Sums) -> Sums:
+        """Both together."""
+        terms = {name: x + other.terms[name] for name, x in self.terms.items()}
+        return Sums(self.score + other.score, self.penalty + other.penalty, terms)
 
 
 @dataclass(eq=False)
@@ -179,15 +183,17 @@ class Unroller:
         self, step: Step, theta: Theta, carry: Carry, state: UnrollState, steps: range
     ) -> tuple[Carry, Sums]:
         """The end of these inner steps of the truncation, and sums over them."""
-        parts = []
+        sums: Sums | None = None  # added up as they come: memory does not grow with the steps
         for i in steps:
             with temporarily_clear_interpreter_stack():  # inside a vmap, nothing random is drawn
                 draw, live = self.draw(state, i)
             carry, losses = step(theta, carry, draw)
             score, terms = self.objective.measure(self.task, losses, self.copies == 2)
             terms = {name: value * live for name, value in terms.items()}
-            parts.append(Sums(score * live, losses.penalty, terms))
-        return carry, added(parts)
+            part = Sums(score * live, losses.penalty, terms)
+            sums = part if sums is None else sums.plus(part)
+        assert sums is not None
+        return carry, sums
 
     def summary(self, state: UnrollState, sums: Sums) -> dict[str, float]:
         """Metrics of a truncation from ``state``, over the steps that counted.
@@ -276,11 +282,6 @@ def state_from_tensors(
     clocks = {name: one(name) for name in _CLOCKS}
     carry = tree_map(lambda x: x.to(device), carry)
     return UnrollState(carry=carry, generator=generator, extra=group("extra"), **clocks)
-
-
-def added(parts: list[Sums]) -> Sums:
-    """The sums over all parts, in their order."""
-    return tree_map(lambda *values: reduce(torch.add, values), *parts)
 
 
 def unroll(
