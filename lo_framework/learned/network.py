@@ -75,11 +75,14 @@ def _blocks(x: Tensor, hidden: int, layers: int) -> Iterator[tuple[slice, slice,
         columns = max(1, CPU_BLOCK // hidden)
         rows = max(1, columns // max(n, 1))
     rows, columns = max(1, min(rows, num)), max(1, min(columns, n))
-    memory = [x.new_empty(rows * hidden * columns) for _ in range(layers)]
+    memory = [x.new_empty(rows, hidden, columns) for _ in range(layers)]
+    views, shape = memory, (rows, hidden, columns)
     for r in range(0, num, rows):
         for c in range(0, n, columns):
-            shape = (min(rows, num - r), hidden, min(columns, n - c))
-            views = [piece[: math.prod(shape)].view(shape) for piece in memory]
+            now = (min(rows, num - r), hidden, min(columns, n - c))
+            if now != shape:  # at the ends only: a view costs as much as a small product
+                shape = now
+                views = [piece.view(-1)[: math.prod(shape)].view(shape) for piece in memory]
             yield slice(r, r + shape[0]), slice(c, c + shape[2]), views
 
 
