@@ -14,7 +14,7 @@ OPTIONAL = {
     "tqdm": ("tqdm", "train", "progress bars"),
     "higher": ("higher", "train", "the inner backend of that name"),
     "matplotlib": ("matplotlib", "train", "pictures"),
-    "scipy": ("scipy", "train", "intervals and eigenvalues"),
+    "scipy": ("scipy", "eval", "eigenvalues of a Hessian"),
     "jinja2": ("Jinja2", "eval", "the page of a sharpness evaluation"),
     "curvlinops": ("curvlinops-for-pytorch", "sharpness", "Hessian products"),
 }
