@@ -67,7 +67,8 @@ class Child:
     def _died(self) -> Died:
         self.process.join(timeout=1)
         code = self.process.exitcode
-        return Died(f"exit code {code}; out of memory?" if self.started else UNSTARTED)
+        failed = not self.started and (code is None or code >= 0)  # below 0: by a signal
+        return Died(UNSTARTED if failed else f"exit code {code}; out of memory?")
 
     def close(self) -> None:
         """End the process, in the middle of its work if need be."""

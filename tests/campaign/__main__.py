@@ -127,14 +127,22 @@ def finish(process: subprocess.Popen[str]) -> str:
     return "" if process.returncode == 0 else f"exit code {process.returncode}: {errors[-300:]}"
 
 
+def checkpoints(out: Path) -> list[str]:
+    return sorted(str(path) for path in (out / "state").glob("*"))
+
+
 def disturb(
-    name: str, process: subprocess.Popen[str], span: float, chance: random.Random
+    name: str, process: subprocess.Popen[str], out: Path, span: float, chance: random.Random
 ) -> tuple[int, list[int]]:
-    """Kill the program, or workers of it one after the other: how often, and its processes."""
+    """Kill the program, or workers of it one after the other: how often, and its processes. A run
+    gives up at the third death without a step between: the next one comes after a checkpoint.
+    """
     begun, kills, seen = time.monotonic(), 0, set[int]()
     while True:
-        moment = begun + chance.uniform(0.1, 1.0) * span
-        while process.poll() is None and time.monotonic() < moment:
+        moment, known = begun + chance.uniform(0.1, 1.0) * span, checkpoints(out)
+        while process.poll() is None and (
+            time.monotonic() < moment or (kills and checkpoints(out) == known)
+        ):
             time.sleep(0.01)
         if process.poll() is not None:
             return kills, [*seen]
@@ -165,7 +173,7 @@ def campaign(name: str, kills: int, seed: int, folder: Path) -> Outcome:
     while not last and len(outcome.faults) < 3:
         last = outcome.kills >= kills
         begun, process = time.monotonic(), start(name, out)
-        struck, pids = (0, []) if last else disturb(name, process, outcome.seconds, chance)
+        struck, pids = (0, []) if last else disturb(name, process, out, outcome.seconds, chance)
         outcome.kills += struck
         said = finish(process)
         faults = going_on(pids)

@@ -66,14 +66,18 @@ def test_a_child_answers_with_one_thread_and_ends_with_close() -> None:
     child.close()  # twice is fine
 
 
-def test_a_death_says_whether_the_child_had_started() -> None:
+@pytest.mark.parametrize("ready", [True, False])
+def test_a_killed_child_died_at_whatever_moment(ready: bool) -> None:
     child = Child(echo, 5)
-    assert child.receive() is None
+    assert not ready or child.receive() is None
     assert child.process.pid is not None
     os.kill(child.process.pid, signal.SIGKILL)
     with pytest.raises(Died, match="exit code -9"):
         child.receive()
     child.close()
+
+
+def test_a_child_that_fails_by_itself_could_not_start() -> None:
     child = Child(unprepared, Unpicklable())
     with pytest.raises(Died, match="could not start"):
         child.receive()
