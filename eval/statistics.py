@@ -247,24 +247,16 @@ def probability_of_improvement(
     return Estimate(value=p, low=low, high=high, n=n, level=level, diverged=diverged)
 
 
-def summarize(
-    values: ArrayLike,
-    *,
-    lower_is_better: bool = True,
-    level: float = 0.95,
-    resamples: int = 2000,
-    seed: int | np.random.Generator = 0,
-) -> Summary:
+def summarize(values: ArrayLike, *, lower_is_better: bool = True) -> Summary:
     """Everything a table says about ``values [n]`` of one metric over seeds; diverged runs count as
     infinitely bad.
     """
     worst = INF if lower_is_better else -INF
     x, diverged = outcomes(values, worst)
-    options: dict[str, Any] = dict(level=level, diverged_as=worst)
     ends = (float(x.min()), float(x.max()))
     return Summary(
-        mean=mean_interval(values, **options),
-        iqm=bootstrap_interval(values, iqm, resamples=resamples, seed=seed, **options),
+        mean=mean_interval(values, diverged_as=worst),
+        iqm=bootstrap_interval(values, diverged_as=worst),
         median=float(median(x)),
         best=ends[0] if lower_is_better else ends[1],
         worst=ends[1] if lower_is_better else ends[0],

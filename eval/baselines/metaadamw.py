@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from lo_framework.errors import UserError
-from lo_framework.eval.baselines.registry import Setting, TunedConfig, lr_grid, register_baseline
+from lo_framework.eval.baselines.registry import Setting, TunedConfig, grid_of, register_baseline
 from lo_framework.eval.baselines.torch_runs import Run, TorchBaseline
 from lo_framework.optim import MetaAdamW, MetaConfig, NetworkConfig
 from lo_framework.optim.metaadamw.published import find_variant
@@ -39,7 +39,7 @@ class MetaAdamWConfig(NetworkConfig, MetaConfig, RunConfig):
     def __post_init__(self) -> None:
         TunedConfig.__post_init__(self)
         weight, bias = nn.Parameter(torch.zeros(2, 2)), nn.Parameter(torch.zeros(2))
-        network = self.make([("0.weight", weight), ("0.bias", bias)], 1).network
+        network = self.make([("0.weight", weight), ("0.bias", bias)], 1, self.lr, 0).network
         for field in fields(NetworkConfig) if self.file else ():
             value, own = getattr(self, field.name), getattr(network.config, field.name)
             if value not in (own, field.default):
@@ -48,11 +48,7 @@ class MetaAdamWConfig(NetworkConfig, MetaConfig, RunConfig):
                 )
 
     def make(
-        self,
-        named_params: list[tuple[str, nn.Parameter]],
-        steps: int,
-        lr: float | None = None,
-        seed: int = 0,
+        self, named_params: list[tuple[str, nn.Parameter]], steps: int, lr: float, seed: int
     ) -> MetaAdamW:
         """The optimizer of a run of ``steps``, a new network of its own ``seed``; raises UserError
         for what cannot be.
@@ -60,7 +56,7 @@ class MetaAdamWConfig(NetworkConfig, MetaConfig, RunConfig):
         own = {field.name: getattr(self, field.name) for field in fields(NetworkConfig)}
         return MetaAdamW(
             named_params,
-            lr=self.lr if lr is None else lr,
+            lr=lr,
             weight_decay=self.weight_decay,
             network=self.file or NetworkConfig(**own | {"seed": self.seed + seed}),
             meta=self,
@@ -69,8 +65,7 @@ class MetaAdamWConfig(NetworkConfig, MetaConfig, RunConfig):
         )
 
 
-# AdamW's grid
-@register_baseline("metaadamw", lr_grid([0.001, 0.003, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2]))
+@register_baseline("metaadamw", grid_of("adamw"))
 class MetaAdamWBaseline(TorchBaseline):
     kind = "metaadamw"
     Config = MetaAdamWConfig

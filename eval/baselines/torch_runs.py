@@ -9,7 +9,7 @@ everybody's seeds.
             return torch.optim.AdamW(run.params.values(), lr=settings["lr"])
 
 Initial parameters, training batches and noise of a seed are those of `lo_framework.inner.rollout`,
-so such a run is paired with every vmapped one; `eval.running.cells.run_cell` sends it here, and
+so such a run is paired with every vmapped one; `eval.running.cells.roll` sends it here, and
 tuning, tables and workers do not know the difference. For what cannot be vmapped: several blocks,
 diagnostics, optimizers that train a network of their own.
 """
@@ -18,12 +18,13 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from lo_framework.episode import Carry, Draw
 from lo_framework.eval.baselines.registry import Setting, TunedOptimizer, setting_of
@@ -138,7 +139,8 @@ class TorchBaseline(TunedOptimizer):
 
     def state_numel(self, optimizer: torch.optim.Optimizer) -> int:
         """How many numbers the optimizer keeps; one with some outside of ``state`` adds them."""
-        return sum(x.numel() for x in _tensors(list(optimizer.state.values())))
+        kept = tree_leaves([*optimizer.state.values()])
+        return sum(x.numel() for x in kept if isinstance(x, Tensor))
 
     def init_state(self, layout: Layout, params: Tensor) -> State:
         raise UserError(f'"{self.kind}" runs as a torch optimizer, which this evaluation cannot do')
@@ -156,7 +158,7 @@ class TorchRollout:
     final: dict[str, Tensor]
     alive: Tensor
     state_numel: int
-    extra: dict[str, Tensor] = field(default_factory=dict)
+    extra: dict[str, Tensor]
 
 
 def torch_rollout(
@@ -222,31 +224,41 @@ def _run(
             warnings.filterwarnings("ignore", message=baseline.silenced)
         run = Run(task, steps, seed)
         optimizer = baseline.build(run, setting_of(theta))
-        train, alive = _train(baseline, optimizer, run, float(theta["cosine"]), on_step, on_carry)
+        train, here = list[float](), run.carry()
+        if on_carry is not None:
+            on_carry(0, here, None)
+        for loss in _losses(baseline, optimizer, run, float(theta["cosine"])):
+            train.append(loss)
+            if on_step is not None:
+                on_step(1)
+            if on_carry is not None:
+                here = run.carry()
+                on_carry(len(train), here, run.drawn())
+    lost = steps - len(train)
+    if on_step is not None and lost:
+        on_step(lost)
+    if on_carry is not None:  # a diverged run stands still where it was
+        here = here._replace(alive=torch.zeros_like(here.alive))
+        for t in range(len(train), steps):
+            on_carry(t + 1, here, run.drawn())
     final = {}
     with torch.no_grad():
         params = {name: p.detach() for name, p in run.params.items()}
         for split in splits:
             for name, x in task.metrics(params, run.buffers, task.full(split)).items():
-                final[f"{split}.{name}"] = math.inf if name == "loss" and not alive else float(x)
+                final[f"{split}.{name}"] = math.inf if name == "loss" and lost else float(x)
+    curve = torch.tensor([*train, *[math.inf] * lost])
     counts = baseline.counts(optimizer)
-    return _Ended(train, final, alive, baseline.state_numel(optimizer), counts)
+    return _Ended(curve, final, not lost, baseline.state_numel(optimizer), counts)
 
 
-def _train(
-    baseline: TorchBaseline,
-    optimizer: torch.optim.Optimizer,
-    run: Run,
-    cosine: float,
-    on_step: Callable[[int], None] | None,
-    on_carry: OnCarry | None,
-) -> tuple[Tensor, bool]:
-    """Minibatch losses ``[T]`` and whether the run lived to the end."""
+def _losses(
+    baseline: TorchBaseline, optimizer: torch.optim.Optimizer, run: Run, cosine: float
+) -> Iterator[float]:
+    """Train; yields the minibatch loss before each update, until a loss or a parameter is not
+    finite.
+    """
     start = [group.get("lr") for group in optimizer.param_groups]
-    losses = torch.full((run.steps,), math.inf)
-    here = run.carry() if on_carry is not None else None
-    if on_carry is not None and here is not None:
-        on_carry(0, here, None)
     for t in range(run.steps):
         run.t = t
         if cosine:
@@ -257,29 +269,10 @@ def _train(
                     group["lr"] = lr * factor
         loss = run.training_loss()
         value = float(loss.detach())
-        alive = math.isfinite(value)
-        if alive:
-            baseline.take_step(optimizer, loss)
-            baseline.after_step(optimizer, t, run)
-            with torch.no_grad():
-                alive = math.isfinite(sum(p.sum() for p in run.params.values()))
-        if alive:
-            losses[t] = value
-        rest = 1 if alive else run.steps - t
-        if on_step is not None:
-            on_step(rest)
-        if on_carry is not None and here is not None:  # a diverged run stands still where it was
-            here = run.carry() if alive else here._replace(alive=torch.zeros_like(here.alive))
-            for k in range(rest):
-                on_carry(t + k + 1, here, run.drawn())
-        if not alive:
-            return losses, False
-    return losses, True
-
-
-def _tensors(tree: Any) -> Iterable[Tensor]:
-    if isinstance(tree, Tensor):
-        yield tree
-    elif isinstance(tree, (dict, list, tuple)):
-        for part in tree.values() if isinstance(tree, dict) else tree:
-            yield from _tensors(part)
+        if not math.isfinite(value):
+            return
+        baseline.take_step(optimizer, loss)
+        baseline.after_step(optimizer, t, run)
+        if not math.isfinite(sum(p.detach().sum() for p in run.params.values())):
+            return
+        yield value

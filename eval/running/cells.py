@@ -7,7 +7,6 @@ computed on its own: that is why results do not depend on how many processes sha
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -17,9 +16,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from lo_framework.eval.baselines.torch_runs import TorchBaseline, torch_rollout
+from lo_framework.eval.baselines.torch_runs import TorchBaseline, TorchRollout, torch_rollout
 from lo_framework.eval.statistics import Array
-from lo_framework.inner.rollout import rollout
+from lo_framework.inner.rollout import Rollout, rollout
 from lo_framework.inner.step import Family
 from lo_framework.learned.base import LearnedOptimizer, Theta
 from lo_framework.optimizees.task import Task
@@ -52,7 +51,35 @@ class Cell:
     def compute(
         self, task: Task, optimizer: LearnedOptimizer, on_step: Callable[[int], None]
     ) -> Measured:
-        return run_cell(self, task, optimizer, on_step)
+        """Run all settings and seeds; ``on_step(n)`` hears of every ``n`` finished task-steps.
+
+        Losses of a diverged run are infinite and its accuracies nan.
+        """
+        watch = _Watch(on_step, task.device)
+        family = Family(task, optimizer)
+        runs = len(self.thetas) * len(self.seeds)
+        chunk = -(-runs // -(-runs // CHUNK))  # equal chunks: 20 runs are 10 + 10, not 16 + 4
+        rest = (self.thetas, self.seeds, self.steps)
+        rolled = roll(task, optimizer, *rest, splits=self.splits, chunk=chunk, on_step=watch)
+        if isinstance(rolled, TorchRollout):
+            state_floats, extra = rolled.state_numel / family.layout.size, rolled.extra
+        else:
+            state_floats, extra = _state_floats(family), {}
+        metrics = {"mean_loss": rolled.train.double().mean(-1)}
+        for name, value in rolled.final.items():
+            bad = torch.inf if name.endswith(".loss") else torch.nan
+            key = "final_loss" if name == "train.loss" else name.replace(".", "_")
+            metrics[key] = torch.where(rolled.alive, value, bad).double()
+        diverged = ~rolled.alive | ~torch.isfinite(metrics.get("final_loss", metrics["mean_loss"]))
+        return Measured(
+            curves=rolled.train.float().cpu().numpy(),
+            metrics={name: value.cpu().numpy() for name, value in metrics.items()},
+            diverged=diverged.cpu().numpy(),
+            seconds_per_step=watch.seconds_per_step(),
+            parameters=family.layout.size,
+            state_floats=state_floats,
+            extra={name: value.double().cpu().numpy() for name, value in extra.items()},
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,50 +114,23 @@ class Failure:
     reason: str
 
 
-def run_cell(
-    cell: Cell,
+def roll(
     task: Task,
     optimizer: LearnedOptimizer,
-    on_step: Callable[[int], None] | None = None,
-) -> Measured:
-    """Compute a cell; ``on_step(n)`` hears of every ``n`` finished task-steps.
-
-    Losses of a diverged run are infinite and its accuracies nan.
-    """
-    optimizer = copy.deepcopy(optimizer).to(
-        task.device
-    )  # the caller's may live elsewhere, and stays as it is
-    thetas = [
-        {name: torch.tensor(x, device=task.device) for name, x in theta.items()}
-        for theta in cell.thetas
+    thetas: Sequence[dict[str, Array]],
+    seeds: Sequence[int],
+    steps: int,
+    *,
+    chunk: int = 1,
+    **told: Any,
+) -> Rollout | TorchRollout:
+    """Run episodes, vmapped or as torch optimizers; ``told``: splits and callbacks of either."""
+    where = [
+        {name: torch.tensor(x, device=task.device) for name, x in theta.items()} for theta in thetas
     ]
-    watch = _Watch(on_step, task.device)
-    family = Family(task, optimizer)
-    rest = (thetas, cell.seeds, cell.steps)
-    rolled: Any
     if isinstance(optimizer, TorchBaseline):
-        rolled = torch_rollout(task, optimizer, *rest, splits=cell.splits, on_step=watch)
-        state_floats, extra = rolled.state_numel / family.layout.size, rolled.extra
-    else:
-        runs = len(thetas) * len(cell.seeds)
-        chunk = -(-runs // -(-runs // CHUNK))  # equal chunks: 20 runs are 10 + 10, not 16 + 4
-        rolled = rollout(task, optimizer, *rest, splits=cell.splits, chunk=chunk, on_step=watch)
-        state_floats, extra = _state_floats(family), {}
-    metrics = {"mean_loss": rolled.train.double().mean(-1)}
-    for name, value in rolled.final.items():
-        bad = torch.inf if name.endswith(".loss") else torch.nan
-        key = "final_loss" if name == "train.loss" else name.replace(".", "_")
-        metrics[key] = torch.where(rolled.alive, value, bad).double()
-    diverged = ~rolled.alive | ~torch.isfinite(metrics.get("final_loss", metrics["mean_loss"]))
-    return Measured(
-        curves=rolled.train.float().cpu().numpy(),
-        metrics={name: value.cpu().numpy() for name, value in metrics.items()},
-        diverged=diverged.cpu().numpy(),
-        seconds_per_step=watch.seconds_per_step(),
-        parameters=family.layout.size,
-        state_floats=state_floats,
-        extra={name: np.asarray(value.cpu(), dtype=np.float64) for name, value in extra.items()},
-    )
+        return torch_rollout(task, optimizer, where, seeds, steps, **told)
+    return rollout(task, optimizer, where, seeds, steps, chunk=chunk, **told)
 
 
 def plan_cells(
@@ -187,7 +187,7 @@ class _Watch:
     count.
     """
 
-    def __init__(self, on_step: Callable[[int], None] | None, device: torch.device) -> None:
+    def __init__(self, on_step: Callable[[int], None], device: torch.device) -> None:
         self.on_step, self.device = on_step, device
         self.last = 0.0
         self.intervals: list[float] = []
@@ -199,8 +199,7 @@ class _Watch:
         if self.last:
             self.intervals.append((now - self.last) / n)
         self.last = now
-        if self.on_step is not None:
-            self.on_step(n)
+        self.on_step(n)
 
     def seconds_per_step(self) -> float:
         return float(np.median(self.intervals)) if self.intervals else float("nan")

@@ -8,8 +8,8 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Generic, Protocol, TypeVar
 
@@ -117,11 +117,22 @@ def require(wanted: Iterable[tuple[str, ...]], there: Iterable[tuple[str, ...]])
 
 @dataclass(frozen=True, kw_only=True)
 class OnTask:
-    """One optimizer on one task."""
+    """One optimizer on one task. ``failure`` is empty, or says in one line why there are no
+    results.
+
+    Attributes:
+        tuned: the settings tried for a baseline, each with its scores on the tuning seeds.
+        notes: what a person should know (extensions of the grid).
+        gradients_per_step: gradient evaluations per update.
+    """
 
     task: str
     optimizer: str
     learned: bool
+    tuned: tuple[dict[str, Any], ...] = ()
+    notes: tuple[str, ...] = ()
+    gradients_per_step: float = 1.0
+    failure: str = ""
 
 
 A = TypeVar("A", bound=OnTask)
@@ -134,12 +145,17 @@ class Arms(Generic[A]):
     Attributes:
         tasks: names in their order.
         learned: labels of what is compared with the ``baselines``, some of which may be among them.
+        files: label -> the file a learned optimizer came from.
+        provenance: versions, command, commit, time.
     """
 
     tasks: tuple[str, ...]
     learned: tuple[str, ...]
     baselines: tuple[str, ...]
     arms: tuple[A, ...]
+    tuning_seeds: tuple[int, ...]
+    files: dict[str, str] = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=dict)
 
     def arm(self, task: str, optimizer: str) -> A:
         return next(arm for arm in self.arms if (arm.task, arm.optimizer) == (task, optimizer))
@@ -183,21 +199,20 @@ def _flags(values: Any) -> NDArray[np.bool_]:
     return x.astype(np.bool_)
 
 
-def plain(value: Any) -> Any:
-    """Return JSON values: arrays as lists, float32 with its nine digits, null for what is not
+def plain(value: Any, beyond: Callable[[float], Any] = lambda x: None) -> Any:
+    """Return JSON values: arrays as lists, float32 with its nine digits, ``beyond`` of what is not
     finite.
     """
     if isinstance(value, np.ndarray):
+        rows = value if value.ndim > 1 else value.tolist()
         if value.ndim == 1 and value.dtype == np.float32:
-            return [float(f"{x:.9g}") if math.isfinite(x) else None for x in value.tolist()]
-        return [plain(x) for x in (value if value.ndim > 1 else value.tolist())]
+            rows = [float(f"{x:.9g}") for x in rows]
+        return [plain(x, beyond) for x in rows]
     if isinstance(value, float):
-        return value if math.isfinite(value) else None
+        return value if math.isfinite(value) else beyond(value)
     if isinstance(value, dict):
-        return {str(key): plain(x) for key, x in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(x) for x in value]
-    return value
+        return {str(key): plain(x, beyond) for key, x in value.items()}
+    return [plain(x, beyond) for x in value] if isinstance(value, (list, tuple)) else value
 
 
 # Losses of diverged runs are infinite; accuracies and counts that are not there are nan.

@@ -8,6 +8,7 @@ yet to choose its settings.
 
 from __future__ import annotations
 
+import copy
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Mapping
@@ -55,10 +56,10 @@ class Recipe:
     A task's name is the spec that makes it; the rest is here.
 
     Attributes:
-        optimizers: label -> ("learned", kind, config) or ("baseline", spec, {}).
+        learned: label -> kind and config; any other label is a baseline's spec.
     """
 
-    optimizers: dict[str, tuple[str, str, dict[str, Any]]]
+    learned: Mapping[str, tuple[str, dict[str, Any]]]
     data_dir: str | None = None
     device: str = "cpu"
     plugins: tuple[str, ...] = ()
@@ -77,7 +78,10 @@ class Workshop:
     def compute(self, cell: Cell, on_step: Callable[[int], None]) -> Outcome:
         """The outcome of the cell. An error in it is a `Failure`, which costs this cell alone."""
         try:
-            return cell.compute(self._task(cell.task), self._optimizer(cell.optimizer), on_step)
+            task = self._task(cell.task)
+            # The caller's may live on another device, and stays as it is.
+            optimizer = copy.deepcopy(self._optimizer(cell.optimizer)).to(task.device)
+            return cell.compute(task, optimizer, on_step)
         except BrokenPipeError:  # nobody reads our progress: that ends the program, not a cell
             raise
         except (Exception, SystemExit) as error:
@@ -99,30 +103,31 @@ class Workshop:
             from lo_framework.eval.baselines import make_baseline
             from lo_framework.learned import make_learned
 
-            kind, spec, config = self.recipe.optimizers[label]
-            self.optimizers[label] = (
-                make_learned(spec, **config) if kind == "learned" else make_baseline(spec)
-            )
+            if label in self.recipe.learned:
+                kind, config = self.recipe.learned[label]
+                self.optimizers[label] = make_learned(kind, **config)
+            else:
+                self.optimizers[label] = make_baseline(label)
         return self.optimizers[label]
 
 
 def drive(
-    arms: Mapping[str, Arm[R]],
+    arms: Mapping[Any, Arm[R]],
     workshop: Workshop,
     *,
     workers: int = 1,
     progress: Progress | None = None,
     store: CellStore | None = None,
-) -> dict[str, R]:
+) -> dict[Any, R]:
     """Run all arms to their end; results by the same names, in the same order.
 
     What ``store`` has of an earlier run is not computed again; it is handed every outcome but
     failures, as they come.
     """
     progress = progress or Progress(mode="none")
-    results: dict[str, R] = {}
-    waiting: dict[str, list[Outcome | None]] = {}
-    queue: deque[tuple[str, int, Cell]] = deque()
+    results: dict[Any, R] = {}
+    waiting: dict[Any, list[Outcome | None]] = {}
+    queue: deque[Item] = deque()
 
     def advance(name: str, outcomes: list[Outcome] | None) -> None:
         while True:

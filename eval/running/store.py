@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import math
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, is_dataclass
@@ -21,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from lo_framework.eval.running.cells import Found, Measured
+from lo_framework.eval.running.envelope import plain
 from lo_framework.files.atomic import atomic_write_text, clean_temporaries, reason
 from lo_framework.schema import convert, read_json
 from lo_framework.spec import UserError
@@ -111,14 +111,15 @@ def digest(*parts: bytes) -> str:
 
 def _difference(before: Plan, now: Plan) -> tuple[str, str]:
     """The first setting that differs, there and here: ``("steps 200", "steps 100")``."""
-    for key in [*now, *(key for key in before if key not in now)]:
-        a, b = before.get(key), now.get(key)
-        if a != b and isinstance(a, dict) and isinstance(b, dict):
-            inner = next(name for name in [*b, *a] if a.get(name) != b.get(name))
-            return f"{key} {inner} {_word(a.get(inner))}", f"{key} {inner} {_word(b.get(inner))}"
-        if a != b:
-            return f"{key} {_word(a)}", f"{key} {_word(b)}"
-    raise AssertionError("plans are equal")
+    there, here = _flat(before), _flat(now)
+    key = next(key for key in [*here, *there] if there.get(key) != here.get(key))
+    return f"{key} {_word(there.get(key))}", f"{key} {_word(here.get(key))}"
+
+
+def _flat(plan: Plan) -> Plan:
+    """The plan with the settings of each of its parts by ``"part setting"``."""
+    parts = {key: x if isinstance(x, dict) else {"": x} for key, x in plan.items()}
+    return {f"{key} {name}".rstrip(): x for key, part in parts.items() for name, x in part.items()}
 
 
 def _word(value: Any) -> str:
@@ -132,7 +133,8 @@ def _encode(outcome: Measured | Found) -> dict[str, Any]:
         return {"kind": "found", "data": outcome.data}
     # Nothing asks for the curves of tuning runs, which see no test data.
     curves = outcome.curves if "test_loss" in outcome.metrics else outcome.curves[..., :0]
-    return {"kind": "measured", **_words({**vars(outcome), "curves": curves})}
+    # Strict JSON has no infinity: numpy and `float` read the words back.
+    return {"kind": "measured", **plain({**vars(outcome), "curves": curves}, beyond=str)}
 
 
 def _decode(data: dict[str, Any]) -> Measured | Found:
@@ -146,24 +148,12 @@ def _decode(data: dict[str, Any]) -> Measured | Found:
     return Measured(**{**data, "seconds_per_step": float(data["seconds_per_step"])})
 
 
-def _words(value: Any, digits: int = 17) -> Any:
-    """``value`` in strict JSON, which has no infinity: numpy and ``float`` read the words back."""
-    if isinstance(value, np.ndarray):
-        return _words(value.tolist(), 9 if value.dtype == np.float32 else digits)
-    if isinstance(value, float):
-        value = float(f"{value:.{digits}g}")
-        return value if math.isfinite(value) else str(value)
-    if isinstance(value, dict):
-        return {key: _words(x, digits) for key, x in value.items()}
-    return [_words(x, digits) for x in value] if isinstance(value, list) else value
-
-
 def _plain(value: Any) -> Any:
     """A cell as JSON values; arrays by their digest."""
     if isinstance(value, np.ndarray):
         return [str(value.dtype), list(value.shape), digest(np.ascontiguousarray(value).tobytes())]
     if is_dataclass(value) and not isinstance(value, type):
-        return _plain({**asdict(value)})
+        return _plain(asdict(value))
     if isinstance(value, dict):
         return {str(key): _plain(x) for key, x in value.items()}
     return [_plain(x) for x in value] if isinstance(value, (list, tuple)) else value

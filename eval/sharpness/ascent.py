@@ -171,6 +171,11 @@ class _Best:
     value: float
     z: Tensor  # [N]
 
+    def keep(self, value: float, z: Tensor) -> None:
+        """Take a point that is better."""
+        if value > self.value:
+            self.value, self.z = value, z.clone()
+
 
 class _Climb:
     """Radii from small to large, each beginning with what the one before found."""
@@ -192,7 +197,7 @@ class _Climb:
         one_step = float(surface.loss(self._at(radius * self.starts[0]))) - self.here
         looked = self._look_around(radius)
         self._ascend(self.loss, radius, [], looked, surface.gradients, self.effort.steps)
-        self._keep(self.loss, self.here + one_step, radius * self.starts[0])
+        self.loss.keep(self.here + one_step, radius * self.starts[0])
         gap = max(0.0, self.loss.value - self.here)
         top = math.nan
         if norms:
@@ -235,10 +240,6 @@ class _Climb:
         grads, products = self.surface.hvps(points, self.ball.dual)
         return self.ball.slope(grads), products
 
-    def _keep(self, best: _Best, value: float, z: Tensor) -> None:
-        if value > best.value:
-            best.value, best.z = value, z.clone()
-
     def _ascend(
         self,
         best: _Best,
@@ -259,7 +260,7 @@ class _Climb:
         step[len(points) - len(looked) :] /= 4
         value, z = ascend(lambda z: evaluate(self._at(z)), self.ball, points, radius, steps, step)
         i = int(value.argmax())
-        self._keep(best, float(value[i]), z[i])
+        best.keep(float(value[i]), z[i])
 
     def _norm_between(self, radius: float, gap: float) -> None:
         """See that ``h <= r N1``: on the way to the worst point, some point is at least as steep as
@@ -274,7 +275,7 @@ class _Climb:
             losses, grads = self.surface.gradients(self._at(ts[:, None] * far))
             norms = self.ball.slope(grads)
             i = int(norms.argmax())
-            self._keep(self.norm, float(norms[i]), ts[i] * far)
+            self.norm.keep(float(norms[i]), ts[i] * far)
             return losses
 
         ts = torch.linspace(0, 1, SEGMENT, dtype=far.dtype, device=far.device)

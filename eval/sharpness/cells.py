@@ -8,24 +8,22 @@ not finite, so that a resumed evaluation and an uninterrupted one hold the same.
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from lo_framework.episode import Carry, Draw
-from lo_framework.eval.baselines.torch_runs import TorchBaseline, TorchRollout, torch_rollout
-from lo_framework.eval.running.cells import Found
+from lo_framework.eval.baselines.torch_runs import TorchRollout
+from lo_framework.eval.running.cells import Found, roll
 from lo_framework.eval.sharpness.measuring import SPLITS, measure_point, work_of
 from lo_framework.eval.sharpness.metrics import number, numbers
 from lo_framework.eval.sharpness.probe import Watcher
 from lo_framework.eval.sharpness.settings import Settings
 from lo_framework.eval.statistics import Array
-from lo_framework.inner.rollout import Rollout, rollout
+from lo_framework.inner.rollout import Rollout
 from lo_framework.inner.step import Family
 from lo_framework.learned.base import LearnedOptimizer
 from lo_framework.optimizees.task import Task
@@ -50,12 +48,8 @@ class Run:
         splits: tuple[str, ...] = (),
     ) -> Rollout | TorchRollout:
         """Run the episode; always the same bits."""
-        optimizer = copy.deepcopy(optimizer).to(task.device)
-        theta = {name: torch.tensor(x, device=task.device) for name, x in self.theta.items()}
-        told: dict[str, Any] = dict(splits=splits, on_step=on_step, on_carry=on_carry)
-        if isinstance(optimizer, TorchBaseline):
-            return torch_rollout(task, optimizer, [theta], [self.seed], self.settings.steps, **told)
-        return rollout(task, optimizer, [theta], [self.seed], self.settings.steps, chunk=1, **told)
+        rest = ([self.theta], [self.seed], self.settings.steps)
+        return roll(task, optimizer, *rest, splits=splits, on_step=on_step, on_carry=on_carry)
 
 
 @dataclass(frozen=True, kw_only=True)

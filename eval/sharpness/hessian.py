@@ -70,7 +70,7 @@ def hessian_operator(surface: Surface, at: Tensor | None = None) -> Any:
     return _operator(lambda v: surface.hvp(point, v)[1], surface)
 
 
-def ggn_operator(surface: Surface, at: Tensor | None = None) -> Any | None:
+def ggn_operator(surface: Surface) -> Any | None:
     """The generalised Gauss-Newton matrix (Schraudolph 2002), positive semi-definite; for
     cross-entropy the Fisher.
 
@@ -80,13 +80,12 @@ def ggn_operator(surface: Surface, at: Tensor | None = None) -> Any | None:
     task = surface.task
     if not isinstance(task, ClassificationTask):
         return None
-    point = surface.params if at is None else at
 
     def product(v: Tensor) -> Tensor:
         surface.used.hvps += 1
         total = torch.zeros_like(v)
         for share, (x, *_) in surface.passes():
-            flat = point.detach().requires_grad_()
+            flat = surface.params.detach().requires_grad_()
             logits, _ = task.model.apply(surface.layout.unflatten(flat), surface.buffers, x)
             # J v by two reverse passes, as J^T w is linear in w: forward mode lacks rules for some
             # operations.
@@ -140,8 +139,7 @@ def trace(operator: Any, probes: int = 100, *, seed: int = 0) -> Mean:
         values = torch.stack([_curvlinops().hutchinson_trace(operator, 1) for _ in range(probes)])
     if not torch.isfinite(values).all():
         raise FloatingPointError("trace: a Hessian product is not finite")
-    spread = float(values.std()) if probes > 1 else math.nan
-    return Mean(value=float(values.mean()), stderr=spread / math.sqrt(probes), n=probes)
+    return Mean.of(values)
 
 
 def spectral_density(

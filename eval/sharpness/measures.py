@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from lo_framework.eval.sharpness.ascent import QUICK, Effort, neighbourhoods
 from lo_framework.eval.sharpness.ball import Ball
@@ -26,6 +27,13 @@ class Mean:
     value: float
     stderr: float
     n: int
+
+    @staticmethod
+    def of(values: Tensor) -> Mean:
+        """Return the mean of independent ``values [n]``."""
+        n = len(values)
+        spread = float(values.std()) if n > 1 else math.nan
+        return Mean(value=float(values.mean()), stderr=spread / math.sqrt(n), n=n)
 
 
 def m_sharpness(
@@ -89,5 +97,4 @@ def average_sharpness(
     all_rises = torch.cat(rises)
     if not torch.isfinite(all_rises).all():
         raise FloatingPointError(f"average sharpness: the loss is not finite at rho = {rho:.4g}")
-    spread = float(all_rises.std()) if samples > 1 else math.nan
-    return Mean(value=float(all_rises.mean()), stderr=spread / math.sqrt(samples), n=samples)
+    return Mean.of(all_rises)

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from lo_framework.errors import describe
@@ -27,7 +28,7 @@ from lo_framework.eval.sharpness.hessian import (
 from lo_framework.eval.sharpness.measures import Mean, average_sharpness, m_sharpness
 from lo_framework.eval.sharpness.metrics import number, numbers
 from lo_framework.eval.sharpness.settings import Level, Settings
-from lo_framework.eval.sharpness.slices import Slice, axis, loss_line, loss_plane, random_plane
+from lo_framework.eval.sharpness.slices import Slice, loss_line, loss_plane, random_plane
 from lo_framework.eval.sharpness.surface import Surface
 from lo_framework.layout import Layout
 from lo_framework.optimizees.task import Buffers, Task
@@ -263,7 +264,8 @@ def _slices(point: Point) -> None:
     top eigenvectors.
     """
     surface, slices = point.surface, point.data["slices"]
-    line, plane = axis(EXTENT, point.level.line), axis(EXTENT, point.level.plane)
+    counts = (point.level.line, point.level.plane)
+    line, plane = (np.linspace(-EXTENT, EXTENT, count) for count in counts)
     if any(len(slot.shape) >= 2 for slot in surface.layout.slots):
         first, second = random_plane(surface.layout, surface.params, 0)
         slices["random line"] = _json(loss_line(surface, first, line))

@@ -106,17 +106,16 @@ class Probe:
             self._state = torch.func.vmap(lambda flat: self.regularizer.init_state({_FLAT: flat}))(
                 step.params
             )
-        one = torch.func.vmap(self._one)
-        row, self._state = one(
-            step.params, step.after, step.buffers, step.batch, step.noise, self._state
-        )
+        row, self._state = torch.func.vmap(self._one)(*step, self._state)
         self.travel(row.pop("length"))
         assert self._path is not None
         row["path_length"] = self._path
-        if self.full is None:
-            row["train_loss"] = torch.full_like(row["loss"], torch.nan)
-        else:
-            row["train_loss"] = self._train_losses(step.params, step.buffers)
+        row["train_loss"] = torch.full_like(row["loss"], torch.nan)
+        if self.full is not None:
+            # Run by run: a whole split's activations fill the memory once, not K times.
+            for k, flat in enumerate(step.params):
+                buffers = {name: x[k] for name, x in step.buffers.items()}
+                row["train_loss"][k] = whole_loss(self.task, self.layout, flat, buffers, self.full)
         self._rows.append(row)
 
     def found(self) -> Correlation:
@@ -127,24 +126,11 @@ class Probe:
         """
         if not self._rows:
             raise ValueError("the probe has seen no step")
-        names = list(self._rows[0])
         curves = {
-            n: torch.stack([row[n].double() for row in self._rows], dim=1).cpu().numpy()
-            for n in names
+            name: torch.stack([row[name].double() for row in self._rows], dim=1).cpu().numpy()
+            for name in self._rows[0]
         }
         return Correlation(**curves)
-
-    def _train_losses(self, params: Tensor, buffers: Buffers) -> Tensor:
-        """Return ``[K]``, run by run: a whole split's activations fill the memory once, not K
-        times.
-        """
-        full = self.full
-        assert full is not None
-        runs = [(flat, {n: b[k] for n, b in buffers.items()}) for k, flat in enumerate(params)]
-        with torch.no_grad():
-            return torch.stack(
-                [self.task.metrics(self.layout.unflatten(p), b, full)["loss"] for p, b in runs]
-            )
 
     def _one(
         self,
@@ -170,13 +156,12 @@ class Probe:
         eps = ROUNDING * torch.finfo(flat.dtype).eps
         floor = eps * torch.maximum(flat.norm(), after.norm())
         small = eps * g.norm()
-        square = g @ g
         row = {
             "cosine_correction": _cosine(update, -c, floor, small),
             "cosine_gradient": _cosine(update, -g, floor, small),
             "cosine_orthogonal": _cosine(_without(update, g), -_without(c, g), floor, small),
             "correction_ratio": _ratio(c.norm(), g.norm()),
-            "step_size": _ratio(-(update @ g), square),
+            "step_size": _ratio(-(update @ g), g @ g),
             "length": update.norm(),
             "loss": loss,
         }
@@ -265,13 +250,14 @@ class Watcher:
         """Return the full-split loss, None once diverged."""
         if not bool(carry.alive[0]):
             return None
-        buffers: dict[str, Tensor] = {name: x[0] for name, x in carry.buffers.items()}
-        with torch.no_grad():
-            return number(
-                self.task.metrics(self.layout.unflatten(carry.params[0]), buffers, self.data)[
-                    "loss"
-                ]
-            )
+        buffers = {name: x[0] for name, x in carry.buffers.items()}
+        return number(whole_loss(self.task, self.layout, carry.params[0], buffers, self.data))
+
+
+@torch.no_grad()
+def whole_loss(task: Task, layout: Layout, flat: Tensor, buffers: Buffers, data: Batch) -> Tensor:
+    """Return the evaluation-mode loss (0-d) on all of ``data``."""
+    return task.metrics(layout.unflatten(flat), buffers, data)["loss"]
 
 
 def check_probe(spec: str) -> str:

@@ -110,22 +110,21 @@ class SeedRun:
     def diverged(self) -> bool:
         return bool(self.train.get("diverged", False))
 
+    @property
+    def finished(self) -> bool:
+        """Tell whether the run was trained and did not diverge."""
+        return bool(self.train) and not self.diverged
+
     def point(self, place: str) -> Point | None:
         return self.equal if place == EQUAL else self.matched
 
 
 @dataclass(frozen=True, kw_only=True)
 class Arm(OnTask):
-    """One optimizer on one task, all seeds. ``setting``, ``tuned``, ``notes``: of a baseline, from
-    its tuning.
-    """
+    """One optimizer on one task, all seeds. ``setting``: of a baseline, from its tuning."""
 
     runs: tuple[SeedRun, ...] = ()
     setting: dict[str, float] = field(default_factory=dict)
-    tuned: tuple[dict[str, Any], ...] = ()
-    notes: tuple[str, ...] = ()
-    gradients_per_step: float = 1.0
-    failure: str = ""
 
     def values(self, key: str, place: str) -> Array:
         """Return ``[S]`` of a measured number by its key (`metrics.read`); nan for none."""
@@ -148,9 +147,6 @@ class Result(Arms[Arm]):
     arms: tuple[Arm, ...]
     settings: Settings
     seeds: tuple[int, ...]
-    tuning_seeds: tuple[int, ...]
-    files: dict[str, str] = field(default_factory=dict)
-    provenance: dict[str, Any] = field(default_factory=dict)
 
     def check(self) -> None:
         """Raise ValueError: an arm or its runs are missing, or there are no radii."""

@@ -65,16 +65,8 @@ def filter_normalised(layout: Layout, params: Tensor, seed: int) -> Tensor:
 
 def random_plane(layout: Layout, params: Tensor, seed: int) -> tuple[Tensor, Tensor]:
     """Return two such directions; random ones in many dimensions are nearly orthogonal."""
-    return filter_normalised(layout, params, 2 * seed), filter_normalised(
-        layout, params, 2 * seed + 1
-    )
-
-
-def axis(extent: float = 1.0, points: int = 51) -> Array:
-    """Return ``points`` positions from -extent to extent; 0 itself is one if they are odd in
-    number.
-    """
-    return np.linspace(-extent, extent, points)
+    first, second = (filter_normalised(layout, params, 2 * seed + i) for i in range(2))
+    return first, second
 
 
 def loss_line(surface: Surface, direction: Tensor, x: Array) -> Slice:

@@ -131,13 +131,14 @@ def aggregate(result: Result) -> list[Aggregate]:
     """
     reference = reference_of(result)
     found: list[Aggregate] = []
+    if reference is None:
+        return found
     for optimizer in result.optimizers:
-        for metric in METRICS if reference is not None and optimizer != reference else ():
+        for metric in METRICS if optimizer != reference else ():
             rows = []
             for task in result.tasks:
                 a, b = (
-                    result.arm(task, label).values(metric.key)
-                    for label in (optimizer, str(reference))
+                    result.arm(task, label).values(metric.key) for label in (optimizer, reference)
                 )
                 if a is not None and b is not None:
                     rows.append(_ratios(*(outcomes(x, metric.diverged_as)[0] for x in (a, b))))
@@ -149,7 +150,7 @@ def aggregate(result: Result) -> list[Aggregate]:
             found.append(
                 Aggregate(
                     optimizer=optimizer,
-                    reference=str(reference),
+                    reference=reference,
                     metric=metric.key,
                     tasks=len(rows),
                     ratio=ratio,

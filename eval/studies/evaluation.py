@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -24,7 +25,7 @@ from lo_framework.eval.running.progress import Progress
 from lo_framework.eval.running.protocol import METRICS
 from lo_framework.eval.running.provenance import provenance
 from lo_framework.eval.running.store import CellStore
-from lo_framework.eval.running.tuning import Grid, make_grid, tune
+from lo_framework.eval.running.tuning import Grid, Tuning, make_grid, tune
 from lo_framework.eval.studies.request import Request
 from lo_framework.eval.studies.result import Arm, Runs
 from lo_framework.learned import LEARNED, LearnedOptimizer
@@ -108,8 +109,7 @@ class Evaluation(Generic[Q, R]):
 
     def identities(self) -> dict[str, Any]:
         """Return JSON values that decide a cell's numbers, by the names that the cell has."""
-        learned = {label: [o.kind, asdict(o.config)] for label, o in self.learned.items()}
-        return {**learned, **{task.name: data_digest(task) for task in self.tasks}}
+        return {**self._made_of(), **{task.name: data_digest(task) for task in self.tasks}}
 
     def add_baselines(self, specs: Sequence[str], *, tuned: bool = True) -> None:
         """Run the baselines ``specs`` too, ``tuned`` over their grids; raises UserError."""
@@ -131,14 +131,18 @@ class Evaluation(Generic[Q, R]):
     def tuned_arm(self, task: str, spec: str) -> Plan[Arm]:
         """The arm of a baseline: tuned, then run at every setting that is best by some metric."""
         arm = Arm(task=task, optimizer=spec, learned=False)
-        tuning = (self.grids[spec], self.chosen_on, self.request.steps)
-        tuned = yield from tune(task, spec, self.optimizers[spec], *tuning)
+        tuned = yield from self.tune(task, spec)
         if isinstance(tuned, Failure):
             return replace(arm, failure=f"tuning: {tuned.reason}")
         distinct = sorted(set(tuned.chosen.values()))
         chosen = {key: distinct.index(i) for key, i in tuned.chosen.items()}
         arm = replace(arm, chosen=chosen, tuned=tuned.records(), notes=tuned.notes)
         return (yield from self.run_settings(arm, spec, [tuned.settings[i] for i in distinct]))
+
+    def tune(self, task: str, spec: str) -> Plan[Tuning | Failure]:
+        """Choose the settings of a baseline on seeds of their own."""
+        tuning = (self.grids[spec], self.chosen_on, self.request.steps)
+        return tune(task, spec, self.optimizers[spec], *tuning)
 
     def run_settings(self, arm: Arm, name: str, settings: Sequence[Setting]) -> Plan[Arm]:
         """``arm`` with its runs at ``settings``, each in a cell of its own, so that costs compare.
@@ -198,8 +202,8 @@ class Evaluation(Generic[Q, R]):
         workshop = Workshop(tasks=tasks, optimizers=dict(self.optimizers), recipe=recipe)
         progress = progress or Progress(mode="none")
         progress.begin(len(tasks) * self.work)
-        options: dict[str, Any] = {"workers": workers, "progress": progress, "store": store}
-        result: Any = self.compute(lambda plans: drive(plans, workshop, **options))
+        driven = partial(drive, workshop=workshop, workers=workers, progress=progress, store=store)
+        result: Any = self.compute(driven)
         return replace(result, provenance=provenance(command))
 
     def check(self) -> None:
@@ -234,16 +238,17 @@ class Evaluation(Generic[Q, R]):
                     f"more than one worker needs registered kinds, and {label!r} is of none; "
                     "use workers=1"
                 )
-        known: dict[str, tuple[str, str, dict[str, Any]]] = {
-            label: ("learned", self.learned[label].kind, asdict(self.learned[label].config))
-            if label in self.learned
-            else ("baseline", label, {})
-            for label in self.optimizers
-        }
         request, device = self.request, str(self.tasks[0].device)
         return Recipe(
-            optimizers=known, data_dir=request.data_dir, device=device, plugins=request.plugins
+            learned=self._made_of(),
+            data_dir=request.data_dir,
+            device=device,
+            plugins=request.plugins,
         )
+
+    def _made_of(self) -> dict[str, tuple[str, dict[str, Any]]]:
+        """Kind and config of every learned optimizer."""
+        return {label: (o.kind, asdict(o.config)) for label, o in self.learned.items()}
 
 
 def gradients_per_step(optimizer: LearnedOptimizer) -> float:

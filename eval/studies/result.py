@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 from lo_framework.errors import shown
 from lo_framework.eval.baselines import Setting
@@ -43,25 +42,17 @@ class Runs:
 
 @dataclass(frozen=True, kw_only=True)
 class Arm(OnTask):
-    """One optimizer on one task. ``failure`` is empty, or says in one line why there are no
-    results.
+    """One optimizer on one task.
 
     Attributes:
         chosen: metric -> index into ``runs`` of the setting whose result is reported for it.
-        tuned: the settings tried, each with its scores on the tuning seeds.
-        notes: what a person should know (extensions of the grid).
-        gradients_per_step: gradient evaluations per update.
         parameters: of the task; state_floats: numbers of optimizer state per parameter.
     """
 
     runs: tuple[Runs, ...] = ()
     chosen: dict[str, int] = field(default_factory=dict)
-    tuned: tuple[dict[str, Any], ...] = ()
-    notes: tuple[str, ...] = ()
-    gradients_per_step: float = 1.0
     parameters: int = 0
     state_floats: float = 0.0
-    failure: str = ""
 
     def of(self, metric: str) -> Runs | None:
         """The runs that are reported for ``metric``; None if it was not measured."""
@@ -75,19 +66,11 @@ class Arm(OnTask):
 
 @dataclass(frozen=True, kw_only=True)
 class Result(Arms[Arm]):
-    """A whole evaluation.
-
-    Attributes:
-        files: label -> the file a learned optimizer came from.
-        provenance: versions, command, commit, time.
-    """
+    """A whole evaluation."""
 
     arms: tuple[Arm, ...]
     steps: int
-    tuning_seeds: tuple[int, ...]
     report_seeds: tuple[int, ...]
-    files: dict[str, str] = field(default_factory=dict)
-    provenance: dict[str, Any] = field(default_factory=dict)
 
     def check(self) -> None:
         """Raise ValueError: an arm is missing, or its numbers do not fit seeds and steps."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -89,18 +88,14 @@ def step_sizes(text: str, per_decade: int = 2) -> tuple[float, ...]:
             f"--lrs {shown(text)}: expected positive step sizes of {LOWEST:g} to {HIGHEST:g}, "
             "as 1e-7:1e-2 or 1e-4,1e-3,1e-2"
         )
-    if not colon:
-        return _few(sorted(set(values)))
-    if per_decade < 1:
-        raise UserError(f"--per-decade: expected at least 1, got {per_decade}")
-    if not values[0] <= values[1]:
-        raise UserError(f'--lrs "{text}": the range ends before it begins')
-    places = round((math.log10(values[1]) - math.log10(values[0])) * per_decade)
-    steps = range(places + 1)
-    return _few([float(f"{values[0] * 10 ** (i / per_decade):.3g}") for i in steps[: MOST + 1]])
-
-
-def _few(values: Sequence[float]) -> tuple[float, ...]:
+    if colon:
+        if not values[0] <= values[1]:
+            raise UserError(f'--lrs "{text}": the range ends before it begins')
+        places = round((math.log10(values[1]) - math.log10(values[0])) * per_decade)
+        steps = range(min(places, MOST) + 1)
+        values = [float(f"{values[0] * 10 ** (i / per_decade):.3g}") for i in steps]
+    else:
+        values = sorted(set(values))
     if len(values) > MOST:
         raise UserError(f"--lrs: expected at most {MOST} step sizes")
     return tuple(values)

@@ -17,7 +17,6 @@ from lo_framework.eval.running.cells import Failure
 from lo_framework.eval.running.envelope import plain
 from lo_framework.eval.running.pool import Arm as Steps
 from lo_framework.eval.running.store import digest
-from lo_framework.eval.running.tuning import tune
 from lo_framework.eval.sharpness.cells import MeasureCell, TrainCell
 from lo_framework.eval.sharpness.matched import matched_step, worst_final
 from lo_framework.eval.sharpness.measuring import work_of
@@ -30,6 +29,11 @@ from lo_framework.optional import require
 from lo_framework.spec import UserError
 
 CHOSEN_BY = "final_loss"
+# options that decide the numbers as they are given
+PLANNED = (
+    *("steps", "seeds", "effort", "probe"),
+    *("baselines", "tuning_seeds", "grid_size", "seed_offset"),
+)
 
 
 @dataclass
@@ -46,12 +50,8 @@ class SharpnessEvaluation(Evaluation[SharpnessRequest, Result]):
     """
 
     def prepare(self) -> None:
-        for package in (
-            "scipy",
-            "curvlinops",
-            "jinja2",
-        ):  # at the start, not after the training of all runs
-            require(package)
+        for package in ("scipy", "curvlinops", "jinja2"):
+            require(package)  # at the start, not after the training of all runs
         r = self.request
         self.settings = Settings(
             steps=r.steps,
@@ -78,18 +78,10 @@ class SharpnessEvaluation(Evaluation[SharpnessRequest, Result]):
                 )
 
     def plan(self) -> dict[str, Any]:
-        r, settings = self.request, self.settings
         return {
-            "steps": r.steps,
-            "seeds": r.seeds,
-            "radii": [f"{radius:g}" for radius in settings.radii],
-            "effort": settings.effort,
-            "probe": settings.probe,
-            "baselines": r.baselines,
-            "tuning-seeds": r.tuning_seeds,
-            "grid-size": r.grid_size,
-            "seed-offset": r.seed_offset,
-            "optimizees": [task.name for task in self.tasks],
+            **{name.replace("_", "-"): getattr(self.request, name) for name in PLANNED},
+            "radii": [f"{radius:g}" for radius in self.settings.radii],
+            "optimizees": self.names,
             "learned": {
                 label: digest(Path(path).read_bytes()) for label, path in self.files.items()
             },
@@ -106,10 +98,10 @@ class SharpnessEvaluation(Evaluation[SharpnessRequest, Result]):
                 for run, cell in zip(one.arm.runs, one.cells, strict=True)
             }
         )
-        arms = []
-        for key, one in trained.items():
-            runs = tuple(measured[(*key, run.seed)] for run in one.arm.runs)
-            arms.append(replace(one.arm, runs=runs))
+        arms = (
+            replace(one.arm, runs=tuple(measured[(*key, run.seed)] for run in one.arm.runs))
+            for key, one in trained.items()
+        )
         settings = {**asdict(self.settings), "level": asdict(self.settings.level)}
         return Result(
             tasks=self.names,
@@ -125,16 +117,11 @@ class SharpnessEvaluation(Evaluation[SharpnessRequest, Result]):
     def _train(self, task: str, label: str) -> Steps[_Trained]:
         """Tune a baseline; then train every seed."""
         optimizer = self.optimizers[label]
-        arm = Arm(
-            task=task,
-            optimizer=label,
-            learned=label in self.learned,
-            gradients_per_step=gradients_per_step(optimizer),
-        )
-        theta = optimizer.theta()
+        cost, theta = gradients_per_step(optimizer), optimizer.theta()
+        learned = label in self.learned
+        arm = Arm(task=task, optimizer=label, learned=learned, gradients_per_step=cost)
         if label in self.grids:
-            tuning = (self.grids[label], self.chosen_on, self.settings.steps)
-            tuned = yield from tune(task, label, optimizer, *tuning)
+            tuned = yield from self.tune(task, label)
             if isinstance(tuned, Failure):
                 return _Trained(replace(arm, failure=f"tuning: {tuned.reason}"))
             setting = tuned.settings[tuned.chosen[CHOSEN_BY]]
@@ -142,8 +129,10 @@ class SharpnessEvaluation(Evaluation[SharpnessRequest, Result]):
             records = tuple(plain(tuned.records()))  # no scores of a diverged run
             arm = replace(arm, setting=setting, tuned=records, notes=tuned.notes)
         values = {name: x.detach().cpu().numpy() for name, x in theta.items()}
-        kwargs: dict[str, Any] = dict(optimizer=label, theta=values, settings=self.settings)
-        cells = tuple(TrainCell(task=task, seed=seed, **kwargs) for seed in self.reported)
+        cells = tuple(
+            TrainCell(task=task, optimizer=label, theta=values, seed=seed, settings=self.settings)
+            for seed in self.reported
+        )
         runs = [
             SeedRun(seed=seed, failure=f"training: {outcome.reason}")
             if isinstance(outcome, Failure)
@@ -154,7 +143,7 @@ class SharpnessEvaluation(Evaluation[SharpnessRequest, Result]):
 
     def _measure(self, run: SeedRun, trained: TrainCell, *, pictures: bool) -> Steps[SeedRun]:
         """Measure a run at its last step and at the matched one, which may be the same."""
-        if not run.train or run.diverged:
+        if not run.finished:
             return run
         at = {self.settings.steps} | ({run.step} if run.step is not None else set())
         (outcome,) = yield [MeasureCell(**vars(trained), at=tuple(sorted(at)), pictures=pictures)]
@@ -172,14 +161,13 @@ def _match(arms: list[_Trained]) -> None:
         for run in one.arm.runs:
             # The watched loss, not the final metric: computed in another way it differs in the
             # last bit, and the worst run would not match itself.
-            losses = run.train["watch"]["loss"] if run.train and not run.diverged else [None]
-            finals.setdefault(run.seed, {})[one.arm.optimizer] = losses[-1]
+            last = run.train["watch"]["loss"][-1] if run.finished else None
+            finals.setdefault(run.seed, {})[one.arm.optimizer] = last
     for one in arms:
         runs = []
         for run in one.arm.runs:
-            target, step = worst_final(finals[run.seed]), None
-            if run.train and not run.diverged:
-                watch = run.train["watch"]
-                step = matched_step(watch["steps"], watch["loss"], target)
+            target = worst_final(finals[run.seed])
+            watch = run.train["watch"] if run.finished else {"steps": [], "loss": []}
+            step = matched_step(watch["steps"], watch["loss"], target)
             runs.append(replace(run, target=target, step=step))
         one.arm = replace(one.arm, runs=tuple(runs))

@@ -16,7 +16,7 @@ from lo_framework.eval.api import evaluate
 from lo_framework.eval.baselines import make_baseline, make_thetas, register_baseline
 from lo_framework.eval.baselines.hand_designed import AdamWConfig
 from lo_framework.eval.baselines.torch_runs import TorchBaseline, torch_rollout
-from lo_framework.eval.running.cells import Failure, Measured, plan_cells, run_cell
+from lo_framework.eval.running.cells import Failure, Measured, plan_cells
 from lo_framework.eval.running.pool import Workshop, drive
 from lo_framework.eval.studies.evaluation import gradients_per_step
 from lo_framework.inner.rollout import rollout
@@ -24,6 +24,7 @@ from lo_framework.learned import make_learned
 from lo_framework.optim import MetaOptimize
 from lo_framework.optimizees import make_tasks
 from lo_framework.spec import UserError
+from tests.eval.cells import run_cell
 
 TINY = "mlp:hidden=4,batch=8"
 SEEDS = (3, 4)
@@ -146,7 +147,7 @@ def test_processes_give_the_same_bits(tmp_path) -> None:
         (outcome,) = yield [cell]
         return outcome
 
-    recipe = Recipe(optimizers={name: ("baseline", name, {})})
+    recipe = Recipe(learned={})
     there = drive({"a": plan()}, Workshop(recipe=recipe), workers=2)["a"]
     here = drive({"a": plan()}, Workshop(tasks={task.name: task}, optimizers={name: optimizer}))[
         "a"

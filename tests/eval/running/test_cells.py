@@ -10,12 +10,13 @@ import pytest
 import torch
 
 from lo_framework.eval.baselines import make_baseline, make_thetas
-from lo_framework.eval.running.cells import Cell, Failure, plan_cells, run_cell
+from lo_framework.eval.running.cells import Cell, Failure, plan_cells
 from lo_framework.eval.running.pool import Recipe, Workshop, drive
 from lo_framework.eval.running.progress import Progress
 from lo_framework.inner.rollout import rollout
 from lo_framework.optimizees import make_tasks
 from lo_framework.spec import UserError
+from tests.eval.cells import run_cell
 
 TINY = "mlp:hidden=4,batch=8"
 
@@ -147,7 +148,7 @@ def test_a_failed_cell_is_a_line_and_the_others_live(plugin):
 def test_a_process_that_dies_costs_its_cell_and_processes_give_the_same_bits(plugin):
     names = ("deadly", "broken", "quadratic", TINY)
     cells = {name: cell(spec=name, steps=3)[0] for name in names}
-    recipe = Recipe(optimizers={"adamw": ("baseline", "adamw", {})}, plugins=(plugin,))
+    recipe = Recipe(learned={}, plugins=(plugin,))
     progress = Progress(mode="none")
     threads = torch.get_num_threads()
     got = drive(plans(cells), Workshop(recipe=recipe), workers=2, progress=progress)
@@ -216,7 +217,7 @@ def test_an_error_of_a_cell_is_a_failure(error):
         def compute(self, *_):
             raise error
 
-    workshop = Workshop(tasks={"none": None}, optimizers={"none": None})
+    workshop = Workshop(tasks={"none": task()}, optimizers={"none": make_baseline("adamw")})
     assert type(error).__name__ in workshop.compute(Bad(), lambda n: None).reason
 
 

@@ -13,9 +13,10 @@ import pytest
 from lo_framework import namespace
 from lo_framework.eval.baselines import make_baseline
 from lo_framework.eval.running import plan
-from lo_framework.eval.running.cells import plan_cells, run_cell
+from lo_framework.eval.running.cells import plan_cells
 from lo_framework.eval.running.store import CellStore
 from lo_framework.optimizees import make_tasks
+from tests.eval.cells import run_cell
 
 NEW = """
 from lo_framework.eval.baselines.hand_designed import SGDM

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lo_framework.eval.baselines import grid_of, make_baseline
-from lo_framework.eval.running.cells import Failure, Measured, run_cell
+from lo_framework.eval.running.cells import Failure, Measured
 from lo_framework.eval.running.protocol import (
     BY_KEY,
     METRICS,
@@ -18,6 +18,7 @@ from lo_framework.eval.running.protocol import (
 from lo_framework.eval.running.tuning import Grid, best, beyond, make_grid, tune
 from lo_framework.optimizees import make_tasks
 from lo_framework.spec import UserError
+from tests.eval.cells import run_cell
 
 INF, NAN = np.inf, np.nan
 

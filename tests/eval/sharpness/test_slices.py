@@ -8,7 +8,6 @@ import torch
 
 from lo_framework.eval.sharpness.hessian import hessian_operator, top_eigenvalues
 from lo_framework.eval.sharpness.slices import (
-    axis,
     filter_normalised,
     loss_line,
     loss_plane,
@@ -47,7 +46,7 @@ def test_random_directions_differ_and_repeat():
 def test_values_are_losses_and_the_centre_is_the_point():
     surface = trained(small_task())
     first, second = random_plane(surface.layout, surface.params, 0)
-    x, y = axis(1.0, 5), axis(0.5, 3)
+    x, y = np.linspace(-1, 1, 5), np.linspace(-0.5, 0.5, 3)
     plane = loss_plane(surface, first, second, x, y)
     assert plane.losses.shape == (3, 5) and x[2] == 0 and y[1] == 0
     assert plane.losses[1, 2] == pytest.approx(float(surface.loss_here), rel=1e-12)

@@ -12,7 +12,7 @@ from lo_framework.eval.cli import main
 from lo_framework.eval.report import numbers
 from lo_framework.eval.report.ablation import AblationReport
 from lo_framework.eval.report.heat_maps import marked
-from lo_framework.eval.running.cells import plan_cells, run_cell
+from lo_framework.eval.running.cells import plan_cells
 from lo_framework.eval.statistics import mean_interval
 from lo_framework.eval.studies.ablation import (
     FILE,
@@ -32,6 +32,7 @@ from lo_framework.eval.studies.panels import (
 )
 from lo_framework.eval.studies.request import AblationRequest
 from lo_framework.optimizees import make_tasks
+from tests.eval.cells import run_cell
 
 TINY = "mlp:hidden=4,batch=8"
 PANEL = "meta_every=1/4,blocks=scalar/weight"

@@ -12,7 +12,7 @@ from lo_framework.eval.baselines import make_baseline, make_thetas
 from lo_framework.eval.cli import main
 from lo_framework.eval.report import numbers, robustness
 from lo_framework.eval.report.robustness import RobustnessReport
-from lo_framework.eval.running.cells import plan_cells, run_cell
+from lo_framework.eval.running.cells import plan_cells
 from lo_framework.eval.statistics import mean_interval
 from lo_framework.eval.studies.request import RobustnessRequest
 from lo_framework.eval.studies.robustness import (
@@ -22,6 +22,7 @@ from lo_framework.eval.studies.robustness import (
 )
 from lo_framework.optimizees import make_tasks
 from lo_framework.spec import UserError
+from tests.eval.cells import run_cell
 
 TINY = "mlp:hidden=4,batch=8"
 SPECS = "adamw,metaoptimize:meta_lr=0.03,metaoptimize:base=lion,meta_lr=0.03"
