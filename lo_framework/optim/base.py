@@ -245,11 +245,11 @@ class OptimizerBase(StateOnly, torch.optim.Optimizer):
         Raises:
             UserError: a gradient is sparse.
         """
-        active = []
+        active, strided = [], torch.strided
         for i, p in enumerate(self._params):
             grad = p.grad
             if grad is not None and p.numel():
-                if grad.layout != torch.strided:
+                if grad.layout is not strided:
                     refuse_sparse(grad, type(self).__name__)
                 active.append(i)
         return tuple(active)

@@ -215,10 +215,13 @@ class Host:
             return False
         if isinstance(work.multiplier, Tensor) or work.multiplier <= 0:
             return False
-        where = torch.device("cpu"), torch.float32
-        in_place = all(p.is_contiguous() and (p.device, p.dtype) == where for p in work.run.tensors)
-        in_place = in_place and work.grads.dtype == torch.float32
-        return in_place and all(ordinary(numbers[k]) for k in work.run.places)
+        if work.grads.dtype != torch.float32:
+            return False
+        for p, k in zip(work.run.tensors, work.run.places):
+            in_place = p.is_cpu and p.dtype == torch.float32 and p.is_contiguous()
+            if not (in_place and ordinary(numbers[k])):
+                return False
+        return True
 
     def _apply_fast(
         self,

@@ -35,6 +35,9 @@ class AdamWKernel:
 
     small: ClassVar[bool] = True  # worth a call for each small tensor
 
+    def __init__(self) -> None:
+        self.clock = long_ago(torch.device("cpu"))
+
     def apply(
         self,
         params: Tensor,
@@ -54,7 +57,7 @@ class AdamWKernel:
             [grads],
             [state["m"]],
             [state["v"]],
-            long_ago(params.device),
+            self.clock,
             lr=lr,
             betas=(1.0 - keep1, 1.0 - keep2),
             weight_decay=multiplier * decay / lr,

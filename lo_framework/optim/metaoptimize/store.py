@@ -194,14 +194,14 @@ class Store:
         self.scratch = Scratch()
         self.ages: list[int] = []
         self.packs: list[Pack] = []
-        self._plans: dict[Hashable, Plan] = {}
+        self._forget_plans()
 
     def set_params(self, params: Sequence[Tensor], group_of: Sequence[int], blocks: Blocks) -> None:
         """All parameters: those of before, and new ones after them."""
         first = len(self.ages)
         self.params, self.group_of, self.blocks = params, group_of, blocks
         self.ages += [0] * (len(params) - first)
-        self._plans.clear()
+        self._forget_plans()
         if self.packs:
             self.packs += self._packs(first)
 
@@ -209,6 +209,8 @@ class Store:
         """The plan for these parameters, with memory for their state; ``device`` is that of the
         blocks.
         """
+        if self._latest is not None and self._latest[0] == active:
+            return self._latest[1]  # parameters that step together stay equally far apart in age
         age = self.ages[active[0]]
 
         def make() -> Plan:
@@ -224,7 +226,9 @@ class Store:
                 None if bool(mask.all()) else mask.to(device),
             )
 
-        return keep_plan(self._plans, tuple((i, self.ages[i] - age) for i in active), make)
+        plan = keep_plan(self._plans, tuple((i, self.ages[i] - age) for i in active), make)
+        self._latest = active, plan
+        return plan
 
     def works(
         self, plan: Plan, groups: Sequence[dict[str, Any]], base: Rule, gamma: float
@@ -250,12 +254,12 @@ class Store:
                     if num is not None:
                         pack.state[name] = torch.cat([x, x.new_zeros(num - x.shape[0], x.shape[1])])
                 self._show(pack)
-        self._plans.clear()
+        self._forget_plans()
 
     def restore(self, saved: Mapping[int, Mapping[str, Any]]) -> None:
         """State as it was saved, and nothing of before."""
         self.packs = []
-        self._plans.clear()
+        self._forget_plans()
         self.ages = [int(saved[i]["step"]) if i in saved else 0 for i in range(len(self.params))]
         self._allocate(list(saved))
         for pack in self.packs:
@@ -263,6 +267,10 @@ class Store:
                 if i in saved:
                     for name, x in pack.views(place, self.params[i].shape).items():
                         x.copy_(saved[i][name])
+
+    def _forget_plans(self) -> None:
+        self._plans: dict[Hashable, Plan] = {}
+        self._latest: tuple[Sequence[int], Plan] | None = None
 
     def _allocate(self, wanted: Sequence[int]) -> None:
         """Fresh state for the packs that hold parameters ``wanted`` and have none yet."""
