@@ -194,7 +194,8 @@ class Store:
         self.scratch = Scratch()
         self.ages: list[int] = []
         self.packs: list[Pack] = []
-        self._forget_plans()
+        self._plans: dict[Hashable, Plan] = {}
+        self._latest: tuple[Sequence[int], Plan] | None = None
 
     def set_params(self, params: Sequence[Tensor], group_of: Sequence[int], blocks: Blocks) -> None:
         """All parameters: those of before, and new ones after them."""
@@ -269,8 +270,8 @@ class Store:
                         x.copy_(saved[i][name])
 
     def _forget_plans(self) -> None:
-        self._plans: dict[Hashable, Plan] = {}
-        self._latest: tuple[Sequence[int], Plan] | None = None
+        self._plans.clear()
+        self._latest = None
 
     def _allocate(self, wanted: Sequence[int]) -> None:
         """Fresh state for the packs that hold parameters ``wanted`` and have none yet."""
