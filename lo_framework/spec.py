@@ -106,11 +106,7 @@ def build_config(config_type: type[C], options: Mapping[str, Any], owner: str) -
     try:
         fields = known_fields(config_type, options, "option")
         for key, raw in options.items():
-            try:
-                values[key] = convert(raw, hints(config_type)[key], text=True)
-            except Mismatch as error:
-                problem = error.expected if error.value == raw else error.problem
-                raise Mismatch(f"option {key}={shown(raw)}: {problem}") from None
+            values[key] = read_option(config_type, key, raw)
         for key, field in fields.items():
             if key not in values and required(field):
                 raise Mismatch(f'option "{key}" is required')
@@ -121,26 +117,45 @@ def build_config(config_type: type[C], options: Mapping[str, Any], owner: str) -
         raise UserError(f"{owner}: {error}") from None
 
 
+def read_option(config_type: type, key: str, raw: Any) -> Any:
+    """The value of the option `key` that the text `raw` stands for; raises `Mismatch`."""
+    try:
+        return convert(raw, hints(config_type)[key], text=True)
+    except Mismatch as error:
+        problem = error.expected if error.value == raw else error.problem
+        raise Mismatch(f"option {key}={shown(raw)}: {problem}") from None
+
+
 def canonical(name: str, config: Any) -> str:
     """The shortest spec for `name` with `config`: its fields that differ from their defaults, in
     field order.
     """
-    parts = []
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        default = field.default
-        if field.default_factory is not dataclasses.MISSING:
-            default = field.default_factory()
-        if value != default:
-            parts.append(f"{field.name}={_text(value)}")
-    return f"{name}:{','.join(parts)}" if parts else name
+    parts = {
+        field.name: write_option(value)
+        for field in dataclasses.fields(config)
+        if (value := getattr(config, field.name)) != default_of(field)
+    }
+    return join_spec(name, parts)
 
 
-def _text(value: Any) -> str:
+def join_spec(name: str, options: Mapping[str, str]) -> str:
+    """The spec that `parse_spec` takes apart again."""
+    parts = ",".join(f"{key}={value}" for key, value in options.items())
+    return f"{name}:{parts}" if parts else name
+
+
+def default_of(field: dataclasses.Field[Any]) -> Any:
+    """The default of a dataclass's field, `dataclasses.MISSING` without one."""
+    made = field.default_factory
+    return field.default if made is dataclasses.MISSING else made()
+
+
+def write_option(value: Any) -> str:
+    """The text that `read_option` reads as `value`."""
     if isinstance(value, bool):
         return str(int(value))
     if isinstance(value, tuple):
-        return "x".join(_text(item) for item in value) or "none"
+        return "x".join(write_option(item) for item in value) or "none"
     if isinstance(value, float):
         return f"{value:g}" if float(f"{value:g}") == value else repr(value)
     return "none" if value is None else str(value)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -13,10 +13,18 @@ from lo_framework.optimizees import (
     datasets as datasets_room,
     models as _models,  # noqa: F401 (registers its tasks)
 )
+from lo_framework.optimizees.datasets import Dataset
 from lo_framework.optimizees.registry import TASKS
 from lo_framework.optimizees.task import Task
 from lo_framework.registry import Entry
-from lo_framework.spec import UserError, canonical, describe, first_line, split_specs
+from lo_framework.spec import (
+    UserError,
+    canonical,
+    describe,
+    first_line,
+    parse_spec,
+    split_specs,
+)
 
 
 def make_tasks(
@@ -37,26 +45,42 @@ def make_tasks(
         UserError: an unknown name or option (naming the nearest), a spec given twice, unreadable
             data, a device that is not there.
     """
-    device = _device(device)
+    device = usable_device(device)
     folder = None if data_dir is None else os.fspath(data_dir)
-    data_specs = _specs(datasets, "data sets")
-    for spec in data_specs:  # a misspelt name is an error even if no optimizee needs data
-        datasets_room.check(spec)
+    for spec in specs_of(datasets, "data sets"):
+        datasets_room.check(spec)  # an error even if no optimizee needs data
     tasks: dict[str, Task] = {}
-    for spec in _specs(optimizees, "optimizees"):
-        entry, config = TASKS.parse(spec)
-        stem = canonical(entry.name, config)
-        for dataset in (
-            [datasets_room.load(s, folder) for s in data_specs]
-            if entry.facts["uses_dataset"]
-            else [None]
-        ):
-            task = _built(entry, config, () if dataset is None else (dataset,))
-            task.name = stem if dataset is None else f"{stem}/{dataset.name}"
-            if task.name in tasks:
-                raise UserError(f'the optimizee "{task.name}" is given twice')
-            tasks[task.name] = task if device.type == "cpu" else task.to(device)
+    for optimizee, named in families(optimizees, datasets):
+        entry, config = TASKS.parse(optimizee)
+        dataset = None if named is None else datasets_room.load(named, folder)
+        task = build_task(entry, config, dataset, device)
+        if task.name in tasks:
+            raise UserError(f'the optimizee "{task.name}" is given twice')
+        tasks[task.name] = task
     return list(tasks.values())
+
+
+def families(
+    optimizees: str | Sequence[str], datasets: str | Sequence[str]
+) -> Iterator[tuple[str, str | None]]:
+    """The pairs of specs, an optimizee and its data set (None where it needs none), that
+    `make_tasks` is about.
+    """
+    data_specs = specs_of(datasets, "data sets")
+    for spec in specs_of(optimizees, "optimizees"):
+        uses_dataset = TASKS.find(parse_spec(spec)[0]).facts["uses_dataset"]
+        for dataset in data_specs if uses_dataset else (None,):
+            yield spec, dataset
+
+
+def build_task(
+    entry: Entry[Task], config: Any, dataset: Dataset | None, device: torch.device
+) -> Task:
+    """The task of a registered optimizee with `config` on a data set, under its canonical name."""
+    task = _built(entry, config, () if dataset is None else (dataset,))
+    stem = canonical(entry.name, config)
+    task.name = stem if dataset is None else f"{stem}/{dataset.name}"
+    return task if device.type == "cpu" else task.to(device)
 
 
 def _built(entry: Entry[Task], config: Any, data: tuple[Any, ...]) -> Task:
@@ -73,14 +97,16 @@ def _built(entry: Entry[Task], config: Any, data: tuple[Any, ...]) -> Task:
     return task
 
 
-def _specs(given: str | Sequence[str], what: str) -> list[str]:
+def specs_of(given: str | Sequence[str], what: str) -> list[str]:
+    """Split what names some of `what` into specs; raises UserError where there is none."""
     texts = [given] if isinstance(given, str) else list(given)
     if not texts or not all(text.strip() for text in texts):
         raise UserError(f"no {what} given")
     return [spec for text in texts for spec in split_specs(text)]
 
 
-def _device(name: torch.device | str) -> torch.device:
+def usable_device(name: torch.device | str) -> torch.device:
+    """The device called `name`; raises UserError unless tensors can be made there."""
     try:
         device = torch.device(name)
         torch.empty(0, device=device)

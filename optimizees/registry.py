@@ -16,7 +16,12 @@ TASKS: Registry[Task] = Registry("optimizee")
 
 
 def register_task(
-    name: str, *, config: type = NoOptions, uses_dataset: bool = True
+    name: str,
+    *,
+    config: type = NoOptions,
+    uses_dataset: bool = True,
+    varied: str = "",
+    images: bool = False,
 ) -> Callable[[F], F]:
     """Make an optimizee available under `name` to `make_tasks` and to the command lines.
 
@@ -27,14 +32,18 @@ def register_task(
     Raises:
         UserError: the name is taken, or holds a character that spec strings use.
     """
-    return TASKS.register(name, config=config, uses_dataset=uses_dataset)
+    return TASKS.register(
+        name, config=config, uses_dataset=uses_dataset, varied=varied, images=images
+    )
 
 
-def register_model(name: str, *, config: type) -> Callable[[M], M]:
-    """Make a functional model an optimizee on every data set of labelled images.
+def register_model(
+    name: str, *, config: type, varied: str = "", images: bool = False
+) -> Callable[[M], M]:
+    """Make a functional model an optimizee on every data set; see `register_task`.
 
     The decorated class is called with a config, which has the batch size ``batch``, the shape of an
-    image, and the number of classes; see `Model`.
+    input, and the number of outputs; see `Model`.
     """
 
     def decorate(model: M) -> M:
@@ -44,7 +53,7 @@ def register_model(name: str, *, config: type) -> Callable[[M], M]:
 
         # Who takes a name is told from who took it by where the model comes from.
         build.__module__, build.__qualname__ = model.__module__, model.__qualname__
-        register_task(name, config=config)(build)
+        register_task(name, config=config, varied=varied, images=images)(build)
         return model
 
     return decorate

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -15,24 +15,29 @@ from torch.nn import functional as F
 from lo_framework.optimizees.models.conv import conv3x3, gather_matrix, out_side, pool2
 from lo_framework.optimizees.models.initial import layer, linear, norm
 from lo_framework.optimizees.models.norms import batch_norm, group_norm, moved, normalise
+from lo_framework.optimizees.ranges import Repeating
 from lo_framework.optimizees.registry import register_model
 from lo_framework.optimizees.task import Buffers, Model, Params, Rows
-from lo_framework.schema import Checked, Width
+from lo_framework.schema import Layers, Width
 from lo_framework.spec import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
-class CNNConfig(Checked):
+class CNNConfig(Repeating):
     """Options of ``cnn``.
 
     Attributes:
         channels: output channels of each block ("16x32").
+        blocks: how often a single entry of `channels` is repeated.
         norm: what normalises a block's feature maps, if anything.
         pool: how a block halves height and width; "stride" is a stride of 2 in the convolution.
         batch: rows of one batch.
     """
 
+    REPEATS: ClassVar = ("blocks", "channels")
+
     channels: tuple[Width, ...] = (16, 32)
+    blocks: Layers | None = None
     norm: Literal["none", "batch", "group"] = "none"
     pool: Literal["max", "avg", "stride"] = "max"
     batch: Rows = 64
@@ -45,7 +50,12 @@ class CNNConfig(Checked):
             raise ValueError("batch normalisation needs batches of at least 2 rows, and batch is 1")
 
 
-@register_model("cnn", config=CNNConfig)
+@register_model(
+    "cnn",
+    config=CNNConfig,
+    varied="channels=4..32,blocks=1..3,norm=none|group,batch=16..256",
+    images=True,
+)
 class CNN(Model):
     """Blocks of 3x3 convolution (padding 1), norm, ReLU and 2x2 pooling, then a linear head on the
     flattened maps.

@@ -5,16 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from lo_framework.optimizees.models.initial import lecun_normal, linear
+from lo_framework.optimizees.ranges import Repeating
 from lo_framework.optimizees.registry import register_model
 from lo_framework.optimizees.task import Buffers, Model, Params, Rows
-from lo_framework.schema import Checked, Width
+from lo_framework.schema import Layers, Width
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "sigmoid": torch.sigmoid,
@@ -25,16 +26,20 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class MLPConfig(Checked):
+class MLPConfig(Repeating):
     """Options of ``mlp``.
 
     Attributes:
         hidden: widths of the hidden layers ("64x64"); "none" is multinomial logistic regression.
+        layers: how often a single width is repeated ("hidden=64,layers=3").
         act: what follows each hidden layer.
         batch: rows of one batch.
     """
 
+    REPEATS: ClassVar = ("layers", "hidden")
+
     hidden: tuple[Width, ...] = (32,)
+    layers: Layers | None = None
     act: Literal["sigmoid", "relu", "tanh", "gelu"] = "sigmoid"
     batch: Rows = 64
 
@@ -46,8 +51,11 @@ class MLPReluConfig(MLPConfig):
     act: Literal["sigmoid", "relu", "tanh", "gelu"] = "relu"
 
 
-@register_model("mlp-relu", config=MLPReluConfig)
-@register_model("mlp", config=MLPConfig)
+VARIED = "hidden=8..128,layers=1..4,batch=16..256"
+
+
+@register_model("mlp-relu", config=MLPReluConfig, varied=VARIED)
+@register_model("mlp", config=MLPConfig, varied=f"{VARIED},act=sigmoid|relu|tanh|gelu")
 class MLP(Model):
     """in -> hidden -> ... -> C. Parameters: "layers.0.weight" [out, in], "layers.0.bias", ..."""
 

@@ -57,7 +57,12 @@ class TransformerConfig(Checked):
             raise ValueError(f"width ({self.width}) must be a multiple of heads ({self.heads})")
 
 
-@register_model("transformer", config=TransformerConfig)
+@register_model(
+    "transformer",
+    config=TransformerConfig,
+    varied="width=16..64,heads=2|4,layers=1..2,ffn=16..128,batch=16..256",
+    images=True,
+)
 class Transformer(Model):
     """Patches -> linear + position -> blocks -> LayerNorm -> mean over tokens -> linear head.
 
