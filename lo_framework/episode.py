@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from lo_framework.learned.base import State, Theta
+from lo_framework.learned.base import Clock, State, Theta
 from lo_framework.optimizees.task import Batch
 
 
@@ -34,7 +34,7 @@ class Draw(NamedTuple):
     train: Batch
     held: Batch  # a held-out batch, or for a regularizer more training data
     noise: Tensor  # [K] int64
-    progress: Tensor  # [K] in [0, 1]
+    clock: Clock  # [K]
     weight: tuple[Tensor, ...] = ()  # ([K],) of the absorbed regularizer's penalty, at its steps
     second: Batch = ()  # a second training batch
 

@@ -22,14 +22,24 @@ import torch
 from torch import Tensor
 
 ROLES = ("matrix", "conv", "bias", "norm", "embedding")
+LAYERS = ("matrix", "conv")
 DEPTH_THIRDS = 3
+POSITIONS = ("first", "hidden", "last")
 
 
 @dataclass(frozen=True)
 class Slot:
-    """One tensor of the arena. ``depth``: 0 at the first layer, 1 at the last; ``role``: one of
-    :data:`ROLES`; ``numbered``: the first number in its name over the greatest of all names (0
-    without one).
+    """One tensor of the arena.
+
+    Attributes:
+        role: one of :data:`ROLES`.
+        depth: 0 at the first layer, 1 at the last.
+        numbered: the first number in its name over the greatest of all names (0 without one).
+        position: of the layer it belongs to, one of :data:`POSITIONS`. Layers are the matrices and
+            convolutions; vectors and embeddings before the first of them belong to it, other
+            vectors to the one before them. The only layer is the last.
+        fan_in: how many numbers enter an output of its layer (``in * height * width`` of a
+            convolution).
     """
 
     name: str
@@ -39,6 +49,8 @@ class Slot:
     role: str
     depth: float
     numbered: float = 0.0
+    position: str = "last"
+    fan_in: int = 1
 
     @property
     def third(self) -> int:
@@ -56,12 +68,14 @@ class Slot:
 @dataclass(frozen=True)
 class Layout:
     """Names, shapes, offsets and roles of the tensors of one flat arena; ``device`` is where its
-    constant tensors lie.
+    constant tensors lie, ``matrices`` how many matrices and convolutions the whole model has (1 for
+    none).
     """
 
     DESCRIPTORS: ClassVar[int] = 2 + len(ROLES)
     slots: tuple[Slot, ...]
     device: torch.device = field(default=torch.device("cpu"), compare=False)
+    matrices: int = 1
 
     @staticmethod
     def of(shapes: Mapping[str, Sequence[int]]) -> Layout:
@@ -75,15 +89,17 @@ class Layout:
         # before them.
         layers = [max(n - 1, 0) for n in accumulate(len(shape) >= 2 for shape in sizes)]
         numbers = [layer_number(name) or 0 for name in shapes]
-        columns = zip(shapes, sizes, _roles(list(shapes), sizes), layers, numbers, strict=True)
+        roles = _roles(list(shapes), sizes)
+        places = zip(_positions(roles), _fans(roles, sizes), strict=True)
+        columns = zip(shapes, sizes, roles, layers, numbers, places, strict=True)
         deepest, greatest = max(*layers, 1), max(*numbers, 1)
         slots, offset = [], 0
-        for name, shape, role, layer, number in columns:
+        for name, shape, role, layer, number, place in columns:
             numel = math.prod(shape)
             depth, numbered = layer / deepest, number / greatest
-            slots.append(Slot(name, shape, offset, numel, role, depth, numbered))
+            slots.append(Slot(name, shape, offset, numel, role, depth, numbered, *place))
             offset += numel
-        return Layout(tuple(slots))
+        return Layout(tuple(slots), matrices=max(1, sum(role in LAYERS for role in roles)))
 
     def to(self, device: torch.device) -> Layout:
         """This layout with its constant tensors on ``device``: rules use them at every step."""
@@ -102,6 +118,11 @@ class Layout:
     def num(self) -> int:
         """S, the number of tensors."""
         return len(self.slots)
+
+    @cached_property
+    def fans(self) -> Tensor:
+        """The fan-in of each tensor's layer, ``[S]``."""
+        return torch.tensor([float(slot.fan_in) for slot in self.slots], device=self.device)
 
     @cached_property
     def groupings(self) -> dict[Any, Any]:
@@ -171,6 +192,25 @@ class Layout:
         return torch.cat(
             [torch.full((s.numel,), len(s.shape) < 2, device=self.device) for s in self.slots]
         )
+
+
+def _layer_of(roles: Sequence[str]) -> list[int]:
+    """The place in the list of roles of the layer to which each tensor belongs: itself, the one
+    before it, or the first; 0 where there is none.
+    """
+    first = next((i for i, role in enumerate(roles) if role in LAYERS), 0)
+    places = [i if role in LAYERS else 0 for i, role in enumerate(roles)]
+    return [max(first, place) for place in accumulate(places, max)]
+
+
+def _positions(roles: Sequence[str]) -> list[str]:
+    layers = _layer_of(roles)
+    first, last = min(layers), max(layers)
+    return ["last" if i == last else "first" if i == first else "hidden" for i in layers]
+
+
+def _fans(roles: Sequence[str], sizes: Sequence[tuple[int, ...]]) -> list[int]:
+    return [math.prod(sizes[i][1:]) for i in _layer_of(roles)]
 
 
 def layer_number(name: str) -> int | None:

@@ -19,7 +19,7 @@ from lo_framework.eval.baselines.registry import (
 )
 from lo_framework.layout import Layout
 from lo_framework.learned import adamw_rule
-from lo_framework.learned.base import State
+from lo_framework.learned.base import Clock, State
 from lo_framework.spec import UserError
 
 
@@ -47,9 +47,9 @@ class Baseline(TunedOptimizer):
         return grads.new_zeros(0, layout.num)
 
     def condition(
-        self, layout: Layout, stats: Tensor, state: State, loss: Tensor | None, progress: Tensor
+        self, layout: Layout, stats: Tensor, state: State, loss: Tensor | None, clock: Clock
     ) -> tuple[Tensor, Tensor, State]:
-        lr = scheduled_lr(self.log_lr, self.cosine, progress)
+        lr = scheduled_lr(self.log_lr, self.cosine, clock.progress)
         step = state["step"] + 1
         return (
             stats,

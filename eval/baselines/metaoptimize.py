@@ -16,7 +16,7 @@ from lo_framework.eval.baselines.hand_designed import Baseline, scheduled_lr
 from lo_framework.eval.baselines.registry import BASELINES, Setting, TunedConfig
 from lo_framework.eval.baselines.torch_runs import Run, TorchBaseline
 from lo_framework.layout import Layout
-from lo_framework.learned.base import LearnedOptimizer, State
+from lo_framework.learned.base import Clock, LearnedOptimizer, State
 from lo_framework.optim import MetaOptimize, MetaOptimizeConfig
 from lo_framework.optim.metaoptimize.diagnostics import KINDS, WINDOW
 from lo_framework.optim.metaoptimize.rules import Numbers, fresh, hessian_free, meta_step
@@ -104,7 +104,7 @@ class VmappedMetaOptimize(Baseline):
         return layout.mean(self.measure(params, grads, state))
 
     def condition(
-        self, layout: Layout, stats: Tensor, state: State, loss: Tensor | None, progress: Tensor
+        self, layout: Layout, stats: Tensor, state: State, loss: Tensor | None, clock: Clock
     ) -> tuple[Tensor, Tensor, State]:
         step = state["step"] + 1
         z = stats[0] * torch.tensor(layout.sizes, dtype=stats.dtype, device=stats.device)
@@ -126,7 +126,7 @@ class VmappedMetaOptimize(Baseline):
             due,
         )
         reduced = {**new, "beta": new["beta"] - self.log_lr}
-        alphas = scheduled_lr(beta, self.cosine, progress).expand(layout.num)
+        alphas = scheduled_lr(beta, self.cosine, clock.progress).expand(layout.num)
         return (
             alphas[None],
             step[None],

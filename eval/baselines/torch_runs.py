@@ -30,7 +30,7 @@ from lo_framework.episode import Carry, Draw
 from lo_framework.eval.baselines.registry import Setting, TunedOptimizer, setting_of
 from lo_framework.inner.rollout import _INIT, _TRAIN, seeded
 from lo_framework.layout import Layout
-from lo_framework.learned.base import State, Theta
+from lo_framework.learned.base import Clock, State, Theta
 from lo_framework.optimizees.task import Batch, Buffers, Task
 from lo_framework.spec import UserError
 
@@ -100,8 +100,8 @@ class Run:
 
     def drawn(self) -> Draw:
         """The data of the last update."""
-        progress = torch.full((1,), self.t / self.steps, device=self.task.device)
-        return Draw(tuple(x[None] for x in self.batch), (), self.noise[None], progress)
+        clock = Clock(*torch.tensor([[self.t / self.steps], [self.steps]], device=self.task.device))
+        return Draw(tuple(x[None] for x in self.batch), (), self.noise[None], clock)
 
     def _loss(self, batch: Batch) -> tuple[Tensor, Buffers]:
         return self.task.loss(dict(self.params), self.buffers, batch, self.noise)

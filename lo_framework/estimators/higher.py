@@ -207,7 +207,7 @@ class HigherTBPTT(TBPTT):
                 kept = self.patched.fast_params, [dict(group[0]) for group in optimizer.state]
                 new = optimizer.step(
                     train,
-                    override=self._hyper(draw.progress[k]),
+                    override=self._hyper(draw.clock.progress[k]),
                     grad_callback=self._inner_gradients,
                 )
                 alive = bool(

@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_map
 
 from lo_framework.episode import Carry, Draw, Need, canonical, tile_theta
 from lo_framework.inner.step import Family, Step
-from lo_framework.learned.base import LearnedOptimizer, Theta
+from lo_framework.learned.base import Clock, LearnedOptimizer, Theta
 from lo_framework.objectives import Objective, make_objective
 from lo_framework.optimizees.task import Batch, Task
 from lo_framework.spec import UserError
@@ -169,14 +169,15 @@ class Unroller:
             weights = live * self.family.absorption.weights(now, state.horizon)
             if bool(weights.any()):  # else no task has a penalty at this step, and none is computed
                 weight = (weights.to(task.device),)
-        noise, progress, live = (x.to(task.device) for x in (noise, progress, live))
-        draw = Draw(train, held, noise, progress, weight, second)
+        numbers = (noise, progress, state.horizon.float(), live)
+        noise, progress, horizon, live = (x.to(task.device) for x in numbers)
+        draw = Draw(train, held, noise, Clock(progress, horizon), weight, second)
         if self.copies > 1:  # by hand: a tree_map at every step would be felt
             fields: list[Any] = [
                 tuple(map(self._repeat, x)) if isinstance(x, tuple) else self._repeat(x)
                 for x in draw
             ]
-            draw = Draw(*fields)
+            draw = Draw(*fields)._replace(clock=Clock(*map(self._repeat, draw.clock)))
         return draw, self._repeat(live)
 
     def run(

@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_map
 from lo_framework.episode import NOTHING, Carry, Draw, Need
 from lo_framework.flat_task import over_tasks
 from lo_framework.inner.step import Family
-from lo_framework.learned.base import LearnedOptimizer, State, Theta
+from lo_framework.learned.base import Clock, LearnedOptimizer, State, Theta
 from lo_framework.optimizees.task import Batch, Task
 
 # Separate streams for initial parameters, training batches and held-out batches of one seed.
@@ -122,11 +122,12 @@ def _draws(task: Task, seeds: list[int], horizon: int, held_out: bool) -> Iterat
         return tuple(torch.stack(parts).index_select(0, row) for parts in zip(*drawn, strict=True))
 
     for t in itertools.count():
+        clock = torch.tensor([min(t / horizon, 1.0), float(horizon)])
         yield Draw(
             batch("train"),
             batch("valid") if held_out else (),
             torch.tensor([seed * 1_000_003 + t for seed in seeds], device=task.device),
-            torch.full((len(seeds),), min(t / horizon, 1.0), device=task.device),
+            Clock(*(x.expand(len(seeds)) for x in clock.to(task.device))),
         )
 
 

@@ -134,7 +134,7 @@ class _Step:
             loss = loss + (plain[1] * (carry.params - carry.params.detach())).sum(-1)
         told = loss if self.second_order else loss.detach()
         new_params, new_state = self.updated(
-            theta, carry.params, grads, carry.state, told, draw.progress
+            theta, carry.params, grads, carry.state, told, draw.clock
         )
         # A task that diverged keeps all that it had. Losses beyond this point are taken at kept
         # parameters, so that no NaN enters a graph, where 0 * NaN would be NaN again.

@@ -22,7 +22,7 @@ from torch import Tensor
 from lo_framework.layout import Layout
 from lo_framework.learned import adamw_rule
 from lo_framework.learned.attention import Attention, AttentionConfig
-from lo_framework.learned.base import State, register_learned, zeros
+from lo_framework.learned.base import Clock, State, register_learned, zeros
 from lo_framework.learned.encoder import matrix
 from lo_framework.schema import Width
 
@@ -77,9 +77,9 @@ class AttentionMLP(Attention):
         return raw, torch.cat([context, torch.stack([1.0 / (p_rms + 1e-3), 1.0 / (v_rms + 1e-8)])])
 
     def condition(
-        self, layout: Layout, stats: Tensor, state: State, loss: Tensor | None, progress: Tensor
+        self, layout: Layout, stats: Tensor, state: State, loss: Tensor | None, clock: Clock
     ) -> tuple[Tensor, Tensor, State]:
-        channels, _, reduced = super().condition(layout, stats, state, loss, progress)
+        channels, _, reduced = super().condition(layout, stats, state, loss, clock)
         # The momenta's decays are fixed, so their bias correction is shared by all tensors:
         # [decays].
         return channels, 1.0 / (1.0 - self.decays ** reduced["step"]), reduced

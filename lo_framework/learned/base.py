@@ -15,7 +15,7 @@ per tensor.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,16 @@ from lo_framework.regularizers.base import Regularizer
 
 State = dict[str, Tensor]
 Theta = dict[str, Tensor]
+
+
+class Clock(NamedTuple):
+    """Where in its episode a step is: ``progress`` is the fraction done, 0-d in [0, 1], and
+    ``horizon`` the episode's steps, 0-d; 0 where nobody said how long it will be (progress is then
+    0).
+    """
+
+    progress: Tensor
+    horizon: Tensor
 
 
 def zeros(*shape: int) -> nn.Parameter:
@@ -70,13 +80,12 @@ class LearnedOptimizer(nn.Module):
         return layout.mean(measured) if len(measured) else measured.new_zeros(0, layout.num)
 
     def condition(
-        self, layout: Layout, stats: Tensor, state: State, loss: Tensor | None, progress: Tensor
+        self, layout: Layout, stats: Tensor, state: State, loss: Tensor | None, clock: Clock
     ) -> tuple[Tensor, Tensor, State]:
         """Per-tensor channels ``[C, S]``, shared values ``[D]``, and the new reduced state
         (``step`` included).
 
-        ``progress`` is 0-d in [0, 1]: the fraction of the episode done. ``loss`` may be None (a
-        face without a closure).
+        ``loss`` may be None (a face without a closure).
         """
         raise NotImplementedError
 
@@ -95,12 +104,12 @@ class LearnedOptimizer(nn.Module):
         grads: Tensor,
         state: State,
         loss: Tensor | None,
-        progress: Tensor,
+        clock: Clock,
     ) -> tuple[Tensor, State]:
         """One update of a whole arena ``[N]``: the three phases in a row. Pure."""
         state = self.prepare(layout, grads, state)
         stats = self.stats(layout, params, grads, state)
-        channels, shared, reduced = self.condition(layout, stats, state, loss, progress)
+        channels, shared, reduced = self.condition(layout, stats, state, loss, clock)
         params, chunk_state = self.update(layout.expand(channels), shared, params, grads, state)
         return params, {**reduced, **chunk_state}
 

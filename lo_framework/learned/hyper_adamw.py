@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from lo_framework.layout import DEPTH_THIRDS, ROLES, Layout
 from lo_framework.learned import adamw_rule
-from lo_framework.learned.base import LearnedOptimizer, State, Theta, register_learned, zeros
+from lo_framework.learned.base import Clock, LearnedOptimizer, State, Theta, register_learned, zeros
 from lo_framework.regularizers.sam import SAM, SAMConfig
 from lo_framework.schema import Checked, NotNegative, Positive, Share
 
@@ -131,8 +131,9 @@ class HyperAdamW(LearnedOptimizer):
         return raw, raw[:0]
 
     def condition(
-        self, layout: Layout, stats: Tensor, state: State, loss: Tensor | None, progress: Tensor
+        self, layout: Layout, stats: Tensor, state: State, loss: Tensor | None, clock: Clock
     ) -> tuple[Tensor, Tensor, State]:
+        progress = clock.progress
         raw, extra = self.modulate(layout, self.hyper(layout, progress), stats, state, progress)
         lr, weight_decay, eps = raw[0].exp(), raw[3].exp(), raw[4].exp()
         keep = torch.sigmoid(-raw[1:3])  # 1 - beta, exact for beta near 1

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lo_framework.layout import Layout
-from lo_framework.learned.base import LearnedOptimizer, State, register_learned, zeros
+from lo_framework.learned.base import Clock, LearnedOptimizer, State, register_learned, zeros
 from lo_framework.learned.features import FEATURE_VERSION, FeatureVersion, log_and_sign
 from lo_framework.schema import Checked, Layers, Positive, Seed, Width
 
@@ -74,9 +74,9 @@ class LSTM(LearnedOptimizer):
         return {"step": params.new_zeros(()), "h": start, "c": start.clone()}
 
     def condition(
-        self, layout: Layout, stats: Tensor, state: State, loss: Tensor | None, progress: Tensor
+        self, layout: Layout, stats: Tensor, state: State, loss: Tensor | None, clock: Clock
     ) -> tuple[Tensor, Tensor, State]:
-        return stats, progress[None], {"step": state["step"] + 1}
+        return stats, clock.progress[None], {"step": state["step"] + 1}
 
     def update(
         self, channels: Tensor, shared: Tensor, params: Tensor, grads: Tensor, state: State

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from lo_framework.layout import Layout
-from lo_framework.learned.base import LEARNED, LearnedOptimizer, State, zeros
+from lo_framework.learned.base import LEARNED, Clock, LearnedOptimizer, State, zeros
 from lo_framework.learned.features import (
     FEATURE_VERSION,
     TIME_SCALES,
@@ -95,7 +95,7 @@ class MLP(LearnedOptimizer):
         return raw * raw
 
     def condition(
-        self, layout: Layout, stats: Tensor, state: State, loss: Tensor | None, progress: Tensor
+        self, layout: Layout, stats: Tensor, state: State, loss: Tensor | None, clock: Clock
     ) -> tuple[Tensor, Tensor, State]:
         bias = self.first_bias + self.first_time @ time_embedding(state["step"])
         return second_moment_scale(stats), bias, {"step": state["step"] + 1}
@@ -121,16 +121,14 @@ class MLP(LearnedOptimizer):
         grads: Tensor,
         state: State,
         loss: Tensor | None,
-        progress: Tensor,
+        clock: Clock,
     ) -> tuple[Tensor, State]:
         """The three phases with the features computed once, not in ``measure`` and again in
         ``update``.
         """
         state = self.prepare(layout, grads, state)
         raw, new = self.advance(params, grads, state)
-        channels, bias, reduced = self.condition(
-            layout, layout.mean(raw * raw), state, loss, progress
-        )
+        channels, bias, reduced = self.condition(layout, layout.mean(raw * raw), state, loss, clock)
         return params - self.network_step(raw * layout.expand(channels), bias), {**reduced, **new}
 
 

@@ -106,4 +106,4 @@ def sub_layout(layout: Layout, members: Sequence[int]) -> Layout:
     for index in members:
         slots.append(replace(layout.slots[index], offset=offset))
         offset += slots[-1].numel
-    return Layout(tuple(slots))
+    return replace(layout, slots=tuple(slots))

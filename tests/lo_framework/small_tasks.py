@@ -15,11 +15,16 @@ from lo_framework.estimators import Truncation
 from lo_framework.estimators.truncation import UnrollState, state_from_tensors, state_to_tensors
 from lo_framework.layout import Layout
 from lo_framework.learned import LearnedOptimizer, make_learned
-from lo_framework.learned.base import State, Theta
+from lo_framework.learned.base import Clock, State, Theta
 from lo_framework.optimizees.task import Batch, Buffers, Params, Task, soft_cap
 
 ALL_KINDS = ["hyper-adamw", "attention", "attention-mlp", "mlp", "mlp:features=39", "lstm"]
 NAN_LOSS, INF_LOSS, NAN_GRADIENT, NAN_CURVATURE = 1.0, 2.0, 3.0, 4.0
+
+
+def clock(progress: float, horizon: float = 10.0) -> Clock:
+    """The clock of one task."""
+    return Clock(torch.tensor(progress), torch.tensor(horizon))
 
 
 class TinyNet(Task):
@@ -148,9 +153,9 @@ class PlainSGD(LearnedOptimizer):
         return grads.new_zeros(0, layout.num)
 
     def condition(
-        self, layout: Layout, stats: Tensor, state: State, loss: Tensor | None, progress: Tensor
+        self, layout: Layout, stats: Tensor, state: State, loss: Tensor | None, clock: Clock
     ) -> tuple[Tensor, Tensor, State]:
-        factor = loss if self.reads_loss else progress * 0 + 1
+        factor = loss if self.reads_loss else clock.progress * 0 + 1
         assert factor is not None
         return stats, factor[None], {"step": state["step"] + 1}
 
@@ -217,7 +222,7 @@ def along(grad: Theta, direction: Theta) -> float:
 def draw_row(draw: Draw, k: int) -> Draw:
     """The data of task ``k`` alone, still with a leading dimension of 1."""
     train, held = (tuple(x[k : k + 1] for x in batch) for batch in (draw.train, draw.held))
-    return Draw(train, held, draw.noise[k : k + 1], draw.progress[k : k + 1])
+    return Draw(train, held, draw.noise[k : k + 1], Clock(*(x[k : k + 1] for x in draw.clock)))
 
 
 def carry_row(carry: Carry, k: int) -> Carry:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lo_framework.layout import Layout
 from lo_framework.learned import LearnedOptimizer, register_learned
-from lo_framework.learned.base import State
+from lo_framework.learned.base import Clock, State
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,9 +42,9 @@ class Slope(LearnedOptimizer):
         return grads.new_zeros(0, layout.num)
 
     def condition(
-        self, layout: Layout, stats: Tensor, state: State, loss: Tensor | None, progress: Tensor
+        self, layout: Layout, stats: Tensor, state: State, loss: Tensor | None, clock: Clock
     ) -> tuple[Tensor, Tensor, State]:
-        return stats, self.head(progress[None]), {"step": state["step"] + 1}
+        return stats, self.head(clock.progress[None]), {"step": state["step"] + 1}
 
     def update(
         self, channels: Tensor, shared: Tensor, params: Tensor, grads: Tensor, state: State

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from lo_framework.layout import Layout
-from lo_framework.learned.base import LearnedOptimizer, State
+from lo_framework.learned.base import Clock, LearnedOptimizer, State
 from lo_framework.learned.features import TOKEN_STATS
 from lo_framework.optim.learned.kernels import attention_sums, kernel_for, ordinary
 from lo_framework.optim.learned.store import Plan, Run, Store
@@ -86,7 +86,7 @@ class Host:
         plan: Plan,
         multipliers: Sequence[Multiplier],
         loss: Tensor | None,
-        progress: Tensor,
+        clock: Clock,
         *,
         squares: list[Tensor] | None = None,
     ) -> None:
@@ -100,7 +100,7 @@ class Host:
             self._prepare(work)
         stats = self._stats(works, plan)
         channels, shared, reduced = self.learned.condition(
-            plan.layout, stats, store.take(plan), loss, progress
+            plan.layout, stats, store.take(plan), loss, clock
         )
         store.put(plan, reduced)
         numbers = channels.T.tolist() if self.kernel else []

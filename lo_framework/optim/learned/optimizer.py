@@ -18,6 +18,7 @@ from torch import Tensor
 from lo_framework.errors import UserError, whole
 from lo_framework.layout import Layout
 from lo_framework.learned import LearnedOptimizer, fingerprint, learned_from
+from lo_framework.learned.base import Clock
 from lo_framework.optim.base import ByPlace, OptimizerBase
 from lo_framework.optim.learned.guard import Fallback, GuardConfig
 from lo_framework.optim.learned.host import CPU_CHUNK, Host
@@ -184,13 +185,13 @@ class Learned(OptimizerBase):
         if newcomers:
             self._store.admit(newcomers)
             self._publish()
-        progress = min(self._updates / self.num_steps, 1.0)
+        clock = [min(self._updates / self.num_steps, 1.0), float(self.num_steps)]
         self._host.update(
             self._store,
             self._store.plan(active),
             [group["lr"] for group in self.param_groups],
             loss,
-            torch.full((), progress, device=self._host.device, dtype=self._host.dtype),
+            Clock(*torch.tensor(clock, device=self._host.device, dtype=self._host.dtype).unbind()),
             squares=squares,
         )
         self._updates += 1

@@ -18,7 +18,9 @@ from lo_framework.eval.baselines import (
     setting_label,
 )
 from lo_framework.layout import Layout
+from lo_framework.learned.base import Clock
 from lo_framework.spec import UserError
+from tests.lo_framework.small_tasks import clock
 
 STEPS = 50
 SHAPES = {"weight": (5, 3), "bias": (5,)}
@@ -65,7 +67,7 @@ def by_baseline(optimizer, theta, start, grads, steps=STEPS):
     for t in range(steps):
         progress = torch.tensor(t / STEPS, dtype=start.dtype)
         params, state = functional_call(
-            optimizer, theta, (LAYOUT, params, grads[t], state, None, progress)
+            optimizer, theta, (LAYOUT, params, grads[t], state, None, Clock(progress, progress))
         )
     return params, state
 
@@ -112,9 +114,11 @@ def test_chunked_apply_equals_the_whole(name):
     }
     progress = torch.tensor(0.5)
     with torch.no_grad():
-        whole, _ = optimizer(LAYOUT, start, grads[3], state, None, progress)
+        whole, _ = optimizer(LAYOUT, start, grads[3], state, None, Clock(progress, progress))
         stats = optimizer.stats(LAYOUT, start, grads[3], state)
-        channels, shared, _ = optimizer.condition(LAYOUT, stats, state, None, progress)
+        channels, shared, _ = optimizer.condition(
+            LAYOUT, stats, state, None, Clock(progress, progress)
+        )
         parts = []
         for chunk in (slice(0, 7), slice(7, LAYOUT.size)):
             chunk_state = {key: state[key][chunk] for key in optimizer.per_param}
@@ -134,7 +138,7 @@ def test_gradient_of_the_settings_is_finite_at_exact_zeros(name):
     state = optimizer.init_state(LAYOUT, params)
     for t in range(3):  # gradients that depend on theta, and are exactly zero in half of the places
         grads = torch.where(torch.arange(LAYOUT.size) % 2 == 0, params, params * 0.0)
-        params, state = optimizer(LAYOUT, params, grads, state, None, torch.tensor(t / 3))
+        params, state = optimizer(LAYOUT, params, grads, state, None, clock(t / 3))
     params.square().sum().backward()
     for parameter in optimizer.parameters():
         assert torch.isfinite(parameter.grad) and parameter.grad != 0

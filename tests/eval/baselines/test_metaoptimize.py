@@ -12,7 +12,7 @@ from torch.func import functional_call
 from lo_framework.eval.baselines import TorchBaseline, grid_of, make_baseline, make_thetas
 from lo_framework.inner.rollout import _INIT, _TRAIN, rollout, seeded
 from lo_framework.layout import Layout
-from lo_framework.learned.base import LearnedOptimizer
+from lo_framework.learned.base import Clock, LearnedOptimizer
 from lo_framework.optim import MetaOptimize
 from lo_framework.optimizees import make_tasks
 from lo_framework.spec import UserError
@@ -29,7 +29,7 @@ def by_baseline(
     for t, grad in enumerate(grads):
         progress = torch.tensor(t / len(grads), dtype=start.dtype)
         params, state = functional_call(
-            optimizer, theta, (LAYOUT, params, grad, state, None, progress)
+            optimizer, theta, (LAYOUT, params, grad, state, None, Clock(progress, progress))
         )
     return params
 

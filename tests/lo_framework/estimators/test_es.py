@@ -172,7 +172,7 @@ def test_pairs_are_antithetic_and_share_data() -> None:
         torch.testing.assert_close(x[:4] + x[4:], (2 * theta[name]).expand(4, *theta[name].shape))
         assert not torch.equal(x[:4], x[4:])
     draw, _ = estimator.unroller.draw(state, 0)
-    for x in (*draw.train, *draw.held, draw.noise, draw.progress):
+    for x in (*draw.train, *draw.held, draw.noise, *draw.clock):
         assert torch.equal(x[:4], x[4:])
 
 

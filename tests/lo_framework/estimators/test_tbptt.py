@@ -17,7 +17,7 @@ from lo_framework.estimators import Truncation, make_estimator
 from lo_framework.estimators.tbptt import TBPTT, combine
 from lo_framework.estimators.truncation import UnrollState
 from lo_framework.inner.step import Family
-from lo_framework.learned.base import Theta
+from lo_framework.learned.base import Clock, Theta
 from lo_framework.objectives import Objective, make_objective
 from lo_framework.optimizees.task import Batch, Buffers
 from lo_framework.spec import UserError
@@ -158,7 +158,9 @@ class Frozen:
             at, grads, loss = self.records[k, t]
             tangent = loss + (grads * (params - at)).sum()
             params, inner = functional_call(
-                family.learned, theta, (layout, params, grads, inner, loss, draw.progress[k])
+                family.learned,
+                theta,
+                (layout, params, grads, inner, loss, Clock(*(x[k] for x in draw.clock))),
             )
             held, _ = task.loss(
                 layout.unflatten(params), buffers, tuple(x[k] for x in draw.held), noise

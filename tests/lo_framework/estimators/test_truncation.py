@@ -89,7 +89,7 @@ def test_masks_and_progress() -> None:
     )
     drawn = [u.draw(state, i) for i in range(4)]
     assert torch.stack([live for _, live in drawn], 1).tolist() == [[1, 1, 0, 0], [1, 1, 1, 0]]
-    progress = torch.stack([draw.progress for draw, _ in drawn], 1)
+    progress = torch.stack([draw.clock.progress for draw, _ in drawn], 1)
     torch.testing.assert_close(
         progress, torch.tensor([[4 / 6, 5 / 6, 1, 1], [0, 1 / 8, 2 / 8, 3 / 8]])
     )

@@ -12,6 +12,7 @@ from lo_framework.estimators.truncation import Unroller
 from lo_framework.flat_task import over_tasks
 from lo_framework.inner.step import Family, Step
 from lo_framework.learned import LearnedOptimizer
+from lo_framework.learned.base import Clock
 from lo_framework.objectives import make_objective
 from tests.lo_framework.small_tasks import (
     ALL_KINDS,
@@ -69,7 +70,9 @@ def test_rows_are_separate_runs(kind: str, dtype: torch.dtype, tolerance: float)
 
             grads, (loss, buffers) = grad_and_value(loss_of, has_aux=True)(params)
             params, state = functional_call(
-                learned, theta, (layout, params, grads, state, loss, draw.progress[k])
+                learned,
+                theta,
+                (layout, params, grads, state, loss, Clock(*(x[k] for x in draw.clock))),
             )
             held, _ = task.loss(
                 layout.unflatten(params), buffers, tuple(x[k] for x in draw.held), noise

@@ -14,6 +14,7 @@ from lo_framework.layout import Layout
 from lo_framework.learned import fingerprint, load, make_learned, save_optimizer
 from lo_framework.learned.features import log_and_sign
 from tests.lo_framework.learned.reference import AdafacMLP
+from tests.lo_framework.small_tasks import clock
 
 SHAPES = {
     "conv": (6, 5, 2),
@@ -44,9 +45,7 @@ def test_39_features_against_the_slow_rule(version: int) -> None:
         grads = torch.randn(layout.size, generator=generator)
         parts = {name: x * sizes[name] for name, x in layout.unflatten(grads).items()}
         with torch.no_grad():
-            params, state = learned(
-                layout, params, layout.flatten(parts), state, None, torch.tensor(0.0)
-            )
+            params, state = learned(layout, params, layout.flatten(parts), state, None, clock(0.0))
         for name, rule in slow.items():
             points[name] = rule.update(points[name], parts[name].double().numpy())
     moved = float((params - start).abs().max())

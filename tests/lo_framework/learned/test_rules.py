@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.func import functional_call, vmap
 
 from lo_framework.learned import LearnedOptimizer, make_learned
+from lo_framework.learned.base import Clock
 from tests.lo_framework.optim.tools import (
     ALL_KINDS,
     flat,
@@ -20,6 +21,7 @@ from tests.lo_framework.optim.tools import (
     moved,
     parameters,
 )
+from tests.lo_framework.small_tasks import clock
 
 ADAMW_FAMILY = ["hyper-adamw", "attention", "attention:head=bounded", "attention-mlp"]
 SETTINGS = "lr=0.003,beta1=0.8,beta2=0.99,weight_decay=0.1,eps=1e-6"
@@ -40,7 +42,9 @@ def trajectory(
         for t in range(steps):
             give_grads(params, t)
             progress = torch.tensor(t / steps, dtype=dtype)
-            arena, state = learned(layout, arena, flat_grads(params), state, None, progress)
+            arena, state = learned(
+                layout, arena, flat_grads(params), state, None, Clock(progress, progress)
+            )
     assert float(state["step"]) == steps
     return arena
 
@@ -98,9 +102,7 @@ def test_vmap_over_tasks_is_a_loop_over_tasks(spec: str) -> None:
     def step(
         theta: dict[str, Tensor], arena: Tensor, grads: Tensor, state: dict[str, Tensor]
     ) -> tuple:
-        return functional_call(
-            learned, theta, (layout, arena, grads, state, None, torch.tensor(0.3))
-        )
+        return functional_call(learned, theta, (layout, arena, grads, state, None, clock(0.3)))
 
     arenas = torch.stack([flat(params) for params in models])
     states = [learned.init_state(layout, arena) for arena in arenas]
@@ -126,9 +128,7 @@ def test_degenerate_inputs_give_finite_updates_and_meta_gradients(spec: str, gra
     arena = torch.zeros(layout.size)
     state = learned.init_state(layout, arena)
     for _ in range(3):
-        arena, state = learned(
-            layout, arena, torch.full_like(arena, grad), state, None, torch.tensor(0.0)
-        )
+        arena, state = learned(layout, arena, torch.full_like(arena, grad), state, None, clock(0.0))
     assert torch.isfinite(arena).all() and all(torch.isfinite(x).all() for x in state.values())
     arena.square().sum().backward()
     assert all(p.grad is None or torch.isfinite(p.grad).all() for p in learned.parameters())
@@ -142,9 +142,7 @@ def test_every_meta_parameter_moves_the_result(spec: str) -> None:
     state = learned.init_state(layout, arena)
     for t in range(4):
         give_grads(params, t)
-        arena, state = learned(
-            layout, arena, flat_grads(params), state, None, torch.tensor(0.03 + t / 4)
-        )
+        arena, state = learned(layout, arena, flat_grads(params), state, None, clock(0.03 + t / 4))
     arena.square().sum().backward()
     dead = [
         n for n, p in learned.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0
@@ -159,12 +157,10 @@ def test_update_is_pure(spec: str) -> None:
     layout, arena = layout_of(params), flat(params)
     give_grads(params, 0)
     grads = flat_grads(params)
-    _, state = learned(
-        layout, arena, grads, learned.init_state(layout, arena), None, torch.tensor(0.1)
-    )
+    _, state = learned(layout, arena, grads, learned.init_state(layout, arena), None, clock(0.1))
     inputs = [arena, grads, *state.values()]
     before = [x.clone() for x in inputs]
-    first = learned(layout, arena, grads, state, None, torch.tensor(0.1))
-    second = learned(layout, arena, grads, state, None, torch.tensor(0.1))
+    first = learned(layout, arena, grads, state, None, clock(0.1))
+    second = learned(layout, arena, grads, state, None, clock(0.1))
     assert all(torch.equal(x, y) for x, y in zip(inputs, before))
     assert torch.equal(first[0], second[0])

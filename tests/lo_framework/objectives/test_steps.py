@@ -18,7 +18,7 @@ from lo_framework.episode import After, Losses
 from lo_framework.estimators import make_estimator
 from lo_framework.estimators.truncation import Unroller, UnrollState
 from lo_framework.inner.step import Family
-from lo_framework.learned.base import Theta
+from lo_framework.learned.base import Clock, Theta
 from lo_framework.objectives import Objective, make_objective
 from lo_framework.optimizees.task import Batch, soft_cap
 from lo_framework.spec import UserError
@@ -106,7 +106,9 @@ class Reference:
             if not self.second_order:
                 g1, seen = self.constant(g1, "g", k, t), self.constant(seen, "loss", k, t)
             new, inner = functional_call(
-                family.learned, theta, (family.layout, params, g1, inner, seen, draw.progress[k])
+                family.learned,
+                theta,
+                (family.layout, params, g1, inner, seen, Clock(*(x[k] for x in draw.clock))),
             )
             found = {}
             if "gradient" in objective.terms:

@@ -10,6 +10,7 @@ from torch import nn
 
 from lo_framework.episode import Draw, tile_theta
 from lo_framework.inner.step import Family
+from lo_framework.learned.base import Clock
 from lo_framework.optim import Learned
 from lo_framework.optim.learned import host, store
 from lo_framework.optimizees import make_tasks
@@ -39,7 +40,7 @@ def test_face_arena_and_vmapped_unroll_are_equal(spec: str) -> None:
             task.batch("train", generator(100 + t), (2,)),
             (),
             torch.zeros(2, dtype=torch.int64),
-            torch.full((2,), min(t / HORIZON, 1.0)),
+            Clock(torch.full((2,), min(t / HORIZON, 1.0)), torch.full((2,), float(HORIZON))),
         )
         for t in range(STEPS)
     ]
@@ -60,7 +61,9 @@ def test_face_arena_and_vmapped_unroll_are_equal(spec: str) -> None:
                 params[n].grad = x
             face.step()
             with torch.no_grad():
-                arena, state = learned(layout, arena, grads, state, None, draw.progress[k])
+                arena, state = learned(
+                    layout, arena, grads, state, None, Clock(*(x[k] for x in draw.clock))
+                )
         torch.testing.assert_close(carry.params[k], arena, rtol=1e-6, atol=1e-6)
         torch.testing.assert_close(flat(list(params.values())), arena, rtol=1e-6, atol=1e-6)
         for n, x in state.items():
@@ -94,7 +97,7 @@ def test_face_trains_as_the_unroll_trains(spec: str) -> None:
             carry, losses = step(
                 tile_theta(learned.theta(), 1),
                 carry,
-                Draw(batch, (), noise, torch.tensor([t / 10])),
+                Draw(batch, (), noise, Clock(torch.tensor([t / 10]), torch.tensor([10.0]))),
             )
         face.zero_grad()
         loss, buffers = task.loss(params, buffers, tuple(x[0] for x in batch), noise[0])  # type: ignore[arg-type]
@@ -173,7 +176,9 @@ def test_float64_parameters_compute_in_float64(spec: str) -> None:
         face.step()
         with torch.no_grad():
             progress = torch.tensor(t / 5, dtype=torch.float64)
-            arena, state = wide(layout, arena, flat_grads(params), state, None, progress)
+            arena, state = wide(
+                layout, arena, flat_grads(params), state, None, Clock(progress, progress)
+            )
     torch.testing.assert_close(flat(params), arena, rtol=1e-12, atol=1e-12)
 
 

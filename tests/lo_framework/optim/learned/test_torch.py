@@ -30,6 +30,7 @@ from tests.lo_framework.optim.tools import (
     parameters,
     run,
 )
+from tests.lo_framework.small_tasks import clock
 
 
 def after(spec: str, steps: int, **options: object) -> Tensor:
@@ -171,7 +172,7 @@ def test_parameters_without_gradient_take_no_part(spec: str) -> None:
 
     give_grads(params, 3, skip=idle)
     with torch.no_grad():
-        expected, _ = learned(layout, arena, flat_grads(params), state, None, torch.tensor(0.3))
+        expected, _ = learned(layout, arena, flat_grads(params), state, None, clock(0.3))
     face.step()
     torch.testing.assert_close(flat([params[i] for i in members]), expected, rtol=1e-6, atol=1e-6)
     for i in idle:
@@ -242,7 +243,7 @@ def test_half_precision_parameters_have_float32_state(spec: str, dtype: torch.dt
         grads = flat_grads(params).float()
         face.step()
         with torch.no_grad():
-            arena, state = learned(layout, arena, grads, state, None, torch.tensor(t / 10))
+            arena, state = learned(layout, arena, grads, state, None, clock(t / 10))
         arena = arena.to(dtype).float()  # the rounded result is what there is
         one_rounding = 2 * torch.finfo(dtype).eps
         torch.testing.assert_close(flat(params).float(), arena, rtol=one_rounding, atol=1e-6)
