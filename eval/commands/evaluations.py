@@ -172,6 +172,9 @@ examples:
       options of a baseline hold for its whole grid; one that is usually tuned (lr, cosine) is
       then left as given
 
+  python -m eval transfer --learned FILE --baselines adamw,adamw:law=true,muon --step-scales none
+      Muon beside AdamW, and AdamW untuned; the learned optimizer as it is, without a tuned step
+
 DIR gets transfer.json (every number of every seed), transfer.md (the tables) and curves.png.
 Nothing but the measured times depends on --workers. Exit code: 0 if anything worked (what failed
 is named), 1 if nothing did, 2 for bad input.
@@ -185,7 +188,8 @@ def transfer() -> Loaded:
     All optimizers start from the same parameters and see the same batches of a seed. Every baseline
     is tuned for each task over its grid (learning rates x {constant, cosine}) on other seeds and
     without test data; a grid whose best learning rate is at its edge is extended. Each number of a
-    baseline comes from the setting that was best for that metric.
+    baseline comes from the setting that was best for that metric. Every learned optimizer has two
+    rows: zero-shot, and with its whole update times one number that is tuned likewise.
     """
     from lo_framework.eval.report.transfer import TransferReport
     from lo_framework.eval.studies.transfer import TransferEvaluation

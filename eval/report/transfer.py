@@ -122,6 +122,11 @@ class TransferReport(Report[Result]):
             "final loss: full training split, after the last",
             "±: half of the 95% interval of the mean over seeds (Student's t)",
         ]
+        if any(arm.learned and arm.tuned for arm in result.arms):
+            lines.append(
+                "step tuned: the learned optimizer's whole update times one number, which is "
+                "chosen as a baseline's setting is; its row without is zero-shot"
+            )
         if result.baselines:
             lines += [
                 "a baseline's number is from the setting that was best for that metric on the "
@@ -189,10 +194,12 @@ def _reached(result: Result, task: str, arms: list[Arm]) -> Table:
 
 
 def _settings(arms: Iterable[Arm]) -> list[str]:
-    """Name the settings that a baseline's numbers come from, and what tuning had to do for them."""
+    """Name the settings that the numbers of what was tuned come from, and what tuning had to do for
+    them.
+    """
     lines = []
     for arm in arms:
-        if arm.learned or arm.failure:
+        if arm.failure or (arm.learned and not arm.tuned):
             continue
         words = []
         for i, runs in enumerate(arm.runs):

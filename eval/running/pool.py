@@ -19,6 +19,7 @@ from typing import Any, Protocol, TypeVar
 
 from lo_framework.eval.running.cells import Failure
 from lo_framework.eval.running.progress import Progress
+from lo_framework.eval.running.scaled import SUFFIX, Scaled
 from lo_framework.eval.running.store import CellStore
 from lo_framework.learned.base import LearnedOptimizer
 from lo_framework.optimizees.task import Task
@@ -56,7 +57,8 @@ class Recipe:
     A task's name is the spec that makes it; the rest is here.
 
     Attributes:
-        learned: label -> kind and config; any other label is a baseline's spec.
+        learned: label -> kind and config; one of these with `scaled.SUFFIX` is its tuned form, and
+            any other label is a baseline's spec.
     """
 
     learned: Mapping[str, tuple[str, dict[str, Any]]]
@@ -103,9 +105,12 @@ class Workshop:
             from lo_framework.eval.baselines import make_baseline
             from lo_framework.learned import make_learned
 
+            whole = label.removesuffix(SUFFIX)
             if label in self.recipe.learned:
                 kind, config = self.recipe.learned[label]
                 self.optimizers[label] = make_learned(kind, **config)
+            elif whole in self.recipe.learned:
+                self.optimizers[label] = Scaled(self._optimizer(whole))
             else:
                 self.optimizers[label] = make_baseline(label)
         return self.optimizers[label]

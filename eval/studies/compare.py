@@ -84,7 +84,7 @@ class CompareEvaluation(Evaluation[CompareRequest, Result]):
         return (yield from self.run_settings(arm, taken.spec, settings))
 
 
-def factors(text: str) -> list[float]:
+def factors(text: str, option: str = "--scaled") -> list[float]:
     """``"0.5,1.5"`` to numbers. Raises UserError."""
     try:
         found = [float(word) for word in text.split(",")] if text else []
@@ -92,6 +92,6 @@ def factors(text: str) -> list[float]:
         found = [math.nan]
     if len(found) > MOST or not all(0 < x < math.inf for x in found):
         raise UserError(
-            f"--scaled {shown(text)}: expected at most {MOST} positive factors, as 0.5,0.75,1.25"
+            f"{option} {shown(text)}: expected at most {MOST} positive factors, as 0.5,0.75,1.25"
         )
     return found

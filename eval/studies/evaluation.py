@@ -128,9 +128,11 @@ class Evaluation(Generic[Q, R]):
         arm = Arm(task=task, optimizer=label, learned=label in self.learned)
         return self.run_settings(arm, label, [{}])
 
-    def tuned_arm(self, task: str, spec: str) -> Plan[Arm]:
-        """The arm of a baseline: tuned, then run at every setting that is best by some metric."""
-        arm = Arm(task=task, optimizer=spec, learned=False)
+    def tuned_arm(self, task: str, spec: str, learned: bool = False) -> Plan[Arm]:
+        """The arm of a baseline, or of a learned optimizer's tuned form: tuned, then run at every
+        setting that is best by some metric.
+        """
+        arm = Arm(task=task, optimizer=spec, learned=learned)
         tuned = yield from self.tune(task, spec)
         if isinstance(tuned, Failure):
             return replace(arm, failure=f"tuning: {tuned.reason}")
@@ -140,7 +142,7 @@ class Evaluation(Generic[Q, R]):
         return (yield from self.run_settings(arm, spec, [tuned.settings[i] for i in distinct]))
 
     def tune(self, task: str, spec: str) -> Plan[Tuning | Failure]:
-        """Choose the settings of a baseline on seeds of their own."""
+        """Choose the settings of what is tuned on seeds of their own."""
         tuning = (self.grids[spec], self.chosen_on, self.request.steps)
         return tune(task, spec, self.optimizers[spec], *tuning)
 

@@ -65,13 +65,21 @@ class TunedRequest(Request):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TransferRequest(TunedRequest):
-    """Learned optimizers against tuned baselines."""
+class LearnedRequest(TunedRequest):
+    """Learned optimizers and baselines, which are tuned."""
 
     learned: str = field(metadata={"metavar": "FILE[,FILE...]"})
     """optimizer files, as meta-training saves them"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransferRequest(LearnedRequest):
+    """Learned optimizers, as they are and with one tuned number, against tuned baselines."""
+
     baselines: str = "adamw,sgdm"
     """what to compare with, or none"""
+    step_scales: str = field(default="0.25,0.5,1,2,4", metadata={"metavar": "FACTORS"})
+    """multiples of the learned step, of which a row of its own has the best, or none"""
     out: str = "runs/transfer"
     """folder of the results"""
 
@@ -137,7 +145,7 @@ class AblationRequest(Request):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SharpnessRequest(TransferRequest):
+class SharpnessRequest(LearnedRequest):
     """How sharp the minima are that optimizers find."""
 
     optimizees: str = "mlp"

@@ -26,7 +26,7 @@ class Runs:
     """One setting on all S reported seeds.
 
     Attributes:
-        setting: of a baseline; empty for a learned optimizer.
+        setting: of a baseline, or of the tuned form of a learned optimizer; empty for one as it is.
         metrics: name -> ``[S]``; losses of diverged runs are infinite, their accuracies nan.
         curves: ``[S, T]`` minibatch training loss before each update.
         diverged: ``[S]`` bool.

@@ -2,32 +2,54 @@
 
 All optimizers see the same initial parameters and the same batches of a seed. Baselines are tuned
 on each task on other seeds, without test data (`eval.running.tuning`), and reported at their best
-setting for each metric.
+setting for each metric. So is a multiple of the step of each learned optimizer, in a row beside
+the one of the optimizer as it is.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 from lo_framework.eval.running.pool import Arm as Plan
+from lo_framework.eval.running.scaled import SUFFIX, Scaled
+from lo_framework.eval.running.tuning import Grid
+from lo_framework.eval.studies.compare import factors
 from lo_framework.eval.studies.evaluation import Drive, Evaluation, specs_of
 from lo_framework.eval.studies.request import TransferRequest
 from lo_framework.eval.studies.result import Arm, Result
 
 
 class TransferEvaluation(Evaluation[TransferRequest, Result]):
-    """Every learned optimizer and every tuned baseline, on every task."""
+    """Every learned optimizer, its step tuned or not, and every tuned baseline, on every task.
+
+    Attributes:
+        scaled: label of a learned optimizer's tuned form -> its own label.
+    """
 
     def prepare(self) -> None:
+        text = self.request.step_scales
+        scales = [] if text == "none" else factors(text, "--step-scales")
+        grid = Grid(settings=tuple({"scale": scale} for scale in scales), fixed=())
+        self.scaled = {f"{label}{SUFFIX}": label for label in self.learned if scales}
+        for tuned, label in self.scaled.items():
+            self.optimizers[tuned], self.grids[tuned] = Scaled(self.learned[label]), grid
         self.baselines = specs_of(self.request.baselines)
         self.add_baselines(self.baselines)
-        self.labels = [*self.learned, *self.baselines]
+        forms = ([label, f"{label}{SUFFIX}"][: 1 + bool(scales)] for label in self.learned)
+        self.compared = [label for each in forms for label in each]
+        self.labels = [*self.compared, *self.baselines]
         runs = self.tuning_runs + (2 * len(self.grids) + len(self.learned)) * self.request.seeds
         self.work = runs * self.request.steps
+
+    def identities(self) -> dict[str, Any]:
+        made = super().identities()
+        return made | {tuned: made[label] for tuned, label in self.scaled.items()}
 
     def compute(self, drive: Drive[Arm]) -> Result:
         arms = drive(self.each(self.labels, self._arm))
         return Result(
             tasks=self.names,
-            learned=tuple(self.learned),
+            learned=tuple(self.compared),
             baselines=tuple(self.baselines),
             arms=tuple(arms.values()),
             steps=self.request.steps,
@@ -37,4 +59,6 @@ class TransferEvaluation(Evaluation[TransferRequest, Result]):
         )
 
     def _arm(self, task: str, label: str) -> Plan[Arm]:
-        return (self.tuned_arm if label in self.grids else self.own_arm)(task, label)
+        if label in self.grids:
+            return self.tuned_arm(task, label, learned=label in self.scaled)
+        return self.own_arm(task, label)

@@ -22,12 +22,13 @@ def test_specs_objects_and_files_are_the_same(tmp_path):
     (task,) = make_tasks(TINY)
     one = evaluation.evaluate([TINY, "quadratic"], {"mine": learned}, **SMALL)
     other = evaluation.evaluate([task, "quadratic"], {"mine": path}, **SMALL)
-    assert isinstance(one, evaluation.Result) and one.learned == ("mine",)
+    assert isinstance(one, evaluation.Result) and one.learned == ("mine", "mine (step tuned)")
     assert other.files == {"mine": str(path)} and one.files == {}
     for a, b in zip(one.arms, other.arms, strict=True):
         np.testing.assert_array_equal(a.values("mean_loss"), b.values("mean_loss"))
     assert "mine against adamw" in one.table() and "quadratic (10 parameters)" in one.table()
-    assert evaluation.evaluate("quadratic", learned, **SMALL).learned == ("hyper-adamw",)
+    alone = evaluation.evaluate("quadratic", learned, **SMALL, step_scales="none")
+    assert alone.learned == ("hyper-adamw",)
 
 
 def test_what_a_command_left_is_loaded(tmp_path, capsys):

@@ -61,7 +61,7 @@ def test_every_optimizer_starts_from_the_same_point_and_batches(result):
 
 def test_shape_of_the_result(result):
     assert result.report_seeds == (20_000, 20_001, 20_002) and result.tuning_seeds == (10_000,)
-    assert result.learned == ("hyper-adamw",) and not result.failures
+    assert result.learned == ("hyper-adamw", "hyper-adamw (step tuned)") and not result.failures
     learned = result.arm(f"{TINY}/digits", "hyper-adamw")
     assert len(learned.runs) == 1 and learned.learned and learned.tuned == ()
     assert set(learned.chosen) == {"mean_loss", "final_loss", "test_loss", "test_accuracy"}
@@ -98,7 +98,7 @@ def test_a_setting_is_run_once_however_many_metrics_it_is_best_for(result):
 def test_the_optimizers_own_theta_counts(result):
     learned = make_learned("hyper-adamw")
     learned.load_theta({"default": learned.theta()["default"] + 0.1})
-    options = dict(baselines=(), steps=6, seeds=3)
+    options = dict(baselines=(), steps=6, seeds=3, step_scales="none")
     got = evaluate(make_tasks("quadratic"), {"mine": learned}, **options)
     assert got.learned == ("mine",) and got.baselines == () and compare(got) == []
     mine, own = (
@@ -134,7 +134,7 @@ def test_a_broken_task_is_reported_in_its_place():
     got = evaluate(
         tasks, make_learned("hyper-adamw"), baselines=("adamw",), steps=2, seeds=2, tuning_seeds=1
     )
-    assert [arm.task for arm in got.failures] == ["quadratic"] * 2
+    assert [arm.task for arm in got.failures] == ["quadratic"] * 3
     text = plain(got)
     assert "FAILED" in text and "no such kernel" in text and "rosenbrock (2 parameters)" in text
     assert "quadratic, adamw: tuning: RuntimeError" in text
@@ -151,6 +151,7 @@ def test_a_broken_task_is_reported_in_its_place():
         (dict(seed_offset=-1), "leave the range"),
         (dict(workers=0), "workers.*expected at least 1"),
         (dict(stpes=3), 'did you mean "steps"'),
+        (dict(step_scales="0,1"), '--step-scales "0,1": expected at most 100 positive factors'),
         (dict(baselines=["adamv"]), 'did you mean "adamw"'),
         (dict(baselines=["adamw", "adamw"]), "'adamw' is given twice"),
         (dict(tasks=make_tasks("quadratic") * 2), "'quadratic' is given twice"),
@@ -330,7 +331,12 @@ def test_ratio_words():
 
 def test_curves_panels_use_the_setting_that_is_best_for_the_mean_loss(result):
     for panel in transfer.panels(result):
-        assert [curve.label for curve in panel.curves] == ["adamw", "sgdm:lr=0.1", "hyper-adamw"]
+        assert [curve.label for curve in panel.curves] == [
+            "adamw",
+            "sgdm:lr=0.1",
+            "hyper-adamw",
+            "hyper-adamw (step tuned)",
+        ]
         expected = result.arm(panel.title, "adamw").of("mean_loss").curves
         np.testing.assert_array_equal(panel.curves[0].values, expected)
 
