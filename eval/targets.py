@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from lo_framework.eval.statistics import median, outcomes
+from lo_framework.eval.statistics import Array, median, outcomes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,3 +54,12 @@ def summarize_steps(reached: Sequence[int | None]) -> StepsToTarget:
     return StepsToTarget(
         median=float(median(values)), reached=values.size - censored, censored=censored
     )
+
+
+def smoothed(curves: Array, width: int) -> Array:
+    """Means of ``width`` values in a row: ``[S, T]`` to ``[S, T - width + 1]``; infinite from a
+    divergence on.
+    """
+    x = np.asarray(curves, dtype=np.float64)
+    x = np.where(np.maximum.accumulate(~np.isfinite(x), axis=1), np.inf, x)
+    return np.lib.stride_tricks.sliding_window_view(x, width, axis=1).mean(axis=-1)

@@ -67,7 +67,8 @@ class Parser(argparse.ArgumentParser):
             texts = field_docs(config)
             self.hints |= typing.get_type_hints(config, include_extras=True)
             for field in dataclasses.fields(config):
-                self._add(field, texts.get(field.name, ""))
+                if field.init:
+                    self._add(field, texts.get(field.name, ""))
         self.add_argument(
             "--config", metavar="FILE", help="JSON file with settings, as a run writes it"
         )

@@ -270,7 +270,7 @@ FLOORS: dict[str, list[str]] = {
     f"{HOME}.eval": [
         "statistics baselines",
         "targets running",
-        "sharpness",
+        "score sharpness",
         "studies",
         "report",
         "api commands",

@@ -7,6 +7,7 @@ from lo_framework.eval.studies.request import (
     AblationRequest,
     CompareRequest,
     RobustnessRequest,
+    ScoreRequest,
     SharpnessRequest,
     TransferRequest,
 )
@@ -117,6 +118,44 @@ def robustness() -> Loaded:
     from lo_framework.eval.studies.robustness import RobustnessEvaluation
 
     return RobustnessEvaluation, RobustnessReport
+
+
+SCORE_EXAMPLES = """\
+examples:
+  python -m eval score runs/latest/optimizer.safetensors --workers 2
+      the shipped suite at three seeds, against tuned AdamW's stored results
+
+  python -m eval score runs/a/optimizer.safetensors runs/b/optimizer.safetensors \\
+          --baselines adamw:lr=0.01,cosine=1 --seeds 5
+      two optimizers, and AdamW at one setting for all problems
+
+  python -m eval score --tune --suite mine.json
+  python -m eval score --verify --suite mine.json FILE
+      a suite of your own: tuned AdamW's results go into mine.adamw.json; later runs check them
+
+A suite is a JSON file: {"problems": [{"name": "wide", "axis": "width",
+"optimizee": "mlp-relu:hidden=512x512", "dataset": "digits", "steps": 200}, ...]}
+
+DIR gets score.json (every number of every seed), score.csv (a row for each problem, optimizer and
+seed), score.md (the tables), score.png and cells/ (finished parts: a killed run continues when the
+same command is given again). Nothing but measured times depends on --workers. Exit code: 0 if
+anything worked (what failed is named), 1 if nothing did, 2 for bad input.
+"""
+
+
+@register_evaluation("score", ScoreRequest, examples=SCORE_EXAMPLES)
+def score() -> Loaded:
+    """Score learned optimizers, untuned, on a fixed suite of problems that they never saw.
+
+    Everything is relative to AdamW, tuned on each problem over learning rates x {constant, cosine}
+    on seeds of their own. Its results are stored beside the suite, so only the learned optimizers
+    run; --tune makes them. Speed-up: the steps that AdamW takes to its own final loss over the
+    steps to that loss. The last line sums up: interquartile means over problems with intervals.
+    """
+    from lo_framework.eval.report.score import ScoreReport
+    from lo_framework.eval.studies.score import ScoreEvaluation
+
+    return ScoreEvaluation, ScoreReport
 
 
 SHARPNESS_EXAMPLES = """\

@@ -30,7 +30,8 @@ CHUNK = 16
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """C thetas of one optimizer on one task, each from S seeds.
+    """C thetas of one optimizer on one task, each from S seeds; with ``last``, the mean loss of so
+    many last batches is measured too.
 
     Thetas are arrays: tensors would travel to other processes through shared memory files, of which
     there are few.
@@ -42,6 +43,7 @@ class Cell:
     seeds: tuple[int, ...]
     steps: int
     splits: tuple[str, ...]
+    last: int = 0
 
     @property
     def work(self) -> int:
@@ -66,6 +68,8 @@ class Cell:
         else:
             state_floats, extra = _state_floats(family), {}
         metrics = {"mean_loss": rolled.train.double().mean(-1)}
+        if self.last:
+            metrics["last_loss"] = rolled.train[..., -self.last :].double().mean(-1)
         for name, value in rolled.final.items():
             bad = torch.inf if name.endswith(".loss") else torch.nan
             key = "final_loss" if name == "train.loss" else name.replace(".", "_")
@@ -140,6 +144,7 @@ def plan_cells(
     seeds: Sequence[int],
     steps: int,
     splits: tuple[str, ...],
+    last: int = 0,
 ) -> list[Cell]:
     """Cells of whole settings, as many of them in a cell as fit one vmap, spread evenly."""
     per_cell = max(1, CHUNK // len(seeds))
@@ -154,6 +159,7 @@ def plan_cells(
             seeds=tuple(seeds),
             steps=steps,
             splits=splits,
+            last=last,
         )
         for a, b in pairwise(bounds)
     ]

@@ -5,12 +5,13 @@ apart.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from lo_framework.learned import LearnedOptimizer, load
-from lo_framework.spec import UserError
+from lo_framework.errors import nearest
+from lo_framework.learned import LEARNED, LearnedOptimizer, load, make_learned
+from lo_framework.spec import UserError, parse_spec
 
 
 class Loaded(NamedTuple):
@@ -23,8 +24,9 @@ class Loaded(NamedTuple):
 Source = LearnedOptimizer | str | os.PathLike[str]
 
 
-def load_learned(given: Source | Mapping[str, Source]) -> dict[str, Loaded]:
-    """Learned optimizers by label, from objects, files or the text of ``--learned``.
+def load_learned(given: Source | Sequence[str] | Mapping[str, Source]) -> dict[str, Loaded]:
+    """Learned optimizers by label, from objects, files, the text of ``--learned``, or words that
+    each name a file or, as ``hyper-adamw:lr=0.01``, an untrained one.
 
     The label of what has none is its kind, with what tells the paths apart where several are of one
     kind.
@@ -35,10 +37,30 @@ def load_learned(given: Source | Mapping[str, Source]) -> dict[str, Loaded]:
     """
     if isinstance(given, Mapping):
         return {label: _load(source) for label, source in given.items()}
-    paths = split_paths(given) if isinstance(given, str) else [given]
+    paths: list[Source]
+    specs: list[str] = []
+    if isinstance(given, (LearnedOptimizer, os.PathLike)):
+        paths = [given]
+    elif isinstance(given, str):
+        paths = [*split_paths(given)]
+    else:
+        specs = [word for word in given if not _names_file(word)]
+        paths = [word for word in given if word not in specs]
     loaded = [_load(path) for path in paths]
     labels = label_paths([one.path for one in loaded], [one.optimizer.kind for one in loaded])
-    return dict(zip(labels, loaded, strict=True))
+    untrained = {f"untrained {spec}": Loaded(make_learned(spec)) for spec in specs}
+    return {**dict(zip(labels, loaded, strict=True)), **untrained}
+
+
+def _names_file(word: str) -> bool:
+    """Tell a file from the spec of a kind. Raises UserError: neither."""
+    if os.path.exists(word):
+        return True
+    name, _ = parse_spec(word)
+    if name not in LEARNED:
+        near, known = nearest(name, LEARNED), ", ".join(LEARNED)
+        raise UserError(f"{word!r} is no file and no learned optimizer{near}; known: {known}")
+    return False
 
 
 def split_paths(text: str) -> list[str]:

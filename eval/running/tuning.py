@@ -103,10 +103,18 @@ def _resized(settings: list[Setting], size: int) -> list[Setting]:
 
 
 def tune(
-    task: str, label: str, optimizer: LearnedOptimizer, grid: Grid, seeds: Sequence[int], steps: int
+    task: str,
+    label: str,
+    optimizer: LearnedOptimizer,
+    grid: Grid,
+    seeds: Sequence[int],
+    steps: int,
+    *,
+    metrics: Sequence[Metric] = METRICS,
+    last: int = 0,
 ) -> Generator[list[Cell], list[Outcome], Tuning | Failure]:
     """Try the grid; extend it by one learning rate, at most twice, where a best setting is at its
-    edge; choose.
+    edge; choose for each of ``metrics``; ``last`` is that of the cells.
     """
     settings: list[Setting] = []
     scores: dict[str, Array] = {}
@@ -114,14 +122,14 @@ def tune(
     fresh, extended = list(grid.settings), []
     for extension in range(MAX_EXTENSIONS + 1):
         thetas = make_thetas(optimizer, fresh)
-        outcomes = yield plan_cells(task, label, thetas, seeds, steps, SPLITS)
+        outcomes = yield plan_cells(task, label, thetas, seeds, steps, SPLITS, last)
         for outcome in outcomes:
             if isinstance(outcome, Failure):
                 return outcome
             for name, values in outcome.metrics.items():
                 scores[name] = np.concatenate([scores[name], values]) if name in scores else values
         settings += fresh
-        chosen = {m.key: best(scores, m) for m in METRICS if m.chosen_by in scores}
+        chosen = {m.key: best(scores, m) for m in metrics if m.chosen_by in scores}
         fresh = [] if "lr" in grid.fixed else beyond(settings, chosen)
         if not fresh or extension == MAX_EXTENSIONS:
             break

@@ -22,7 +22,7 @@ from lo_framework.eval.statistics import (
     stratified_bootstrap,
 )
 from lo_framework.eval.studies.result import Arm, Result
-from lo_framework.eval.targets import StepsToTarget, steps_to_target, summarize_steps
+from lo_framework.eval.targets import StepsToTarget, smoothed, steps_to_target, summarize_steps
 
 BETTER, WORSE, SAME = "better", "worse", "no significant difference"
 ONE_SEED = "one seed: no verdict"
@@ -173,24 +173,15 @@ def matched_steps(result: Result, task: str) -> dict[str, StepsToTarget]:
     if chosen is None:
         return {}
     width = smoothing_width(result.steps)
-    targets = _smoothed(chosen.curves, width)[:, -1]
+    targets = smoothed(chosen.curves, width)[:, -1]
     found = {}
     for optimizer in result.optimizers:
         own = result.arm(task, optimizer).of("final_loss")
         if own is None:
             continue
         steps = range(width, result.steps + 1)
-        runs = zip(_smoothed(own.curves, width), targets, own.diverged, strict=True)
+        runs = zip(smoothed(own.curves, width), targets, own.diverged, strict=True)
         found[optimizer] = summarize_steps(
             [None if lost else steps_to_target(curve, float(x), steps) for curve, x, lost in runs]
         )
     return found
-
-
-def _smoothed(curves: Array, width: int) -> Array:
-    """Means of ``width`` values in a row: ``[S, T]`` to ``[S, T - width + 1]``; infinite from a
-    divergence on.
-    """
-    x = np.asarray(curves, dtype=np.float64)
-    x = np.where(np.maximum.accumulate(~np.isfinite(x), axis=1), np.inf, x)
-    return np.lib.stride_tricks.sliding_window_view(x, width, axis=1).mean(axis=-1)

@@ -89,8 +89,7 @@ class Evaluation(Generic[Q, R]):
         self.grids: dict[str, Grid] = {}
         self.optimizers = dict(self.learned)
         self.prepare()
-        where = (request.optimizees, request.datasets, request.data_dir, request.device)
-        self.tasks = tuple(make_tasks(*where) if tasks is None else tasks)
+        self.tasks = tuple(self.make_tasks() if tasks is None else tasks)
         self.check()
 
     def prepare(self) -> None:
@@ -98,6 +97,11 @@ class Evaluation(Generic[Q, R]):
         UserError.
         """
         raise NotImplementedError
+
+    def make_tasks(self) -> Sequence[Task]:
+        """Return what the request's texts name; raises UserError."""
+        r = self.request
+        return make_tasks(r.optimizees, r.datasets, r.data_dir, r.device)
 
     def compute(self, drive: Drive[Any]) -> R:
         """Run the cells, by one or several calls of ``drive``; returns the result."""

@@ -160,3 +160,28 @@ class SharpnessRequest(LearnedRequest):
     """regularizer that updates are compared with, or none"""
     out: str = "runs/sharpness"
     """folder of the results"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreRequest(Request):
+    """Learned optimizers on a fixed suite of problems, which says what is trained and how long."""
+
+    optimizees: str = field(default="", init=False)
+    datasets: str = field(default="", init=False)
+    steps: Steps = field(default=1, init=False)
+    learned: tuple[str, ...] = field(default=(), metadata={"positional": True, "metavar": "FILE"})
+    """optimizer files, or specs of untrained ones as hyper-adamw"""
+    suite: str = field(default="", metadata={"metavar": "FILE"})
+    """a suite of your own (default: the one that is shipped)"""
+    problems: str = field(default="", metadata={"metavar": "NAME[,NAME...]"})
+    """only these problems of the suite"""
+    baselines: str = "none"
+    """baselines beside them, tuned over their grids, as adamw:lr=0.01,sgdm"""
+    seeds: Annotated[int, Range(low=3, high=10_000)] = 3
+    """reported seeds"""
+    tune: bool = False
+    """tune AdamW on the suite and store its results beside the suite's file"""
+    verify: bool = False
+    """first run AdamW's stored setting again on one seed"""
+    out: str = "runs/score"
+    """folder of the results"""

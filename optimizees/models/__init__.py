@@ -3,13 +3,16 @@ they stand for.
 """
 
 from lo_framework.optimizees.models.cnn import CNN, CNNConfig
+from lo_framework.optimizees.models.gru import GRU, GRUConfig
 from lo_framework.optimizees.models.mlp import MLP, MLPConfig, MLPReluConfig
 from lo_framework.optimizees.models.transformer import Transformer, TransformerConfig
 
 __all__ = [
     "CNN",
+    "GRU",
     "MLP",
     "CNNConfig",
+    "GRUConfig",
     "MLPConfig",
     "MLPReluConfig",
     "Transformer",
