@@ -16,6 +16,8 @@ OPTIONAL = {
     "matplotlib": ("matplotlib", "train", "pictures"),
     "scipy": ("scipy", "eval", "eigenvalues of a Hessian"),
     "jinja2": ("Jinja2", "eval", "the page of a sharpness evaluation"),
+    "prodigyopt": ("prodigyopt", "baselines", "the baseline prodigy"),
+    "schedulefree": ("schedulefree", "baselines", "the baseline schedule-free"),
     "curvlinops": ("curvlinops-for-pytorch", "sharpness", "Hessian products"),
 }
 

@@ -3,8 +3,12 @@
 from lo_framework.eval.baselines import (
     explicit,
     hand_designed,
+    lion,
     metaadamw,
     metaoptimize,
+    muon,
+    prodigy,
+    schedule_free,
 )
 from lo_framework.eval.baselines.registry import (
     BASELINES,
@@ -25,11 +29,15 @@ __all__ = [
     "explicit",
     "grid_of",
     "hand_designed",
+    "lion",
     "lr_grid",
     "make_baseline",
     "make_thetas",
     "metaadamw",
     "metaoptimize",
+    "muon",
+    "prodigy",
     "register_baseline",
+    "schedule_free",
     "setting_label",
 ]

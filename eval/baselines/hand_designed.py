@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lo_framework.eval.baselines.registry import (
+    BASELINES,
     TunedConfig,
     TunedOptimizer,
     lr_grid,
@@ -51,11 +52,11 @@ class Baseline(TunedOptimizer):
     ) -> tuple[Tensor, Tensor, State]:
         lr = scheduled_lr(self.log_lr, self.cosine, clock.progress)
         step = state["step"] + 1
-        return (
-            stats,
-            self.shared(lr, step),
-            {"step": step},
-        )  # no channels: stats is empty and stays so
+        return self.channels(layout, stats), self.shared(lr, step), {"step": step}
+
+    def channels(self, layout: Layout, stats: Tensor) -> Tensor:
+        """Per-tensor values ``[C, S]`` that `update` needs: none, as ``stats`` is empty."""
+        return stats
 
     def shared(self, lr: Tensor, step: Tensor) -> Tensor:
         """The values ``[D]`` that `update` needs at update number ``step`` (from 1)."""
@@ -77,7 +78,18 @@ class AdamWConfig(TunedConfig):
             raise UserError(f"betas must be in [0, 1), got {self.beta1} and {self.beta2}")
 
 
-@register_baseline("adamw", lr_grid([0.001, 0.003, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2]))
+@dataclass(frozen=True, kw_only=True)
+class LawConfig(AdamWConfig):
+    """AdamW's settings; ``law``: not tuned, but at the rates of `LawAdamW`."""
+
+    law: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.law and (self.lr, self.cosine) != (TunedConfig.lr, TunedConfig.cosine):
+            raise UserError("law=true gives the learning rate and its schedule: leave them out")
+
+
 class AdamW(Baseline):
     """Loshchilov & Hutter 2019, "Decoupled weight decay regularization", algorithm 2, with torch's
     conventions.
@@ -106,12 +118,46 @@ class AdamW(Baseline):
     def update(
         self, channels: Tensor, shared: Tensor, params: Tensor, grads: Tensor, state: State
     ) -> tuple[Tensor, State]:
-        c = adamw_rule.unstack(shared)
+        c = self.adamw_channels(channels, shared)
         m, v = adamw_rule.moments(c, grads, state["m"], state["v"])
         return params * (1.0 - c.decay) - c.step_size * m * adamw_rule.inverse_rms(c, v), {
             "m": m,
             "v": v,
         }
+
+    def adamw_channels(self, channels: Tensor, shared: Tensor) -> adamw_rule.AdamWChannels:
+        """The numbers of AdamW's step: the same for all parameters."""
+        return adamw_rule.unstack(shared)
+
+
+class LawAdamW(AdamW):
+    """AdamW untuned: the learning rate of each tensor follows its layer's fan-in and the number of
+    matrices of the net, as the best ones of plain nets do, with a cosine schedule.
+    """
+
+    untuned = True
+    RATE = 0.03  # at this width and number of matrices
+    WIDTH, MATRICES = 64.0, 3.0
+
+    def __init__(self, config: LawConfig) -> None:
+        super().__init__(config)
+        self.load_theta({"log_lr": torch.tensor(math.log(self.RATE)), "cosine": torch.tensor(1.0)})
+
+    def channels(self, layout: Layout, stats: Tensor) -> Tensor:
+        deeper = (layout.matrices / self.MATRICES) ** -1.3
+        return (deeper * (self.WIDTH / layout.fans) ** 0.55)[None].to(stats.dtype)
+
+    def adamw_channels(self, channels: Tensor, shared: Tensor) -> adamw_rule.AdamWChannels:
+        c = super().adamw_channels(channels, shared)
+        return c._replace(step_size=c.step_size * channels[0], decay=c.decay * channels[0])
+
+
+@BASELINES.register(
+    "adamw", config=LawConfig, grid=lr_grid([0.001, 0.003, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2])
+)
+def adamw(config: LawConfig) -> AdamW:
+    """AdamW, tuned or by the law."""
+    return (LawAdamW if config.law else AdamW)(config)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -37,8 +37,11 @@ class TunedConfig:
 
 
 class TunedOptimizer(LearnedOptimizer):
-    """An optimizer whose theta is what is tuned: ``lr`` as ``log_lr``, and ``cosine``."""
+    """An optimizer whose theta is what is tuned: ``lr`` as ``log_lr``, and ``cosine``; one that is
+    ``untuned`` stays at its own.
+    """
 
+    untuned: ClassVar[bool] = False
     further: ClassVar[tuple[str, ...]] = ()  # positive options that are tuned too
 
     def __init__(self, config: Any) -> None:

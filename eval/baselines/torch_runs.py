@@ -19,6 +19,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -38,6 +39,7 @@ OnCarry = Callable[[int, Carry, Draw | None], None]
 # Streams of `Run.draw`, one a split: neither shifts the other, nor the training batches. Test data
 # is for nobody.
 _DRAWN = {"train": 0xD7A1, "valid": 0xD7A2}
+_SETTLED = 0xD7A3  # the stream of `Run.settled_buffers`
 
 
 class Run:
@@ -92,6 +94,15 @@ class Run:
         self.buffers = {name: x.detach() for name, x in new.items()}
         return loss
 
+    def settled_buffers(self, batches: int) -> Buffers:
+        """The buffers after so many more training batches at the live parameters as they are."""
+        stream, buffers = seeded(self.seed, _SETTLED), self.buffers
+        with torch.no_grad():
+            for _ in range(batches if buffers else 0):
+                batch = self.task.batch("train", stream)
+                _, buffers = self.task.loss(dict(self.params), buffers, batch, self.noise)
+        return buffers
+
     def carry(self) -> Carry:
         """Where the run is, as `rollout` tells it: with one task in front, and no state."""
         params = self.layout.flatten({name: p.detach() for name, p in self.params.items()})[None]
@@ -132,6 +143,13 @@ class TorchBaseline(TunedOptimizer):
 
     def after_step(self, optimizer: torch.optim.Optimizer, t: int, run: Run) -> None:
         """Called after the update of step ``t`` (from 0): the place for meta steps."""
+
+    @contextmanager
+    def evaluated(self, optimizer: torch.optim.Optimizer, run: Run) -> Iterator[None]:
+        """While it is open ``run`` has the weights and buffers that are evaluated, where the
+        optimizer trains with others.
+        """
+        yield
 
     def counts(self, optimizer: torch.optim.Optimizer) -> dict[str, float]:
         """Counts to note of a finished or diverged run, beside its losses (`Measured.extra`)."""
@@ -224,7 +242,12 @@ def _run(
             warnings.filterwarnings("ignore", message=baseline.silenced)
         run = Run(task, steps, seed)
         optimizer = baseline.build(run, setting_of(theta))
-        train, here = list[float](), run.carry()
+
+        def look() -> Carry:
+            with baseline.evaluated(optimizer, run):
+                return run.carry()
+
+        train, here = list[float](), look()
         if on_carry is not None:
             on_carry(0, here, None)
         for loss in _losses(baseline, optimizer, run, float(theta["cosine"])):
@@ -232,7 +255,7 @@ def _run(
             if on_step is not None:
                 on_step(1)
             if on_carry is not None:
-                here = run.carry()
+                here = look()
                 on_carry(len(train), here, run.drawn())
     lost = steps - len(train)
     if on_step is not None and lost:
@@ -242,7 +265,7 @@ def _run(
         for t in range(len(train), steps):
             on_carry(t + 1, here, run.drawn())
     final = {}
-    with torch.no_grad():
+    with torch.no_grad(), baseline.evaluated(optimizer, run):
         params = {name: p.detach() for name, p in run.params.items()}
         for split in splits:
             for name, x in task.metrics(params, run.buffers, task.full(split)).items():

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-PACKAGES = ("lo-framework", "torch", "numpy", "scikit-learn")
+PACKAGES = ("lo-framework", "torch", "numpy", "scikit-learn", "prodigyopt", "schedulefree")
 
 
 def provenance(command: Sequence[str] = ()) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from lo_framework.eval.baselines import Setting, grid_of, make_baseline, make_thetas, setting_label
+from lo_framework.eval.baselines.registry import TunedOptimizer, setting_of
 from lo_framework.eval.running.cells import Cell, Failure, plan_cells
 from lo_framework.eval.running.pool import Outcome
 from lo_framework.eval.running.protocol import METRICS, Metric
@@ -76,7 +77,11 @@ def make_grid(spec: str, size: int | None = None) -> Grid:
         UserError: unknown baseline or option, or a size below 1.
     """
     name, options = parse_spec(spec)
-    config = make_baseline(spec).config
+    optimizer = make_baseline(spec)
+    if isinstance(optimizer, TunedOptimizer) and optimizer.untuned:
+        setting = {key: _rounded(x) for key, x in setting_of(optimizer.theta()).items()}
+        return Grid(settings=(setting,), fixed=tuple(setting))
+    config = optimizer.config
     settings = [dict(setting) for setting in grid_of(name)]
     if size is not None:
         settings = _resized(settings, size)
