@@ -28,7 +28,7 @@ from lo_framework.spec import (
     write_option,
 )
 
-DIGITS = 4  # of a drawn number that is not whole: specs are for reading
+DIGITS = 3  # of a drawn number that is not whole: specs are for reading
 TRIES = 100
 
 

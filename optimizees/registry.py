@@ -6,8 +6,9 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from lo_framework.optimizees.datasets.splits import Dataset
-from lo_framework.optimizees.task import ClassificationTask, Task
+from lo_framework.optimizees.task import ClassificationTask, RegressionTask, Task
 from lo_framework.registry import NoOptions, Registry
+from lo_framework.spec import UserError
 
 F = TypeVar("F", bound=Callable[..., Task])
 M = TypeVar("M", bound=type)
@@ -48,8 +49,12 @@ def register_model(
 
     def decorate(model: M) -> M:
         def build(settings: Any, dataset: Dataset) -> Task:
-            network = model(settings, dataset.shape, dataset.num_classes)
-            return ClassificationTask(network, dataset, name=name, batch_size=settings.batch)
+            if images and len(dataset.shape) != 3:
+                width = dataset.shape[0]
+                raise UserError(f"{name} needs images: {dataset.name} has rows of {width} numbers")
+            network = model(settings, dataset.shape, dataset.outputs)
+            kind = RegressionTask if dataset.num_classes is None else ClassificationTask
+            return kind(network, dataset, name=name, batch_size=settings.batch)
 
         # Who takes a name is told from who took it by where the model comes from.
         build.__module__, build.__qualname__ = model.__module__, model.__qualname__

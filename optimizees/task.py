@@ -166,23 +166,21 @@ class Model:
     def apply(
         self, params: Params, buffers: Buffers, x: Tensor, noise: Tensor | None = None
     ) -> tuple[Tensor, Buffers]:
-        """Logits [B, C] for `x` [B, channels, height, width], and the new buffers. Training mode
+        """Outputs [B, C] for inputs `x` [B, ...], and the new buffers. Training mode
         with `noise`, the int64 seed of counter-based dropout; evaluation mode without.
         """
         raise NotImplementedError
 
 
-class ClassificationTask(DataTask):
-    """A functional model (`Model`) with the mean softmax cross-entropy on a data set
-    of C classes.
+class ModelTask(DataTask):
+    """A functional model on a data set: the base of what it may be trained for.
 
-    A batch is (inputs [B, channels, height, width] in [0, 1], labels int64 [B]).
+    A batch is (inputs [B, ...], targets). Subclasses say `sums` and `normalize`.
     """
 
     def __init__(self, model: Model, dataset: Dataset, *, name: str, batch_size: int) -> None:
         super().__init__(name=name, batch_size=batch_size, data=dataset.splits)
         self.model = model
-        self.num_classes = dataset.num_classes
         try:
             with AtMost(MAX_PARAMETERS):
                 model.init(torch.Generator())
@@ -191,6 +189,14 @@ class ClassificationTask(DataTask):
                 f"{name}: the model has more than {MAX_PARAMETERS:,} parameters"
             ) from None
 
+    def mean_loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """The mean loss of rows, 0-d."""
+        raise NotImplementedError
+
+    def sums(self, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        """The numbers of `metrics`, summed over rows."""
+        raise NotImplementedError
+
     def init(self, generator: torch.Generator) -> tuple[Params, Buffers]:
         params, buffers = self.model.init(generator)
         return self._here(params), self._here(buffers)
@@ -198,21 +204,19 @@ class ClassificationTask(DataTask):
     def loss(
         self, params: Params, buffers: Buffers, batch: Batch, noise: Tensor
     ) -> tuple[Tensor, Buffers]:
-        logits, buffers = self.model.apply(params, buffers, batch[0], noise)
-        return F.cross_entropy(logits, batch[1]), buffers
+        outputs, buffers = self.model.apply(params, buffers, batch[0], noise)
+        return self.mean_loss(outputs, batch[1]), buffers
 
     def metrics(self, params: Params, buffers: Buffers, batch: Batch) -> dict[str, Tensor]:
         # In chunks: a whole split's feature maps take gigabytes, times the vmapped tasks. Few rows
         # stay in the cache and are faster, too.
-        losses, hits = [], []
+        parts = []
         for x, y in zip(batch[0].split(METRIC_ROWS), batch[1].split(METRIC_ROWS), strict=True):
-            logits, _ = self.model.apply(params, buffers, x)
-            losses.append(F.cross_entropy(logits, y, reduction="sum"))
-            hits.append((logits.argmax(-1) == y).to(logits.dtype).sum())
+            outputs, _ = self.model.apply(params, buffers, x)
+            parts.append(self.sums(outputs, y))
         count = len(batch[1])
         return {
-            "loss": torch.stack(losses).sum() / count,
-            "accuracy": torch.stack(hits).sum() / count,
+            name: torch.stack([part[name] for part in parts]).sum() / count for name in parts[0]
         }
 
     def to(self, device: torch.device | str) -> Self:
@@ -220,6 +224,41 @@ class ClassificationTask(DataTask):
         other.model = self.model.to(device)
         return other
 
+
+class ClassificationTask(ModelTask):
+    """The mean softmax cross-entropy on a data set of C classes: targets are labels int64 [B]."""
+
+    def __init__(self, model: Model, dataset: Dataset, *, name: str, batch_size: int) -> None:
+        super().__init__(model, dataset, name=name, batch_size=batch_size)
+        self.num_classes = dataset.outputs
+
+    def mean_loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return F.cross_entropy(outputs, targets)
+
+    def sums(self, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        hits = (outputs.argmax(-1) == targets).to(outputs.dtype).sum()
+        return {"loss": F.cross_entropy(outputs, targets, reduction="sum"), "accuracy": hits}
+
     def normalize(self, loss: Tensor) -> Tensor:
         """1 is a guess at random: `loss` over log C, through `soft_cap`."""
         return soft_cap(loss / math.log(self.num_classes))
+
+
+class RegressionTask(ModelTask):
+    """The mean squared error, over rows and outputs: targets are numbers [B, outputs]."""
+
+    def __init__(self, model: Model, dataset: Dataset, *, name: str, batch_size: int) -> None:
+        super().__init__(model, dataset, name=name, batch_size=batch_size)
+        targets = dataset.splits["train"][1]
+        constant = float((targets - targets.mean(0)).square().mean())
+        self.constant = max(constant, torch.finfo(targets.dtype).eps)
+
+    def mean_loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return (outputs - targets).square().mean()
+
+    def sums(self, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        return {"loss": (outputs - targets).square().mean(-1).sum()}
+
+    def normalize(self, loss: Tensor) -> Tensor:
+        """1 is the best constant: `loss` over the targets' variance, through `soft_cap`."""
+        return soft_cap(loss / self.constant)

@@ -9,9 +9,11 @@ optimizee was registered with::
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -60,7 +62,7 @@ class Variation:
         """
         dataset = self._load(self.dataset and self.dataset.draw(generator))
         for _ in range(TRIES):
-            config = self.optimizee.draw(generator)
+            config = self._fitted(self.optimizee.draw(generator), dataset)
             try:
                 return self._build(config, dataset)
             except UserError as error:
@@ -69,11 +71,22 @@ class Variation:
                     break
         raise problem
 
-    def _load(self, config: object) -> Dataset | None:
+    def _load(self, config: Any) -> Dataset | None:
         return load(canonical(self.dataset.name, config), self.folder) if self.dataset else None
 
-    def _build(self, config: object, dataset: Dataset | None) -> Task:
+    def _build(self, config: Any, dataset: Dataset | None) -> Task:
         return build_task(TASKS[self.optimizee.name], config, dataset, self.device)
+
+    def _fitted(self, config: Any, dataset: Dataset | None) -> Any:
+        """A drawn network for this data: an autoencoder where the inputs are the targets."""
+        if (
+            self.optimizee.varied
+            and dataset
+            and dataset.reconstructs
+            and hasattr(config, "narrowed")
+        ):
+            return config.narrowed(math.prod(dataset.shape))
+        return config
 
 
 def make_variations(

@@ -9,11 +9,22 @@ from lo_framework.optimizees.datasets.cifar import CifarConfig, load_cifar10
 from lo_framework.optimizees.datasets.digits import DigitsConfig, load_digits
 from lo_framework.optimizees.datasets.idx import FASHION_MNIST, MNIST, IdxConfig, load_idx
 from lo_framework.optimizees.datasets.splits import Dataset, Splits
+from lo_framework.optimizees.datasets.teacher import TeacherConfig, make_teacher
+from lo_framework.optimizees.datasets.views import NUM_CLASSES, ViewOptions
 from lo_framework.registry import Registry
 from lo_framework.spec import canonical
 
 __all__ = ["DATASETS", "Dataset", "check", "load"]
 
+# What meta-training may draw: the usual variation beside models of rows of numbers, and beside
+# models of images. Data sets without one are kept for judging.
+VIEWS = (
+    "target=class|class|class|class|regress|reconstruct,outputs=2..10,noise=0|0|0.1,seed=0..999999"
+)
+VARIED = {
+    "digits": (f"{VIEWS},project=none|none|16..128", VIEWS),
+    "teacher": (f"{VIEWS},inputs=16..256,decay=0..1", f"{VIEWS},inputs=64|256,decay=0..1"),
+}
 # Each loads its splits from a config and a data folder.
 DATASETS: Registry[Splits] = Registry("data set")
 for _name, _config, _load in (
@@ -21,9 +32,14 @@ for _name, _config, _load in (
     ("mnist", IdxConfig, partial(load_idx, MNIST)),
     ("fashion_mnist", IdxConfig, partial(load_idx, FASHION_MNIST)),
     ("cifar10", CifarConfig, load_cifar10),
+    ("teacher", TeacherConfig, make_teacher),
 ):
-    DATASETS.register(_name, config=_config, num_classes=10)(_load)
+    _rows, _images = VARIED.get(_name, ("", ""))
+    DATASETS.register(_name, config=_config, varied=_rows, varied_images=_images)(_load)
+
+DRAWN = 16  # views that are kept: meta-training draws new ones without end
 _loaded: dict[tuple[str, str | None], Dataset] = {}
+_drawn: dict[tuple[str, str | None], Dataset] = {}
 
 check = DATASETS.parse  # the entry and the config of a spec, without reading any file
 
@@ -40,8 +56,15 @@ def load(spec: str, data_dir: str | os.PathLike[str] | None = None) -> Dataset:
     named = os.fspath(data_dir) if data_dir is not None else os.environ.get("LO_DATA_DIR")
     folder = os.path.abspath(os.path.expanduser(named)) if named else None
     key = (canonical(entry.name, config), folder)
-    if key not in _loaded:
-        _loaded[key] = Dataset(
-            name=key[0], splits=entry.build(config, folder), num_classes=entry.facts["num_classes"]
+    viewed = isinstance(config, ViewOptions)
+    kept = _drawn if viewed and config.seed else _loaded
+    if key not in kept:
+        kept[key] = Dataset(
+            name=key[0],
+            splits=entry.build(config, folder),
+            num_classes=config.classes if viewed else NUM_CLASSES,
+            reconstructs=viewed and config.target == "reconstruct",
         )
-    return _loaded[key]
+        if len(_drawn) > DRAWN:
+            del _drawn[next(iter(_drawn))]
+    return kept[key]

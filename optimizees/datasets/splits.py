@@ -20,24 +20,31 @@ Splits = dict[str, tuple[Tensor, ...]]  # "train", "valid" and "test" to tensors
 
 @dataclass(frozen=True, kw_only=True)
 class Dataset:
-    """Labelled images in three disjoint splits.
+    """Inputs and targets in three disjoint splits.
 
     Attributes:
         name: canonical spec, for example ``"mnist:size=8"``.
-        splits: "train", "valid", "test" -> (images float32 [n, channels, height, width] in [0, 1],
-            labels int64 [n]).
-        num_classes: C; labels are 0 .. C - 1.
+        splits: "train", "valid", "test" -> (inputs float32, targets). Inputs are images [n,
+            channels, height, width], or rows of numbers [n, inputs]; targets are labels int64 [n]
+            or numbers float32 [n, outputs].
+        num_classes: C, where targets are labels 0 .. C - 1, else None.
+        reconstructs: targets are the inputs themselves.
     """
 
     name: str
     splits: Splits
-    num_classes: int
+    num_classes: int | None
+    reconstructs: bool = False
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """(channels, height, width) of one image."""
-        channels, height, width = self.splits["train"][0].shape[1:]
-        return channels, height, width
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one input: (channels, height, width) of an image."""
+        return tuple(self.splits["train"][0].shape[1:])
+
+    @property
+    def outputs(self) -> int:
+        """How many numbers a model gives for a row."""
+        return self.num_classes or self.splits["train"][1].shape[1]
 
 
 def permutation(count: int) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lo_framework.optimizees.models.conv import conv3x3, gather_matrix, out_side, pool2
-from lo_framework.optimizees.models.initial import layer, linear, norm
+from lo_framework.optimizees.models.initial import StartOptions, layer, linear, norm, restarted
 from lo_framework.optimizees.models.norms import batch_norm, group_norm, moved, normalise
 from lo_framework.optimizees.ranges import Repeating
 from lo_framework.optimizees.registry import register_model
@@ -23,14 +23,16 @@ from lo_framework.spec import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
-class CNNConfig(Repeating):
-    """Options of ``cnn``.
+class CNNConfig(Repeating, StartOptions):
+    """Options of ``cnn``, besides those of `StartOptions`.
 
     Attributes:
         channels: output channels of each block ("16x32").
         blocks: how often a single entry of `channels` is repeated.
         norm: what normalises a block's feature maps, if anything.
         pool: how a block halves height and width; "stride" is a stride of 2 in the convolution.
+        head: a linear layer on the flattened maps, or a convolution whose maps, one a class, are
+            averaged.
         batch: rows of one batch.
     """
 
@@ -41,6 +43,7 @@ class CNNConfig(Repeating):
     norm: Literal["none", "batch", "group"] = "none"
     pool: Literal["max", "avg", "stride"] = "max"
     batch: Rows = 64
+    head: Literal["linear", "conv"] = "linear"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -53,21 +56,20 @@ class CNNConfig(Repeating):
 @register_model(
     "cnn",
     config=CNNConfig,
-    varied="channels=4..32,blocks=1..3,norm=none|group,batch=16..256",
+    varied="channels=4..32,blocks=1..3,norm=none|group,pool=max|avg,head=linear|linear|conv,batch=16..256,"
+    "init=default|lecun,spread=1|2,zero_last=0|0|0|0|1",
     images=True,
 )
 class CNN(Model):
-    """Blocks of 3x3 convolution (padding 1), norm, ReLU and 2x2 pooling, then a linear head on the
-    flattened maps.
+    """Blocks of 3x3 convolution (padding 1), norm, ReLU and 2x2 pooling, then a head.
 
     Parameters: "convs.0.weight" [out, in, 3, 3], "convs.0.bias", ..., "norms.0.weight",
-    "norms.0.bias", ..., "head.weight" [C, features], "head.bias". Buffers with ``norm=batch``:
-    "norms.0.running_mean" and "running_var".
+    "norms.0.bias", ..., "head.weight" [C, features] or [C, in, 3, 3], "head.bias". Buffers with
+    ``norm=batch``: "norms.0.running_mean" and "running_var".
     """
 
     def __init__(self, config: CNNConfig, shape: tuple[int, int, int], classes: int) -> None:
         self.config = config
-        self.classes = classes
         self.widths = (shape[0], *config.channels)
         self.stride = 2 if config.pool == "stride" else 1
         self.gathers: list[Tensor | None] = []
@@ -82,7 +84,10 @@ class CNN(Model):
             height, width = out_side(height, self.stride), out_side(width, self.stride)
             if config.pool != "stride":
                 height, width = height // 2, width // 2
-        self.features = config.channels[-1] * height * width
+        self.head_shape: tuple[int, ...] = (classes, config.channels[-1] * height * width)
+        if config.head == "conv":
+            self.head_shape = (classes, config.channels[-1], 3, 3)
+            self.gathers.append(gather_matrix(height, width, 1))
 
     def init(self, generator: torch.Generator) -> tuple[Params, Buffers]:
         """Weights and biases uniform on +-1 / sqrt(fan in), as torch's own layers; norms start as
@@ -97,7 +102,8 @@ class CNN(Model):
             if self.config.norm == "batch":
                 buffers[f"norms.{i}.running_mean"] = torch.zeros(out)
                 buffers[f"norms.{i}.running_var"] = torch.ones(out)
-        return params | layer("head", (self.classes, self.features), generator), buffers
+        params |= layer("head", self.head_shape, generator)
+        return restarted(params, self.config, generator), buffers
 
     def to(self, device: torch.device | str) -> CNN:
         other = copy.copy(self)
@@ -110,7 +116,8 @@ class CNN(Model):
         """Logits [B, C] for `x` [B, channels, height, width], and buffers moved by this batch."""
         buffers = dict(buffers)
         x = x.permute(1, 2, 3, 0)  # batch-last, see conv.py
-        for i, gather in enumerate(self.gathers):
+        blocks = len(self.config.channels)
+        for i, gather in enumerate(self.gathers[:blocks]):
             x = conv3x3(x, params[f"convs.{i}.weight"], self.stride, gather)
             if self.config.pool == "max" and self.config.norm == "none":
                 # Adding a constant and ReLU are monotone: after the maximum they are the same at a
@@ -121,7 +128,10 @@ class CNN(Model):
             # The maximum comes first, for ReLU has less to do then.
             x = F.relu(pool2(x, "max") if self.config.pool == "max" else x)
             x = pool2(x, "avg") if self.config.pool == "avg" else x
-        return linear(x.flatten(0, 2).t(), params, "head"), buffers
+        if self.config.head == "linear":
+            return linear(x.flatten(0, 2).t(), params, "head"), buffers
+        x = conv3x3(x, params["head.weight"], 1, self.gathers[blocks])
+        return x.mean((1, 2)).t() + params["head.bias"], buffers
 
     def _bias_and_norm(
         self, i: int, params: Params, buffers: Buffers, x: Tensor, training: bool

@@ -1,4 +1,6 @@
-"""Batch and group normalisation as plain functions: statistics are values, not updated in place."""
+"""Batch, group and layer normalisation as plain functions: statistics are values, never updated in
+place.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +8,7 @@ import math
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 EPS, MOMENTUM = 1e-5, 0.1
 GROUPS = 8
@@ -62,3 +65,8 @@ def group_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     )  # [G, B]; var_mean takes twice as long here
     scale = (weight.reshape(len(groups), -1, 1) * inverse[:, None]).reshape(channels, 1, 1, rows)
     return centred.reshape(x.shape) * scale + bias[:, None, None, None]
+
+
+def hat(x: Tensor) -> Tensor:
+    """LayerNorm (Ba et al. 2016) of `x` [..., D] without gain and bias."""
+    return F.layer_norm(x, x.shape[-1:])

@@ -17,8 +17,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lo_framework.optimizees.dropout import keep_mask
-from lo_framework.optimizees.models.initial import layer, linear, norm, uniform
+from lo_framework.optimizees.models.initial import (
+    StartOptions,
+    layer,
+    linear,
+    norm,
+    restarted,
+    uniform,
+)
 from lo_framework.optimizees.models.mlp import ACTIVATIONS
+from lo_framework.optimizees.models.norms import hat
 from lo_framework.optimizees.registry import register_model
 from lo_framework.optimizees.task import Buffers, Model, Params, Rows
 from lo_framework.schema import Checked, Layers, Range, Width
@@ -28,8 +36,8 @@ DROPS = 4  # places in a block where dropout applies
 
 
 @dataclass(frozen=True, kw_only=True)
-class TransformerConfig(Checked):
-    """Options of ``transformer``.
+class TransformerConfig(Checked, StartOptions):
+    """Options of ``transformer``, besides those of `StartOptions`.
 
     Attributes:
         width: numbers in a token; a multiple of `heads`.
@@ -60,7 +68,8 @@ class TransformerConfig(Checked):
 @register_model(
     "transformer",
     config=TransformerConfig,
-    varied="width=16..64,heads=2|4,layers=1..2,ffn=16..128,batch=16..256",
+    varied="width=16..64,heads=2|4,layers=1..2,ffn=16..128,batch=16..256,"
+    "init=default|lecun,spread=1|2,zero_last=0|0|0|0|1",
     images=True,
 )
 class Transformer(Model):
@@ -115,7 +124,8 @@ class Transformer(Model):
             params |= layer(f"{block}.mlp.up", (ffn, wide), generator)
             params |= layer(f"{block}.mlp.down", (wide, ffn), generator)
         params |= norm("norm", wide)
-        return params | layer("head", (self.classes, wide), generator), {}
+        params |= layer("head", (self.classes, wide), generator)
+        return restarted(params, self.config, generator), {}
 
     def apply(
         self, params: Params, buffers: Buffers, x: Tensor, noise: Tensor | None = None
@@ -129,7 +139,7 @@ class Transformer(Model):
             x = self._block(x, params, f"blocks.{i}", rows, drop.after(DROPS * i))
         # A mean over tokens and a gain for each feature may change places: the gain then meets one
         # token, not T.
-        x = _hat(x).reshape(rows, self.tokens, wide).mean(1)
+        x = hat(x).reshape(rows, self.tokens, wide).mean(1)
         return F.linear(x, *_folded(params, "head", "norm")), buffers
 
     def _patches(self, x: Tensor) -> Tensor:
@@ -146,14 +156,14 @@ class Transformer(Model):
         weight, bias = _folded(params, f"{name}.attn.qkv", f"{name}.norm1")
         x = x + drop(
             linear(
-                self._attend(F.linear(_hat(x), weight, bias), rows, drop),
+                self._attend(F.linear(hat(x), weight, bias), rows, drop),
                 params,
                 f"{name}.attn.out",
             ),
             1,
         )
         inside = ACTIVATIONS[self.config.act](
-            F.linear(_hat(x), *_folded(params, f"{name}.mlp.up", f"{name}.norm2"))
+            F.linear(hat(x), *_folded(params, f"{name}.mlp.up", f"{name}.norm2"))
         )
         return x + drop(linear(drop(inside, 2), params, f"{name}.mlp.down"), 3)
 
@@ -188,11 +198,6 @@ class _Dropout:
         return x * (
             keep_mask(x.shape, self.p, self.noise, self.first + place).to(x.dtype) / (1 - self.p)
         )
-
-
-def _hat(x: Tensor) -> Tensor:
-    """LayerNorm (Ba et al. 2016) of `x` [..., D] without gain and bias."""
-    return F.layer_norm(x, x.shape[-1:])
 
 
 def _folded(params: Params, name: str, norm: str) -> tuple[Tensor, Tensor]:

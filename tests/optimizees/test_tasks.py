@@ -21,7 +21,12 @@ KINDS = [
     "mlp:hidden=16x8,act=gelu",
     "mlp:hidden=none",
     "mlp-relu",
+    "mlp:hidden=8x6,norm=layer,init=torch,spread=2",
+    "mlp:hidden=8x6,norm=layer,residual=1,act=relu,zero_last=1",
+    "mlp:hidden=9x6/digits:target=regress,project=20",
     "cnn:channels=4x6",
+    "cnn:channels=4/digits:target=reconstruct",
+    "cnn:channels=4x6x4,norm=group,head=conv",
     "cnn:channels=4,norm=batch,pool=avg",
     "cnn:channels=4x4,norm=group,pool=stride",
     "cnn:channels=4x4,norm=batch",
@@ -59,7 +64,7 @@ class MLPModule(nn.Module):
 
 
 class CNNModule(nn.Module):
-    def __init__(self, channels, norm, pool, side):
+    def __init__(self, channels, norm, pool, side, head="linear"):
         super().__init__()
         pairs = list(zip((1, *channels[:-1]), channels))
         stride = 2 if pool == "stride" else 1
@@ -72,7 +77,10 @@ class CNNModule(nn.Module):
                 m.num_batches_tracked = None  # torch.func.grad refuses its in-place count
         self.pool = {"max": nn.MaxPool2d(2), "avg": nn.AvgPool2d(2), "stride": nn.Identity()}[pool]
         self.norm = norm
-        self.head = nn.Linear(channels[-1] * (side // 2 ** len(channels)) ** 2, 10)
+        if head == "conv":
+            self.head = nn.Conv2d(channels[-1], 10, 3, padding=1)
+        else:
+            self.head = nn.Linear(channels[-1] * (side // 2 ** len(channels)) ** 2, 10)
 
     def forward(self, x):
         for i, conv in enumerate(self.convs):
@@ -80,6 +88,8 @@ class CNNModule(nn.Module):
             if self.norm != "none":
                 x = self.norms[i](x)
             x = self.pool(torch.relu(x))
+        if isinstance(self.head, nn.Conv2d):
+            return self.head(x).mean((2, 3))
         return self.head(x.flatten(1))
 
 
@@ -90,6 +100,7 @@ class CNNModule(nn.Module):
         ("mlp-relu", MLPModule((64, 32, 10), torch.relu)),
         ("mlp:act=gelu", MLPModule((64, 32, 10), nn.functional.gelu)),
         ("mlp:act=tanh", MLPModule((64, 32, 10), torch.tanh)),
+        ("cnn:channels=4x6,head=conv", CNNModule((4, 6), "none", "max", 8, head="conv")),
     ]
     + [
         (f"cnn:channels=4x6,norm={n},pool={p}", CNNModule((4, 6), n, p, 8))
@@ -127,9 +138,15 @@ def test_equals_module(spec, module):
     assert metrics["accuracy"] == (logits.argmax(1) == y).float().mean()
 
 
+def task_of(name):
+    spec, _, dataset = name.partition("/")
+    (task,) = make_tasks(spec, dataset or "digits")
+    return task
+
+
 @pytest.mark.parametrize("spec", KINDS)
 def test_vmap_equals_loop(spec):
-    (task,) = make_tasks(spec)
+    task = task_of(spec)
     count = 3
     inits = [task.init(seeded(k)) for k in range(count)]
     params, buffers = stack([p for p, _ in inits]), stack([b for _, b in inits])
@@ -157,7 +174,7 @@ def test_vmap_equals_loop(spec):
 
 @pytest.mark.parametrize("spec", KINDS)
 def test_purity_and_determinism(spec):
-    (task,) = make_tasks(spec)
+    task = task_of(spec)
     state = torch.get_rng_state()
     one, two, other = task.init(seeded(3)), task.init(seeded(3)), task.init(seeded(4))
     for a, b in zip(one, two):
@@ -225,6 +242,20 @@ def test_soft_cap():
 def test_normalize_is_one_at_chance():
     (task,) = make_tasks("mlp")
     assert task.normalize(torch.tensor(10.0).log()) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("dataset", ["digits:target=reconstruct", "teacher:target=regress"])
+def test_the_best_constant_normalises_a_regression_to_one(dataset):
+    (task,) = make_tasks("mlp:zero_last=1", dataset)
+    params, _ = task.init(seeded())
+    x, y = task.full("train")
+    params["layers.1.bias"] = y.mean(0)  # with zero weights: the outputs at every row
+    loss, _ = task.loss(params, {}, (x, y), torch.tensor(0))
+    torch.testing.assert_close(loss, ((y - y.mean(0)) ** 2).mean())
+    assert task.normalize(loss) == pytest.approx(1)
+    metrics = task.metrics(params, {}, (x, y))
+    assert list(metrics) == ["loss"]
+    torch.testing.assert_close(metrics["loss"], loss)
 
 
 def test_to_makes_a_copy():

@@ -4,8 +4,11 @@ import math
 
 import pytest
 import torch
+from torch.func import grad, grad_and_value, vmap
 
+from lo_framework.layout import POSITIONS, Layout
 from lo_framework.optimizees import make_tasks, make_variations
+from lo_framework.optimizees.datasets import DATASETS
 from lo_framework.optimizees.models import CNNConfig, MLPConfig
 from lo_framework.optimizees.ranges import Ranged, Span
 from lo_framework.spec import UserError, parse_spec
@@ -116,6 +119,89 @@ def test_values_that_do_not_go_together_are_drawn_again():
     assert {family.draw(generator).name.count("x") for _ in range(20)} == {0, 1, 2}
 
 
+def test_a_hundred_draws_are_finite_to_the_second_derivative():
+    families = make_variations("mlp,mlp-relu,cnn,transformer", "digits,teacher")
+    generator, targets = seeded(1), set()
+    for i in range(100):
+        task = families[i % len(families)].draw(generator)
+        targets.add(type(task).__name__)
+        inits = [task.init(generator)[0] for _ in range(2)]
+        params = {name: torch.stack([p[name] for p in inits]) for name in inits[0]}
+        batch, noise = task.batch("train", generator, (2,)), torch.arange(2)
+        batch = tuple(x[:, :32] for x in batch)
+
+        def score(p, rows, seed, task=task):
+            return task.normalize(task.loss(p, {}, rows, seed)[0])
+
+        def steepness(p, rows, seed, score=score):
+            return sum((g**2).sum() for g in grad(score)(p, rows, seed).values())
+
+        grads, value = vmap(grad_and_value(score))(params, batch, noise)
+        seconds = vmap(grad(steepness))(params, batch, noise)
+        assert torch.isfinite(value).all() and (value < 10).all(), task.name
+        for name in params:
+            assert torch.isfinite(grads[name]).all(), (task.name, name)
+            assert torch.isfinite(seconds[name]).all(), (task.name, name)
+        assert any(g.any() for g in grads.values()), task.name
+    assert targets == {"ClassificationTask", "RegressionTask"}
+
+
+@pytest.mark.parametrize(
+    ("pool", "count", "expected"),
+    [
+        (
+            "mlp,cnn",
+            40,
+            {
+                *((role, place) for role in ("matrix", "conv", "bias") for place in POSITIONS),
+                ("norm", "first"),  # a norm belongs to the layer before it: none to the last
+                ("norm", "hidden"),
+            },
+        ),
+        ("transformer", 3, {("embedding", "first")}),
+    ],
+)
+def test_every_role_and_position_occurs_in_the_usual_pool(pool, count, expected):
+    families, generator, seen = make_variations(pool), seeded(2), set()
+    for _ in range(count):
+        for family in families:
+            params, _ = family.draw(generator).init(generator)
+            slots = Layout.of({name: x.shape for name, x in params.items()}).slots
+            seen |= {(slot.role, slot.position) for slot in slots}
+    assert seen >= expected
+
+
+def test_the_usual_pool_covers_what_meta_training_should_see():
+    names = []
+    for family in make_variations("mlp,cnn", "digits,teacher"):
+        generator = seeded(4)
+        names += [family.draw(generator).name for _ in range(60)]
+    mlps = [name for name in names if name.startswith("mlp")]
+    assert 0.15 < sum("residual=1" in name for name in mlps) / len(mlps) < 0.35
+    for words in ("act=relu", "act=gelu", "act=tanh", "norm=layer", "init=torch", "zero_last=1"):
+        assert sum(words in name for name in mlps) > 6, words
+    for words in ("project=", "target=regress", "target=reconstruct", "noise=0.1", "norm=group"):
+        assert sum(words in name for name in names) > 6, words
+    assert not any(word in name for name in names for word in ("mnist", "cifar"))
+
+
+def test_a_drawn_reconstruction_goes_through_a_narrow_code():
+    spec = "mlp:hidden=30..128,layers=1..4"
+    (family,) = make_variations(spec, "digits:target=reconstruct")
+    generator = seeded()
+    for _ in range(10):
+        task = family.draw(generator)
+        assert min(task.model.widths) == 8 and task.model.widths[-1] == 64
+    (named,) = make_variations("mlp:hidden=64", "digits:target=reconstruct")
+    assert named.draw(seeded()).model.widths == (64, 64, 64)
+
+
+def test_data_that_are_for_judging_are_never_varied():
+    specs = ["digits", "teacher", "mnist", "fashion_mnist", "cifar10"]
+    varied = {spec for spec in specs if DATASETS[spec].facts["varied"]}
+    assert varied == {"digits", "teacher"}
+
+
 @pytest.mark.parametrize(
     ("spec", "words"),
     [
@@ -143,6 +229,18 @@ def test_bad_ranges(spec, words):
     with pytest.raises(UserError) as error:
         make_variations(spec)
     assert words in str(error.value) and "\n" not in str(error.value)
+
+
+def test_data_sets_have_ranges_too():
+    (family,) = make_variations("mlp:hidden=8", "digits:project=16..20")
+    assert family.name == "mlp:hidden=8/digits:project=16..20"
+    shapes = {family.draw(seeded(k)).model.widths[0] for k in range(30)}
+    assert shapes == {16, 17, 18, 19, 20}
+    assert family.named().name == "mlp:hidden=8/digits"
+    with pytest.raises(UserError, match="cnn needs images"):
+        make_variations("cnn:channels=4..8", "digits:project=16..20")
+    with pytest.raises(UserError, match='project="20..16": the range is reversed'):
+        make_variations("mlp", "digits:project=20..16")
 
 
 def test_an_unknown_way_to_vary():

@@ -18,4 +18,5 @@ def offline(tmp_path, monkeypatch):
     monkeypatch.setattr(pooch, "retrieve", refuse)
     monkeypatch.setattr(pooch, "os_cache", lambda name: tmp_path / "cache")
     monkeypatch.setattr(datasets, "_loaded", {})
+    monkeypatch.setattr(datasets, "_drawn", {})
     monkeypatch.delenv("LO_DATA_DIR", raising=False)
