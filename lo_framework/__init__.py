@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from lo_framework.absorb.absorption import make_regularizer as make_regularizer
     from lo_framework.errors import UserError as UserError
     from lo_framework.estimators import Truncation as Truncation, make_estimator as make_estimator
-    from lo_framework.estimators.truncation import unroll as unroll
+    from lo_framework.estimators.unroll import unroll as unroll
     from lo_framework.eval import evaluate as evaluate
     from lo_framework.inner.step import Family as Family
     from lo_framework.learned import (
@@ -54,7 +54,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "errors": ("UserError",),
     "estimators": ("Truncation", "make_estimator"),
-    "estimators.truncation": ("unroll",),
+    "estimators.unroll": ("unroll",),
     "eval": ("evaluate",),
     "inner.step": ("Family",),
     "learned": ("LearnedOptimizer", "load", "make_learned", "register_learned", "save"),

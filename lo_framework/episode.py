@@ -37,6 +37,7 @@ class Draw(NamedTuple):
     clock: Clock  # [K]
     weight: tuple[Tensor, ...] = ()  # ([K],) of the absorbed regularizer's penalty, at its steps
     second: Batch = ()  # a second training batch
+    scale: tuple[Tensor, ...] = ()  # ([K],): factors of the steps, where they have some
 
 
 class Place(NamedTuple):

@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from lo_framework.schema import Positive, Range, check_ranges, convert
+from lo_framework.schema import Fraction, Positive, Range, check_ranges, convert
 from lo_framework.spec import UserError, build_config, nearest, parse_spec
 
 if TYPE_CHECKING:
@@ -46,6 +46,9 @@ class RunConfig:
     """Tasks, as mlp,cnn or mlp:hidden=64x64,act=tanh."""
     datasets: str = "digits"
     """Data sets, as digits,fashion_mnist:size=8."""
+    vary: Literal["usual", "none"] = "none"
+    """usual: the shapes, data and batches of an optimizee that is named without options are drawn
+    anew for every episode of a shard; none: everything is trained on as it is named."""
     learned: str = "attention-mlp"
     """Learned optimizer: attention-mlp, attention, hyper-adamw, mlp or lstm, with options."""
     estimator: str = "tbptt:clip_task=1"
@@ -57,6 +60,10 @@ class RunConfig:
     """Inner steps of one truncation."""
     episode_length: str = "200"
     """Inner steps of an episode: 200, or 100-1000 for log-uniform lengths."""
+    hide_progress: Fraction = 0.0
+    """Share of the episodes in which the optimizer is not told how long they are."""
+    step_range: Annotated[float, Range(low=1, high=1e6)] = 1.0
+    """Multiply the learned step, for an episode, by what is drawn log-uniformly in [1/X, X]."""
     num_tasks: Count = 8
     """Tasks per family (optimizee x data set) in flight."""
     shards: Count = 2
@@ -73,6 +80,10 @@ class RunConfig:
     """Outer steps between validations of the incumbent."""
     validation_seeds: Count = 8
     """Seeds of a validation."""
+    probes: str = ""
+    """Fixed problems outside of the pool that decide what is saved, as mlp:hidden=256x256@200 (the
+    steps) or mlp/mnist:size=8; none: the families do (default: a list of ours where shapes vary,
+    else none)."""
     checkpoint_every: Count = 10
     """Outer steps between resume states."""
     seed: Annotated[int, Range(low=0)] = 0
@@ -209,7 +220,12 @@ class RunConfig:
     def truncation(self) -> Truncation:
         from lo_framework.estimators import Truncation
 
-        return Truncation(unroll_length=self.unroll_length, episode=self.episode)
+        return Truncation(
+            unroll_length=self.unroll_length,
+            episode=self.episode,
+            hide_progress=self.hide_progress,
+            step_range=self.step_range,
+        )
 
     @property
     def tasks_per_shard(self) -> int:

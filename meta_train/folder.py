@@ -18,7 +18,7 @@ from lo_framework.meta_train.config import RunConfig, flag
 from lo_framework.meta_train.growth import Stage
 from lo_framework.meta_train.incumbent import Incumbent, IncumbentRecord, Quality
 from lo_framework.meta_train.outer import OuterOptimizer, Radius
-from lo_framework.meta_train.workers import Tensors
+from lo_framework.meta_train.shards import Tensors
 from lo_framework.objectives.weighting import Weighting
 from lo_framework.schema import AnyNumber, Positive, Range, check_json
 from lo_framework.spec import UserError

@@ -22,12 +22,13 @@ from lo_framework.meta_train.workers import VALIDATION_CHUNK, ShardHost, Unit, W
 from lo_framework.schema import AnyNumber, Range
 
 WEIGHTS = {"mean": 0.3, "valid": 0.5, "final": 0.2}
+PROBED = ("mean", "final", "rise")
 WORST_RATIO = 10.0  # what a diverged run counts as
 BEST_RATIO = 1e-3  # no single loss near zero decides
 TINY_LOSS = 1e-12  # below it losses are the same
 START_LRS = (0.003, 0.01, 0.02, 0.05, 0.1)
 
-Quality = list[dict[str, float]]  # per family: mean, final, valid
+Quality = list[dict[str, float]]  # per family or probe
 
 
 @dataclass(frozen=True)
@@ -48,33 +49,32 @@ class Incumbent(IncumbentRecord):
     theta: Theta
 
 
-def measure(workers: Workers, stage: Stage, thetas: list[Theta]) -> list[Quality]:
-    """Validation quality of each theta of the stage's kind: averages over seeds, infinite where a
-    run diverged. All workers share it.
+def measure(
+    workers: Workers, stage: Stage, thetas: list[Theta], *, probes: bool = False
+) -> list[Quality]:
+    """Validation quality of each theta of the stage's kind, on all families or on all probes:
+    averages over seeds, infinite where a run diverged. All workers share it.
     """
-    config = workers.config
-    families = range(workers.shards // config.shards)
-    chunks = range(math.ceil(config.validation_seeds / VALIDATION_CHUNK))
-    units = [Unit(t, f, c) for t in range(len(thetas)) for f in families for c in chunks]
-    shares = [_share(units, len(families), worker, workers.num) for worker in range(workers.num)]
-    answers = workers.call(ShardHost.validate, [(stage, thetas, share) for share in shares])
-    merged = ChainMap(*answers)
+    metrics = PROBED if probes else tuple(WEIGHTS)
+    numbers = (
+        range(len(workers.problems))[len(workers.pool) :] if probes else range(len(workers.pool))
+    )
+    chunks = {
+        n: range(math.ceil(len(workers.problems[n].seeds) / VALIDATION_CHUNK)) for n in numbers
+    }
+    # Some problems are expensive, some are cheap: every worker gets its share of each.
+    units = [Unit(t, n, c) for n in numbers for t in range(len(thetas)) for c in chunks[n]]
+    shares = [(stage, thetas, units[worker :: workers.num]) for worker in range(workers.num)]
+    merged = ChainMap(*workers.call(ShardHost.validate, shares))
 
-    def mean(theta: int, family: int, name: str) -> float:
-        losses = [x for c in chunks for x in merged[Unit(theta, family, c)][name]]
+    def mean(theta: int, problem: int, name: str) -> float:
+        losses = [x for c in chunks[problem] for x in merged[Unit(theta, problem, c)][name]]
         return sum(losses) / len(losses)
 
     return [
-        [{name: mean(theta, family, name) for name in WEIGHTS} for family in families]
+        [{name: mean(theta, problem, name) for name in metrics} for problem in numbers]
         for theta in range(len(thetas))
     ]
-
-
-def _share(units: list[Unit], families: int, worker: int, num: int) -> list[Unit]:
-    """One worker's equal share of every family: some are expensive, some are cheap."""
-    if families % num:  # families are innermost: in turn, each worker meets all of them
-        return units[worker::num]
-    return [u for f in range(families) for u in [u for u in units if u.family == f][worker::num]]
 
 
 def score(quality: Quality, reference: Quality) -> float:
@@ -83,7 +83,7 @@ def score(quality: Quality, reference: Quality) -> float:
 
 
 def log_score(quality: Quality, reference: Quality, weights: dict[str, float]) -> float:
-    """Mean over families of the weighted sum of log ratios to ``reference``."""
+    """Mean over problems of the weighted sum of log ratios to ``reference``."""
     total = 0.0
     for losses, yardstick in zip(quality, reference, strict=True):
         for name, weight in weights.items():
@@ -91,19 +91,18 @@ def log_score(quality: Quality, reference: Quality, weights: dict[str, float]) -
     return total / len(quality)
 
 
-def log_ratio(loss: float, reference: float) -> float:
-    """log(loss / reference) within bounds, 0 for equals, whatever the sign of the losses.
+def log_ratio(loss: float, reference: float, best: float = BEST_RATIO) -> float:
+    """log(loss / reference) within bounds (``best``: the lower one), 0 for equals, whatever the
+    sign of the losses.
 
     A negative ``reference`` (a likelihood, a noisy minibatch) has no ratio: there it is the
     difference over its size, the same near equality.
     """
     if reference > 0 or not math.isfinite(loss - reference):
         ratio = max(loss, TINY_LOSS) / max(reference, TINY_LOSS)
-        return math.log(
-            min(max(ratio, BEST_RATIO), WORST_RATIO) if math.isfinite(ratio) else WORST_RATIO
-        )
+        return math.log(min(max(ratio, best), WORST_RATIO) if math.isfinite(ratio) else WORST_RATIO)
     change = (loss - reference) / max(-reference, TINY_LOSS)
-    return min(max(change, math.log(BEST_RATIO)), math.log(WORST_RATIO))
+    return min(max(change, math.log(best)), math.log(WORST_RATIO))
 
 
 def tuned_start(workers: Workers) -> tuple[float, Quality]:

@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import closing, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +26,18 @@ from lo_framework.meta_train.config import Program, make_config
 from lo_framework.meta_train.folder import RunFolder
 from lo_framework.meta_train.growth import plan_stages
 from lo_framework.meta_train.incumbent import Incumbent
+from lo_framework.meta_train.problems import Given
 from lo_framework.meta_train.progress import Progress
+from lo_framework.meta_train.shards import TaskFailed, build_estimator
 from lo_framework.meta_train.trainer import Trainer
-from lo_framework.meta_train.workers import TaskFailed, Workers, WorkerSetup, build_estimator
-from lo_framework.optimizees import Task, make_tasks
+from lo_framework.meta_train.workers import Workers, WorkerSetup
+from lo_framework.optimizees import Task
+from lo_framework.optimizees.variation import Variation, make_variations
 from lo_framework.plugin import load_plugins
 from lo_framework.processes import UNSTARTED, Died, single_thread
 from lo_framework.spec import UserError, canonical
 
+DRAWS = 16  # by which the size of a family that varies is estimated
 DEATHS = 3  # of workers without a checkpoint between them: another start would end the same way
 
 
@@ -70,27 +75,30 @@ def train(
     kept = nullcontext(os.fspath(out)) if out is not None else tempfile.TemporaryDirectory()
     with kept as folder, single_thread():
         spec, start = _learned(learned)
+        config = make_config(preset, learned=spec, **settings)
         alone = isinstance(tasks, str) or hasattr(tasks, "loss")
         given: list[Any] = [tasks] if alone else list(tasks)  # type: ignore[arg-type]
         specs = [task for task in given if isinstance(task, str)]
-        objects: list[Task] = []
+        pool: list[Variation | Given] = []
         if len(specs) < len(given):
-            where = (settings.get("datasets", "digits"), data_dir, settings.get("device", "cpu"))
+            device, where = config.device, (config.datasets, config.vary)
             for task in given:
-                objects += make_tasks(task, *where) if isinstance(task, str) else [task]
-            specs = [task.name for task in objects]
+                if isinstance(task, str):
+                    pool += make_variations(task, *where, data_dir=data_dir, device=device)
+                else:
+                    pool.append(Given(task if device == "cpu" else task.to(device)))
+            specs = [each.name for each in pool]
             if twice := {name for name in specs if specs.count(name) > 1}:
                 raise UserError(f"two tasks are called {min(twice)!r}: give one another name")
         program = Program(
             out=folder,
-            workers=1 if objects else workers,
+            workers=1 if pool else workers,
             resume=resume,
             max_seconds=max_seconds,
             data_dir=data_dir,
             plugins=tuple(plugins),
         )
-        config = make_config(preset, optimizees=",".join(specs), learned=spec, **settings)
-        setup = WorkerSetup(config, program, tuple(objects))
+        setup = WorkerSetup(replace(config, optimizees=",".join(specs)), program, tuple(pool))
         best = MetaTraining(setup, quiet=quiet, start=start).train()
     return rebuild(best.kind, best.config, best.theta)
 
@@ -119,7 +127,13 @@ class MetaTraining:
     ) -> None:
         self.setup, self.config, self.program = setup, setup.config, setup.program
         self.out, self.quiet, self.start = Path(self.program.out), quiet, start
-        self.tasks = setup.make_tasks()
+        self.pool = setup.make_pool()
+        problems = setup.make_problems(self.pool)
+        self.tasks = [problem.task for problem in problems[: len(self.pool)]]
+        if self.config.learn_rho and len(problems) > len(self.pool):
+            raise UserError(
+                "a radius (--learn-rho) is learned on the families themselves: give --probes none"
+            )
         self.stages = plan_stages(self.config.learned, self.config.outer_steps, grown=start is None)
         kinds = [stage.kind for stage in self.stages]
         if self.config.inner_backend == "higher" and kinds != ["hyper-adamw"]:
@@ -142,7 +156,10 @@ class MetaTraining:
     def _check_memory(self) -> None:
         """Refuse what the parameters of the tasks in flight, and two moments, already overfill."""
         generator = torch.Generator().manual_seed(0)
-        count = sum(sum(x.numel() for x in task.init(generator)[0].values()) for task in self.tasks)
+        count = 0
+        for each, task in zip(self.pool, self.tasks, strict=True):
+            drawn = [task] if each.is_fixed else [each.draw(generator) for _ in range(DRAWS)]
+            count += max(sum(x.numel() for x in t.init(generator)[0].values()) for t in drawn)
         needed, there = 12 * count * self.config.num_tasks, _memory(self.config.device)
         line = (
             f"--num-tasks {self.config.num_tasks}: parameters and moments of its tasks take about "
@@ -190,12 +207,12 @@ class MetaTraining:
         if saved is not None and saved.record.finished:
             return self.folder.finish(saved)
         self.folder.begin()
-        done, shards = saved.step if saved else 0, len(self.tasks) * self.config.shards
+        done, shards = saved.step if saved else 0, len(self.pool) * self.config.shards
         with (
             closing(Progress(self.out, self.config.outer_steps, done, self.quiet)) as progress,
             closing(Workers(self.setup, shards)) as workers,
         ):
-            trainer = Trainer(self.tasks, self.stages, workers, progress, self.folder)
+            trainer = Trainer(self.stages, workers, progress, self.folder)
             try:
                 if saved is None:
                     trainer.start(self.start)

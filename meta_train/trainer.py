@@ -21,20 +21,19 @@ from lo_framework.meta_train import record
 from lo_framework.meta_train.folder import RunFolder, RunState, Saved
 from lo_framework.meta_train.growth import Stage
 from lo_framework.meta_train.incumbent import (
-    WEIGHTS,
     Incumbent,
     Quality,
     is_plain,
     log_score,
     measure,
-    score,
     tuned_start,
     with_lr,
 )
+from lo_framework.meta_train.judges import ByFamilies, ByProbes, Judge
 from lo_framework.meta_train.outer import OuterOptimizer, Radius
 from lo_framework.meta_train.progress import Progress
-from lo_framework.meta_train.workers import ShardHost, Tensors, Workers
-from lo_framework.optimizees.task import Task
+from lo_framework.meta_train.shards import Tensors
+from lo_framework.meta_train.workers import ShardHost, Workers
 from lo_framework.processes import Died
 from lo_framework.spec import UserError, describe
 
@@ -50,16 +49,15 @@ class Trainer:
     run: RunState
 
     def __init__(
-        self,
-        tasks: Sequence[Task],
-        stages: Sequence[Stage],
-        workers: Workers,
-        progress: Progress,
-        folder: RunFolder,
+        self, stages: Sequence[Stage], workers: Workers, progress: Progress, folder: RunFolder
     ) -> None:
-        self.config, self.tasks, self.stages = workers.config, tasks, stages
+        self.config, self.stages = workers.config, stages
         self.workers, self.progress, self.folder = workers, progress, folder
-        self.nonfinite = dict.fromkeys((task.name for task in tasks), 0.0)
+        self.tasks = [problem.task for problem in workers.problems[: len(workers.pool)]]
+        self.nonfinite = dict.fromkeys((task.name for task in self.tasks), 0.0)
+        self.families = ByFamilies(workers)
+        probed = len(workers.problems) > len(workers.pool)
+        self.judge: Judge = ByProbes(workers) if probed else self.families
 
     @property
     def stage(self) -> Stage:
@@ -74,21 +72,24 @@ class Trainer:
         self.progress.say(
             f"the best AdamW for all families has lr {lr:g}; scores below 1 are better than it"
         )
-        for name in self._not_finite(reference):
+        for name in _not_finite(self.families, reference):
             self.progress.say(
                 f"{name}: the loss is not finite under AdamW at any learning rate: are its data "
                 "and its loss? Nothing can be learned from its scores"
             )
         first = self.stages[0]
         learned = first.build()
-        plain = theta is None and is_plain(learned)
+        plain = theta is None and is_plain(learned) and self.judge is self.families
         if theta is None:
             theta = learned.theta()
             if isinstance(learned, HyperAdamW):
                 theta["default"] = with_lr(theta["default"], learned.config, lr)
+        if isinstance(self.judge, ByProbes):
+            self.progress.say(f"tuning AdamW on probes: {', '.join(self.judge.names)}")
+            reference = self.judge.reference()
         # A plain start is the same function as the reference.
-        quality = reference if plain else measure(self.workers, first, [theta])[0]
-        value = score(quality, reference)
+        quality = reference if plain else self.judge.measure(first, [theta])[0]
+        value = self.judge.score(quality, reference)
         incumbent = Incumbent(first.kind, first.config, value, 0, quality, theta)
         learned.load_theta(theta)
         outer, weighting = self._outer(learned, first), self.config.make_weighting()
@@ -103,10 +104,9 @@ class Trainer:
             self.stages = [stage.reading(features) for stage in self.stages]
             stage = self.stages[record.stage]
             step = stage.begin + record.outer_done
-            families = [
-                set(q) == set(WEIGHTS) for q in (*record.reference, *record.incumbent.quality)
-            ]
-            if step != saved.step or step > stage.end or families != [True] * 2 * len(self.tasks):
+            measured = [set(q) for q in (*record.reference, *record.incumbent.quality)]
+            expected = [set(self.judge.metrics)] * 2 * len(self.judge.names)
+            if step != saved.step or step > stage.end or measured != expected:
                 raise ValueError("its step or its families are not the run's")
             outer = self._outer(stage.build(), stage)
             outer.load(saved.part("outer"), record.outer_done)
@@ -232,18 +232,25 @@ class Trainer:
             {name: x.clone() for name, x in source.items()}
             for source in (run.outer.theta, run.outer.average)
         ]
-        qualities = measure(self.workers, stage, thetas)
-        known = self._not_finite(run.reference)
-        sick = [[n for n in self._not_finite(q) if n not in known] for q in qualities]
-        # One that is not finite somewhere cannot win, however well it does elsewhere.
-        ranks = [(bool(sick[i]), score(q, run.reference), i) for i, q in enumerate(qualities)]
-        failed, value, best = min(ranks)
-        if value < run.incumbent.score and not failed:
+        judge, reference, incumbent = self.judge, run.reference, run.incumbent
+        qualities = judge.measure(stage, thetas)
+        known = _not_finite(judge, reference) + _not_finite(judge, incumbent.quality)
+        sick = [[n for n in _not_finite(judge, q) if n not in known] for q in qualities]
+        vetoes = [judge.veto(q, incumbent.quality, reference) for q in qualities]
+        # One that is not finite where the incumbent is cannot win, however well it does elsewhere.
+        ranks = [
+            (bool(sick[i]), bool(vetoes[i]), judge.score(q, reference), i)
+            for i, q in enumerate(qualities)
+        ]
+        failed, vetoed, value, best = min(ranks)
+        if value < incumbent.score and not (failed or vetoed):
             theta, quality = thetas[best], qualities[best]
             run.incumbent = Incumbent(stage.kind, stage.config, value, run.step, quality, theta)
             run.outer.stale = 0
             self.folder.save_optimizer(run)
             return sick[best]
+        if vetoed and value < incumbent.score:
+            self.progress.say(f"step {run.step}: score {value:.3f}, but {vetoes[best]}: not kept")
         for name in sick[best]:
             self.progress.say(f"step {run.step}: {name}: the loss in validation is not finite")
         run.outer.stale += 1
@@ -255,13 +262,6 @@ class Trainer:
                 f"({run.incumbent.score:.3f}) at half the pace"
             )
         return sick[best]
-
-    def _not_finite(self, quality: Quality) -> list[str]:
-        return [
-            task.name
-            for task, losses in zip(self.tasks, quality, strict=True)
-            if not all(map(math.isfinite, losses.values()))
-        ]
 
     def _grow(self) -> None:
         """Grow: a new kind that starts as the function that the incumbent is."""
@@ -301,6 +301,15 @@ class Trainer:
 
     def _shards(self) -> dict[int, Tensors]:
         return dict(ChainMap(*self.workers.everywhere(ShardHost.dump)))
+
+
+def _not_finite(judge: Judge, quality: Quality) -> list[str]:
+    """The problems on which some loss is not finite."""
+    return [
+        name
+        for name, losses in zip(judge.names, quality, strict=True)
+        if not all(map(math.isfinite, losses.values()))
+    ]
 
 
 def _passed(every: int, before: int, after: int) -> bool:

@@ -1,7 +1,5 @@
-"""The workers of a run: hosts of virtual shards, in this process or in several of one thread each.
-
-A virtual shard is a fixed number of tasks of one family with a random generator of its own. Which
-process holds it does not matter to its bits, so neither does the number of workers.
+"""The workers of a run: hosts of virtual shards (`shards`), in this process or in several of one
+thread each.
 """
 
 from __future__ import annotations
@@ -12,29 +10,25 @@ from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple, TypeVar
 
-import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
-from lo_framework.estimators import ESTIMATORS, Estimator, Unroller
-from lo_framework.estimators.truncation import state_from_tensors, state_to_tensors
+from lo_framework.estimators.base import MetaGradient
 from lo_framework.inner.rollout import rollout
-from lo_framework.inner.step import Family
-from lo_framework.learned.base import LearnedOptimizer, Theta
+from lo_framework.learned.base import Theta
 from lo_framework.meta_train.config import Program, RunConfig
 from lo_framework.meta_train.growth import Stage
-from lo_framework.optimizees import Task, make_tasks
-from lo_framework.optimizees.augmentation import Reparametrised
+from lo_framework.meta_train.problems import Pool, Problem, family_problems, probes
+from lo_framework.meta_train.shards import Shard, Tensors, named
+from lo_framework.optimizees.variation import make_variations
 from lo_framework.plugin import load_plugins
 from lo_framework.processes import Child, Died, RemoteTraceback, from_wire, to_wire
 from lo_framework.spec import UserError, describe
 
-VALIDATION_SEED = 30_000  # tuning and reports use other ranges; see eval
 VALIDATION_CHUNK = 8
-_STREAM = 0x5EED
+EARLY = 30  # steps in which the loss should not rise
 
 R = TypeVar("R")
-Tensors = dict[str, Tensor]
 
 
 class WorkerSetup(NamedTuple):
@@ -42,58 +36,26 @@ class WorkerSetup(NamedTuple):
 
     config: RunConfig
     program: Program = Program()
-    tasks: tuple[Task, ...] = ()  # objects in place of specs; they stay in this process
+    pool: Pool = ()  # in place of specs; it stays in this process
 
-    def make_tasks(self) -> list[Task]:
-        config, data_dir = self.config, self.program.data_dir
-        if self.tasks:
-            return [t if config.device == "cpu" else t.to(config.device) for t in self.tasks]
-        return make_tasks(config.optimizees, config.datasets, data_dir, config.device)
+    def make_pool(self) -> Pool:
+        """The families of the run."""
+        config, program = self.config, self.program
+        names = (config.optimizees, config.datasets, config.vary)
+        return self.pool or make_variations(*names, data_dir=program.data_dir, device=config.device)
 
-
-class TaskFailed(UserError):
-    """An error in a task or in the optimizer that runs on it."""
-
-
-@contextmanager
-def named(task: Task) -> Iterator[None]:
-    """Errors of a person's code, sys.exit among them, as one line that names the task."""
-    try:
-        yield
-    except (Exception, SystemExit) as error:
-        raise TaskFailed(f"{task.name}: {describe(error)}") from error
+    def make_problems(self, pool: Pool) -> list[Problem]:
+        """What the run is validated on: first a problem for every family, then probes."""
+        config = self.config
+        return family_problems(config, pool) + probes(config, pool, self.program.data_dir)
 
 
 class Unit(NamedTuple):
-    """A piece of validation: one theta on one family for a few seeds."""
+    """A piece of validation: one theta on one problem for a few seeds."""
 
     theta: int
-    family: int
+    problem: int
     chunk: int
-
-
-def build_estimator(
-    config: RunConfig,
-    task: Task,
-    learned: LearnedOptimizer,
-    rho: float | None = None,
-) -> Estimator:
-    """The estimator of one shard, with the inner loop that ``--inner-backend`` names.
-
-    ``rho``: of the absorbed regularizer, where it is being learned.
-    """
-    if config.augment > 1:  # for meta-training only: validation and reports see the task as it is
-        task = Reparametrised(task, config.augment)
-    absorption = config.absorption
-    if absorption is not None and rho is not None:
-        absorption = absorption.with_radius(rho)
-    family = Family(task, learned, config.engine, absorption)
-    shard = Unroller(family, config.scored_by, config.truncation, config.tasks_per_shard)
-    if config.inner_backend == "higher":
-        from lo_framework.estimators.higher import make_higher
-
-        return make_higher(config.estimator, shard)
-    return ESTIMATORS.build(config.estimator, shard)
 
 
 class ShardHost:
@@ -102,83 +64,69 @@ class ShardHost:
     def __init__(self, setup: WorkerSetup, shards: list[int]) -> None:
         load_plugins(setup.program.plugins)
         self.config = setup.config
-        self.shards = shards
-        self.tasks = setup.make_tasks()
-        self.estimators: dict[int, Estimator] = {}
-        self.states: dict[int, Any] = {}
+        self.numbers = shards
+        self.pool = setup.make_pool()
+        self.problems = setup.make_problems(self.pool)
+        self.shards: dict[int, Shard] = {}
 
     def build(
         self, stage: Stage, tensors: dict[int, Tensors] | None, rho: float | None = None
     ) -> None:
-        """Estimators of one stage; worker states fresh, or from ``tensors`` of a resume state."""
-        config = self.config
-        self.estimators, self.states = {}, {}
-        for shard in self.shards:
-            learned = stage.build().to(config.device)
-            estimator = build_estimator(config, self.tasks[shard // config.shards], learned, rho)
-            self.estimators[shard] = estimator
-            if tensors is None:
-                seed = (config.seed * 1_000_003 + stage.index * 10_007 + shard) * 2 + _STREAM
-                generator = torch.Generator().manual_seed(seed % 2**63)
-                self.states[shard] = estimator.init_state(learned.theta(), generator)
-            else:  # clocks stay on the host
-                self.states[shard] = state_from_tensors(tensors[shard], config.device)
+        """Shards of one stage; their states fresh, or from ``tensors`` of a resume state."""
+        self.shards = {}
+        for number in self.numbers:
+            family = number // self.config.shards
+            variation, task = self.pool[family], self.problems[family].task
+            shard = self.shards[number] = Shard(self.config, variation, task, number, stage, rho)
+            shard.begin() if tensors is None else shard.load(tensors[number])
 
     def estimate(
         self, theta: Theta, weights: tuple[float, ...] | None = None
-    ) -> dict[int, tuple[Theta, dict[str, float], Theta | None]]:
-        """One truncation of every shard here: meta-gradient, metrics and the plain meta-gradient
-        (GSAM) by shard.
+    ) -> dict[int, MetaGradient]:
+        """One truncation of every shard here, by shard.
 
         ``weights``: of the objective's terms, in this outer step.
         """
         if weights is not None:
             self.config.scored_by.weights = weights  # every estimator here has this objective
         theta = {name: x.to(self.config.device) for name, x in theta.items()}
-        out = {}
-        for shard in self.shards:
-            with named(self.tasks[shard // self.config.shards]):
-                estimate, self.states[shard] = self.estimators[shard].estimate(
-                    theta, self.states[shard]
-                )
-            out[shard] = tuple(tree_map_only(Tensor, Tensor.cpu, estimate))
-        return out
+        return {
+            number: tree_map_only(Tensor, Tensor.cpu, shard.estimate(theta))
+            for number, shard in self.shards.items()
+        }
 
     def validate(
         self, stage: Stage, thetas: list[Theta], units: list[Unit]
     ) -> dict[Unit, dict[str, list[float]]]:
         """Full episodes on fixed seeds. Per unit and seed: mean training, final training and final
-        validation loss.
+        validation loss, and how far the loss rises early on, as a ratio to the first.
         """
         learned = stage.build().to(self.config.device)
         out = {}
         for unit in units:
-            first = unit.chunk * VALIDATION_CHUNK
-            seeds = range(first, min(first + VALIDATION_CHUNK, self.config.validation_seeds))
+            problem, first = self.problems[unit.problem], unit.chunk * VALIDATION_CHUNK
             theta = {name: x.to(self.config.device) for name, x in thetas[unit.theta].items()}
-            task = self.tasks[unit.family]
-            with named(task):
+            with named(problem.name):
                 done = rollout(
-                    task,
+                    problem.task,
                     learned,
                     [theta],
-                    [VALIDATION_SEED + s for s in seeds],
-                    self.config.episode[1],
+                    problem.seeds[first : first + VALIDATION_CHUNK],
+                    problem.steps,
                     splits=("train", "valid"),
                 )
+            start = done.train[0, :, :EARLY]
             out[unit] = {
                 "mean": done.train.mean(-1)[0].tolist(),
                 "final": done.final["train.loss"][0].tolist(),
                 "valid": done.final["valid.loss"][0].tolist(),
+                "rise": (start.amax(-1) / start[:, 0].clamp_min(1e-12)).tolist(),
             }
         return out
 
     def dump(self) -> dict[int, Tensors]:
         """Everything the shards here carry, on the CPU."""
-        return {
-            shard: {n: x.cpu() for n, x in state_to_tensors(self.states[shard]).items()}
-            for shard in self.shards
-        }
+        return {number: shard.dump() for number, shard in self.shards.items()}
 
 
 def _serve(pipe: Connection, setup: WorkerSetup, shards: list[int]) -> None:
@@ -214,7 +162,10 @@ class Workers:
         self.children: list[Child] = []
         if self.num == 1:
             self.local = ShardHost(setup, self.parts[0])
+            self.pool, self.problems = self.local.pool, self.local.problems
             return
+        self.pool = setup.make_pool()
+        self.problems = setup.make_problems(self.pool)
         try:
             for part in self.parts:
                 self.children.append(Child(_serve, setup, part))

@@ -135,6 +135,40 @@ class Ranged:
                 problem = error
         raise problem
 
+    def covers(self, config: Any) -> bool:
+        """Whether a draw can be that `config`."""
+        named, (count, many) = self.named(), getattr(self.config_type, "REPEATS", ("", ""))
+        return all(
+            self._allows(field.name, getattr(config, field.name))
+            if field.name in self.varied or (field.name == many and count in self.varied)
+            else getattr(config, field.name) == getattr(named, field.name)
+            for field in fields(self.config_type)
+            if field.name != count
+        )
+
+    def _allows(self, key: str, value: Any) -> bool:
+        """Whether one of the option's choices can be that `value`."""
+        count, many = getattr(self.config_type, "REPEATS", ("", ""))
+        entries = value if isinstance(value, tuple) else (value,)
+        repeated = key == many and self._has(count, len(entries))
+        fixed = write_option(getattr(self.named(), key))
+        for choice in self.varied.get(key, ((fixed,),)):
+            if len(choice) == 1 and isinstance(choice[0], str):
+                whole = read_option(self.config_type, key, choice[0])
+                if value == (whole * len(entries) if repeated and len(whole) == 1 else whole):
+                    return True
+            elif len(choice) == 1 and repeated:
+                choice *= len(entries)
+            if len(choice) == len(entries) and all(map(_inside, choice, entries)):
+                return True
+        return False
+
+    def _has(self, count: str, times: int) -> bool:
+        """Whether the option `count` can be that number of `times`."""
+        if count in self.varied:
+            return self._allows(count, times)
+        return count in self.fixed and int(self.fixed[count]) == times
+
     def _texts(self, generator: torch.Generator) -> dict[str, str]:
         count, many = getattr(self.config_type, "REPEATS", (None, None))
         texts = dict(self.fixed)
@@ -187,3 +221,10 @@ def _number(config_type: type, key: str, text: str) -> Any:
     value = read_option(config_type, key, text)
     value = value[0] if isinstance(value, tuple) and value else value
     return value if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def _inside(item: Item, entry: Any) -> bool:
+    """Whether an entry can be what the `item` of a choice stands for."""
+    if isinstance(item, str):
+        return write_option(entry) == item
+    return isinstance(entry, int | float) and item.low <= entry <= item.high

@@ -23,6 +23,7 @@ from lo_framework.optimizees.pool import build_task, families, specs_of, usable_
 from lo_framework.optimizees.ranges import TRIES, Ranged
 from lo_framework.optimizees.registry import TASKS
 from lo_framework.optimizees.task import Task
+from lo_framework.registry import Registry
 from lo_framework.spec import UserError, canonical, parse_spec
 
 CPU = torch.device("cpu")
@@ -70,6 +71,19 @@ class Variation:
                 if not self.optimizee.varied:
                     break
         raise problem
+
+    def covers(self, optimizee: str, dataset: str) -> bool:
+        """Whether a draw can be the task of these two specs; raises UserError for what they are
+        not.
+        """
+        pairs: list[tuple[str, Registry[Any], Ranged]] = [(optimizee, TASKS, self.optimizee)]
+        if self.dataset is not None:
+            pairs.append((dataset, DATASETS, self.dataset))
+        for spec, registry, ranged in pairs:
+            entry, config = registry.parse(spec)
+            if entry.name != ranged.name or not ranged.covers(config):
+                return False
+        return True
 
     def _load(self, config: Any) -> Dataset | None:
         return load(canonical(self.dataset.name, config), self.folder) if self.dataset else None

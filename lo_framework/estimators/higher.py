@@ -154,6 +154,8 @@ class HigherTBPTT(TBPTT):
                 "the inner backend higher has objectives of one loss only, as valid and train, "
                 f"not {'+'.join(objective.terms)}"
             )
+        if unroller.truncation.step_range > 1:
+            raise UserError("the inner backend higher scales no steps: leave --step-range at 1")
         if config.segments != 1:
             raise UserError(
                 f"the inner backend higher has no segments: expected 1, found {config.segments}"

@@ -6,6 +6,9 @@ masked out for the rest of it and starts a new episode at the next one. Tasks ar
 cutting each one's first episode at a random place: otherwise all would restart together and the
 meta-loss would beat with the episode length.
 
+A shard whose episodes are in common (`Unroller.episode`) restarts as a whole: its host draws
+another problem then, and begins a new state.
+
 Everything random comes from one generator a shard; where an episode ends is known on the host, so
 no device is ever waited for.
 """
@@ -14,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -22,10 +25,10 @@ from torch import Tensor
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.utils._pytree import tree_map
 
-from lo_framework.episode import Carry, Draw, Need, canonical, tile_theta
+from lo_framework.episode import Carry, Draw, Need, canonical
 from lo_framework.inner.step import Family, Step
-from lo_framework.learned.base import Clock, LearnedOptimizer, Theta
-from lo_framework.objectives import Objective, make_objective
+from lo_framework.learned.base import Clock, Theta
+from lo_framework.objectives import Objective
 from lo_framework.optimizees.task import Batch, Task
 from lo_framework.spec import UserError
 
@@ -35,11 +38,14 @@ _CLOCKS = ("t", "horizon", "stop")
 @dataclass(frozen=True, kw_only=True)
 class Truncation:
     """``episode``: (shortest, longest) length; unequal ones are drawn log-uniformly at every
-    restart.
+    restart. ``hide_progress``: the share of episodes whose clock tells nothing. ``step_range``: the
+    step of an episode is multiplied by what is drawn log-uniformly in [1 / step_range, step_range].
     """
 
     unroll_length: int = 20
     episode: tuple[int, int] = (200, 200)
+    hide_progress: float = 0.0
+    step_range: float = 1.0
 
     def __post_init__(self) -> None:
         low, high = self.episode
@@ -48,12 +54,30 @@ class Truncation:
                 f"unroll length {self.unroll_length} and episode length {low}-{high} "
                 "must be at least 1, shortest first"
             )
+        if not (0 <= self.hide_progress <= 1 and 1 <= self.step_range < math.inf):
+            raise UserError(
+                f"a share of {self.hide_progress} episodes without progress must be in [0, 1], and "
+                f"a range of steps ({self.step_range}) at least 1"
+            )
 
     def horizon(self, generator: torch.Generator) -> int:
         low, high = self.episode
         u = torch.rand((), generator=generator, dtype=torch.float64).item()
         drawn = int(math.exp(math.log(low) + u * (math.log(high + 1) - math.log(low))))
         return min(high, max(low, drawn))  # exp(log(n)) may round to just below n
+
+    def draw(self, generator: torch.Generator, num: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Horizons of ``num`` episodes and what else is drawn for each: ``hidden`` and ``scale``,
+        where they are in use.
+        """
+        horizon = torch.tensor([self.horizon(generator) for _ in range(num)])
+        drawn = {}
+        if self.hide_progress:
+            drawn["hidden"] = torch.rand(num, generator=generator) < self.hide_progress
+        if self.step_range > 1:
+            u = 2 * torch.rand(num, generator=generator) - 1
+            drawn["scale"] = (u * math.log(self.step_range)).exp()
+        return horizon, drawn
 
 
 @dataclass(frozen=True)
@@ -68,6 +92,14 @@ class UnrollState:
     stop: Tensor  # [K] int64, host: where this episode ends (the horizon but for the first one)
     generator: torch.Generator
     extra: dict[str, Tensor]  # the estimator's own (PES: accumulated perturbations)
+    drawn: dict[str, Tensor] = field(default_factory=dict)  # of each episode [K], host
+
+    @property
+    def over(self) -> bool:
+        """Whether an episode in common has ended for at least half of the tasks: some that went
+        non-finite wait for the others.
+        """
+        return bool(2 * (self.t >= self.stop).sum() >= len(self.t))
 
 
 class Sums(NamedTuple):
@@ -85,13 +117,18 @@ class Sums(NamedTuple):
 
 @dataclass(eq=False)
 class Unroller:
-    """Starts, restarts and runs truncations of ``num`` tasks of one family."""
+    """Starts, restarts and runs truncations of ``num`` tasks of one family.
+
+    ``episode``: the number of the one that all tasks have in common (None: each has its own, one
+    after the other). It is cut at a random place if it is the first, and then nothing restarts.
+    """
 
     family: Family
     objective: Objective
     truncation: Truncation
     num: int
     copies: int = 1
+    episode: int | None = None
 
     def __post_init__(self) -> None:
         if self.num < 1:
@@ -117,28 +154,34 @@ class Unroller:
 
     def init(self, generator: torch.Generator) -> UnrollState:
         carry = tree_map(self._repeat, self.family.start(generator, self.num))
-        horizon = torch.tensor([self.truncation.horizon(generator) for _ in range(self.num)])
-        share = torch.rand(self.num, generator=generator)
-        stop, length = (horizon * share).long().clamp_min(1), self.truncation.unroll_length
-        stop = torch.minimum((stop / length).ceil().long() * length, horizon)
-        return UnrollState(
-            carry, torch.zeros(self.num, dtype=torch.long), horizon, stop, generator, {}
+        count = self.num if self.episode is None else 1
+        horizon, drawn = self.truncation.draw(generator, count)
+        stop = horizon
+        if not self.episode:  # the first
+            share, length = torch.rand(count, generator=generator), self.truncation.unroll_length
+            stop = (horizon * share).long().clamp_min(1)
+            stop = torch.minimum((stop / length).ceil().long() * length, horizon)
+        t = torch.zeros(self.num, dtype=torch.long)
+        horizon, stop, drawn = tree_map(
+            lambda x: x.repeat(self.num // count), (horizon, stop, drawn)
         )
+        return UnrollState(carry, t, horizon, stop, generator, {}, drawn)
 
     def restart_finished(self, state: UnrollState) -> tuple[UnrollState, Tensor]:
         """New episodes for tasks whose last one is over or not finite; also which ones, ``[K]``
         bool on the host.
         """
         done = state.t >= state.stop
+        if self.episode is not None:
+            done = torch.zeros_like(done)
         count = int(done.sum())
         if not count:
             return state, done
         fresh = self.family.start(state.generator, count)
         rows = done.nonzero()[:, 0]
-        horizon, t = state.horizon.clone(), state.t.clone()
-        for k in rows.tolist():
-            horizon[k] = self.truncation.horizon(state.generator)
-        t[rows] = 0
+        new, more = self.truncation.draw(state.generator, count)
+        horizon, t = state.horizon.index_copy(0, rows, new), state.t.index_fill(0, rows, 0)
+        drawn = {name: x.index_copy(0, rows, more[name]) for name, x in state.drawn.items()}
         stop = torch.where(done, horizon, state.stop)
         where = torch.cat([rows + copy * self.num for copy in range(self.copies)]).to(
             state.carry.params.device
@@ -148,7 +191,7 @@ class Unroller:
             state.carry,
             fresh,
         )
-        return replace(state, carry=carry, horizon=horizon, stop=stop, t=t), done
+        return replace(state, carry=carry, horizon=horizon, stop=stop, t=t, drawn=drawn), done
 
     def draw(self, state: UnrollState, i: int) -> tuple[Draw, Tensor]:
         """Data of the truncation's i-th step for all copies, and each task's weight ``[copies K]``,
@@ -169,9 +212,14 @@ class Unroller:
             weights = live * self.family.absorption.weights(now, state.horizon)
             if bool(weights.any()):  # else no task has a penalty at this step, and none is computed
                 weight = (weights.to(task.device),)
-        numbers = (noise, progress, state.horizon.float(), live)
-        noise, progress, horizon, live = (x.to(task.device) for x in numbers)
-        draw = Draw(train, held, noise, Clock(progress, horizon), weight, second)
+        horizon = state.horizon.float()
+        if (hidden := state.drawn.get("hidden")) is not None:
+            progress, horizon = (x.masked_fill(hidden, 0.0) for x in (progress, horizon))
+        scale = [state.drawn["scale"]] if "scale" in state.drawn else []
+        numbers = (noise, progress, horizon, live, *scale)
+        noise, progress, horizon, live, *scale = (x.to(task.device) for x in numbers)
+        clock = Clock(progress, horizon)
+        draw = Draw(train, held, noise, clock, weight, second, tuple(scale))
         if self.copies > 1:  # by hand: a tree_map at every step would be felt
             fields: list[Any] = [
                 tuple(map(self._repeat, x)) if isinstance(x, tuple) else self._repeat(x)
@@ -235,12 +283,13 @@ def state_to_tensors(state: UnrollState) -> dict[str, Tensor]:
     safetensors demands.
 
     Names: ``params``, ``alive``, ``buffers.<name>``, ``state.<name>``, ``memory.<name>``, ``t``,
-    ``horizon``, ``stop``, ``extra.<name>`` and ``generator`` (the random state, uint8). The dict is
-    all there is: data positions are implied by the generator.
+    ``horizon``, ``stop``, ``drawn.<name>``, ``extra.<name>`` and ``generator`` (the random state,
+    uint8). The dict is all there is: data positions are implied by the generator.
     """
     parts = {
         **state.carry._asdict(),
         "extra": state.extra,
+        "drawn": state.drawn,
         "generator": state.generator.get_state(),
     }
     parts |= {name: getattr(state, name) for name in _CLOCKS}
@@ -282,56 +331,6 @@ def state_from_tensors(
     generator.set_state(one("generator"))
     clocks = {name: one(name) for name in _CLOCKS}
     carry = tree_map(lambda x: x.to(device), carry)
-    return UnrollState(carry=carry, generator=generator, extra=group("extra"), **clocks)
-
-
-def unroll(
-    theta: Theta,
-    task: Task,
-    learned: LearnedOptimizer,
-    *,
-    steps: int,
-    seed: int = 0,
-    num_tasks: int = 1,
-    horizon: int | None = None,
-    objective: str = "valid",
-    second_order: bool = True,
-) -> Tensor:
-    """The mean score (0-d) of ``num_tasks`` fresh episodes' first ``steps`` steps under ``theta``.
-
-    ``seed`` fixes initial parameters and all data. ``horizon`` is the length to which the episode's
-    progress refers (default ``steps``). ``second_order=False`` treats the inner gradients as
-    constants.
-
-    It is pure, for an outer loop of one's own:
-
-        import torch
-        import lo_framework as lo
-
-        (task,) = lo.make_tasks("mlp")
-        learned = lo.make_learned("hyper-adamw")
-        outer = torch.optim.Adam(learned.parameters(), lr=0.03)
-        score = torch.func.grad_and_value(lo.unroll)
-        for i in range(20):
-            slope, loss = score(learned.theta(), task, learned, steps=20, seed=i, num_tasks=4)
-            for name, p in learned.named_parameters():
-                p.grad = slope[name]
-            outer.step()
-
-    ``torch.func.grad``, ``vjp``, ``jvp`` and ``vmap`` take it, one inside another too. The
-    estimators are faster: they go through plain autograd, and ``engine="graph"`` does not repeat
-    Python's work.
-    """
-    horizon = horizon or steps
-    truncation = Truncation(unroll_length=steps, episode=(horizon, horizon))
-    generator = torch.Generator().manual_seed(seed)
-    with temporarily_clear_interpreter_stack():  # inside a vmap, nothing random is drawn
-        family = Family(task, learned)
-        unroller = Unroller(family, make_objective(objective), truncation, num_tasks)
-        carry = family.start(generator, num_tasks)
-    needs = unroller.objective.needs
-    step = family.step(needs, second_order=second_order, differentiable=True)
-    clock = torch.full((num_tasks,), horizon)
-    state = UnrollState(carry, torch.zeros_like(clock), clock, clock, generator, {})
-    _, sums = unroller.run(step, tile_theta(theta, num_tasks), carry, state, range(steps))
-    return sums.score.mean() / steps
+    return UnrollState(
+        carry=carry, generator=generator, extra=group("extra"), drawn=group("drawn"), **clocks
+    )

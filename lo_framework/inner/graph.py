@@ -12,6 +12,7 @@ and it needs a C++ compiler.
 
 from __future__ import annotations
 
+import linecache
 import operator
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.fx import graph_module
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from lo_framework.spec import UserError
@@ -113,6 +115,26 @@ def record(
     function: Callable[[Flat], list[Tensor]], inputs: Flat, wanted: Sequence[bool], engine: str
 ) -> Recording:
     """Record ``function`` at inputs like these; ``wanted``: whose gradients will be asked for."""
+    try:
+        return _record(function, inputs, wanted, engine)
+    finally:
+        _forget_sources()
+
+
+def _forget_sources() -> None:
+    """Drop the texts of recorded lists. Torch would keep them for ever, for tracebacks, and a
+    family that varies is recorded again and again.
+    """
+    loader = getattr(graph_module, "_loader", None)
+    if loader is not None:
+        for name in loader.eval_cache:
+            linecache.cache.pop(name, None)
+        loader.eval_cache.clear()
+
+
+def _record(
+    function: Callable[[Flat], list[Tensor]], inputs: Flat, wanted: Sequence[bool], engine: str
+) -> Recording:
     plain = [x.detach() for x in inputs]
     with torch.no_grad():
         # Also fills caches (constants of a layout, say) with tensors that have data.

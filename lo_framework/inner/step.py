@@ -136,6 +136,8 @@ class _Step:
         new_params, new_state = self.updated(
             theta, carry.params, grads, carry.state, told, draw.clock
         )
+        for scale in draw.scale:
+            new_params = carry.params + scale[:, None] * (new_params - carry.params)
         # A task that diverged keeps all that it had. Losses beyond this point are taken at kept
         # parameters, so that no NaN enters a graph, where 0 * NaN would be NaN again.
         alive = (
@@ -238,9 +240,10 @@ class _Recorded:
         names = map(tuple, (theta, carry.buffers, carry.state, carry.memory))
         key = (*names, len(flat))
         if key not in self.recorders:
+            step, results = self.step, self.results  # not self, which would outlive its last use
 
             def function(flat: Flat) -> list[Tensor]:
-                leaves, self.results[key] = tree_flatten(self.step(*tree_unflatten(flat, spec)))
+                leaves, results[key] = tree_flatten(step(*tree_unflatten(flat, spec)))
                 return leaves
 
             self.recorders[key] = Recorder(function, self.engine)

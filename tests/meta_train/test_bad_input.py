@@ -56,6 +56,10 @@ def refused(argv: list[str], out: Path, capsys: pytest.CaptureFixture[str]) -> s
         ("objective", "vaild", '"valid"'),
         ("objective", "valid:trian=1", '"train"'),
         ("inner_backend", "highr", '"higher"'),
+        ("vary", "usal", "usual"),
+        ("probes", "mpl@9", '"mlp"'),
+        ("probes", "quadratic:dim=3,std=0.01@6", "is in the pool"),
+        ("optimizees", "mlp:hidden=9..4", "reversed"),
     ],
 )
 def test_unknown_words(
@@ -96,6 +100,10 @@ def test_unknown_preset(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
         ("episode_length", "4-8-9"),
         ("episode_length", ""),
         ("episode_length", "1e3"),
+        ("hide_progress", 1.5),
+        ("hide_progress", -0.1),
+        ("step_range", 0.5),
+        ("step_range", "inf"),
     ],
 )
 def test_impossible_sizes(

@@ -246,3 +246,33 @@ def test_data_sets_have_ranges_too():
 def test_an_unknown_way_to_vary():
     with pytest.raises(UserError, match='unknown variation "usul" .*did you mean "usual"'):
         make_variations("mlp", vary="usul")
+
+
+@pytest.mark.parametrize(
+    ("family", "inside", "outside"),
+    [
+        (
+            "mlp",
+            ("mlp", "mlp:hidden=64x9", "mlp:hidden=8,act=gelu,batch=256"),
+            ("mlp:hidden=64x64x64x64x64", "mlp:hidden=129", "mlp:hidden=none", "mlp:batch=8"),
+        ),
+        ("mlp:hidden=64,layers=1..3", ("mlp:hidden=64x64",), ("mlp", "mlp:hidden=64x32")),
+        (
+            "mlp:hidden=8..16x8..16|none|32,batch=8",
+            ("mlp:hidden=8x9,batch=8", "mlp:hidden=none,batch=8", "mlp:hidden=32,batch=8"),
+            ("mlp:hidden=8x9", "mlp:hidden=8,batch=8", "mlp:hidden=8x9x9,batch=8"),
+        ),
+        ("mlp:hidden=16", ("mlp:hidden=16", "mlp:hidden=16,layers=1"), ("mlp", "mlp-relu")),
+        ("quadratic:std=0.1..1.0", ("quadratic:std=0.5",), ("quadratic:std=1.5", "cnn")),
+    ],
+)
+def test_what_a_family_covers(family, inside, outside):
+    (family,) = make_variations(family)
+    assert [spec for spec in inside if not family.covers(spec, "digits")] == []
+    assert [spec for spec in outside if family.covers(spec, "digits")] == []
+    assert not family.covers(inside[0], "mnist") or family.dataset is None
+    generator = seeded()
+    for _ in range(20):
+        name = family.draw(generator).name
+        # Not what is made narrower to be an autoencoder.
+        assert "reconstruct" in name or family.covers(*(name + "/digits").split("/")[:2])

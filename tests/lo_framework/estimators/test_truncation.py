@@ -161,3 +161,64 @@ def test_horizon_mean_for_the_record() -> None:
     g = torch.Generator().manual_seed(1)
     drawn = [Truncation(episode=(10, 1000)).horizon(g) for _ in range(3000)]
     assert sum(drawn) / 3000 == pytest.approx(990 / math.log(100), rel=0.08)
+
+
+def drawing(**settings: float) -> Unroller:
+    truncation = Truncation(unroll_length=5, episode=(10, 40), **settings)
+    learned = PlainSGD(PlainSGDConfig(lr=0.1))
+    return Unroller(Family(TinyNet(), learned), make_objective("valid"), truncation, 400)
+
+
+def test_hidden_progress_is_an_unknown_clock() -> None:
+    u = drawing(hide_progress=0.25)
+    state = u.init(torch.Generator().manual_seed(0))
+    hidden = state.drawn["hidden"]
+    assert float(hidden.float().mean()) == pytest.approx(0.25, abs=0.06)
+    draw, _ = u.draw(replace(state, t=torch.full((400,), 3)), 2)
+    assert not draw.clock.progress[hidden].any() and not draw.clock.horizon[hidden].any()
+    assert torch.equal(draw.clock.horizon[~hidden], state.horizon[~hidden].float())
+    assert (draw.clock.progress[~hidden] > 0).all()
+    again, done = u.restart_finished(replace(state, t=state.stop.clone()))
+    assert done.all() and not torch.equal(again.drawn["hidden"], hidden), "drawn anew"
+
+
+def test_steps_are_scaled_by_episode() -> None:
+    u = drawing(step_range=10.0)
+    state = u.init(torch.Generator().manual_seed(0))
+    scale = state.drawn["scale"]
+    logs = scale.log10()
+    assert logs.min() < -0.95 and logs.max() > 0.95 and abs(float(logs.mean())) < 0.1
+    draw, _ = u.draw(state, 0)
+    step, theta = u.family.step(Need.HELD), tile_theta(u.family.learned.theta(), u.num)
+    plain, _ = step(theta, state.carry, draw._replace(scale=()))
+    scaled, _ = step(theta, state.carry, draw)
+    start = state.carry.params
+    torch.testing.assert_close(scaled.params - start, scale[:, None] * (plain.params - start))
+
+
+def test_nothing_more_is_drawn_unless_asked_for() -> None:
+    state = drawing().init(torch.Generator().manual_seed(0))
+    assert state.drawn == {}
+
+
+@pytest.mark.parametrize("settings", [{"hide_progress": 1.5}, {"step_range": 0.5}])
+def test_impossible_draws(settings: dict[str, float]) -> None:
+    with pytest.raises(UserError, match="must be in"):
+        drawing(**settings)
+
+
+@pytest.mark.parametrize("episode", [0, 3])
+def test_an_episode_in_common(episode: int) -> None:
+    """All tasks share it; the first is cut at a random place, and none restarts by itself."""
+    stops = set()
+    for seed in range(20):
+        u = replace(drawing(step_range=2.0), num=4, episode=episode)
+        state = u.init(torch.Generator().manual_seed(seed))
+        for x in (state.horizon, state.stop, state.drawn["scale"]):
+            assert len(x) == 4 and len(set(x.tolist())) == 1
+        stops.add(bool(state.stop[0] < state.horizon[0]))
+        dead = replace(state, t=torch.tensor([0, 0, 0, int(state.stop[0])]))
+        again, done = u.restart_finished(dead)
+        assert again is dead and not done.any() and not dead.over
+        assert replace(state, t=torch.cat([state.stop[:2], state.t[:2]])).over
+    assert stops == ({True, False} if episode == 0 else {False})
