@@ -7,8 +7,15 @@ from functools import partial
 
 from lo_framework.optimizees.datasets.cifar import CifarConfig, load_cifar10
 from lo_framework.optimizees.datasets.digits import DigitsConfig, load_digits
+from lo_framework.optimizees.datasets.functions import (
+    FriedmanConfig,
+    SpiralsConfig,
+    make_friedman,
+    make_spirals,
+)
 from lo_framework.optimizees.datasets.idx import FASHION_MNIST, MNIST, IdxConfig, load_idx
 from lo_framework.optimizees.datasets.splits import Dataset, Splits
+from lo_framework.optimizees.datasets.tables import TableConfig, load_table
 from lo_framework.optimizees.datasets.teacher import TeacherConfig, make_teacher
 from lo_framework.optimizees.datasets.views import NUM_CLASSES, ViewOptions
 from lo_framework.registry import Registry
@@ -33,6 +40,9 @@ for _name, _config, _load in (
     ("fashion_mnist", IdxConfig, partial(load_idx, FASHION_MNIST)),
     ("cifar10", CifarConfig, load_cifar10),
     ("teacher", TeacherConfig, make_teacher),
+    ("table", TableConfig, load_table),
+    ("friedman", FriedmanConfig, make_friedman),
+    ("spirals", SpiralsConfig, make_spirals),
 ):
     _rows, _images = VARIED.get(_name, ("", ""))
     DATASETS.register(_name, config=_config, varied=_rows, varied_images=_images)(_load)
@@ -62,7 +72,7 @@ def load(spec: str, data_dir: str | os.PathLike[str] | None = None) -> Dataset:
         kept[key] = Dataset(
             name=key[0],
             splits=entry.build(config, folder),
-            num_classes=config.classes if viewed else NUM_CLASSES,
+            num_classes=getattr(config, "classes", NUM_CLASSES),
             reconstructs=viewed and config.target == "reconstruct",
         )
         if len(_drawn) > DRAWN:

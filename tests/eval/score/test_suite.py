@@ -66,6 +66,8 @@ def test_names_are_looked_up(tmp_path):
         read_suite(tmp_path / "nine.json")
 
 
-def test_the_shipped_suite_needs_no_download():
-    for problem in read_suite(SHIPPED):
+def test_the_shipped_suite_has_six_axes_and_needs_no_download():
+    problems = read_suite(SHIPPED)
+    assert len(problems) >= 16 and len({problem.axis for problem in problems}) == 6
+    for problem in problems:
         task_of(problem, None, "cpu")
