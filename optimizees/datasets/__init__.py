@@ -30,7 +30,7 @@ VIEWS = (
 )
 VARIED = {
     "digits": (f"{VIEWS},project=none|none|16..128", VIEWS),
-    "teacher": (f"{VIEWS},inputs=16..256,decay=0..1", f"{VIEWS},inputs=64|256,decay=0..1"),
+    "teacher": (f"{VIEWS},inputs=16..256,decay=0..1", f"{VIEWS},inputs=64|64|256,decay=0..1"),
 }
 # Each loads its splits from a config and a data folder.
 DATASETS: Registry[Splits] = Registry("data set")

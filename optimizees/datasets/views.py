@@ -12,6 +12,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from lo_framework.optimizees.datasets.splits import Splits
 from lo_framework.schema import Checked, Fraction, Seed, Width
@@ -19,6 +20,9 @@ from lo_framework.spec import default_of
 
 NUM_CLASSES = 10  # of every data set with labels of its own
 UNITS, GAIN = 32, 2.0  # of a random function: its hidden units, and how far they saturate
+
+SAMPLE = 1024
+CHUNK = 256  # rows whose feature maps are in memory at a time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,19 +89,25 @@ def view(splits: Splits, options: ViewOptions, project: int | None = None) -> Sp
 def random_function(
     train: Tensor, outputs: int, generator: torch.Generator
 ) -> Callable[[Tensor], Tensor]:
-    """A network of one hidden tanh layer with random weights, whose outputs have mean 0 and
-    variance 1 over the inputs `train`.
+    """A network of one hidden tanh layer of `UNITS` with random weights, whose outputs have mean 0
+    and variance 1 over the first `SAMPLE` rows of `train`. On images these units are the means of
+    the maps of a convolution over the four quarters.
     """
-    x = train.flatten(1)
-    centre, scale = x.mean(0), x.std(0).clamp_min(1e-3)
-    inner = torch.randn(x.shape[1], UNITS, generator=generator) * GAIN / math.sqrt(x.shape[1])
-    bias = torch.randn(UNITS, generator=generator)
+    centre, scale = train.mean(0), train.std(0).clamp_min(1e-3)
+    images = train.dim() == 4
+    shape = (UNITS // 4, train.shape[1], 3, 3) if images else (UNITS, train.shape[1])
+    inner = torch.randn(shape, generator=generator) * (GAIN / math.sqrt(math.prod(shape[1:])))
+    bias = torch.randn(shape[0], generator=generator)
     outer = torch.randn(UNITS, outputs, generator=generator)
 
     def numbers(x: Tensor) -> Tensor:
-        return torch.tanh((x.flatten(1) - centre) / scale @ inner + bias) @ outer
+        x = (x - centre) / scale
+        if not images:
+            return torch.tanh(F.linear(x, inner, bias)) @ outer
+        maps = (torch.tanh(F.conv2d(part, inner, bias, padding=1)) for part in x.split(CHUNK))
+        return torch.cat([F.adaptive_avg_pool2d(m, 2).flatten(1) for m in maps]) @ outer
 
-    y = numbers(train)
+    y = numbers(train[:SAMPLE])
     mean, std = y.mean(0), y.std(0).clamp_min(1e-6)
     return lambda x: (numbers(x) - mean) / std
 
