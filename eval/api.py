@@ -44,7 +44,8 @@ def evaluate(
 
     All optimizers see the same initial parameters and the same batches of a seed. Baselines are
     tuned on each task on other seeds, without test data, and reported at their best setting for
-    each metric.
+    each metric. A learned optimizer has two rows: as it is, and with its whole update times one
+    number that is tuned likewise (``step_scales="none"``: without the second).
 
     Args:
         tasks: specs, as ``"mlp"``, or tasks.
