@@ -20,6 +20,7 @@ from lo_framework.eval.running.provenance import provenance
 from lo_framework.eval.running.tuning import make_grid, tune
 from lo_framework.eval.score import adamw
 from lo_framework.eval.score.adamw import ADAMW, Stored
+from lo_framework.eval.score.held_out import require_held_out
 from lo_framework.eval.score.measures import CHOSEN, LAST, WIDTH, Scored, scored
 from lo_framework.eval.score.suite import SHIPPED, Problem, read_suite, task_of
 from lo_framework.eval.statistics import Array
@@ -87,6 +88,8 @@ class ScoreEvaluation(Evaluation[ScoreRequest, Scores]):
         if ADAMW not in self.optimizers and (r.tune or r.verify):
             self.add_baselines([ADAMW])
         self.steps = {problem.name: problem.steps for problem in self.problems}
+        for path in self.files.values():
+            require_held_out(self.problems, path, r.data_dir)
 
     def make_tasks(self) -> Sequence[Task]:
         where = (self.request.data_dir, self.request.device)
