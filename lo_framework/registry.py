@@ -59,7 +59,7 @@ class Registry(dict[str, Entry[T]]):
         def decorate(build: F) -> F:
             known = self.get(name)
             # The same thing registered again (a plugin file loaded twice) is no conflict.
-            if known is not None and _place(known.build) != _place(build):
+            if known is not None and place_of(known.build) != place_of(build):
                 there = getattr(known.build, "__module__", "another file")
                 raise UserError(
                     f'the {self.kind} "{name}" exists already (in {there}); choose another name'
@@ -85,5 +85,6 @@ class Registry(dict[str, Entry[T]]):
         return entry.build(config, *arguments)
 
 
-def _place(build: Callable[..., Any]) -> tuple[Any, Any]:
+def place_of(build: Callable[..., Any]) -> tuple[Any, Any]:
+    """Where a thing comes from: the same for two names of one thing."""
     return getattr(build, "__module__", None), getattr(build, "__qualname__", build)

@@ -23,7 +23,7 @@ from lo_framework.optimizees.pool import build_task, families, specs_of, usable_
 from lo_framework.optimizees.ranges import TRIES, Ranged
 from lo_framework.optimizees.registry import TASKS
 from lo_framework.optimizees.task import Task
-from lo_framework.registry import Registry
+from lo_framework.registry import Registry, place_of
 from lo_framework.spec import UserError, canonical, parse_spec
 
 CPU = torch.device("cpu")
@@ -81,7 +81,8 @@ class Variation:
             pairs.append((dataset, DATASETS, self.dataset))
         for spec, registry, ranged in pairs:
             entry, config = registry.parse(spec)
-            if entry.name != ranged.name or not ranged.covers(config):
+            other = registry[ranged.name]  # mlp-relu is mlp with another default
+            if place_of(entry.build) != place_of(other.build) or not ranged.covers(config):
                 return False
         return True
 

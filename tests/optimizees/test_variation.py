@@ -248,6 +248,15 @@ def test_an_unknown_way_to_vary():
         make_variations("mlp", vary="usul")
 
 
+def test_what_a_family_covers_under_another_name():
+    (family,) = make_variations("mlp:hidden=8..128,layers=1..4,act=tanh|relu")
+    assert family.covers("mlp-relu:hidden=64x9", "digits")
+    assert not family.covers("mlp-relu:hidden=256", "digits")
+    assert not family.covers("mlp:hidden=64", "digits")  # sigmoid
+    (family,) = make_variations("mlp-relu:hidden=8..128")
+    assert family.covers("mlp:act=relu", "digits") and not family.covers("mlp", "digits")
+
+
 @pytest.mark.parametrize(
     ("family", "inside", "outside"),
     [
