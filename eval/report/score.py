@@ -144,7 +144,8 @@ class ScoreReport(Report[Scores]):
                 f"score {optimizer}: speed-up {self.overall(optimizer, 'speed_up')}, "
                 f"final loss {self.overall(optimizer, 'final')}, "
                 f"test loss {self.overall(optimizer, 'test')}, "
-                f"worst {final[worst]:.3g}x ({worst}), early spike {max(spike.values()):.3g}x, "
+                f"worst {numbers.ratio(final[worst])} ({worst}), "
+                f"early spike {numbers.ratio(max(spike.values()))}, "
                 f"{seeds} runs diverged, {len(final)} problems"
             )
         return lines
@@ -263,7 +264,8 @@ class ScoreReport(Report[Scores]):
             at = places + thick * (i - (len(optimizers) - 1) / 2)
             for axes, key in ((final, "final"), (speed, "speed_up")):
                 shown = np.clip(values[key], low, high)
-                axes.barh(at, shown - 1, thick, left=1, color=own.colour, zorder=2)
+                bars = dict(color=own.colour, hatch="///" if own.dashes else "", linewidth=0.5)
+                axes.barh(at, shown - 1, thick, left=1, edgecolor="white", zorder=2, **bars)
         for axes in (profile, final, speed):
             axes.set_xscale("log")
             axes.set_xlim(low, high)
