@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lo_framework.commandline import Parser, run
-from lo_framework.meta_train.config import Program, RunConfig
+from lo_framework.meta_train.config import ALWAYS_WRITTEN, BEFORE, Program, RunConfig
 
 # Nothing here may import torch before the arguments are read: --help answers at once.
 
@@ -49,6 +49,8 @@ def read(words: Sequence[str]) -> tuple[Program, dict[str, Any], dict[str, Any]]
     config = Path(given.get("out", Program.out)) / "config.json"
     if given.get("resume") and not options.file and config.is_file():
         given = options.read(["--config", str(config), *words])
+    if options.file.keys() >= ALWAYS_WRITTEN:
+        options.file, given = BEFORE | options.file, BEFORE | given
     settings = {f.name for f in fields(RunConfig)}
     program = Program(**{name: x for name, x in given.items() if name not in settings})
     given, written = (

@@ -24,6 +24,11 @@ if TYPE_CHECKING:
     from lo_framework.objectives import Objective
     from lo_framework.objectives.weighting import Weighting
 
+# What a run meant that is older than the setting; and settings by which its file is told from one
+# that a person wrote.
+BEFORE = {"vary": "none"}
+ALWAYS_WRITTEN = {"clip", "checkpoint_every", "validation_seeds"}
+
 Count = Annotated[int, Range(low=1, high=10**7)]
 
 

@@ -14,7 +14,7 @@ from lo_framework.eval.running.provenance import processor
 from lo_framework.files.atomic import atomic_write_text, clean_temporaries
 from lo_framework.files.checkpoint import load_latest_state, save_state
 from lo_framework.learned import load_optimizer, of_version, save_optimizer
-from lo_framework.meta_train.config import RunConfig, flag
+from lo_framework.meta_train.config import BEFORE, RunConfig, flag
 from lo_framework.meta_train.growth import Stage
 from lo_framework.meta_train.incumbent import Incumbent, IncumbentRecord, Quality
 from lo_framework.meta_train.outer import OuterOptimizer, Radius
@@ -124,7 +124,7 @@ class RunFolder:
         record = check_json(state.meta, StateRecord, f"the state in {str(self.out)!r}")
         for name, value in asdict(self.config).items():
             # The default: a run of before there was such a setting.
-            before = record.config.get(name, getattr(RunConfig, name))
+            before = record.config.get(name, BEFORE.get(name, getattr(RunConfig, name)))
             if before != value:
                 raise UserError(
                     f"--resume needs the settings of the run in {str(self.out)!r}: "

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from lo_framework.eval.baselines import make_baseline, make_thetas
 from lo_framework.learned.base import LearnedOptimizer, Theta
@@ -46,6 +46,9 @@ class Judge(Protocol):
         score; empty where it can.
         """
 
+    def details(self, quality: Quality, reference: Quality) -> dict[str, Any]:
+        """What the log says of a quality that was compared."""
+
 
 class ByFamilies:
     """On validation seeds of the families themselves."""
@@ -64,6 +67,9 @@ class ByFamilies:
 
     def veto(self, quality: Quality, best: Quality, reference: Quality) -> str:
         return ""
+
+    def details(self, quality: Quality, reference: Quality) -> dict[str, Any]:
+        return {}
 
 
 class ByProbes:
@@ -115,6 +121,9 @@ class ByProbes:
             if new > SLACK * old:
                 return f"{name} is at {new:.2f} of tuned AdamW, and was at {old:.2f}"
         return ""
+
+    def details(self, quality: Quality, reference: Quality) -> dict[str, Any]:
+        return {"probes": dict(zip(self.names, self.ratios(quality, reference), strict=True))}
 
 
 @dataclass(frozen=True)

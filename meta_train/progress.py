@@ -3,14 +3,15 @@
 
 ``metrics.jsonl`` has one line an outer step: ``step stage kind meta_loss diverged nonfinite
 grad_norm clip_ratio skipped score seconds rate`` and ``families``, which has the metrics of every
-family; with ``--objective combined`` also ``terms`` and their ``weights``. A number that is not
+family; with ``--objective combined`` also ``terms`` and their ``weights``, and where probes were
+looked at ``probes``: their ratios to tuned AdamW under the theta in question. A number that is not
 finite stands as null. Only ``seconds`` and ``rate`` differ when a run is repeated.
 
 TensorBoard has the same as ``meta_loss/FAMILY`` (and ``diverged``, ``nonfinite``),
 ``outer/grad_norm``, ``outer/clip_ratio``, ``outer/skipped``, ``log10_step_size/FAMILY/PROGRESS``
 (the learned step size at the start, middle and end of an episode), ``validation/incumbent`` and
 ``rate/inner_steps_per_second``; for objectives about steps also ``term_NAME/FAMILY``, and
-``weight/NAME`` where there are several terms.
+``weight/NAME`` where there are several terms, and ``probe/NAME`` where there are probes.
 """
 
 from __future__ import annotations

@@ -56,6 +56,7 @@ def curves(line: dict[str, Any]) -> dict[str, float]:
     }
     points |= {f"outer/{key}": line[key] for key in ("grad_norm", "clip_ratio", "skipped")}
     points |= {f"weight/{name}": weight for name, weight in line.get("weights", {}).items()}
+    points |= {f"probe/{name}": ratio for name, ratio in line.get("probes", {}).items()}
     points |= {"regularizer/rho": line["rho"]} if "rho" in line else {}
     return points | {"rate/inner_steps_per_second": line["rate"]}
 

@@ -157,8 +157,7 @@ class Trainer:
         run.step += len(rows)
         last = run.step in (self.stage.end, config.outer_steps)
         if last or _passed(config.validate_every, before, run.step):
-            if sick := self._validate():
-                rows[-1][0]["unscored"] = sick
+            rows[-1][0].update(self._validate())
             rows[-1][1]["validation/incumbent"] = run.incumbent.score
         seconds = (time.monotonic() - started) / len(rows)
         rate = self.workers.shards * config.tasks_per_shard * config.unroll_length / seconds
@@ -224,8 +223,10 @@ class Trainer:
             self._build(shards, rhos[0])
         return rows
 
-    def _validate(self) -> list[str]:
-        """Save theta if it is the best so far; the families on which its loss is not finite."""
+    def _validate(self) -> dict[str, Any]:
+        """Save theta if it is the best so far. For the log: ``unscored``, the problems on which its
+        loss is not finite, and what else there is to say of the judgement.
+        """
         run, stage = self.run, self.stage
         # Theta itself is ahead, its average is calmer: early on the one is better, later the other.
         thetas = [
@@ -243,12 +244,14 @@ class Trainer:
             for i, q in enumerate(qualities)
         ]
         failed, vetoed, value, best = min(ranks)
+        told: dict[str, Any] = {"unscored": sick[best]} if sick[best] else {}
+        told |= judge.details(qualities[best], reference)
         if value < incumbent.score and not (failed or vetoed):
             theta, quality = thetas[best], qualities[best]
             run.incumbent = Incumbent(stage.kind, stage.config, value, run.step, quality, theta)
             run.outer.stale = 0
             self.folder.save_optimizer(run)
-            return sick[best]
+            return told
         if vetoed and value < incumbent.score:
             self.progress.say(f"step {run.step}: score {value:.3f}, but {vetoes[best]}: not kept")
         for name in sick[best]:
@@ -261,7 +264,7 @@ class Trainer:
                 f"step {run.step}: score {value:.3f}, back to the incumbent "
                 f"({run.incumbent.score:.3f}) at half the pace"
             )
-        return sick[best]
+        return told
 
     def _grow(self) -> None:
         """Grow: a new kind that starts as the function that the incumbent is."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from lo_framework.learned import load_optimizer
 from lo_framework.meta_train import judges
 from lo_framework.meta_train.config import Program
 from lo_framework.meta_train.judges import ByProbes
@@ -15,7 +16,7 @@ from lo_framework.meta_train.problems import USUAL
 from lo_framework.meta_train.run import MetaTraining
 from lo_framework.meta_train.workers import Workers, WorkerSetup
 from lo_framework.spec import UserError
-from tests.meta_train.tools import tiny
+from tests.meta_train.tools import metrics, tiny, train
 
 
 def probes(**changes: Any) -> list[str]:
@@ -29,12 +30,12 @@ def test_the_usual_ones_are_for_families_that_vary() -> None:
     assert probes(optimizees="mlp", vary="usual", probes="none") == []
     usual = probes(optimizees="mlp,cnn", vary="usual")
     assert len(usual) == len(USUAL)
-    assert usual[0] == "mlp-relu:hidden=256x256/digits@200" and "mlp/digits@1000" in usual
+    assert usual[0] == "mlp-relu:hidden=256x256/digits@100" and "mlp/digits@1000" in usual
 
 
 def test_usual_ones_inside_the_pool_are_left_out() -> None:
     wide = probes(optimizees="mlp-relu:hidden=8..512,layers=1..3,cnn", episode_length="200")
-    assert "mlp-relu:hidden=256x256/digits@200" not in wide and len(wide) == len(USUAL) - 1
+    assert "mlp-relu:hidden=256x256/digits@100" not in wide and len(wide) == len(USUAL) - 1
 
 
 def test_data_set_and_steps() -> None:
@@ -138,3 +139,12 @@ def test_the_reference_is_the_best_of_a_grid(monkeypatch: pytest.MonkeyPatch) ->
     assert best == good and good["final"] < slow["final"]
     assert good["rise"] < 1.2 and not far["final"] < good["final"]
     assert probes.names == ["mlp:hidden=4,batch=8/digits@30"]
+
+
+def test_the_log_says_how_probes_stand(tmp_path: Any) -> None:
+    train(tmp_path / "run", probes="quadratic:dim=9@4,quadratic:dim=8@4")
+    rows = [row for row in metrics(tmp_path / "run") if "probes" in row]
+    assert [row["step"] for row in rows] == [2, 4]
+    assert set(rows[0]["probes"]) == {"quadratic:dim=9@4", "quadratic:dim=8@4"}
+    summary = load_optimizer(tmp_path / "run" / "optimizer.safetensors").summary
+    assert [set(q) for q in summary["quality"]] == [{"mean", "final", "rise"}] * 2

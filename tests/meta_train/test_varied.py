@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import shutil
 import weakref
 from pathlib import Path
@@ -11,10 +12,14 @@ from typing import Any
 import pytest
 import torch
 
+from lo_framework.files.checkpoint import load_latest_state, save_state
 from lo_framework.learned import make_learned
+from lo_framework.meta_train.cli import read
+from lo_framework.meta_train.folder import RunFolder
 from lo_framework.meta_train.growth import Stage
 from lo_framework.meta_train.workers import ShardHost, WorkerSetup
 from lo_framework.processes import from_wire, to_wire
+from lo_framework.spec import UserError
 from tests.meta_train.tools import Forker, command, equal, final_state, same_run, tiny, train
 
 STAGE = Stage("hyper-adamw", {})
@@ -162,3 +167,25 @@ def test_bare_names_vary() -> None:
     assert not family.is_fixed and family.named().name == "mlp/digits"
     (family,) = WorkerSetup(tiny(**settings, vary="none")).make_pool()
     assert family.is_fixed and family.name == "mlp/digits"
+
+
+def test_runs_from_before_there_were_variations_stay_as_named(tmp_path: Path) -> None:
+    """Whatever the default is: their own file does not say it."""
+    train(tmp_path / "run")
+    file = tmp_path / "run" / "config.json"
+    written = json.loads(file.read_text())
+    assert written.pop("vary") == "none"
+    file.write_text(json.dumps(written))
+    for words in (["--config", str(file)], ["--out", str(file.parent), "--resume"]):
+        _, given, settings = read(words)
+        assert given["vary"] == settings["vary"] == "none"
+    file.write_text('{"outer_steps": 3}')
+    assert "vary" not in read(["--config", str(file)])[1]
+    state = load_latest_state(file.parent / "state")
+    assert state is not None and state.meta["config"].pop("vary") == "none"
+    folder = RunFolder(file.parent, tiny(), [])
+    save_state(file.parent / "state", state.step, state.tensors, state.meta)
+    with pytest.raises(UserError, match="other stages"):  # than none: its settings fit
+        folder.load()
+    with pytest.raises(UserError, match="--vary was 'none' and is now 'usual'"):
+        RunFolder(file.parent, tiny(vary="usual"), []).load()
