@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -70,4 +71,7 @@ def test_the_shipped_suite_has_six_axes_and_needs_no_download():
     problems = read_suite(SHIPPED)
     assert len(problems) >= 16 and len({problem.axis for problem in problems}) == 6
     for problem in problems:
-        task_of(problem, None, "cpu")
+        name = task_of(problem, None, "cpu").name
+        optimizee, _, dataset = name.partition("/")  # as workers make it again
+        again = replace(problem, optimizee=optimizee, dataset=dataset or "digits")
+        assert task_of(again, None, "cpu").name == name
