@@ -22,7 +22,7 @@ MARK = "evaluated"  # names the optimizer file that the table is about
 
 
 def closing_report(run: MetaTraining, best: Incumbent) -> str:
-    """Evaluate ``best`` on the run's own families, over the longest episode; the files go to
+    """Evaluate ``best`` on the run's own families as they are named; the files go to
     ``evaluation/`` there.
 
     What has been evaluated already is only told again: to resume a finished run costs nothing.
@@ -39,7 +39,7 @@ def closing_report(run: MetaTraining, best: Incumbent) -> str:
                 run.tasks,
                 {best.kind: optimizer},
                 baselines=("adamw",),
-                steps=run.config.episode[1],
+                steps=run.config.named_steps,
                 seeds=SEEDS,
                 workers=run.program.workers,
                 data_dir=run.program.data_dir,

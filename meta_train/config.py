@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 BEFORE = {"vary": "none"}
 ALWAYS_WRITTEN = {"clip", "checkpoint_every", "validation_seeds"}
 
+NAMED_STEPS = 200  # of what is varied when it is trained on
+
 Count = Annotated[int, Range(low=1, high=10**7)]
 
 
@@ -220,6 +222,11 @@ class RunConfig:
                 f"--episode-length {self.episode_length!r:.80}: expected 200, or 100-1000 for "
                 "log-uniform lengths"
             ) from None
+
+    @property
+    def named_steps(self) -> int:
+        """Steps of a family as it is named, in validation and in the closing table."""
+        return self.episode[1] if self.vary == "none" else min(self.episode[1], NAMED_STEPS)
 
     @cached_property
     def truncation(self) -> Truncation:

@@ -16,12 +16,14 @@ from lo_framework.learned.base import LearnedOptimizer, Theta
 from lo_framework.meta_train.growth import Stage
 from lo_framework.meta_train.incumbent import (
     PROBED,
+    START_LRS,
     WEIGHTS,
     WORST_RATIO,
     Quality,
     log_ratio,
     measure,
     score,
+    with_lr,
 )
 from lo_framework.meta_train.workers import Workers
 
@@ -96,6 +98,27 @@ class ByProbes:
             final = min(each, key=lambda losses: losses["final"])
             best.append(final | {"mean": min(losses["mean"] for losses in each)})
         return best
+
+    def start(self, stage: Stage, theta: Theta | None) -> tuple[float, Theta, Quality]:
+        """The stage's start and its quality: ``theta`` where that is given, else the kind's own
+        with the learning rate, where it has one, that does best on the probes together.
+        """
+        learned = stage.build()
+        config, own = learned.config, learned.theta()
+        tuned = theta is None and "default" in own and {"lr", "gain"} <= vars(config).keys()
+        lrs = START_LRS if tuned else (1.0,)
+        thetas = [theta or own]
+        if tuned:
+            thetas = [own | {"default": with_lr(own["default"], config, lr)} for lr in lrs]
+        qualities = self.measure(stage, thetas)
+        # Against the best of all settings, so that clipped ratios decide nothing.
+        best = [
+            {name: min(losses[name] for losses in each) for name in self.metrics}
+            for each in zip(*qualities, strict=True)
+        ]
+        scores = [self.score(quality, best) for quality in qualities]
+        chosen = min(range(len(scores)), key=scores.__getitem__)
+        return lrs[chosen], thetas[chosen], qualities[chosen]
 
     def ratios(self, quality: Quality, reference: Quality) -> list[float]:
         """Per probe: the geometric mean of its mean and its final loss over AdamW's, times a part

@@ -66,10 +66,10 @@ class Problem(NamedTuple):
 
 
 def family_problems(config: RunConfig, pool: Pool) -> list[Problem]:
-    """Every family, as it is named, over the longest episode."""
+    """Every family, as it is named."""
     seeds = range(VALIDATION_SEED, VALIDATION_SEED + config.validation_seeds)
     tasks = [each.named() for each in pool]
-    return [Problem(task.name, task, config.episode[1], seeds) for task in tasks]
+    return [Problem(task.name, task, config.named_steps, seeds) for task in tasks]
 
 
 def probes(config: RunConfig, pool: Pool, data_dir: str | None = None) -> list[Problem]:

@@ -55,9 +55,8 @@ class Trainer:
         self.workers, self.progress, self.folder = workers, progress, folder
         self.tasks = [problem.task for problem in workers.problems[: len(workers.pool)]]
         self.nonfinite = dict.fromkeys((task.name for task in self.tasks), 0.0)
-        self.families = ByFamilies(workers)
         probed = len(workers.problems) > len(workers.pool)
-        self.judge: Judge = ByProbes(workers) if probed else self.families
+        self.judge: Judge = ByProbes(workers) if probed else ByFamilies(workers)
 
     @property
     def stage(self) -> Stage:
@@ -67,34 +66,43 @@ class Trainer:
         """AdamW's learning rate, the reference of all scores, and the first stage's start, which is
         ``theta`` where it is given.
         """
-        self.progress.say("tuning AdamW's learning rate as the start and the yardstick")
-        lr, reference = tuned_start(self.workers)
-        self.progress.say(
-            f"the best AdamW for all families has lr {lr:g}; scores below 1 are better than it"
-        )
-        for name in _not_finite(self.families, reference):
-            self.progress.say(
-                f"{name}: the loss is not finite under AdamW at any learning rate: are its data "
-                "and its loss? Nothing can be learned from its scores"
-            )
         first = self.stages[0]
         learned = first.build()
-        plain = theta is None and is_plain(learned) and self.judge is self.families
-        if theta is None:
-            theta = learned.theta()
-            if isinstance(learned, HyperAdamW):
-                theta["default"] = with_lr(theta["default"], learned.config, lr)
         if isinstance(self.judge, ByProbes):
             self.progress.say(f"tuning AdamW on probes: {', '.join(self.judge.names)}")
             reference = self.judge.reference()
-        # A plain start is the same function as the reference.
-        quality = reference if plain else self.judge.measure(first, [theta])[0]
+            lr, theta, quality = self.judge.start(first, theta)
+            self.progress.say(f"the start has lr {lr:g}; scores below 1 are better than AdamW")
+        else:
+            lr, reference, theta, quality = self._start_by_families(first, learned, theta)
         value = self.judge.score(quality, reference)
         incumbent = Incumbent(first.kind, first.config, value, 0, quality, theta)
         learned.load_theta(theta)
         outer, weighting = self._outer(learned, first), self.config.make_weighting()
         self.run = RunState(0, 0, outer, incumbent, reference, lr, True, self._radius(), weighting)
         self._build(None)
+
+    def _start_by_families(
+        self, first: Stage, learned: LearnedOptimizer, theta: Theta | None
+    ) -> tuple[float, Quality, Theta, Quality]:
+        self.progress.say("tuning AdamW's learning rate as the start and the yardstick")
+        lr, reference = tuned_start(self.workers)
+        self.progress.say(
+            f"the best AdamW for all families has lr {lr:g}; scores below 1 are better than it"
+        )
+        for name in _not_finite(self.judge, reference):
+            self.progress.say(
+                f"{name}: the loss is not finite under AdamW at any learning rate: are its data "
+                "and its loss? Nothing can be learned from its scores"
+            )
+        plain = theta is None and is_plain(learned)
+        if theta is None:
+            theta = learned.theta()
+            if isinstance(learned, HyperAdamW):
+                theta["default"] = with_lr(theta["default"], learned.config, lr)
+        # A plain start is the same function as the reference.
+        quality = reference if plain else self.judge.measure(first, [theta])[0]
+        return lr, reference, theta, quality
 
     def resume(self, saved: Saved) -> None:
         """Go on from a state; raises UserError where its parts are not those of this run."""

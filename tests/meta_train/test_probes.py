@@ -8,9 +8,12 @@ from typing import Any
 
 import pytest
 
-from lo_framework.learned import load_optimizer
+import lo_framework as lo
+from lo_framework.learned import load_optimizer, make_learned
 from lo_framework.meta_train import judges
 from lo_framework.meta_train.config import Program
+from lo_framework.meta_train.growth import Stage
+from lo_framework.meta_train.incumbent import START_LRS, with_lr
 from lo_framework.meta_train.judges import ByProbes
 from lo_framework.meta_train.problems import USUAL
 from lo_framework.meta_train.run import MetaTraining
@@ -148,3 +151,39 @@ def test_the_log_says_how_probes_stand(tmp_path: Any) -> None:
     assert set(rows[0]["probes"]) == {"quadratic:dim=9@4", "quadratic:dim=8@4"}
     summary = load_optimizer(tmp_path / "run" / "optimizer.safetensors").summary
     assert [set(q) for q in summary["quality"]] == [{"mean", "final", "rise"}] * 2
+
+
+def test_the_start_is_tuned_on_probes() -> None:
+    config = tiny(probes="mlp:hidden=4,batch=8@20,quadratic:dim=9@20")
+    probes = ByProbes(Workers(WorkerSetup(config, Program(workers=1)), shards=2))
+    stage = Stage("hyper-adamw", {})
+    lr, theta, quality = probes.start(stage, None)
+    assert (
+        lr in START_LRS
+        and with_lr(theta["default"] * 0, stage.build().config, lr)[0] == (theta["default"][0])
+    )
+    reference = probes.reference()
+    for other in START_LRS:
+        own = stage.build().theta()
+        own["default"] = with_lr(own["default"], stage.build().config, other)
+        again = probes.start(stage, own)
+        assert again[0] == 1 and again[1] is own
+        assert probes.score(again[2], reference) >= probes.score(quality, reference) - 1e-9
+    assert probes.start(Stage("lstm", {"hidden": 2}), None)[0] == 1
+
+
+def test_a_run_on_probes_from_weights_of_ones_own(tmp_path: Any) -> None:
+    learned = make_learned("hyper-adamw:lr=0.05")
+    settings = {"outer_steps": 1, "num_tasks": 2, "shards": 1, "unroll_length": 2}
+    found = lo.train(
+        "quadratic:dim=3",
+        learned,
+        quiet=True,
+        out=tmp_path / "run",
+        episode_length="4",
+        probes="quadratic:dim=9@5",
+        **settings,
+    )
+    assert found.config == learned.config
+    summary = load_optimizer(tmp_path / "run" / "optimizer.safetensors").summary
+    assert summary["reference_lr"] == 1 and len(summary["reference"]) == 1

@@ -167,6 +167,17 @@ def test_bare_names_vary() -> None:
     assert not family.is_fixed and family.named().name == "mlp/digits"
     (family,) = WorkerSetup(tiny(**settings, vary="none")).make_pool()
     assert family.is_fixed and family.name == "mlp/digits"
+    lengths = {
+        (vary, length): tiny(**settings, vary=vary, episode_length=length).named_steps
+        for vary in ("usual", "none")
+        for length in ("50-1000", "70")
+    }
+    assert lengths == {
+        ("usual", "50-1000"): 200,
+        ("usual", "70"): 70,
+        ("none", "50-1000"): 1000,
+        ("none", "70"): 70,
+    }
 
 
 def test_runs_from_before_there_were_variations_stay_as_named(tmp_path: Path) -> None:
