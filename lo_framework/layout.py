@@ -73,6 +73,7 @@ class Layout:
     """
 
     DESCRIPTORS: ClassVar[int] = 2 + len(ROLES)
+    POSITION_KEYS: ClassVar[int] = len(ROLES) * len(POSITIONS)
     slots: tuple[Slot, ...]
     device: torch.device = field(default=torch.device("cpu"), compare=False)
     matrices: int = 1
@@ -133,6 +134,15 @@ class Layout:
     def role_keys(self) -> Tensor:
         """Row of each tensor in a (role x depth third) table, ``[S]``."""
         return torch.tensor([slot.role_key for slot in self.slots], device=self.device)
+
+    @cached_property
+    def position_keys(self) -> Tensor:
+        """Row of each tensor in a (role x position) table, ``[S]``."""
+        keys = [
+            ROLES.index(slot.role) * len(POSITIONS) + POSITIONS.index(slot.position)
+            for slot in self.slots
+        ]
+        return torch.tensor(keys, device=self.device)
 
     @cached_property
     def descriptors(self) -> Tensor:

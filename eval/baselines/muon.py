@@ -17,10 +17,9 @@ from lo_framework.eval.baselines.registry import grid_of, register_baseline
 from lo_framework.layout import LAYERS, Layout, Slot
 from lo_framework.learned.adamw_rule import AdamWChannels, unstack
 from lo_framework.learned.base import State
+from lo_framework.learned.orthogonal import newton_schulz
 from lo_framework.spec import UserError
 
-COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic iteration
-EPS = 1e-7
 RMS = 0.2  # about that of AdamW's updates
 
 
@@ -91,14 +90,5 @@ class Muon(AdamW):
 
 
 def matched(x: Tensor, ns_steps: int) -> Tensor:
-    """The matrix ``x`` with its singular values near one, by Newton-Schulz iterations, and then of
-    RMS `RMS`.
-    """
-    tall = x.shape[0] > x.shape[1]
-    y = x.mT if tall else x
-    y = y / torch.linalg.vector_norm(y).clamp_min(EPS)
-    a, b, c = COEFFICIENTS
-    for _ in range(ns_steps):
-        gram = y @ y.mT
-        y = a * y + (b * gram + c * (gram @ gram)) @ y
-    return RMS * math.sqrt(max(x.shape)) * (y.mT if tall else y)
+    """The matrix ``x`` with its singular values near one, and then of RMS `RMS`."""
+    return RMS * math.sqrt(max(x.shape)) * newton_schulz(x, ns_steps)

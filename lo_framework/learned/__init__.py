@@ -11,6 +11,7 @@ from lo_framework.learned.building import make_learned, of_version, rebuild
 from lo_framework.learned.hyper_adamw import HyperAdamW
 from lo_framework.learned.lstm import LSTM
 from lo_framework.learned.mlp import MLP
+from lo_framework.learned.scaled import Scaled
 from lo_framework.learned.storage import (
     OptimizerFile,
     fingerprint,
@@ -34,6 +35,7 @@ __all__ = [
     "HyperAdamW",
     "LearnedOptimizer",
     "OptimizerFile",
+    "Scaled",
     "fingerprint",
     "learned_from",
     "load",

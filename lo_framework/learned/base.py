@@ -48,12 +48,13 @@ class LearnedOptimizer(nn.Module):
 
     ``config`` is a frozen dataclass from which the same optimizer can be built again. ``per_param``
     names the state tensors whose last dimension is the parameters; all others are reduced (per
-    tensor or scalar).
+    tensor or scalar). ``open_ended``: the rule has a meaning where nobody knows the horizon.
     """
 
     kind: ClassVar[str]
     Config: ClassVar[type]
     per_param: ClassVar[tuple[str, ...]] = ()
+    open_ended: ClassVar[bool] = False
     config: Any
 
     def init_state(self, layout: Layout, params: Tensor) -> State:

@@ -96,8 +96,10 @@ class Host:
         squares of the unscaled updates (0-d tensors).
         """
         works = [self._gather(run, multipliers[run.pack.group]) for run in plan.runs]
-        for work in works:
-            self._prepare(work)
+        if type(self.learned).prepare is not LearnedOptimizer.prepare:
+            common = store.shared()
+            for work in works:
+                self._prepare(work, common)
         stats = self._stats(works, plan)
         channels, shared, reduced = self.learned.condition(
             plan.layout, stats, store.take(plan), loss, clock
@@ -152,14 +154,12 @@ class Host:
                 work.params[part].to(self.dtype), work.grads[part].to(self.dtype), state, part
             )
 
-    def _prepare(self, work: Work) -> None:
+    def _prepare(self, work: Work, common: State) -> None:
         """Let the rule update state that needs whole tensors; most rules have none."""
-        learned = self.on(work.run.pack.device)
-        if type(learned).prepare is not LearnedOptimizer.prepare:
-            _store(
-                work.run.state,
-                learned.prepare(work.run.layout, work.grads.to(self.dtype), work.run.state),
-            )
+        device, state = work.run.pack.device, work.run.state
+        seen = {name: x.to(device) for name, x in common.items()} | state
+        grads = work.grads.to(self.dtype)
+        _store(state, self.on(device).prepare(work.run.layout, grads, seen))
 
     def _means(self, work: Work) -> Tensor:
         """Means of what the rule measures, ``[F, tensors of the run]``; sums are pairwise in chunks

@@ -67,19 +67,19 @@ class Learned(OptimizerBase):
         guard: bool | GuardConfig = False,
         chunk: int | None = None,
     ) -> None:
-        if num_steps is None:
+        learned = learned_from(optimizer)
+        if num_steps is None and not learned.open_ended:
             raise UserError(
                 "Learned needs num_steps, the number of steps of this training: learned schedules "
-                "run over it"
+                f"of {learned.kind} run over it"
             )
-        self.num_steps = whole("num_steps", num_steps)
+        self.num_steps = None if num_steps is None else whole("num_steps", num_steps)
         if float(lr) < 0:
             raise UserError(
                 f"lr is a multiplier of the learned update: it must be at least 0, got {lr}"
             )
         if chunk is not None and chunk < 1:
             raise UserError(f"chunk must be at least 1, got {chunk}")
-        learned = learned_from(optimizer)
         self._fingerprint = fingerprint(learned)
         # What its gradients were corrected by when it was meta-trained (SAM with a learned radius),
         # or None.
@@ -185,7 +185,8 @@ class Learned(OptimizerBase):
         if newcomers:
             self._store.admit(newcomers)
             self._publish()
-        clock = [min(self._updates / self.num_steps, 1.0), float(self.num_steps)]
+        steps = self.num_steps
+        clock = [min(self._updates / steps, 1.0), float(steps)] if steps else [0.0, 0.0]
         self._host.update(
             self._store,
             self._store.plan(active),

@@ -17,7 +17,11 @@ from tests.lo_framework.small_tasks import ALL_KINDS, Quadratic, TinyNet, in_ste
 def test_every_meta_parameter_gets_a_gradient(kind: str, spec: str) -> None:
     """At once, or behind a head that starts at zero, from the second outer step on."""
     learned = make_learned(kind)
-    heads = {"attention": ["head"], "attention-mlp": ["head", "last"]}.get(kind, [])
+    heads = {
+        "attention": ["head"],
+        "attention-mlp": ["head", "last"],
+        ALL_KINDS[-1]: ["controller.head"],
+    }.get(kind, [])
     family = Family(TinyNet(torch.float32), learned)
     estimator = make_estimator(spec, family, make_objective("valid:train=0.5"), once(8, 4), 2)
     state = in_step(estimator.init_state(learned.theta(), torch.Generator().manual_seed(0)))

@@ -22,6 +22,8 @@ ALL_KINDS = [
     "mlp",
     "mlp:features=39",
     "lstm",
+    "scaled",
+    "scaled:controller=mean,relative=true",
 ]
 SHAPES = {
     "embed.weight": (7, 6),

@@ -1,0 +1,76 @@
+"""The controller of ``scaled``: a small network over tokens, one of a tensor, that says how much
+more or less than the law its step should be.
+
+Tokens are relative: sizes are compared with those of the other tensors, with the start of the run
+or with one another, so that they mean the same on a net of any size.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from lo_framework.layout import POSITIONS, ROLES, Layout
+from lo_framework.learned.base import Clock, State, zeros
+from lo_framework.learned.encoder import Block, matrix
+
+EXCHANGES = ("none", "mean", "attention")
+MOVING = 11
+TOKENS = MOVING + len(ROLES) + len(POSITIONS)
+TINY = 1e-20
+
+
+def log_rms(square: Tensor) -> Tensor:
+    return 0.5 * torch.log(square + TINY)
+
+
+def cosine(product: Tensor, square1: Tensor, square2: Tensor) -> Tensor:
+    return product * torch.rsqrt(square1 + TINY) * torch.rsqrt(square2 + TINY)
+
+
+def tokens(layout: Layout, stats: Tensor, state: State, clock: Clock) -> Tensor:
+    """``[TOKENS, S]`` from the means of `Scaled.measure`."""
+    u2, p2, g2, m2, gm, up = stats
+    g, p = log_rms(g2), log_rms(p2)
+    moving = torch.stack(
+        [
+            (g - g.mean()) / 3.0,
+            (p - p.mean()) / 3.0,
+            (log_rms(m2) - g).clamp(-3.0, 3.0),
+            log_rms(u2).clamp(-3.0, 3.0),
+            cosine(gm, g2, m2),
+            3.0 * state["agreement"],
+            (p - state["size"]).clamp(-3.0, 3.0),
+            cosine(up, u2, p2),
+            clock.progress.expand_as(g),
+            (clock.horizon > 0).to(g).expand_as(g),
+            (torch.log1p(state["step"]) / 5.0).expand_as(g),
+        ]
+    )
+    flags = [[float(slot.role == role) for slot in layout.slots] for role in ROLES]
+    flags += [[float(slot.position == where) for slot in layout.slots] for where in POSITIONS]
+    return torch.cat([moving, torch.tensor(flags, device=layout.device).to(moving)])
+
+
+class Controller(nn.Module):
+    """Tokens ``[TOKENS, S]`` to numbers ``[S]``, zero at the start. ``exchange``: what tokens know
+    of one another ("none", "mean": the average, "attention").
+    """
+
+    def __init__(self, width: int, heads: int, exchange: str, generator: torch.Generator) -> None:
+        super().__init__()
+        self.exchange = exchange
+        self.embed = matrix(width, TOKENS, generator)
+        self.embed_bias = zeros(width, 1)
+        if exchange == "attention":
+            self.block = Block(width, heads, generator)
+        self.mix = matrix(width, width * (1 + (exchange == "mean")), generator)
+        self.head = zeros(1, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.tanh(self.embed @ x + self.embed_bias)
+        if self.exchange == "attention":
+            x = self.block(x)
+        elif self.exchange == "mean":
+            x = torch.cat([x, x.mean(-1, keepdim=True).expand_as(x)])
+        return (self.head @ torch.tanh(self.mix @ x))[0]

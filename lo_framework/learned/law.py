@@ -1,0 +1,41 @@
+"""Scaling laws of step sizes, and piecewise-linear functions of time.
+
+The step of a direction of known size falls with the fan-in of a layer, with the number of matrices
+and with the horizon; the powers are meta-parameters within [0, 2] (Yang et al. 2022, Dey et al.
+2025; measured here for plain nets: about .5 and 1.3).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from lo_framework.layout import LAYERS, Layout
+from lo_framework.learned.base import Clock
+
+FAN, MATRICES, HORIZON = 64.0, 3.0, 200.0  # of the net and run for which a step is meant
+POWERS = ("fan-in of layers", "fan-in of vectors", "matrices", "horizon")
+
+
+def log_law(layout: Layout, powers: Tensor, clock: Clock) -> Tensor:
+    """Log of the step relative to that of the reference, ``[S]``; an unknown horizon is the
+    reference's.
+    """
+    is_layer = [slot.role in LAYERS for slot in layout.slots]
+    fan = torch.where(torch.tensor(is_layer, device=layout.device), powers[0], powers[1])
+    known = torch.where(clock.horizon > 0, clock.horizon, HORIZON)
+    law = -fan * torch.log(layout.fans.to(powers) / FAN)
+    law = law - powers[2] * math.log(layout.matrices / MATRICES)
+    return law - powers[3] * torch.log(known.to(powers) / HORIZON)
+
+
+def hats(knots: Tensor, at: Tensor) -> Tensor:
+    """The weights of the knots in a piecewise-linear function at the point ``at``, constant beyond
+    the last one: no branch, vmappable.
+    """
+    width = knots.diff()
+    left, right = torch.cat([width[:1], width]), torch.cat([width, width[-1:]])
+    d = at.clamp_max(knots[-1]) - knots
+    return torch.where(d < 0, 1 + d / left, 1 - d / right).clamp_min(0)

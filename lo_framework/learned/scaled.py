@@ -1,0 +1,200 @@
+"""``scaled``: a direction of known size, a step from scaling laws, and what is learned around both.
+
+    p <- p - eta (u + weight_decay p)
+
+Per tensor, ``u`` is Adam's direction from a fast and a slow momentum, orthogonalised in part where
+the tensor is a matrix (Muon's direction), over its own root mean square to the power ``norm``. Its
+step is
+
+    log eta = offset[role, position] + law + schedule(progress) + warm-up(step)
+              + log(4) tanh(controller)
+
+with the law of `law`: powers of fan-in, depth and horizon. Nothing reads an absolute size (eps is
+relative to the tensor), so that what is learned on small nets holds on others. All meta-parameters
+start at zero: the start values of the config are a usable optimizer.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from lo_framework.layout import Layout
+from lo_framework.learned.base import Clock, LearnedOptimizer, State, register_learned, zeros
+from lo_framework.learned.controller import Controller, cosine, log_rms, tokens
+from lo_framework.learned.law import FAN, POWERS, hats, log_law
+from lo_framework.learned.orthogonal import orthogonalised
+from lo_framework.schema import Checked, Positive, Range, Seed, Share, Width
+
+KNOTS = (0.0, 0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 1.0)  # of progress
+STEPS = (0.0, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0)
+WARM = 5.0  # steps until the step has its full size
+LEAST_SHARE = 0.03  # of the step, at the end of the schedule
+OFFSETS = ("log_lr", "log_weight_decay", "slow", "now", "norm", "orthogonal")
+BOUND = math.log(4.0)
+FLOOR = 1e-24  # of second moments; the derivative of its inverse root is finite in float32
+
+Unit = Annotated[float, Range(low=0, high=1)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScaledConfig(Checked):
+    """Start values, and which parts there are.
+
+    Attributes:
+        lr: the step at fan-in 64, 3 matrices and 200 steps.
+        relative: whether a step is relative to the size of the layer's parameters (variant B).
+        fan, vectors, depth, horizon: powers of the law.
+        fast, slow, second: decays of the momenta and of the second moment.
+        slow_share: of the slow momentum; ``norm``: power of the direction's own size by which it is
+            divided; ``eps`` is relative to the tensor's second moment.
+        orthogonal: share of the orthogonal direction; 0: none is computed.
+        controller: what the tokens of the controller exchange; "off": there is none.
+        gain: from theta to log space, as in ``hyper-adamw``.
+    """
+
+    lr: Positive = 0.015
+    relative: bool = False
+    fan: Unit = 0.55
+    vectors: Unit = 0.3
+    depth: Unit = 0.9
+    horizon: Unit = 0.3
+    fast: Share = 0.85
+    slow: Share = 0.97
+    second: Share = 0.97
+    slow_share: Unit = 0.05
+    norm: Unit = 0.5
+    eps: Positive = 1e-4
+    weight_decay: Positive = 1e-2
+    orthogonal: Unit = 0.9
+    controller: Literal["off", "none", "mean", "attention"] = "off"
+    width: Width = 16
+    heads: Width = 4
+    gain: Positive = 10.0
+    seed: Seed = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.width % self.heads:
+            raise ValueError(f"width ({self.width}) must be a multiple of heads ({self.heads})")
+
+
+def _logit(x: float) -> float:
+    x = min(max(x, 1e-4), 1.0 - 1e-4)
+    return math.log(x) - math.log1p(-x)
+
+
+@register_learned
+class Scaled(LearnedOptimizer):
+    """C offsets per role and position; see the module."""
+
+    kind = "scaled"
+    Config = ScaledConfig
+    per_param: ClassVar[tuple[str, ...]] = ("m", "slow", "v", "direction")
+    open_ended = True
+    config: ScaledConfig
+
+    def __init__(self, config: ScaledConfig) -> None:
+        super().__init__()
+        c = self.config = config
+        self.default = zeros(len(OFFSETS))
+        self.by_role = zeros(Layout.POSITION_KEYS, len(OFFSETS))
+        self.powers = zeros(len(POWERS))
+        self.decays = zeros(3)
+        self.log_eps = zeros()
+        self.schedule = zeros(len(KNOTS))
+        self.warmup = zeros(len(STEPS))
+        constants = {
+            "start": [math.log(c.lr), math.log(c.weight_decay), _logit(c.slow_share), 0.0]
+            + [_logit(c.norm), _logit(c.orthogonal)],
+            "start_powers": [_logit(x / 2) for x in (c.fan, c.vectors, c.depth, c.horizon)],
+            "start_decays": [_logit(x) for x in (c.fast, c.slow, c.second)],
+            "start_schedule": [
+                math.log(max(0.5 + 0.5 * math.cos(math.pi * x), LEAST_SHARE)) for x in KNOTS
+            ],
+            "start_warmup": [min(0.0, math.log((1 + x) / WARM)) for x in STEPS],
+            "knots": KNOTS,
+            "steps": [math.log1p(x) for x in STEPS],
+        }
+        for name, values in constants.items():
+            self.register_buffer(name, torch.tensor(values), persistent=False)
+        if c.controller != "off":
+            generator = torch.Generator().manual_seed(c.seed)
+            self.controller = Controller(c.width, c.heads, c.controller, generator)
+
+    def outer_scale(self, name: str) -> float:
+        return super().outer_scale(name) if name.startswith("controller") else 1.0
+
+    def init_state(self, layout: Layout, params: Tensor) -> State:
+        state = {name: torch.zeros_like(params) for name in self.per_param}
+        size = log_rms(layout.mean(params * params))
+        alone = {"agreement": torch.zeros_like(size), "size": size}
+        return {**state, **alone, "step": params.new_zeros(())}
+
+    def keeps(self) -> Tensor:
+        """1 - decay of the fast and the slow momentum and of the second moment, ``[3]``."""
+        return torch.sigmoid(-self.get_buffer("start_decays") - self.config.gain * self.decays)
+
+    def offsets(self, layout: Layout) -> Tensor:
+        """``[C, S]``, in log or logit space."""
+        learned = self.default + self.by_role[layout.position_keys]
+        return self.get_buffer("start")[:, None] + self.config.gain * learned.T
+
+    def prepare(self, layout: Layout, grads: Tensor, state: State) -> State:
+        """Moments and the direction. Its size is measured afterwards with all else."""
+        keep, gain = self.keeps(), self.config.gain
+        m = state["m"] + keep[0] * (grads - state["m"])
+        slow = state["slow"] + keep[1] * (grads - state["slow"])
+        v = state["v"] + keep[2] * (grads * grads - state["v"])
+        unbias = -1.0 / torch.expm1((state["step"] + 1.0) * torch.log1p(-keep))
+        _, _, share, now, _, orthogonal = self.offsets(layout)
+        share, eps = torch.sigmoid(share), self.config.eps * torch.exp(gain * self.log_eps)
+        floor = eps * eps * layout.mean(v) + FLOOR
+        weights = torch.stack([(1.0 - share) * unbias[0], share * unbias[1], now, floor])
+        by_fast, by_slow, by_now, floor = layout.expand(weights)
+        u = by_fast * m + by_slow * slow + by_now * grads
+        u = u * torch.rsqrt((v + floor) * unbias[2])
+        if self.config.orthogonal:
+            u = orthogonalised(layout, u, torch.sigmoid(orthogonal))
+        return {**state, "m": m, "slow": slow, "v": v, "direction": u}
+
+    def measure(self, params: Tensor, grads: Tensor, state: State) -> Tensor:
+        u, m = state["direction"], state["m"]
+        return torch.stack([u * u, params * params, grads * grads, m * m, grads * m, u * params])
+
+    def condition(
+        self, layout: Layout, stats: Tensor, state: State, loss: Tensor | None, clock: Clock
+    ) -> tuple[Tensor, Tensor, State]:
+        c = self.config
+        u2, p2, g2, m2, gm, _ = stats
+        log_lr, log_decay, _, _, norm, _ = self.offsets(layout)
+        powers = 2.0 * torch.sigmoid(self.get_buffer("start_powers") + c.gain * self.powers)
+        log_eta = log_lr + log_law(layout, powers, clock)
+        if c.relative:  # to the size that torch's layers start with
+            usual = (3.0 * layout.fans.to(p2)).rsqrt()
+            size = torch.maximum(p2, 0.27 * usual * usual) / (usual * usual)
+            log_eta = log_eta + 0.5 * torch.log(size) + 0.5 * torch.log(FAN / layout.fans.to(p2))
+        known = (clock.horizon > 0).to(u2)
+        plan = self.get_buffer("start_schedule") + c.gain * self.schedule
+        warm = self.get_buffer("start_warmup") + c.gain * self.warmup
+        log_eta = log_eta + known * (hats(self.get_buffer("knots"), clock.progress) @ plan)
+        log_eta = log_eta + hats(self.get_buffer("steps"), torch.log1p(state["step"])) @ warm
+        log_eta = log_eta - 0.5 * torch.sigmoid(norm) * torch.log(u2 + 1e-12)
+        turn = cosine(gm, g2, m2)
+        agreement = state["agreement"] + 0.1 * (turn - state["agreement"])
+        if c.controller != "off":
+            seen = tokens(layout, stats, {**state, "agreement": agreement}, clock)
+            log_eta = log_eta + BOUND * torch.tanh(c.gain * self.controller(seen))
+        eta = log_eta.exp()
+        reduced = {"step": state["step"] + 1, "agreement": agreement, "size": state["size"]}
+        return torch.stack([eta, eta * log_decay.exp()]), eta[:0], reduced
+
+    def update(
+        self, channels: Tensor, shared: Tensor, params: Tensor, grads: Tensor, state: State
+    ) -> tuple[Tensor, State]:
+        params = params - channels[0] * state["direction"] - channels[1] * params
+        return params, {name: state[name] for name in self.per_param}
