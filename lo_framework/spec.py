@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from lo_framework.errors import UserError, describe, first_line, nearest, shown
-from lo_framework.schema import Mismatch, convert, hints, known_fields, required
+from lo_framework.schema import Mismatch, check_names, convert, hints
 
 __all__ = [
     "UserError",
@@ -104,16 +104,13 @@ def build_config(config_type: type[C], options: Mapping[str, Any], owner: str) -
     """
     values: dict[str, Any] = {}
     try:
-        fields = known_fields(config_type, options, "option")
+        check_names(config_type, options, "option")
         for key, raw in options.items():
             try:
                 values[key] = convert(raw, hints(config_type)[key], text=True)
             except Mismatch as error:
                 problem = error.expected if error.value == raw else error.problem
                 raise Mismatch(f"option {key}={shown(raw)}: {problem}") from None
-        for key, field in fields.items():
-            if key not in values and required(field):
-                raise Mismatch(f'option "{key}" is required')
         return config_type(**values)
     except UserError:
         raise

@@ -55,10 +55,10 @@ def measure(workers: Workers, stage: Stage, thetas: list[Theta]) -> list[Quality
     config = workers.config
     families = range(workers.shards // config.shards)
     chunks = range(math.ceil(config.validation_seeds / VALIDATION_CHUNK))
-    units = [Unit(t, f, c) for t in range(len(thetas)) for f in families for c in chunks]
-    shares = [_share(units, len(families), worker, workers.num) for worker in range(workers.num)]
-    answers = workers.call(ShardHost.validate, [(stage, thetas, share) for share in shares])
-    merged = ChainMap(*answers)
+    # Some families are expensive, some are cheap: every worker gets its share of each.
+    units = [Unit(t, f, c) for f in families for t in range(len(thetas)) for c in chunks]
+    shares = [(stage, thetas, units[worker :: workers.num]) for worker in range(workers.num)]
+    merged = ChainMap(*workers.call(ShardHost.validate, shares))
 
     def mean(theta: int, family: int, name: str) -> float:
         losses = [x for c in chunks for x in merged[Unit(theta, family, c)][name]]
@@ -68,13 +68,6 @@ def measure(workers: Workers, stage: Stage, thetas: list[Theta]) -> list[Quality
         [{name: mean(theta, family, name) for name in WEIGHTS} for family in families]
         for theta in range(len(thetas))
     ]
-
-
-def _share(units: list[Unit], families: int, worker: int, num: int) -> list[Unit]:
-    """One worker's equal share of every family: some are expensive, some are cheap."""
-    if families % num:  # families are innermost: in turn, each worker meets all of them
-        return units[worker::num]
-    return [u for f in range(families) for u in [u for u in units if u.family == f][worker::num]]
 
 
 def score(quality: Quality, reference: Quality) -> float:

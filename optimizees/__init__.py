@@ -3,13 +3,10 @@
 from lo_framework.optimizees.from_module import task_from_module
 from lo_framework.optimizees.pool import make_tasks
 from lo_framework.optimizees.registry import register_model, register_task
-from lo_framework.optimizees.task import Batch, Buffers, ClassificationTask, Params, Task
+from lo_framework.optimizees.task import ClassificationTask, Task
 
 __all__ = [
-    "Batch",
-    "Buffers",
     "ClassificationTask",
-    "Params",
     "Task",
     "make_tasks",
     "register_model",

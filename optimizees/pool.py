@@ -11,8 +11,8 @@ import torch
 from lo_framework.optimizees import (
     analytic as _analytic,  # noqa: F401 (registers its tasks)
     datasets as datasets_room,
-    models as _models,  # noqa: F401 (registers its tasks)
 )
+from lo_framework.optimizees.models import cnn, mlp, transformer  # noqa: F401 (register theirs)
 from lo_framework.optimizees.registry import TASKS
 from lo_framework.optimizees.task import Task
 from lo_framework.registry import Entry

@@ -62,12 +62,14 @@ class Task:
         device: where `init`, `batch` and `full` put their tensors.
         vmappable: False for a loss that `torch.func.vmap` cannot take (recurrent layers, branches
             on data): copies of it run one after the other.
+        scale: a typical loss, which `normalize` maps to 1.
     """
 
     name: str
     batch_size: int
     device: torch.device
     vmappable: bool = True
+    scale: float = 1.0
 
     def __init__(self, *, name: str, batch_size: int) -> None:
         self.name = name
@@ -103,8 +105,8 @@ class Task:
         raise NotImplementedError
 
     def normalize(self, loss: Tensor) -> Tensor:
-        """`loss` on a scale comparable across tasks; see `soft_cap`."""
-        raise NotImplementedError
+        """`loss` over `scale`, so comparable across tasks, through `soft_cap`."""
+        return soft_cap(loss / self.scale)
 
     def to(self, device: torch.device | str) -> Self:
         """A copy of this task whose tensors live on `device`."""
@@ -183,6 +185,7 @@ class ClassificationTask(DataTask):
         super().__init__(name=name, batch_size=batch_size, data=dataset.splits)
         self.model = model
         self.num_classes = dataset.num_classes
+        self.scale = math.log(dataset.num_classes)  # of a guess at random
         try:
             with AtMost(MAX_PARAMETERS):
                 model.init(torch.Generator())
@@ -219,7 +222,3 @@ class ClassificationTask(DataTask):
         other = super().to(device)
         other.model = self.model.to(device)
         return other
-
-    def normalize(self, loss: Tensor) -> Tensor:
-        """1 is a guess at random: `loss` over log C, through `soft_cap`."""
-        return soft_cap(loss / math.log(self.num_classes))

@@ -22,7 +22,7 @@ from lo_framework.eval.running.progress import Progress
 from lo_framework.eval.running.store import CellStore
 from lo_framework.learned.base import LearnedOptimizer
 from lo_framework.optimizees.task import Task
-from lo_framework.processes import Child, Died, from_wire, single_thread, to_wire
+from lo_framework.processes import Child, Died, Wire, single_thread
 from lo_framework.spec import UserError, describe
 
 R = TypeVar("R")
@@ -240,8 +240,8 @@ def _serve(pipe: Connection, recipe: Recipe) -> None:
             pending, told = 0, time.monotonic()
 
     while True:
-        cell = from_wire(pipe.recv())
+        cell = pipe.recv()
         outcome = Failure(reason=broken) if broken else workshop.compute(cell, on_step)
         pipe.send(pending)
         pending = 0
-        pipe.send(to_wire(outcome))
+        pipe.send_bytes(Wire.dumps(outcome))

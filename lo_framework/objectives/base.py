@@ -66,12 +66,6 @@ class Objective:
         """The terms that a weighting weighs; empty where there is one score only."""
         return tuple(self.terms) if len(self.terms) > 1 else ()
 
-    def weighted(self, weights: Sequence[float]) -> Objective:
-        """These terms with other weights."""
-        if len(weights) != len(self.terms):
-            raise ValueError(f"{len(self.terms)} weights expected, found {len(weights)}")
-        return Objective(self.terms, weights)
-
     def cost(self, *, unrolled: bool) -> float:
         """Gradient evaluations of one inner step beside its own gradient; ``unrolled``: a graph is
         kept (TBPTT).

@@ -1,17 +1,3 @@
 """Functional models: plain functions over dicts of tensors, named and shaped like the nn.Module
 they stand for.
 """
-
-from lo_framework.optimizees.models.cnn import CNN, CNNConfig
-from lo_framework.optimizees.models.mlp import MLP, MLPConfig, MLPReluConfig
-from lo_framework.optimizees.models.transformer import Transformer, TransformerConfig
-
-__all__ = [
-    "CNN",
-    "MLP",
-    "CNNConfig",
-    "MLPConfig",
-    "MLPReluConfig",
-    "Transformer",
-    "TransformerConfig",
-]

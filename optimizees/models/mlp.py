@@ -70,9 +70,6 @@ class MLP(Model):
         inputs.
         """
         x = x.flatten(1)
-        last = len(self.widths) - 2
-        for i in range(last + 1):
-            x = linear(x, params, f"layers.{i}")
-            if i < last:
-                x = self.act(x)
+        for i in range(len(self.widths) - 1):
+            x = linear(self.act(x) if i else x, params, f"layers.{i}")
         return x, buffers
