@@ -13,20 +13,14 @@ import re
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from lo_framework.errors import UserError, describe, first_line, nearest, shown
+from lo_framework.errors import (
+    UserError as UserError,
+    describe as describe,
+    first_line as first_line,
+    nearest as nearest,
+    shown as shown,
+)
 from lo_framework.schema import Mismatch, check_names, convert, hints
-
-__all__ = [
-    "UserError",
-    "build_config",
-    "canonical",
-    "describe",
-    "first_line",
-    "nearest",
-    "parse_spec",
-    "shown",
-    "split_specs",
-]
 
 C = TypeVar("C")
 

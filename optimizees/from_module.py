@@ -244,11 +244,9 @@ def _check_parameters(module: nn.Module, name: str) -> None:
     tensors = [*module.parameters(), *module.buffers()]
     if any(is_lazy(t) for t in tensors):
         raise UserError(f"{name}: the module has lazy parameters: run it on one batch first")
-    trainable = [p for p in module.parameters() if p.requires_grad]
-    if not trainable:
+    if not (trainable := [p for p in module.parameters() if p.requires_grad]):
         raise UserError(f"{name}: the module has no trainable parameters")
-    odd = sorted({str(p.dtype) for p in trainable} - {"torch.float32"})
-    if odd:
+    if odd := sorted({str(p.dtype) for p in trainable} - {"torch.float32"}):
         raise UserError(
             f"{name}: trainable parameters must be float32, found {', '.join(odd)}: call "
             "module.float()"

@@ -68,8 +68,9 @@ def _built(entry: Entry[Task], config: Any, data: tuple[Any, ...]) -> Task:
     except (Exception, SystemExit) as error:
         raise UserError(f"the optimizee {entry.name}: {describe(error)}") from error
     if not hasattr(task, "loss"):
-        kind = type(task).__name__
-        raise UserError(f"the optimizee {entry.name}: its function returned no task but {kind}")
+        raise UserError(
+            f"the optimizee {entry.name}: its function returned no task but {type(task).__name__}"
+        )
     return task
 
 
