@@ -7,6 +7,8 @@ no pyplot state, no display. Every picture begins with a `canvas`.
 from __future__ import annotations
 
 import io
+import math
+import textwrap
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -88,19 +90,41 @@ def looks(labels: Iterable[str]) -> dict[str, Look]:
 
 
 def canvas(
-    rows: int, columns: int, size: tuple[float, float], used: int | None = None, **shared: Any
+    count: int,
+    columns: int,
+    panel: tuple[float, float],
+    room: tuple[float, float] = (0.0, 0.6),
+    *,
+    least: float = 5.6,
+    **shared: Any,
 ) -> tuple[Figure, list[Any]]:
-    """Return a figure and its axes, row by row; the last ones are removed beyond ``used``."""
+    """Return a figure and the axes of ``count`` panels, row by row.
+
+    Args:
+        panel: inches of one; room: inches beside and below all of them; least: of the width.
+        shared: ``sharex``, ``sharey``.
+    """
     require("matplotlib")
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
+    rows = math.ceil(count / columns)
+    size = (max(least, panel[0] * columns + room[0]), panel[1] * rows + room[1])
     figure = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(figure)
     grid = [*figure.subplots(rows, columns, squeeze=False, **shared).flat]
-    for axes in grid[used:] if used is not None else ():
+    for axes in grid[count:]:
         axes.remove()
-    return figure, grid[:used]
+    return figure, grid[:count]
+
+
+def outer_labels(grid: Sequence[Any], columns: int, x: str, y: str = "") -> None:
+    """Label the axes that have no panel below them, and those of the first column."""
+    for i, axes in enumerate(grid):
+        if i + columns >= len(grid):
+            axes.set_xlabel(x)
+        if i % columns == 0:
+            axes.set_ylabel(y)
 
 
 def png(figure: Figure, dpi: int) -> bytes:
@@ -131,18 +155,27 @@ def line_handle(text: str, look: Look, **options: Any) -> Any:
     return handle
 
 
-def legend(figure: Figure, handles: Sequence[Any], *, columns: int = 0, **options: Any) -> Any:
-    """Draw a legend below the panels, in as many columns as fit (or ``columns``)."""
+def curve(axes: Any, x: Any, y: Any, look: Look, width: float, **options: Any) -> None:
+    """Draw a line with an optimizer's look."""
+    style = dict(color=look.colour, dashes=look.dashes or (None, None), linewidth=width)
+    axes.plot(x, y, **style, **options)
+
+
+def legend(figure: Figure, handles: Sequence[Any], title: str = "") -> None:
+    """Draw a legend below the panels, in as many columns as fit."""
     longest = max((len(str(handle.get_label())) for handle in handles), default=1)
-    fit = int(figure.get_figwidth() / (0.6 + 0.072 * longest))  # inches at nine points
-    return figure.legend(
+    width = figure.get_figwidth()
+    fit = int(width / (0.6 + 0.072 * longest))  # inches at nine points
+    words = figure.legend(
         handles=handles,
         loc="outside lower center",
-        ncols=columns or max(1, min(fit, len(handles))),
+        ncols=max(1, min(fit, len(handles))),
         frameon=False,
         fontsize=9,
-        **options,
+        title=textwrap.fill(title, int(16 * width)),
+        title_fontproperties={"size": 8},
     )
+    words.get_title().set(color="0.35", multialignment="center")
 
 
 def open_frame(axes: Any, title: str, *, fontsize: float = 11, grid: str = "0.88") -> None:

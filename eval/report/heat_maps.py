@@ -31,19 +31,15 @@ def draw(result: Ablation, task: str) -> Figure:
     from matplotlib.colors import LogNorm
 
     panels = result.study.panels
-    columns = min(2, len(panels))
-    rows = math.ceil(len(panels) / columns)
     wide = max(len(panel.columns.values) for panel in panels)
     high = max(len(panel.rows.values) for panel in panels)
-    size = ((1.02 * wide + 0.9) * columns + 2.2, (0.72 * high + 0.9) * rows + 0.9)
-    figure, grid = canvas(rows, columns, size)
+    each = (1.02 * wide + 0.9, 0.72 * high + 0.9)
+    figure, grid = canvas(len(panels), min(2, len(panels)), each, (2.2, 0.9), least=0.0)
     beside = [(entry, _centre(entry)) for entry in result.references_of(task) if not entry.failure]
     low, top = _range(result, task, [value for _, value in beside])
     scale = ScalarMappable(norm=LogNorm(low, top), cmap=colormaps[MAP])
-    for axes, panel in zip(grid, panels):
+    for axes, panel in zip(grid, panels, strict=True):
         _panel(axes, result, task, panel, scale)
-    for axes in grid[len(panels) :]:
-        axes.set_axis_off()
     bar = figure.colorbar(scale, ax=grid, extend="max", fraction=0.045, pad=0.015, aspect=35)
     bar.set_label("final training loss (log scale)", fontsize=9)
     log_ticks(bar.ax.yaxis, (1.0, 2.0, 5.0) if top / low < 1000 else (1.0,))
