@@ -145,7 +145,7 @@ def draw_bands(
     axes.set_ylim(bottom, top)  # before the scale: a log axis without positive data complains
     if log:
         axes.set_yscale("log")
-        readable_ticks(axes.yaxis, bottom, top)
+        readable_ticks(axes.yaxis)
     for band in bands:
         own = look[band.label]
         shown, high = np.isfinite(band.line), np.minimum(band.high, 2 * top)

@@ -7,6 +7,7 @@ no pyplot state, no display. Every picture begins with a `canvas`.
 from __future__ import annotations
 
 import io
+import itertools
 import math
 import textwrap
 import warnings
@@ -26,6 +27,13 @@ LONGEST = 70  # characters of a label
 # dash patterns, so that colour is never alone.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 DASHES: tuple[tuple[float, ...], ...] = ((), (5, 1.5), (1.2, 1.2), (6, 1.5, 1.2, 1.5))
+
+# Where a logarithmic axis is labelled, at multiples of powers of ten: up to which span of its ends.
+TICKS: dict[float, tuple[float, ...]] = {
+    3: (1, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.8, 2, 2.2, 2.5, 3, 3.5, 4, 4.5, 5, 5.5, 6, 7, 8, 9),
+    10: (1, 1.5, 2, 3, 5, 7),
+    1000: (1, 2, 5),
+}
 
 # The places of the optimizers that reports show, place = colour + 7 x dashes: relatives share a
 # colour. What is not listed takes a colour that its figure leaves free.
@@ -57,34 +65,23 @@ def looks(labels: Iterable[str]) -> dict[str, Look]:
     Two variants of one optimizer share its colour and differ in dashes; more take the colours that
     are left, in order, as strangers do: five dash patterns of one colour cannot be told apart.
     """
-    unique = list(dict.fromkeys(labels))
-    bases = {
-        label: label.replace(":", " ").split()[0] if label.split() else label for label in unique
-    }
+    bases = {label: (label.replace(":", " ").split() or [label])[0] for label in labels}
     places = {base: PLACES[base] for base in bases.values() if base in PLACES}
-    for base in dict.fromkeys(bases.values()):
+    for base in bases.values():
         if base not in places:
-            taken = {place % len(COLOURS) for place in places.values()}
-            free = (place for place in range(len(COLOURS)) if place not in taken)
-            # More optimizers than colours: begin again with the next dash pattern.
-            places[base] = next(
-                free, next(i for i in range(len(COLOURS), 1000) if i not in places.values())
-            )
-    count = Counter(bases.values())
-    left = [
-        c
-        for i, c in enumerate(COLOURS)
-        if i not in {place % len(COLOURS) for place in places.values()}
-    ]
-    used: dict[str, int] = {}
+            # A free colour; more optimizers than colours begin again with the next dash pattern.
+            taken = {x for place in places.values() for x in (place, place % len(COLOURS))}
+            places[base] = next(place for place in itertools.count() if place not in taken)
+    taken = {place % len(COLOURS) for place in places.values()}
+    left = [colour for i, colour in enumerate(COLOURS) if i not in taken]
+    variants, before = Counter(bases.values()), Counter[str]()
     result = {}
-    for label in unique:
-        base = bases[label]
-        place, variant = places[base], used.get(base, 0)
-        used[base] = variant + 1
-        colour = (
-            left.pop(0) if variant and count[base] > 2 and left else COLOURS[place % len(COLOURS)]
-        )
+    for label, base in bases.items():
+        place, variant = places[base], before[base]
+        before[base] += 1
+        colour = COLOURS[place % len(COLOURS)]
+        if variant and variants[base] > 2 and left:
+            colour = left.pop(0)
         result[label] = Look(colour, DASHES[(variant + place // len(COLOURS)) % len(DASHES)])
     return result
 
@@ -185,19 +182,11 @@ def open_frame(axes: Any, title: str, *, fontsize: float = 11, grid: str = "0.88
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def log_ticks(axis: Any, subs: Iterable[float], digits: str = "g") -> None:
-    """Label a logarithmic axis with plain numbers at these multiples of powers of ten."""
-    from matplotlib.ticker import LogLocator
-
-    axis.set_major_locator(LogLocator(subs=tuple(subs)))
-    log_labels(axis, digits)
-
-
-def log_labels(axis: Any, digits: str = "g") -> None:
+def log_labels(axis: Any) -> None:
     """Write plain numbers at the larger ticks of a logarithmic axis and none at the others."""
     from matplotlib.ticker import FuncFormatter, NullFormatter
 
-    axis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:{digits}}"))
+    axis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
     axis.set_minor_formatter(NullFormatter())
 
 
@@ -206,8 +195,13 @@ def log_limits(low: float, high: float) -> tuple[float, float]:
     return min(max(low, 1e-305), 1e304), min(max(high, 1e-304), 1e305)
 
 
-def readable_ticks(axis: Any, low: float, high: float) -> None:
-    """Label a logarithmic axis more often than once per decade where it spans few of them."""
-    ratio = high / low
-    few = (1.0, 1.5, 2.0, 3.0, 5.0, 7.0)
-    log_ticks(axis, few if ratio < 10 else (1.0, 2.0, 5.0) if ratio < 1000 else (1.0,))
+def readable_ticks(axis: Any) -> None:
+    """Label a logarithmic axis with plain numbers, more often than once per decade where it spans
+    few of them; call when its ends are known.
+    """
+    from matplotlib.ticker import LogLocator
+
+    low, high = axis.get_view_interval()
+    subs = next((subs for span, subs in TICKS.items() if high < span * low), (1.0,))
+    axis.set_major_locator(LogLocator(subs=subs))
+    log_labels(axis)

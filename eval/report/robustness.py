@@ -11,6 +11,7 @@ import numpy as np
 
 from lo_framework.eval.report import numbers
 from lo_framework.eval.report.base import Report
+from lo_framework.eval.report.columns import columns
 from lo_framework.eval.report.curves import (
     LEVEL,
     Band,
@@ -30,7 +31,7 @@ from lo_framework.eval.report.drawing import (
 )
 from lo_framework.eval.report.table import Table
 from lo_framework.eval.report.text import table_of_values
-from lo_framework.eval.running.protocol import BY_KEY, METRICS
+from lo_framework.eval.running.protocol import BY_KEY, Metric
 from lo_framework.eval.statistics import Array, mean_interval, summarize
 from lo_framework.eval.studies.robustness import FILE, Line, Sweep
 
@@ -54,30 +55,22 @@ class RobustnessReport(Report[Sweep]):
     def csv(self) -> str:
         """Return a row for each task, optimizer and step size."""
         result = self.result
-        names = list(dict.fromkeys(name for line in result.lines for name in line.metrics))
-        metrics = [metric for metric in METRICS if metric.key in names]
-        own = (name for name in names if name not in BY_KEY)
-        counts = [name for name in own if not name.startswith(("valid_", "train_"))]
-        headers = ["task", "optimizer", "lr", "seeds", "diverged"]
-        headers += [f"{m.key}_{part}" for m in metrics for part in ("mean", "low", "high", "iqm")]
-        rows = []
-        for line in result.lines:
-            for i, lr in enumerate(result.lrs if not line.failure else ()):
-                diverged = int(line.diverged[i].sum())
-                row = [line.task, line.optimizer, lr, len(result.seeds), diverged]
-                for metric in metrics:
-                    if metric.key not in line.metrics:
-                        row += [np.nan] * 4
-                        continue
-                    values = line.metrics[metric.key][i]
-                    seen = summarize(values, lower_is_better=metric.lower_is_better)
-                    row += [seen.mean.value, seen.mean.low, seen.mean.high, seen.iqm.value]
-                row += [
-                    float(np.mean(line.metrics[n][i])) if n in line.metrics else np.nan
-                    for n in counts
-                ]
-                rows.append(row)
-        return table_of_values([*headers, *(f"{name}_mean" for name in counts)], rows)
+        rows = [
+            (
+                (line.task, line.optimizer, lr, len(result.seeds), int(line.diverged[i].sum())),
+                {
+                    name: values[i]
+                    for name, values in line.metrics.items()
+                    if not name.startswith(("valid_", "train_"))
+                },
+            )
+            for line in result.lines
+            if not line.failure
+            for i, lr in enumerate(result.lrs)
+        ]
+        headers, cells = columns((x for _, x in rows), ("mean", "low", "high", "iqm"), _parts)
+        headers = ["task", "optimizer", "lr", "seeds", "diverged", *headers]
+        return table_of_values(headers, [(*first, *cells(x)) for first, x in rows])
 
     def heading(self) -> list[str]:
         result = self.result
@@ -111,10 +104,15 @@ class RobustnessReport(Report[Sweep]):
         return len(self.result.failures) < len(self.result.lines)
 
 
+def _parts(values: Array, metric: Metric) -> tuple[float, ...]:
+    seen = summarize(values, lower_is_better=metric.lower_is_better)
+    return seen.mean.value, seen.mean.low, seen.mean.high, seen.iqm.value
+
+
 def means(result: Sweep, task: str, optimizer: str) -> Array | None:
     """Return ``[L]`` mean final losses, infinite where any run diverged; None for a failed line."""
     line = result.line(task, optimizer)
-    if line.failure or "final_loss" not in line.metrics:
+    if line.failure:
         return None
     return np.array([mean_interval(x).value for x in line.metrics["final_loss"]])
 
@@ -128,7 +126,7 @@ def _summary(result: Sweep, task: str) -> Table:
     table = Table("optimizer", *headers, title=f"{task}: mean final loss over the grid")
     for optimizer, values in every.items():
         if values is None:
-            table.add(optimizer, "FAILED", *[""] * 6)
+            table.failed(optimizer)
             continue
         least, most = int(values.argmin()), int(values.argmax())
         near = [lr for lr, value in zip(result.lrs, values) if value <= bound]
@@ -136,7 +134,7 @@ def _summary(result: Sweep, task: str) -> Table:
         diverged = result.line(task, optimizer).diverged
         ends = [x for i in (least, most) for x in (float(values[i]), f"{result.lrs[i]:g}")]
         worse = numbers.ratio(float(values[most] / values[least]))
-        table.add(optimizer, *ends, worse, span, f"{int(diverged.sum())} of {diverged.size}")
+        table.add(optimizer, *ends, worse, span, numbers.count_of(diverged))
     return table
 
 
@@ -145,14 +143,12 @@ def _everywhere(result: Sweep, task: str, key: str) -> Table:
     table = Table("step size", *result.optimizers, title=f"{task}: {metric.title}")
     lines = [result.line(task, optimizer) for optimizer in result.optimizers]
     for i, lr in enumerate(result.lrs):
-        cells: list[str | None] = []
-        for line in lines:
-            measured = not line.failure and key in line.metrics
-            cells.append(
-                numbers.mean_or_diverged(line.metrics[key][i], line.diverged[i], metric)
-                if measured
-                else None
-            )
+        cells = (
+            numbers.mean_or_diverged(line.metrics[key][i], line.diverged[i], metric)
+            if not line.failure and key in line.metrics
+            else None
+            for line in lines
+        )
         table.add(f"{lr:g}", *cells)
     return table
 

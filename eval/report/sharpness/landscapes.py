@@ -12,12 +12,11 @@ from typing import Any
 import numpy as np
 
 from lo_framework.eval.report import drawing
-from lo_framework.eval.report.drawing import curve, label, looks
+from lo_framework.eval.report.drawing import curve, label, looks, readable_ticks
 from lo_framework.eval.report.sharpness.pictures import (
     arms_of,
     canvas,
     finish,
-    readable,
     words,
 )
 from lo_framework.eval.sharpness.metrics import EQUAL, PLACES
@@ -70,7 +69,7 @@ def lines(result: Result, task: str) -> bytes | None:
         for optimizer, one in shown[name][place].items():
             curve(axes, one["x"], np.array(one["loss"], float), look[optimizer], 1.5)
         axes.set_yscale("log")
-        readable(axes.yaxis)
+        readable_ticks(axes.yaxis)
         unit = "in weight norms" if name == "random line" else "l2"
         words(axes, f"along {LINES[name]}\n{PLACES[place]}", f"distance, {unit}", "loss")
     return finish(figure, look)

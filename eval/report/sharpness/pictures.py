@@ -18,9 +18,9 @@ from lo_framework.eval.report.drawing import (
     curve,
     label,
     line_handle,
-    log_ticks,
     looks,
     open_frame,
+    readable_ticks,
 )
 from lo_framework.eval.sharpness.matched import at_equal, shared_levels
 from lo_framework.eval.sharpness.metrics import EQUAL, PLACES
@@ -165,7 +165,7 @@ def training(result: Result, task: str) -> bytes:
                     axes.plot(x[at], loss[at], "o", color=look[name].colour, **dot)
     for axes, x_words in zip(grid, ("step", "path length: sum of ‖update‖"), strict=True):
         axes.set_yscale("log")
-        readable(axes.yaxis)
+        readable_ticks(axes.yaxis)
         words(axes, "", x_words, "training loss, evaluation mode")
     return finish(figure, look)
 
@@ -191,24 +191,10 @@ def scatter(result: Result, task: str, key: str, title: str) -> bytes | None:
         tau = kendall_tau(x, y)
         if np.isfinite(x).any() and np.nanmin(x) > 0:
             axes.set_xscale("log")
-            readable(axes.xaxis)
+            readable_ticks(axes.xaxis)
         shown = "undefined" if math.isnan(tau) else f"{tau:+.2f}"
         words(axes, f"{PLACES[place]}: Kendall τ = {shown}", title, outcome.replace("_", " "))
     return finish(figure, look, marker="o", linewidth=0) if drawn else None
-
-
-def readable(axis: Any) -> None:
-    """Write plain numbers on a logarithmic axis that spans less than two decades; call when
-    everything is drawn.
-    """
-    low, high = axis.get_view_interval()
-    if 0 < low < high < 100 * low:
-        span = high / low
-        if span < 3:
-            subs = [*np.arange(10, 17) / 10, 1.8, 2, 2.5, 3, 3.5, 4, 4.5, 5, 5.5, 6, 7, 8, 9]
-        else:
-            subs = [1, 1.5, 2, 3, 5, 7] if span < 8 else [1, 2, 5]
-        log_ticks(axis, subs, ".3g")
 
 
 def probe(result: Result, task: str, field: str) -> bytes | None:
@@ -242,7 +228,7 @@ def probe(result: Result, task: str, field: str) -> bytes | None:
         words(axes, "", x_words, "cosine")
         if falling:
             axes.set_xscale("log")
-            readable(axes.xaxis)
+            readable_ticks(axes.xaxis)
             axes.invert_xaxis()
     return finish(figure, look)
 
