@@ -30,7 +30,7 @@ DASHES: tuple[tuple[float, ...], ...] = ((), (5, 1.5), (1.2, 1.2), (6, 1.5, 1.2,
 
 # Where a logarithmic axis is labelled, at multiples of powers of ten: up to which span of its ends.
 TICKS: dict[float, tuple[float, ...]] = {
-    3: (1, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.8, 2, 2.2, 2.5, 3, 3.5, 4, 4.5, 5, 5.5, 6, 7, 8, 9),
+    3: (1, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.8, 2, 2.5, 3, 3.5, 4, 4.5, 5, 5.5, 6, 7, 8, 9),
     10: (1, 1.5, 2, 3, 5, 7),
     1000: (1, 2, 5),
 }
