@@ -205,11 +205,10 @@ def _running_mean(values: Array, points: int) -> Array:
     """
     if points <= 1:
         return values
-    finite = np.nan_to_num(values)
-    total = np.cumsum(np.concatenate([np.zeros((len(values), 1)), finite], axis=1), axis=1)
-    last = np.arange(1, values.shape[1] + 1)
-    first = np.maximum(last - points, 0)
-    return np.where(np.isnan(values), np.nan, (total[:, last] - total[:, first]) / (last - first))
+    total = np.cumsum(np.nan_to_num(values), axis=1)
+    total[:, points:] -= total[:, :-points]
+    counted = np.minimum(np.arange(1, values.shape[1] + 1), points)
+    return np.where(np.isnan(values), np.nan, total / counted)
 
 
 def _limits(bands: Sequence[Band], log: bool) -> tuple[float, float]:

@@ -56,7 +56,6 @@ def draw(result: Ablation, task: str) -> Figure:
                 va="center",
                 fontsize=7,
                 color="#B04A00",
-                rotation=0,
                 transform=bar.ax.get_yaxis_transform(),
                 backgroundcolor=(1, 1, 1, 0.7),
             )

@@ -32,30 +32,27 @@ LEVELS = 14
 Curves = dict[str, dict[str, Any]]  # by optimizer
 
 
-def pictures(result: Result, task: str) -> Iterator[tuple[bytes, str]]:
-    """Yield PNG and caption of whatever was measured."""
-    if data := lines(result, task):
-        yield (
-            data,
-            "Loss along lines through the point, first seed. Random directions have the length of "
-            "the weights, filter by filter, and miss the few sharp directions that there are; "
-            "along eigenvectors the unit is l2 length. A curve that is low and wide is flat; "
-            "compare shapes only where the losses at 0 are equal.",
-        )
+def pictures(result: Result, task: str) -> Iterator[tuple[bytes | None, str]]:
+    """Yield PNG and caption; None of what was not measured."""
+    yield (
+        lines(result, task),
+        "Loss along lines through the point, first seed. Random directions have the length of "
+        "the weights, filter by filter, and miss the few sharp directions that there are; "
+        "along eigenvectors the unit is l2 length. A curve that is low and wide is flat; "
+        "compare shapes only where the losses at 0 are equal.",
+    )
     for name, directions in PLANES.items():
-        if data := plane(result, task, name):
-            yield (
-                data,
-                f"Loss on the plane of {directions}, first seed, at equal steps; all panels have "
-                "the same levels, spaced by the logarithm. The dot is the point itself.",
-            )
-    if data := density(result, task):
         yield (
-            data,
-            "Density of the Hessian's eigenvalues, first seed (stochastic Lanczos quadrature; its "
-            "peaks are as wide as the method's resolution). The mass at zero is flat directions; "
-            "what matters is how far the right tail goes.",
+            plane(result, task, name),
+            f"Loss on the plane of {directions}, first seed, at equal steps; all panels have "
+            "the same levels, spaced by the logarithm. The dot is the point itself.",
         )
+    yield (
+        density(result, task),
+        "Density of the Hessian's eigenvalues, first seed (stochastic Lanczos quadrature; its "
+        "peaks are as wide as the method's resolution). The mass at zero is flat directions; "
+        "what matters is how far the right tail goes.",
+    )
 
 
 def lines(result: Result, task: str) -> bytes | None:

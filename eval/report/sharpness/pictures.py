@@ -24,7 +24,7 @@ from lo_framework.eval.report.drawing import (
 )
 from lo_framework.eval.sharpness.matched import at_equal, shared_levels
 from lo_framework.eval.sharpness.metrics import EQUAL, PLACES
-from lo_framework.eval.sharpness.result import Arm, Result, SeedRun
+from lo_framework.eval.sharpness.result import Arm, Result
 from lo_framework.eval.statistics import Array, kendall_tau, mean_interval
 
 if TYPE_CHECKING:
@@ -152,17 +152,12 @@ def training(result: Result, task: str) -> bytes:
     figure, grid = canvas(2, 2, 4.6)
     for name, arm in arms.items():
         for run in arm.runs:
-            watch = run.train.get("watch")
-            if not watch:
-                continue
-            loss = np.array(watch["loss"], float)
-            for axes, key in zip(grid, ("steps", "path"), strict=True):
-                x = np.array(watch[key], float)
-                curve(axes, x, loss, look[name], 1.0, alpha=0.8)
-                if run.step is not None and run.step in watch["steps"]:
-                    at = watch["steps"].index(run.step)
-                    dot = dict(markersize=5, markeredgecolor="white", zorder=4)
-                    axes.plot(x[at], loss[at], "o", color=look[name].colour, **dot)
+            watch = {key: np.array(x, float) for key, x in run.train.get("watch", {}).items()}
+            for axes, key in zip(grid, ("steps", "path") if watch else ()):
+                curve(axes, watch[key], watch["loss"], look[name], 1.0, alpha=0.8)
+                at = watch["steps"] == run.step
+                dot = dict(markersize=5, markeredgecolor="white", zorder=4)
+                axes.plot(watch[key][at], watch["loss"][at], "o", color=look[name].colour, **dot)
     for axes, x_words in zip(grid, ("step", "path length: sum of ‖update‖"), strict=True):
         axes.set_yscale("log")
         readable_ticks(axes.yaxis)
@@ -202,7 +197,11 @@ def probe(result: Result, task: str, field: str) -> bytes | None:
     probe.
     """
     runs = {
-        name: [run for run in arm.runs if run.train.get("probe")]
+        name: [
+            {key: np.array(x, float) for key, x in run.train["probe"].items()}
+            for run in arm.runs
+            if run.train.get("probe")
+        ]
         for name, arm in arms_of(result, task).items()
     }
     runs = {name: probed for name, probed in runs.items() if probed}
@@ -212,17 +211,14 @@ def probe(result: Result, task: str, field: str) -> bytes | None:
     figure, grid = canvas(2, 2, 4.6)
     sides = (("loss", True, "training loss (falls to the right)"), ("path", False, "path length"))
     for axes, (key, falling, x_words) in zip(grid, sides, strict=True):
-        along = [_probed(run, key) for probed in runs.values() for run in probed]
+        along = [run[key] for probed in runs.values() for run in probed]
         levels = shared_levels(along, falling=falling)
         if levels.size == 0:
             none, middle = "the runs share no range", dict(ha="center", color="0.4")
             axes.text(0.5, 0.5, none, transform=axes.transAxes, **middle)
             continue
         for name, probed in runs.items():
-            rows = [
-                at_equal(_probed(run, key), _probed(run, field), levels, falling=falling)
-                for run in probed
-            ]
+            rows = [at_equal(run[key], run[field], levels, falling=falling) for run in probed]
             line(axes, levels, np.concatenate(rows), look[name])
         axes.axhline(0, color="0.5", linewidth=0.8)
         words(axes, "", x_words, "cosine")
@@ -231,7 +227,3 @@ def probe(result: Result, task: str, field: str) -> bytes | None:
             readable_ticks(axes.xaxis)
             axes.invert_xaxis()
     return finish(figure, look)
-
-
-def _probed(run: SeedRun, field: str) -> Array:
-    return np.array(run.train["probe"][field], float)
