@@ -81,18 +81,18 @@ def _table(metric: str, reference: str, columns: Sequence[_Column]) -> Table | N
     )
     for optimizer in optimizers:
         row = [found.get((i, optimizer)) for i in range(len(columns))]
-        failed = [_failed(column, (optimizer, reference)) for column in columns]
+        failed = [
+            any(
+                arm.task == column.task and arm.optimizer in (optimizer, reference)
+                for arm in column.result.failures
+            )
+            for column in columns
+        ]
         verdicts = [c.verdict for c in row if c is not None]
         judged = any(verdict != ONE_SEED for verdict in verdicts)
         counts = [verdicts.count(word) if judged else None for word in (BETTER, WORSE)]
         table.add(optimizer, *map(_cell, row, failed), *counts)
     return table
-
-
-def _failed(column: _Column, optimizers: Sequence[str]) -> bool:
-    return any(
-        arm.task == column.task and arm.optimizer in optimizers for arm in column.result.failures
-    )
 
 
 def _cell(c: Comparison | None, failed: bool) -> str | None:

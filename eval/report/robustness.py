@@ -155,27 +155,25 @@ def _everywhere(result: Sweep, task: str, key: str) -> Table:
 
 def draw(result: Sweep) -> Figure:
     """Draw a line per optimizer: interquartile means over seeds, in the band of their intervals."""
-    lines = {
-        task: [line for line in result.lines if line.task == task and not line.failure]
+    x = np.array(result.lrs)
+    panels = {
+        task: [_band(line, x) for line in result.lines if line.task == task and not line.failure]
         for task in result.tasks
     }
-    shown = [task for task in result.tasks if lines[task]]
-    columns = min(2, len(shown))
-    figure, grid = canvas(len(shown), columns, (4.8, 3.4), (0.0, 1.3), least=6.0)
+    panels = {task: bands for task, bands in panels.items() if bands}
+    columns = min(2, len(panels))
+    figure, grid = canvas(len(panels), columns, (4.8, 3.4), (0.0, 1.3), least=6.0)
     look = looks(result.optimizers)
-    x = np.array(result.lrs)
     circles: dict[str, Any] = dict(marker="o", markersize=3.5)
-    everything: list[Band] = []
-    for axes, task in zip(grid, shown, strict=True):
+    for axes, (task, bands) in zip(grid, panels.items(), strict=True):
         axes.set_xlim(*log_limits(x[0] / 1.5, x[-1] * 1.5))
         axes.set_xscale("log")
         if np.log10(x[-1]) - np.log10(x[0]) > WIDE:
             axes.set_xticks([x[0], x[-1]])
             log_labels(axes.xaxis)
-        bands = [_band(line, x) for line in lines[task]]
         draw_bands(axes, task, bands, look, **circles)
-        everything += bands
     outer_labels(grid, columns, "step size at the start (lr, alpha0)", "final training loss")
+    everything = [band for bands in panels.values() for band in bands]
     notes = [
         f"{result.steps} steps; line: IQM of {len(result.seeds)} seeds",
         f"band: {LEVEL:.0%} bootstrap interval",

@@ -178,10 +178,9 @@ def _reached(result: Result, task: str, arms: list[Arm]) -> Table:
             table.failed(arm.optimizer)
             continue
         runs = arm.of("final_loss") or arm.runs[0]
-        reached = [(arm.values(metric.key), metric) for metric in metrics]
         cells: list[object] = [
-            None if values is None else numbers.mean_of(values, metric)
-            for values, metric in reached
+            None if (values := arm.values(metric.key)) is None else numbers.mean_of(values, metric)
+            for metric in metrics
         ]
         cells += [steps.get(arm.optimizer)] * bool(steps)
         seconds = runs.seconds_per_step
