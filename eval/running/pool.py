@@ -1,9 +1,9 @@
 """Computes cells, in this process or in several of one thread each, and drives the plans that ask
 for them.
 
-A plan (an *arm*) is a generator: it yields a list of cells, receives what they gave, may ask for
-more, and returns its result. Arms do not wait for each other, so no worker idles while one arm has
-yet to choose its settings.
+A plan is a generator: it yields a list of cells, receives what they gave, may ask for more, and
+returns its result. Plans do not wait for each other, so no worker idles while one has yet to choose
+its settings.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Cell(Protocol):
     ) -> Outcome: ...
 
 
-Arm = Generator[list[Any], list[Outcome], R]
+Plan = Generator[list[Any], list[Outcome], R]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,14 +112,14 @@ class Workshop:
 
 
 def drive(
-    arms: Mapping[Any, Arm[R]],
+    plans: Mapping[Any, Plan[R]],
     workshop: Workshop,
     *,
     workers: int = 1,
     progress: Progress | None = None,
     store: CellStore | None = None,
 ) -> dict[Any, R]:
-    """Run all arms to their end; results by the same names, in the same order.
+    """Run all plans to their end; results by the same names, in the same order.
 
     What ``store`` has of an earlier run is not computed again; it is handed every outcome but
     failures, as they come.
@@ -132,7 +132,7 @@ def drive(
     def advance(name: str, outcomes: list[Outcome] | None) -> None:
         while True:
             try:
-                cells = next(arms[name]) if outcomes is None else arms[name].send(outcomes)
+                cells = next(plans[name]) if outcomes is None else plans[name].send(outcomes)
             except StopIteration as stop:
                 results[name] = stop.value
                 return
@@ -148,7 +148,7 @@ def drive(
         progress.expect(sum(cell.work for _, _, cell in missing))
         queue.extend(missing)
 
-    for name in arms:
+    for name in plans:
         advance(name, None)
     source = (
         _here(queue, workshop, progress)
@@ -162,7 +162,7 @@ def drive(
             waiting[name][i] = outcome
             if all(got is not None for got in waiting[name]):
                 advance(name, waiting.pop(name))
-    return {name: results[name] for name in arms}
+    return {name: results[name] for name in plans}
 
 
 Item = tuple[str, int, Cell]

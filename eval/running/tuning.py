@@ -8,15 +8,15 @@ its cells measure.
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from lo_framework.eval.baselines import Setting, grid_of, make_baseline, make_thetas, setting_label
-from lo_framework.eval.running.cells import Cell, Failure, plan_cells
-from lo_framework.eval.running.pool import Outcome
+from lo_framework.eval.running.cells import Failure, plan_cells
+from lo_framework.eval.running.pool import Plan
 from lo_framework.eval.running.protocol import METRICS, Metric
 from lo_framework.eval.statistics import Array
 from lo_framework.learned.base import LearnedOptimizer
@@ -104,7 +104,7 @@ def _resized(settings: list[Setting], size: int) -> list[Setting]:
 
 def tune(
     task: str, label: str, optimizer: LearnedOptimizer, grid: Grid, seeds: Sequence[int], steps: int
-) -> Generator[list[Cell], list[Outcome], Tuning | Failure]:
+) -> Plan[Tuning | Failure]:
     """Try the grid; extend it by one learning rate, at most twice, where a best setting is at its
     edge; choose.
     """

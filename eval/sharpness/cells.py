@@ -11,7 +11,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
 
@@ -113,9 +112,6 @@ class MeasureCell(Run):
                 )
 
         self.roll(task, optimizer, on_step, keep)
-        options: dict[str, Any] = dict(pictures=self.pictures, on_work=on_step)
-        points = {
-            str(t): measure_point(task, family.layout, *kept[t], self.settings, **options)
-            for t in self.at
-        }
+        rest = (self.settings, self.pictures, on_step)
+        points = {str(t): measure_point(task, family.layout, *kept[t], *rest) for t in self.at}
         return Found(data={"points": points})

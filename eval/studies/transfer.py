@@ -7,7 +7,7 @@ setting for each metric.
 
 from __future__ import annotations
 
-from lo_framework.eval.running.pool import Arm as Plan
+from lo_framework.eval.running.pool import Plan
 from lo_framework.eval.studies.evaluation import Drive, Evaluation, specs_of
 from lo_framework.eval.studies.request import TransferRequest
 from lo_framework.eval.studies.result import Arm, Result
