@@ -112,6 +112,8 @@ class MeasureCell(Run):
                 )
 
         self.roll(task, optimizer, on_step, keep)
-        rest = (self.settings, self.pictures, on_step)
-        points = {str(t): measure_point(task, family.layout, *kept[t], *rest) for t in self.at}
+        points = {}
+        for t, (params, buffers) in kept.items():
+            where = (task, family.layout, params, buffers)
+            points[str(t)] = measure_point(*where, self.settings, self.pictures, on_step)
         return Found(data={"points": points})
