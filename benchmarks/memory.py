@@ -16,6 +16,7 @@ import gc
 import json
 import math
 import os
+import re
 import resource
 import statistics
 import subprocess
@@ -34,7 +35,8 @@ ALLOCATOR = {
     "MALLOC_TRIM_THRESHOLD_": "0",
     "MALLOC_MMAP_THRESHOLD_": "65536",
 }
-SERIES = {"PES": "pes", "TBPTT, root-T segments": "tbptt:segments=0", "TBPTT": "tbptt"}
+SEGMENTS = "TBPTT, root-T segments"
+SERIES = {"PES": "pes", SEGMENTS: "tbptt:segments=0", "TBPTT": "tbptt"}
 FIXED: dict[str, Any] = {"tasks": 4, "optimizee": "mlp", "learned": "mlp", "engine": "eager"}
 # Required: ratio of PES's ends; exponent of the segmented curve (0.5 and the fit's slack).
 FLAT, ROOT = 1.1, 0.55
@@ -54,10 +56,8 @@ def measure(steps: int, **point: Any) -> dict[str, float]:
 
 def status(field: str) -> float:
     """A size of this process in bytes, from ``/proc``."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(field + ":"):
-            return 1024.0 * int(line.split()[1])
-    raise KeyError(field)
+    (kib,) = re.findall(rf"^{field}:\s*(\d+) kB$", Path("/proc/self/status").read_text(), re.M)
+    return 1024.0 * int(kib)
 
 
 def child(tree: Path | None = None, **point: Any) -> float:
@@ -116,13 +116,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     exponents = {name: exponent(points) for name, points in curves.items()}
     content |= {"bytes": curves, "pes_ratio": flat, "exponents": exponents}
     content["fulfilled"] = {
-        "PES": flat <= FLAT,
-        "segments": exponents["TBPTT, root-T segments"] <= ROOT,
+        "PES": harness.within("PES, longest over shortest", flat, FLAT),
+        "segments": harness.within("exponent of segments", exponents[SEGMENTS], ROOT),
     }
-    print(f"PES, longest over shortest: {flat:.3f} (at most {FLAT})")
-    for name, slope in exponents.items():
-        print(f"{name}: memory grows as T^{slope:.2f}")
-    print(f"as required: {content['fulfilled']}")
+    harness.print_table(["memory grows as T to the", "power"], exponents.items())
     mebibytes = {name: [(t, b / 2**20) for t, b in points] for name, points in curves.items()}
     axes = {"xlabel": "steps of the unroll, T", "ylabel": "peak memory, MiB"}
     harness.save(args, content, memory={"lines": mebibytes, **axes})

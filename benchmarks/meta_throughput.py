@@ -152,12 +152,11 @@ def curve(
     args: argparse.Namespace, engines: Sequence[str], points: Sequence[tuple[int, int]], what: str
 ) -> list[dict]:
     """Best and median over a few rounds at each (tasks, hidden width)."""
-    out, rows = [], []
+    out = []
     gpu = harness.on_gpu(args)
     for num, hidden in points:
         size = hidden * (INPUTS + 1) + CLASSES * (hidden + 1)
         for kind in ESTIMATORS:
-            name = f"{kind}, {num} tasks, {size:,} parameters"
             ours = {e: engine_estimate(kind, e, num, hidden, args.device) for e in engines}
             group = [contender(kind, engine, x, num) for engine, x in ours.items()]
             if what == "parameters":
@@ -167,17 +166,16 @@ def curve(
             try:
                 harness.interleave(group, args.curve_rounds, args.device)
             except torch.OutOfMemoryError:
-                print(f"{name}: the GPU's memory is too small")
+                print(f"{kind}, {num} tasks, {size:,} parameters: the GPU's memory is too small")
                 continue
             point: dict[str, Any] = {"estimator": kind, "tasks": num, "parameters": size}
             point |= {c.name: c.speeds() for c in group}
-            rows.append([name, *(c.best for c in group)])
             if gpu:
                 point["peak_bytes"] = torch.cuda.max_memory_allocated()
-                rows[-1].append(point["peak_bytes"] / 2**20)
             out.append(point)
-    names = [*engines, *["plain code"] * (what == "parameters"), *["peak MiB"] * gpu]
-    harness.print_table([f"best inner steps/s over {what}", *names], rows)
+    print(f"best inner steps/s over {what}:")
+    rows = [[x["best"] if isinstance(x, dict) else x for x in each.values()] for each in out]
+    harness.print_table([*out[0]] if out else [], rows)
     return out
 
 

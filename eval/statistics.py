@@ -54,14 +54,12 @@ class Estimate:
     diverged: int = 0
 
     def __str__(self) -> str:
-        digits = self._decimals()
-        # + 0.0 turns a rounded -0.0 into 0.0.
-        show = (
-            (lambda x: f"{x:.4g}")
-            if digits is None
-            else (lambda x: f"{round(x, digits) + 0.0:.{digits}f}")
-        )
-        text = f"{show(self.value)} [{show(self.low)}, {show(self.high)}]"
+        digits, ends = self._decimals(), (self.value, self.low, self.high)
+        if digits is None:
+            value, low, high = (f"{x:.4g}" for x in ends)
+        else:  # + 0.0 turns a rounded -0.0 into 0.0
+            value, low, high = (f"{round(x, digits) + 0.0:.{digits}f}" for x in ends)
+        text = f"{value} [{low}, {high}]"
         return f"{text} ({self.diverged} of {self.n} diverged)" if self.diverged else text
 
     def _decimals(self) -> int | None:

@@ -33,7 +33,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from lo_framework.errors import UserError, describe, nearest, shown
+from lo_framework.errors import UserError, choose, describe, nearest
 from lo_framework.namespace import HOME
 from lo_framework.schema import Mismatch, convert, read_json, required
 
@@ -121,16 +121,15 @@ class Parser(argparse.ArgumentParser):
         options: dict[str, Any] = {"help": text.strip().replace("%", "%%")}
         if hint is bool:
             options["action"] = "store_false" if off else "store_true"
-        elif not positional:
-            options["action"] = "append" if several else "store"
-        if hint is not bool:
+        else:
             word = "DIR" if flag.endswith(("out", "dir")) else "TEXT"
             options["metavar"] = field.metadata.get("metavar", _METAVARS.get(hint, word))
         if positional:
-            options["nargs"] = "*" if several else "?"
-            self.add_argument(field.name, **options)
-        else:
-            self.add_argument(flag, dest=field.name, **options)
+            self.add_argument(field.name, nargs="*" if several else "?", **options)
+            return
+        if several:
+            options["action"] = "append"
+        self.add_argument(flag, dest=field.name, **options)
 
     def _converted(self, name: str, value: Any) -> Any:
         try:
@@ -144,12 +143,11 @@ class Parser(argparse.ArgumentParser):
             values = read_json(Path(path).read_bytes(), dict[str, Any], owner)
         except OSError as error:
             raise UserError(f"{owner}: {error.strerror}") from None
-        for name in values:
-            if name not in self.flags:
-                near = nearest(name, self.flags)
-                raise UserError(f"{owner}: unknown setting {shown(name)}{near}")
         try:
-            return {name: self._converted(name, value) for name, value in values.items()}
+            return {
+                choose("setting", name, self.flags): self._converted(name, value)
+                for name, value in values.items()
+            }
         except UserError as error:
             raise UserError(f"{owner}: {error}") from None
 
@@ -190,11 +188,9 @@ def run(name: str, program: Callable[[list[str]], int], argv: Sequence[str] | No
             code = program(words)
             sys.stdout.flush()
             return code
-        except BrokenPipeError:
+        except (BrokenPipeError, Finished):
             raise
         except (Exception, SystemExit) as error:
-            if isinstance(error, Finished):
-                raise
             if "--debug" in words:
                 traceback.print_exc()
             print(f"{name}: {_line(error)}", file=sys.stderr, flush=True)

@@ -20,20 +20,7 @@ from types import ModuleType
 HOME = "lo_framework"
 
 
-class _Standing(importlib.abc.Loader):
-    """Hands out a module that stands already, with its own spec."""
-
-    def __init__(self, module: ModuleType) -> None:
-        self.module, self.spec = module, module.__spec__
-
-    def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType:
-        return self.module
-
-    def exec_module(self, module: ModuleType) -> None:
-        module.__spec__ = self.spec  # the import system has put the short name's there
-
-
-class _Aliases(importlib.abc.MetaPathFinder):
+class _Aliases(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     """Finds ``eval.x`` as ``lo_framework.eval.x`` for every package in ``packages``."""
 
     def __init__(self) -> None:
@@ -45,8 +32,16 @@ class _Aliases(importlib.abc.MetaPathFinder):
         # Not __main__: `python -m eval` runs it as a script under its short name.
         if name.partition(".")[0] not in self.packages or name.endswith(".__main__"):
             return None
-        module = importlib.import_module(f"{HOME}.{name}")
-        return importlib.util.spec_from_loader(name, _Standing(module))
+        return importlib.util.spec_from_loader(name, self)
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType:
+        module = importlib.import_module(f"{HOME}.{spec.name}")
+        spec.loader_state = module.__spec__
+        return module
+
+    def exec_module(self, module: ModuleType) -> None:
+        # The import system has put the short name's spec in the place of its own.
+        module.__spec__ = getattr(module.__spec__, "loader_state", None)
 
 
 _ALIASES = _Aliases()

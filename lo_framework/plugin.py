@@ -10,7 +10,8 @@ import importlib.metadata
 import importlib.util
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
@@ -27,12 +28,8 @@ def load_plugins(names: Iterable[str] = ()) -> None:
         UserError: a plugin is missing or fails while it is imported.
     """
     for entry in importlib.metadata.entry_points(group=GROUP):
-        try:
+        with _loading(f'"{entry.name}" ({entry.value})'):
             entry.load()
-        except Exception as error:
-            raise UserError(
-                f'plugin "{entry.name}" ({entry.value}): {_described(error)}'
-            ) from error
     for name in names:
         load_plugin(name)
 
@@ -45,12 +42,8 @@ def load_plugin(name: str) -> ModuleType:
         UserError: no such file or module, or an error while it is imported; the line says where.
     """
     is_file = name.endswith(".py") or os.sep in name
-    try:
+    with _loading(f'"{name}"'):
         return _load_file(Path(name)) if is_file else importlib.import_module(name)
-    except UserError as error:
-        raise UserError(f'plugin "{name}": {error}') from error
-    except Exception as error:
-        raise UserError(f'plugin "{name}": {_described(error)}') from error
 
 
 def _load_file(path: Path) -> ModuleType:
@@ -75,5 +68,10 @@ def _load_file(path: Path) -> ModuleType:
     return module
 
 
-def _described(error: Exception) -> str:
-    return describe(error, place=not isinstance(error, SyntaxError | ImportError))
+@contextmanager
+def _loading(plugin: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        line = describe(error, place=not isinstance(error, SyntaxError | ImportError))
+        raise UserError(f"plugin {plugin}: {line}") from error

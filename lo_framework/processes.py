@@ -6,7 +6,6 @@ if need be: a killed run cannot tell it, and leaves none behind.
 
 from __future__ import annotations
 
-import dataclasses
 import multiprocessing
 import os
 import signal
@@ -14,9 +13,9 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
+from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
-import numpy as np
 import torch
 
 GRACE = 5.0  # seconds for a child that does not heed SIGTERM
@@ -51,7 +50,7 @@ class Child:
     def send(self, message: Any) -> None:
         """Raises Died."""
         try:
-            self.pipe.send(to_wire(message))
+            self.pipe.send_bytes(Wire.dumps(message))
         except OSError:
             raise self._died() from None
 
@@ -62,7 +61,7 @@ class Child:
         except (EOFError, OSError):
             raise self._died() from None
         self.started = True
-        return from_wire(message)
+        return message
 
     def _died(self) -> Died:
         self.process.join(timeout=1)
@@ -97,40 +96,18 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Sent:
-    """A tensor on its way, as an array: one sent as it is would need a shared-memory file, of which
-    there are only so many.
+class Wire(ForkingPickler):
+    """Packs messages between our own processes: ``pipe.send_bytes(Wire.dumps(message))``.
+
+    A tensor travels as an array: one sent as it is would need a shared-memory file, of which there
+    are only so many.
     """
 
-    array: np.ndarray
-
-
-def to_wire(message: Any) -> Any:
-    return _mapped(lambda x: _Sent(x.detach().cpu().numpy()), torch.Tensor, message)
-
-
-def from_wire(message: Any) -> Any:
-    # A copy with torch's own alignment, which kernels see: the bits must not depend on it.
-    return _mapped(lambda x: torch.tensor(x.array), _Sent, message)
-
-
-def _mapped(f: Callable[[Any], Any], kind: type, value: Any) -> Any:
-    """``value`` with ``f`` of everything of that kind in it."""
-    if isinstance(value, kind):
-        return f(value)
-    if isinstance(value, dict):
-        return {key: _mapped(f, kind, x) for key, x in value.items()}
-    if isinstance(value, (list, tuple)):
-        parts = [_mapped(f, kind, x) for x in value]
-        return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = [field.name for field in dataclasses.fields(value) if field.init]
-        old = {name: getattr(value, name) for name in fields}
-        new = _mapped(f, kind, old)
-        if any(new[name] is not old[name] for name in fields):
-            return dataclasses.replace(value, **new)
-    return value
+    def reducer_override(self, value: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            # A copy with torch's own alignment, which kernels see: the bits must not depend on it.
+            return torch.tensor, (value.detach().cpu().numpy(),)
+        return NotImplemented
 
 
 @contextmanager

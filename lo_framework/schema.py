@@ -153,12 +153,10 @@ class Checked:
         check_ranges(self)
 
 
-_hints = functools.cache(functools.partial(typing.get_type_hints, include_extras=True))
-
-
-def hints(cls: Any) -> dict[str, Any]:
-    """Types of a dataclass's fields, with what `Annotated` says of them."""
-    return _hints(cls)
+# Types of a dataclass's fields, with what `Annotated` says of them.
+hints: Callable[[Any], dict[str, Any]] = functools.cache(
+    functools.partial(typing.get_type_hints, include_extras=True)
+)
 
 
 def convert(value: Any, hint: Any, *, text: bool = False) -> Any:
@@ -169,7 +167,18 @@ def convert(value: Any, hint: Any, *, text: bool = False) -> Any:
     """
     origin, args = typing.get_origin(hint) or hint, typing.get_args(hint)
     if origin is Annotated:
-        return _annotated(value, *args, text=text)
+        inner, extra = args
+        if isinstance(extra, Range):
+            number = _scalar(value, inner, text)
+            if extra.holds(number):
+                return number
+            raise Mismatch(f"expected {extra}", value)
+        try:
+            return extra.build(convert(value, extra.hint, text=text))
+        except Mismatch:
+            raise
+        except (ValueError, OverflowError) as error:
+            raise Mismatch(str(error)) from None
     if origin in (Any, object):
         return _shallow(value)
     if origin in (typing.Union, types.UnionType):
@@ -208,23 +217,6 @@ def convert(value: Any, hint: Any, *, text: bool = False) -> Any:
     return value
 
 
-def _annotated(value: Any, inner: Any, *extras: Any, text: bool) -> Any:
-    for extra in extras:
-        if isinstance(extra, Via):
-            try:
-                return extra.build(convert(value, extra.hint, text=text))
-            except Mismatch:
-                raise
-            except (ValueError, OverflowError) as error:
-                raise Mismatch(str(error)) from None
-        if isinstance(extra, Range):
-            number = _scalar(value, inner, text)
-            if not extra.holds(number):
-                raise Mismatch(f"expected {extra}", value)
-            return number
-    return convert(value, inner, text=text)
-
-
 def _union(value: Any, members: tuple[Any, ...], text: bool) -> Any:
     errors = []
     # None first: the text "none" would pass for a str.
@@ -247,27 +239,26 @@ def _dataclass(value: Any, cls: type, text: bool) -> Any:
     # A value that cannot be (another kind of file) says more than a field that is unknown.
     types = hints(cls)
     values = {k: _part(x, types[k], f".{k}", text) for k, x in value.items() if k in types}
-    fields = known_fields(cls, value, "field")
-    for key, field in fields.items():
-        if key not in values and required(field):
-            raise Mismatch(f'the field "{key}" is missing')
+    check_names(cls, value, "field")
     try:
         return cls(**values)
     except ValueError as error:
         raise Mismatch(str(error)) from None
 
 
-def known_fields(
-    cls: type, given: Mapping[Any, Any], noun: str
-) -> dict[str, dataclasses.Field[Any]]:
-    """The fields of a dataclass by name; raises Mismatch where ``given`` has a name beside them."""
+def check_names(cls: type, given: Mapping[Any, Any], noun: str) -> None:
+    """Raise Mismatch unless ``given`` has every field of a dataclass without a default, and no name
+    beside its fields.
+    """
     fields = {f.name: f for f in dataclasses.fields(cls) if f.init}
     for key in given:
         if key not in fields:
             near = nearest(key, fields) if isinstance(key, str) else ""
             known = ", ".join(fields) or "none"
             raise Mismatch(f"unknown {noun} {shown(key)}{near}; known: {known}")
-    return fields
+    for key, field in fields.items():
+        if key not in given and required(field):
+            raise Mismatch(f'the {noun} "{key}" is missing')
 
 
 def required(field: dataclasses.Field[Any]) -> bool:
@@ -297,16 +288,11 @@ def _scalar(value: Any, hint: Any, text: bool) -> Any:
     return parsed
 
 
-def _shallow(value: Any) -> Any:
-    """`value`, if its lists and objects are nested at most `MAX_DEPTH` deep."""
-    level = [value]
-    for _ in range(MAX_DEPTH):
-        parts = [
-            x.values() if isinstance(x, Mapping) else x
-            for x in level
-            if isinstance(x, (Mapping, list, tuple))
-        ]
-        level = [inner for part in parts for inner in part]
-        if not level:
-            return value
-    raise Mismatch(f"expected at most {MAX_DEPTH} lists and objects inside each other")
+def _shallow(value: Any, depth: int = MAX_DEPTH) -> Any:
+    """`value`, if its lists and objects are nested at most ``depth`` deep."""
+    if isinstance(value, (Mapping, list, tuple)):
+        if not depth:
+            raise Mismatch(f"expected at most {MAX_DEPTH} lists and objects inside each other")
+        for part in value.values() if isinstance(value, Mapping) else value:
+            _shallow(part, depth - 1)
+    return value

@@ -13,20 +13,14 @@ import re
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from lo_framework.errors import UserError, describe, first_line, nearest, shown
-from lo_framework.schema import Mismatch, convert, hints, known_fields, required
-
-__all__ = [
-    "UserError",
-    "build_config",
-    "canonical",
-    "describe",
-    "first_line",
-    "nearest",
-    "parse_spec",
-    "shown",
-    "split_specs",
-]
+from lo_framework.errors import (
+    UserError as UserError,
+    describe as describe,
+    first_line as first_line,
+    nearest as nearest,
+    shown as shown,
+)
+from lo_framework.schema import Mismatch, check_names, convert, hints
 
 C = TypeVar("C")
 
@@ -104,12 +98,9 @@ def build_config(config_type: type[C], options: Mapping[str, Any], owner: str) -
     """
     values: dict[str, Any] = {}
     try:
-        fields = known_fields(config_type, options, "option")
+        check_names(config_type, options, "option")
         for key, raw in options.items():
             values[key] = read_option(config_type, key, raw)
-        for key, field in fields.items():
-            if key not in values and required(field):
-                raise Mismatch(f'option "{key}" is required')
         return config_type(**values)
     except UserError:
         raise

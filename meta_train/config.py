@@ -15,8 +15,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+from lo_framework.errors import UserError, choose
 from lo_framework.schema import Fraction, Positive, Range, check_ranges, convert
-from lo_framework.spec import UserError, build_config, nearest, parse_spec
+from lo_framework.spec import build_config, parse_spec
 
 if TYPE_CHECKING:
     from lo_framework.absorb.absorption import Absorption
@@ -290,18 +291,12 @@ def make_config(
     """The preset with what was ``written`` in a run's own ``config.json``, and with whatever was
     given in its place (None: not given).
     """
-    if preset not in PRESETS:
-        raise UserError(
-            f"unknown preset {preset!r:.80}{nearest(preset, PRESETS)}; "
-            f"there are {', '.join(PRESETS)}"
-        )
     given = {name: value for name, value in given.items() if value is not None}
     written = dict(written or {})
-    values = {**PRESETS[preset], **written, **given}
-    known = {f.name for f in fields(RunConfig)}
+    values = {**PRESETS[choose("preset", preset, PRESETS)], **written, **given}
+    known = [f.name for f in fields(RunConfig)]
     for name in values:
-        if name not in known:
-            raise UserError(f"unknown setting {name!r:.80}{nearest(name, known)}")
+        choose("setting", name, known)
     config = replace(RunConfig(), **values)
     same = all(written.get(name) == getattr(config, name) for name in ("control", "outer_steps"))
     if config.control == "none" or same:  # a control's config.json has the steps that it took

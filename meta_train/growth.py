@@ -62,9 +62,7 @@ def plan_stages(spec: str, outer_steps: int, *, grown: bool = True) -> list[Stag
     for index, name in enumerate(chain):
         share += SHARES[len(chain)][index]
         after = len(chain) - 1 - index  # stages that still need a step each
-        end = outer_steps - after
-        if after:
-            end = min(end, max(begin + 1, round(share * outer_steps)))
+        end = min(outer_steps - after, max(begin + 1, round(share * outer_steps)))
         names = {f.name for f in fields(LEARNED[name].config)}
         config = {key: value for key, value in values.items() if key in names}
         stages.append(Stage(name, config, index, begin, end))

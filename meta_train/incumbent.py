@@ -123,7 +123,7 @@ def tuned_start(workers: Workers) -> tuple[float, Quality]:
         for family in zip(*qualities, strict=True)
     ]
     scores = [score(q, best) for q in qualities]
-    chosen = min(range(len(scores)), key=scores.__getitem__)
+    chosen = scores.index(min(scores))
     return START_LRS[chosen], qualities[chosen]
 
 

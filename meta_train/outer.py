@@ -24,9 +24,12 @@ class OuterOptimizer:
 
     def __init__(self, learned: LearnedOptimizer, lr: float, clip: float, steps: int) -> None:
         self.params = {name: nn.Parameter(x.clone()) for name, x in learned.theta().items()}
-        self.rates = [lr * learned.outer_scale(name) for name in self.params]
         self.adam = torch.optim.Adam(
-            [{"params": [p]} for p in self.params.values()], lr=lr, betas=(0.9, 0.99)
+            [
+                {"params": [p], "full_lr": lr * learned.outer_scale(name)}
+                for name, p in self.params.items()
+            ],
+            betas=(0.9, 0.99),
         )
         self.clip, self.steps = clip, steps
         self.average = {name: p.detach().clone() for name, p in self.params.items()}
@@ -42,11 +45,9 @@ class OuterOptimizer:
         """One update. A gradient that is not finite is skipped and reported; the clock moves on all
         the same.
         """
-        rate = min(1.0, (self.done + 1) / WARM_UP)
-        rate *= self.damping
-        rate *= FLOOR + (1 - FLOOR) * 0.5 * (
-            1 + math.cos(math.pi * min(1.0, self.done / self.steps))
-        )
+        rate = min(1.0, (self.done + 1) / WARM_UP) * self.damping
+        cosine = math.cos(math.pi * min(1.0, self.done / self.steps))
+        rate *= FLOOR + (1 - FLOOR) * 0.5 * (1 + cosine)
         self.done += 1
         norm = float(torch.sqrt(sum((g.double() ** 2).sum() for g in grad.values())))  # type: ignore[arg-type]
         if not math.isfinite(norm):
@@ -54,8 +55,8 @@ class OuterOptimizer:
         ratio = min(1.0, self.clip / max(norm, 1e-12))
         for name, p in self.params.items():
             p.grad = grad[name] * ratio
-        for group, full in zip(self.adam.param_groups, self.rates, strict=True):
-            group["lr"] = full * rate
+        for group in self.adam.param_groups:
+            group["lr"] = group["full_lr"] * rate
         self.adam.step()
         for name, p in self.params.items():
             self.average[name].lerp_(p.detach(), 1 - AVERAGING)

@@ -108,9 +108,7 @@ class Progress:
             self.curves.add(record["step"], curves)
         self.bar.update()
         short = f"{record['kind']} meta-loss {record['meta_loss']:.4f}"
-        short += f", {record['rate']:.0f} inner steps/s"
-        if record.get("score") is not None:
-            short += f", score {record['score']:.3f}"
+        short += f", {record['rate']:.0f} inner steps/s, score {record['score']:.3f}"
         self.bar.set_postfix_str(short)
         now = time.monotonic()
         if not self.terminal and (now - self.told > 10 or record["step"] == self.total):

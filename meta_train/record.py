@@ -22,11 +22,7 @@ Metrics = dict[str, float]
 
 def mean(grads: Sequence[Theta]) -> Theta:
     """Over shards, summed in their order."""
-    out = {name: torch.zeros_like(x) for name, x in grads[0].items()}
-    for grad in grads:
-        for name, x in grad.items():
-            out[name] += x / len(grads)
-    return out
+    return {name: sum(grad[name] / len(grads) for grad in grads) for name in grads[0]}  # type: ignore[misc]
 
 
 def by_family(metrics: Sequence[Metrics], names: Sequence[str], shards: int) -> dict[str, Metrics]:

@@ -224,8 +224,9 @@ class Trainer:
             quality = measure(self.workers, stage, [run.outer.average])[0]
             loss = log_score(quality, run.reference, {"valid": 1.0})
             branches.append((loss, run.outer, self._shards(), rows))
-        radius.learn(eps, [branch[0] for branch in branches])
-        best = min(range(2), key=lambda b: branches[b][0])
+        losses = [branch[0] for branch in branches]
+        radius.learn(eps, losses)
+        best = losses.index(min(losses))
         _, run.outer, shards, rows = branches[best]
         if best == 0:  # the workers are in the other branch
             self._build(shards, rhos[0])

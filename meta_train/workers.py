@@ -5,8 +5,7 @@ thread each.
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple, TypeVar
 
@@ -22,7 +21,7 @@ from lo_framework.meta_train.problems import Pool, Problem, family_problems, pro
 from lo_framework.meta_train.shards import Shard, Tensors, named
 from lo_framework.optimizees.variation import make_variations
 from lo_framework.plugin import load_plugins
-from lo_framework.processes import Child, Died, RemoteTraceback, from_wire, to_wire
+from lo_framework.processes import Child, Died, RemoteTraceback, Wire
 from lo_framework.spec import UserError, describe
 
 VALIDATION_CHUNK = 8
@@ -136,19 +135,11 @@ def _serve(pipe: Connection, setup: WorkerSetup, shards: list[int]) -> None:
         try:
             if host is None:
                 host = ShardHost(setup, shards)
-            answer: Any = ("ok", to_wire(getattr(host, method)(*from_wire(arguments))))
+            answer: Any = ("ok", getattr(host, method)(*arguments))
         except Exception as error:
             kind = type(error) if isinstance(error, UserError) else RuntimeError
             answer = (kind, (describe(error), traceback.format_exc()))
-        pipe.send(answer)
-
-
-@contextmanager
-def _named(worker: int) -> Iterator[None]:
-    try:
-        yield
-    except Died as error:
-        raise Died(f"worker {worker} ended unexpectedly ({error})") from None
+        pipe.send_bytes(Wire.dumps(answer))
 
 
 class Workers:
@@ -183,17 +174,18 @@ class Workers:
         if self.local is not None:
             return [method(self.local, *arguments[0])]
         answers: list[R] = []
-        for worker, child in enumerate(self.children):
-            with _named(worker):
+        try:
+            for worker, child in enumerate(self.children):
                 child.send((method.__name__, arguments[worker]))
-        for worker, child in enumerate(self.children):
-            with _named(worker):
+            for worker, child in enumerate(self.children):
                 status, answer = child.receive() or child.receive()
-            if status != "ok":
-                line, text = answer
-                whose = "" if issubclass(status, UserError) else f"worker {worker} failed: "
-                raise status(whose + line) from RemoteTraceback(text)
-            answers.append(answer)
+                if status != "ok":
+                    line, text = answer
+                    whose = "" if issubclass(status, UserError) else f"worker {worker} failed: "
+                    raise status(whose + line) from RemoteTraceback(text)
+                answers.append(answer)
+        except Died as error:
+            raise Died(f"worker {worker} ended unexpectedly ({error})") from None
         return answers
 
     def everywhere(self, method: Callable[..., R], *arguments: Any) -> list[R]:

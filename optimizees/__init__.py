@@ -3,14 +3,11 @@
 from lo_framework.optimizees.from_module import task_from_module
 from lo_framework.optimizees.pool import make_tasks
 from lo_framework.optimizees.registry import register_model, register_task
-from lo_framework.optimizees.task import Batch, Buffers, ClassificationTask, Params, Task
+from lo_framework.optimizees.task import ClassificationTask, Task
 from lo_framework.optimizees.variation import Variation, make_variations
 
 __all__ = [
-    "Batch",
-    "Buffers",
     "ClassificationTask",
-    "Params",
     "Task",
     "Variation",
     "make_tasks",

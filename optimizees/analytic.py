@@ -15,19 +15,18 @@ import torch
 from torch import Tensor
 
 from lo_framework.optimizees.registry import register_task
-from lo_framework.optimizees.task import SPLITS, Batch, Buffers, Params, Task, soft_cap
+from lo_framework.optimizees.task import SPLITS, Batch, Buffers, DataTask, Params
 from lo_framework.schema import Checked, NotNegative, Range
 
 LARGEST = 1 << 24  # dimensions
 
 
-class AnalyticTask(Task):
-    """A function of one parameter "x" [dim]. `scale`: a typical loss at the start, which
-    `normalize` maps to 1.
-    """
+class AnalyticTask(DataTask):
+    """A function of one parameter "x" [dim]. `scale`: a typical loss at the start."""
 
     def __init__(self, *, name: str, dim: int, std: float, scale: float) -> None:
-        super().__init__(name=name, batch_size=1)
+        data: dict[str, Batch] = dict.fromkeys(SPLITS, (torch.zeros(1, dim),))
+        super().__init__(name=name, batch_size=1, data=data)
         self.dim, self.std, self.scale = dim, std, scale
 
     def value(self, x: Tensor) -> Tensor:
@@ -46,16 +45,8 @@ class AnalyticTask(Task):
             return (expected.new_zeros(shape),)
         return ((torch.randn(shape, generator=generator) * self.std).to(self.device),)
 
-    def full(self, split: str) -> Batch:
-        if split not in SPLITS:
-            raise KeyError(f'{self.name}: no split "{split}"; there are {", ".join(SPLITS)}')
-        return (torch.zeros(1, self.dim, device=self.device),)
-
     def metrics(self, params: Params, buffers: Buffers, batch: Batch) -> dict[str, Tensor]:
         return {"loss": self.value(params["x"])}
-
-    def normalize(self, loss: Tensor) -> Tensor:
-        return soft_cap(loss / self.scale)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from lo_framework.optimizees.task import Batch, Buffers, Params, Task
-from lo_framework.spec import UserError
 
 _PREFIX = "scale of "
 
@@ -29,8 +28,6 @@ class Reparametrised(Task):
     """
 
     def __init__(self, task: Task, span: float) -> None:
-        if not (span >= 1 and math.isfinite(span)):
-            raise UserError(f"augmentation: the span of scales must be at least 1, not {span}")
         super().__init__(name=task.name, batch_size=task.batch_size)
         self.task = task
         self.span = span

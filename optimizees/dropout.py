@@ -9,6 +9,7 @@ the same mask in a loop, under vmap, in a recomputed segment and after a resume.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -93,25 +94,19 @@ KINDS: dict[type[nn.Module], tuple[int | None, bool]] = {
 }
 
 
-def replace_dropout(module: nn.Module) -> list[str]:
-    """Replace every dropout module inside `module` in place; returns the names of the new modules'
-    noise buffers.
-    """
+def replace_dropout(module: nn.Module) -> None:
+    """Replace every dropout module inside `module` in place."""
     replaced: dict[nn.Module, CounterDropout] = {}
-    names: list[str] = []
-    for prefix, parent in list(module.named_modules()):
+    for parent in list(module.modules()):
         for name, child in list(parent.named_children()):
             if type(child) not in KINDS:
                 continue
             if child not in replaced:
                 channels, alpha = KINDS[type(child)]
-                p = child.p
-                assert isinstance(p, float | int)
+                p: Any = child.p
                 # Blocks of 2^16 calls keep the layers' numbers apart however often each is called.
                 replaced[child] = CounterDropout(
                     float(p), channels=channels, alpha=alpha, first=len(replaced) << 16
                 )
                 replaced[child].train(child.training)
-                names.append(f"{prefix}.{name}.noise".lstrip("."))
             setattr(parent, name, replaced[child])
-    return names

@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
+from torch.utils._pytree import tree_map
 
 from lo_framework.optimizees.dropout import CounterDropout, replace_dropout
 from lo_framework.optimizees.models.norms import MOMENTUM, batch_norm, moved, normalise
 from lo_framework.optimizees.rows import Given, Rows, make_splits
-from lo_framework.optimizees.task import Batch, Buffers, DataTask, Params, soft_cap
+from lo_framework.optimizees.task import Batch, Buffers, DataTask, Params
 from lo_framework.spec import UserError, first_line
 
 if TYPE_CHECKING:
@@ -104,12 +105,15 @@ class ModuleTask(DataTask):
         self.module = copy.deepcopy(module).cpu()
         self.loss_fn = loss_fn
         self.num_classes = num_classes
-        self.scale = 1.0 if num_classes is None else math.log(num_classes)
         # A submodule that the person froze in evaluation mode inside a training module stays so.
         frozen = {m for m in self.module.modules() if self.module.training and not m.training}
-        self._noise_names = replace_dropout(self.module)
+        replace_dropout(self.module)
         self._switched = [m for m in self.module.modules() if m not in frozen]
-        self._dropouts = [m for m in self.module.modules() if isinstance(m, CounterDropout)]
+        self._dropouts = {  # by the names of their noise
+            f"{name}.noise": m
+            for name, m in self.module.named_modules()
+            if isinstance(m, CounterDropout)
+        }
         for m in self.module.modules():
             if isinstance(m, _BatchNorm):
                 m.forward = types.MethodType(_pure_batch_norm, m)  # type: ignore[method-assign]
@@ -125,7 +129,7 @@ class ModuleTask(DataTask):
             _reset(scratch)
         params = {key: p.detach() for key, p in scratch.named_parameters() if p.requires_grad}
         buffers = {
-            key: b.detach() for key, b in scratch.named_buffers() if key not in self._noise_names
+            key: b.detach() for key, b in scratch.named_buffers() if key not in self._dropouts
         }
         return self._here(params), self._here(buffers)
 
@@ -141,9 +145,6 @@ class ModuleTask(DataTask):
         if self.num_classes is not None:
             numbers["accuracy"] = (output.argmax(1) == batch[1]).to(torch.float32).mean()
         return numbers
-
-    def normalize(self, loss: Tensor) -> Tensor:
-        return soft_cap(loss / self.scale)
 
     def to(self, device: torch.device | str) -> Self:
         other = super().to(device)
@@ -161,13 +162,13 @@ class ModuleTask(DataTask):
         """The module's output and its buffers afterwards; evaluation mode without `noise`."""
         for m in self._switched:
             m.training = noise is not None
-        for dropout in self._dropouts:
+        for dropout in self._dropouts.values():
             dropout.calls = dropout.first
         # Buffers are cloned because modules update them in place; functional_call leaves the
         # results in `state`.
         state = {**params, **{key: b.clone() for key, b in buffers.items()}}
         if noise is not None:
-            state.update(dict.fromkeys(self._noise_names, noise))
+            state.update(dict.fromkeys(self._dropouts, noise))
         output = functional_call(self.module, state, (x,))
         return output, {key: state[key] for key in buffers}
 
@@ -211,13 +212,10 @@ class ModuleTask(DataTask):
         self._find_scale(output, batch, loss)
 
     def _check_vmap(self, params: Params, buffers: Buffers, batch: Batch, noise: Tensor) -> None:
-        def twice(x: Tensor) -> Tensor:
-            return torch.stack([x, x])
-
         gradient = torch.func.grad_and_value(self.loss, has_aux=True)
-        pairs, states = ({k: twice(v) for k, v in tensors.items()} for tensors in (params, buffers))
+        pairs = tree_map(lambda x: torch.stack([x, x]), (params, buffers, batch, noise))
         try:
-            torch.func.vmap(gradient)(pairs, states, tuple(twice(x) for x in batch), twice(noise))
+            torch.func.vmap(gradient)(*pairs)
         except Exception as error:
             raise UserError(
                 f"{self.name}: the module cannot run under torch.func.vmap: {first_line(error)}; "
@@ -246,11 +244,9 @@ def _check_parameters(module: nn.Module, name: str) -> None:
     tensors = [*module.parameters(), *module.buffers()]
     if any(is_lazy(t) for t in tensors):
         raise UserError(f"{name}: the module has lazy parameters: run it on one batch first")
-    trainable = [p for p in module.parameters() if p.requires_grad]
-    if not trainable:
+    if not (trainable := [p for p in module.parameters() if p.requires_grad]):
         raise UserError(f"{name}: the module has no trainable parameters")
-    odd = sorted({str(p.dtype) for p in trainable} - {"torch.float32"})
-    if odd:
+    if odd := sorted({str(p.dtype) for p in trainable} - {"torch.float32"}):
         raise UserError(
             f"{name}: trainable parameters must be float32, found {', '.join(odd)}: call "
             "module.float()"

@@ -11,9 +11,9 @@ import torch
 from lo_framework.optimizees import (
     analytic as _analytic,  # noqa: F401 (registers its tasks)
     datasets as datasets_room,
-    models as _models,  # noqa: F401 (registers its tasks)
 )
 from lo_framework.optimizees.datasets import Dataset
+from lo_framework.optimizees.models import cnn, gru, mlp, transformer  # noqa: F401 (register theirs)
 from lo_framework.optimizees.registry import TASKS
 from lo_framework.optimizees.task import Task
 from lo_framework.registry import Entry
@@ -92,8 +92,9 @@ def _built(entry: Entry[Task], config: Any, data: tuple[Any, ...]) -> Task:
     except (Exception, SystemExit) as error:
         raise UserError(f"the optimizee {entry.name}: {describe(error)}") from error
     if not hasattr(task, "loss"):
-        kind = type(task).__name__
-        raise UserError(f"the optimizee {entry.name}: its function returned no task but {kind}")
+        raise UserError(
+            f"the optimizee {entry.name}: its function returned no task but {type(task).__name__}"
+        )
     return task
 
 

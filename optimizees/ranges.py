@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from lo_framework.schema import Checked, Mismatch, known_fields
+from lo_framework.schema import Checked, Mismatch, check_names
 from lo_framework.spec import (
     UserError,
     build_config,
@@ -95,7 +95,8 @@ class Ranged:
     def of(name: str, config_type: type, options: Mapping[str, str]) -> Ranged:
         """Read `options`; raises UserError where a value, or a bound of a range, does not fit."""
         try:
-            known = known_fields(config_type, options, "option")
+            check_names(config_type, options, "option")
+            known = [field.name for field in fields(config_type)]
             read = {key: _read(config_type, key, options[key]) for key in known if key in options}
         except ValueError as error:
             raise UserError(f"{name}: {error}") from None

@@ -62,12 +62,14 @@ class Task:
         device: where `init`, `batch` and `full` put their tensors.
         vmappable: False for a loss that `torch.func.vmap` cannot take (recurrent layers, branches
             on data): copies of it run one after the other.
+        scale: a typical loss, which `normalize` maps to 1.
     """
 
     name: str
     batch_size: int
     device: torch.device
     vmappable: bool = True
+    scale: float = 1.0
 
     def __init__(self, *, name: str, batch_size: int) -> None:
         self.name = name
@@ -103,8 +105,8 @@ class Task:
         raise NotImplementedError
 
     def normalize(self, loss: Tensor) -> Tensor:
-        """`loss` on a scale comparable across tasks; see `soft_cap`."""
-        raise NotImplementedError
+        """`loss` over `scale`, so comparable across tasks, through `soft_cap`."""
+        return soft_cap(loss / self.scale)
 
     def to(self, device: torch.device | str) -> Self:
         """A copy of this task whose tensors live on `device`."""
@@ -231,6 +233,7 @@ class ClassificationTask(ModelTask):
     def __init__(self, model: Model, dataset: Dataset, *, name: str, batch_size: int) -> None:
         super().__init__(model, dataset, name=name, batch_size=batch_size)
         self.num_classes = dataset.outputs
+        self.scale = math.log(self.num_classes)  # of a guess at random
 
     def mean_loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         return F.cross_entropy(outputs, targets)
@@ -238,10 +241,6 @@ class ClassificationTask(ModelTask):
     def sums(self, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
         hits = (outputs.argmax(-1) == targets).to(outputs.dtype).sum()
         return {"loss": F.cross_entropy(outputs, targets, reduction="sum"), "accuracy": hits}
-
-    def normalize(self, loss: Tensor) -> Tensor:
-        """1 is a guess at random: `loss` over log C, through `soft_cap`."""
-        return soft_cap(loss / math.log(self.num_classes))
 
 
 class RegressionTask(ModelTask):
@@ -251,14 +250,11 @@ class RegressionTask(ModelTask):
         super().__init__(model, dataset, name=name, batch_size=batch_size)
         targets = dataset.splits["train"][1]
         constant = float((targets - targets.mean(0)).square().mean())
-        self.constant = max(constant, torch.finfo(targets.dtype).eps)
+        # That of the best constant.
+        self.scale = max(constant, torch.finfo(targets.dtype).eps)
 
     def mean_loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         return (outputs - targets).square().mean()
 
     def sums(self, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
         return {"loss": (outputs - targets).square().mean(-1).sum()}
-
-    def normalize(self, loss: Tensor) -> Tensor:
-        """1 is the best constant: `loss` over the targets' variance, through `soft_cap`."""
-        return soft_cap(loss / self.constant)

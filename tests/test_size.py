@@ -13,6 +13,7 @@ import tokenize
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+MOST_LINES = 350  # of a file: one idea
 FREE = {
     *(tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT),
     *(tokenize.ENCODING, tokenize.ENDMARKER),
@@ -46,7 +47,12 @@ def test_what_is_counted() -> None:
     assert tokens('"""Doc."""\nx = 1  # why\n\n\ndef f():\n    """Doc."""\n    return "a"\n') == 10
 
 
+def test_no_file_is_long() -> None:
+    lengths = {name: text.count("\n") for name, text in sources(ROOT).items()}
+    assert lengths and not {name: n for name, n in lengths.items() if n > MOST_LINES}
+
+
 if __name__ == "__main__":
-    found = sources(Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT)
-    lines = sum(text.count("\n") for text in found.values())
-    print(f"{len(found)} files, {lines:,} lines, {sum(map(tokens, found.values())):,} tokens")
+    texts = sources(Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT).values()
+    lines = sum(text.count("\n") for text in texts)
+    print(f"{len(texts)} files, {lines:,} lines, {sum(map(tokens, texts)):,} tokens")

@@ -8,7 +8,7 @@ given.
 
 from __future__ import annotations
 
-from dataclasses import field, make_dataclass
+from dataclasses import make_dataclass
 from typing import Any, ClassVar
 
 from lo_framework.eval.baselines.hand_designed import AdamW, AdamWConfig
@@ -46,7 +46,7 @@ def _baseline(name: str, changed: dict[str, Any]) -> None:
     title = f"Explicit{rule.__name__}"
     config = make_dataclass(
         f"{title}Config",
-        [(key, type(value), field(default=value)) for key, value in changed.items()],
+        [(key, type(value), value) for key, value in changed.items()],
         bases=(rule.Config, AdamWConfig),  # AdamW's come first
         frozen=True,
         kw_only=True,

@@ -41,12 +41,6 @@ class Baseline(TunedOptimizer):
         )
         return {"step": step, **{name: torch.zeros_like(params) for name in self.per_param}}
 
-    def measure(self, params: Tensor, grads: Tensor, state: State) -> Tensor:
-        return grads.new_zeros(0, grads.shape[-1])
-
-    def stats(self, layout: Layout, params: Tensor, grads: Tensor, state: State) -> Tensor:
-        return grads.new_zeros(0, layout.num)
-
     def condition(
         self, layout: Layout, stats: Tensor, state: State, loss: Tensor | None, clock: Clock
     ) -> tuple[Tensor, Tensor, State]:

@@ -102,11 +102,10 @@ class MetaAdamWBaseline(TorchBaseline):
         assert isinstance(optimizer, MetaAdamW)
         factors = torch.tensor(list(optimizer.factors().values()) or [(1.0, 1.0)])
         alpha, beta = factors.unbind(1)
-        spread = float(alpha.max() - alpha.min())
         return {
             "alpha": float(alpha.mean()),
             "beta": float(beta.mean()),
-            "alpha_spread": spread,
+            "alpha_spread": float(alpha.max() - alpha.min()),
             "skipped": float(optimizer.skipped),
         }
 

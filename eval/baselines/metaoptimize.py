@@ -100,9 +100,6 @@ class VmappedMetaOptimize(Baseline):
     def measure(self, params: Tensor, grads: Tensor, state: State) -> Tensor:
         return (state["h"] * grads)[None]
 
-    def stats(self, layout: Layout, params: Tensor, grads: Tensor, state: State) -> Tensor:
-        return layout.mean(self.measure(params, grads, state))
-
     def condition(
         self, layout: Layout, stats: Tensor, state: State, loss: Tensor | None, clock: Clock
     ) -> tuple[Tensor, Tensor, State]:

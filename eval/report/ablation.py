@@ -8,12 +8,13 @@ import numpy as np
 
 from lo_framework.eval.report import numbers
 from lo_framework.eval.report.base import Report
+from lo_framework.eval.report.columns import columns
 from lo_framework.eval.report.drawing import png
-from lo_framework.eval.report.heat_maps import KEY, draw, marked
+from lo_framework.eval.report.heat_maps import KEY, cells, draw, marked
 from lo_framework.eval.report.table import Table
 from lo_framework.eval.report.text import file_names, markdown, picture, table_of_values
-from lo_framework.eval.running.protocol import BY_KEY, METRICS
-from lo_framework.eval.statistics import mean_interval
+from lo_framework.eval.running.protocol import BY_KEY, METRICS, Metric
+from lo_framework.eval.statistics import Array, mean_interval
 from lo_framework.eval.studies.ablation import FILE, Ablation, Entry
 from lo_framework.eval.studies.panels import Mark, Panel
 
@@ -30,40 +31,29 @@ class AblationReport(Report[Ablation]):
     def csv(self) -> str:
         """Return a row for each cell of each panel, then one for each reference."""
         result = self.result
-        names = dict.fromkeys(name for entry in result.entries for name in entry.metrics)
-        metrics = [metric for metric in METRICS if metric.key in names]
-        counts = [name for name in names if name not in BY_KEY]
+        measured = (entry.metrics for entry in result.entries)
+        names, cells_of = columns(measured, ("mean", "low", "high"), _interval)
         labels = list(dict.fromkeys(entry.spec for entry in result.references))
         headers = ["task", "panel", "row", "column", "optimizer", "seeds", "diverged"]
-        headers += [f"{m.key}_{part}" for m in metrics for part in ("mean", "low", "high")]
-        headers += [*(f"{name}_mean" for name in counts), *(f"{KEY} / {x}" for x in labels)]
-        rows = []
+        headers += [*names, *(f"{KEY} / {x}" for x in labels)]
+        rows: list[list[object]] = []
         for task in result.tasks:
-            cells = [
-                (panel.name, row, column, result.entry(task, panel, row, column))
+            shown = [
+                (panel.name, *place, entry)
                 for panel in result.study.panels
-                for row in panel.rows.values
-                for column in panel.columns.values
+                for place, entry in cells(result, task, panel).items()
             ]
             beside = result.references_of(task)
             losses = {r.spec: r.metrics[KEY].mean() for r in beside if not r.failure}
-            cells += [("reference", "", "", entry) for entry in beside]
-            for panel_name, row, column, entry in cells:
+            shown += [("reference", "", "", entry) for entry in beside]
+            for panel_name, row, column, entry in shown:
                 if entry.failure:
                     continue
                 name = f"{entry.spec} ({entry.setting})" if entry.setting else entry.spec
                 runs = (len(entry.diverged), int(entry.diverged.sum()))
-                values: list[float] = []
-                for metric in metrics:
-                    if metric.key not in entry.metrics:
-                        values += [np.nan] * 3
-                        continue
-                    mean = mean_interval(entry.metrics[metric.key], diverged_as=metric.diverged_as)
-                    values += [mean.value, mean.low, mean.high]
-                nan = np.array(np.nan)
-                values += [float(entry.metrics.get(count, nan).mean()) for count in counts]
                 own = entry.metrics[KEY].mean()
-                values += [float(own / losses.get(label, np.nan)) for label in labels]
+                ratios = [float(own / losses.get(label, np.nan)) for label in labels]
+                values = (*cells_of(entry.metrics), *ratios)
                 rows.append([task, panel_name, row, column, name, *runs, *values])
         return table_of_values(headers, rows)
 
@@ -112,19 +102,22 @@ class AblationReport(Report[Ablation]):
         return file_names("ablation", [task for task in result.tasks if task in worked])
 
 
+def _interval(values: Array, metric: Metric) -> tuple[float, ...]:
+    mean = mean_interval(values, diverged_as=metric.diverged_as)
+    return mean.value, mean.low, mean.high
+
+
 def tables(result: Ablation, task: str) -> list[Table]:
     """Return references; then per panel the final loss, and what was counted where anything was."""
     beside = result.references_of(task)
     found = [_references(task, beside)] if beside else []
     for panel in result.study.panels:
-        cells = {
-            (row, column): result.entry(task, panel, row, column)
-            for row in panel.rows.values
-            for column in panel.columns.values
-        }
-        losses = {key: _loss(entry) for key, entry in cells.items()}
+        entries = cells(result, task, panel)
+        losses = {place: _loss(entry) for place, entry in entries.items()}
         found.append(_matrix(panel, f"{task}: final loss, {panel.title}", losses))
-        marks = {key: marked(entry, result.study.marks) or "-" for key, entry in cells.items()}
+        marks = {
+            place: marked(entry, result.study.marks) or "-" for place, entry in entries.items()
+        }
         if set(marks.values()) != {"-"}:
             found.append(_matrix(panel, f"{task}: diagnostics, {panel.title}", marks))
     return found
@@ -136,21 +129,19 @@ def _references(task: str, beside: list[Entry]) -> Table:
     table = Table("reference", "setting", *titles, "diverged", title=f"{task}: references")
     for entry in beside:
         if entry.failure:
-            table.add(entry.spec, "FAILED", *[""] * (len(metrics) + 1))
+            table.failed(entry.spec)
             continue
-        means = [mean_interval(entry.metrics[m.key], diverged_as=m.diverged_as) for m in metrics]
-        cells = [numbers.plus_minus(x, m.percent) for x, m in zip(means, metrics)]
-        bad = f"{int(entry.diverged.sum())} of {entry.diverged.size}"
-        table.add(entry.spec, entry.setting, *cells, bad)
+        means = (numbers.mean_of(entry.metrics[m.key], m) for m in metrics)
+        table.add(entry.spec, entry.setting, *means, numbers.count_of(entry.diverged))
     return table
 
 
-def _matrix(panel: Panel, title: str, cells: dict[tuple[str, str], str]) -> Table:
+def _matrix(panel: Panel, title: str, texts: dict[tuple[str, str], str]) -> Table:
     columns = panel.columns
     headers = (f"{columns.option} {value}" for value in columns.values)
     table = Table(panel.rows.option, *headers, title=title)
     for row in panel.rows.values:
-        table.add(row, *(cells[row, column] for column in columns.values))
+        table.add(row, *(texts[row, column] for column in columns.values))
     return table
 
 

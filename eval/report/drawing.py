@@ -7,6 +7,9 @@ no pyplot state, no display. Every picture begins with a `canvas`.
 from __future__ import annotations
 
 import io
+import itertools
+import math
+import textwrap
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -24,6 +27,13 @@ LONGEST = 70  # characters of a label
 # dash patterns, so that colour is never alone.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 DASHES: tuple[tuple[float, ...], ...] = ((), (5, 1.5), (1.2, 1.2), (6, 1.5, 1.2, 1.5))
+
+# Where a logarithmic axis is labelled, at multiples of powers of ten: up to which span of its ends.
+TICKS: dict[float, tuple[float, ...]] = {
+    3: (1, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.8, 2, 2.5, 3, 3.5, 4, 4.5, 5, 5.5, 6, 7, 8, 9),
+    10: (1, 1.5, 2, 3, 5, 7),
+    1000: (1, 2, 5),
+}
 
 # The places of the optimizers that reports show, place = colour + 7 x dashes: relatives share a
 # colour. What is not listed takes a colour that its figure leaves free.
@@ -55,52 +65,63 @@ def looks(labels: Iterable[str]) -> dict[str, Look]:
     Two variants of one optimizer share its colour and differ in dashes; more take the colours that
     are left, in order, as strangers do: five dash patterns of one colour cannot be told apart.
     """
-    unique = list(dict.fromkeys(labels))
-    bases = {
-        label: label.replace(":", " ").split()[0] if label.split() else label for label in unique
-    }
+    bases = {label: (label.replace(":", " ").split() or [label])[0] for label in labels}
     places = {base: PLACES[base] for base in bases.values() if base in PLACES}
-    for base in dict.fromkeys(bases.values()):
+    for base in bases.values():
         if base not in places:
-            taken = {place % len(COLOURS) for place in places.values()}
-            free = (place for place in range(len(COLOURS)) if place not in taken)
-            # More optimizers than colours: begin again with the next dash pattern.
-            places[base] = next(
-                free, next(i for i in range(len(COLOURS), 1000) if i not in places.values())
-            )
-    count = Counter(bases.values())
-    left = [
-        c
-        for i, c in enumerate(COLOURS)
-        if i not in {place % len(COLOURS) for place in places.values()}
-    ]
-    used: dict[str, int] = {}
+            # A free colour; more optimizers than colours begin again with the next dash pattern.
+            taken = {x for place in places.values() for x in (place, place % len(COLOURS))}
+            places[base] = next(place for place in itertools.count() if place not in taken)
+    taken = {place % len(COLOURS) for place in places.values()}
+    left = [colour for i, colour in enumerate(COLOURS) if i not in taken]
+    variants, before = Counter(bases.values()), Counter[str]()
     result = {}
-    for label in unique:
-        base = bases[label]
-        place, variant = places[base], used.get(base, 0)
-        used[base] = variant + 1
-        colour = (
-            left.pop(0) if variant and count[base] > 2 and left else COLOURS[place % len(COLOURS)]
-        )
+    for label, base in bases.items():
+        place, variant = places[base], before[base]
+        before[base] += 1
+        colour = COLOURS[place % len(COLOURS)]
+        if variant and variants[base] > 2 and left:
+            colour = left.pop(0)
         result[label] = Look(colour, DASHES[(variant + place // len(COLOURS)) % len(DASHES)])
     return result
 
 
 def canvas(
-    rows: int, columns: int, size: tuple[float, float], used: int | None = None, **shared: Any
+    count: int,
+    columns: int,
+    panel: tuple[float, float],
+    room: tuple[float, float] = (0.0, 0.6),
+    *,
+    least: float = 5.6,
+    **shared: Any,
 ) -> tuple[Figure, list[Any]]:
-    """Return a figure and its axes, row by row; the last ones are removed beyond ``used``."""
+    """Return a figure and the axes of ``count`` panels, row by row.
+
+    Args:
+        panel: inches of one; room: inches beside and below all of them; least: of the width.
+        shared: ``sharex``, ``sharey``.
+    """
     require("matplotlib")
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
+    rows = math.ceil(count / columns)
+    size = (max(least, panel[0] * columns + room[0]), panel[1] * rows + room[1])
     figure = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(figure)
     grid = [*figure.subplots(rows, columns, squeeze=False, **shared).flat]
-    for axes in grid[used:] if used is not None else ():
+    for axes in grid[count:]:
         axes.remove()
-    return figure, grid[:used]
+    return figure, grid[:count]
+
+
+def outer_labels(grid: Sequence[Any], columns: int, x: str, y: str = "") -> None:
+    """Label the axes that have no panel below them, and those of the first column."""
+    for i, axes in enumerate(grid):
+        if i + columns >= len(grid):
+            axes.set_xlabel(x)
+        if i % columns == 0:
+            axes.set_ylabel(y)
 
 
 def png(figure: Figure, dpi: int) -> bytes:
@@ -131,18 +152,27 @@ def line_handle(text: str, look: Look, **options: Any) -> Any:
     return handle
 
 
-def legend(figure: Figure, handles: Sequence[Any], *, columns: int = 0, **options: Any) -> Any:
-    """Draw a legend below the panels, in as many columns as fit (or ``columns``)."""
+def curve(axes: Any, x: Any, y: Any, look: Look, width: float, **options: Any) -> None:
+    """Draw a line with an optimizer's look."""
+    style = dict(color=look.colour, dashes=look.dashes or (None, None), linewidth=width)
+    axes.plot(x, y, **style, **options)
+
+
+def legend(figure: Figure, handles: Sequence[Any], title: str = "") -> None:
+    """Draw a legend below the panels, in as many columns as fit."""
     longest = max((len(str(handle.get_label())) for handle in handles), default=1)
-    fit = int(figure.get_figwidth() / (0.6 + 0.072 * longest))  # inches at nine points
-    return figure.legend(
+    width = figure.get_figwidth()
+    fit = int(width / (0.6 + 0.072 * longest))  # inches at nine points
+    words = figure.legend(
         handles=handles,
         loc="outside lower center",
-        ncols=columns or max(1, min(fit, len(handles))),
+        ncols=max(1, min(fit, len(handles))),
         frameon=False,
         fontsize=9,
-        **options,
+        title=textwrap.fill(title, int(16 * width)),
+        title_fontproperties={"size": 8},
     )
+    words.get_title().set(color="0.35", multialignment="center")
 
 
 def open_frame(axes: Any, title: str, *, fontsize: float = 11, grid: str = "0.88") -> None:
@@ -152,19 +182,11 @@ def open_frame(axes: Any, title: str, *, fontsize: float = 11, grid: str = "0.88
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def log_ticks(axis: Any, subs: Iterable[float], digits: str = "g") -> None:
-    """Label a logarithmic axis with plain numbers at these multiples of powers of ten."""
-    from matplotlib.ticker import LogLocator
-
-    axis.set_major_locator(LogLocator(subs=tuple(subs)))
-    log_labels(axis, digits)
-
-
-def log_labels(axis: Any, digits: str = "g") -> None:
+def log_labels(axis: Any) -> None:
     """Write plain numbers at the larger ticks of a logarithmic axis and none at the others."""
     from matplotlib.ticker import FuncFormatter, NullFormatter
 
-    axis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:{digits}}"))
+    axis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
     axis.set_minor_formatter(NullFormatter())
 
 
@@ -173,8 +195,13 @@ def log_limits(low: float, high: float) -> tuple[float, float]:
     return min(max(low, 1e-305), 1e304), min(max(high, 1e-304), 1e305)
 
 
-def readable_ticks(axis: Any, low: float, high: float) -> None:
-    """Label a logarithmic axis more often than once per decade where it spans few of them."""
-    ratio = high / low
-    few = (1.0, 1.5, 2.0, 3.0, 5.0, 7.0)
-    log_ticks(axis, few if ratio < 10 else (1.0, 2.0, 5.0) if ratio < 1000 else (1.0,))
+def readable_ticks(axis: Any) -> None:
+    """Label a logarithmic axis with plain numbers, more often than once per decade where it spans
+    few of them; call when its ends are known.
+    """
+    from matplotlib.ticker import LogLocator
+
+    low, high = axis.get_view_interval()
+    subs = next((subs for span, subs in TICKS.items() if high < span * low), (1.0,))
+    axis.set_major_locator(LogLocator(subs=subs))
+    log_labels(axis)

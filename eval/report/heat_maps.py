@@ -4,14 +4,15 @@ value and what was counted; references as lines on the colour bar.
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from lo_framework.eval.report import numbers
-from lo_framework.eval.report.drawing import canvas, label, log_ticks
-from lo_framework.eval.statistics import iqm, mean_interval
+from lo_framework.eval.report.drawing import canvas, label, readable_ticks
+from lo_framework.eval.statistics import iqm, mean_interval, outcomes
 from lo_framework.eval.studies.ablation import Ablation, Entry
 from lo_framework.eval.studies.panels import Mark, Panel
 
@@ -31,22 +32,18 @@ def draw(result: Ablation, task: str) -> Figure:
     from matplotlib.colors import LogNorm
 
     panels = result.study.panels
-    columns = min(2, len(panels))
-    rows = math.ceil(len(panels) / columns)
     wide = max(len(panel.columns.values) for panel in panels)
     high = max(len(panel.rows.values) for panel in panels)
-    size = ((1.02 * wide + 0.9) * columns + 2.2, (0.72 * high + 0.9) * rows + 0.9)
-    figure, grid = canvas(rows, columns, size)
+    each = (1.02 * wide + 0.9, 0.72 * high + 0.9)
+    figure, grid = canvas(len(panels), min(2, len(panels)), each, (2.2, 0.9), least=0.0)
     beside = [(entry, _centre(entry)) for entry in result.references_of(task) if not entry.failure]
     low, top = _range(result, task, [value for _, value in beside])
     scale = ScalarMappable(norm=LogNorm(low, top), cmap=colormaps[MAP])
-    for axes, panel in zip(grid, panels):
+    for axes, panel in zip(grid, panels, strict=True):
         _panel(axes, result, task, panel, scale)
-    for axes in grid[len(panels) :]:
-        axes.set_axis_off()
     bar = figure.colorbar(scale, ax=grid, extend="max", fraction=0.045, pad=0.015, aspect=35)
     bar.set_label("final training loss (log scale)", fontsize=9)
-    log_ticks(bar.ax.yaxis, (1.0, 2.0, 5.0) if top / low < 1000 else (1.0,))
+    readable_ticks(bar.ax.yaxis)
     for entry, value in beside:
         if low <= value <= top:
             bar.ax.axhline(value, color="#D55E00", linewidth=1.6)
@@ -59,7 +56,6 @@ def draw(result: Ablation, task: str) -> Figure:
                 va="center",
                 fontsize=7,
                 color="#B04A00",
-                rotation=0,
                 transform=bar.ax.get_yaxis_transform(),
                 backgroundcolor=(1, 1, 1, 0.7),
             )
@@ -69,31 +65,32 @@ def draw(result: Ablation, task: str) -> Figure:
     return figure
 
 
+def cells(result: Ablation, task: str, panel: Panel) -> dict[tuple[str, str], Entry]:
+    """Return the entry of every row and column of a panel."""
+    places = itertools.product(panel.rows.values, panel.columns.values)
+    return {place: result.entry(task, panel, *place) for place in places}
+
+
 def _panel(axes: Any, result: Ablation, task: str, panel: Panel, scale: Any) -> None:
     shape = (len(panel.rows.values), len(panel.columns.values))
     colours = np.ones((*shape, 4))
-    for i, row in enumerate(panel.rows.values):
-        for j, column in enumerate(panel.columns.values):
-            entry = result.entry(task, panel, row, column)
-            value = math.inf if entry.failure else _centre(entry)
-            colour = (
-                (0.75, 0.75, 0.75, 1.0)
-                if not math.isfinite(value)
-                else scale.to_rgba(max(value, 1e-30))
-            )
-            colours[i, j] = colour
-            light = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2]
-            ink = "black" if light > 0.5 else "white"
-            axes.text(
-                j,
-                i,
-                _words(entry, marked(entry, result.study.marks)),
-                ha="center",
-                va="center",
-                fontsize=7,
-                color=ink,
-                linespacing=1.25,
-            )
+    for (i, j), entry in zip(np.ndindex(shape), cells(result, task, panel).values(), strict=True):
+        value = math.inf if entry.failure else _centre(entry)
+        colour = (
+            scale.to_rgba(max(value, 1e-30)) if math.isfinite(value) else (0.75, 0.75, 0.75, 1.0)
+        )
+        colours[i, j] = colour
+        light = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2]
+        axes.text(
+            j,
+            i,
+            _words(entry, marked(entry, result.study.marks)),
+            ha="center",
+            va="center",
+            fontsize=7,
+            color="black" if light > 0.5 else "white",
+            linespacing=1.25,
+        )
     axes.imshow(colours, aspect="auto")
     axes.set_xticks(range(shape[1]), map(label, panel.columns.values), fontsize=8)
     axes.set_yticks(range(shape[0]), map(label, panel.rows.values), fontsize=8)
@@ -125,12 +122,8 @@ def marked(entry: Entry, marks: tuple[Mark, ...]) -> str:
 
 def _centre(entry: Entry) -> float:
     """Return the mean, or where runs diverged the interquartile mean, which bears a quarter."""
-    values = entry.metrics[KEY]
-    return float(
-        values.mean()
-        if np.isfinite(values).all()
-        else iqm(np.where(np.isfinite(values), values, np.inf))
-    )
+    values, diverged = outcomes(entry.metrics[KEY])
+    return float(iqm(values) if diverged else values.mean())
 
 
 def _range(result: Ablation, task: str, beside: list[float]) -> tuple[float, float]:
@@ -148,9 +141,8 @@ def _range(result: Ablation, task: str, beside: list[float]) -> tuple[float, flo
 def _words(entry: Entry, marks: str) -> str:
     if entry.failure:
         return "FAILED"
-    bad = int(entry.diverged.sum())
-    if bad:
-        lines = [f"{bad} of {entry.diverged.size}", "diverged"]
+    if entry.diverged.any():
+        lines = [numbers.count_of(entry.diverged), "diverged"]
     else:
         value, _, half = numbers.plus_minus(mean_interval(entry.metrics[KEY])).partition(" ")
         lines = [value, half] if half else [value]

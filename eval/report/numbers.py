@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+from numpy.typing import NDArray
+
 from lo_framework.eval.running.protocol import Metric
 from lo_framework.eval.statistics import Array, Estimate, mean_interval
-from lo_framework.eval.studies.result import Arm
 
 
-def reached(arm: Arm, metric: Metric) -> str | None:
+def mean_of(values: Array, metric: Metric) -> str:
     """Return ``0.4123 ±0.0071`` or ``95.8% ±0.6``: mean over seeds, and half the width of its 95%
     interval.
     """
-    values = arm.values(metric.key)
-    if values is None:
-        return None
     return plus_minus(mean_interval(values, diverged_as=metric.diverged_as), metric.percent)
+
+
+def count_of(flags: NDArray[np.bool_]) -> str:
+    """Return ``2 of 5``."""
+    return f"{int(flags.sum())} of {flags.size}"
 
 
 def plus_minus(estimate: Estimate, percent: bool = False) -> str:
@@ -37,11 +41,9 @@ def plus_minus(estimate: Estimate, percent: bool = False) -> str:
     return f"{value:.{digits}f}{sign} ±{half:.{digits}f}"
 
 
-def mean_or_diverged(values: Array, diverged: Array, metric: Metric) -> str:
-    """Return `plus_minus` over seeds, or how many of their runs diverged if any did."""
-    if bad := int(diverged.sum()):
-        return f"{bad} of {diverged.size} diverged"
-    return plus_minus(mean_interval(values, diverged_as=metric.diverged_as), metric.percent)
+def mean_or_diverged(values: Array, diverged: NDArray[np.bool_], metric: Metric) -> str:
+    """Return `mean_of`, or how many of the runs diverged if any did."""
+    return f"{count_of(diverged)} diverged" if diverged.any() else mean_of(values, metric)
 
 
 def difference(estimate: Estimate, metric: Metric) -> str:

@@ -8,8 +8,10 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+
 from lo_framework.eval.report import numbers
-from lo_framework.eval.report.drawing import COLOURS, canvas, label
+from lo_framework.eval.report.drawing import COLOURS, canvas, label, legend, outer_labels
 from lo_framework.eval.report.table import Table
 from lo_framework.eval.running.protocol import BY_KEY
 from lo_framework.eval.studies.comparison import (
@@ -79,18 +81,18 @@ def _table(metric: str, reference: str, columns: Sequence[_Column]) -> Table | N
     )
     for optimizer in optimizers:
         row = [found.get((i, optimizer)) for i in range(len(columns))]
-        failed = [_failed(column, (optimizer, reference)) for column in columns]
+        failed = [
+            any(
+                arm.task == column.task and arm.optimizer in (optimizer, reference)
+                for arm in column.result.failures
+            )
+            for column in columns
+        ]
         verdicts = [c.verdict for c in row if c is not None]
         judged = any(verdict != ONE_SEED for verdict in verdicts)
         counts = [verdicts.count(word) if judged else None for word in (BETTER, WORSE)]
         table.add(optimizer, *map(_cell, row, failed), *counts)
     return table
-
-
-def _failed(column: _Column, optimizers: Sequence[str]) -> bool:
-    return any(
-        arm.task == column.task and arm.optimizer in optimizers for arm in column.result.failures
-    )
 
 
 def _cell(c: Comparison | None, failed: bool) -> str | None:
@@ -131,42 +133,29 @@ def draw_forest(result: Result) -> Figure | None:
     if not tasks:
         return None
     columns = min(2, len(tasks))
-    rows = math.ceil(len(tasks) / columns)
-    size = (4.0 * columns + 4.5, (0.34 * len(labels) + 1.1) * rows + 0.6)
-    figure, grid = canvas(rows, columns, size, sharey=True, sharex=True)
-    for axes in grid[len(tasks) :]:
-        axes.set_axis_off()
-    for i, (axes, task) in enumerate(zip(grid, tasks)):
+    panel = (4.0, 0.34 * len(labels) + 1.1)
+    figure, grid = canvas(len(tasks), columns, panel, (4.5, 0.6), sharey=True, sharex=True)
+    for axes, task in zip(grid, tasks, strict=True):
         _panel(axes, task, labels, [c for c in found if c.task == task])
-        if i + columns >= len(tasks):
-            axes.set_xlabel(f"times {label(str(reference))}'s, paired by seed")
+    outer_labels(grid, columns, f"times {label(str(reference))}'s, paired by seed")
     seeds = f"mean and 95% interval over {len(result.report_seeds)} seeds"
     figure.suptitle(f"{result.steps} steps, {seeds}; left is better", fontsize=10)
-    handles, names = grid[0].get_legend_handles_labels()
-    figure.legend(
-        handles, names, loc="outside lower center", ncols=len(SHOWN), frameon=False, fontsize=9
-    )
+    legend(figure, grid[0].get_legend_handles_labels()[0])
     return figure
 
 
 def _panel(axes: Any, task: str, labels: Sequence[str], found: Sequence[Comparison]) -> None:
     by_place = {(c.learned, c.metric): c for c in found}
     for k, metric in enumerate(SHOWN):
-        marks = [
-            (i, mark(by_place[x, metric])) for i, x in enumerate(labels) if (x, metric) in by_place
-        ]
-        shown = [(i + 0.22 * (k - 1), m) for i, m in marks if m is not None]
+        marks = [mark(by_place[x, metric]) if (x, metric) in by_place else None for x in labels]
+        shown = [(i + 0.22 * (k - 1), *m) for i, m in enumerate(marks) if m is not None]
         if not shown:
             continue
-        values = [m.value for _, m in shown]
-        sides = [
-            [m.value - max(m.low, LEAST) for _, m in shown],
-            [m.high - m.value for _, m in shown],
-        ]
+        y, values, low, high = np.array(shown).T
         axes.errorbar(
             values,
-            [y for y, _ in shown],
-            xerr=sides,
+            y,
+            xerr=[values - np.maximum(low, LEAST), high - values],
             fmt="os^"[k],
             color=COLOURS[k],
             markersize=3.5,

@@ -4,7 +4,6 @@ size at the start, log-log, with bands, diverged runs as crosses.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -12,23 +11,28 @@ import numpy as np
 
 from lo_framework.eval.report import numbers
 from lo_framework.eval.report.base import Report
+from lo_framework.eval.report.columns import columns
+from lo_framework.eval.report.curves import (
+    LEVEL,
+    Band,
+    centre_and_interval,
+    counted,
+    draw_bands,
+)
 from lo_framework.eval.report.drawing import (
-    Look,
     canvas,
-    label,
     legend,
     line_handle,
     log_labels,
     log_limits,
     looks,
-    open_frame,
+    outer_labels,
     png,
-    readable_ticks,
 )
 from lo_framework.eval.report.table import Table
 from lo_framework.eval.report.text import table_of_values
-from lo_framework.eval.running.protocol import BY_KEY, METRICS
-from lo_framework.eval.statistics import Array, bootstrap_interval, iqm, mean_interval, summarize
+from lo_framework.eval.running.protocol import BY_KEY, Metric
+from lo_framework.eval.statistics import Array, mean_interval, summarize
 from lo_framework.eval.studies.robustness import FILE, Line, Sweep
 
 if TYPE_CHECKING:
@@ -36,9 +40,6 @@ if TYPE_CHECKING:
 
 # a step size does well if its mean final loss is at most this many times the first optimizer's best
 NEAR = 2.0
-# the axis ends this factor above the loss from the smallest step size: what explodes leaves at the
-# top
-HEADROOM = 2.0
 WIDE = 100  # decades of step sizes: more of them have ticks at their ends alone
 
 
@@ -54,30 +55,22 @@ class RobustnessReport(Report[Sweep]):
     def csv(self) -> str:
         """Return a row for each task, optimizer and step size."""
         result = self.result
-        names = list(dict.fromkeys(name for line in result.lines for name in line.metrics))
-        metrics = [metric for metric in METRICS if metric.key in names]
-        own = (name for name in names if name not in BY_KEY)
-        counts = [name for name in own if not name.startswith(("valid_", "train_"))]
-        headers = ["task", "optimizer", "lr", "seeds", "diverged"]
-        headers += [f"{m.key}_{part}" for m in metrics for part in ("mean", "low", "high", "iqm")]
-        rows = []
-        for line in result.lines:
-            for i, lr in enumerate(result.lrs if not line.failure else ()):
-                diverged = int(line.diverged[i].sum())
-                row = [line.task, line.optimizer, lr, len(result.seeds), diverged]
-                for metric in metrics:
-                    if metric.key not in line.metrics:
-                        row += [np.nan] * 4
-                        continue
-                    values = line.metrics[metric.key][i]
-                    seen = summarize(values, lower_is_better=metric.lower_is_better)
-                    row += [seen.mean.value, seen.mean.low, seen.mean.high, seen.iqm.value]
-                row += [
-                    float(np.mean(line.metrics[n][i])) if n in line.metrics else np.nan
-                    for n in counts
-                ]
-                rows.append(row)
-        return table_of_values([*headers, *(f"{name}_mean" for name in counts)], rows)
+        rows = [
+            (
+                (line.task, line.optimizer, lr, len(result.seeds), int(line.diverged[i].sum())),
+                {
+                    name: values[i]
+                    for name, values in line.metrics.items()
+                    if not name.startswith(("valid_", "train_"))
+                },
+            )
+            for line in result.lines
+            if not line.failure
+            for i, lr in enumerate(result.lrs)
+        ]
+        headers, cells = columns((x for _, x in rows), ("mean", "low", "high", "iqm"), _parts)
+        headers = ["task", "optimizer", "lr", "seeds", "diverged", *headers]
+        return table_of_values(headers, [(*first, *cells(x)) for first, x in rows])
 
     def heading(self) -> list[str]:
         result = self.result
@@ -111,10 +104,15 @@ class RobustnessReport(Report[Sweep]):
         return len(self.result.failures) < len(self.result.lines)
 
 
+def _parts(values: Array, metric: Metric) -> tuple[float, ...]:
+    seen = summarize(values, lower_is_better=metric.lower_is_better)
+    return seen.mean.value, seen.mean.low, seen.mean.high, seen.iqm.value
+
+
 def means(result: Sweep, task: str, optimizer: str) -> Array | None:
     """Return ``[L]`` mean final losses, infinite where any run diverged; None for a failed line."""
     line = result.line(task, optimizer)
-    if line.failure or "final_loss" not in line.metrics:
+    if line.failure:
         return None
     return np.array([mean_interval(x).value for x in line.metrics["final_loss"]])
 
@@ -128,7 +126,7 @@ def _summary(result: Sweep, task: str) -> Table:
     table = Table("optimizer", *headers, title=f"{task}: mean final loss over the grid")
     for optimizer, values in every.items():
         if values is None:
-            table.add(optimizer, "FAILED", *[""] * 6)
+            table.failed(optimizer)
             continue
         least, most = int(values.argmin()), int(values.argmax())
         near = [lr for lr, value in zip(result.lrs, values) if value <= bound]
@@ -136,7 +134,7 @@ def _summary(result: Sweep, task: str) -> Table:
         diverged = result.line(task, optimizer).diverged
         ends = [x for i in (least, most) for x in (float(values[i]), f"{result.lrs[i]:g}")]
         worse = numbers.ratio(float(values[most] / values[least]))
-        table.add(optimizer, *ends, worse, span, f"{int(diverged.sum())} of {diverged.size}")
+        table.add(optimizer, *ends, worse, span, numbers.count_of(diverged))
     return table
 
 
@@ -145,105 +143,58 @@ def _everywhere(result: Sweep, task: str, key: str) -> Table:
     table = Table("step size", *result.optimizers, title=f"{task}: {metric.title}")
     lines = [result.line(task, optimizer) for optimizer in result.optimizers]
     for i, lr in enumerate(result.lrs):
-        cells: list[str | None] = []
-        for line in lines:
-            measured = not line.failure and key in line.metrics
-            cells.append(
-                numbers.mean_or_diverged(line.metrics[key][i], line.diverged[i], metric)
-                if measured
-                else None
-            )
+        cells = (
+            numbers.mean_or_diverged(line.metrics[key][i], line.diverged[i], metric)
+            if not line.failure and key in line.metrics
+            else None
+            for line in lines
+        )
         table.add(f"{lr:g}", *cells)
     return table
 
 
-def draw(result: Sweep, *, level: float = 0.95) -> Figure:
+def draw(result: Sweep) -> Figure:
     """Draw a line per optimizer: interquartile means over seeds, in the band of their intervals."""
-    shown = [task for task in result.tasks if any(not x.failure for x in _lines(result, task))]
-    columns = min(2, len(shown))
-    rows = math.ceil(len(shown) / columns)
-    size = (max(6.0, 4.8 * columns), 3.4 * rows + 1.3)
-    figure, grid = canvas(rows, columns, size, len(shown))
+    x = np.array(result.lrs)
+    panels = {
+        task: [_band(line, x) for line in result.lines if line.task == task and not line.failure]
+        for task in result.tasks
+    }
+    panels = {task: bands for task, bands in panels.items() if bands}
+    columns = min(2, len(panels))
+    figure, grid = canvas(len(panels), columns, (4.8, 3.4), (0.0, 1.3), least=6.0)
     look = looks(result.optimizers)
-    for i, (axes, task) in enumerate(zip(grid, shown, strict=True)):
-        lines = [line for line in _lines(result, task) if not line.failure]
-        _panel(axes, label(task), result.lrs, lines, look, level)
-        if i % columns == 0:
-            axes.set_ylabel("final training loss")
-        if i + columns >= len(shown):
-            axes.set_xlabel("step size at the start (lr, alpha0)")
-    handles = []
-    for name, own in look.items():
-        runs = [line.diverged for line in result.lines if line.optimizer == name]
-        bad, total = sum(int(x.sum()) for x in runs), sum(x.size for x in runs)
-        text = f"{label(name)} ({bad} of {total} diverged)" if bad else label(name)
-        handles.append(line_handle(text, own, marker="o", markersize=3.5))
-    words = [
+    circles: dict[str, Any] = dict(marker="o", markersize=3.5)
+    for axes, (task, bands) in zip(grid, panels.items(), strict=True):
+        axes.set_xlim(*log_limits(x[0] / 1.5, x[-1] * 1.5))
+        axes.set_xscale("log")
+        if np.log10(x[-1]) - np.log10(x[0]) > WIDE:
+            axes.set_xticks([x[0], x[-1]])
+            log_labels(axes.xaxis)
+        draw_bands(axes, task, bands, look, **circles)
+    outer_labels(grid, columns, "step size at the start (lr, alpha0)", "final training loss")
+    everything = [band for bands in panels.values() for band in bands]
+    notes = [
         f"{result.steps} steps; line: IQM of {len(result.seeds)} seeds",
-        f"band: {level:.0%} bootstrap interval",
+        f"band: {LEVEL:.0%} bootstrap interval",
     ]
-    if any(line.diverged.any() for line in result.lines):
-        words.append("×: runs diverged (at the upper edge)")
-    options = dict(title="; ".join(words), title_fontproperties={"size": 8})
-    legend(figure, handles, columns=2, **options)
+    if any(band.crosses for band in everything):
+        notes.append("×: runs diverged (at the upper edge)")
+    handles = [line_handle(counted(name, everything), own, **circles) for name, own in look.items()]
+    legend(figure, handles, "; ".join(notes))
     return figure
 
 
-def _lines(result: Sweep, task: str) -> list[Line]:
-    return [line for line in result.lines if line.task == task]
-
-
-def _panel(
-    axes: Any,
-    title: str,
-    lrs: tuple[float, ...],
-    lines: list[Line],
-    look: dict[str, Look],
-    level: float,
-) -> None:
-    drawn = {}
-    for line in lines:
-        found = [
-            bootstrap_interval(x, iqm, level=level, resamples=500)
-            for x in line.metrics["final_loss"]
-        ]
-        drawn[line.optimizer] = np.array([[x.value, x.low, x.high] for x in found])
-    values = np.concatenate([x[:, 0] for x in drawn.values()])
-    values = values[np.isfinite(values) & (values > 0)]
-    starts = [x[0, 0] for x in drawn.values() if np.isfinite(x[0, 0])]
-    top = min(values.max(), HEADROOM * max(starts, default=math.inf)) if values.size else 1.0
-    bottom = min(values.min(), top) if values.size else 0.1
-    bottom, top = log_limits(bottom / 1.3, top * 1.3)
-    axes.set_ylim(bottom, top)
-    axes.set_xlim(*log_limits(lrs[0] / 1.5, lrs[-1] * 1.5))
-    axes.set_xscale("log")
-    if math.log10(lrs[-1]) - math.log10(lrs[0]) > WIDE:
-        axes.set_xticks([lrs[0], lrs[-1]])
-        log_labels(axes.xaxis)
-    axes.set_yscale("log")
-    readable_ticks(axes.yaxis, bottom, top)
-    x = np.array(lrs)
-    for line in lines:
-        (colour, dashes), (centre, low, high) = look[line.optimizer], drawn[line.optimizer].T
-        usable = np.isfinite(centre)
-        style = dict(
-            color=colour,
-            dashes=dashes or (None, None),
-            linewidth=1.6,
-            marker="o",
-            markersize=3.5,
-            zorder=3,
-        )
-        axes.plot(x, np.where(usable, centre, np.nan), **style)
-        low = np.where(usable & np.isfinite(low), np.maximum(low, bottom / 2), np.nan)
-        high = np.where(
-            usable, np.minimum(np.where(np.isfinite(high), high, 2 * top), 2 * top), np.nan
-        )
-        axes.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0, zorder=2)
-        bad = line.diverged.any(axis=1)
-        if bad.any():
-            edge = np.full(int(bad.sum()), top)
-            axes.scatter(
-                x[bad], edge, marker="x", s=40, color=colour, linewidth=1.6, zorder=4, clip_on=False
-            )
-    open_frame(axes, title)
+def _band(line: Line, lrs: Array) -> Band:
+    losses = line.metrics["final_loss"]
+    centre, low, high = centre_and_interval(np.where(np.isfinite(losses), losses, np.inf).T)
+    return Band(
+        label=line.optimizer,
+        x=lrs,
+        line=centre,
+        low=low,
+        high=high,
+        crosses=[(lr, np.nan) for lr in lrs[line.diverged.any(axis=1)]],
+        runs=line.diverged.size,
+        diverged=int(line.diverged.sum()),
+    )

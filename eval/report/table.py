@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Sequence
 from typing import Any
 
 from lo_framework.errors import visible
@@ -13,7 +14,8 @@ from lo_framework.eval.report.text import markdown
 
 GAP = "  "
 LONGEST = 400  # characters of a cell
-# as 1.2x, 95%, 0.87*, -, 0.41 ±0.02, 0.4 [0.3, 0.5], 12 (2 of 5 never), 2 of 5 diverged
+# Decorated numbers do not make their column one of words:
+# 1.2x, 95%, 0.87*, -, 0.41 ±0.02, 0.4 [0.3, 0.5], 12 (2 of 5 never), 2 of 5 diverged.
 _NUMBER = re.compile(
     r"-?|(never|[-+]?(\d[\d.,]*(e[-+]?\d+)?|inf|nan)[%x]?\*?)( ?[±[(].*| of \d+( diverged)?)?",
     re.IGNORECASE,
@@ -71,10 +73,14 @@ class Table:
                 f"a row of {len(cells)} cells in a table of {len(self.headers)} columns"
             )
         self._words = [
-            words or (isinstance(value, str) and not _numeric(value))
+            words or (isinstance(value, str) and not _NUMBER.fullmatch(value.strip()))
             for words, value in zip(self._words, cells, strict=True)
         ]
         self._rows.append([cell(value) for value in cells])
+
+    def failed(self, name: str) -> None:
+        """Append the row of an optimizer that has no numbers."""
+        self.add(name, "FAILED", *[""] * (len(self.headers) - 2))
 
     def __bool__(self) -> bool:
         return bool(self._rows)
@@ -89,11 +95,8 @@ class Table:
 
     def plain(self) -> str:
         """Return lines aligned with spaces, headers underlined; no trailing blanks."""
-        widths = self._widths()
-        line = GAP.join("-" * w for w in widths)
         lines = [self.title, ""] if self.title else []
-        lines += [self._join(self.headers, widths, GAP), line]
-        lines += [line if row is None else self._join(row, widths, GAP) for row in self.rows]
+        lines += self._aligned([self.headers, None, *self.rows], GAP, "-")
         lines += ["", *self.notes] if self.notes else []
         return "\n".join(text.rstrip() for text in lines)
 
@@ -104,13 +107,9 @@ class Table:
             for row in (self.headers, *self.rows)
             if row is not None
         )
-        widths = [max(3, *(width(row[i]) for row in [headers, *body])) for i in range(len(headers))]
-        marks = [
-            "-" * w if words else "-" * (w - 1) + ":"
-            for w, words in zip(widths, self._words, strict=True)
-        ]
         lines = [f"**{markdown(self.title)}**", ""] if self.title else []
-        lines += [f"| {self._join(row, widths, ' | ')} |" for row in (headers, marks, *body)]
+        aligned = self._aligned([headers, None, *body], " | ", ":", 3)
+        lines += [f"| {line} |" for line in aligned]
         for note in self.notes:
             lines += ["", markdown(note)]
         return "\n".join(lines)
@@ -120,18 +119,19 @@ class Table:
         """Return the cells of each row; None is a rule between two."""
         return self._rows[:-1] if self._rows and self._rows[-1] is None else self._rows
 
-    def _widths(self) -> list[int]:
-        rows = [self.headers, *(row for row in self._rows if row is not None)]
-        return [max(width(row[i]) for row in rows) for i in range(len(self.headers))]
-
-    def _join(self, row: list[str], widths: list[int], gap: str) -> str:
-        padded = []
-        for text, w, words in zip(row, widths, self._words, strict=True):
-            blank = " " * (w - width(text))
-            padded.append(text + blank if words else blank + text)
-        return gap.join(padded)
-
-
-def _numeric(text: str) -> bool:
-    """Tell a decorated number, which does not make its column one of words."""
-    return _NUMBER.fullmatch(text.strip()) is not None
+    def _aligned(
+        self, rows: Sequence[list[str] | None], gap: str, end: str, least: int = 1
+    ) -> list[str]:
+        """Pad the cells of each column to the widest one; None becomes a rule, which closes columns
+        of numbers with ``end``.
+        """
+        widths = [max(least, *map(width, column)) for column in zip(*filter(None, rows))]
+        lines = []
+        for row in rows:
+            padded = []
+            for i, (w, words) in enumerate(zip(widths, self._words, strict=True)):
+                text = row[i] if row else "-" * (w - 1) + ("-" if words else end)
+                blank = " " * (w - width(text))
+                padded.append(text + blank if words else blank + text)
+            lines.append(gap.join(padded))
+        return lines

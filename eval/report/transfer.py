@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -179,17 +180,22 @@ def _reached(result: Result, task: str, arms: list[Arm]) -> Table:
     )
     for arm in arms:
         if arm.failure:
-            table.add(arm.optimizer, "FAILED", *[""] * (len(headers) - 2))
+            table.failed(arm.optimizer)
             continue
         runs = arm.of("final_loss") or arm.runs[0]
-        cells: list[object] = [arm.optimizer, *(numbers.reached(arm, m) for m in metrics)]
+        cells: list[object] = [
+            None if (values := arm.values(metric.key)) is None else numbers.mean_of(values, metric)
+            for metric in metrics
+        ]
         cells += [steps.get(arm.optimizer)] * bool(steps)
-        cells.append(f"{int(runs.diverged.sum())} of {len(runs.diverged)}")
-        milliseconds = (
-            None if math.isnan(runs.seconds_per_step) else f"{1e3 * runs.seconds_per_step:.2g}"
-        )
-        cells += [milliseconds, f"{arm.gradients_per_step:.3g}", f"{arm.state_floats:.1f}"]
-        table.add(*cells)
+        seconds = runs.seconds_per_step
+        cells += [
+            numbers.count_of(runs.diverged),
+            None if math.isnan(seconds) else f"{1e3 * seconds:.2g}",
+            f"{arm.gradients_per_step:.3g}",
+            f"{arm.state_floats:.1f}",
+        ]
+        table.add(arm.optimizer, *cells)
     return table
 
 
@@ -218,22 +224,21 @@ def _settings(arms: Iterable[Arm]) -> list[str]:
 
 
 def _differences(comparisons: list[Comparison]) -> Table:
-    table = Table("optimizer", "against", "metric", "difference [95%]", "ratio", "wins", "verdict")
-    before = ("", "")
-    for c in comparisons:
-        pair = (c.learned, c.baseline)
-        if pair != before:
-            table.rule()
-        metric, wins = BY_KEY[c.metric], c.improvement
-        table.add(
-            *(pair if pair != before else ("", "")),
-            metric.title,
-            numbers.difference(c.difference, metric),
-            numbers.ratio(c.ratio),
-            f"{wins.value * wins.n:g} of {wins.n}",
-            c.verdict,
-        )
-        before = pair
+    headers = ("optimizer", "against", "metric", "difference [95%]", "ratio", "wins", "verdict")
+    table = Table(*headers)
+    for pair, group in groupby(comparisons, lambda c: (c.learned, c.baseline)):
+        table.rule()
+        for c in group:
+            metric, wins = BY_KEY[c.metric], c.improvement
+            table.add(
+                *pair,
+                metric.title,
+                numbers.difference(c.difference, metric),
+                numbers.ratio(c.ratio),
+                f"{wins.value * wins.n:g} of {wins.n}",
+                c.verdict,
+            )
+            pair = ("", "")
     return table
 
 
@@ -247,11 +252,9 @@ def _aggregates(result: Result) -> Table | None:
         "task and seed"
     )
     table = Table("optimizer", "metric", "ratio [95%]", "verdict", title=title)
-    before = ""
-    for a in aggregates:
-        if a.optimizer != before:
-            table.rule()
-        name = a.optimizer if a.optimizer != before else ""
-        table.add(name, BY_KEY[a.metric].title, a.ratio, a.verdict)
-        before = a.optimizer
+    for name, group in groupby(aggregates, lambda a: a.optimizer):
+        table.rule()
+        for a in group:
+            table.add(name, BY_KEY[a.metric].title, a.ratio, a.verdict)
+            name = ""
     return table

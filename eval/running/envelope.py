@@ -176,13 +176,6 @@ def require_shape(name: str, values: Array, *shape: int) -> None:
         raise ValueError(f"{name}: expected {list(shape)} values, not {list(values.shape)}")
 
 
-def require_shapes(name: str, measured: Any, *shape: int) -> None:
-    """Raise ValueError: metrics or divergences of another shape, or no final loss."""
-    require([("final_loss",)], ((key,) for key in measured.metrics))
-    for key, values in {**measured.metrics, "diverged": measured.diverged}.items():
-        require_shape(f"{name}: {shown(key)}", values, *shape)
-
-
 def _array(values: Any, missing: float) -> Array:
     """Return numbers; ``missing`` for what is null. Raises ValueError: they are none."""
     try:
@@ -229,3 +222,26 @@ Metrics = Annotated[
 Curves = Annotated[Array, Via(Any, lambda values: _array(values, math.inf).astype(np.float32))]
 Flags = Annotated[Any, Via(Any, _flags)]  # an array of bool
 Measured = Annotated[float, Via(float | None, lambda x: math.nan if x is None else x)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Numbers:
+    """Numbers of one optimizer on one task, or ``failure``: why there are none.
+
+    Attributes:
+        metrics: by name; losses of diverged runs are infinite, their accuracies nan. Counts too.
+        diverged: bool, of the same shape.
+    """
+
+    task: str
+    metrics: Metrics = field(default_factory=dict)
+    diverged: Flags = field(default_factory=lambda: np.zeros(0, dtype=bool))
+    failure: str = ""
+
+    def check(self, optimizer: str, *shape: int) -> None:
+        """Raise ValueError: numbers of another shape, or no final loss."""
+        if self.failure:
+            return
+        require([("final_loss",)], ((key,) for key in self.metrics))
+        for key, values in {**self.metrics, "diverged": self.diverged}.items():
+            require_shape(f"{shown(self.task)}, {shown(optimizer)}: {shown(key)}", values, *shape)

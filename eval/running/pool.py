@@ -1,9 +1,9 @@
 """Computes cells, in this process or in several of one thread each, and drives the plans that ask
 for them.
 
-A plan (an *arm*) is a generator: it yields a list of cells, receives what they gave, may ask for
-more, and returns its result. Arms do not wait for each other, so no worker idles while one arm has
-yet to choose its settings.
+A plan is a generator: it yields a list of cells, receives what they gave, may ask for more, and
+returns its result. Plans do not wait for each other, so no worker idles while one has yet to choose
+its settings.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from lo_framework.eval.running.scaled import SUFFIX, Scaled
 from lo_framework.eval.running.store import CellStore
 from lo_framework.learned.base import LearnedOptimizer
 from lo_framework.optimizees.task import Task
-from lo_framework.processes import Child, Died, from_wire, single_thread, to_wire
+from lo_framework.processes import Child, Died, Wire, single_thread
 from lo_framework.spec import UserError, describe
 
 R = TypeVar("R")
@@ -47,7 +47,7 @@ class Cell(Protocol):
     ) -> Outcome: ...
 
 
-Arm = Generator[list[Any], list[Outcome], R]
+Plan = Generator[list[Any], list[Outcome], R]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,14 +117,14 @@ class Workshop:
 
 
 def drive(
-    arms: Mapping[Any, Arm[R]],
+    plans: Mapping[Any, Plan[R]],
     workshop: Workshop,
     *,
     workers: int = 1,
     progress: Progress | None = None,
     store: CellStore | None = None,
 ) -> dict[Any, R]:
-    """Run all arms to their end; results by the same names, in the same order.
+    """Run all plans to their end; results by the same names, in the same order.
 
     What ``store`` has of an earlier run is not computed again; it is handed every outcome but
     failures, as they come.
@@ -137,7 +137,7 @@ def drive(
     def advance(name: str, outcomes: list[Outcome] | None) -> None:
         while True:
             try:
-                cells = next(arms[name]) if outcomes is None else arms[name].send(outcomes)
+                cells = next(plans[name]) if outcomes is None else plans[name].send(outcomes)
             except StopIteration as stop:
                 results[name] = stop.value
                 return
@@ -153,7 +153,7 @@ def drive(
         progress.expect(sum(cell.work for _, _, cell in missing))
         queue.extend(missing)
 
-    for name in arms:
+    for name in plans:
         advance(name, None)
     source = (
         _here(queue, workshop, progress)
@@ -167,7 +167,7 @@ def drive(
             waiting[name][i] = outcome
             if all(got is not None for got in waiting[name]):
                 advance(name, waiting.pop(name))
-    return {name: results[name] for name in arms}
+    return {name: results[name] for name in plans}
 
 
 Item = tuple[str, int, Cell]
@@ -245,8 +245,8 @@ def _serve(pipe: Connection, recipe: Recipe) -> None:
             pending, told = 0, time.monotonic()
 
     while True:
-        cell = from_wire(pipe.recv())
+        cell = pipe.recv()
         outcome = Failure(reason=broken) if broken else workshop.compute(cell, on_step)
         pipe.send(pending)
         pending = 0
-        pipe.send(to_wire(outcome))
+        pipe.send_bytes(Wire.dumps(outcome))

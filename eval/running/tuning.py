@@ -8,7 +8,7 @@ its cells measure.
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +16,8 @@ import numpy as np
 
 from lo_framework.eval.baselines import Setting, grid_of, make_baseline, make_thetas, setting_label
 from lo_framework.eval.baselines.registry import TunedOptimizer, setting_of
-from lo_framework.eval.running.cells import Cell, Failure, plan_cells
-from lo_framework.eval.running.pool import Outcome
+from lo_framework.eval.running.cells import Failure, plan_cells
+from lo_framework.eval.running.pool import Plan
 from lo_framework.eval.running.protocol import METRICS, Metric
 from lo_framework.eval.statistics import Array
 from lo_framework.learned.base import LearnedOptimizer
@@ -117,7 +117,7 @@ def tune(
     *,
     metrics: Sequence[Metric] = METRICS,
     last: int = 0,
-) -> Generator[list[Cell], list[Outcome], Tuning | Failure]:
+) -> Plan[Tuning | Failure]:
     """Try the grid; extend it by one learning rate, at most twice, where a best setting is at its
     edge; choose for each of ``metrics``; ``last`` is that of the cells.
     """

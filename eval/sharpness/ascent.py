@@ -147,22 +147,23 @@ def doubling_radius(
     slope = float(ball.slope(surface.gradient_here))
     # A convex loss has doubled at the latest where its tangent has.
     high = min(here / slope if slope > 0 else math.inf, top) / 64
+
+    def doubled(radius: float) -> bool:
+        # A climb of its own: what was found at a larger radius is no candidate for a smaller one.
+        return _Climb(surface, ball, effort).to(radius, norms=False).max_loss >= 2 * here
+
     climb, low = _Climb(surface, ball, effort), 0.0
     while climb.to(high, norms=False).max_loss < 2 * here:
         if high >= top:
             return math.inf
         low, high = high, min(4 * high, top)
     if low == 0.0:  # the loss bends up so sharply that the first radius is beyond: look below it
-        while _Climb(surface, ball, effort).to(high / 4, norms=False).max_loss >= 2 * here:
+        while doubled(high / 4):
             high /= 4
         low = high / 4
     for _ in range(bisections):
         middle = math.sqrt(low * high)
-        # A climb of its own: what was found at a larger radius is no candidate for a smaller one.
-        if _Climb(surface, ball, effort).to(middle, norms=False).max_loss >= 2 * here:
-            high = middle
-        else:
-            low = middle
+        low, high = (low, middle) if doubled(middle) else (middle, high)
     return high
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
 
@@ -113,9 +112,8 @@ class MeasureCell(Run):
                 )
 
         self.roll(task, optimizer, on_step, keep)
-        options: dict[str, Any] = dict(pictures=self.pictures, on_work=on_step)
-        points = {
-            str(t): measure_point(task, family.layout, *kept[t], self.settings, **options)
-            for t in self.at
-        }
+        points = {}
+        for t, (params, buffers) in kept.items():
+            where = (task, family.layout, params, buffers)
+            points[str(t)] = measure_point(*where, self.settings, self.pictures, on_step)
         return Found(data={"points": points})

@@ -63,11 +63,8 @@ def at_equal(xs: ArrayLike, curves: ArrayLike, levels: ArrayLike, *, falling: bo
     loss, and reaching is being at most the level; else a path
     length. Points at which xs or the curve is not finite are left out.
     """
-    x, y = (
-        np.atleast_2d(np.asarray(xs, dtype=np.float64)),
-        np.atleast_2d(np.asarray(curves, dtype=np.float64)),
-    )
-    wanted = np.atleast_1d(np.asarray(levels, dtype=np.float64))
+    x, y = (np.array(rows, dtype=np.float64, ndmin=2) for rows in (xs, curves))
+    wanted = np.array(levels, dtype=np.float64, ndmin=1)
     if x.shape != y.shape:
         raise ValueError(f"xs and curves need one shape, got {list(x.shape)} and {list(y.shape)}")
     found = np.full((len(x), wanted.size), np.nan)

@@ -85,7 +85,6 @@ def measure_point(
     params: Tensor,
     buffers: Buffers,
     settings: Settings,
-    *,
     pictures: bool,
     on_work: Callable[[int], None],
 ) -> dict[str, Any]:

@@ -192,9 +192,7 @@ class Watcher:
         # On big data the whole split at a hundred steps takes many times as long as the training.
         self.data = sample(task.full("train"), settings.level.watched_rows, seed=0)
         self.watched = set(settings.watched)
-        self.steps: list[int] = []
-        self.losses: list[float | None] = []
-        self.paths: list[float] = []
+        self.watch: dict[str, list[Any]] = {"steps": [], "loss": [], "path": []}
         self.path = 0.0
         self.before: Carry | None = None
         self.probed: list[int] = []
@@ -209,15 +207,13 @@ class Watcher:
             self.path += float((carry.params[0] - self.before.params[0]).double().norm())
             self._look(t - 1, self.before, carry, draw)
         if t in self.watched:
-            self.steps.append(t)
-            self.losses.append(self._loss(carry))
-            self.paths.append(self.path)
+            for name, x in (("steps", t), ("loss", self._loss(carry)), ("path", self.path)):
+                self.watch[name].append(x)
         self.before = carry
 
     def found(self) -> dict[str, Any]:
         """Return JSON values: lists of one length, at the watched steps."""
-        watch = {"steps": self.steps, "loss": self.losses, "path": self.paths}
-        return {"watch": watch, "probe": self._curves(), "probe_failure": self.failure}
+        return {"watch": self.watch, "probe": self._curves(), "probe_failure": self.failure}
 
     def _look(self, t: int, before: Carry, after: Carry, draw: Draw) -> None:
         """Show the probe the update of step ``t``. What it cannot do (a model without a batching

@@ -7,13 +7,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
-
-from lo_framework.errors import shown
 from lo_framework.eval.baselines import setting_label
 from lo_framework.eval.baselines.registry import options_of
-from lo_framework.eval.running.envelope import Envelope, Flags, Metrics, require, require_shapes
-from lo_framework.eval.running.pool import Arm as Plan
+from lo_framework.eval.running.envelope import Envelope, Numbers, require
+from lo_framework.eval.running.pool import Plan
 from lo_framework.eval.studies.evaluation import Drive, Evaluation, specs_of
 from lo_framework.eval.studies.panels import Panel, Study, find_study
 from lo_framework.eval.studies.request import AblationRequest
@@ -22,21 +19,13 @@ CHOSEN_BY = "final_loss"  # a reference is shown at its best setting for this
 
 
 @dataclass(frozen=True, kw_only=True)
-class Entry:
-    """One optimizer on one task over S seeds. ``failure``: why there are no numbers.
-
-    Attributes:
-        metrics: name -> ``[S]``; losses of diverged runs are infinite, their accuracies nan. Counts
-            too.
-        setting: what tuning chose, of a reference.
+class Entry(Numbers):
+    """One optimizer on one task over S seeds: metrics ``[S]``. ``setting``: what tuning chose, of a
+    reference.
     """
 
-    task: str
     spec: str
-    metrics: Metrics = field(default_factory=dict)
-    diverged: Flags = field(default_factory=lambda: np.zeros(0, dtype=bool))
     setting: str = ""
-    failure: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,8 +57,7 @@ class Ablation:
         wanted = [(task, spec) for task in self.tasks for spec in specs]
         require(wanted, ((entry.task, entry.spec) for entry in self.entries))
         for entry in self.entries + self.references:
-            if not entry.failure:
-                require_shapes(f"{shown(entry.task)}, {shown(entry.spec)}", entry, len(self.seeds))
+            entry.check(entry.spec, len(self.seeds))
 
     @property
     def failures(self) -> list[Entry]:
@@ -80,14 +68,14 @@ def usual_references(study: Study) -> list[str]:
     """AdamW with a constant step size: at each one that the panels start from, and at its tuned
     one.
     """
-    name, found = "adamw", []
+    found = []
     for panel in study.panels:
         axes = (panel.rows, panel.columns)
         swept = next((axis.values for axis in axes if axis.option == "lr"), None)
         start = panel.fixed.get("lr", options_of(study.baseline).get("lr"))
         lrs = swept or [start]
-        found += [f"{name}:lr={float(lr):g},cosine=0" for lr in lrs if lr is not None]
-    return [*dict.fromkeys(found), f"{name}:cosine=0"]
+        found += [f"adamw:lr={float(lr):g},cosine=0" for lr in lrs if lr is not None]
+    return [*dict.fromkeys(found), "adamw:cosine=0"]
 
 
 class AblationEvaluation(Evaluation[AblationRequest, Ablation]):

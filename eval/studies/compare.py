@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from lo_framework.errors import shown
 from lo_framework.eval.baselines import make_baseline, make_thetas
-from lo_framework.eval.running.pool import Arm as Plan
+from lo_framework.eval.running.pool import Plan
 from lo_framework.eval.studies.evaluation import Drive, Evaluation, specs_of
 from lo_framework.eval.studies.request import CompareRequest
 from lo_framework.eval.studies.result import Arm, Result

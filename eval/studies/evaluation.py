@@ -20,7 +20,7 @@ from lo_framework.eval.running import protocol
 from lo_framework.eval.running.cells import Failure, plan_cells
 from lo_framework.eval.running.learned_files import Source, load_learned
 from lo_framework.eval.running.plan import data_digest
-from lo_framework.eval.running.pool import Arm as Plan, Recipe, Workshop, drive
+from lo_framework.eval.running.pool import Plan, Recipe, Workshop, drive
 from lo_framework.eval.running.progress import Progress
 from lo_framework.eval.running.protocol import METRICS
 from lo_framework.eval.running.provenance import provenance
@@ -232,24 +232,21 @@ class Evaluation(Generic[Q, R]):
 
     def _recipe(self) -> Recipe:
         """Say how workers build tasks and optimizers; refused here rather than in every cell."""
-        for task in self.tasks:
-            if parse_spec(task.name.partition("/")[0])[0] not in TASKS:
-                raise UserError(
-                    f"more than one worker needs tasks by spec, and {task.name!r} is none; "
-                    "use workers=1"
-                )
+        odd = [
+            f"tasks by spec, and {task.name!r} is none"
+            for task in self.tasks
+            if parse_spec(task.name.partition("/")[0])[0] not in TASKS
+        ]
         for label, optimizer in self.learned.items():
             if optimizer.kind not in LEARNED:
-                raise UserError(
-                    f"more than one worker needs registered kinds, and {label!r} is of none; "
-                    "use workers=1"
-                )
-        request, device = self.request, str(self.tasks[0].device)
+                odd.append(f"registered kinds, and {label!r} is of none")
+        if odd:
+            raise UserError(f"more than one worker needs {odd[0]}; use workers=1")
         return Recipe(
             learned=self._made_of(),
-            data_dir=request.data_dir,
-            device=device,
-            plugins=request.plugins,
+            data_dir=self.request.data_dir,
+            device=str(self.tasks[0].device),
+            plugins=self.request.plugins,
         )
 
     def _made_of(self) -> dict[str, tuple[str, dict[str, Any]]]:

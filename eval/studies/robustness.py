@@ -6,14 +6,12 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
-
 from lo_framework.errors import shown
 from lo_framework.eval.baselines import make_baseline, make_thetas
 from lo_framework.eval.baselines.registry import known_options, with_options
 from lo_framework.eval.running.cells import Failure, by_setting, plan_cells
-from lo_framework.eval.running.envelope import Envelope, Flags, Metrics, require, require_shapes
-from lo_framework.eval.running.pool import Arm as Plan
+from lo_framework.eval.running.envelope import Envelope, Numbers, require
+from lo_framework.eval.running.pool import Plan
 from lo_framework.eval.studies.evaluation import SPLITS, Drive, Evaluation
 from lo_framework.eval.studies.request import RobustnessRequest
 from lo_framework.spec import UserError, parse_spec, split_specs
@@ -23,21 +21,10 @@ MOST = 1000  # step sizes, each of which is a run per seed
 
 
 @dataclass(frozen=True, kw_only=True)
-class Line:
-    """One optimizer on one task, from each of L step sizes and S seeds. ``failure``: why there are
-    no numbers.
+class Line(Numbers):
+    """One optimizer on one task, from each of L step sizes and S seeds: metrics ``[L, S]``."""
 
-    Attributes:
-        metrics: name -> ``[L, S]``; losses of diverged runs are infinite, their accuracies nan.
-            Counts too.
-        diverged: ``[L, S]`` bool.
-    """
-
-    task: str
     optimizer: str
-    metrics: Metrics = field(default_factory=dict)
-    diverged: Flags = field(default_factory=lambda: np.zeros((0, 0), dtype=bool))
-    failure: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,10 +48,8 @@ class Sweep:
         require(wanted, ((line.task, line.optimizer) for line in self.lines))
         if not (self.lrs and all(0 < a < b for a, b in zip(self.lrs, (*self.lrs[1:], math.inf)))):
             raise ValueError("lrs: expected increasing step sizes")
-        shape = (len(self.lrs), len(self.seeds))
         for line in self.lines:
-            if not line.failure:
-                require_shapes(f"{shown(line.task)}, {shown(line.optimizer)}", line, *shape)
+            line.check(line.optimizer, len(self.lrs), len(self.seeds))
 
     @property
     def failures(self) -> list[Line]:

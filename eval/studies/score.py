@@ -14,7 +14,7 @@ from pathlib import Path
 from lo_framework.eval.baselines import Setting, make_thetas, setting_label
 from lo_framework.eval.running.cells import Failure, plan_cells
 from lo_framework.eval.running.envelope import Arms, Envelope, require, require_shape
-from lo_framework.eval.running.pool import Arm as Plan
+from lo_framework.eval.running.pool import Plan
 from lo_framework.eval.running.protocol import tuning_seeds
 from lo_framework.eval.running.provenance import provenance
 from lo_framework.eval.running.tuning import make_grid, tune

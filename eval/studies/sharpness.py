@@ -15,7 +15,7 @@ import torch
 from lo_framework.eval.baselines import make_thetas
 from lo_framework.eval.running.cells import Failure
 from lo_framework.eval.running.envelope import plain
-from lo_framework.eval.running.pool import Arm as Steps
+from lo_framework.eval.running.pool import Plan
 from lo_framework.eval.running.store import digest
 from lo_framework.eval.sharpness.cells import MeasureCell, TrainCell
 from lo_framework.eval.sharpness.matched import matched_step, worst_final
@@ -114,7 +114,7 @@ class SharpnessEvaluation(Evaluation[SharpnessRequest, Result]):
             files=self.files,
         )
 
-    def _train(self, task: str, label: str) -> Steps[_Trained]:
+    def _train(self, task: str, label: str) -> Plan[_Trained]:
         """Tune a baseline; then train every seed."""
         optimizer = self.optimizers[label]
         cost, theta = gradients_per_step(optimizer), optimizer.theta()
@@ -141,7 +141,7 @@ class SharpnessEvaluation(Evaluation[SharpnessRequest, Result]):
         ]
         return _Trained(replace(arm, runs=tuple(runs)), cells)
 
-    def _measure(self, run: SeedRun, trained: TrainCell, *, pictures: bool) -> Steps[SeedRun]:
+    def _measure(self, run: SeedRun, trained: TrainCell, *, pictures: bool) -> Plan[SeedRun]:
         """Measure a run at its last step and at the matched one, which may be the same."""
         if not run.finished:
             return run

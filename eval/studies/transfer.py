@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from lo_framework.eval.running.pool import Arm as Plan
+from lo_framework.eval.running.pool import Plan
 from lo_framework.eval.running.scaled import SUFFIX, Scaled
 from lo_framework.eval.running.tuning import Grid
 from lo_framework.eval.studies.compare import factors

@@ -195,20 +195,11 @@ def _damage(raw: bytes, header: bytes) -> str:
 
 
 def _tensors(raw: bytes, name: str, expected: str) -> Tensors:
-    from safetensors import SafetensorError
     from safetensors.torch import load
 
     try:
         loaded = load(raw)
-    except (
-        SafetensorError,
-        ValueError,
-        LookupError,
-        TypeError,
-        ArithmeticError,
-        AssertionError,
-        RuntimeError,
-    ) as bad:
+    except Exception as bad:  # it fails in many ways
         raise UserError(f"{name} has unreadable tensors: expected {expected}") from bad
     # Copies have the allocator's alignment, which kernels see: a resumed run must not differ in
     # bits for it.

@@ -40,8 +40,12 @@ def network(x: Tensor, weights: Weights) -> Tensor:
     """``[F, n]`` to ``[O, n]``; vmappable and differentiable (to any order) by whatever
     differentiates torch code.
     """
-    if torch.compiler.is_compiling() or _inside_functorch_derivative():
+    levels = {level.key() for level in torch._C._functorch.get_interpreter_stack() or ()}
+    # A custom operator has no rule for other levels than vmap's.
+    if torch.compiler.is_compiling() or levels - {torch._C._functorch.TransformType.Vmap}:
         return formula(x, *weights)
+    if levels:
+        return _forward(x, *weights)  # the dimension of the vmap is the operator's own
     return _forward(*(t[None] for t in (x, *weights)))[0]
 
 
@@ -53,16 +57,6 @@ def formula(x: Tensor, *weights: Tensor) -> Tensor:
     h = torch.relu(first @ x + first_bias)
     h = torch.relu(second @ h + second_bias)
     return last @ h + last_bias
-
-
-def _inside_functorch_derivative() -> bool:
-    """Whether some ``torch.func`` level other than ``vmap`` is active: a custom operator has no
-    rule for those.
-    """
-    stack = torch._C._functorch.get_interpreter_stack()
-    return bool(stack) and any(
-        level.key() != torch._C._functorch.TransformType.Vmap for level in stack
-    )
 
 
 def _blocks(x: Tensor, hidden: int, layers: int) -> Iterator[tuple[slice, slice, list[Tensor]]]:
@@ -165,14 +159,19 @@ def _pull(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
 
 
 def _batched(operator: Callable[..., Any]) -> Callable[..., Any]:
-    """The vmap rule: the new dimension joins the operator's own task dimension."""
+    """The vmap rule: the new dimension is the operator's own task dimension, or (of nested vmaps)
+    joins it. No view is made without need: each is a node of every step's graph.
+    """
 
     def rule(info: Any, in_dims: tuple[int | None, ...], *args: Tensor) -> tuple[Any, Any]:
         size = info.batch_size
         moved = [
-            a.expand(size, *a.shape) if d is None else a.movedim(d, 0)
+            a.expand(size, *a.shape) if d is None else a.movedim(d, 0) if d else a
             for a, d in zip(args, in_dims)
         ]
+        if moved[0].dim() == 3:
+            out = operator(*moved)
+            return out, 0 if isinstance(out, Tensor) else [0] * len(out)
         out = operator(*(a.flatten(0, 1) for a in moved))
         if isinstance(out, Tensor):
             return out.unflatten(0, (size, -1)), 0

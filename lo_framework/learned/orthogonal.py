@@ -34,8 +34,8 @@ def is_wide(slot: Slot) -> bool:
 
 
 def orthogonalised(layout: Layout, direction: Tensor, share: Tensor) -> Tensor:
-    """``direction [N]``, orthogonal in the matrices so far as ``share [S]`` says; every tensor keeps
-    its root mean square.
+    """``direction [N]``, in its matrices orthogonal as far as ``share [S]`` says. Each tensor has
+    the root mean square that it had.
     """
     parts = list(direction.split(layout.sizes, dim=-1))
     for i, slot in enumerate(layout.slots):

@@ -16,8 +16,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from lo_framework.objectives.base import OBJECTIVES, Objective, Term
-from lo_framework.objectives.steps import FLOOR, combined
-from lo_framework.objectives.weighting import WEIGHTINGS, Weighting, make_weighting
+from lo_framework.objectives.steps import FLOOR
+from lo_framework.objectives.weighting import WEIGHTINGS, Weighting
 from lo_framework.spec import UserError, build_config, parse_spec, split_joined
 
 
@@ -48,7 +48,5 @@ __all__ = [
     "Objective",
     "Term",
     "Weighting",
-    "combined",
     "make_objective",
-    "make_weighting",
 ]

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import reduce
-from operator import or_
+from operator import add, or_
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
 from lo_framework.episode import NOTHING, Losses, Need
@@ -66,12 +65,6 @@ class Objective:
         """The terms that a weighting weighs; empty where there is one score only."""
         return tuple(self.terms) if len(self.terms) > 1 else ()
 
-    def weighted(self, weights: Sequence[float]) -> Objective:
-        """These terms with other weights."""
-        if len(weights) != len(self.terms):
-            raise ValueError(f"{len(self.terms)} weights expected, found {len(weights)}")
-        return Objective(self.terms, weights)
-
     def cost(self, *, unrolled: bool) -> float:
         """Gradient evaluations of one inner step beside its own gradient; ``unrolled``: a graph is
         kept (TBPTT).
@@ -99,9 +92,9 @@ class Objective:
         graph: the terms, and ``level``, the normalised training loss, unless the score is one.
         """
         values = self.values(task, losses, pairs)
-        score = torch.zeros_like(losses.train)
-        for weight, value in zip(self.weights, values.values(), strict=True):
-            score = score + weight * value
+        weighted = zip(self.weights, values.values(), strict=True)
+        # A product with 1 would be one more node in the graph of every step.
+        score = reduce(add, (x if weight == 1.0 else weight * x for weight, x in weighted))
         if len(self.terms) == 1 and all(term.is_level for term in self.terms.values()):
             return score, {}
         known = {**values, "level": task.normalize(losses.train)}

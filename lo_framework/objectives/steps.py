@@ -126,13 +126,9 @@ class GeneralizationGap(Term):
         return capped(value, losses.held, second)
 
 
-@dataclass(frozen=True, kw_only=True)
-class CombinedConfig(GradientConfig):
-    """The options of ``gradient``; ``published`` holds for all terms."""
-
-
-@OBJECTIVES.register("combined", config=CombinedConfig)
-def combined(config: CombinedConfig) -> dict[str, Term]:
+@OBJECTIVES.register("combined", config=GradientConfig)
+def combined(config: GradientConfig) -> dict[str, Term]:
+    """All three terms; ``published`` holds for each of them."""
     kinds: tuple[type[Term], ...] = (GradientAlignment, LossDecrease, GeneralizationGap)
     return {name: kind(config) for name, kind in zip(terms.TERMS, kinds, strict=True)}
 

@@ -31,16 +31,6 @@ from lo_framework.schema import Checked, Positive, Range
 from lo_framework.spec import UserError
 
 
-def huw_total(values: Tensor, s: Tensor, priorities: Tensor) -> Tensor:
-    """The weighted total ``sum_i [1/2 exp(-s_i) L_i + 1/2 p_i s_i]`` of three ``[n]``."""
-    return 0.5 * (torch.exp(-s) * values + priorities * s).sum()
-
-
-def huw_slope(values: Tensor, s: Tensor, priorities: Tensor) -> Tensor:
-    """The derivative of :func:`huw_total` by s, ``1/2 (p_i - exp(-s_i) L_i)``, ``[n]``."""
-    return 0.5 * (priorities - torch.exp(-s) * values)
-
-
 class Weighting:
     """How the terms of an objective are weighted in the next outer step, by constants.
 
@@ -115,7 +105,7 @@ class HUW(Weighting):
         values = values.detach().to("cpu", torch.float64)
         if self.bound is not None:
             values = values.clamp_min(0.0)
-        slope = huw_slope(values, self.s, self.priorities)
+        slope = 0.5 * (self.priorities - torch.exp(-self.s) * values)
         return torch.where(torch.isfinite(slope), slope, 0.0)
 
     def learn(self, values: Tensor, lr: float | None = None) -> None:
@@ -155,13 +145,11 @@ class HUWConfig(Checked):
 
 
 @WEIGHTINGS.register("sum")
-def _sum(config: NoOptions, terms: Sequence[str], priorities: Sequence[float]) -> Weighting:
-    return FixedWeights((1.0,) * len(terms))
-
-
 @WEIGHTINGS.register("fixed", config=FixedConfig)
-def _fixed(config: FixedConfig, terms: Sequence[str], priorities: Sequence[float]) -> Weighting:
-    weights = config.weights or (1.0,) * len(terms)
+def _fixed(
+    config: FixedConfig | NoOptions, terms: Sequence[str], priorities: Sequence[float]
+) -> Weighting:
+    weights = getattr(config, "weights", ()) or (1.0,) * len(terms)
     if len(weights) != len(terms):
         raise UserError(
             f"weights must be {len(terms)} numbers, for {', '.join(terms)}, not {len(weights)}"

@@ -107,8 +107,7 @@ def load_idx(source: Source, config: IdxConfig, data_dir: str | None) -> Splits:
                 f"found {len(x):,}"
             )
         parts.append((x, y))
-    train, test = parts
-    return image_splits(train, test, owner=source.name, size=config.size)
+    return image_splits(*parts, owner=source.name, size=config.size)
 
 
 def parse(payload: Payload, magic: int, *, dims: int) -> Tensor:

@@ -220,7 +220,6 @@ def _unpack(archive: Path, names: list[str], source: Source) -> dict[str, Payloa
                     payloads[name] = _drain(f"{archive}/{member.name}", content, source)
     except _BROKEN as error:
         raise UserError(f"{archive}: broken archive: {first_line(error)}") from error
-    absent = [name for name in names if name not in payloads]
-    if absent:
+    if absent := [name for name in names if name not in payloads]:
         raise UserError(f"{archive}: the archive does not hold {', '.join(absent)}")
     return payloads

@@ -122,8 +122,7 @@ def check_labels(labels: Tensor, classes: int, where: str) -> Tensor:
     Raises:
         UserError: a label is not one of 0 .. classes - 1.
     """
-    highest = int(labels.max())
-    if highest >= classes:
+    if (highest := int(labels.max())) >= classes:
         raise UserError(f"{where}: label {highest} is out of range: expected 0 to {classes - 1}")
     return labels.to(torch.int64)
 

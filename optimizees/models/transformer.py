@@ -9,7 +9,7 @@ the activations (`_folded`).
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
 import torch
@@ -136,7 +136,7 @@ class Transformer(Model):
         x = linear(self._patches(x), params, "patch").reshape(rows, self.tokens, wide)
         x = (x + params["position_embed.weight"]).reshape(-1, wide)  # [B * T, D]
         for i in range(self.config.layers):
-            x = self._block(x, params, f"blocks.{i}", rows, drop.after(DROPS * i))
+            x = self._block(x, params, f"blocks.{i}", rows, replace(drop, first=DROPS * i))
         # A mean over tokens and a gain for each feature may change places: the gain then meets one
         # token, not T.
         x = hat(x).reshape(rows, self.tokens, wide).mean(1)
@@ -188,9 +188,6 @@ class _Dropout:
     p: float
     noise: Tensor | None
     first: int = 0
-
-    def after(self, first: int) -> _Dropout:
-        return _Dropout(self.p, self.noise, first)
 
     def __call__(self, x: Tensor, place: int) -> Tensor:
         if self.p == 0 or self.noise is None:

@@ -118,7 +118,7 @@ def test_build_config_refuses(options, words):
 
 
 def test_build_config_names_missing_option():
-    with pytest.raises(UserError, match='needy: option "width" is required'):
+    with pytest.raises(UserError, match='needy: the option "width" is missing'):
         build_config(Needy, {}, "needy")
 
 

@@ -16,7 +16,8 @@ import torch
 from lo_framework.learned import load_optimizer, make_learned
 from lo_framework.meta_train.growth import Stage
 from lo_framework.meta_train.outer import OuterOptimizer
-from lo_framework.meta_train.workers import ShardHost, WorkerSetup, from_wire, to_wire
+from lo_framework.meta_train.workers import ShardHost, WorkerSetup
+from lo_framework.processes import Wire
 from tests.meta_train.tools import (
     Forker,
     command,
@@ -125,7 +126,7 @@ def test_a_shard_goes_on_from_its_dump_with_the_same_bits() -> None:
         saved = host.dump()
         expected = [host.estimate(learned.theta()) for _ in range(3)]
         other = ShardHost(WorkerSetup(tiny(estimator=estimator, episode_length="4-9")), [1, 0])
-        other.build(Stage(learned.kind, {}), from_wire(to_wire(saved)))
+        other.build(Stage(learned.kind, {}), Wire.loads(Wire.dumps(saved)))
         for answer in expected:
             again = other.estimate(learned.theta())
             for shard, (grad, measured, _) in answer.items():
@@ -186,7 +187,7 @@ def test_the_wire_changes_nothing() -> None:
         "empty": torch.empty(2, 0),
         "generator": torch.Generator().get_state(),
     }
-    back = from_wire(to_wire(({"s": tensors}, [1.5], "kind", None)))
+    back = Wire.loads(Wire.dumps(({"s": tensors}, [1.5], "kind", None)))
     assert equal(back[0]["s"], tensors) and back[1:] == ([1.5], "kind", None)
     assert all(x.dtype == tensors[name].dtype for name, x in back[0]["s"].items())
     assert back[0]["s"]["f"].data_ptr() % 64 == 0, (

@@ -18,7 +18,7 @@ from lo_framework.meta_train.cli import read
 from lo_framework.meta_train.folder import RunFolder
 from lo_framework.meta_train.growth import Stage
 from lo_framework.meta_train.workers import ShardHost, WorkerSetup
-from lo_framework.processes import from_wire, to_wire
+from lo_framework.processes import Wire
 from lo_framework.spec import UserError
 from tests.meta_train.tools import Forker, command, equal, final_state, same_run, tiny, train
 
@@ -97,7 +97,7 @@ def test_a_dump_has_all_there_is(estimator: str) -> None:
     assert any(int(x["episode"]) for x in saved.values())
     expected = [shards.estimate(theta) for _ in range(6)]
     again = ShardHost(WorkerSetup(shards.config), [3, 0])
-    again.build(STAGE, from_wire(to_wire(saved)))
+    again.build(STAGE, Wire.loads(Wire.dumps(saved)))
     for answer in expected:
         for number, (grad, measured, _) in again.estimate(theta).items():
             assert equal(grad, answer[number].grad) and measured == answer[number].metrics

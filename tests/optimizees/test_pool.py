@@ -115,7 +115,7 @@ def test_plugin_file(tmp_path, tasks_restored):
         from dataclasses import dataclass
         from lo_framework.optimizees import register_task
         from lo_framework.optimizees import ClassificationTask
-        from lo_framework.optimizees.models import MLP, MLPConfig
+        from lo_framework.optimizees.models.mlp import MLP, MLPConfig
 
         @dataclass(frozen=True, kw_only=True)
         class MineConfig:
@@ -149,7 +149,7 @@ def test_a_model_of_ones_own_is_a_task_on_every_data_set(tmp_path, tasks_restore
         textwrap.dedent("""
         from dataclasses import dataclass
         from lo_framework.optimizees import register_model
-        from lo_framework.optimizees.models import MLP, MLPConfig
+        from lo_framework.optimizees.models.mlp import MLP, MLPConfig
 
         @dataclass(frozen=True, kw_only=True)
         class Config(MLPConfig):

@@ -152,8 +152,8 @@ class SharpnessReport(Report[Result]):
         """Tell whether there are few enough pairs to show each at once."""
         return len(self.pairs) <= tables.FEW_PAIRS
 
-    def pictures(self, task: str) -> Iterator[tuple[bytes, str]]:
-        """Yield PNG and caption, whatever there is."""
+    def pictures(self, task: str) -> Iterator[tuple[bytes | None, str]]:
+        """Yield PNG and caption; None of what was not measured."""
         result, settings = self.result, self.result.settings
         if not pictures.arms_of(result, task):
             return
@@ -175,18 +175,15 @@ class SharpnessReport(Report[Result]):
             (f"l2.gap@{largest}", f"h({largest})"),
             ("top_eigenvalue", "top Hessian eigenvalue"),
         ):
-            if data := pictures.scatter(result, task, key, title):
-                yield (
-                    data,
-                    f"Test accuracy against {title}, a dot per run. Kendall's τ counts all pairs "
-                    "of runs, of different optimizers too; dots of one seed are not independent, "
-                    "and a correlation across optimizers may come from anything else in which they "
-                    "differ.",
-                )
+            yield (
+                pictures.scatter(result, task, key, title),
+                f"Test accuracy against {title}, a dot per run. Kendall's τ counts all pairs of "
+                "runs, of different optimizers too; dots of one seed are not independent, and a "
+                "correlation across optimizers may come from anything else in which they differ.",
+            )
         yield from landscapes.pictures(result, task)
         for field, words in pictures.PROBED.items():
-            if data := pictures.probe(result, task, field):
-                yield data, f"Probe with {settings['probe']}. {words}"
+            yield pictures.probe(result, task, field), f"Probe with {settings['probe']}. {words}"
 
     def _origin_of_numbers(self) -> list[str]:
         result, source = self.result, self.result.provenance

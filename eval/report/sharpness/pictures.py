@@ -7,16 +7,24 @@ Slices and spectra are in `landscapes`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from lo_framework.eval.report import drawing
-from lo_framework.eval.report.drawing import Look, label, line_handle, log_ticks, looks, open_frame
+from lo_framework.eval.report.drawing import (
+    Look,
+    curve,
+    label,
+    line_handle,
+    looks,
+    open_frame,
+    readable_ticks,
+)
 from lo_framework.eval.sharpness.matched import at_equal, shared_levels
 from lo_framework.eval.sharpness.metrics import EQUAL, PLACES
-from lo_framework.eval.sharpness.result import Arm, Result, SeedRun
+from lo_framework.eval.sharpness.result import Arm, Result
 from lo_framework.eval.statistics import Array, kendall_tau, mean_interval
 
 if TYPE_CHECKING:
@@ -37,15 +45,14 @@ PROBED = {
 }
 
 
-def canvas(rows: int, columns: int, width: float = 3.9, height: float = 3.1) -> tuple[Figure, Any]:
-    """Return a figure and its axes ``[rows, columns]``; room for a legend below."""
-    size = (max(5.6, width * columns), height * rows + 0.6)
-    figure, grid = drawing.canvas(rows, columns, size)
+def canvas(count: int, columns: int, width: float, height: float = 3.1) -> tuple[Figure, list[Any]]:
+    """Return a figure and the axes of ``count`` panels, row by row; room for a legend below."""
+    figure, grid = drawing.canvas(count, columns, (width, height))
     for axes in grid:
         open_frame(axes, "", grid="0.9")
         axes.set_axisbelow(True)
         axes.tick_params(labelsize=8)
-    return figure, np.array(grid).reshape(rows, columns)
+    return figure, grid
 
 
 def words(axes: Any, title: str, x: str, y: str = "") -> None:
@@ -55,26 +62,16 @@ def words(axes: Any, title: str, x: str, y: str = "") -> None:
     axes.set_ylabel(y, fontsize=9)
 
 
-def curve(axes: Any, x: Any, y: Any, look: Look, width: float, **options: Any) -> None:
-    """Draw a line with an optimizer's look."""
-    style = dict(color=look.colour, dashes=look.dashes or (None, None), linewidth=width)
-    axes.plot(x, y, **style, **options)
-
-
 def finish(figure: Figure, look: dict[str, Look], **options: Any) -> bytes:
     """Draw the legend; return the picture."""
     drawing.legend(figure, [line_handle(label(x), own, **options) for x, own in look.items()])
     return drawing.png(figure, 110)
 
 
-def arms_of(result: Result, task: str) -> list[Arm]:
+def arms_of(result: Result, task: str) -> dict[str, Arm]:
     """Return those that have runs; learned ones last, so that they are drawn on top."""
-    arms = [result.arm(task, name) for name in result.baselines + result.learned]
-    return [arm for arm in arms if any(run.equal for run in arm.runs)]
-
-
-def looks_of(arms: Iterable[Arm]) -> dict[str, Look]:
-    return looks(arm.optimizer for arm in arms)
+    arms = {name: result.arm(task, name) for name in result.baselines + result.learned}
+    return {name: arm for name, arm in arms.items() if any(run.equal for run in arm.runs)}
 
 
 def line(axes: Any, x: Any, y: Array, look: Look, log: bool = False) -> None:
@@ -82,27 +79,21 @@ def line(axes: Any, x: Any, y: Array, look: Look, log: bool = False) -> None:
     both of the logarithms.
     """
     values = np.log(np.where(y > 0, y, np.nan)) if log else y
-    back: Callable[[float], float] = math.exp if log else float
-    bands = [_band(column[np.isfinite(column)]) for column in values.T]
-    centre, low, high = ([back(value) for value in one] for one in zip(*bands, strict=True))
+    bands = np.array([_band(column[np.isfinite(column)]) for column in values.T]).T
+    low, centre, high = np.exp(bands) if log else bands
     axes.fill_between(x, low, high, color=look.colour, alpha=0.16, linewidth=0)
     curve(axes, x, centre, look, 1.6, marker="o", markersize=3)
 
 
 def _band(column: Array) -> tuple[float, float, float]:
-    """Return the mean and the ends of its interval; no interval of one value, and no end so far out
-    that its exponential overflows.
+    """Return the mean between the ends of its interval; no interval of one value, and no end so far
+    out that its exponential overflows.
     """
     if column.size == 0:
         return math.nan, math.nan, math.nan
     estimate = mean_interval(column)
-    if not math.isfinite(estimate.low):
-        return (estimate.value,) * 3
-    return (
-        estimate.value,
-        max(estimate.low, estimate.value - 50),
-        min(estimate.high, estimate.value + 50),
-    )
+    half = min(estimate.high - estimate.value, 50.0) if column.size > 1 else 0.0
+    return estimate.value - half, estimate.value, estimate.value + half
 
 
 def radii(result: Result, task: str) -> bytes:
@@ -110,26 +101,26 @@ def radii(result: Result, task: str) -> bytes:
     loss below.
     """
     arms = arms_of(result, task)
-    look = looks_of(arms)
-    figure, grid = canvas(len(PLACES), len(QUANTITIES))
+    look = looks(arms)
+    figure, grid = canvas(len(PLACES) * len(QUANTITIES), len(QUANTITIES), 3.9)
     x = result.settings["radii"]
-    for row, place in zip(grid, PLACES, strict=True):
-        for axes, (field, title) in zip(row, QUANTITIES.items(), strict=True):
-            keys = [f"l2.{field}@{r:g}" for r in x]
-            values = {
-                arm.optimizer: np.array([arm.values(key, place) for key in keys]).T for arm in arms
-            }
-            everything = np.concatenate([y.ravel() for y in values.values()])
-            # The curvature part may be negative; where no run's is, it is drawn like the others.
-            log = bool((everything[np.isfinite(everything)] > 0).all())
-            for name, y in values.items():
-                line(axes, x, y, look[name], log)
-            axes.set_xscale("log")
-            if log:
-                axes.set_yscale("log")
-            else:
-                _signed_log(axes, everything)
-            words(axes, f"{title}\n{PLACES[place]}", "radius r")
+    shown = product(PLACES.items(), QUANTITIES.items())
+    for axes, ((place, where), (field, title)) in zip(grid, shown, strict=True):
+        keys = [f"l2.{field}@{r:g}" for r in x]
+        values = {
+            name: np.array([arm.values(key, place) for key in keys]).T for name, arm in arms.items()
+        }
+        everything = np.concatenate([y.ravel() for y in values.values()])
+        # The curvature part may be negative; where no run's is, it is drawn like the others.
+        log = bool((everything[np.isfinite(everything)] > 0).all())
+        for name, y in values.items():
+            line(axes, x, y, look[name], log)
+        axes.set_xscale("log")
+        if log:
+            axes.set_yscale("log")
+        else:
+            _signed_log(axes, everything)
+        words(axes, f"{title}\n{where}", "radius r")
     return finish(figure, look)
 
 
@@ -157,25 +148,19 @@ def _signed_log(axes: Any, values: Array) -> None:
 def training(result: Result, task: str) -> bytes:
     """Draw full-split training loss against steps and path length, with the measured points."""
     arms = arms_of(result, task)
-    look = looks_of(arms)
-    figure, grid = canvas(1, 2, width=4.6)
-    for arm in arms:
-        own = look[arm.optimizer]
+    look = looks(arms)
+    figure, grid = canvas(2, 2, 4.6)
+    for name, arm in arms.items():
         for run in arm.runs:
-            watch = run.train.get("watch")
-            if not watch:
-                continue
-            loss = np.array(watch["loss"], dtype=np.float64)
-            for axes, key in zip(grid[0], ("steps", "path"), strict=True):
-                x = np.array(watch[key], dtype=np.float64)
-                curve(axes, x, loss, own, 1.0, alpha=0.8)
-                if run.step is not None and run.step in watch["steps"]:
-                    at = watch["steps"].index(run.step)
-                    dot = dict(markersize=5, markeredgecolor="white", zorder=4)
-                    axes.plot(x[at], loss[at], "o", color=own.colour, **dot)
-    for axes, x_words in zip(grid[0], ("step", "path length: sum of ‖update‖"), strict=True):
+            watch = {key: np.array(x, float) for key, x in run.train.get("watch", {}).items()}
+            for axes, key in zip(grid, ("steps", "path") if watch else ()):
+                curve(axes, watch[key], watch["loss"], look[name], 1.0, alpha=0.8)
+                at = watch["steps"] == run.step
+                dot = dict(markersize=5, markeredgecolor="white", zorder=4)
+                axes.plot(watch[key][at], watch["loss"][at], "o", color=look[name].colour, **dot)
+    for axes, x_words in zip(grid, ("step", "path length: sum of ‖update‖"), strict=True):
         axes.set_yscale("log")
-        readable(axes.yaxis)
+        readable_ticks(axes.yaxis)
         words(axes, "", x_words, "training loss, evaluation mode")
     return finish(figure, look)
 
@@ -185,40 +170,26 @@ def scatter(result: Result, task: str, key: str, title: str) -> bytes | None:
     nothing to draw.
     """
     arms = arms_of(result, task)
-    look = looks_of(arms)
-    accuracy = any(np.isfinite(arm.values("test_accuracy", EQUAL)).any() for arm in arms)
+    look = looks(arms)
+    accuracy = any(np.isfinite(arm.values("test_accuracy", EQUAL)).any() for arm in arms.values())
     outcome = "test_accuracy" if accuracy else "test_loss"
-    figure, grid = canvas(1, 2, width=4.6)
+    figure, grid = canvas(2, 2, 4.6)
     drawn = False
-    for axes, place in zip(grid[0], PLACES, strict=True):
-        points = [(arm.values(key, place), arm.values(outcome, place)) for arm in arms]
-        for arm, (x, y) in zip(arms, points, strict=True):
+    for axes, place in zip(grid, PLACES, strict=True):
+        points = [(arm.values(key, place), arm.values(outcome, place)) for arm in arms.values()]
+        for name, (x, y) in zip(arms, points, strict=True):
             both = np.isfinite(x) & np.isfinite(y)
             drawn = drawn or bool(both.any())
             style = dict(s=30, alpha=0.85, edgecolor="white", linewidth=0.6)
-            axes.scatter(x[both], y[both], color=look[arm.optimizer].colour, **style)
+            axes.scatter(x[both], y[both], color=look[name].colour, **style)
         x, y = (np.concatenate([pair[i] for pair in points]) for i in (0, 1))
         tau = kendall_tau(x, y)
         if np.isfinite(x).any() and np.nanmin(x) > 0:
             axes.set_xscale("log")
-            readable(axes.xaxis)
+            readable_ticks(axes.xaxis)
         shown = "undefined" if math.isnan(tau) else f"{tau:+.2f}"
         words(axes, f"{PLACES[place]}: Kendall τ = {shown}", title, outcome.replace("_", " "))
     return finish(figure, look, marker="o", linewidth=0) if drawn else None
-
-
-def readable(axis: Any) -> None:
-    """Write plain numbers on a logarithmic axis that spans less than two decades; call when
-    everything is drawn.
-    """
-    low, high = axis.get_view_interval()
-    if 0 < low < high < 100 * low:
-        span = high / low
-        if span < 3:
-            subs = [*np.arange(10, 17) / 10, 1.8, 2, 2.5, 3, 3.5, 4, 4.5, 5, 5.5, 6, 7, 8, 9]
-        else:
-            subs = [1, 1.5, 2, 3, 5, 7] if span < 8 else [1, 2, 5]
-        log_ticks(axis, subs, ".3g")
 
 
 def probe(result: Result, task: str, field: str) -> bytes | None:
@@ -226,36 +197,33 @@ def probe(result: Result, task: str, field: str) -> bytes | None:
     probe.
     """
     runs = {
-        arm.optimizer: [run for run in arm.runs if run.train.get("probe")]
-        for arm in arms_of(result, task)
+        name: [
+            {key: np.array(x, float) for key, x in run.train["probe"].items()}
+            for run in arm.runs
+            if run.train.get("probe")
+        ]
+        for name, arm in arms_of(result, task).items()
     }
     runs = {name: probed for name, probed in runs.items() if probed}
     if not runs:
         return None
     look = looks(runs)
-    figure, grid = canvas(1, 2, width=4.6)
+    figure, grid = canvas(2, 2, 4.6)
     sides = (("loss", True, "training loss (falls to the right)"), ("path", False, "path length"))
-    for axes, (key, falling, x_words) in zip(grid[0], sides, strict=True):
-        along = [_probed(run, key) for probed in runs.values() for run in probed]
+    for axes, (key, falling, x_words) in zip(grid, sides, strict=True):
+        along = [run[key] for probed in runs.values() for run in probed]
         levels = shared_levels(along, falling=falling)
         if levels.size == 0:
             none, middle = "the runs share no range", dict(ha="center", color="0.4")
             axes.text(0.5, 0.5, none, transform=axes.transAxes, **middle)
             continue
         for name, probed in runs.items():
-            rows = [
-                at_equal(_probed(run, key), _probed(run, field), levels, falling=falling)
-                for run in probed
-            ]
+            rows = [at_equal(run[key], run[field], levels, falling=falling) for run in probed]
             line(axes, levels, np.concatenate(rows), look[name])
         axes.axhline(0, color="0.5", linewidth=0.8)
         words(axes, "", x_words, "cosine")
         if falling:
             axes.set_xscale("log")
-            readable(axes.xaxis)
+            readable_ticks(axes.xaxis)
             axes.invert_xaxis()
     return finish(figure, look)
-
-
-def _probed(run: SeedRun, field: str) -> Array:
-    return np.array(run.train["probe"][field], dtype=np.float64)

@@ -45,7 +45,7 @@ def reached(result: Result, task: str, place: str, *, brief: bool = False) -> Ta
     )
     for arm in arms:
         if arm.failure:
-            table.add(arm.optimizer, "FAILED", *[""] * len(metrics))
+            table.failed(arm.optimizer)
             continue
         matched = [run.step for run in arm.runs if run.step is not None]
         words = [
@@ -78,23 +78,22 @@ def variants(result: Result, task: str, place: str) -> Table:
     """Show the other neighbourhoods: l-infinity, adaptive, m-sharpness, average case; an empty
     table where the effort has none.
     """
-    gaps: dict[tuple[str, str], dict[str, str | None]] = {}
+    gaps: dict[str, dict[str, dict[str, str | None]]] = {}
     for arm in _arms(result, task):
         points = [point for run in arm.runs if (point := run.point(place))]
         for name in dict.fromkeys(name for point in points for name in point["balls"]):
             balls = [point["balls"][name] for point in points if name in point["balls"]]
             for i, label in enumerate(balls[0]["labels"] if name != "l2" else ()):
                 values = np.array([ball["gap"][i] for ball in balls], dtype=np.float64)
-                gaps.setdefault((name, label), {})[arm.optimizer] = seeds_of(values)
+                cells = gaps.setdefault(name, {}).setdefault(label, {})
+                cells[arm.optimizer] = seeds_of(values)
     labels = [arm.optimizer for arm in _arms(result, task) if not arm.failure]
     title = f"{task}, {PLACES[place]}: gap L(w + d) − L(w) in other neighbourhoods"
     table = Table("neighbourhood", "radius", *labels, title=title, words=2)
-    before = ""
-    for (name, radius), cells in gaps.items():
-        if name != before:
-            table.rule()
-        table.add(name, radius, *map(cells.get, labels))
-        before = name
+    for name, radii in gaps.items():
+        table.rule()
+        for radius, cells in radii.items():
+            table.add(name, radius, *map(cells.get, labels))
     return table
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from lo_framework.eval.sharpness.surface import Surface
 from lo_framework.layout import Layout
 from lo_framework.optimizees.datasets.splits import Dataset
-from lo_framework.optimizees.models import MLP, MLPConfig
+from lo_framework.optimizees.models.mlp import MLP, MLPConfig
 from lo_framework.optimizees.task import Batch, Buffers, ClassificationTask, Params, Task
 
 F64 = torch.float64

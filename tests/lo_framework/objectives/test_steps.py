@@ -46,7 +46,7 @@ WEIGHTS = (0.7, 1.3, 0.4)
 
 def objective_of(spec: str) -> Objective:
     objective = make_objective(spec)
-    return objective.weighted(WEIGHTS) if len(objective.terms) == 3 else objective
+    return Objective(objective.terms, WEIGHTS) if len(objective.terms) == 3 else objective
 
 
 def begun(

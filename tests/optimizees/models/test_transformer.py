@@ -17,7 +17,7 @@ from lo_framework.objectives import make_objective
 from lo_framework.optimizees import ClassificationTask, make_tasks
 from lo_framework.optimizees.datasets import load
 from lo_framework.optimizees.datasets.splits import Dataset
-from lo_framework.optimizees.models import Transformer, TransformerConfig
+from lo_framework.optimizees.models.transformer import Transformer, TransformerConfig
 
 SMALL = "transformer:width=8,heads=2,layers=1,ffn=6,patch=4,batch=4"
 ATTENTION = {

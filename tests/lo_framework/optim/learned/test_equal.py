@@ -177,7 +177,12 @@ def test_float64_parameters_compute_in_float64(spec: str) -> None:
         with torch.no_grad():
             progress = torch.tensor(t / 5, dtype=torch.float64)
             arena, state = wide(
-                layout, arena, flat_grads(params), state, None, Clock(progress, torch.full_like(progress, 5.0))
+                layout,
+                arena,
+                flat_grads(params),
+                state,
+                None,
+                Clock(progress, torch.full_like(progress, 5.0)),
             )
     torch.testing.assert_close(flat(params), arena, rtol=1e-12, atol=1e-12)
 
