@@ -14,15 +14,14 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import accumulate, groupby
-from operator import itemgetter
+from itertools import accumulate
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-ROLES = ("matrix", "conv", "bias", "norm", "embedding")
-LAYERS = ("matrix", "conv")
+from lo_framework.roles import LAYERS, ROLES, TensorRole, layer_number, roles_by_shape
+
 DEPTH_THIRDS = 3
 POSITIONS = ("first", "hidden", "last")
 
@@ -40,6 +39,7 @@ class Slot:
             vectors to the one before them. The only layer is the last.
         fan_in: how many numbers enter an output of its layer (``in * height * width`` of a
             convolution).
+        kind: the type of its module, where one has told (`TensorRole.kind`).
     """
 
     name: str
@@ -51,6 +51,7 @@ class Slot:
     numbered: float = 0.0
     position: str = "last"
     fan_in: int = 1
+    kind: str = ""
 
     @property
     def third(self) -> int:
@@ -79,28 +80,38 @@ class Layout:
     matrices: int = 1
 
     @staticmethod
-    def of(shapes: Mapping[str, Sequence[int]]) -> Layout:
-        """Lay out tensors in the given order; roles and depth come from shapes, and from names only
-        for embeddings and norms.
+    def of(
+        shapes: Mapping[str, Sequence[int]], roles: Mapping[str, TensorRole] | None = None
+    ) -> Layout:
+        """Lay out tensors in the given order. ``roles``: as a module has them (`roles_by_module`);
+        None: by shapes and order, and by names only for embeddings.
         """
-        sizes = [tuple(int(d) for d in shape) for shape in shapes.values()]
+        sizes = {name: tuple(int(d) for d in shape) for name, shape in shapes.items()}
         if not sizes:
             raise ValueError("a layout needs at least one tensor")
+        known = roles or roles_by_shape(sizes)
+        read = [known[name] for name in sizes]
+        words = [each.role for each in read]
         # A layer begins with each tensor of two or more dimensions; vectors belong to the layer
         # before them.
-        layers = [max(n - 1, 0) for n in accumulate(len(shape) >= 2 for shape in sizes)]
-        numbers = [layer_number(name) or 0 for name in shapes]
-        roles = _roles(list(shapes), sizes)
-        places = zip(_positions(roles), _fans(roles, sizes), strict=True)
-        columns = zip(shapes, sizes, roles, layers, numbers, places, strict=True)
+        starts = [
+            len(shape) >= 2 and word not in ("bias", "norm")
+            for shape, word in zip(sizes.values(), words, strict=True)
+        ]
+        layers = [max(n - 1, 0) for n in accumulate(starts)]
+        owners = _layer_of(words)
+        first, last = min(owners), max(owners)
+        numbers = [layer_number(name) or 0 for name in sizes]
         deepest, greatest = max(*layers, 1), max(*numbers, 1)
         slots, offset = [], 0
-        for name, shape, role, layer, number, place in columns:
-            numel = math.prod(shape)
-            depth, numbered = layer / deepest, number / greatest
-            slots.append(Slot(name, shape, offset, numel, role, depth, numbered, *place))
+        for k, (name, shape) in enumerate(sizes.items()):
+            numel, owner = math.prod(shape), owners[k]
+            position = "last" if owner == last else "first" if owner == first else "hidden"
+            place = (position, read[owner].fan_in, read[k].kind)
+            depth, numbered = layers[k] / deepest, numbers[k] / greatest
+            slots.append(Slot(name, shape, offset, numel, words[k], depth, numbered, *place))
             offset += numel
-        return Layout(tuple(slots), matrices=max(1, sum(role in LAYERS for role in roles)))
+        return Layout(tuple(slots), matrices=max(1, sum(word in LAYERS for word in words)))
 
     def to(self, device: torch.device) -> Layout:
         """This layout with its constant tensors on ``device``: rules use them at every step."""
@@ -213,38 +224,12 @@ def _layer_of(roles: Sequence[str]) -> list[int]:
     return [max(first, place) for place in accumulate(places, max)]
 
 
-def _positions(roles: Sequence[str]) -> list[str]:
-    layers = _layer_of(roles)
-    first, last = min(layers), max(layers)
-    return ["last" if i == last else "first" if i == first else "hidden" for i in layers]
-
-
-def _fans(roles: Sequence[str], sizes: Sequence[tuple[int, ...]]) -> list[int]:
-    return [math.prod(sizes[i][1:]) for i in _layer_of(roles)]
-
-
-def layer_number(name: str) -> int | None:
-    """The first number in a dotted name."""
-    return next((int(word) for word in name.split(".") if word.isdecimal()), None)
-
-
-def _roles(names: list[str], sizes: list[tuple[int, ...]]) -> list[str]:
-    """Roles by shape and order, so that a bare ``model.parameters()`` gives the same ones as named
-    parameters.
-
-    In a run of equal vectors after a weight, pairs from the end are (gain, shift) of normalisations
-    and a left-over first one is the weight's bias. Only an embedding looks like any other matrix:
-    there the name decides, where there is one.
+def sub_layout(layout: Layout, members: Sequence[int]) -> Layout:
+    """The layout of some of the tensors, laid out anew; roles and depths stay those of the whole
+    model.
     """
-    roles: list[str] = []
-    for shape, group in groupby(zip(names, sizes, strict=True), key=itemgetter(1)):
-        run = [name.lower() for name, _ in group]
-        if len(shape) < 2:
-            single = len(run) % 2
-            roles += ["bias"] * single + ["norm"] * (len(run) - single)
-            continue
-        usual = "conv" if len(shape) >= 3 else "matrix"
-        for name in run:
-            embeds = len(shape) == 2 and any(word in name for word in ("embed", ".wte", ".wpe"))
-            roles.append("embedding" if embeds else usual)
-    return roles
+    slots, offset = [], 0
+    for index in members:
+        slots.append(replace(layout.slots[index], offset=offset))
+        offset += slots[-1].numel
+    return replace(layout, slots=tuple(slots))

@@ -246,7 +246,7 @@ FLOORS: dict[str, list[str]] = {
         "schema",
         "spec",
         "optional plugin registry processes commandline",
-        "files optimizees regularizers",
+        "files optimizees regularizers roles",
         "layout",
         "learned",
         "episode",
@@ -260,6 +260,7 @@ FLOORS: dict[str, list[str]] = {
         "__init__",
     ],
     f"{HOME}.optim": [
+        "naming",
         "base",
         "arena blocks fused",
         "learned sam",

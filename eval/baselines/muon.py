@@ -14,10 +14,11 @@ from torch import Tensor
 
 from lo_framework.eval.baselines.hand_designed import AdamW, AdamWConfig
 from lo_framework.eval.baselines.registry import grid_of, register_baseline
-from lo_framework.layout import LAYERS, Layout, Slot
+from lo_framework.layout import Layout, Slot
 from lo_framework.learned.adamw_rule import AdamWChannels, unstack
 from lo_framework.learned.base import State
 from lo_framework.learned.orthogonal import newton_schulz
+from lo_framework.roles import LAYERS
 from lo_framework.spec import UserError
 
 RMS = 0.2  # about that of AdamW's updates

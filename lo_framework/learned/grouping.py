@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from lo_framework.errors import choose
-from lo_framework.layout import DEPTH_THIRDS, Layout, Slot, layer_number
+from lo_framework.layout import DEPTH_THIRDS, Layout, Slot
+from lo_framework.roles import layer_number
 
 GROUPINGS = ("tensor", "original", "fine_grained")
 TYPES = ("embedding", "attention", "ffn", "norm", "linear", "conv", "other")
@@ -25,6 +26,7 @@ BY_NAME = {
     "ffn": ("ffn", "mlp", "feed_forward"),
     "norm": ("norm",),
 }
+PARTS = ("attention", "ffn")  # of a block: types of linear layers that only names tell
 BY_ROLE = {"embedding": "embedding", "matrix": "linear", "conv": "conv", "norm": "norm"}
 # Fine-grained groups: type x depth third x vector.
 FINE = [
@@ -117,8 +119,14 @@ def make_grouping(
 
 
 def type_of(layout: Layout, slot: Slot) -> str:
-    """By name where it says so, else by role; a bias is of its layer's type."""
-    if named := _named(slot.name):
+    """By module where one told, but for the names of linear layers that are part of an attention or
+    a feed-forward block; else by name where it says so, else by role; a bias is of its layer's
+    type.
+    """
+    named = _named(slot.name)
+    if slot.kind:
+        return named if slot.kind == "linear" and named in PARTS else slot.kind
+    if named:
         return named
     if _recurrent(slot.name):  # its pair of biases looks like a normalisation
         return "linear"
@@ -155,11 +163,10 @@ def _published(layout: Layout, slot: Slot) -> int:
     are "other"; depth is the first number in the name against the greatest of them all, and
     "middle" where there is none or only two.
 
-    The released code asks modules for their class, which an optimizer does not see. So a LayerNorm
-    is "other" here, and an Embedding or a MultiheadAttention "linear", where the name does not
-    tell.
+    The released code asks modules for their class. Where no name tells, a LayerNorm is "other"
+    here, and without a module an Embedding or a MultiheadAttention is "linear".
     """
-    kind = type_of(layout, slot)
+    kind = _named(slot.name) or type_of(layout, slot)
     if not _named(slot.name) and (kind in ("conv", "norm") or _recurrent(slot.name)):
         kind = "other"
     numbers = [layer_number(s.name) for s in layout.slots]

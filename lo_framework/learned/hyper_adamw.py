@@ -20,10 +20,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from lo_framework.layout import DEPTH_THIRDS, ROLES, Layout
+from lo_framework.layout import DEPTH_THIRDS, Layout
 from lo_framework.learned import adamw_rule
 from lo_framework.learned.base import Clock, LearnedOptimizer, State, Theta, register_learned, zeros
 from lo_framework.regularizers.sam import SAM, SAMConfig
+from lo_framework.roles import ROLES
 from lo_framework.schema import Checked, NotNegative, Positive, Share
 
 HYPER = ("log_lr", "logit_beta1", "logit_beta2", "log_weight_decay", "log_eps")

@@ -11,13 +11,11 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 import torch
 from torch import Tensor
-
-from lo_framework.layout import Layout
 
 State = dict[str, Tensor]
 Plan = TypeVar("Plan")
@@ -96,14 +94,3 @@ def keep_plan(plans: dict[Hashable, Plan], key: Hashable, make: Callable[[], Pla
             plans.clear()
         plans[key] = make()
     return plans[key]
-
-
-def sub_layout(layout: Layout, members: Sequence[int]) -> Layout:
-    """The layout of some of the tensors, laid out anew; roles and depths stay those of the whole
-    model.
-    """
-    slots, offset = [], 0
-    for index in members:
-        slots.append(replace(layout.slots[index], offset=offset))
-        offset += slots[-1].numel
-    return replace(layout, slots=tuple(slots))

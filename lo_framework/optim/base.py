@@ -4,22 +4,28 @@ saving and loading.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, ClassVar, NoReturn
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from lo_framework.layout import Layout
+from lo_framework.optim.naming import (
+    layout_by_names,
+    layout_in,
+    named_group,
+    names_in,
+    names_of,
+    refuse_other_order,
+)
+from lo_framework.roles import may_hold_embedding
 from lo_framework.spec import UserError
 
 ByPlace = dict[int, dict[str, Any]]  # the state of parameters, by their places in the whole list
-
-
-def names_of(groups: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The parameters' names in a list of parameter groups; empty where they have none."""
-    return [name for group in groups for name in group.get("param_names", [])]
 
 
 def refuse_complex(params: Collection[Tensor], owner: str) -> None:
@@ -107,17 +113,38 @@ class OptimizerBase(StateOnly, torch.optim.Optimizer):
     Attributes:
         entry: key of what belongs to no single parameter in ``state_dict()``.
         takes_loss: whether ``step`` wants the loss, as ``step(loss=loss)``.
+        reads_roles: whether an update depends on what tensors are for.
     """
 
     entry: ClassVar[str]
     takes_loss: ClassVar[bool] = False
+    reads_roles: ClassVar[bool] = False
 
-    def __init__(self, params: Any, defaults: dict[str, Any]) -> None:
+    def __init__(
+        self, params: Any, defaults: dict[str, Any], model: nn.Module | None = None
+    ) -> None:
+        kind = type(self).__name__
         self._is_complete = False  # while groups are added one by one
+        if isinstance(params, nn.Module):
+            if not (model is None or model is params):
+                raise UserError(f"give {kind} one module: model is for parameters and groups")
+            model = params
+            params = [p for p in model.parameters() if p.requires_grad]
+            if not params:
+                raise UserError(f"{kind} needs a parameter that requires a gradient")
+        self._model = model
         super().__init__(params, defaults)
         if not self._params:
-            raise UserError(f"{type(self).__name__} needs at least one parameter")
+            raise UserError(f"{kind} needs at least one parameter")
         self._is_complete = True
+        nameless = self.reads_roles and not self._unique_names()
+        if nameless and may_hold_embedding([p.shape for p in self._params]):
+            warnings.warn(
+                f"{kind} has parameters without names, and the first matrix looks like an "
+                "embedding, which only its name or module can tell: give the model or "
+                "model.named_parameters()",
+                stacklevel=3,
+            )
 
     @property
     def is_guarded(self) -> bool:
@@ -126,7 +153,7 @@ class OptimizerBase(StateOnly, torch.optim.Optimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group as any optimizer does; nothing changes if it is refused."""
-        super().add_param_group(param_group)
+        super().add_param_group(named_group(param_group, self._model, type(self).__name__))
         try:
             added = self.param_groups[-1]
             refuse_complex(added["params"], type(self).__name__)
@@ -231,8 +258,27 @@ class OptimizerBase(StateOnly, torch.optim.Optimizer):
 
     def _unique_names(self) -> list[str] | None:
         """The names of all parameters; None unless each has one of its own."""
-        names = names_of(self.param_groups)
+        names = self._names_in_model() or names_of(self.param_groups)
         return names if len(set(names)) == len(self._params) else None
+
+    def _names_in_model(self) -> list[str] | None:
+        """The names that the module has now for all parameters; None where it lacks one."""
+        known = names_in(self._model)
+        names = [known[p] for p in self._params if p in known]
+        return names if len(names) == len(self._params) else None
+
+    def _lay_out(self, names: list[str], *, named: bool) -> Layout:
+        """The layout of the parameters, in the list's order. ``named``: whether ``names`` are
+        theirs.
+        """
+        shapes = {name: p.shape for name, p in zip(names, self._params, strict=True)}
+        if not named:
+            return Layout.of(shapes)
+        if self._model is not None and names == self._names_in_model():
+            return layout_in(self._model, names)
+        todo = iter(names)
+        groups = [[next(todo) for _ in group["params"]] for group in self.param_groups]
+        return layout_by_names(groups, shapes)
 
     @property
     def _device(self) -> torch.device:
@@ -259,24 +305,3 @@ class OptimizerBase(StateOnly, torch.optim.Optimizer):
         kind = self._device.type
         is_on = torch.is_autocast_enabled(kind)
         return torch.autocast(kind, enabled=False) if is_on else nullcontext()
-
-
-def refuse_other_order(
-    optimizer: torch.optim.Optimizer, saved_groups: Sequence[Mapping[str, Any]]
-) -> None:
-    """Raise UserError if saved parameters have the names of these in another order. Names that
-    differ by a prefix ("module.") are the same.
-    """
-    own, saved = _bare(names_of(optimizer.param_groups)), _bare(names_of(saved_groups))
-    if own != saved and sorted(own) == sorted(saved):
-        kind = type(optimizer).__name__
-        raise UserError(
-            f"this state has the same parameters in another order: build {kind} as it was saved"
-        )
-
-
-def _bare(names: list[str]) -> list[str]:
-    """Names without the path that all of them begin with."""
-    while names and len({name.partition(".")[0] for name in names}) == 1 and "." in names[0]:
-        names = [name.partition(".")[2] for name in names]
-    return names

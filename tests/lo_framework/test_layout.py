@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from lo_framework.layout import ROLES, Layout, Slot
+from lo_framework.layout import Layout, Slot
+from lo_framework.roles import ROLES
 
 SHAPES = {"a": (3, 4), "b": (4,), "c": (2, 3, 2, 2), "d": (), "e": (1, 5)}
 

@@ -1,6 +1,6 @@
 """``Learned``: a meta-trained optimizer as a ``torch.optim.Optimizer``, for any training loop.
 
-    optimizer = Learned(model.parameters(), "optimizer.safetensors", num_steps=1000)
+    optimizer = Learned(model, "optimizer.safetensors", num_steps=1000)
 
 A thin class: the update rule is in ``lo_framework.learned``, its host in ``host``, its state in
 ``store``.
@@ -13,10 +13,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lo_framework.errors import UserError, whole
-from lo_framework.layout import Layout
 from lo_framework.learned import LearnedOptimizer, fingerprint, learned_from
 from lo_framework.learned.base import Clock
 from lo_framework.optim.base import ByPlace, OptimizerBase
@@ -29,15 +28,18 @@ class Learned(OptimizerBase):
     """Update parameters by a learned optimizer.
 
     Args:
-        params: parameters, named parameters or parameter groups. What a tensor is for (its role) is
-            read off shapes and order, and off names where there are some: give them in the model's
-            order.
+        params: a module, of which all parameters that require a gradient are taken; their roles are
+            then read off the types of modules. Or parameters, named parameters or parameter groups:
+            roles are read off shapes, names, and the order that names tell (`roles.model_order`);
+            without names the list must be in the model's order, and no embedding is known.
         optimizer: path of a saved optimizer, or a ``LearnedOptimizer``, of which a frozen copy is
             made.
         num_steps: how many steps this training will have. Learned schedules run over this length;
             steps beyond it are made as at its end.
         lr: multiplier of the update, per parameter group; schedulers act on it. 1 is the optimizer
             as meta-trained.
+        model: the module whose parameters are in ``params``, for groups (decay and no decay, a rate
+            per layer): roles and order are then its own, whatever the order of the groups.
         guard: True or a `GuardConfig`: watch the loss and hand over to AdamW when training breaks.
             It needs the loss (a closure, ``step(loss=loss)`` or ``observe(loss)`` before every
             step) and waits for the device every step.
@@ -56,6 +58,7 @@ class Learned(OptimizerBase):
 
     entry = "learned"
     takes_loss = True
+    reads_roles = True
 
     def __init__(
         self,
@@ -64,6 +67,7 @@ class Learned(OptimizerBase):
         num_steps: int | None = None,
         *,
         lr: float | Tensor = 1.0,
+        model: nn.Module | None = None,
         guard: bool | GuardConfig = False,
         chunk: int | None = None,
     ) -> None:
@@ -86,10 +90,11 @@ class Learned(OptimizerBase):
         self.explicit = learned.explicit(learned.theta())
         self._updates = 0
         self._observed: list[Tensor] = []
-        super().__init__(params, {"lr": lr})
+        super().__init__(params, {"lr": lr}, model)
         double = any(p.dtype == torch.float64 for p in self._params)
         dtype = torch.float64 if double else torch.float32
         self._host = Host(learned, self._device, dtype, chunk)
+        self._read_layout()
         self._new_store()
         config = guard if isinstance(guard, GuardConfig) else GuardConfig()
         self._fallback = Fallback(config, self) if guard else None
@@ -141,6 +146,7 @@ class Learned(OptimizerBase):
         return result
 
     def _extend(self) -> None:
+        self._read_layout()
         self._set_params()
         self._publish()
 
@@ -227,13 +233,16 @@ class Learned(OptimizerBase):
             )
         return value.reshape(()).to(self._host.device, self._host.dtype)
 
-    def _set_params(self) -> None:
+    def _read_layout(self) -> None:
         """Lay out the whole list, frozen parameters and all: a tensor's role does not depend on who
         has a gradient.
         """
-        names = self._unique_names() or [str(i) for i in range(len(self._params))]
-        layout = Layout.of({name: p.shape for name, p in zip(names, self._params)})
-        self._store.set_params(self._params, self._group_of, layout)
+        names = self._unique_names()
+        numbers = [str(i) for i in range(len(self._params))]
+        self._layout = self._lay_out(names or numbers, named=names is not None)
+
+    def _set_params(self) -> None:
+        self._store.set_params(self._params, self._group_of, self._layout)
 
     def _new_store(self) -> None:
         """Start afresh, where the parameters are."""

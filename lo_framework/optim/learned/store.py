@@ -11,9 +11,9 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from lo_framework.layout import Layout
+from lo_framework.layout import Layout, sub_layout
 from lo_framework.learned.base import LearnedOptimizer, State
-from lo_framework.optim.arena import Pack, form_packs, keep_plan, make_pack, stretches, sub_layout
+from lo_framework.optim.arena import Pack, form_packs, keep_plan, make_pack, stretches
 
 # Tensors up to this size share packs: broadcasting to their parameters costs less than a call for
 # each.

@@ -4,9 +4,9 @@ groups, and sets of them that share all numbers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -39,37 +39,6 @@ class Plan:
     grouping: Grouping
     order: MeasuringOrder
     sets: tuple[UpdateSet, ...]
-
-
-def model_order(names: Sequence[str]) -> list[str]:
-    """Dotted names as their model has them, also where parameter groups have parted a layer's
-    weight and bias.
-
-    What belongs together by its name comes together, at the place of its first; numbers count,
-    parameters between which a child of their module was are before it, and a weight is before its
-    bias. So a model's order stays as it is.
-    """
-    tree: dict[str, Any] = {}
-    for name in names:
-        at = tree
-        for word in name.split("."):
-            at = at.setdefault(word, {})
-
-    def walk(at: dict[str, Any], path: str) -> Iterator[str]:
-        words = sorted(at, key=int) if all(word.isdecimal() for word in at) else list(at)
-        leaves = [k for k, word in enumerate(words) if not at[word]]
-        if leaves and leaves[-1] - leaves[0] >= len(leaves):
-            words.sort(key=lambda word: bool(at[word]))
-        if "bias" in words and "weight" in words[words.index("bias") :]:
-            words.remove("bias")
-            words.insert(words.index("weight") + 1, "bias")
-        for word in words:
-            if path + word in known:
-                yield path + word
-            yield from walk(at[word], f"{path}{word}.")
-
-    known = set(names)
-    return list(walk(tree, ""))
 
 
 def name_groups(

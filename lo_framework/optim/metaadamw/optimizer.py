@@ -1,7 +1,7 @@
 """``MetaAdamW``: AdamW whose learning rate and decay are modulated by attention over groups of
 parameters.
 
-    optimizer = MetaAdamW(model.named_parameters(), lr=1e-3)
+    optimizer = MetaAdamW(model, lr=1e-3)
     ...
     optimizer.step()
     if optimizer.meta_due:
@@ -46,8 +46,10 @@ class MetaAdamW(OptimizerBase):
     learning rate and a factor beta of its decay, and that `meta_step` trains.
 
     Args:
-        params: named parameters (fine-grained groups look at names), parameters or parameter
-            groups; a group may set ``lr``, ``betas``, ``eps`` and ``weight_decay``.
+        params: a module, of which all parameters that require a gradient are taken (fine-grained
+            groups then go by the types of its modules); or named parameters (by names, shapes and
+            order), parameters or parameter groups; a group may set ``lr``, ``betas``, ``eps`` and
+            ``weight_decay``.
         lr, betas, eps, weight_decay: AdamW's; None: 1e-3, (0.9, 0.999), 1e-8, 1e-2, or those of the
             learned optimizer given as ``network``.
         network: settings of a new one; or an ``attention`` optimizer that was meta-trained, or its
@@ -58,6 +60,8 @@ class MetaAdamW(OptimizerBase):
         total_steps: of this training, for the time feature; None: a time that saturates after some
             thousands.
         attend_every: new factors in every so many steps.
+        model: the module whose parameters are in ``params``, for groups: names, types and order are
+            then its own, whatever the order of the groups.
         reproduce: "paper" or "reference" (the released code) in all that they do differently and
             `Variant` lists, or a variant of one's own.
 
@@ -72,6 +76,7 @@ class MetaAdamW(OptimizerBase):
     """
 
     entry = "metaadamw"
+    reads_roles = True
 
     def __init__(
         self,
@@ -86,6 +91,7 @@ class MetaAdamW(OptimizerBase):
         grouping: OwnGroups | None = None,
         total_steps: int | None = None,
         attend_every: int = 1,
+        model: nn.Module | None = None,
         reproduce: str | Variant = "none",
     ) -> None:
         self.variant = find_variant(reproduce)
@@ -104,7 +110,7 @@ class MetaAdamW(OptimizerBase):
         self._own_groups = grouping is not None
         given = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         usual = hyper_of(self.network)
-        super().__init__(params, usual | {k: x for k, x in given.items() if x is not None})
+        super().__init__(params, usual | {k: x for k, x in given.items() if x is not None}, model)
         self.table = ParameterTable(
             self,
             self.network.config.grouping if grouping is None else grouping,

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from lo_framework.errors import UserError
-from lo_framework.layout import Layout
+from lo_framework.layout import sub_layout
 from lo_framework.learned.grouping import by_key
-from lo_framework.optim.arena import keep_plan, sub_layout
+from lo_framework.optim.arena import keep_plan
 from lo_framework.optim.base import OptimizerBase
 from lo_framework.optim.fused import one_minus_power
 from lo_framework.optim.metaadamw.adam_step import Numbers, State
@@ -23,7 +23,6 @@ from lo_framework.optim.metaadamw.groups import (
     OwnGroups,
     Plan,
     UpdateSet,
-    model_order,
     name_groups,
 )
 from lo_framework.optim.metaadamw.published import Variant
@@ -57,6 +56,8 @@ class ParameterTable:
 
     def _names(self) -> list[str]:
         """Names of the parameters given now; empty where there is none, or only another's."""
+        if known := self.optimizer._names_in_model():
+            return known
         if not self.names:
             return self.optimizer._unique_names() or [""] * len(self.optimizer._params)
         # People take parameters out of a group and leave its "param_names", so a name by place may
@@ -87,11 +88,7 @@ class ParameterTable:
         names = self._names()
         named = any(names)
         names = [name or f"parameter{i}" for i, name in enumerate(names)]
-        places = {name: i for i, name in enumerate(names)}
-        order = model_order(names) if named else names
-        model = Layout.of({name: params[places[name]].shape for name in order})
-        slot_of = {places[name]: k for k, name in enumerate(order)}
-        layout = sub_layout(model, [slot_of[i] for i in range(len(names))])
+        layout = self.optimizer._lay_out(names, named=named)
         groups = name_groups(self.grouping, layout, params, part, named, self.published)
         # Nothing has changed before all is known to be well.
         self.params, self.part, self.layout, self.groups = params, part, layout, groups

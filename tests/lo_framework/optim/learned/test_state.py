@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from lo_framework.learned import LearnedOptimizer, make_learned, save_optimizer
 from lo_framework.optim import Learned
-from lo_framework.optim.base import names_of
+from lo_framework.optim.naming import names_of
 from lo_framework.spec import UserError
 from tests.lo_framework.optim.tools import ALL_KINDS, SHAPES, flat, moved, parameters, run
 from tests.lo_framework.small_tasks import PlainSGD, PlainSGDConfig

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR
 
+from lo_framework.layout import sub_layout
 from lo_framework.learned import make_learned
 from lo_framework.optim import Learned
-from lo_framework.optim.arena import sub_layout
 from lo_framework.spec import UserError
 from tests.lo_framework.optim.tools import (
     ALL_KINDS,

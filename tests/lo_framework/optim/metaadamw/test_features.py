@@ -12,10 +12,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from lo_framework.layout import Layout
+from lo_framework.layout import Layout, sub_layout
 from lo_framework.learned.attention import EMBEDDING, Attention, AttentionConfig
 from lo_framework.learned.grouping import Grouping, make_grouping
-from lo_framework.optim.arena import sub_layout
 from tests.lo_framework.optim.metaadamw.reference import features as slow
 
 D = torch.float64

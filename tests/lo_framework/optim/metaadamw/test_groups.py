@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lo_framework.errors import UserError
-from lo_framework.optim.metaadamw.groups import model_order
+from lo_framework.roles import model_order
 from tests.lo_framework.optim.metaadamw import tools
 from tests.lo_framework.optim.metaadamw.settings import build
 from tests.lo_framework.optim.metaadamw.tools import D, snapshot, theta, through_a_file, weights
@@ -66,10 +66,11 @@ MODELS: list[nn.Module] = [
 def test_names_are_brought_into_the_models_order(model: nn.Module) -> None:
     named = dict(model.named_parameters())
     names = list(named)
-    assert model_order(names) == names
+    vectors = {n for n in names if named[n].dim() < 2}
+    assert model_order([names], vectors) == names
     decayed, rest = ([n for n in names if (named[n].dim() > 1) == flag] for flag in (True, False))
-    for parted in ([*decayed, *rest], [*rest, *decayed], names[::-1]):
-        found = model_order(parted)
+    for parted in ([decayed, rest], [rest, decayed], [names[::-1]]):
+        found = model_order(parted, vectors)
         assert sorted(found) == sorted(names)
         owners = [name.rpartition(".")[0] for name in found]
         runs = [o for i, o in enumerate(owners) if i == 0 or owners[i - 1] != o]
