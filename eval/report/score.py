@@ -248,7 +248,7 @@ class ScoreReport(Report[Scores]):
         """Draw profiles of final loss and speed-up, and a bar per problem and optimizer."""
         tasks, optimizers = self.result.tasks, self.result.optimizers
         height = 1.6 + 0.16 * len(tasks) * (1 + len(optimizers))
-        figure, (profile, final, speed) = canvas(1, 3, (13.0, max(4.0, height)))
+        figure, (profile, final, speed) = canvas(3, 3, (4.33, max(4.0, height)), (0.0, 0.0))
         look = looks(optimizers)
         low, high = SHOWN
         grid = np.geomspace(low, high, 200)

@@ -9,7 +9,8 @@ from torch.func import grad, grad_and_value, vmap
 from lo_framework.layout import POSITIONS, Layout
 from lo_framework.optimizees import make_tasks, make_variations
 from lo_framework.optimizees.datasets import DATASETS
-from lo_framework.optimizees.models import CNNConfig, MLPConfig
+from lo_framework.optimizees.models.cnn import CNNConfig
+from lo_framework.optimizees.models.mlp import MLPConfig
 from lo_framework.optimizees.ranges import Ranged, Span
 from lo_framework.spec import UserError, parse_spec
 

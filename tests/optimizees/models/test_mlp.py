@@ -8,7 +8,7 @@ from torch import nn
 from torch.func import functional_call, grad_and_value
 
 from lo_framework.optimizees import make_tasks
-from lo_framework.optimizees.models import MLPConfig
+from lo_framework.optimizees.models.mlp import MLPConfig
 from lo_framework.spec import UserError
 
 
