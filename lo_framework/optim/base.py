@@ -11,6 +11,7 @@ from typing import Any, ClassVar, NoReturn
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.utils.hooks import RemovableHandle
 
 from lo_framework.layout import Layout
@@ -26,6 +27,12 @@ from lo_framework.roles import may_hold_embedding
 from lo_framework.spec import UserError
 
 ByPlace = dict[int, dict[str, Any]]  # the state of parameters, by their places in the whole list
+
+
+def refuse_lazy(params: Collection[Tensor], owner: str) -> None:
+    """Raise UserError if a parameter has no shape yet."""
+    if any(is_lazy(p) for p in params):
+        raise UserError(f"{owner} needs shapes: run one batch through the lazy modules first")
 
 
 def refuse_complex(params: Collection[Tensor], owner: str) -> None:
@@ -156,6 +163,7 @@ class OptimizerBase(StateOnly, torch.optim.Optimizer):
         super().add_param_group(named_group(param_group, self._model, type(self).__name__))
         try:
             added = self.param_groups[-1]
+            refuse_lazy(added["params"], type(self).__name__)
             refuse_complex(added["params"], type(self).__name__)
             self._check_group(added)
             self._list_params()

@@ -203,6 +203,7 @@ def test_states_go_both_ways_and_another_order_is_refused(make: Make) -> None:
         (lambda m: ((m,), {"model": GPT()}), "one module"),
         (lambda m: ((m.parameters(),), {"model": LSTM("e")}), "not the model's"),
         (lambda m: ((nn.Tanh(),), {}), "needs a parameter"),
+        (lambda m: ((nn.Sequential(nn.LazyLinear(3)),), {}), "run one batch"),
     ],
 )
 def test_bad_input(make: Make, give: Any, line: str) -> None:
