@@ -35,6 +35,7 @@ STEPS = (0.0, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0)
 WARM = 5.0  # steps until the step has its full size
 LEAST_SHARE = 0.03  # of the step, at the end of the schedule
 OFFSETS = ("log_lr", "log_weight_decay", "slow", "now", "norm", "orthogonal")
+LEAST_SIZE = 0.27  # mean square of parameters, for a relative step; over the usual one
 BOUND = math.log(4.0)
 FLOOR = 1e-24  # of second moments; the derivative of its inverse root is finite in float32
 
@@ -174,10 +175,12 @@ class Scaled(LearnedOptimizer):
         log_lr, log_decay, _, _, norm, _ = self.offsets(layout)
         powers = 2.0 * torch.sigmoid(self.get_buffer("start_powers") + c.gain * self.powers)
         log_eta = log_lr + log_law(layout, powers, clock)
-        if c.relative:  # to the size that torch's layers start with
-            usual = (3.0 * layout.fans.to(p2)).rsqrt()
-            size = torch.maximum(p2, 0.27 * usual * usual) / (usual * usual)
-            log_eta = log_eta + 0.5 * torch.log(size) + 0.5 * torch.log(FAN / layout.fans.to(p2))
+        unit = torch.zeros_like(u2)
+        if (
+            c.relative
+        ):  # to the size that the parameters of torch's layers start with, 1 / sqrt(3 fan)
+            size = torch.maximum(3.0 * layout.fans.to(p2) * p2, torch.full_like(p2, LEAST_SIZE))
+            unit = 0.5 * torch.log(size * FAN / layout.fans.to(p2))
         known = (clock.horizon > 0).to(u2)
         plan = self.get_buffer("start_schedule") + c.gain * self.schedule
         warm = self.get_buffer("start_warmup") + c.gain * self.warmup
@@ -189,9 +192,9 @@ class Scaled(LearnedOptimizer):
         if c.controller != "off":
             seen = tokens(layout, stats, {**state, "agreement": agreement}, clock)
             log_eta = log_eta + BOUND * torch.tanh(c.gain * self.controller(seen))
-        eta = log_eta.exp()
+        eta = torch.exp(log_eta + unit)
         reduced = {"step": state["step"] + 1, "agreement": agreement, "size": state["size"]}
-        return torch.stack([eta, eta * log_decay.exp()]), eta[:0], reduced
+        return torch.stack([eta, torch.exp(log_eta + log_decay)]), eta[:0], reduced
 
     def update(
         self, channels: Tensor, shared: Tensor, params: Tensor, grads: Tensor, state: State
