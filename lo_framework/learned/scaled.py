@@ -48,7 +48,8 @@ class ScaledConfig(Checked):
 
     Attributes:
         lr: the step at fan-in 64, 3 matrices and 200 steps.
-        relative: whether a step is relative to the size of the layer's parameters (variant B).
+        relative: whether a step is relative to the size that the tensor's parameters start with (to
+            the size that they have, steps and parameters drive each other up).
         fan, vectors, depth, horizon: powers of the law.
         fast, slow, second: decays of the momenta and of the second moment.
         slow_share: of the slow momentum; ``norm``: power of the direction's own size by which it is
@@ -176,10 +177,9 @@ class Scaled(LearnedOptimizer):
         powers = 2.0 * torch.sigmoid(self.get_buffer("start_powers") + c.gain * self.powers)
         log_eta = log_lr + log_law(layout, powers, clock)
         unit = torch.zeros_like(u2)
-        if (
-            c.relative
-        ):  # to the size that the parameters of torch's layers start with, 1 / sqrt(3 fan)
-            size = torch.maximum(3.0 * layout.fans.to(p2) * p2, torch.full_like(p2, LEAST_SIZE))
+        if c.relative:  # torch's layers start with a mean square of 1 / (3 fan)
+            size = 3.0 * layout.fans.to(p2) * torch.exp(2.0 * state["size"])
+            size = torch.maximum(size, torch.full_like(p2, LEAST_SIZE))
             unit = 0.5 * torch.log(size * FAN / layout.fans.to(p2))
         known = (clock.horizon > 0).to(u2)
         plan = self.get_buffer("start_schedule") + c.gain * self.schedule

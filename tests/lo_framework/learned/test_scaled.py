@@ -70,7 +70,7 @@ def test_relative_steps_do_not_depend_on_the_unit_of_parameters() -> None:
     expected = train("scaled:relative=true", there)
     for unit in (0.1, 1e-3):
         found = train("scaled:relative=true", there, unit=unit)
-        torch.testing.assert_close(found, expected, rtol=1e-5, atol=0)
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("spec", KINDS)
