@@ -10,9 +10,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from lo_framework.layout import POSITIONS, ROLES, Layout
+from lo_framework.layout import POSITIONS, Layout
 from lo_framework.learned.base import Clock, State, zeros
 from lo_framework.learned.encoder import Block, matrix
+from lo_framework.roles import ROLES
 
 EXCHANGES = ("none", "mean", "attention")
 MOVING = 11

@@ -12,8 +12,9 @@ import math
 import torch
 from torch import Tensor
 
-from lo_framework.layout import LAYERS, Layout
+from lo_framework.layout import Layout
 from lo_framework.learned.base import Clock
+from lo_framework.roles import LAYERS
 
 FAN, MATRICES, HORIZON = 64.0, 3.0, 200.0  # of the net and run for which a step is meant
 POWERS = ("fan-in of layers", "fan-in of vectors", "matrices", "horizon")

@@ -7,7 +7,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lo_framework.layout import LAYERS, Layout, Slot
+from lo_framework.layout import Layout, Slot
+from lo_framework.roles import LAYERS
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic iteration
 LEAST = 8  # on its shorter side, for a matrix of which it is worth it
