@@ -147,6 +147,18 @@ class Layout:
         return torch.tensor([slot.role_key for slot in self.slots], device=self.device)
 
     @cached_property
+    def is_layer(self) -> Tensor:
+        """True at matrices and convolutions, ``[S]``."""
+        return torch.tensor([slot.role in LAYERS for slot in self.slots], device=self.device)
+
+    @cached_property
+    def places(self) -> Tensor:
+        """One-hot role and one-hot position of each tensor, ``[roles + positions, S]``."""
+        flags = [[float(slot.role == role) for slot in self.slots] for role in ROLES]
+        flags += [[float(slot.position == where) for slot in self.slots] for where in POSITIONS]
+        return torch.tensor(flags, device=self.device)
+
+    @cached_property
     def position_keys(self) -> Tensor:
         """Row of each tensor in a (role x position) table, ``[S]``."""
         keys = [

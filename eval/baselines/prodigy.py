@@ -45,12 +45,9 @@ class Prodigy(TorchBaseline):
     """
 
     kind = "prodigy"
+    package = "prodigyopt"
     Config = ProdigyConfig
     config: ProdigyConfig
-
-    def __init__(self, config: ProdigyConfig) -> None:
-        require("prodigyopt")  # before hours of other work
-        super().__init__(config)
 
     def build(self, run: Run, settings: Setting) -> torch.optim.Optimizer:
         require("prodigyopt")

@@ -52,13 +52,10 @@ class ScheduleFree(TorchBaseline):
     """Defazio et al. 2024, "The road less scheduled". Tuned over warm-ups, not over schedules."""
 
     kind = "schedule-free"
+    package = "schedulefree"
     Config = ScheduleFreeConfig
     further = ("warmup",)
     config: ScheduleFreeConfig
-
-    def __init__(self, config: ScheduleFreeConfig) -> None:
-        require("schedulefree")  # before hours of other work
-        super().__init__(config)
 
     def build(self, run: Run, settings: Setting) -> torch.optim.Optimizer:
         require("schedulefree")

@@ -21,7 +21,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +33,7 @@ from lo_framework.inner.rollout import _INIT, _TRAIN, seeded
 from lo_framework.layout import Layout
 from lo_framework.learned.base import Clock, State, Theta
 from lo_framework.optimizees.task import Batch, Buffers, Task
+from lo_framework.optional import require
 from lo_framework.spec import UserError
 
 OnCarry = Callable[[int, Carry, Draw | None], None]
@@ -126,7 +127,13 @@ class TorchBaseline(TunedOptimizer):
     """
 
     silenced: ClassVar[str] = ""  # pattern of warnings that `counts` already tells
+    package: ClassVar[str] = ""  # the optional one that it comes from
     gradients: float = 1.0  # evaluations per step, for tables
+
+    def __init__(self, config: Any) -> None:
+        if self.package:
+            require(self.package)  # before hours of other work
+        super().__init__(config)
 
     def build(self, run: Run, settings: Setting) -> torch.optim.Optimizer:
         """The optimizer of ``run`` at ``settings``, which has a number for all that is tuned.

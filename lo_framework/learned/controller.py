@@ -48,9 +48,7 @@ def tokens(layout: Layout, stats: Tensor, state: State, clock: Clock) -> Tensor:
             (torch.log1p(state["step"]) / 5.0).expand_as(g),
         ]
     )
-    flags = [[float(slot.role == role) for slot in layout.slots] for role in ROLES]
-    flags += [[float(slot.position == where) for slot in layout.slots] for where in POSITIONS]
-    return torch.cat([moving, torch.tensor(flags, device=layout.device).to(moving)])
+    return torch.cat([moving, layout.places.to(moving)])
 
 
 class Controller(nn.Module):

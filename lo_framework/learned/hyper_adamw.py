@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from lo_framework.layout import DEPTH_THIRDS, Layout
 from lo_framework.learned import adamw_rule
 from lo_framework.learned.base import Clock, LearnedOptimizer, State, Theta, register_learned, zeros
+from lo_framework.learned.law import hats
 from lo_framework.regularizers.sam import SAM, SAMConfig
 from lo_framework.roles import ROLES
 from lo_framework.schema import Checked, NotNegative, Positive, Share
@@ -49,7 +50,7 @@ class HyperAdamWConfig(Checked):
     sam_rho: NotNegative = 0.0
 
 
-def _logit(x: float) -> float:
+def logit(x: float) -> float:
     return math.log(x) - math.log1p(-x)
 
 
@@ -76,8 +77,8 @@ class HyperAdamW(LearnedOptimizer):
             self.log_rho = zeros()
         start = [
             math.log(config.lr),
-            _logit(config.beta1),
-            _logit(config.beta2),
+            logit(config.beta1),
+            logit(config.beta2),
             math.log(max(config.weight_decay, 1e-12)),
             math.log(config.eps),
         ]
@@ -107,15 +108,8 @@ class HyperAdamW(LearnedOptimizer):
         }
 
     def scheduled(self, progress: Tensor) -> Tensor:
-        """Piecewise-linear schedule at ``progress``: ``[H]``. Hat functions instead of a search: no
-        branch, vmappable.
-        """
-        width = self.knots.diff()
-        left = torch.cat([width[:1], width])
-        right = torch.cat([width, width[-1:]])
-        d = progress - self.knots
-        hat = torch.where(d < 0, 1 + d / left, 1 - d / right).clamp_min(0)
-        return self.schedule @ hat
+        """Piecewise-linear schedule at ``progress``: ``[H]``."""
+        return self.schedule @ hats(self.knots, progress)
 
     def hyper(self, layout: Layout, progress: Tensor) -> Tensor:
         """Raw hyper-parameters ``[H, S]`` in log/logit space, before any modulation."""

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from lo_framework.layout import Layout
 from lo_framework.learned.base import Clock
-from lo_framework.roles import LAYERS
 
 FAN, MATRICES, HORIZON = 64.0, 3.0, 200.0  # of the net and run for which a step is meant
 POWERS = ("fan-in of layers", "fan-in of vectors", "matrices", "horizon")
@@ -24,8 +23,7 @@ def log_law(layout: Layout, powers: Tensor, clock: Clock) -> Tensor:
     """Log of the step relative to that of the reference, ``[S]``; an unknown horizon is the
     reference's.
     """
-    is_layer = [slot.role in LAYERS for slot in layout.slots]
-    fan = torch.where(torch.tensor(is_layer, device=layout.device), powers[0], powers[1])
+    fan = torch.where(layout.is_layer, powers[0], powers[1])
     known = torch.where(clock.horizon > 0, clock.horizon, HORIZON)
     law = -fan * torch.log(layout.fans.to(powers) / FAN)
     law = law - powers[2] * math.log(layout.matrices / MATRICES)

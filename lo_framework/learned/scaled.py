@@ -26,6 +26,7 @@ from torch import Tensor
 from lo_framework.layout import Layout
 from lo_framework.learned.base import Clock, LearnedOptimizer, State, register_learned, zeros
 from lo_framework.learned.controller import Controller, cosine, log_rms, tokens
+from lo_framework.learned.hyper_adamw import logit
 from lo_framework.learned.law import FAN, POWERS, hats, log_law
 from lo_framework.learned.orthogonal import orthogonalised
 from lo_framework.schema import Checked, Positive, Range, Seed, Share, Width
@@ -86,8 +87,7 @@ class ScaledConfig(Checked):
 
 
 def _logit(x: float) -> float:
-    x = min(max(x, 1e-4), 1.0 - 1e-4)
-    return math.log(x) - math.log1p(-x)
+    return logit(min(max(x, 1e-4), 1.0 - 1e-4))
 
 
 @register_learned

@@ -91,8 +91,7 @@ USES: dict[str, Callable[[Path], Any]] = {
 def test_the_line_where_a_package_is_missing(
     module: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    if OPTIONAL[module][1] != "baselines":  # what uses these is skipped without
-        assert missing(module) == ""
+    assert missing(module) == ""
     monkeypatch.setitem(sys.modules, module, None)
     package, extra, _ = OPTIONAL[module]
     with pytest.raises(UserError) as refusal:

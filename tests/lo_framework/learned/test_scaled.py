@@ -20,7 +20,7 @@ from tests.lo_framework.small_tasks import clock
 WIDTH = 12
 SHAPES = {"a.weight": (WIDTH, 9), "a.bias": (WIDTH,), "b.weight": (8, WIDTH), "b.bias": (8,)}
 LAYOUT = Layout.of(SHAPES)
-KINDS = ["scaled", "scaled:controller=attention,head_noise=0.1", "scaled:relative=true"]
+KINDS = ["scaled", "scaled:controller=attention", "scaled:relative=true"]
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -29,7 +29,7 @@ def generator(seed: int = 0) -> torch.Generator:
 
 def moved(spec: str) -> torch.nn.Module:
     """The rule with a little of everything learned."""
-    learned = make_learned(spec.replace(",head_noise=0.1", "")).double()
+    learned = make_learned(spec).double()
     for p in learned.parameters():
         p.data += 0.02 * torch.randn(p.shape, generator=generator(1), dtype=torch.float64)
     return learned
