@@ -152,6 +152,15 @@ class Layout:
         return torch.tensor([slot.role in LAYERS for slot in self.slots], device=self.device)
 
     @cached_property
+    def is_output(self) -> Tensor:
+        """True at the matrix or convolution of the last layer, ``[S]``; not where it is the first
+        one too: the data's dimension enters that, not a width.
+        """
+        several = self.matrices > 1
+        last = [several and s.role in LAYERS and s.position == "last" for s in self.slots]
+        return torch.tensor(last, device=self.device)
+
+    @cached_property
     def places(self) -> Tensor:
         """One-hot role and one-hot position of each tensor, ``[roles + positions, S]``."""
         flags = [[float(slot.role == role) for slot in self.slots] for role in ROLES]

@@ -28,8 +28,9 @@ from lo_framework.meta_train.incumbent import (
 from lo_framework.meta_train.workers import Workers
 
 LRS = (0.002, 0.005, 0.01, 0.02, 0.05)  # of AdamW with a cosine, on every probe
+LOSSES = ("mean", "final", "valid")
 BEST_RATIO = 0.1
-RISE = 0.25  # weight of an early rise of the loss beyond AdamW's
+RISE = 0.5  # weight of an early rise of the loss beyond AdamW's
 HIGHEST = 1.5  # ratio of a probe, once all have been below it
 SLACK = 1.2  # how much worse a probe may become when the incumbent changes
 
@@ -87,8 +88,8 @@ class ByProbes:
         return measure(self.workers, stage, thetas, probes=True)
 
     def reference(self) -> Quality:
-        """AdamW's best mean and final loss on each probe over a grid of learning rates, and its
-        rise where the final loss is best.
+        """AdamW's best losses on each probe over a grid of learning rates, and its rise where the
+        final loss is best.
         """
         stage = _AdamW("adamw", {})
         settings = [{"lr": lr, "cosine": 1.0} for lr in LRS]
@@ -96,7 +97,7 @@ class ByProbes:
         best = []
         for each in zip(*tried, strict=True):
             final = min(each, key=lambda losses: losses["final"])
-            best.append(final | {"mean": min(losses["mean"] for losses in each)})
+            best.append(final | {name: min(losses[name] for losses in each) for name in LOSSES})
         return best
 
     def start(self, stage: Stage, theta: Theta | None) -> tuple[float, Theta, Quality]:
@@ -121,14 +122,14 @@ class ByProbes:
         return lrs[chosen], thetas[chosen], qualities[chosen]
 
     def ratios(self, quality: Quality, reference: Quality) -> list[float]:
-        """Per probe: the geometric mean of its mean and its final loss over AdamW's, times a part
-        of what its loss rises early on beyond AdamW's.
+        """Per probe: the geometric mean of its mean, final and held-out loss over AdamW's, times a
+        part of what its loss rises early on beyond AdamW's.
         """
         out = []
         for losses, best in zip(quality, reference, strict=True):
-            logs = [log_ratio(losses[name], best[name], BEST_RATIO) for name in ("mean", "final")]
+            logs = [log_ratio(losses[name], best[name], BEST_RATIO) for name in LOSSES]
             rise = max(0.0, log_ratio(losses["rise"], best["rise"], BEST_RATIO))
-            out.append(min(WORST_RATIO, math.exp(sum(logs) / 2 + RISE * rise)))
+            out.append(min(WORST_RATIO, math.exp(sum(logs) / len(logs) + RISE * rise)))
         return out
 
     def score(self, quality: Quality, reference: Quality) -> float:

@@ -29,9 +29,18 @@ def cosine(product: Tensor, square1: Tensor, square2: Tensor) -> Tensor:
     return product * torch.rsqrt(square1 + TINY) * torch.rsqrt(square2 + TINY)
 
 
-def tokens(layout: Layout, stats: Tensor, state: State, clock: Clock) -> Tensor:
-    """``[TOKENS, S]`` from the means of `Scaled.measure`."""
-    u2, p2, g2, m2, gm, up = stats
+def agreement(gm: Tensor, g2: Tensor, m2: Tensor, keep: Tensor) -> Tensor:
+    """Cosine of a gradient with the momentum ``m`` before it was added to it with weight ``keep``:
+    near 1 where steps are too short, negative where they zigzag. Zero at the first step.
+    """
+    before = m2 - 2.0 * keep * gm + keep * keep * g2  # (1 - keep)^2 times its mean square
+    before = torch.maximum(before, 1e-6 * m2)
+    return cosine(gm - keep * g2, g2, before)
+
+
+def tokens(layout: Layout, stats: Tensor, turn: Tensor, state: State, clock: Clock) -> Tensor:
+    """``[TOKENS, S]`` from the means of `Scaled.measure` and the present `agreement`."""
+    u2, p2, g2, m2, _, up = stats
     g, p = log_rms(g2), log_rms(p2)
     moving = torch.stack(
         [
@@ -39,7 +48,7 @@ def tokens(layout: Layout, stats: Tensor, state: State, clock: Clock) -> Tensor:
             (p - p.mean()) / 3.0,
             (log_rms(m2) - g).clamp(-3.0, 3.0),
             log_rms(u2).clamp(-3.0, 3.0),
-            cosine(gm, g2, m2),
+            turn,
             3.0 * state["agreement"],
             (p - state["size"]).clamp(-3.0, 3.0),
             cosine(up, u2, p2),

@@ -16,18 +16,19 @@ from lo_framework.layout import Layout
 from lo_framework.learned.base import Clock
 
 FAN, MATRICES, HORIZON = 64.0, 3.0, 200.0  # of the net and run for which a step is meant
-POWERS = ("fan-in of layers", "fan-in of vectors", "matrices", "horizon")
+POWERS = ("fan-in of layers", "of the last layer", "of vectors", "matrices", "horizon")
 
 
 def log_law(layout: Layout, powers: Tensor, clock: Clock) -> Tensor:
     """Log of the step relative to that of the reference, ``[S]``; an unknown horizon is the
     reference's.
     """
-    fan = torch.where(layout.is_layer, powers[0], powers[1])
+    fan = torch.where(layout.is_layer, powers[0], powers[2])
+    fan = torch.where(layout.is_output, powers[1], fan)
     known = torch.where(clock.horizon > 0, clock.horizon, HORIZON)
     law = -fan * torch.log(layout.fans.to(powers) / FAN)
-    law = law - powers[2] * math.log(layout.matrices / MATRICES)
-    return law - powers[3] * torch.log(known.to(powers) / HORIZON)
+    law = law - powers[3] * math.log(layout.matrices / MATRICES)
+    return law - powers[4] * torch.log(known.to(powers) / HORIZON)
 
 
 def hats(knots: Tensor, at: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from lo_framework.layout import Layout
 from lo_framework.learned.base import Clock, LearnedOptimizer, State, register_learned, zeros
-from lo_framework.learned.controller import Controller, cosine, log_rms, tokens
+from lo_framework.learned.controller import Controller, agreement, log_rms, tokens
 from lo_framework.learned.hyper_adamw import logit
 from lo_framework.learned.law import FAN, POWERS, hats, log_law
 from lo_framework.learned.orthogonal import orthogonalised
@@ -51,7 +51,7 @@ class ScaledConfig(Checked):
         lr: the step at fan-in 64, 3 matrices and 200 steps.
         relative: whether a step is relative to the size that the tensor's parameters start with (to
             the size that they have, steps and parameters drive each other up).
-        fan, vectors, depth, horizon: powers of the law.
+        fan, last, vectors, depth, horizon: powers of the law.
         fast, slow, second: decays of the momenta and of the second moment.
         slow_share: of the slow momentum; ``norm``: power of the direction's own size by which it is
             divided; ``eps`` is relative to the tensor's second moment.
@@ -60,9 +60,10 @@ class ScaledConfig(Checked):
         gain: from theta to log space, as in ``hyper-adamw``.
     """
 
-    lr: Positive = 0.015
+    lr: Positive = 0.02
     relative: bool = False
-    fan: Unit = 0.55
+    fan: Unit = 0.65
+    last: Unit = 1.0
     vectors: Unit = 0.3
     depth: Unit = 0.9
     horizon: Unit = 0.3
@@ -74,7 +75,7 @@ class ScaledConfig(Checked):
     eps: Positive = 1e-4
     weight_decay: Positive = 1e-2
     orthogonal: Unit = 0.9
-    controller: Literal["off", "none", "mean", "attention"] = "off"
+    controller: Literal["off", "none", "mean", "attention"] = "mean"
     width: Width = 16
     heads: Width = 4
     gain: Positive = 10.0
@@ -113,7 +114,7 @@ class Scaled(LearnedOptimizer):
         constants = {
             "start": [math.log(c.lr), math.log(c.weight_decay), _logit(c.slow_share), 0.0]
             + [_logit(c.norm), _logit(c.orthogonal)],
-            "start_powers": [_logit(x / 2) for x in (c.fan, c.vectors, c.depth, c.horizon)],
+            "start_powers": [_logit(x / 2) for x in (c.fan, c.last, c.vectors, c.depth, c.horizon)],
             "start_decays": [_logit(x) for x in (c.fast, c.slow, c.second)],
             "start_schedule": [
                 math.log(max(0.5 + 0.5 * math.cos(math.pi * x), LEAST_SHARE)) for x in KNOTS
@@ -187,13 +188,13 @@ class Scaled(LearnedOptimizer):
         log_eta = log_eta + known * (hats(self.get_buffer("knots"), clock.progress) @ plan)
         log_eta = log_eta + hats(self.get_buffer("steps"), torch.log1p(state["step"])) @ warm
         log_eta = log_eta - 0.5 * torch.sigmoid(norm) * torch.log(u2 + 1e-12)
-        turn = cosine(gm, g2, m2)
-        agreement = state["agreement"] + 0.1 * (turn - state["agreement"])
+        turn = agreement(gm, g2, m2, self.keeps()[0])
+        average = state["agreement"] + 0.1 * (turn - state["agreement"])
         if c.controller != "off":
-            seen = tokens(layout, stats, {**state, "agreement": agreement}, clock)
+            seen = tokens(layout, stats, turn, {**state, "agreement": average}, clock)
             log_eta = log_eta + BOUND * torch.tanh(c.gain * self.controller(seen))
         eta = torch.exp(log_eta + unit)
-        reduced = {"step": state["step"] + 1, "agreement": agreement, "size": state["size"]}
+        reduced = {"step": state["step"] + 1, "agreement": average, "size": state["size"]}
         return torch.stack([eta, torch.exp(log_eta + log_decay)]), eta[:0], reduced
 
     def update(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from lo_framework.layout import Layout
 from lo_framework.learned import make_learned
-from lo_framework.learned.controller import EXCHANGES
+from lo_framework.learned.controller import EXCHANGES, agreement
 from lo_framework.learned.law import hats, log_law
 from lo_framework.learned.orthogonal import newton_schulz, orthogonalised
 from lo_framework.optim import Learned
@@ -20,7 +21,7 @@ from tests.lo_framework.small_tasks import clock
 WIDTH = 12
 SHAPES = {"a.weight": (WIDTH, 9), "a.bias": (WIDTH,), "b.weight": (8, WIDTH), "b.bias": (8,)}
 LAYOUT = Layout.of(SHAPES)
-KINDS = ["scaled", "scaled:controller=attention", "scaled:relative=true"]
+KINDS = ["scaled", "scaled:controller=off", "scaled:controller=attention", "scaled:relative=true"]
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -88,11 +89,12 @@ def test_permuted_hidden_units_take_permuted_paths(spec: str) -> None:
 
 
 def test_the_law_has_its_powers() -> None:
-    powers = torch.tensor([0.5, 0.25, 1.5, 0.4], dtype=torch.float64)
-    wide = Layout.of({"a": (64, 256), "c": (64,), "b": (10, 64)})
+    powers = torch.tensor([0.5, 0.9, 0.25, 1.5, 0.4], dtype=torch.float64)
+    wide = Layout.of({"a": (64, 256), "c": (64,), "b": (10, 128)})
     law = log_law(wide, powers, clock(0.0, 800.0))
     shared = -1.5 * math.log(2 / 3) - 0.4 * math.log(4)
-    expected = [shared - 0.5 * math.log(4), shared - 0.25 * math.log(4), shared]
+    expected = [shared - 0.5 * math.log(4), shared - 0.25 * math.log(4)]
+    expected += [shared - 0.9 * math.log(2)]
     torch.testing.assert_close(law, torch.tensor(expected, dtype=torch.float64))
     unknown = log_law(wide, powers, clock(0.0, 0.0))
     torch.testing.assert_close(unknown, law + 0.4 * math.log(4))
@@ -151,3 +153,47 @@ def test_only_rules_with_a_meaning_for_it_run_without_a_horizon() -> None:
     assert losses[-1] < 0.5 * losses[0]
     with pytest.raises(UserError, match="needs num_steps"):
         Learned(model.parameters(), make_learned("hyper-adamw"))
+
+
+def test_agreement_is_the_cosine_with_the_momentum_before() -> None:
+    g, before = torch.randn(2, 50, generator=generator(5), dtype=torch.float64)
+    keep = torch.tensor(0.15, dtype=torch.float64)
+    m = before + keep * (g - before)
+    found = agreement((g * m).mean(), (g * g).mean(), (m * m).mean(), keep)
+    torch.testing.assert_close(found, torch.cosine_similarity(g, before, dim=0))
+    first = keep * g  # there is no momentum yet
+    none = agreement((g * first).mean(), (g * g).mean(), (first * first).mean(), keep)
+    torch.testing.assert_close(none, torch.zeros_like(none))
+
+
+def test_a_hidden_layer_moves_as_much_on_wide_nets() -> None:
+    """How far the pre-activations of hidden layers are after ten steps depends on the width by a
+    power of at most .15 (muP's coordinate check; Yang et al. 2022).
+    """
+    x = torch.randn(128, 16, generator=generator(6))
+    y = torch.randint(4, (128,), generator=generator(7))
+
+    def change(width: int) -> Tensor:
+        torch.manual_seed(8)
+        sizes = (16, width, width, 4)
+        layers = [torch.nn.Linear(a, b) for a, b in itertools.pairwise(sizes)]
+        net = torch.nn.Sequential(layers[0], torch.nn.ReLU(), layers[1], torch.nn.ReLU(), layers[2])
+        before = [net[:1](x), net[:3](x)]
+        optimizer = Learned(net, make_learned("scaled"), num_steps=200)
+        for _ in range(10):
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(net(x), y).backward()
+            optimizer.step()
+        after = [net[:1](x), net[:3](x)]
+        return torch.stack([(b - a).std() for a, b in zip(before, after, strict=True)]).detach()
+
+    powers = torch.log(change(512) / change(32)) / math.log(512 / 32)
+    assert powers.abs().max() < 0.15, powers
+
+
+def test_a_state_of_another_law_is_refused() -> None:
+    net = torch.nn.Linear(3, 2)
+    saved = Learned(net, make_learned("scaled"), num_steps=5).state_dict()
+    for other in ("scaled:fan=0.5", "scaled:relative=true"):
+        with pytest.raises(UserError):
+            Learned(net, make_learned(other), num_steps=5).load_state_dict(saved)
