@@ -15,12 +15,13 @@ from lo_framework.meta_train.config import ALWAYS_WRITTEN, BEFORE, Program, RunC
 EXAMPLES = """\
 examples:
   python -m meta_train --optimizees mlp,cnn
-                                    a few minutes; everything in runs/latest
+                                    a few minutes; everything in runs/latest. Shapes, data and
+                                    lengths of a bare name are drawn anew for every episode
   python -m meta_train --optimizees mlp,cnn --preset small
                                     about an hour
   python -m meta_train --optimizees mlp:hidden=64x64,act=tanh --datasets digits,mnist:size=8
-  python -m meta_train --optimizees mlp,cnn --vary usual --episode-length 50-1000
-                                    shapes, data and lengths are drawn anew for every episode
+  python -m meta_train --optimizees mlp,cnn --preset specialist
+                                    attention-mlp on the problems exactly as they are named
   python -m meta_train --learned mlp --estimator pes --unroll-length 20 --episode-length 100-1000
   python -m meta_train --optimizees mlp,mlp-relu,cnn --regularizer sam:rho=0.05
                                     an optimizer that acts like SAM at no cost

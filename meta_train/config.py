@@ -62,7 +62,7 @@ class RunConfig:
     options."""
     estimator: str = "tbptt:clip_task=1"
     """Meta-gradient: tbptt, pes or es, with options, as pes:sigma=0.01."""
-    objective: str = "valid:log=0.3"
+    objective: str = "valid:train=0.25,log=0.3"
     """Score of an unroll: valid (held-out loss) or train; or what each step does:
     gradient, loss_decrease, gen_gap or all three combined."""
     unroll_length: Count = 25
@@ -79,7 +79,7 @@ class RunConfig:
     """Virtual shards per family; unlike --workers, which share them out, this decides the bits."""
     augment: Annotated[float, Range(low=1, high=1e12)] = 1.0
     """Half of the episodes see parameters in units up to this factor off (1: none)."""
-    outer_steps: Count = 80
+    outer_steps: Count = 120
     """Updates of the learned optimizer."""
     outer_lr: Positive = 0.01
     """Learning rate of the outer Adam."""
