@@ -16,7 +16,7 @@ import json
 import re
 import shlex
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,8 +55,34 @@ def transfer(content: Any) -> Rows:
             arm, difference = arms[task, c["baseline"]], Estimate(**c["difference"])
             tuned = float(mean(arm["runs"][arm["chosen"][metric]]["metrics"][metric]))
             wins = f"{c['improvement']['value'] * difference.n:g} of {difference.n}"
-            setting = task, content["steps"], optimizer, metric.replace("_", " ")
+            form = optimizer + " (step tuned)" * c["learned"].endswith("(step tuned)")
+            setting = task, content["steps"], form, metric.replace("_", " ")
             yield *setting, tuned, str(difference), f"{c['ratio']:.3g}", wins, c["verdict"]
+
+
+def score(content: Any) -> Rows:
+    """Interquartile means over the held-out problems, and the worst of them."""
+    yield "optimizer", "speed-up", "final loss", "test loss", "worst final loss", "early spike"
+    for name, means in content["derived"]["overall"].items():
+        problems = [p for p in content["derived"]["problems"] if p["optimizer"] == name]
+        worst = max(problems, key=lambda p: p["final"])
+        between = (interval(means[measure]) for measure in ("speed_up", "final", "test"))
+        spike = max(p["spike"] for p in problems)
+        yield name, *between, f"{worst['final']:.3g}x ({worst['problem']})", f"{spike:.3g}x"
+
+
+def interval(ends: Sequence[float]) -> str:
+    value, low, high = (f"{x:.3g}" for x in ends)
+    return f"{value} [{low}, {high}]"
+
+
+def scales(content: Any) -> Rows:
+    """The multiple of the learned step that is best for the mean loss."""
+    sizes = sorted({row["size"] for rows in content["curves"].values() for row in rows})
+    yield "network", *sizes
+    for label, rows in content["curves"].items():
+        best = {r["size"]: f"x{r['best']:g}" if r["trainable"] else "untrainable" for r in rows}
+        yield label, *(best.get(size, "") for size in sizes)
 
 
 def throughput(content: Any) -> Rows:
@@ -127,7 +153,10 @@ def sharpness(content: Any) -> Rows:
 
 # What a block of each kind shows before the commands that made its files.
 KINDS: dict[str, tuple[Callable[[Any], Rows], ...]] = {
-    **{f.__name__: (f,) for f in (transfer, throughput, memory, costs, robustness, sharpness)},
+    **{
+        f.__name__: (f,)
+        for f in (transfer, score, scales, throughput, memory, costs, robustness, sharpness)
+    },
     "steps": (meta_steps, steps),
     "origin": (),
     "report": (),
