@@ -252,7 +252,7 @@ class Program:
 
     preset: str = "quick"
     """quick (a few minutes), small (about an hour), or specialist (minutes: attention-mlp on the
-    problems exactly as they are named; better on them, worse on any other)."""
+    problems exactly as they are named; worse on any other)."""
     out: str = "runs/latest"
     """Folder of the run."""
     resume: bool = False
