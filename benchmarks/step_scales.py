@@ -28,11 +28,11 @@ QUICK = 3  # sizes of each curve
 
 
 def problems(quick: bool) -> dict[str, list[tuple[int, str]]]:
-    """Per curve, its sizes with their optimizees. The widest layers stand alone: two of 2048 take
+    """Per curve, its sizes with their optimizees. The widest layers stand alone: two of 2048 have
     four million parameters.
     """
     widths, depths = (WIDTHS[:QUICK], DEPTHS[:QUICK]) if quick else (WIDTHS, DEPTHS)
-    square = [width for width in widths if width <= 1024]
+    square = [width for width in widths if width <= 512]
     return {
         "relu, one hidden layer, width": [(w, f"mlp-relu:hidden={w}") for w in widths],
         "relu, two hidden layers, width": [(w, f"mlp-relu:hidden={w}x{w}") for w in square],
