@@ -9,12 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from lo_framework import unroll
 from lo_framework.layout import Layout
 from lo_framework.learned import make_learned
 from lo_framework.learned.controller import EXCHANGES, agreement
 from lo_framework.learned.law import hats, log_law
 from lo_framework.learned.orthogonal import newton_schulz, orthogonalised
 from lo_framework.optim import Learned
+from lo_framework.optimizees.variation import make_variations
 from lo_framework.spec import UserError
 from tests.lo_framework.small_tasks import clock
 
@@ -197,3 +199,18 @@ def test_a_state_of_another_law_is_refused() -> None:
     for other in ("scaled:fan=0.5", "scaled:relative=true"):
         with pytest.raises(UserError):
             Learned(net, make_learned(other), num_steps=5).load_state_dict(saved)
+
+
+def test_every_power_and_every_row_of_the_usual_pool_has_a_gradient() -> None:
+    """Rows are roles at positions; what a pool never trains would stay at its start value."""
+    learned, total, seen = make_learned("scaled"), {}, set()
+    for family in make_variations("mlp,cnn"):
+        for seed in range(6):
+            task = family.draw(generator(seed))
+            slope = torch.func.grad(unroll)(learned.theta(), task, learned, steps=3, seed=seed)
+            total = {name: total.get(name, 0.0) + x.abs() for name, x in slope.items()}
+            shapes = {name: x.shape for name, x in task.init(generator(seed))[0].items()}
+            seen |= set(Layout.of(shapes).position_keys.tolist())
+    assert torch.all(total["powers"] > 0)
+    rows = total["by_role"].sum(-1)
+    assert {key for key in range(len(rows)) if rows[key] > 0} == seen
