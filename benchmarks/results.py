@@ -76,15 +76,6 @@ def interval(ends: Sequence[float]) -> str:
     return f"{value} [{low}, {high}]"
 
 
-def scales(content: Any) -> Rows:
-    """The multiple of the learned step that is best for the mean loss."""
-    sizes = sorted({row["size"] for rows in content["curves"].values() for row in rows})
-    yield "network", *sizes
-    for label, rows in content["curves"].items():
-        best = {r["size"]: f"x{r['best']:g}" if r["trainable"] else "untrainable" for r in rows}
-        yield label, *(best.get(size, "") for size in sizes)
-
-
 def throughput(content: Any) -> Rows:
     yield "estimator", "contender", "inner steps/s, median", "best", "times plain code"
     for kind in ESTIMATORS:
@@ -155,7 +146,7 @@ def sharpness(content: Any) -> Rows:
 KINDS: dict[str, tuple[Callable[[Any], Rows], ...]] = {
     **{
         f.__name__: (f,)
-        for f in (transfer, score, scales, throughput, memory, costs, robustness, sharpness)
+        for f in (transfer, score, throughput, memory, costs, robustness, sharpness)
     },
     "steps": (meta_steps, steps),
     "origin": (),
