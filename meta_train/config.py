@@ -251,8 +251,7 @@ class Program:
     """How a run is carried out: nothing that is saved depends on it (but on ``max_seconds``)."""
 
     preset: str = "quick"
-    """quick (a few minutes), small (about an hour), or specialist (minutes: attention-mlp on the
-    problems exactly as they are named; worse on any other)."""
+    """quick (minutes), small (an hour), or specialist (attention-mlp on problems as named)."""
     out: str = "runs/latest"
     """Folder of the run."""
     resume: bool = False

@@ -85,7 +85,9 @@ def judge(count: int = 2) -> ByProbes:
 
 
 def quality(*ratios: float, rise: float = 1.0) -> list[dict[str, float]]:
-    return [{"mean": 2 * ratio, "final": ratio, "rise": rise} for ratio in ratios]
+    return [
+        {"mean": 2 * ratio, "final": ratio, "valid": 3 * ratio, "rise": rise} for ratio in ratios
+    ]
 
 
 REFERENCE = quality(1.0, 1.0, rise=1.5)
@@ -98,7 +100,7 @@ def test_the_score_is_a_geometric_mean_of_clipped_ratios() -> None:
     assert score(quality(0.01, 1.0), REFERENCE) == pytest.approx(math.sqrt(0.1))
     for lost in (1e9, math.inf, math.nan):
         assert score(quality(lost, 1.0), REFERENCE) == pytest.approx(math.sqrt(10))
-    uneven = [{"mean": 1.0, "final": 2.0, "rise": 1.0}] * 2
+    uneven = [{"mean": 1.0, "final": 2.0, "valid": 3.0, "rise": 1.0}] * 2
     assert score(uneven, REFERENCE) == pytest.approx(1.0)
 
 
@@ -150,7 +152,7 @@ def test_the_log_says_how_probes_stand(tmp_path: Any) -> None:
     assert [row["step"] for row in rows] == [2, 4]
     assert set(rows[0]["probes"]) == {"quadratic:dim=9@4", "quadratic:dim=8@4"}
     summary = load_optimizer(tmp_path / "run" / "optimizer.safetensors").summary
-    assert [set(q) for q in summary["quality"]] == [{"mean", "final", "rise"}] * 2
+    assert [set(q) for q in summary["quality"]] == [{"mean", "final", "valid", "rise"}] * 2
 
 
 def test_the_start_is_tuned_on_probes() -> None:

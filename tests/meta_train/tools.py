@@ -27,11 +27,13 @@ ROOT = Path(__file__).resolve().parents[2]
 TINY: dict[str, Any] = {
     "optimizees": "quadratic:dim=3,std=0.01",
     "datasets": "digits",
+    "vary": "none",
     "learned": "hyper-adamw",
     "estimator": "tbptt",
     "objective": "valid",
     "unroll_length": 3,
     "episode_length": "6",
+    "hide_progress": 0.0,
     "num_tasks": 2,
     "shards": 2,
     "outer_steps": 4,

@@ -20,7 +20,7 @@ from lo_framework.optim import Learned
 from lo_framework.spec import UserError
 from tests.test_imports import ROOT
 
-QUICK = ROOT / "results" / "quick" / "optimizer.safetensors"
+SPECIALIST = ROOT / "results" / "specialist" / "optimizer.safetensors"
 
 
 def sealed_again(header: bytes, body: bytes) -> bytes:
@@ -34,8 +34,8 @@ def forged(
     record: Callable[[dict[str, Any]], None] = lambda r: None,
     tensors: Callable[[dict[str, Any]], None] = lambda t: None,
 ) -> bytes:
-    """The quick run's optimizer with another record or other tensors, and a right digest."""
-    raw = QUICK.read_bytes()
+    """The specialist with another record or other tensors, and a right digest."""
+    raw = SPECIALIST.read_bytes()
     size = int.from_bytes(raw[:8], "little")
     head = json.loads(raw[8 : 8 + size])
     fields = json.loads(head.pop("__metadata__")["lo_framework"])
@@ -141,7 +141,7 @@ def test_the_forger_itself(tmp_path: Path) -> None:
     path = tmp_path / "x"
     path.write_bytes(forged())
     for name, value in load(path).theta().items():
-        assert torch.equal(value, load(QUICK).theta()[name])
+        assert torch.equal(value, load(SPECIALIST).theta()[name])
 
 
 def test_wrong_tensors(tmp_path: Path) -> None:
