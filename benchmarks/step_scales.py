@@ -22,7 +22,6 @@ from lo_framework.eval.statistics import mean
 SCALES = (0.25, 0.5, 1.0, 2.0, 4.0)
 AS_GOOD = 1.02  # mean losses within this factor are the same
 RESIDUAL = "mlp-relu:norm=layer,residual=1,hidden={0},layers={1}"
-# Hidden layers of each width, and matrices of each depth: (x, optimizee, steps)
 WIDTHS, DEPTHS = (32, 64, 128, 256, 512, 1024, 2048), (2, 3, 4, 6, 8, 12)
 QUICK = 3  # sizes of each curve
 
@@ -85,9 +84,12 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         harness.print_table(
             header,
             [
-                (r["size"], *r["mean_loss"].values(), r["adamw_mean_loss"], f"x{r['best']:g}")
-                if r["trainable"]
-                else (r["size"], *r["mean_loss"].values(), r["adamw_mean_loss"], "untrainable")
+                (
+                    r["size"],
+                    *r["mean_loss"].values(),
+                    r["adamw_mean_loss"],
+                    f"x{r['best']:g}" if r["trainable"] else "untrainable",
+                )
                 for r in rows
             ],
         )

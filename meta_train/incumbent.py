@@ -22,7 +22,8 @@ from lo_framework.meta_train.workers import VALIDATION_CHUNK, ShardHost, Unit, W
 from lo_framework.schema import AnyNumber, Range
 
 WEIGHTS = {"mean": 0.3, "valid": 0.5, "final": 0.2}
-PROBED = ("mean", "final", "valid", "rise")
+PROBE_LOSSES = ("mean", "final", "valid")
+PROBED = (*PROBE_LOSSES, "rise")
 WORST_RATIO = 10.0  # what a diverged run counts as
 BEST_RATIO = 1e-3  # no single loss near zero decides
 TINY_LOSS = 1e-12  # below it losses are the same

@@ -15,6 +15,7 @@ from lo_framework.eval.baselines import make_baseline, make_thetas
 from lo_framework.learned.base import LearnedOptimizer, Theta
 from lo_framework.meta_train.growth import Stage
 from lo_framework.meta_train.incumbent import (
+    PROBE_LOSSES,
     PROBED,
     START_LRS,
     WEIGHTS,
@@ -28,7 +29,6 @@ from lo_framework.meta_train.incumbent import (
 from lo_framework.meta_train.workers import Workers
 
 LRS = (0.002, 0.005, 0.01, 0.02, 0.05)  # of AdamW with a cosine, on every probe
-LOSSES = ("mean", "final", "valid")
 BEST_RATIO = 0.1
 RISE = 0.5  # weight of an early rise of the loss beyond AdamW's
 HIGHEST = 1.5  # ratio of a probe, once all have been below it
@@ -97,7 +97,9 @@ class ByProbes:
         best = []
         for each in zip(*tried, strict=True):
             final = min(each, key=lambda losses: losses["final"])
-            best.append(final | {name: min(losses[name] for losses in each) for name in LOSSES})
+            best.append(
+                final | {name: min(losses[name] for losses in each) for name in PROBE_LOSSES}
+            )
         return best
 
     def start(self, stage: Stage, theta: Theta | None) -> tuple[float, Theta, Quality]:
@@ -127,7 +129,7 @@ class ByProbes:
         """
         out = []
         for losses, best in zip(quality, reference, strict=True):
-            logs = [log_ratio(losses[name], best[name], BEST_RATIO) for name in LOSSES]
+            logs = [log_ratio(losses[name], best[name], BEST_RATIO) for name in PROBE_LOSSES]
             rise = max(0.0, log_ratio(losses["rise"], best["rise"], BEST_RATIO))
             out.append(min(WORST_RATIO, math.exp(sum(logs) / len(logs) + RISE * rise)))
         return out

@@ -16,7 +16,7 @@ from lo_framework.layout import Layout
 from lo_framework.learned.base import Clock
 
 FAN, MATRICES, HORIZON = 64.0, 3.0, 200.0  # of the net and run for which a step is meant
-POWERS = ("fan-in of layers", "of the last layer", "of vectors", "matrices", "horizon")
+POWERS = ("fan-in", "fan-in of the last layer", "fan-in of vectors", "matrices", "horizon")
 
 
 def log_law(layout: Layout, powers: Tensor, clock: Clock) -> Tensor:

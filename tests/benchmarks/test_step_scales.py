@@ -12,7 +12,7 @@ import lo_framework as lo
 from benchmarks import step_scales
 
 
-def test_a_step_that_is_a_quarter_of_what_it_should_be_is_found(tmp_path: Path) -> None:
+def test_a_step_that_is_too_small_is_seen(tmp_path: Path) -> None:
     learned = lo.make_learned("scaled:lr=0.002")
     lo.save(learned, tmp_path / "slow.safetensors")
     args = Namespace(learned=str(tmp_path / "slow.safetensors"), steps=30, seeds=1, workers=1)
