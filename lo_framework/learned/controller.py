@@ -18,6 +18,7 @@ from lo_framework.roles import ROLES
 EXCHANGES = ("none", "mean", "attention")
 MOVING = 11
 TOKENS = MOVING + len(ROLES) + len(POSITIONS)
+WARM_UP = 30.0  # steps, after which they are counted only where the horizon is unknown
 TINY = 1e-20
 
 
@@ -42,6 +43,8 @@ def tokens(layout: Layout, stats: Tensor, turn: Tensor, state: State, clock: Clo
     """``[TOKENS, S]`` from the means of `Scaled.measure` and the present `agreement`."""
     u2, p2, g2, m2, _, up = stats
     g, p = log_rms(g2), log_rms(p2)
+    known, step = clock.horizon > 0, state["step"]
+    count = torch.where(known, step.clamp_max(WARM_UP), step)
     moving = torch.stack(
         [
             (g - g.mean()) / 3.0,
@@ -53,8 +56,8 @@ def tokens(layout: Layout, stats: Tensor, turn: Tensor, state: State, clock: Clo
             (p - state["size"]).clamp(-3.0, 3.0),
             cosine(up, u2, p2),
             clock.progress.expand_as(g),
-            (clock.horizon > 0).to(g).expand_as(g),
-            (torch.log1p(state["step"]) / 5.0).expand_as(g),
+            known.to(g).expand_as(g),
+            (torch.log1p(count) / 5.0).expand_as(g),
         ]
     )
     return torch.cat([moving, layout.places.to(moving)])

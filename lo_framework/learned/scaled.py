@@ -6,12 +6,13 @@ Per tensor, ``u`` is Adam's direction from a fast and a slow momentum, orthogona
 the tensor is a matrix (Muon's direction), over its own root mean square to the power ``norm``. Its
 step is
 
-    log eta = offset[role, position] + law + schedule(progress) + warm-up(step)
-              + log(4) tanh(controller)
+    log eta = offset[role, position] + law + warm-up(step) + log(4) tanh(controller)
+              + schedule(progress), or, where the horizon is unknown, + fading(step)
 
 with the law of `law`: powers of fan-in, depth and horizon. Nothing reads an absolute size (eps is
-relative to the tensor), so that what is learned on small nets holds on others. All meta-parameters
-start at zero: the start values of the config are a usable optimizer.
+relative to the tensor), so that what is learned on small nets holds on others; and no count of
+steps is read after the warm-up where there is progress to read, so that it holds on longer runs.
+All meta-parameters start at zero: the start values of the config are a usable optimizer.
 """
 
 from __future__ import annotations
@@ -25,15 +26,17 @@ from torch import Tensor
 
 from lo_framework.layout import Layout
 from lo_framework.learned.base import Clock, LearnedOptimizer, State, register_learned, zeros
-from lo_framework.learned.controller import Controller, agreement, log_rms, tokens
+from lo_framework.learned.controller import WARM_UP, Controller, agreement, log_rms, tokens
 from lo_framework.learned.hyper_adamw import logit
 from lo_framework.learned.law import FAN, POWERS, hats, log_law
 from lo_framework.learned.orthogonal import orthogonalised
 from lo_framework.schema import Checked, Positive, Range, Seed, Share, Width
 
 KNOTS = (0.0, 0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 1.0)  # of progress
-STEPS = (0.0, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0)
+STEPS = (0.0, 1.0, 3.0, 10.0, WARM_UP)
 WARM = 5.0  # steps until the step has its full size
+FADING = (WARM_UP, 100.0, 300.0, 1000.0, 3000.0)
+STEEPEST = math.log(3.0)  # between two knots of fading: a step falls no faster than 1 / steps
 LEAST_SHARE = 0.03  # of the step, at the end of the schedule
 OFFSETS = ("log_lr", "log_weight_decay", "slow", "now", "norm", "orthogonal")
 LEAST_SIZE = 0.27  # mean square of parameters, for a relative step; over the usual one
@@ -91,6 +94,10 @@ def _logit(x: float) -> float:
     return logit(min(max(x, 1e-4), 1.0 - 1e-4))
 
 
+def _bounded(x: Tensor, bound: float) -> Tensor:
+    return bound * torch.tanh(x / bound)
+
+
 @register_learned
 class Scaled(LearnedOptimizer):
     """C offsets per role and position; see the module."""
@@ -111,6 +118,7 @@ class Scaled(LearnedOptimizer):
         self.log_eps = zeros()
         self.schedule = zeros(len(KNOTS))
         self.warmup = zeros(len(STEPS))
+        self.fading = zeros(len(FADING) - 1)
         constants = {
             "start": [math.log(c.lr), math.log(c.weight_decay), _logit(c.slow_share), 0.0]
             + [_logit(c.norm), _logit(c.orthogonal)],
@@ -122,6 +130,7 @@ class Scaled(LearnedOptimizer):
             "start_warmup": [min(0.0, math.log((1 + x) / WARM)) for x in STEPS],
             "knots": KNOTS,
             "steps": [math.log1p(x) for x in STEPS],
+            "fading_steps": [math.log1p(x) for x in FADING],
         }
         for name, values in constants.items():
             self.register_buffer(name, torch.tensor(values), persistent=False)
@@ -146,6 +155,20 @@ class Scaled(LearnedOptimizer):
         """``[C, S]``, in log or logit space."""
         learned = self.default + self.by_role[layout.position_keys]
         return self.get_buffer("start")[:, None] + self.config.gain * learned.T
+
+    def planned(self, progress: Tensor) -> Tensor:
+        """Log of the step over the course of a run of known horizon."""
+        start = self.get_buffer("start_schedule")
+        plan = start + _bounded(self.config.gain * self.schedule, BOUND)
+        return hats(self.get_buffer("knots"), progress) @ plan
+
+    def faded(self, step: Tensor) -> Tensor:
+        """Log of the step where the horizon is unknown. Knots are sums of those before: beyond the
+        longest run of meta-training the step stays as it was.
+        """
+        levels = _bounded(self.config.gain * self.fading, STEEPEST).cumsum(0)
+        at = torch.log1p(step).clamp_min(math.log1p(WARM_UP))
+        return hats(self.get_buffer("fading_steps"), at)[1:] @ levels
 
     def prepare(self, layout: Layout, grads: Tensor, state: State) -> State:
         """Moments and the direction. Its size is measured afterwards with all else."""
@@ -183,12 +206,13 @@ class Scaled(LearnedOptimizer):
             size = torch.maximum(size, torch.full_like(p2, LEAST_SIZE))
             unit = 0.5 * torch.log(size * FAN / layout.fans.to(p2))
         known = (clock.horizon > 0).to(u2)
-        plan = self.get_buffer("start_schedule") + c.gain * self.schedule
+        log_eta = log_eta + known * self.planned(clock.progress)
+        log_eta = log_eta + (1.0 - known) * self.faded(state["step"])
         warm = self.get_buffer("start_warmup") + c.gain * self.warmup
-        log_eta = log_eta + known * (hats(self.get_buffer("knots"), clock.progress) @ plan)
         log_eta = log_eta + hats(self.get_buffer("steps"), torch.log1p(state["step"])) @ warm
         log_eta = log_eta - 0.5 * torch.sigmoid(norm) * torch.log(u2 + 1e-12)
-        turn = agreement(gm, g2, m2, self.keeps()[0])
+        began = (state["step"] > 0).to(u2)  # before, rounding would be all that there is
+        turn = began * agreement(gm, g2, m2, self.keeps()[0])
         average = state["agreement"] + 0.1 * (turn - state["agreement"])
         if c.controller != "off":
             seen = tokens(layout, stats, turn, {**state, "agreement": average}, clock)
