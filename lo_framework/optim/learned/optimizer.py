@@ -8,6 +8,7 @@ A thin class: the update rule is in ``lo_framework.learned``, its host in ``host
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 from typing import Any
@@ -38,6 +39,10 @@ class Learned(OptimizerBase):
             steps beyond it are made as at its end.
         lr: multiplier of the update, per parameter group; schedulers act on it. 1 is the optimizer
             as meta-trained.
+        weight_decay: decoupled, in AdamW's sense, per parameter group: a parameter loses this times
+            the size of its tensor's update (root mean square), as AdamW's, whose directions have a
+            size of about one, loses it times the learning rate. It adds to what the optimizer has
+            learned to decay, and takes a copy of the decayed parameters during a step.
         model: the module whose parameters are in ``params``, for groups (decay and no decay, a rate
             per layer): roles and order are then its own, whatever the order of the groups.
         guard: True or a `GuardConfig`: watch the loss and hand over to AdamW when training breaks.
@@ -67,6 +72,7 @@ class Learned(OptimizerBase):
         num_steps: int | None = None,
         *,
         lr: float | Tensor = 1.0,
+        weight_decay: float = 0.0,
         model: nn.Module | None = None,
         guard: bool | GuardConfig = False,
         chunk: int | None = None,
@@ -90,7 +96,7 @@ class Learned(OptimizerBase):
         self.explicit = learned.explicit(learned.theta())
         self._updates = 0
         self._observed: list[Tensor] = []
-        super().__init__(params, {"lr": lr}, model)
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay}, model)
         double = any(p.dtype == torch.float64 for p in self._params)
         dtype = torch.float64 if double else torch.float32
         self._host = Host(learned, self._device, dtype, chunk)
@@ -145,6 +151,12 @@ class Learned(OptimizerBase):
                 self._guarded(active, value) if self._fallback else self._update(active, value)
         return result
 
+    def _check_group(self, group: dict[str, Any]) -> None:
+        if not 0 <= group["weight_decay"] < math.inf:
+            raise UserError(
+                f"weight_decay must be at least 0 and finite, got {group['weight_decay']}"
+            )
+
     def _extend(self) -> None:
         self._read_layout()
         self._set_params()
@@ -168,6 +180,8 @@ class Learned(OptimizerBase):
                 f"this state is of another learned optimizer ({kind}): build Learned with the "
                 "optimizer file it was saved with"
             )
+        for group in groups:
+            group.setdefault("weight_decay", 0.0)  # older states have none
         return entry
 
     def _check_saved(self, saved: ByPlace) -> None:
@@ -191,6 +205,8 @@ class Learned(OptimizerBase):
         if newcomers:
             self._store.admit(newcomers)
             self._publish()
+        decayed = [i for i in active if self.param_groups[self._group_of[i]]["weight_decay"]]
+        before = [self._params[i].clone() for i in decayed]
         steps = self.num_steps
         clock = [min(self._updates / steps, 1.0), float(steps)] if steps else [0.0, 0.0]
         self._host.update(
@@ -201,6 +217,10 @@ class Learned(OptimizerBase):
             Clock(*torch.tensor(clock, device=self._host.device, dtype=self._host.dtype).unbind()),
             squares=squares,
         )
+        for i, old in zip(decayed, before):
+            size = (self._params[i] - old).pow_(2).mean().sqrt_()
+            decay = self.param_groups[self._group_of[i]]["weight_decay"]
+            self._params[i].sub_(old.mul_(size * decay))
         self._updates += 1
 
     def _guarded(self, active: tuple[int, ...], loss: Tensor | None) -> None:
