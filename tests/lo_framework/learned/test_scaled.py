@@ -15,6 +15,7 @@ from lo_framework.learned import make_learned
 from lo_framework.learned.controller import EXCHANGES, agreement
 from lo_framework.learned.law import hats, log_law
 from lo_framework.learned.orthogonal import newton_schulz, orthogonalised
+from lo_framework.learned.scaled import Scaled
 from lo_framework.optim import Learned
 from lo_framework.optimizees.variation import make_variations
 from lo_framework.spec import UserError
@@ -106,6 +107,36 @@ def test_hats_interpolate_and_end_flat() -> None:
     knots, values = torch.tensor([0.0, 1.0, 3.0]), torch.tensor([2.0, 4.0, -4.0])
     for at, expected in ((0.0, 2.0), (0.5, 3.0), (2.0, 0.0), (3.0, -4.0), (9.0, -4.0)):
         assert float(hats(knots, torch.tensor(at)) @ values) == pytest.approx(expected, abs=1e-6)
+
+
+def channels(spec: str, step: float, horizon: float) -> Tensor:
+    learned = moved(spec)
+    state = learned.init_state(LAYOUT, LAYOUT.flatten(start()))
+    stats = torch.rand(6, LAYOUT.num, generator=generator(7), dtype=torch.float64)
+    at = clock(0.4 if horizon else 0.0, horizon)
+    state["step"] += step
+    return learned.condition(LAYOUT, stats, state, None, at)[0]
+
+
+@pytest.mark.parametrize("spec", KINDS)
+def test_steps_are_not_counted_after_the_warm_up_where_there_is_progress(spec: str) -> None:
+    assert not torch.allclose(channels(spec, 10.0, 500.0), channels(spec, 40.0, 500.0))
+    torch.testing.assert_close(channels(spec, 40.0, 500.0), channels(spec, 4e5, 500.0))
+    assert not torch.allclose(channels(spec, 40.0, 0.0), channels(spec, 400.0, 0.0))
+
+
+def test_schedule_and_fading_are_bounded_and_stay_where_they_were_last_learned() -> None:
+    learned = make_learned("scaled").double().requires_grad_(False)
+    assert isinstance(learned, Scaled)
+    progress = torch.linspace(0.0, 1.0, 41).double()
+    before = torch.stack([learned.planned(x) for x in progress])
+    learned.schedule -= 100.0
+    learned.fading[0] -= 100.0
+    plan = torch.stack([learned.planned(x) for x in progress])
+    torch.testing.assert_close(plan, before - math.log(4.0))
+    steps = torch.tensor([0.0, 30.0, 100.0, 300.0, 1e5]).double()
+    faded = [float(learned.faded(x)) for x in steps]
+    assert faded == pytest.approx([0.0, 0.0, *[-math.log(3.0)] * 3])
 
 
 @pytest.mark.parametrize("shape", [(8, 20), (20, 8), (16, 16)])
