@@ -67,7 +67,7 @@ class RunConfig:
     gradient, loss_decrease, gen_gap or all three combined."""
     unroll_length: Count = 25
     """Inner steps of one truncation."""
-    episode_length: str = "50-300"
+    episode_length: str = "30-300"
     """Inner steps of an episode: 200, or 100-1000 for log-uniform lengths."""
     hide_progress: Fraction = 0.25
     """Share of the episodes in which the optimizer is not told how long they are."""
@@ -278,14 +278,14 @@ class Program:
             raise UserError(f"--data-dir: the folder {self.data_dir!r} does not exist")
 
 
-# They count steps, never seconds, so that a run can be repeated: a few minutes and about an hour
-# on two CPU cores; figures in the README.
+# They count steps, never seconds, so that a run can be repeated; figures are in the README.
 PRESETS: dict[str, dict[str, Any]] = {
     "quick": {},
     "small": {
-        "datasets": "digits,teacher",
-        "episode_length": "50-1000",
-        "outer_steps": 600,
+        "episode_length": "30-600",
+        "num_tasks": 8,
+        "outer_steps": 480,
+        "outer_lr": 0.004,
         "validate_every": 20,
         "checkpoint_every": 20,
     },

@@ -29,8 +29,8 @@ VIEWS = (
     "target=class|class|class|class|regress|reconstruct,outputs=2..10,noise=0|0|0.1,seed=0..999999"
 )
 VARIED = {
-    "digits": (f"{VIEWS},project=none|none|16..128", VIEWS),
-    "teacher": (f"{VIEWS},inputs=16..256,decay=0..1", f"{VIEWS},inputs=64|64|256,decay=0..1"),
+    "digits": (f"{VIEWS},project=none|none|4..128", VIEWS),
+    "teacher": (f"{VIEWS},inputs=4..256,decay=0..1", f"{VIEWS},inputs=64|64|256,decay=0..1"),
 }
 # Each loads its splits from a config and a data folder.
 DATASETS: Registry[Splits] = Registry("data set")
