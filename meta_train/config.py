@@ -52,7 +52,7 @@ class RunConfig:
 
     optimizees: str = "mlp,cnn"
     """Tasks, as mlp,cnn or mlp:hidden=64x64,act=tanh."""
-    datasets: str = "digits"
+    datasets: str = "digits,teacher"
     """Data sets, as digits,fashion_mnist:size=8."""
     vary: Literal["usual", "none"] = "usual"
     """usual: the shapes, data and batches of an optimizee that is named without options are drawn
@@ -73,7 +73,7 @@ class RunConfig:
     """Share of the episodes in which the optimizer is not told how long they are."""
     step_range: Annotated[float, Range(low=1, high=1e6)] = 1.0
     """Multiply the learned step, for an episode, by what is drawn log-uniformly in [1/X, X]."""
-    num_tasks: Count = 4
+    num_tasks: Count = 2
     """Tasks per family (optimizee x data set) in flight."""
     shards: Count = 2
     """Virtual shards per family; unlike --workers, which share them out, this decides the bits."""
@@ -283,13 +283,14 @@ PRESETS: dict[str, dict[str, Any]] = {
     "quick": {},
     "small": {
         "episode_length": "30-600",
-        "num_tasks": 8,
-        "outer_steps": 480,
+        "num_tasks": 4,
+        "outer_steps": 400,
         "outer_lr": 0.004,
         "validate_every": 20,
         "checkpoint_every": 20,
     },
     "specialist": {
+        "datasets": "digits",
         "learned": "attention-mlp",
         "vary": "none",
         "objective": "valid",
