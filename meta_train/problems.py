@@ -21,8 +21,8 @@ VALIDATION_SEED = 30_000  # tuning and reports use other ranges; see eval
 PROBE_SEEDS = 2
 STEPS = 200  # of a probe that does not say it
 
-# Wider, deeper, of more channels or blocks, longer, and of fewer inputs than what a varied family is
-# by default. Where losses rise early, they rise on small tables first.
+# Wider, deeper, of more channels or blocks, longer, and of fewer inputs than what a varied family
+# is by default; where losses rise early, they do so on small tables first.
 # None is among the problems that results are about (`eval score`, the README).
 USUAL = (
     "mlp-relu:hidden=256x256@100",
