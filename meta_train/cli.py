@@ -18,7 +18,7 @@ examples:
                                     a few minutes; everything in runs/latest. Shapes, data and
                                     lengths of a bare name are drawn anew for every episode
   python -m meta_train --optimizees mlp,cnn --preset small
-                                    about an hour
+                                    twenty minutes
   python -m meta_train --optimizees mlp:hidden=64x64,act=tanh --datasets digits,mnist:size=8
   python -m meta_train --optimizees mlp,cnn --preset specialist
                                     attention-mlp on the problems exactly as they are named
