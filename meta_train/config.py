@@ -25,8 +25,7 @@ if TYPE_CHECKING:
     from lo_framework.objectives import Objective
     from lo_framework.objectives.weighting import Weighting
 
-# What a run meant that is older than the setting; and settings by which its file is told from one
-# that a person wrote.
+# What a run meant that is older than the setting; and what a run's own file always has.
 BEFORE = {"vary": "none", "hide_progress": 0.0}
 ALWAYS_WRITTEN = {"clip", "checkpoint_every", "validation_seeds"}
 

@@ -31,7 +31,8 @@ def test_every_meta_parameter_gets_a_gradient(kind: str, spec: str) -> None:
         found, state = estimator.estimate(learned.theta(), state)
         assert set(found.grad) == {n for n, _ in learned.named_parameters()}
         assert all(torch.isfinite(g).all() for g in found.grad.values())
-        dead = [n for n, g in found.grad.items() if not g.abs().max() > 0]
+        # Fading is for late steps of a run of unknown length: see test_rules.py.
+        dead = [n for n, g in found.grad.items() if n != "fading" and not g.abs().max() > 0]
         if spec != "pes":  # random perturbations move every meta-parameter
             assert not set(dead) & {*heads, "default", "last_bias"}
         if not heads:
