@@ -250,7 +250,7 @@ class Program:
     """How a run is carried out: nothing that is saved depends on it (but on ``max_seconds``)."""
 
     preset: str = "quick"
-    """quick (minutes), small (twenty minutes), or specialist (attention-mlp on problems as named)."""
+    """quick, small (twenty minutes), or specialist (attention-mlp on problems as named)."""
     out: str = "runs/latest"
     """Folder of the run."""
     resume: bool = False
