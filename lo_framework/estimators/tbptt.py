@@ -125,7 +125,7 @@ class TBPTT:
         theta = {name: x.detach().requires_grad_() for name, x in theta.items()}
         # There is nothing to pull back to before the first segment, but a first step unlike all
         # others would have to be recorded (and compiled) too.
-        if s or self.unroller.family.engine != "eager":
+        if s or self.unroller.family.engine.fixed:
             leaves = [x.detach().requires_grad_() if m else x for x, m in zip(leaves, moving)]
         carry = tree_unflatten(leaves, spec)
         # Plain autograd, not torch.func.vjp: without a level of its own each operation costs less.

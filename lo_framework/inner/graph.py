@@ -25,7 +25,6 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from lo_framework.spec import UserError
 
-ENGINES = ("eager", "graph", "inductor")
 Flat = Sequence[Tensor]
 _aten = torch.ops.aten
 _SAME = (  # change nothing if shape, strides and dtype stay

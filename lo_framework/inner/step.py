@@ -20,12 +20,13 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_map, tree_unflatten
 from lo_framework.absorb.absorption import Absorption, corrected
 from lo_framework.episode import NOTHING, After, Carry, Draw, Losses, Need, Place
 from lo_framework.flat_task import FlatTask, is_transformed, over_tasks
-from lo_framework.inner.graph import ENGINES, Flat, Recorder
+from lo_framework.inner.engine import Engine
+from lo_framework.inner.graph import Flat, Recorder
 from lo_framework.layout import Layout
 from lo_framework.learned.base import LearnedOptimizer, State, Theta
+from lo_framework.learned.kernels import with_kernels
 from lo_framework.objectives.terms import cosine
 from lo_framework.optimizees.task import Task
-from lo_framework.spec import UserError, nearest
 
 Step = Callable[[Theta, Carry, Draw], tuple[Carry, Losses]]
 
@@ -33,9 +34,7 @@ Step = Callable[[Theta, Carry, Draw], tuple[Carry, Losses]]
 class Family:
     """One optimizee family with one learned optimizer: builds starts and the vmapped step.
 
-    ``engine`` is how steps are run: ``eager``, ``graph`` (recorded once and replayed: faster, the
-    same bits), ``inductor`` (recorded and compiled: fastest, other bits). A task that cannot be
-    vmapped always runs eagerly.
+    ``engine`` is how steps are run, see `engine`. A task that cannot be vmapped always runs eagerly.
 
     ``absorption`` puts a regularizer into the score of each step. A learned optimizer with an
     ``explicit`` regularizer is given corrected gradients.
@@ -48,12 +47,10 @@ class Family:
         engine: str = "eager",
         absorption: Absorption | None = None,
     ) -> None:
-        if engine not in ENGINES:
-            raise UserError(
-                f"unknown engine {engine!r}{nearest(engine, ENGINES)}; "
-                f"there are {', '.join(ENGINES)}"
-            )
-        self.task, self.learned, self.engine, self.absorption = task, learned, engine, absorption
+        self.engine = Engine.parse(engine)
+        if self.engine.native:
+            learned = with_kernels(learned)
+        self.task, self.learned, self.absorption = task, learned, absorption
         params, _ = task.init(torch.Generator().manual_seed(0))
         layout = Layout.of({name: tuple(p.shape) for name, p in params.items()})
         self.layout = layout.to(task.device)
@@ -98,8 +95,8 @@ class Family:
         well. ``pairs``: the second half of the tasks are the antithetic twins of the first.
         """
         step = _Step(self, needs, second_order, differentiable, pairs)
-        eager = self.engine == "eager" or not self.task.vmappable
-        return step if eager else _Recorded(step, self.engine)
+        eager = self.engine.how == "eager" or not self.task.vmappable
+        return step if eager else _Recorded(step, self.engine.how)
 
 
 @dataclass(eq=False)

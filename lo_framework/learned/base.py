@@ -15,12 +15,14 @@ per tensor.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from lo_framework.layout import Layout
+from lo_framework.learned.kernels import Kernels
 from lo_framework.registry import Registry
 from lo_framework.regularizers.base import Regularizer
 
@@ -56,6 +58,8 @@ class LearnedOptimizer(nn.Module):
     per_param: ClassVar[tuple[str, ...]] = ()
     open_ended: ClassVar[bool] = False
     config: Any
+    kernels: Kernels | None = None  # see `kernels.with_kernels`
+    in_kernel: bool = False  # whether this copy is what kernels are made of
 
     def init_state(self, layout: Layout, params: Tensor) -> State:
         """State of a fresh episode for ``params [N]``; always holds ``step``, the number of
@@ -77,8 +81,8 @@ class LearnedOptimizer(nn.Module):
 
     def stats(self, layout: Layout, params: Tensor, grads: Tensor, state: State) -> Tensor:
         """``[F, S]``: the means of :meth:`measure` over each tensor."""
-        measured = self.measure(params, grads, state)
-        return layout.mean(measured) if len(measured) else measured.new_zeros(0, layout.num)
+        columns = {"params": params, "grads": grads, **self.per_parameter(state)}
+        return self.means("_measured", layout, columns)
 
     def condition(
         self, layout: Layout, stats: Tensor, state: State, loss: Tensor | None, clock: Clock
@@ -111,8 +115,50 @@ class LearnedOptimizer(nn.Module):
         state = self.prepare(layout, grads, state)
         stats = self.stats(layout, params, grads, state)
         channels, shared, reduced = self.condition(layout, stats, state, loss, clock)
-        params, chunk_state = self.update(layout.expand(channels), shared, params, grads, state)
-        return params, {**reduced, **chunk_state}
+        columns = {"params": params, "grads": grads, **self.per_parameter(state)}
+        new = self.each("_updated", layout, channels, [shared], columns)
+        return new.pop("params"), {**reduced, **new}
+
+    def per_parameter(self, state: State) -> State:
+        """The part of the state whose last dimension is the parameters."""
+        return {name: state[name] for name in self.per_param if name in state}
+
+    def each(
+        self,
+        method: str,
+        layout: Layout,
+        channels: Tensor,
+        shared: Sequence[Tensor],
+        columns: State,
+    ) -> State:
+        """``method(channels [C, n], shared, columns)`` over a whole arena, for ``channels [C, S]``;
+        by a kernel where there is one. It gives a dict of ``[..., n]`` and may mix no columns.
+        """
+        if self.kernels is not None:
+            made = self.kernels.each(self, method, layout, channels, shared, columns)
+            if made is not None:
+                return made
+        return getattr(self, method)(layout.expand(channels), tuple(shared), columns)
+
+    def means(
+        self, method: str, layout: Layout, columns: State, shared: Sequence[Tensor] = ()
+    ) -> Tensor:
+        """The means over each tensor, ``[F, S]``, of ``method(shared, columns) [F, n]``."""
+        if self.kernels is not None:
+            made = self.kernels.means(self, method, layout, shared, columns)
+            if made is not None:
+                return made
+        measured = getattr(self, method)(tuple(shared), columns)
+        return layout.mean(measured) if len(measured) else measured.new_zeros(0, layout.num)
+
+    def _measured(self, shared: tuple[Tensor, ...], columns: State) -> Tensor:
+        return self.measure(columns["params"], columns["grads"], columns)
+
+    def _updated(self, channels: Tensor, shared: tuple[Tensor, ...], columns: State) -> State:
+        params, new = self.update(
+            channels, shared[0], columns["params"], columns["grads"], columns
+        )
+        return {"params": params, **new}
 
     def explicit(self, theta: Theta) -> Regularizer | None:
         """A regularizer whose correction the gradients get before this rule sees them (None: plain

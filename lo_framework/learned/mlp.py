@@ -26,7 +26,7 @@ from lo_framework.learned.features import (
     second_moment_scale,
     time_embedding,
 )
-from lo_framework.learned.network import Weights, network
+from lo_framework.learned.network import Weights, formula, network
 from lo_framework.schema import Checked, Positive, Seed, Width
 
 MOMENTUM_19 = (0.1, 0.5, 0.9, 0.99, 0.999, 0.9999)
@@ -111,7 +111,8 @@ class MLP(LearnedOptimizer):
         weights = Weights(
             self.first, bias[:, None], self.second, self.second_bias, self.last, self.last_bias
         )
-        direction, magnitude = network(x, weights).unbind(0)
+        apply = formula(x, *weights) if self.in_kernel else network(x, weights)
+        direction, magnitude = apply.unbind(0)
         return direction * torch.exp(magnitude * self.config.exp_mult) * self.config.step_mult
 
     def forward(
@@ -126,6 +127,8 @@ class MLP(LearnedOptimizer):
         """The three phases with the features computed once, not in ``measure`` and again in
         ``update``.
         """
+        if self.kernels is not None:
+            return super().forward(layout, params, grads, state, loss, clock)
         state = self.prepare(layout, grads, state)
         raw, new = self.advance(params, grads, state)
         channels, bias, reduced = self.condition(layout, layout.mean(raw * raw), state, loss, clock)

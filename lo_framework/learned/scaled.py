@@ -173,20 +173,34 @@ class Scaled(LearnedOptimizer):
     def prepare(self, layout: Layout, grads: Tensor, state: State) -> State:
         """Moments and the direction. Its size is measured afterwards with all else."""
         keep, gain = self.keeps(), self.config.gain
-        m = state["m"] + keep[0] * (grads - state["m"])
-        slow = state["slow"] + keep[1] * (grads - state["slow"])
-        v = state["v"] + keep[2] * (grads * grads - state["v"])
+        columns = {"grads": grads, **{name: state[name] for name in ("m", "slow", "v")}}
         unbias = -1.0 / torch.expm1((state["step"] + 1.0) * torch.log1p(-keep))
         _, _, share, now, _, orthogonal = self.offsets(layout)
         share, eps = torch.sigmoid(share), self.config.eps * torch.exp(gain * self.log_eps)
-        floor = eps * eps * layout.mean(v) + FLOOR
+        (size,) = self.means("second_moment", layout, columns, [keep])
+        floor = eps * eps * size + FLOOR
         weights = torch.stack([(1.0 - share) * unbias[0], share * unbias[1], now, floor])
-        by_fast, by_slow, by_now, floor = layout.expand(weights)
+        new = self.each("directed", layout, weights, [keep, unbias], columns)
+        if self.config.orthogonal:
+            u = orthogonalised(layout, new["direction"], torch.sigmoid(orthogonal))
+            new = {**new, "direction": u}
+        return {**state, **new}
+
+    def second_moment(self, shared: tuple[Tensor, ...], columns: State) -> Tensor:
+        """After this gradient, ``[1, n]``."""
+        (keep,), v = shared, columns["v"]
+        return (v + keep[2] * (columns["grads"] * columns["grads"] - v))[None]
+
+    def directed(self, channels: Tensor, shared: tuple[Tensor, ...], columns: State) -> State:
+        """The moments after this gradient and Adam's direction from them."""
+        (keep, unbias), grads = shared, columns["grads"]
+        by_fast, by_slow, by_now, floor = channels
+        m = columns["m"] + keep[0] * (grads - columns["m"])
+        slow = columns["slow"] + keep[1] * (grads - columns["slow"])
+        v = self.second_moment((keep,), columns)[0]
         u = by_fast * m + by_slow * slow + by_now * grads
         u = u * torch.rsqrt((v + floor) * unbias[2])
-        if self.config.orthogonal:
-            u = orthogonalised(layout, u, torch.sigmoid(orthogonal))
-        return {**state, "m": m, "slow": slow, "v": v, "direction": u}
+        return {"m": m, "slow": slow, "v": v, "direction": u}
 
     def measure(self, params: Tensor, grads: Tensor, state: State) -> Tensor:
         u, m = state["direction"], state["m"]

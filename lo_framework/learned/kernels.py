@@ -1,0 +1,203 @@
+"""The columnwise methods of a learned optimizer as kernels (`native.columns`).
+
+A rule with kernels is a copy that shares its meta-parameters: what it computes is what the rule
+computes, up to rounding. A method that no kernel can be written for runs as it is.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import asdict, is_dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
+from torch.func import functional_call
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from lo_framework.errors import UserError
+from lo_framework.native import toolchain
+from lo_framework.native.columns import PROGRAMS, Program, Unsupported, columnwise
+from lo_framework.native.symbolic import WIDTH
+
+if TYPE_CHECKING:
+    from lo_framework.layout import Layout
+    from lo_framework.learned.base import LearnedOptimizer, State
+
+L = TypeVar("L", bound="LearnedOptimizer")
+
+
+def with_kernels(learned: L) -> L:
+    """The same rule with kernels; the meta-parameters are shared.
+
+    Raises:
+        UserError: nothing can be compiled here.
+    """
+    if toolchain.reason():
+        raise UserError(f"kernels need a C compiler: {toolchain.reason()}")
+    other = copy.copy(learned)
+    other.kernels = Kernels(learned)
+    return other
+
+
+class Kernels:
+    """Kernels of the columnwise methods of ``rule``, made when they are first needed."""
+
+    def __init__(self, rule: LearnedOptimizer) -> None:
+        inner = copy.deepcopy(rule).requires_grad_(False)
+        inner.kernels, inner.in_kernel = None, True
+        self.methods = _Methods(inner)
+        config = asdict(rule.config) if is_dataclass(rule.config) else rule.config
+        # The class's own number, for a notebook may define another one of the same name.
+        self.key = f"{type(rule).__qualname__} {id(type(rule))} {config!r}"
+        self.recipes: dict[Any, Recipe | None] = {}
+
+    def each(
+        self,
+        rule: LearnedOptimizer,
+        method: str,
+        layout: Layout,
+        channels: Tensor,
+        shared: Sequence[Tensor],
+        columns: State,
+    ) -> State | None:
+        """What ``method`` gives for all tensors of the layout; None where it has no kernel."""
+        return self._run(rule, method, layout, channels, shared, columns, means=False)
+
+    def means(
+        self,
+        rule: LearnedOptimizer,
+        method: str,
+        layout: Layout,
+        shared: Sequence[Tensor],
+        columns: State,
+    ) -> Tensor | None:
+        """The means over each tensor of what ``method`` gives; None where it has no kernel."""
+        some = next(iter(columns.values()))
+        made = self._run(rule, method, layout, some, shared, columns, means=True)
+        return None if made is None else made["means"]
+
+    def _run(
+        self,
+        rule: LearnedOptimizer,
+        method: str,
+        layout: Layout,
+        channels: Tensor,
+        shared: Sequence[Tensor],
+        columns: State,
+        means: bool,
+    ) -> State | None:
+        if any(x.device.type != "cpu" or x.dtype != torch.float32 for x in columns.values()):
+            return None
+        given = [*(p for _, p in rule.named_parameters()), *shared]
+        recipe = self.recipe(
+            method,
+            means,
+            0 if means else len(channels),
+            tuple((name, tuple(x.shape[:-1])) for name, x in columns.items()),
+            tuple(tuple(x.shape) for x in shared),
+        )
+        if recipe is None:
+            return None
+        if means:
+            channels = given[0].new_zeros(0, layout.num)
+        wanted = [given[i] for i in recipe.shared]
+        outputs, totals = columnwise(
+            recipe.program, wanted, channels, [columns[n] for n in recipe.columns], layout.sizes
+        )
+        if means:
+            return {"means": totals[0]}
+        made = dict(zip(recipe.outputs, outputs))
+        return {name: made[name] if name in made else columns[old] for name, old in recipe.names}
+
+    def recipe(self, *key: Any) -> Recipe | None:
+        """How to call the kernels of a method for given shapes."""
+        if key not in self.recipes:
+            try:
+                with temporarily_clear_interpreter_stack():  # nothing of a vmap is in it
+                    self.recipes[key] = self._make(*key)
+            except Unsupported:
+                self.recipes[key] = None
+        return self.recipes[key]
+
+    def _make(self, method: str, means: bool, channels: int, columns: Any, shared: Any) -> Any:
+        parameters = dict(self.methods.rule.named_parameters())
+        count, leads = len(parameters), dict(columns)
+        shapes = [*(tuple(p.shape) for p in parameters.values()), *shared]
+
+        def call(given: Sequence[Tensor], channels: Tensor, columns: State) -> Any:
+            theta = {f"rule.{name}": x for name, x in zip(parameters, given)}
+            before = () if means else (channels,)
+            return functional_call(
+                self.methods, theta, (method, *before, tuple(given[count:]), columns)
+            )
+
+        def flat(*tensors: Tensor) -> list[Tensor]:
+            given, narrow, *rows = (tensors[: len(shapes)], *tensors[len(shapes) :])
+            made = call(given, narrow, dict(zip(leads, rows)))
+            return [made] if means else [made[name] for name in outputs]
+
+        # Which inputs it reads at all, and what it gives back as it got it.
+        example = [torch.ones(x) for x in shapes] + [torch.ones(channels, 1)]
+        rows = {name: torch.ones(*lead, WIDTH) for name, lead in leads.items()}
+        made = call(example[:-1], example[-1], rows)
+        if means and not len(made):
+            return None
+        same = {} if means else {n: o for n, x in made.items() for o, y in rows.items() if x is y}
+        outputs = [] if means else [name for name in made if name not in same]
+        graph = make_fx(flat)(*example, *rows.values()).graph
+        graph.eliminate_dead_code()
+        read = [bool(node.users) for node in graph.nodes if node.op == "placeholder"]
+        used = [i for i in range(len(shapes)) if read[i]]
+        names = [name for name, is_read in zip(leads, read[len(shapes) + 1 :]) if is_read]
+
+        def function(
+            given: list[Tensor], channels: Tensor, columns: list[Tensor]
+        ) -> tuple[list[Tensor], list[Tensor]]:
+            like = columns[0]
+            every = [like.new_zeros(x) for x in shapes]
+            for i, x in zip(used, given):
+                every[i] = x
+            rows = {n: like.new_zeros(*lead, like.shape[-1]) for n, lead in leads.items()}
+            made = call(every, channels, rows | dict(zip(names, columns)))
+            return ([], [made]) if means else ([made[name] for name in outputs], [])
+
+        program = Program(
+            f"{self.key} {method} {means}",
+            function,
+            tuple(shapes[i] for i in used),
+            channels,
+            tuple(leads[name] for name in names),
+        )
+        program = PROGRAMS[program.key]
+        _ = program.forward, program.backward
+        every_name = [] if means else [(name, same.get(name, name)) for name in made]
+        return Recipe(program, used, names, outputs, every_name)
+
+
+class Recipe(NamedTuple):
+    """``shared`` and ``columns`` are the inputs that are read, ``outputs`` what a kernel makes, and
+    ``names`` all that comes out, each with the column that it is where nothing makes it.
+    """
+
+    program: Program
+    shared: list[int]
+    columns: list[str]
+    outputs: list[str]
+    names: list[tuple[str, str]]
+
+
+class _Methods(nn.Module):
+    """A rule of which any method can be called with other meta-parameters."""
+
+    def __init__(self, rule: LearnedOptimizer) -> None:
+        super().__init__()
+        self.rule = rule
+
+    def forward(self, method: str, *arguments: Any) -> Any:
+        return getattr(self.rule, method)(*arguments)
+
+
+__all__ = ["Kernels", "with_kernels"]

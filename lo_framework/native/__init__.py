@@ -1,0 +1,1 @@
+"""Kernels for the processor, compiled when they are first needed."""

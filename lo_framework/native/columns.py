@@ -1,0 +1,391 @@
+"""Columnwise functions as operators: a kernel for the function and one for its derivative.
+
+    outputs, totals = columnwise(program, shared, channels, columns, sizes)
+
+is ``function(shared, channels, columns)`` for every task and tensor, where ``channels`` are the
+values of the tensor. Nothing is kept for the derivative but the inputs; its kernel computes again
+what it needs. The function itself, in torch, is the definition: it is what derivatives of
+derivatives are taken of, and what runs inside transforms other than vmap.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from lo_framework.native import toolchain
+from lo_framework.native.source import Signature, source
+from lo_framework.native.symbolic import COLUMN, TASK, TENSOR, WIDTH, Unsupported, symbolic
+
+# (shared, channels [C, n or 1], columns [..., n]) to what has columns [..., n], and what is to be
+# summed over each tensor, [F, n].
+Function = Callable[[list[Tensor], Tensor, list[Tensor]], tuple[list[Tensor], list[Tensor]]]
+
+
+class _Job(ctypes.Structure):
+    _fields_ = [
+        ("tasks", ctypes.c_long),
+        ("tensors", ctypes.c_long),
+        ("bounds", ctypes.c_void_p),
+        ("shared", ctypes.c_void_p),
+        ("shared_step", ctypes.c_void_p),
+        ("channels", ctypes.c_void_p),
+        ("channel_step", ctypes.c_long),
+        ("channel_stride", ctypes.c_long),
+        ("rows", ctypes.c_void_p),
+        ("row_step", ctypes.c_void_p),
+        ("row_stride", ctypes.c_void_p),
+        ("out", ctypes.c_void_p),
+        ("out_stride", ctypes.c_void_p),
+        ("totals", ctypes.c_void_p),
+        ("sums", ctypes.c_void_p),
+    ]
+
+
+class Kernel:
+    """A compiled program."""
+
+    def __init__(self, text: str, signature: Signature) -> None:
+        self.signature = signature
+        self.run = toolchain.load(text).run
+        self.run.restype = None
+        self.run.argtypes = [ctypes.c_void_p]
+
+    def __call__(
+        self,
+        shared: Sequence[Tensor],
+        channels: Tensor,
+        rows: Sequence[Tensor],
+        bounds: Sequence[int],
+        outputs: Sequence[Tensor] | None = None,
+    ) -> tuple[list[Tensor], Tensor, Tensor]:
+        """Outputs ``[K, rows, N]``, totals ``[K, F, S]`` and sums ``[K, U]`` for ``shared [K,
+        size]``, ``channels [K, C, S]`` and ``rows [K, rows, N]``; rows are contiguous.
+        """
+        s = self.signature
+        num, size, tensors = len(channels), bounds[-1], len(bounds) - 1
+        if outputs is None:
+            outputs = [channels.new_empty(num, n, size) for n in s.outputs]
+        totals = channels.new_empty(num, sum(s.totals), tensors)
+        sums = channels.new_empty(num, sum(s.sums))
+        job = _Job(
+            num,
+            tensors,
+            ctypes.addressof(limits := _longs(bounds)),
+            ctypes.addressof(where := _pointers(shared)),
+            ctypes.addressof(steps := _longs(x.stride(0) for x in shared)),
+            channels.data_ptr(),
+            channels.stride(0),
+            channels.stride(1),
+            ctypes.addressof(row := _pointers(rows)),
+            ctypes.addressof(row_steps := _longs(x.stride(0) for x in rows)),
+            ctypes.addressof(row_strides := _longs(x.stride(1) for x in rows)),
+            ctypes.addressof(out := _pointers(outputs)),
+            ctypes.addressof(out_strides := _longs(x.stride(1) for x in outputs)),
+            totals.data_ptr(),
+            sums.data_ptr(),
+        )
+        self.run(ctypes.addressof(job))
+        del limits, where, steps, row, row_steps, row_strides, out, out_strides  # alive until here
+        return [*outputs], totals, sums
+
+
+def _longs(values: Any) -> Any:
+    values = [*values]
+    return (ctypes.c_long * max(1, len(values)))(*values)
+
+
+def _pointers(tensors: Sequence[Tensor]) -> Any:
+    return (ctypes.c_void_p * max(1, len(tensors)))(*[x.data_ptr() for x in tensors])
+
+
+@dataclass(eq=False)
+class Program:
+    """A columnwise function of known shapes, with its kernels.
+
+    Attributes:
+        shared: shapes of what all columns of a task share.
+        channels: how many values a tensor has.
+        columns: leading dimensions of each ``[..., n]``.
+    """
+
+    name: str
+    function: Function
+    shared: tuple[tuple[int, ...], ...]
+    channels: int
+    columns: tuple[tuple[int, ...], ...]
+
+    def __post_init__(self) -> None:
+        text = repr((self.name, self.shared, self.channels, self.columns))
+        self.key = hashlib.sha256(text.encode()).hexdigest()[:16]
+        with torch.no_grad():
+            outputs, totals = self.function(*self._example())
+        self.outputs = tuple(tuple(x.shape[:-1]) for x in outputs)
+        self.totals = tuple(tuple(x.shape[:-1]) for x in totals)
+        PROGRAMS.setdefault(self.key, self)
+
+    def _example(self) -> tuple[list[Tensor], Tensor, list[Tensor]]:
+        shared = [torch.ones(x) for x in self.shared]
+        return shared, torch.ones(self.channels, 1), [torch.ones(*x, WIDTH) for x in self.columns]
+
+    @cached_property
+    def forward(self) -> Kernel:
+        """Raises Unsupported or UserError."""
+
+        def function(*flat: Tensor) -> list[Tensor]:
+            outputs, totals = self.function(*self._split(flat))
+            return [*outputs, *(x.sum(-1) for x in totals)]
+
+        return self._kernel(function, (), (), per_task=False)
+
+    @cached_property
+    def backward(self) -> Kernel:
+        """Takes cotangents of totals as more channels, and those of outputs as more columns."""
+        outputs = [(*x, WIDTH) for x in self.outputs]
+
+        def function(*flat: Tensor) -> list[Tensor]:
+            count = len(self.shared) + 1 + len(self.columns)
+            given = [x.detach().requires_grad_() for x in flat[:count]]
+            shared, channels, columns = self._split(given)
+            narrow, *seeds = flat[count:]
+            with torch.enable_grad():
+                made, totals = self.function(shared, channels, columns)
+            sizes = [math.prod(x) for x in self.totals]
+            cotangents = [
+                part.reshape(*shape, 1).expand(*shape, WIDTH)
+                for part, shape in zip(narrow[:, 0].split(sizes), self.totals)
+            ]
+            pairs = [*zip(made, seeds), *zip(totals, cotangents)]
+            reached = [(x, seed) for x, seed in pairs if x.requires_grad]
+            found = torch.autograd.grad(
+                [x for x, _ in reached],
+                given,
+                [seed for _, seed in reached],
+                allow_unused=True,
+                materialize_grads=True,
+            )
+            # Columns first, then what belongs to a tensor, then what belongs to a task.
+            n = len(self.shared)
+            return [*found[n + 1 :], found[n][:, 0], *found[:n]]
+
+        more = sum(math.prod(x) for x in self.totals)
+        return self._kernel(function, (more,), tuple(outputs), per_task=True)
+
+    def _split(self, flat: Sequence[Tensor]) -> tuple[list[Tensor], Tensor, list[Tensor]]:
+        n = len(self.shared)
+        return [*flat[:n]], flat[n], [*flat[n + 1 : n + 1 + len(self.columns)]]
+
+    def _kernel(
+        self,
+        function: Callable[..., list[Tensor]],
+        more_channels: tuple[int, ...],
+        more_columns: tuple[tuple[int, ...], ...],
+        per_task: bool,
+    ) -> Kernel:
+        shared, channels, columns = self._example()
+        tensors = [*shared, channels, *columns]
+        inputs = [(f"s{i}", TASK) for i in range(len(shared))] + [("c", TENSOR)]
+        inputs += [(f"x{i}", COLUMN) for i in range(len(columns))]
+        rows = [(f"x{i}", math.prod(x)) for i, x in enumerate(self.columns)]
+        count = self.channels
+        if per_task:
+            tensors += [torch.ones(more_channels[0], 1), *(torch.ones(x) for x in more_columns)]
+            inputs += [("d", TENSOR)]
+            inputs += [(f"d{i}", COLUMN) for i in range(len(more_columns))]
+            rows += [(f"d{i}", math.prod(x[:-1])) for i, x in enumerate(more_columns)]
+            count += more_channels[0]
+        graph = make_fx(function)(*tensors)
+        graph.graph.eliminate_dead_code()
+        program = symbolic(graph, inputs, tensors, offsets={"d": ("c", self.channels)})
+        if per_task:
+            n = len(self.columns)
+            outputs = tuple(math.prod(x) for x in self.columns)
+            totals: tuple[int, ...] = (self.channels,)
+            sums = tuple(math.prod(x) for x in self.shared)
+            places = range(n + 1, n + 1 + len(sums))
+        else:
+            outputs = tuple(math.prod(x) for x in self.outputs)
+            totals = tuple(math.prod(x) for x in self.totals)
+            sums, places = (), range(0)
+        names = tuple((f"s{i}", math.prod(x)) for i, x in enumerate(self.shared))
+        signature = Signature(names, count, tuple(rows), outputs, totals, sums)
+        wide = [*program.outputs[: len(outputs)]]
+        for array in wide:
+            array.wide = array.wide if array.wide is not None else array.nodes.ndim - 1
+        return Kernel(source(program, signature, places), signature)
+
+
+PROGRAMS: dict[str, Program] = {}  # by key, for the operators: what a key means never changes
+
+
+def columnwise(
+    program: Program,
+    shared: Sequence[Tensor],
+    channels: Tensor,
+    columns: Sequence[Tensor],
+    sizes: Sequence[int],
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Outputs ``[..., N]`` and the means ``[..., S]`` of what is summed, for one task: ``channels
+    [C, S]`` and columns ``[..., N]`` of tensors of these ``sizes``; vmappable.
+    """
+    levels = {level.key() for level in torch._C._functorch.get_interpreter_stack() or ()}
+    if levels - {torch._C._functorch.TransformType.Vmap}:
+        return plain(program.function, shared, channels, columns, sizes)
+    given = [*shared, channels, *columns]
+    if levels:
+        *outputs, totals = _forward(given, [*sizes], program.key)
+    else:
+        *outputs, totals = [x[0] for x in _forward([x[None] for x in given], [*sizes], program.key)]
+    parts = totals.split([math.prod(x) for x in program.totals]) if program.totals else ()
+    return outputs, [x.unflatten(0, shape) for x, shape in zip(parts, program.totals)]
+
+
+def plain(
+    function: Function,
+    shared: Sequence[Tensor],
+    channels: Tensor,
+    columns: Sequence[Tensor],
+    sizes: Sequence[int],
+) -> tuple[list[Tensor], list[Tensor]]:
+    """The definition of `columnwise`, for one task."""
+    sizes = [*sizes]
+    parts = [channels[:, i : i + 1].expand(-1, n) for i, n in enumerate(sizes)]
+    outputs, totals = function([*shared], torch.cat(parts, -1), [*columns])
+    means = [
+        torch.stack([part.mean(-1) for part in x.split(sizes, dim=-1)], dim=-1) for x in totals
+    ]
+    return outputs, means
+
+
+def _divide(
+    program: Program, given: Sequence[Tensor]
+) -> tuple[list[Tensor], Tensor, list[Tensor], Sequence[Tensor]]:
+    """Shared ``[K, size]``, channels, rows ``[K, rows, N]``, and what comes after them."""
+    n, m = len(program.shared), len(program.columns)
+    shared = [x.reshape(len(x), -1) for x in given[:n]]
+    shared = [x if x.stride(-1) == 1 else x.contiguous() for x in shared]
+    channels = given[n] if given[n].stride(-1) == 1 else given[n].contiguous()
+    return shared, channels, [_rows(x) for x in given[n + 1 : n + 1 + m]], given[n + 1 + m :]
+
+
+def _rows(x: Tensor) -> Tensor:
+    x = x.reshape(len(x), -1, x.shape[-1])
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+@torch.library.custom_op("lo_framework::columns", mutates_args=())
+def _forward(given: list[Tensor], sizes: list[int], key: str) -> list[Tensor]:
+    program = PROGRAMS[key]
+    shared, channels, rows, _ = _divide(program, given)
+    outputs, totals, _ = program.forward(shared, channels, rows, [0, *accumulate(sizes)])
+    num = len(channels)
+    found = [x.view(num, *shape, -1) for x, shape in zip(outputs, program.outputs)]
+    return [*found, totals / totals.new_tensor(sizes)]
+
+
+@torch.library.custom_op("lo_framework::columns_backward", mutates_args=())
+def _backward(given: list[Tensor], sizes: list[int], key: str) -> list[Tensor]:
+    """Gradients of what is shared ``[K, numbers]``, of channels and of columns, from the inputs and
+    the cotangents of outputs and means.
+    """
+    program = PROGRAMS[key]
+    shared, channels, rows, seeds = _divide(program, given)
+    count = len(program.outputs)
+    if program.totals:
+        channels = torch.cat([channels, seeds[count] / seeds[count].new_tensor(sizes)], 1)
+    rows += [_rows(x) for x in seeds[:count]]
+    found, totals, sums = program.backward(shared, channels, rows, [0, *accumulate(sizes)])
+    num = len(channels)
+    return [sums, totals, *(x.view(num, *y, -1) for x, y in zip(found, program.columns))]
+
+
+@_forward.register_fake
+def _(given: list[Tensor], sizes: list[int], key: str) -> list[Tensor]:
+    program = PROGRAMS[key]
+    like, num = given[len(program.shared)], len(given[len(program.shared)])
+    found = [like.new_empty(num, *x, sum(sizes)) for x in program.outputs]
+    count = sum(math.prod(x) for x in program.totals)
+    return [*found, like.new_empty(num, count, len(sizes))]
+
+
+@_backward.register_fake
+def _(given: list[Tensor], sizes: list[int], key: str) -> list[Tensor]:
+    program = PROGRAMS[key]
+    channels, n = given[len(program.shared)], len(program.shared)
+    sums = channels.new_empty(len(channels), sum(math.prod(x) for x in program.shared))
+    others = given[n : n + 1 + len(program.columns)]
+    return [sums, *(torch.empty_like(x, memory_format=torch.contiguous_format) for x in others)]
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
+    given, ctx.sizes, ctx.key = inputs
+    ctx.save_for_backward(*given)
+
+
+def _pull(ctx: Any, seeds: list[Tensor]) -> tuple[Any, None, None]:
+    given = [*ctx.saved_tensors]
+    program, n = PROGRAMS[ctx.key], len(PROGRAMS[ctx.key].shared)
+    if not torch.is_grad_enabled():
+        sums, *others = _backward([*given, *seeds], ctx.sizes, ctx.key)
+        parts = sums.split([math.prod(x) for x in program.shared], dim=1)
+        shared = [x.reshape(-1, *shape) for x, shape in zip(parts, program.shared)]
+        return [*shared, *others], None, None
+
+    # Somebody wants a derivative of this derivative.
+    def one(*flat: Tensor) -> tuple[Tensor, ...]:
+        made = plain(program.function, flat[:n], flat[n], flat[n + 1 :], ctx.sizes)
+        means = [x.reshape(-1, x.shape[-1]) for x in made[1]]
+        return (*made[0], torch.cat([flat[n][:0], *means]))
+
+    made = torch.func.vmap(one)(*given)
+    reached = [(x, seed) for x, seed in zip(made, seeds) if x.requires_grad]
+    wanted = [x for x in given if x.requires_grad]
+    found = iter(
+        torch.autograd.grad(
+            [x for x, _ in reached],
+            wanted,
+            [seed for _, seed in reached],
+            create_graph=True,
+            allow_unused=True,
+            materialize_grads=True,
+        )
+    )
+    return [next(found) if x.requires_grad else None for x in given], None, None
+
+
+def _batched(operator: Callable[..., list[Tensor]]) -> Callable[..., Any]:
+    """The vmap rule: the new dimension is the operator's own task dimension, or (of nested vmaps)
+    joins it.
+    """
+
+    def rule(info: Any, in_dims: Any, given: list[Tensor], sizes: list[int], key: str) -> Any:
+        size = info.batch_size
+        moved = [
+            x.expand(size, *x.shape) if d is None else x.movedim(d, 0) if d else x
+            for x, d in zip(given, in_dims[0])
+        ]
+        if moved[len(PROGRAMS[key].shared)].dim() == 3:  # channels
+            found = operator(moved, sizes, key)
+        else:
+            flat = operator([x.flatten(0, 1) for x in moved], sizes, key)
+            found = [x.unflatten(0, (size, -1)) for x in flat]
+        return found, [0] * len(found)
+
+    return rule
+
+
+_forward.register_autograd(_pull, setup_context=_save)
+_forward.register_vmap(_batched(_forward))
+_backward.register_vmap(_batched(_backward))
+
+__all__ = ["PROGRAMS", "Function", "Kernel", "Program", "Unsupported", "columnwise", "plain"]

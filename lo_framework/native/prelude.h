@@ -1,0 +1,153 @@
+/* Vectors of 16 floats, blocks of 64 columns, and what the generated code calls. Comparisons give
+   masks of all or no bits; a masked value is chosen bit by bit, so that NaN never spreads. */
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#define LANES 16
+#define VECTORS 4
+#define BLOCK (LANES * VECTORS)
+typedef float V __attribute__((vector_size(64)));
+typedef int32_t I __attribute__((vector_size(64)));
+typedef float U __attribute__((vector_size(64), aligned(4)));
+#define UNROLL _Pragma("GCC unroll 4")
+#define INLINE static inline __attribute__((always_inline))
+
+INLINE V splat(float x) { return (V){x, x, x, x, x, x, x, x, x, x, x, x, x, x, x, x}; }
+INLINE V at(const float *p) { return *(const U *)p; }
+INLINE void put(float *p, V x) { *(U *)p = x; }
+INLINE V pick(I mask, V a, V b) { return (V)((mask & (I)a) | (~mask & (I)b)); }
+INLINE I ordered(V x) { return x == x; }
+
+INLINE V v_sqrt(V x) {
+  float a[LANES];
+  put(a, x);
+  for (int i = 0; i < LANES; i++) a[i] = sqrtf(a[i]);
+  return at(a);
+}
+INLINE V v_abs(V x) { return (V)((I)x & 0x7fffffff); }
+INLINE V v_max(V a, V b) { return pick((a >= b) | ~ordered(a), a, b); } /* NaN stays */
+INLINE V v_min(V a, V b) { return pick((a <= b) | ~ordered(a), a, b); }
+INLINE V v_round(V x) { /* to the nearest integer, |x| < 2^22 */
+  const float magic = 12582912.0f;
+  return (x + magic) - magic;
+}
+
+/* exp: 2^k exp(r), |r| <= ln 2 / 2, by its series to r^7: within 1e-7. */
+INLINE V v_exp(V x) {
+  V y = pick(x > 88.8f, splat(88.8f), x);
+  y = pick(y < -104.0f, splat(-104.0f), y);
+  y = pick(ordered(x), y, splat(0.0f));
+  V k = v_round(y * 1.44269504f);
+  V r = y - k * 0.693359375f;
+  r = r + k * 2.12194440e-4f;
+  V p = r * (1.0f / 5040) + 1.0f / 720;
+  p = p * r + 1.0f / 120;
+  p = p * r + 1.0f / 24;
+  p = p * r + 1.0f / 6;
+  p = p * r + 0.5f;
+  p = p * r * r + r + 1.0f;
+  I n = __builtin_convertvector(k, I);
+  I half = n >> 1; /* in two steps, for results that are denormal or overflow */
+  p = p * (V)((half + 127) << 23) * (V)((n - half + 127) << 23);
+  return pick(ordered(x), pick(x > 88.8f, splat(INFINITY), p), x);
+}
+
+/* log of m 2^k with m in [sqrt(1/2), sqrt 2): 2 atanh((m - 1) / (m + 1)), within 1e-7. */
+INLINE V v_log(V x) {
+  I tiny = x < 1.17549435e-38f;
+  V y = pick(tiny, x * 8388608.0f, x);
+  I bits = (I)y;
+  I k = ((bits - 0x3f3504f3) >> 23);
+  V m = (V)(bits - (k << 23));
+  V e = __builtin_convertvector(k, V) - pick(tiny, splat(23.0f), splat(0.0f));
+  V s = (m - 1.0f) / (m + 1.0f);
+  V z = s * s;
+  V p = z * 0.2222222222f + 0.2857142857f;
+  p = p * z + 0.4f;
+  p = p * z + 0.6666666667f;
+  V r = e * 0.693359375f + (e * -2.12194440e-4f + (2.0f * s + s * z * p));
+  r = pick(x == 0.0f, splat(-INFINITY), r);
+  r = pick(x < 0.0f, splat(NAN), r);
+  return pick((x == INFINITY) | ~ordered(x), x, r);
+}
+INLINE V v_sigmoid(V x) { return 1.0f / (1.0f + v_exp(-x)); }
+INLINE V v_tanh(V x) {
+  V e = v_exp(v_abs(x) * -2.0f);
+  V far = (1.0f - e) / (1.0f + e), z = x * x;
+  V near = x * (1.0f + z * (-0.333333333f + z * (0.133333333f + z * -0.053968254f)));
+  V t = pick(v_abs(x) < 0.1f, near, (V)((I)far | ((I)x & (int32_t)0x80000000)));
+  return pick(ordered(x), t, x);
+}
+
+/* y[a][] = sum over b of w[a][b] x[b][], for a block; the last rows one by one. */
+static void __attribute__((noinline)) product(int A, int B, const float *w, const float *const *x,
+                                              float *const *y) {
+  int a = 0;
+  for (; a + 4 <= A; a += 4, w += 4 * B) {
+    V s[4][VECTORS];
+    UNROLL for (int i = 0; i < 4; i++) UNROLL for (int v = 0; v < VECTORS; v++) s[i][v] = splat(0);
+    for (int b = 0; b < B; b++) {
+      V c[VECTORS];
+      UNROLL for (int v = 0; v < VECTORS; v++) c[v] = at(x[b] + v * LANES);
+      UNROLL for (int i = 0; i < 4; i++) {
+        const V f = splat(w[i * B + b]);
+        UNROLL for (int v = 0; v < VECTORS; v++) s[i][v] += f * c[v];
+      }
+    }
+    UNROLL for (int i = 0; i < 4; i++) UNROLL for (int v = 0; v < VECTORS; v++)
+      put(y[a + i] + v * LANES, s[i][v]);
+  }
+  for (; a < A; a++, w += B) {
+    V s[VECTORS];
+    UNROLL for (int v = 0; v < VECTORS; v++) s[v] = splat(0);
+    for (int b = 0; b < B; b++) {
+      const V f = splat(w[b]);
+      UNROLL for (int v = 0; v < VECTORS; v++) s[v] += f * at(x[b] + v * LANES);
+    }
+    UNROLL for (int v = 0; v < VECTORS; v++) put(y[a] + v * LANES, s[v]);
+  }
+}
+
+/* total[a][b] += x[a][] y[b][] over a block, lane by lane. */
+static void __attribute__((noinline)) outer(int A, int B, const float *const *x,
+                                            const float *const *y, V *total) {
+  int a = 0;
+  for (; a + 4 <= A; a += 4) {
+    int b = 0;
+    for (; b + 4 <= B; b += 4) {
+      V s[4][4];
+      UNROLL for (int i = 0; i < 4; i++) UNROLL for (int j = 0; j < 4; j++)
+        s[i][j] = total[(a + i) * B + b + j];
+      UNROLL for (int v = 0; v < VECTORS; v++) {
+        V c[4];
+        UNROLL for (int j = 0; j < 4; j++) c[j] = at(y[b + j] + v * LANES);
+        UNROLL for (int i = 0; i < 4; i++) {
+          const V d = at(x[a + i] + v * LANES);
+          UNROLL for (int j = 0; j < 4; j++) s[i][j] += d * c[j];
+        }
+      }
+      UNROLL for (int i = 0; i < 4; i++) UNROLL for (int j = 0; j < 4; j++)
+        total[(a + i) * B + b + j] = s[i][j];
+    }
+    for (; b < B; b++)
+      UNROLL for (int i = 0; i < 4; i++) {
+        V s = total[(a + i) * B + b];
+        UNROLL for (int v = 0; v < VECTORS; v++)
+          s += at(x[a + i] + v * LANES) * at(y[b] + v * LANES);
+        total[(a + i) * B + b] = s;
+      }
+  }
+  for (; a < A; a++)
+    for (int b = 0; b < B; b++) {
+      V s = total[a * B + b];
+      UNROLL for (int v = 0; v < VECTORS; v++) s += at(x[a] + v * LANES) * at(y[b] + v * LANES);
+      total[a * B + b] = s;
+    }
+}
+static float __attribute__((noinline)) sum(V x) {
+  float t[LANES], s = 0.0f;
+  put(t, x);
+  for (int i = 0; i < LANES; i++) s += t[i];
+  return s;
+}
