@@ -25,6 +25,7 @@ from lo_framework.inner.graph import Flat, Recorder
 from lo_framework.layout import Layout
 from lo_framework.learned.base import LearnedOptimizer, State, Theta
 from lo_framework.learned.kernels import with_kernels
+from lo_framework.native.active import kernels
 from lo_framework.objectives.terms import cosine
 from lo_framework.optimizees.task import Task
 
@@ -119,6 +120,10 @@ class _Step:
         self.updated = over_tasks(family.task, self._update)
 
     def __call__(self, theta: Theta, carry: Carry, draw: Draw) -> tuple[Carry, Losses]:
+        with kernels(self.family.engine.native):
+            return self._run(theta, carry, draw)
+
+    def _run(self, theta: Theta, carry: Carry, draw: Draw) -> tuple[Carry, Losses]:
         start = Place(carry.params, carry.buffers, draw.train, draw.noise)
         loss, grads, new_buffers = self.flat.gradients(start, through=self.second_order)
         # An absorbed regularizer looks at the plain loss and gradient, before any correction.

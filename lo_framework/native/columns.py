@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from lo_framework.native import toolchain
+from lo_framework.native.operators import operator, over_vmaps
 from lo_framework.native.source import Signature, source
 from lo_framework.native.symbolic import COLUMN, TASK, TENSOR, WIDTH, Unsupported, symbolic
 
@@ -241,11 +242,11 @@ def columnwise(
     levels = {level.key() for level in torch._C._functorch.get_interpreter_stack() or ()}
     if levels - {torch._C._functorch.TransformType.Vmap}:
         return plain(program.function, shared, channels, columns, sizes)
-    given = [*shared, channels, *columns]
-    if levels:
-        *outputs, totals = _forward(given, [*sizes], program.key)
-    else:
-        *outputs, totals = [x[0] for x in _forward([x[None] for x in given], [*sizes], program.key)]
+    found = over_vmaps(
+        lambda *given: _Columns.apply(program.key, [*sizes], *given),
+        [*shared, channels, *columns],
+    )
+    *outputs, totals = found
     parts = totals.split([math.prod(x) for x in program.totals]) if program.totals else ()
     return outputs, [x.unflatten(0, shape) for x, shape in zip(parts, program.totals)]
 
@@ -283,7 +284,6 @@ def _rows(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
-@torch.library.custom_op("lo_framework::columns", mutates_args=())
 def _forward(given: list[Tensor], sizes: list[int], key: str) -> list[Tensor]:
     program = PROGRAMS[key]
     shared, channels, rows, _ = _divide(program, given)
@@ -293,7 +293,6 @@ def _forward(given: list[Tensor], sizes: list[int], key: str) -> list[Tensor]:
     return [*found, totals / totals.new_tensor(sizes)]
 
 
-@torch.library.custom_op("lo_framework::columns_backward", mutates_args=())
 def _backward(given: list[Tensor], sizes: list[int], key: str) -> list[Tensor]:
     """Gradients of what is shared ``[K, numbers]``, of channels and of columns, from the inputs and
     the cotangents of outputs and means.
@@ -309,8 +308,7 @@ def _backward(given: list[Tensor], sizes: list[int], key: str) -> list[Tensor]:
     return [sums, totals, *(x.view(num, *y, -1) for x, y in zip(found, program.columns))]
 
 
-@_forward.register_fake
-def _(given: list[Tensor], sizes: list[int], key: str) -> list[Tensor]:
+def _forward_like(given: list[Tensor], sizes: list[int], key: str) -> list[Tensor]:
     program = PROGRAMS[key]
     like, num = given[len(program.shared)], len(given[len(program.shared)])
     found = [like.new_empty(num, *x, sum(sizes)) for x in program.outputs]
@@ -318,8 +316,7 @@ def _(given: list[Tensor], sizes: list[int], key: str) -> list[Tensor]:
     return [*found, like.new_empty(num, count, len(sizes))]
 
 
-@_backward.register_fake
-def _(given: list[Tensor], sizes: list[int], key: str) -> list[Tensor]:
+def _backward_like(given: list[Tensor], sizes: list[int], key: str) -> list[Tensor]:
     program = PROGRAMS[key]
     channels, n = given[len(program.shared)], len(program.shared)
     sums = channels.new_empty(len(channels), sum(math.prod(x) for x in program.shared))
@@ -327,65 +324,50 @@ def _(given: list[Tensor], sizes: list[int], key: str) -> list[Tensor]:
     return [sums, *(torch.empty_like(x, memory_format=torch.contiguous_format) for x in others)]
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
-    given, ctx.sizes, ctx.key = inputs
-    ctx.save_for_backward(*given)
+_ARGUMENTS = "(Tensor[] given, SymInt[] sizes, str key) -> Tensor[]"
+_forward_op = operator("columns", _ARGUMENTS, _forward, _forward_like)
+_backward_op = operator("columns_backward", _ARGUMENTS, _backward, _backward_like)
 
 
-def _pull(ctx: Any, seeds: list[Tensor]) -> tuple[Any, None, None]:
-    given = [*ctx.saved_tensors]
-    program, n = PROGRAMS[ctx.key], len(PROGRAMS[ctx.key].shared)
-    if not torch.is_grad_enabled():
-        sums, *others = _backward([*given, *seeds], ctx.sizes, ctx.key)
-        parts = sums.split([math.prod(x) for x in program.shared], dim=1)
-        shared = [x.reshape(-1, *shape) for x, shape in zip(parts, program.shared)]
-        return [*shared, *others], None, None
+class _Columns(torch.autograd.Function):
+    """For K tasks, which are the first dimension of everything."""
 
-    # Somebody wants a derivative of this derivative.
-    def one(*flat: Tensor) -> tuple[Tensor, ...]:
-        made = plain(program.function, flat[:n], flat[n], flat[n + 1 :], ctx.sizes)
-        means = [x.reshape(-1, x.shape[-1]) for x in made[1]]
-        return (*made[0], torch.cat([flat[n][:0], *means]))
+    @staticmethod
+    def forward(ctx: Any, key: str, sizes: list[int], *given: Tensor) -> tuple[Tensor, ...]:
+        ctx.key, ctx.sizes = key, sizes
+        ctx.save_for_backward(*given)
+        return tuple(_forward_op([*given], sizes, key))
 
-    made = torch.func.vmap(one)(*given)
-    reached = [(x, seed) for x, seed in zip(made, seeds) if x.requires_grad]
-    wanted = [x for x in given if x.requires_grad]
-    found = iter(
-        torch.autograd.grad(
-            [x for x, _ in reached],
-            wanted,
-            [seed for _, seed in reached],
-            create_graph=True,
-            allow_unused=True,
-            materialize_grads=True,
+    @staticmethod
+    def backward(ctx: Any, *seeds: Tensor) -> Any:
+        given = [*ctx.saved_tensors]
+        program, n = PROGRAMS[ctx.key], len(PROGRAMS[ctx.key].shared)
+        if not torch.is_grad_enabled():
+            sums, *others = _backward_op([*given, *seeds], ctx.sizes, ctx.key)
+            parts = sums.split([math.prod(x) for x in program.shared], dim=1)
+            shared = [x.reshape(-1, *shape) for x, shape in zip(parts, program.shared)]
+            return None, None, *shared, *others
+
+        # Somebody wants a derivative of this derivative.
+        def one(*flat: Tensor) -> tuple[Tensor, ...]:
+            made = plain(program.function, flat[:n], flat[n], flat[n + 1 :], ctx.sizes)
+            means = [x.reshape(-1, x.shape[-1]) for x in made[1]]
+            return (*made[0], torch.cat([flat[n][:0], *means]))
+
+        made = torch.func.vmap(one)(*given)
+        reached = [(x, seed) for x, seed in zip(made, seeds) if x.requires_grad]
+        wanted = [x for x in given if x.requires_grad]
+        found = iter(
+            torch.autograd.grad(
+                [x for x, _ in reached],
+                wanted,
+                [seed for _, seed in reached],
+                create_graph=True,
+                allow_unused=True,
+                materialize_grads=True,
+            )
         )
-    )
-    return [next(found) if x.requires_grad else None for x in given], None, None
+        return None, None, *(next(found) if x.requires_grad else None for x in given)
 
-
-def _batched(operator: Callable[..., list[Tensor]]) -> Callable[..., Any]:
-    """The vmap rule: the new dimension is the operator's own task dimension, or (of nested vmaps)
-    joins it.
-    """
-
-    def rule(info: Any, in_dims: Any, given: list[Tensor], sizes: list[int], key: str) -> Any:
-        size = info.batch_size
-        moved = [
-            x.expand(size, *x.shape) if d is None else x.movedim(d, 0) if d else x
-            for x, d in zip(given, in_dims[0])
-        ]
-        if moved[len(PROGRAMS[key].shared)].dim() == 3:  # channels
-            found = operator(moved, sizes, key)
-        else:
-            flat = operator([x.flatten(0, 1) for x in moved], sizes, key)
-            found = [x.unflatten(0, (size, -1)) for x in flat]
-        return found, [0] * len(found)
-
-    return rule
-
-
-_forward.register_autograd(_pull, setup_context=_save)
-_forward.register_vmap(_batched(_forward))
-_backward.register_vmap(_batched(_backward))
 
 __all__ = ["PROGRAMS", "Function", "Kernel", "Program", "Unsupported", "columnwise", "plain"]

@@ -13,6 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lo_framework.native import conv as kernel
+from lo_framework.native.active import active
+
 TAPS = 9
 # Up to 8x8 pixels the neighbourhoods are gathered by a product with a 0-1 matrix: 64
 # multiplications for one number, but no index, no padding and no zero-filling in the derivative.
@@ -41,6 +44,8 @@ def conv3x3(x: Tensor, weight: Tensor, stride: int, gather: Tensor | None) -> Te
     Args:
         gather: `gather_matrix` of x's height and width, on x's device.
     """
+    if active() and kernel.usable(x):
+        return kernel.conv3x3(x, weight, stride)
     channels, height, width, rows = x.shape
     if gather is None:
         columns = _neighbours(x, stride)
