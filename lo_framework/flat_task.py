@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.func import grad_and_value, vmap
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from lo_framework.episode import Place
@@ -44,6 +45,11 @@ def over_tasks(
 def is_transformed() -> bool:
     """Whether a transform of ``torch.func`` is running: plain autograd cannot be used in it."""
     return torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def is_watched() -> bool:
+    """Whether a transform or a recording is running: no number may be looked at."""
+    return is_transformed() or get_proxy_mode() is not None
 
 
 class FlatTask:

@@ -115,8 +115,9 @@ class RunConfig:
     them: huw:lr=0.05,bound=3."""
     priorities: str = ""
     """Priorities of gradient, loss_decrease and gen_gap under --weighting huw, as 2,5,1."""
-    engine: Literal["eager", "graph", "inductor"] = "eager"
-    """How inner steps run: eager, graph (recorded: the same bits) or inductor (compiled)."""
+    engine: str = "auto"
+    """How inner steps run: eager, graph (recorded, the same bits), best of these two, or inductor
+    (compiled); native-... with compiled kernels; auto says in config.json which it is."""
 
     def __post_init__(self) -> None:
         try:

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from lo_framework.files.lock import exclusive
+from lo_framework.inner.engine import Engine, resolved
 from lo_framework.learned import LEARNED, LearnedOptimizer, rebuild, register_learned
 from lo_framework.learned.base import Theta
 from lo_framework.meta_train.config import Program, make_config
@@ -28,7 +29,7 @@ from lo_framework.meta_train.growth import plan_stages
 from lo_framework.meta_train.incumbent import Incumbent
 from lo_framework.meta_train.problems import Given
 from lo_framework.meta_train.progress import Progress
-from lo_framework.meta_train.shards import TaskFailed, build_estimator
+from lo_framework.meta_train.shards import TaskFailed, build_estimator, build_family
 from lo_framework.meta_train.trainer import Trainer
 from lo_framework.meta_train.workers import Workers, WorkerSetup
 from lo_framework.optimizees import Task
@@ -125,9 +126,15 @@ class MetaTraining:
     def __init__(
         self, setup: WorkerSetup, *, quiet: bool = False, start: Theta | None = None
     ) -> None:
-        self.setup, self.config, self.program = setup, setup.config, setup.program
+        self.program, self.pool = setup.program, setup.make_pool()
         self.out, self.quiet, self.start = Path(self.program.out), quiet, start
-        self.pool = setup.make_pool()
+        # What this machine makes of it is what the run's file says, and all others read.
+        config, varied = setup.config, not all(each.is_fixed for each in self.pool)
+        steps = config.outer_steps * config.unroll_length
+        engine = resolved(config.engine, 0 if varied else steps, config.device)
+        Engine.parse(engine)
+        self.config = replace(config, engine=engine)
+        self.setup = setup._replace(config=self.config)
         problems = setup.make_problems(self.pool)
         self.tasks = [problem.task for problem in problems[: len(self.pool)]]
         if self.config.learn_rho and len(problems) > len(self.pool):
@@ -151,7 +158,8 @@ class MetaTraining:
                 raise UserError(
                     "a radius (sam_rho) is learned on held-out data only: use --objective valid"
                 )
-            build_estimator(self.config, self.tasks[0], learned.to(self.config.device))
+            family = build_family(self.config, self.tasks[0], learned.to(self.config.device))
+            build_estimator(self.config, family)
 
     def _check_memory(self) -> None:
         """Refuse what the parameters of the tasks in flight, and two moments, already overfill."""

@@ -8,6 +8,7 @@ episode: beside the unroll, that number is all that a resume state needs.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -17,6 +18,7 @@ from torch import Tensor
 from lo_framework.estimators import ESTIMATORS, Estimator, Unroller
 from lo_framework.estimators.base import MetaGradient
 from lo_framework.estimators.truncation import UnrollState, state_from_tensors, state_to_tensors
+from lo_framework.inner.engine import resolved
 from lo_framework.inner.step import Family
 from lo_framework.learned.base import LearnedOptimizer, Theta
 from lo_framework.meta_train.config import RunConfig
@@ -48,23 +50,30 @@ def named(name: str) -> Iterator[None]:
         raise TaskFailed(f"{name}: {describe(error)}") from error
 
 
-def build_estimator(
+def build_family(
     config: RunConfig,
     task: Task,
     learned: LearnedOptimizer,
     rho: float | None = None,
-    episode: int | None = None,
-) -> Estimator:
-    """The estimator of one shard, with the inner loop that ``--inner-backend`` names.
-
-    ``rho``: of the absorbed regularizer, where it is being learned. ``episode``: see `Unroller`.
+    varied: bool = False,
+) -> Family:
+    """The family of one shard. ``rho``: of the absorbed regularizer, where it is being learned;
+    ``varied``: whether another problem comes after this one.
     """
     if config.augment > 1:  # for meta-training only: validation and reports see the task as it is
         task = Reparametrised(task, config.augment)
     absorption = config.absorption
     if absorption is not None and rho is not None:
         absorption = absorption.with_radius(rho)
-    family = Family(task, learned, config.engine, absorption)
+    steps = config.outer_steps * config.unroll_length
+    engine = resolved(config.engine, steps, config.device, varied)
+    return Family(task, learned, engine, absorption)
+
+
+def build_estimator(config: RunConfig, family: Family, episode: int | None = None) -> Estimator:
+    """The estimator of one shard, with the inner loop that ``--inner-backend`` names. ``episode``:
+    see `Unroller`.
+    """
     num, truncation = config.tasks_per_shard, config.truncation
     unroller = Unroller(family, config.scored_by, truncation, num, episode=episode)
     if config.inner_backend == "higher":
@@ -106,8 +115,11 @@ class Shard:
         if not self.variation.is_fixed and self.state.over:
             with named(self.variation.name):
                 self.begin(self.episode + 1)
+        started = time.perf_counter()
         with named(self.task.name):
             estimate, self.state = self.estimator.estimate(theta, self.state)
+        if self.family.choice is not None:
+            self.family.choice.tell(time.perf_counter() - started)
         return estimate
 
     def dump(self) -> Tensors:
@@ -131,5 +143,7 @@ class Shard:
         generator = torch.Generator().manual_seed((self.seed + episode * _EPISODES) % 2**63)
         if not self.variation.is_fixed:
             self.task, common = self.variation.draw(generator), episode
-        self.estimator = build_estimator(self.config, self.task, self.learned, self.rho, common)
+        varied = not self.variation.is_fixed
+        self.family = build_family(self.config, self.task, self.learned, self.rho, varied)
+        self.estimator = build_estimator(self.config, self.family, common)
         return generator

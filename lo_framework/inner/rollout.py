@@ -17,10 +17,13 @@ from torch.utils._pytree import tree_map
 
 from lo_framework.episode import NOTHING, Carry, Draw, Need
 from lo_framework.flat_task import over_tasks
+from lo_framework.inner.engine import AUTO, resolved
 from lo_framework.inner.step import Family
 from lo_framework.learned.base import Clock, LearnedOptimizer, State, Theta
+from lo_framework.native.active import kernels
 from lo_framework.optimizees.task import Batch, Task
 
+WORTH_RECORDING = 500  # steps of a whole chunk
 # Separate streams for initial parameters, training batches and held-out batches of one seed.
 _INIT, _TRAIN, _HELD = 0x1D1, 0x7A1, 0x4E1D
 
@@ -54,6 +57,7 @@ def rollout(
     held_out: bool = False,
     splits: Sequence[str] = ("train", "test"),
     chunk: int = 16,
+    engine: str = "auto",
     on_step: Callable[[int], None] | None = None,
     on_carry: Callable[[int, Carry, Draw | None], None] | None = None,
 ) -> Rollout:
@@ -62,10 +66,15 @@ def rollout(
     ``num_steps`` is the horizon that progress refers to (default ``steps``); ``chunk`` settings x
     seeds run in one vmap, to stay in cache. ``on_step(n)`` is told of every ``n`` finished
     task-steps; ``on_carry(t, carry, draw)`` sees the carry after ``t`` updates and the data of the
-    last of them (t = 0: the start, None). No meta-gradient.
+    last of them (t = 0: the start, None). No meta-gradient. ``engine``: see `inner.engine`; by
+    itself it uses kernels where they can be compiled, and records steps where there are many.
     """
     settings = [(c, s) for c in range(len(thetas)) for s in range(len(seeds))]
-    family = Family(task, learned)
+    if engine == AUTO:
+        few = steps * len(settings) < WORTH_RECORDING * chunk
+        engine = resolved(engine, device=task.device.type, varied=few)
+        engine = engine.replace("best", "graph")
+    family = Family(task, learned, engine)
     step = family.step(Need.HELD if held_out else NOTHING)
     parts = []
     with torch.no_grad():
@@ -142,7 +151,8 @@ def final_metrics(family: Family, carry: Carry, splits: Sequence[str]) -> dict[s
         def measured(params: Tensor, buffers: State, data: Batch = data) -> dict[str, Tensor]:
             return family.task.metrics(family.layout.unflatten(params), buffers, data)
 
-        values = over_tasks(family.task, measured, chunk_size=4)(carry.params, carry.buffers)
+        with kernels(family.engine.native):
+            values = over_tasks(family.task, measured, chunk_size=4)(carry.params, carry.buffers)
         for name, x in values.items():
             out[f"{split}.{name}"] = torch.where(carry.alive, x, torch.inf) if name == "loss" else x
     return out

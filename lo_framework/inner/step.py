@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,8 +19,8 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_map, tree_unflatten
 
 from lo_framework.absorb.absorption import Absorption, corrected
 from lo_framework.episode import NOTHING, After, Carry, Draw, Losses, Need, Place
-from lo_framework.flat_task import FlatTask, is_transformed, over_tasks
-from lo_framework.inner.engine import Engine
+from lo_framework.flat_task import FlatTask, is_transformed, is_watched, over_tasks
+from lo_framework.inner.engine import Choice, Engine
 from lo_framework.inner.graph import Flat, Recorder
 from lo_framework.layout import Layout
 from lo_framework.learned.base import LearnedOptimizer, State, Theta
@@ -49,6 +49,7 @@ class Family:
         absorption: Absorption | None = None,
     ) -> None:
         self.engine = Engine.parse(engine)
+        self.choice = Choice() if self.engine.how == "best" else None
         if self.engine.native:
             learned = with_kernels(learned)
         self.task, self.learned, self.absorption = task, learned, absorption
@@ -96,8 +97,10 @@ class Family:
         well. ``pairs``: the second half of the tasks are the antithetic twins of the first.
         """
         step = _Step(self, needs, second_order, differentiable, pairs)
-        eager = self.engine.how == "eager" or not self.task.vmappable
-        return step if eager else _Recorded(step, self.engine.how)
+        if self.engine.how == "eager" or not self.task.vmappable:
+            return step
+        recorded = _Recorded(step, "graph" if self.choice else self.engine.how)
+        return recorded if self.choice is None else _Chosen(step, recorded, self.choice)
 
 
 @dataclass(eq=False)
@@ -118,6 +121,8 @@ class _Step:
         self.explicit = learned.explicit(learned.theta()) is not None
         self.flat = FlatTask(family.task, family.layout)
         self.updated = over_tasks(family.task, self._update)
+        # On a CPU, and where nothing is recorded, it costs nothing to look at a number.
+        self.looks = family.task.device.type == "cpu"
 
     def __call__(self, theta: Theta, carry: Carry, draw: Draw) -> tuple[Carry, Losses]:
         with kernels(self.family.engine.native):
@@ -147,9 +152,13 @@ class _Step:
             & torch.isfinite(loss.detach())
             & torch.isfinite(new_params.detach().sum(-1))
         )
-        params = _where(alive, new_params, carry.params)
-        state = _kept(alive, new_state, carry.state)
-        buffers = _kept(alive, new_buffers, carry.buffers)
+        if self.looks and not is_watched() and bool(alive.all()):  # the usual case costs no operation
+            params, buffers = new_params, {name: new_buffers[name] for name in carry.buffers}
+            state = {name: new_state[name] for name in carry.state}
+        else:
+            params = _where(alive, new_params, carry.params)
+            state = _kept(alive, new_state, carry.state)
+            buffers = _kept(alive, new_buffers, carry.buffers)
         end = Place(params, buffers, draw.held, draw.noise)
         held = penalty = torch.zeros_like(loss)
         if Need.HELD in self.needs:
@@ -223,6 +232,18 @@ class _Step:
         return After(
             *(_where(alive, *both) for both in zip((before, loss, squares, cosines), worst))
         )
+
+
+class _Chosen(NamedTuple):
+    """A step as ``choice`` says at present."""
+
+    eager: Step
+    recorded: Step
+    choice: Choice
+
+    def __call__(self, theta: Theta, carry: Carry, draw: Draw) -> tuple[Carry, Losses]:
+        step = self.recorded if self.choice.how == "graph" else self.eager
+        return step(theta, carry, draw)
 
 
 class _Recorded:

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from lo_framework.learned.base import LearnedOptimizer, State
 
 L = TypeVar("L", bound="LearnedOptimizer")
+# By class and configuration, which decide on what a rule computes with given meta-parameters: a run
+# on problems that vary makes the same rule again and again.
+_KERNELS: dict[tuple[type, str], Kernels] = {}
 
 
 def with_kernels(learned: L) -> L:
@@ -37,8 +40,12 @@ def with_kernels(learned: L) -> L:
     """
     if toolchain.reason():
         raise UserError(f"kernels need a C compiler: {toolchain.reason()}")
+    config = asdict(learned.config) if is_dataclass(learned.config) else learned.config
+    key = (type(learned), repr(config))
+    if key not in _KERNELS:
+        _KERNELS[key] = Kernels(learned)
     other = copy.copy(learned)
-    other.kernels = Kernels(learned)
+    other.kernels = _KERNELS[key]
     return other
 
 

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from lo_framework.native import toolchain
-from lo_framework.native.operators import operator, over_vmaps
+from lo_framework.native.operators import levels, operator, over_vmaps
 from lo_framework.native.source import Signature, source
 from lo_framework.native.symbolic import COLUMN, TASK, TENSOR, WIDTH, Unsupported, symbolic
 
@@ -239,8 +239,7 @@ def columnwise(
     """Outputs ``[..., N]`` and the means ``[..., S]`` of what is summed, for one task: ``channels
     [C, S]`` and columns ``[..., N]`` of tensors of these ``sizes``; vmappable.
     """
-    levels = {level.key() for level in torch._C._functorch.get_interpreter_stack() or ()}
-    if levels - {torch._C._functorch.TransformType.Vmap}:
+    if set(levels()) - {"vmap"}:
         return plain(program.function, shared, channels, columns, sizes)
     found = over_vmaps(
         lambda *given: _Columns.apply(program.key, [*sizes], *given),

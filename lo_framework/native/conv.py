@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from lo_framework.native import toolchain
-from lo_framework.native.operators import operator, over_vmaps
+from lo_framework.native.operators import levels, operator, over_vmaps
 
 TAPS = 9
 _BLOCK = 64  # of prelude.h
@@ -188,6 +188,4 @@ def conv3x3(x: Tensor, weight: Tensor, stride: int) -> Tensor:
 
 def usable(x: Tensor) -> bool:
     """Whether this tensor can go through the kernel here and now."""
-    levels = {level.key() for level in torch._C._functorch.get_interpreter_stack() or ()}
-    other = levels - {torch._C._functorch.TransformType.Vmap}
-    return not other and x.device.type == "cpu" and x.dtype == torch.float32
+    return not set(levels()) - {"vmap"} and x.device.type == "cpu" and x.dtype == torch.float32
