@@ -155,10 +155,13 @@ class LearnedOptimizer(nn.Module):
         return self.measure(columns["params"], columns["grads"], columns)
 
     def _updated(self, channels: Tensor, shared: tuple[Tensor, ...], columns: State) -> State:
-        params, new = self.update(
-            channels, shared[0], columns["params"], columns["grads"], columns
-        )
+        params, new = self.update(channels, shared[0], columns["params"], columns["grads"], columns)
         return {"params": params, **new}
+
+    def _multiplied(self, channels: Tensor, shared: tuple[Tensor, ...], columns: State) -> State:
+        """`_updated` with the change of the parameters times the last channel."""
+        new, old = self._updated(channels[:-1], shared, columns), columns["params"]
+        return {**new, "params": old + channels[-1] * (new["params"] - old)}
 
     def explicit(self, theta: Theta) -> Regularizer | None:
         """A regularizer whose correction the gradients get before this rule sees them (None: plain

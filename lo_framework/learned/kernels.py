@@ -105,6 +105,7 @@ class Kernels:
             0 if means else len(channels),
             tuple((name, tuple(x.shape[:-1])) for name, x in columns.items()),
             tuple(tuple(x.shape) for x in shared),
+            torch.is_grad_enabled(),
         )
         if recipe is None:
             return None
@@ -129,7 +130,9 @@ class Kernels:
                 self.recipes[key] = None
         return self.recipes[key]
 
-    def _make(self, method: str, means: bool, channels: int, columns: Any, shared: Any) -> Any:
+    def _make(
+        self, method: str, means: bool, channels: int, columns: Any, shared: Any, pulled: bool
+    ) -> Recipe | None:
         parameters = dict(self.methods.rule.named_parameters())
         count, leads = len(parameters), dict(columns)
         shapes = [*(tuple(p.shape) for p in parameters.values()), *shared]
@@ -172,14 +175,14 @@ class Kernels:
             return ([], [made]) if means else ([made[name] for name in outputs], [])
 
         program = Program(
-            f"{self.key} {method} {means}",
+            f"{self.key} {method} {means} {columns} {shared}",
             function,
             tuple(shapes[i] for i in used),
             channels,
             tuple(leads[name] for name in names),
         )
         program = PROGRAMS[program.key]
-        _ = program.forward, program.backward
+        _ = program.forward, pulled and program.backward
         every_name = [] if means else [(name, same.get(name, name)) for name in made]
         return Recipe(program, used, names, outputs, every_name)
 

@@ -50,6 +50,8 @@ class _Job(ctypes.Structure):
         ("out_stride", ctypes.c_void_p),
         ("totals", ctypes.c_void_p),
         ("sums", ctypes.c_void_p),
+        ("in_table", ctypes.c_void_p),
+        ("out_table", ctypes.c_void_p),
     ]
 
 
@@ -68,15 +70,13 @@ class Kernel:
         channels: Tensor,
         rows: Sequence[Tensor],
         bounds: Sequence[int],
-        outputs: Sequence[Tensor] | None = None,
     ) -> tuple[list[Tensor], Tensor, Tensor]:
         """Outputs ``[K, rows, N]``, totals ``[K, F, S]`` and sums ``[K, U]`` for ``shared [K,
         size]``, ``channels [K, C, S]`` and ``rows [K, rows, N]``; rows are contiguous.
         """
         s = self.signature
         num, size, tensors = len(channels), bounds[-1], len(bounds) - 1
-        if outputs is None:
-            outputs = [channels.new_empty(num, n, size) for n in s.outputs]
+        outputs = [channels.new_empty(num, n, size) for n in s.outputs]
         totals = channels.new_empty(num, sum(s.totals), tensors)
         sums = channels.new_empty(num, sum(s.sums))
         job = _Job(
@@ -98,7 +98,25 @@ class Kernel:
         )
         self.run(ctypes.addressof(job))
         del limits, where, steps, row, row_steps, row_strides, out, out_strides  # alive until here
-        return [*outputs], totals, sums
+        return outputs, totals, sums
+
+    def over(
+        self, shared: Sequence[Tensor], channels: Tensor, bounds: Tensor, rows: Tensor, out: Tensor
+    ) -> Tensor:
+        """The totals ``[F, S]`` of one task whose tensors lie anywhere: ``rows`` and ``out`` (int64)
+        are the addresses of their rows, ``[S, rows]``. Outputs may lie on inputs.
+        """
+        tensors = len(bounds) - 1
+        totals = channels.new_empty(sum(self.signature.totals), tensors)
+        job = _Job(tasks=1, tensors=tensors, bounds=bounds.data_ptr())
+        job.shared = ctypes.addressof(where := _pointers(shared))
+        job.shared_step = ctypes.addressof(steps := _longs([0] * len(shared)))
+        job.channels, job.channel_stride = channels.data_ptr(), tensors
+        job.totals, job.sums = totals.data_ptr(), totals.data_ptr()
+        job.in_table, job.out_table = rows.data_ptr(), out.data_ptr()
+        self.run(ctypes.addressof(job))
+        del where, steps
+        return totals
 
 
 def _longs(values: Any) -> Any:

@@ -114,7 +114,8 @@ class _Writer:
             "struct job { long tasks, tensors; const long *bounds; const float *const *shared;",
             "  const long *shared_step; const float *channels; long channel_step, channel_stride;",
             "  const float *const *rows; const long *row_step; const long *row_stride;",
-            "  float *const *out; const long *out_stride; float *totals, *sums; };",
+            "  float *const *out; const long *out_stride; float *totals, *sums;",
+            "  const float *const *in_table; float *const *out_table; };",
             self._block(columns),
             self._run(early, late),
         ]
@@ -167,7 +168,8 @@ class _Writer:
             k = [n for n, _ in self.signature.shared].index(name)
             return f"shared{k}[{i}]"
         if node.op == "total":
-            return f"sum(total[{self.totals.index(node)}])"
+            k = self.totals.index(node)
+            return f"(float)(carried[{k}] + sum(total[{k}]))"
         if node.op == "pair":
             k, a, b = node.args
             return f"sum(pair{k}[{a * len(self.program.outers[k].y) + b}])"
@@ -345,7 +347,7 @@ class _Writer:
             f"  const float *in[{max(1, num_in)}]; float *out[{max(1, num_out)}];",
             f"  static _Thread_local float stage[{num_in + num_out + 1}][BLOCK] "
             "__attribute__((aligned(64)));",
-            f"  V total[{max(1, len(self.totals))}];",
+            f"  V total[{max(1, len(self.totals))}]; double carried[{max(1, len(self.totals))}];",
             f"  float c[{max(1, len(self.order))}];",
         ]
         for k in sorted(self.pairs):
@@ -357,7 +359,7 @@ class _Writer:
         tensor_size = sum(a.nodes.size for a in self.tensor_outputs)
         lines += [
             "  const long channel_stride = job->channel_stride;",
-            "  (void)channel_stride; (void)total; (void)c; (void)stage; (void)in; (void)out;",
+            "  (void)channel_stride; (void)total; (void)carried; (void)c; (void)stage; (void)in; (void)out;",
             "  for (long k = 0; k < job->tasks; k++) {",
         ]
         for i, _ in enumerate(s.shared):
@@ -377,7 +379,7 @@ class _Writer:
             "    for (long t = 0; t < job->tensors; t++) {",
             "      const float *channels = job->channels + k * job->channel_step + t;",
             "      (void)channels;",
-            f"      for (int i = 0; i < {len(self.totals)}; i++) total[i] = splat(0.0f);",
+            f"      for (int i = 0; i < {len(self.totals)}; i++) total[i] = splat(0), carried[i] = 0;",
         ]
         for k in sorted(self.pairs):
             lines.append(f"      memset(pair{k}, 0, sizeof pair{k});")
@@ -397,20 +399,30 @@ class _Writer:
             "        I live[VECTORS];",
             "        for (int i = 0; i < BLOCK; i++) ((int32_t *)live)[i] = i < left ? -1 : 0;",
         ]
+        lines += [
+            "        if (job->in_table) {",
+            "          const long at = n - job->bounds[t];",
+            f"          for (int r = 0; r < {num_in}; r++) "
+            f"in[r] = job->in_table[t * {num_in} + r] + at;",
+            f"          for (int r = 0; r < {num_out}; r++) "
+            f"out[r] = job->out_table[t * {num_out} + r] + at;",
+            "        } else {",
+        ]
         place = 0
         for i, (_, rows) in enumerate(s.rows):
             lines.append(
-                f"        for (int r = 0; r < {rows}; r++) in[{place} + r] = job->rows[{i}] + "
+                f"          for (int r = 0; r < {rows}; r++) in[{place} + r] = job->rows[{i}] + "
                 f"k * job->row_step[{i}] + r * job->row_stride[{i}] + n;"
             )
             place += rows
         place = 0
         for i, rows in enumerate(s.outputs):
             lines.append(
-                f"        for (int r = 0; r < {rows}; r++) out[{place} + r] = job->out[{i}] + "
+                f"          for (int r = 0; r < {rows}; r++) out[{place} + r] = job->out[{i}] + "
                 f"(k * {rows} + r) * job->out_stride[{i}] + n;"
             )
             place += rows
+        lines.append("        }")
         lines += [
             "        if (left < BLOCK) {",
             f"          float *target[{max(1, num_out)}];",
@@ -426,6 +438,9 @@ class _Writer:
             "memcpy(target[r], out[r], left * sizeof(float));",
             "        } else",
             f"          block(in, out, live, c, total{weights}{pairs});",
+            "        if ((n / BLOCK) % 1024 == 1023)  /* sums of many numbers lose digits */",
+            f"          for (int i = 0; i < {len(self.totals)}; i++) "
+            "carried[i] += sum(total[i]), total[i] = splat(0);",
             "      }",
         ]
         lines += ["      " + self._assign(n) for n in late]

@@ -5,7 +5,7 @@ chunks, written in place.
 
 It equals ``LearnedOptimizer.forward`` on the whole arena, with memory for one chunk at a time
 beside the state itself. On an accelerator nothing waits for the device: Python looks at no number.
-On a CPU, where looking is free, ``kernels`` has fast paths.
+On a CPU a compiled kernel updates all tensors in one call (`table`), where there is a compiler.
 """
 
 from __future__ import annotations
@@ -17,15 +17,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lo_framework.inner.graph import Recorder
 from lo_framework.layout import Layout
 from lo_framework.learned.base import Clock, LearnedOptimizer, State
-from lo_framework.learned.features import TOKEN_STATS
-from lo_framework.optim.learned.kernels import attention_sums, kernel_for, ordinary
+from lo_framework.learned.kernels import Kernels, with_kernels
+from lo_framework.native import toolchain
 from lo_framework.optim.learned.store import Plan, Run, Store
+from lo_framework.optim.learned.table import Table, in_memory
 
 # Elements: a chunk's intermediates stay in the second-level cache, those of a small network too.
 CPU_CHUNK = 16384
-SUM_CHUNK = 65536  # where there are no intermediates
+WARM = 10  # steps before a plan's conditioning is recorded
 # An accelerator wants few, large kernels; this only bounds the memory of intermediates.
 DEVICE_CHUNK = 1 << 22
 
@@ -68,11 +70,16 @@ class Host:
         self.device = device
         self.dtype = dtype
         self.chunk = chunk
-        self.kernel = (
-            kernel_for(self.learned) if device.type == "cpu" and dtype == torch.float32 else None
-        )
+        self.columns = self._columns()
         self._on = {device: self.learned}
         self.measures = self._probe()
+
+    def _columns(self) -> Kernels | None:
+        """Kernels, where they can be compiled; a ``chunk`` asks for the rule itself."""
+        usable = self.device.type == "cpu" and self.dtype == torch.float32 and self.chunk is None
+        if not usable or toolchain.reason():
+            return None
+        return with_kernels(self.learned).kernels
 
     def on(self, device: torch.device) -> LearnedOptimizer:
         """The rule with its weights on ``device``."""
@@ -95,25 +102,75 @@ class Host:
         ``multipliers`` scale the update, one per parameter group. ``squares`` collects the sums of
         squares of the unscaled updates (0-d tensors).
         """
-        works = [self._gather(run, multipliers[run.pack.group]) for run in plan.runs]
+        works: list[Work] = []
+
+        def gathered() -> list[Work]:
+            if not works:
+                works.extend(self._gather(run, multipliers[run.pack.group]) for run in plan.runs)
+            return works
+
         if type(self.learned).prepare is not LearnedOptimizer.prepare:
             common = store.shared()
-            for work in works:
+            for work in gathered():
                 self._prepare(work, common)
-        stats = self._stats(works, plan)
-        channels, shared, reduced = self.learned.condition(
-            plan.layout, stats, store.take(plan), loss, clock
-        )
+        table = self._table(plan)
+        stats = table.means() if table is not None and self.measures else None
+        if stats is None:
+            stats = self._stats(gathered(), plan) if self.measures else self._nothing(plan)
+        channels, shared, reduced = self._condition(plan, stats, store.take(plan), loss, clock)
         store.put(plan, reduced)
-        numbers = channels.T.tolist() if self.kernel else []
-        columns = channels.unbind(-1)
-        for work in works:
-            if self._is_plain(work, numbers):
-                self._apply_fast(work, columns, numbers, shared, squares)
-                continue
+        if table is not None and table.update(channels, shared, multipliers, squares):
+            return
+        for work in gathered():
             device = work.run.pack.device
             columns_of_run = channels.index_select(-1, work.run.positions).to(device)
             self._apply(work, columns_of_run, shared.to(device), squares)
+
+    def _table(self, plan: Plan) -> Table | None:
+        """The table of a plan all of whose tensors a kernel can update where they lie."""
+        if self.columns is None or not plan.runs:
+            return None
+        if plan.table is None:
+            plan.table = Table(self.columns, self.learned, plan)
+        return plan.table if in_memory(plan.table.tensors) else None
+
+    def _nothing(self, plan: Plan) -> Tensor:
+        return torch.zeros(0, plan.layout.num, device=self.device, dtype=self.dtype)
+
+    def _condition(
+        self, plan: Plan, stats: Tensor, state: State, loss: Tensor | None, clock: Clock
+    ) -> tuple[Tensor, Tensor, State]:
+        """`LearnedOptimizer.condition`, which is many operations on few numbers: after some steps of
+        a plan it is replayed, which has the same bits and costs half.
+        """
+        plan.steps += 1
+        if plan.steps <= WARM or self.device.type != "cpu":
+            return self.learned.condition(plan.layout, stats, state, loss, clock)
+        names, told = sorted(state), [] if loss is None else [loss]
+        key = (*names, len(told))
+        if key not in plan.recorded:
+            outputs: list[str] = []
+
+            def function(flat: Sequence[Tensor]) -> list[Tensor]:
+                stats, progress, horizon, *rest = flat
+                values = dict(zip(names, rest))
+                known = rest[len(names)] if told else None
+                channels, shared, reduced = self.learned.condition(
+                    plan.layout, stats, values, known, Clock(progress, horizon)
+                )
+                outputs[:] = reduced
+                return [channels, shared, *reduced.values()]
+
+            plan.recorded[key] = Recorder(function, "graph"), outputs
+        recorder, outputs = plan.recorded[key]
+        flat = [stats, *clock, *(state[name] for name in names), *told]
+        if recorder is not None:
+            try:
+                channels, shared, *reduced = recorder(flat)
+                return channels, shared, dict(zip(outputs, reduced))
+            except Exception:  # a rule that looks at numbers, say: it runs as it is
+                plan.recorded[key] = None, outputs
+        return self.learned.condition(plan.layout, stats, state, loss, clock)
 
     def _probe(self) -> bool:
         """Whether the rule looks at any statistics."""
@@ -124,8 +181,6 @@ class Host:
 
     def _stats(self, works: Sequence[Work], plan: Plan) -> Tensor:
         """``[F, S]`` in the order of the list of parameters."""
-        if not self.measures:
-            return torch.zeros(0, plan.layout.num, device=self.device, dtype=self.dtype)
         stats = torch.cat([self._means(work).to(self.device) for work in works], dim=-1)
         return stats if plan.order is None else stats.index_select(-1, plan.order)
 
@@ -137,10 +192,10 @@ class Host:
         sides = torch.cat(flat).to(self.dtype), torch.cat(grads).to(self.dtype)
         return Work(run, *sides, multiplier)
 
-    def _chunks(self, work: Work, size: int = 0) -> Iterator[Chunk]:
+    def _chunks(self, work: Work) -> Iterator[Chunk]:
         """Yield one chunk after the other, in the dtype of computation."""
         on_cpu = work.run.pack.device.type == "cpu"
-        size = self.chunk or size or (CPU_CHUNK if on_cpu else DEVICE_CHUNK)
+        size = self.chunk or (CPU_CHUNK if on_cpu else DEVICE_CHUNK)
         n = work.params.shape[0]
         if not work.single or n <= size:
             yield Chunk(
@@ -169,17 +224,9 @@ class Host:
         if not work.single:
             whole = next(self._chunks(work))
             return work.run.layout.mean(learned.measure(whole.params, whole.grads, whole.state))
-        if self.kernel and work.run.pack.device.type == "cpu":
-            parts = [
-                x
-                for c in self._chunks(work, SUM_CHUNK)
-                for x in attention_sums(c.params, c.grads, c.state)
-            ]
-            sums = torch.stack(parts).reshape(-1, len(TOKEN_STATS))
-        else:
-            sums = torch.stack(
-                [learned.measure(c.params, c.grads, c.state).sum(-1) for c in self._chunks(work)]
-            )
+        sums = torch.stack(
+            [learned.measure(c.params, c.grads, c.state).sum(-1) for c in self._chunks(work)]
+        )
         return (sums.sum(0) / work.params.shape[0])[:, None]
 
     def _apply(
@@ -203,46 +250,14 @@ class Host:
                 new = params + work.multiplier * (new - params)
             _store(state, new_state)
             work.params[part].copy_(new)
-        # The flat vector goes back into the parameters, unless it is their memory.
+        self._put_back(work)
+
+    def _put_back(self, work: Work) -> None:
+        """The flat vector goes back into the parameters, unless it is their memory."""
         parts = work.params.split([p.numel() for p in work.run.tensors])
         for p, flat in zip(work.run.tensors, parts):
             if flat.data_ptr() != p.data_ptr():
                 p.copy_(flat.view_as(p))
-
-    def _is_plain(self, work: Work, numbers: Sequence[Sequence[float]]) -> bool:
-        """Whether the kernel can update this run where its tensors lie."""
-        if self.kernel is None or not (work.single or self.kernel.small):
-            return False
-        if isinstance(work.multiplier, Tensor) or work.multiplier <= 0:
-            return False
-        if work.grads.dtype != torch.float32:
-            return False
-        for p, k in zip(work.run.tensors, work.run.places):
-            in_place = p.is_cpu and p.dtype == torch.float32 and p.is_contiguous()
-            if not (in_place and ordinary(numbers[k])):
-                return False
-        return True
-
-    def _apply_fast(
-        self,
-        work: Work,
-        columns: Sequence[Tensor],
-        numbers: Sequence[Sequence[float]],
-        shared: Tensor,
-        squares: list[Tensor] | None,
-    ) -> None:
-        """Update one run by the kernel."""
-        assert self.kernel is not None and not isinstance(work.multiplier, Tensor)
-        multiplier = work.multiplier
-        grads = [work.grads] if work.single else work.grads.split(work.run.layout.sizes)
-        for tensor, flat_grad, state, k in zip(
-            work.run.tensors, grads, work.run.states, work.run.places
-        ):
-            flat = tensor.view(-1)
-            old = flat.clone() if squares is not None else None
-            self.kernel.apply(flat, flat_grad, state, columns[k], numbers[k], shared, multiplier)
-            if squares is not None and old is not None:
-                squares.append((flat - old).div_(multiplier).square_().sum())
 
 
 def _store(state: State, new: State) -> None:

@@ -5,8 +5,9 @@ gradient and never moved, and runs over them.
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -54,6 +55,9 @@ class Plan:
     runs: list[Run]
     order: Tensor | None  # brings statistics in run order into list order; None where they are
     columns: Tensor | None  # of the active tensors in the per-tensor state; None for all of them
+    steps: int = 0
+    table: Any = None
+    recorded: dict[Any, Any] = field(default_factory=dict)  # of `Host`
 
 
 class Store:

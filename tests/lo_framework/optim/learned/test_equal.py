@@ -117,7 +117,7 @@ def test_chunked_is_unchunked(spec: str, kernels: bool, monkeypatch: pytest.Monk
         params = parameters(shapes=shapes)
         face = Learned(params, moved(spec), num_steps=10, chunk=chunk)
         if not kernels:
-            face._host.kernel = None
+            face._host.columns = None
         run(face, params, range(5))
         results.append(flat(params))
     for other in results[1:]:
@@ -132,7 +132,6 @@ def test_kernels_are_the_rules(
     spec: str, multiplier: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(store, "SMALL", 64)
-    monkeypatch.setattr(host, "SUM_CHUNK", 1000)
     shapes = [
         (150, 120),
         (120,),
@@ -142,8 +141,8 @@ def test_kernels_are_the_rules(
     ]  # the first has more elements than a chunk of any kernel
     models = [parameters(shapes=shapes) for _ in range(2)]
     faces = [Learned(params, moved(spec), num_steps=30, lr=multiplier) for params in models]
-    assert faces[0]._host.kernel is not None
-    faces[1]._host.kernel = None
+    assert faces[0]._host.columns is not None
+    faces[1]._host.columns = None
     for face, params in zip(faces, models):
         run(face, params, range(20))
     torch.testing.assert_close(flat(models[0]), flat(models[1]), rtol=1e-6, atol=1e-6)
