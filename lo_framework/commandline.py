@@ -183,6 +183,19 @@ def run(name: str, program: Callable[[list[str]], int], argv: Sequence[str] | No
     """
     words = list(sys.argv[1:] if argv is None else argv)
     _open_streams()
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return _run(name, program, words)
+    from lo_framework import ranks  # not above: it imports torch, and --help answers at once
+
+    if ranks.follows():
+        return ranks.serve()
+    try:
+        return _run(name, program, words)
+    finally:
+        ranks.dismiss()
+
+
+def _run(name: str, program: Callable[[list[str]], int], words: list[str]) -> int:
     try:
         try:
             code = program(words)

@@ -33,19 +33,12 @@ class RemoteTraceback(Exception):
     """The traceback of an error in a child, as the cause of the error that stands for it here."""
 
 
-class Child:
-    """A process that runs ``serve(pipe, *arguments)``; the first message from it is None."""
+class Peer:
+    """Another process at the end of a pipe; the first message from it is None: it is ready."""
 
-    def __init__(self, serve: Callable[..., None], *arguments: Any) -> None:
-        # Spawned: a fork of a process with OpenMP or CUDA may hang.
-        context = multiprocessing.get_context("spawn")
-        self.pipe, theirs = context.Pipe()
-        # No daemon: those may have no children, and a user's data loader has some.
-        self.process = context.Process(target=_begin, args=(theirs, serve, arguments), daemon=False)
+    def __init__(self, pipe: Connection) -> None:
+        self.pipe = pipe
         self.started = False
-        with _environment("OMP_NUM_THREADS", "1"):  # read when the child loads its libraries
-            self.process.start()
-        theirs.close()
 
     def send(self, message: Any) -> None:
         """Raises Died."""
@@ -55,13 +48,35 @@ class Child:
             raise self._died() from None
 
     def receive(self) -> Any:
-        """The next message, or None once: the child is ready. Raises Died."""
+        """The next message, or None once. Raises Died."""
         try:
             message = self.pipe.recv()
         except (EOFError, OSError):
             raise self._died() from None
         self.started = True
         return message
+
+    def _died(self) -> Died:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Ask for nothing more."""
+        raise NotImplementedError
+
+
+class Child(Peer):
+    """A process of our own that runs ``serve(pipe, *arguments)``."""
+
+    def __init__(self, serve: Callable[..., None], *arguments: Any) -> None:
+        # Spawned: a fork of a process with OpenMP or CUDA may hang.
+        context = multiprocessing.get_context("spawn")
+        pipe, theirs = context.Pipe()
+        super().__init__(pipe)
+        # No daemon: those may have no children, and a user's data loader has some.
+        self.process = context.Process(target=_begin, args=(theirs, serve, arguments), daemon=False)
+        with _environment("OMP_NUM_THREADS", "1"):  # read when the child loads its libraries
+            self.process.start()
+        theirs.close()
 
     def _died(self) -> Died:
         self.process.join(timeout=1)

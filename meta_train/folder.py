@@ -12,7 +12,7 @@ import torch
 
 from lo_framework.eval.running.provenance import processor
 from lo_framework.files.atomic import atomic_write_text, clean_temporaries
-from lo_framework.files.checkpoint import load_latest_state, save_state
+from lo_framework.files.checkpoint import StateWriter, load_latest_state
 from lo_framework.learned import load_optimizer, of_version, save_optimizer
 from lo_framework.meta_train.config import BEFORE, RunConfig, flag
 from lo_framework.meta_train.growth import Stage
@@ -88,6 +88,7 @@ class RunFolder:
         self.out, self.config = out, config
         self.plan = plan_of(stages)
         self.optimizer = out / "optimizer.safetensors"
+        self.writer = StateWriter()
 
     def refuse_occupied(self) -> None:
         """Raises UserError where there is something that a new run would overwrite."""
@@ -104,6 +105,10 @@ class RunFolder:
         text = json.dumps(asdict(self.config), indent=2) + "\n"
         atomic_write_text(self.out / "config.json", text)
 
+    def close(self) -> None:
+        """Wait for what is being written."""
+        self.writer.wait()
+
     def refuse_vanished(self) -> None:
         """Raises UserError where the run's folder was deleted or moved while it ran."""
         if not (self.out / "config.json").exists():
@@ -118,6 +123,7 @@ class RunFolder:
         Raises:
             UserError: it belongs to a run with other settings, or of another release.
         """
+        self.writer.wait()
         state = load_latest_state(self.out / "state")
         if state is None:
             return None
@@ -141,8 +147,8 @@ class RunFolder:
             )
         return Saved(state.step, state.tensors, record, state.warning)
 
-    def save(self, run: RunState, shards: dict[int, Tensors], *, finished: bool) -> None:
-        """A resume state: tensors ``outer.*``, ``incumbent.*``, ``shard.N.*``, ``radius.*`` and
+    def save(self, run: RunState, shards: dict[int, Tensors], *, finished: bool) -> int:
+        """The bytes of a resume state, which is written while the run goes on: tensors ``outer.*``, ``incumbent.*``, ``shard.N.*``, ``radius.*`` and
         ``weighting.*``; the rest as a record. `save_optimizer` comes before the last one.
         """
         self.refuse_vanished()
@@ -165,7 +171,10 @@ class RunFolder:
             "reference": run.reference,
             "incumbent": best,
         }
-        save_state(self.out / "state", run.step, tensors, meta)
+        size = self.writer.save(self.out / "state", run.step, tensors, meta)
+        if finished:
+            self.writer.wait()
+        return size
 
     def save_optimizer(self, run: RunState) -> None:
         """The incumbent, and how it was trained and how well it did."""

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from lo_framework import ranks
 from lo_framework.files.lock import exclusive
 from lo_framework.inner.engine import Engine, resolved
 from lo_framework.learned import LEARNED, LearnedOptimizer, rebuild, register_learned
@@ -182,7 +183,8 @@ class MetaTraining:
         """Run (or go on) to the end and save the incumbent; returns it. Of a finished run, only an
         optimizer file that is lost or damaged is made again.
         """
-        resume, seconds = self.program.resume, self.program.max_seconds
+        resume = self.program.resume or ranks.restarted()
+        seconds = self.program.max_seconds
         deadline = None if seconds is None else time.monotonic() + seconds
         with exclusive(self.out):
             if not resume:
@@ -192,6 +194,8 @@ class MetaTraining:
                 try:
                     return self._train(resume, deadline)
                 except Died as death:
+                    if ranks.others():  # torchrun begins all of them again
+                        raise UserError(f"{death}; go on with --out {self.out} --resume") from None
                     if UNSTARTED in str(death):
                         raise UserError(UNSTARTED) from None
                     saved = self.folder.load()
@@ -219,6 +223,7 @@ class MetaTraining:
         with (
             closing(Progress(self.out, self.config.outer_steps, done, self.quiet)) as progress,
             closing(Workers(self.setup, shards)) as workers,
+            closing(self.folder),
         ):
             trainer = Trainer(self.stages, workers, progress, self.folder)
             try:

@@ -6,12 +6,14 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple, TypeVar
 
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
+from lo_framework import ranks
 from lo_framework.estimators.base import MetaGradient
 from lo_framework.inner.rollout import rollout
 from lo_framework.learned.base import Theta
@@ -21,7 +23,7 @@ from lo_framework.meta_train.problems import Pool, Problem, family_problems, pro
 from lo_framework.meta_train.shards import Shard, Tensors, named
 from lo_framework.optimizees.variation import make_variations
 from lo_framework.plugin import load_plugins
-from lo_framework.processes import Child, Died, RemoteTraceback, Wire
+from lo_framework.processes import Child, Died, Peer, RemoteTraceback, Wire
 from lo_framework.spec import UserError, describe
 
 VALIDATION_CHUNK = 8
@@ -62,6 +64,9 @@ class ShardHost:
 
     def __init__(self, setup: WorkerSetup, shards: list[int]) -> None:
         load_plugins(setup.program.plugins)
+        here = ranks.place()
+        if setup.config.device == "cuda" and here is not None:  # each rank of a machine its own
+            setup = setup._replace(config=replace(setup.config, device=f"cuda:{here.local}"))
         self.config = setup.config
         self.numbers = shards
         self.pool = setup.make_pool()
@@ -147,19 +152,25 @@ class Workers:
 
     def __init__(self, setup: WorkerSetup, shards: int) -> None:
         self.config, self.shards = setup.config, shards
-        self.num = min(setup.program.workers, shards)
+        # Objects of a script's own are in this process alone.
+        self.ranks = () if setup.pool else ranks.others()
+        self.num = len(self.ranks) + 1 if self.ranks else min(setup.program.workers, shards)
         self.parts = [list(range(w, shards, self.num)) for w in range(self.num)]
-        self.local: ShardHost | None = None
-        self.children: list[Child] = []
-        if self.num == 1:
+        self.local: ShardHost | None = None  # of the first part, unless all are elsewhere
+        self.peers: list[Peer] = []
+        if self.num == 1 or self.ranks:
             self.local = ShardHost(setup, self.parts[0])
             self.pool, self.problems = self.local.pool, self.local.problems
-            return
-        self.pool = setup.make_pool()
-        self.problems = setup.make_problems(self.pool)
+        else:
+            self.pool = setup.make_pool()
+            self.problems = setup.make_problems(self.pool)
         try:
-            for part in self.parts:
-                self.children.append(Child(_serve, setup, part))
+            if self.ranks:
+                elsewhere = zip(self.ranks, self.parts[1:])
+                self.peers = [rank.begin(_serve, setup, part) for rank, part in elsewhere]
+            elif self.num > 1:
+                for part in self.parts:
+                    self.peers.append(Child(_serve, setup, part))
         except BaseException:
             self.close()
             raise
@@ -171,14 +182,14 @@ class Workers:
         Raises:
             Died: a worker process is no more.
         """
-        if self.local is not None:
-            return [method(self.local, *arguments[0])]
-        answers: list[R] = []
+        first = 0 if self.local is None else 1
+        worker = first
         try:
-            for worker, child in enumerate(self.children):
-                child.send((method.__name__, arguments[worker]))
-            for worker, child in enumerate(self.children):
-                status, answer = child.receive() or child.receive()
+            for worker, peer in enumerate(self.peers, first):
+                peer.send((method.__name__, arguments[worker]))
+            answers = [] if self.local is None else [method(self.local, *arguments[0])]
+            for worker, peer in enumerate(self.peers, first):
+                status, answer = peer.receive() or peer.receive()
                 if status != "ok":
                     line, text = answer
                     whose = "" if issubclass(status, UserError) else f"worker {worker} failed: "
@@ -195,5 +206,5 @@ class Workers:
         """End the processes, in the middle of their work if need be: they hold nothing that is not
         here.
         """
-        for child in self.children:
-            child.close()
+        for peer in self.peers:
+            peer.close()

@@ -23,7 +23,8 @@ from lo_framework.eval.running.scaled import SUFFIX, Scaled
 from lo_framework.eval.running.store import CellStore
 from lo_framework.learned.base import LearnedOptimizer
 from lo_framework.optimizees.task import Task
-from lo_framework.processes import Child, Died, Wire, single_thread
+from lo_framework.processes import Child, Died, Peer, Wire, single_thread
+from lo_framework.ranks import Rank, others
 from lo_framework.spec import UserError, describe
 
 R = TypeVar("R")
@@ -157,7 +158,7 @@ def drive(
         advance(name, None)
     source = (
         _here(queue, workshop, progress)
-        if workers == 1
+        if workers == 1 and not _elsewhere(workshop)
         else _there(queue, workshop, workers, progress)
     )
     with single_thread(), closing(source):
@@ -191,8 +192,10 @@ def _there(queue: deque[Item], workshop: Workshop, workers: int, progress: Progr
         raise UserError(
             "more than one worker needs tasks that their names can build again; use workers=1"
         )
-    busy: dict[Any, tuple[Child, Item]] = {}  # by pipe
-    idle: list[Child] = []
+    ranks = _elsewhere(workshop)
+    busy: dict[Any, tuple[Peer, Item]] = {}  # by pipe
+    idle: list[Peer] = [rank.begin(_serve, workshop.recipe) for rank in ranks]
+    workers = len(ranks) + 1 if ranks else workers
     try:
         while queue or busy:
             while queue and len(busy) < workers:
@@ -206,7 +209,7 @@ def _there(queue: deque[Item], workshop: Workshop, workers: int, progress: Progr
                 try:
                     message = child.receive()
                 except Died as death:
-                    if not child.started:
+                    if not child.started or ranks:  # torchrun begins all of them again
                         raise
                     del busy[pipe]
                     child.close()
@@ -223,6 +226,13 @@ def _there(queue: deque[Item], workshop: Workshop, workers: int, progress: Progr
     finally:
         for child in [*idle, *(child for child, _ in busy.values())]:
             child.close()
+
+
+def _elsewhere(workshop: Workshop) -> tuple[Rank, ...]:
+    """The other ranks of a torchrun, where they can build what cells need; this one hands out,
+    writes, and has a process of its own that computes.
+    """
+    return others() if workshop.recipe is not None else ()
 
 
 def _serve(pipe: Connection, recipe: Recipe) -> None:

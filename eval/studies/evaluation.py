@@ -32,6 +32,7 @@ from lo_framework.learned import LEARNED, LearnedOptimizer
 from lo_framework.optimizees import make_tasks
 from lo_framework.optimizees.registry import TASKS
 from lo_framework.optimizees.task import Task
+from lo_framework.ranks import others
 from lo_framework.spec import UserError, parse_spec, split_specs
 
 Q = TypeVar("Q", bound=Request)
@@ -204,7 +205,7 @@ class Evaluation(Generic[Q, R]):
         """Compute everything that ``store`` does not have; ``command`` is for the record."""
         workers = self.request.workers
         tasks = {task.name: task for task in self.tasks}
-        recipe = self._recipe() if workers > 1 else None
+        recipe = self._recipe() if workers > 1 or others() else None
         workshop = Workshop(tasks=tasks, optimizers=dict(self.optimizers), recipe=recipe)
         progress = progress or Progress(mode="none")
         progress.begin(len(tasks) * self.work)

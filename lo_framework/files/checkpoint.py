@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -68,9 +69,13 @@ def save_state(
     """
     if step < 0:
         raise ValueError(f"step must be >= 0, got {step}")
+    return _write(directory, step, seal(tensors, {"content": "state", "step": step, "meta": meta}))
+
+
+def _write(directory: str | os.PathLike[str], step: int, text: bytes) -> Path:
     clean_temporaries(directory)
     path = Path(directory) / f"state-{step:010d}.safetensors"
-    atomic_write_bytes(path, seal(tensors, {"content": "state", "step": step, "meta": meta}))
+    atomic_write_bytes(path, text)
     known = _states(directory)
     kept = [state for state in known if state[0] <= step][:KEPT_STATES]
     for state in known:
@@ -78,6 +83,42 @@ def save_state(
             with contextlib.suppress(OSError):  # too many states is no reason to stop a run
                 state[1].unlink()
     return path
+
+
+class StateWriter:
+    """Writes states while the run goes on, one after the other. What the disk refuses is said by
+    the next call.
+    """
+
+    def __init__(self) -> None:
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+
+    def save(
+        self, directory: Path, step: int, tensors: dict[str, Tensor], meta: dict[str, Any]
+    ) -> int:
+        """`save_state` of values as they are now; returns the bytes."""
+        self.wait()
+        text = seal(tensors, {"content": "state", "step": step, "meta": meta})
+
+        def write() -> None:
+            try:
+                _write(directory, step, text)
+            except BaseException as error:
+                self._error = error
+
+        self._thread = threading.Thread(target=write)  # no daemon: it is finished before the end
+        self._thread.start()
+        return len(text)
+
+    def wait(self) -> None:
+        """Until the last one is on the disk. Raises what `save_state` does."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
 
 
 def load_latest_state(directory: str | os.PathLike[str]) -> ResumeState | None:
