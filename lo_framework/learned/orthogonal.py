@@ -62,7 +62,8 @@ class _Turned(torch.autograd.Function):
     def backward(ctx: Any, d: Tensor) -> tuple[Tensor, Tensor]:
         x, share = ctx.saved_tensors
         if torch.is_grad_enabled():  # somebody wants a derivative of this derivative
-            made = torch.autograd.grad(turned(x, share), (x, share), d, create_graph=True)
+            given = x.view_as(x), share.view_as(share)  # whatever the one has to do with the other
+            made = torch.autograd.grad(turned(*given), given, d, create_graph=True)
             return made[0], made[1]
         ys, polynomials, root = _iterates(x)
         y = ys[-1]

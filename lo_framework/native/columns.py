@@ -365,7 +365,10 @@ class _Columns(torch.autograd.Function):
             shared = [x.reshape(-1, *shape) for x, shape in zip(parts, program.shared)]
             return None, None, *shared, *others
 
-        # Somebody wants a derivative of this derivative.
+        # Somebody wants a derivative of this derivative. Inputs may depend on one another (channels
+        # on parameters), and what goes that way is not this function's: hence the aliases.
+        given = [x.view_as(x) for x in given]
+
         def one(*flat: Tensor) -> tuple[Tensor, ...]:
             made = plain(program.function, flat[:n], flat[n], flat[n + 1 :], ctx.sizes)
             means = [x.reshape(-1, x.shape[-1]) for x in made[1]]

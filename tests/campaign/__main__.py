@@ -6,7 +6,8 @@ A program first runs undisturbed. Then it is started again and again, each time 
 a random moment (of a seeded generator) of the time that it takes; whenever it comes to its end, the
 end must be that of the undisturbed run: the bits of theta and the log of a meta-training, the JSON
 of an evaluation but for times and provenance. `worker` kills single workers of a run that must go
-on by itself. About ten minutes on two cores.
+on by itself, `rank` single ranks of a torchrun, which begins them again. About a quarter of an hour
+on two cores.
 """
 
 from __future__ import annotations
@@ -40,11 +41,14 @@ PROGRAMS = {
     "absorbed": f"{META} --regularizer sam:rho=0.2 --workers 1",
     "workers": f"{META} --workers 2",
     "worker": f"{META} --workers 2",
+    "rank": f"{META}",
     "transfer": f"eval transfer {EVAL} --optimizees mlp,cnn --baselines adamw,sgdm",
     "sharpness": f"eval sharpness {EVAL} --optimizees mlp --baselines adamw --workers 1",
 }
 # A run with workers must end with the bits of one without.
-SAME_END = {"workers": "tbptt", "worker": "tbptt"}
+SAME_END = {"workers": "tbptt", "worker": "tbptt", "rank": "tbptt"}
+# Those that go on by themselves, if a process of theirs is killed.
+BY_THEMSELVES = ("worker", "rank")
 PATIENCE = 600.0
 
 
@@ -60,7 +64,9 @@ class Outcome:
 
 
 def start(name: str, out: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", *PROGRAMS[name].split(), "--out", str(out)]
+    torchrun = "torch.distributed.run --nproc-per-node 2 --max-restarts 100 -m"
+    words = [*torchrun.split()] if name == "rank" else []
+    command = [sys.executable, "-m", *words, *PROGRAMS[name].split(), "--out", str(out)]
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     return subprocess.Popen(
         command, cwd=ROOT, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
@@ -148,7 +154,7 @@ def disturb(
             return kills, [*seen]
         workers = children(process.pid)
         seen.update(workers)
-        if name != "worker":
+        if name not in BY_THEMSELVES:
             process.send_signal(signal.SIGKILL)
             return kills + 1, [*seen]
         if workers:

@@ -1,0 +1,59 @@
+"""The convolution kernel is torch's, to second derivatives; its table of neighbours both ways."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from torch.func import vmap
+from torch.nn import functional as F
+
+from lo_framework.native import toolchain
+from lo_framework.native.active import kernels
+from lo_framework.optimizees.models.conv import conv3x3, gather_matrix
+
+pytestmark = pytest.mark.skipif(bool(toolchain.reason()), reason=toolchain.reason())
+
+K = 2
+# channels in, height, width, channels out, rows, stride
+CASES = [(1, 8, 8, 16, 64, 1), (3, 5, 7, 6, 37, 2), (4, 4, 4, 4, 70, 1), (5, 2, 3, 1, 1, 1), (2, 16, 16, 3, 16, 2)]
+
+
+def torchs(x: Tensor, w: Tensor, stride: int) -> Tensor:
+    """torch's own, of [C, H, W, B]."""
+    return F.conv2d(x.permute(3, 0, 1, 2), w, stride=stride, padding=1).permute(1, 2, 3, 0)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_convolution_and_its_derivatives(case: tuple[int, ...]) -> None:
+    channels, height, width, out, rows, stride = case
+    generator = torch.Generator().manual_seed(0)
+
+    def drawn(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator)
+
+    x, w = drawn(K, channels, height, width, rows), drawn(K, out, channels, 3, 3)
+    gather = gather_matrix(height, width, stride)
+    results = []
+    for double in (False, True):
+        inputs = [t.double() if double else t for t in (x, w)]
+        inputs = [t.clone().requires_grad_() for t in inputs]
+        with kernels(not double):
+            apply = (lambda a, b: torchs(a, b, stride)) if double else (
+                lambda a, b: conv3x3(a, b, stride, gather)
+            )
+            y = vmap(apply)(*inputs)
+            first = torch.autograd.grad(y, inputs, torch.sin(y), create_graph=True)
+            second = torch.autograd.grad(sum(t.square().sum() for t in first), inputs)
+        results.append((y, *first, *second))
+    for found, wanted in zip(*results):
+        scale = float(wanted.detach().abs().max())
+        torch.testing.assert_close(found.double(), wanted, rtol=2e-5, atol=2e-5 * scale)
+
+
+def test_weights_that_tasks_share() -> None:
+    x, w = torch.randn(K, 2, 4, 4, 16), torch.randn(3, 2, 3, 3)
+    with kernels(True):
+        found = vmap(lambda a: conv3x3(a, w, 1, None))(x)
+    wanted = torch.stack([torchs(a, w, 1) for a in x])
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
