@@ -8,8 +8,8 @@ order in which results are put together, serve one machine and several; what tra
 parameters and the sums of shards, a few kilobytes that lie on the host, which no collective of a
 GPU would make faster. No rank but 0 reads the command line further, or says anything.
 
-A rank that dies ends the group, and torchrun begins it again (``--max-restarts``, ``--nnodes=1:3``):
-the run then goes on from its last checkpoint (`restarted`).
+A rank that dies ends the group, and torchrun begins it again (``--max-restarts``,
+``--nnodes=1:3``): the run then goes on from its last checkpoint (`restarted`).
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def others() -> tuple[Rank, ...]:
         store = _store()
         store.set(KEY, key.hex())
         store.set(WHERE, f"{address}:{door.address[1]}")
-        ranks = []
+        ranks: list[Rank] = []
         while len(ranks) < here.world - 1:
             connection = door.accept()
             ranks.append(Rank(connection, connection.recv()))

@@ -116,8 +116,7 @@ class RunConfig:
     priorities: str = ""
     """Priorities of gradient, loss_decrease and gen_gap under --weighting huw, as 2,5,1."""
     engine: str = "auto"
-    """How inner steps run: eager, graph (recorded, the same bits), best of these two, or inductor
-    (compiled); native-... with compiled kernels; auto says in config.json which it is."""
+    """How inner steps run: eager, graph, best or inductor, native-... with compiled kernels."""
 
     def __post_init__(self) -> None:
         try:

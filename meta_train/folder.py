@@ -13,6 +13,7 @@ import torch
 from lo_framework.eval.running.provenance import processor
 from lo_framework.files.atomic import atomic_write_text, clean_temporaries
 from lo_framework.files.checkpoint import StateWriter, load_latest_state
+from lo_framework.inner.engine import AUTO
 from lo_framework.learned import load_optimizer, of_version, save_optimizer
 from lo_framework.meta_train.config import BEFORE, RunConfig, flag
 from lo_framework.meta_train.growth import Stage
@@ -131,7 +132,7 @@ class RunFolder:
         for name, value in asdict(self.config).items():
             # The default: a run of before there was such a setting.
             before = record.config.get(name, BEFORE.get(name, getattr(RunConfig, name)))
-            if before != value:
+            if before != value and (name, value) != ("engine", AUTO):
                 raise UserError(
                     f"--resume needs the settings of the run in {str(self.out)!r}: "
                     f"{flag(name)} was {before!r} and is now {value!r}"
@@ -148,8 +149,9 @@ class RunFolder:
         return Saved(state.step, state.tensors, record, state.warning)
 
     def save(self, run: RunState, shards: dict[int, Tensors], *, finished: bool) -> int:
-        """The bytes of a resume state, which is written while the run goes on: tensors ``outer.*``, ``incumbent.*``, ``shard.N.*``, ``radius.*`` and
-        ``weighting.*``; the rest as a record. `save_optimizer` comes before the last one.
+        """The bytes of a resume state, which is written while the run goes on: tensors ``outer.*``,
+        ``incumbent.*``, ``shard.N.*``, ``radius.*`` and ``weighting.*``; the rest as a record.
+        `save_optimizer` comes before the last one.
         """
         self.refuse_vanished()
         groups: dict[str, Tensors] = {"outer": run.outer.dump(), "incumbent": run.incumbent.theta}

@@ -54,7 +54,7 @@ class Trainer:
         self.config, self.stages = workers.config, stages
         self.workers, self.progress, self.folder = workers, progress, folder
         self.tasks = [problem.task for problem in workers.problems[: len(workers.pool)]]
-        self.saved: dict[str, float] = {}
+        self.saved = False
         self.nonfinite = dict.fromkeys((task.name for task in self.tasks), 0.0)
         probed = len(workers.problems) > len(workers.pool)
         self.judge: Judge = ByProbes(workers) if probed else ByFamilies(workers)
@@ -172,14 +172,19 @@ class Trainer:
         rate = self.workers.shards * config.tasks_per_shard * config.unroll_length / seconds
         for step, (row, points) in enumerate(rows, before + 1):
             self._tell(step, row)
-            row |= self.saved  # of the checkpoint before this step, if there was one
-            self.saved = {}
             row |= {"step": step, "score": run.incumbent.score, "seconds": seconds, "rate": rate}
             self.progress.step(row, record.curves(row) | points)
         if _passed(config.checkpoint_every, before, run.step) and run.step < config.outer_steps:
-            began = time.monotonic()
-            self.saved = {"checkpoint_bytes": self.folder.save(run, self._shards(), finished=False)}
-            self.saved["checkpoint_seconds"] = time.monotonic() - began
+            self._save(seconds * config.checkpoint_every)
+
+    def _save(self, between: float) -> None:
+        """A resume state; of the first one, its cost beside the seconds ``between`` two of them."""
+        began = time.monotonic()
+        size = self.folder.save(self.run, self._shards(), finished=False)
+        if not self.saved:
+            share = (time.monotonic() - began) / max(between, 1e-9)
+            self.progress.say(f"a resume state is {size / 1e6:.2g} MB, {share:.1%} of the time")
+        self.saved = True
 
     def _tell(self, step: int, row: dict[str, Any]) -> None:
         """Count what was not finite, and say so at its first time."""

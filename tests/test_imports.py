@@ -38,6 +38,7 @@ GROUND = tuple(
         "commandline",
         "errors",
         "namespace",
+        "native",
         "optional",
         "plugin",
         "registry",
@@ -243,9 +244,11 @@ def arrows(graph: dict[str, set[str]], package: str) -> dict[str, set[str]]:
 FLOORS: dict[str, list[str]] = {
     HOME: [
         "namespace errors allocation",
-        "schema",
+        "native schema",
         "spec",
-        "optional plugin registry processes commandline",
+        "optional plugin registry processes",
+        "ranks",
+        "commandline",
         "files optimizees regularizers roles",
         "layout",
         "learned",

@@ -58,6 +58,7 @@ class Muon(AdamW):
     kind = "muon"
     Config = MuonConfig
     config: MuonConfig
+    passing = ("direction",)
 
     def prepare(self, layout: Layout, grads: Tensor, state: State) -> State:
         c = self.config

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,7 +35,8 @@ Step = Callable[[Theta, Carry, Draw], tuple[Carry, Losses]]
 class Family:
     """One optimizee family with one learned optimizer: builds starts and the vmapped step.
 
-    ``engine`` is how steps are run, see `engine`. A task that cannot be vmapped always runs eagerly.
+    ``engine`` is how steps are run (`inner.engine`). A task that cannot be vmapped always runs
+    eagerly.
 
     ``absorption`` puts a regularizer into the score of each step. A learned optimizer with an
     ``explicit`` regularizer is given corrected gradients.
@@ -152,7 +153,9 @@ class _Step:
             & torch.isfinite(loss.detach())
             & torch.isfinite(new_params.detach().sum(-1))
         )
-        if self.looks and not is_watched() and bool(alive.all()):  # the usual case costs no operation
+        if (
+            self.looks and not is_watched() and bool(alive.all())
+        ):  # the usual case costs no operation
             params, buffers = new_params, {name: new_buffers[name] for name in carry.buffers}
             state = {name: new_state[name] for name in carry.state}
         else:
@@ -234,7 +237,8 @@ class _Step:
         )
 
 
-class _Chosen(NamedTuple):
+@dataclass(eq=False)
+class _Chosen:
     """A step as ``choice`` says at present."""
 
     eager: Step

@@ -49,13 +49,15 @@ class LearnedOptimizer(nn.Module):
     """Base class. theta is ``dict(self.named_parameters())``; buffers are constants.
 
     ``config`` is a frozen dataclass from which the same optimizer can be built again. ``per_param``
-    names the state tensors whose last dimension is the parameters; all others are reduced (per
-    tensor or scalar). ``open_ended``: the rule has a meaning where nobody knows the horizon.
+    names the state tensors whose last dimension is the parameters, and ``passing`` such as
+    `prepare` adds for one step; all others are reduced (per tensor or scalar). ``open_ended``: the
+    rule has a meaning where nobody knows the horizon.
     """
 
     kind: ClassVar[str]
     Config: ClassVar[type]
     per_param: ClassVar[tuple[str, ...]] = ()
+    passing: ClassVar[tuple[str, ...]] = ()
     open_ended: ClassVar[bool] = False
     config: Any
     kernels: Kernels | None = None  # see `kernels.with_kernels`
@@ -82,7 +84,7 @@ class LearnedOptimizer(nn.Module):
     def stats(self, layout: Layout, params: Tensor, grads: Tensor, state: State) -> Tensor:
         """``[F, S]``: the means of :meth:`measure` over each tensor."""
         columns = {"params": params, "grads": grads, **self.per_parameter(state)}
-        return self.means("_measured", layout, columns)
+        return self.means("_measured", layout, columns, rest=state)
 
     def condition(
         self, layout: Layout, stats: Tensor, state: State, loss: Tensor | None, clock: Clock
@@ -116,12 +118,12 @@ class LearnedOptimizer(nn.Module):
         stats = self.stats(layout, params, grads, state)
         channels, shared, reduced = self.condition(layout, stats, state, loss, clock)
         columns = {"params": params, "grads": grads, **self.per_parameter(state)}
-        new = self.each("_updated", layout, channels, [shared], columns)
+        new = dict(self.each("_updated", layout, channels, [shared], columns, rest=state))
         return new.pop("params"), {**reduced, **new}
 
     def per_parameter(self, state: State) -> State:
         """The part of the state whose last dimension is the parameters."""
-        return {name: state[name] for name in self.per_param if name in state}
+        return {name: state[name] for name in self.per_param + self.passing if name in state}
 
     def each(
         self,
@@ -130,25 +132,33 @@ class LearnedOptimizer(nn.Module):
         channels: Tensor,
         shared: Sequence[Tensor],
         columns: State,
+        rest: State | None = None,
     ) -> State:
         """``method(channels [C, n], shared, columns)`` over a whole arena, for ``channels [C, S]``;
         by a kernel where there is one. It gives a dict of ``[..., n]`` and may mix no columns.
+        ``rest``: what the method itself may find among the columns.
         """
         if self.kernels is not None:
             made = self.kernels.each(self, method, layout, channels, shared, columns)
             if made is not None:
                 return made
+        columns = {**(rest or {}), **columns}
         return getattr(self, method)(layout.expand(channels), tuple(shared), columns)
 
     def means(
-        self, method: str, layout: Layout, columns: State, shared: Sequence[Tensor] = ()
+        self,
+        method: str,
+        layout: Layout,
+        columns: State,
+        shared: Sequence[Tensor] = (),
+        rest: State | None = None,
     ) -> Tensor:
         """The means over each tensor, ``[F, S]``, of ``method(shared, columns) [F, n]``."""
         if self.kernels is not None:
             made = self.kernels.means(self, method, layout, shared, columns)
             if made is not None:
                 return made
-        measured = getattr(self, method)(tuple(shared), columns)
+        measured = getattr(self, method)(tuple(shared), {**(rest or {}), **columns})
         return layout.mean(measured) if len(measured) else measured.new_zeros(0, layout.num)
 
     def _measured(self, shared: tuple[Tensor, ...], columns: State) -> Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import asdict, is_dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,14 +19,12 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from lo_framework.errors import UserError
 from lo_framework.native import toolchain
-from lo_framework.native.columns import PROGRAMS, Program, Unsupported, columnwise
-from lo_framework.native.symbolic import WIDTH
+from lo_framework.native.columns import columnwise
+from lo_framework.native.nodes import WIDTH
+from lo_framework.native.program import PROGRAMS, Program
 
-if TYPE_CHECKING:
-    from lo_framework.layout import Layout
-    from lo_framework.learned.base import LearnedOptimizer, State
-
-L = TypeVar("L", bound="LearnedOptimizer")
+State = dict[str, Tensor]
+L = TypeVar("L", bound=nn.Module)
 # By class and configuration, which decide on what a rule computes with given meta-parameters: a run
 # on problems that vary makes the same rule again and again.
 _KERNELS: dict[tuple[type, str], Kernels] = {}
@@ -40,32 +38,38 @@ def with_kernels(learned: L) -> L:
     """
     if toolchain.reason():
         raise UserError(f"kernels need a C compiler: {toolchain.reason()}")
-    config = asdict(learned.config) if is_dataclass(learned.config) else learned.config
-    key = (type(learned), repr(config))
+    key = (type(learned), _settings(learned))
     if key not in _KERNELS:
         _KERNELS[key] = Kernels(learned)
-    other = copy.copy(learned)
+    other: Any = copy.copy(learned)
     other.kernels = _KERNELS[key]
     return other
+
+
+def _settings(rule: Any) -> str:
+    """All of them, those too that a config's own text leaves out."""
+    return repr(asdict(rule.config) if is_dataclass(rule.config) else rule.config)  # type: ignore[arg-type]
 
 
 class Kernels:
     """Kernels of the columnwise methods of ``rule``, made when they are first needed."""
 
-    def __init__(self, rule: LearnedOptimizer) -> None:
+    def __init__(self, rule: Any) -> None:
         inner = copy.deepcopy(rule).requires_grad_(False)
         inner.kernels, inner.in_kernel = None, True
         self.methods = _Methods(inner)
-        config = asdict(rule.config) if is_dataclass(rule.config) else rule.config
         # The class's own number, for a notebook may define another one of the same name.
-        self.key = f"{type(rule).__qualname__} {id(type(rule))} {config!r}"
+        self.key = f"{type(rule).__qualname__} {id(type(rule))} {_settings(rule)}"
         self.recipes: dict[Any, Recipe | None] = {}
+
+    def __deepcopy__(self, memo: Any) -> Kernels:
+        return self  # what it makes depends on the rule's class and settings alone
 
     def each(
         self,
-        rule: LearnedOptimizer,
+        rule: Any,
         method: str,
-        layout: Layout,
+        layout: Any,
         channels: Tensor,
         shared: Sequence[Tensor],
         columns: State,
@@ -75,9 +79,9 @@ class Kernels:
 
     def means(
         self,
-        rule: LearnedOptimizer,
+        rule: Any,
         method: str,
-        layout: Layout,
+        layout: Any,
         shared: Sequence[Tensor],
         columns: State,
     ) -> Tensor | None:
@@ -88,9 +92,9 @@ class Kernels:
 
     def _run(
         self,
-        rule: LearnedOptimizer,
+        rule: Any,
         method: str,
-        layout: Layout,
+        layout: Any,
         channels: Tensor,
         shared: Sequence[Tensor],
         columns: State,
@@ -126,7 +130,11 @@ class Kernels:
             try:
                 with temporarily_clear_interpreter_stack():  # nothing of a vmap is in it
                     self.recipes[key] = self._make(*key)
-            except Unsupported:
+            except UserError:
+                raise
+            except (
+                Exception
+            ):  # whatever it is that a kernel cannot do: the rule itself says what is wrong
                 self.recipes[key] = None
         return self.recipes[key]
 
@@ -202,7 +210,7 @@ class Recipe(NamedTuple):
 class _Methods(nn.Module):
     """A rule of which any method can be called with other meta-parameters."""
 
-    def __init__(self, rule: LearnedOptimizer) -> None:
+    def __init__(self, rule: Any) -> None:
         super().__init__()
         self.rule = rule
 

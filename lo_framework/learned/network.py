@@ -152,8 +152,8 @@ def _pull(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     inputs = ctx.saved_tensors
     if not torch.is_grad_enabled():
         return tuple(_backward(dy, *inputs))
-    # Somebody wants a derivative of this derivative. In an unroll x depends on the weights, which is
-    # not this function's affair: hence the aliases.
+    # Somebody wants a derivative of this derivative. In an unroll x depends on the weights, which
+    # is not this function's affair: hence the aliases.
     inputs = tuple(x.view_as(x) for x in inputs)
     wanted = [t for t, needed in zip(inputs, ctx.needs_input_grad) if needed]
     gradients = iter(torch.autograd.grad(formula(*inputs), wanted, dy, create_graph=True))

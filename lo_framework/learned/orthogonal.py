@@ -21,13 +21,13 @@ TINY = 1e-20  # the derivative of its inverse root is finite in float32
 STEPS = 5
 
 
-def newton_schulz(x: Tensor) -> Tensor:
+def newton_schulz(x: Tensor, steps: int = STEPS) -> Tensor:
     """Matrices ``[..., a, b]`` with the singular vectors of ``x`` and singular values near one."""
     tall = x.shape[-2] > x.shape[-1]
     y = x.mT if tall else x
     y = y * torch.rsqrt((y * y).sum((-2, -1), keepdim=True) + TINY)
     a, b, c = COEFFICIENTS
-    for _ in range(STEPS):
+    for _ in range(steps):
         gram = y @ y.mT
         y = a * y + (b * gram + c * (gram @ gram)) @ y
     return y.mT if tall else y

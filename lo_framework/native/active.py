@@ -1,5 +1,5 @@
-"""Whether the code that runs may use kernels: told by whoever runs inner steps, for a model does not
-know the engine.
+"""Whether the code that runs may use kernels: told by whoever runs inner steps, for a model does
+not know the engine.
 """
 
 from __future__ import annotations

@@ -44,7 +44,9 @@ def levels() -> list[str]:
     return [level.key().name.lower() for level in _functorch.get_interpreter_stack() or ()]
 
 
-def over_vmaps(function: Callable[..., Any], given: Sequence[Tensor], lead: int = 0) -> list[Tensor]:
+def over_vmaps(
+    function: Callable[..., Any], given: Sequence[Tensor], lead: int = 0
+) -> list[Tensor]:
     """``function(*given)``, where it wants exactly one dimension of tasks in front and the tensors
     have ``lead`` of them and those of the vmaps that are running.
     """

@@ -79,9 +79,9 @@ def _folder() -> Path:
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         status = folder.stat()
-        if status.st_uid == os.getuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-            if os.access(folder, os.W_OK):
-                return folder
+        private = not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+        if private and status.st_uid == os.getuid() and os.access(folder, os.W_OK):
+            return folder
     except (OSError, RuntimeError):
         pass
     return Path(tempfile.mkdtemp(prefix="lo_kernels_"))  # of this process

@@ -14,9 +14,9 @@ from lo_framework.ranks import Place, follows, place, restarted
 
 ROOT = Path(__file__).resolve().parents[2]
 META = (
-    "meta_train --optimizees mlp --learned hyper-adamw --vary none --outer-steps 4 --unroll-length 5"
-    " --episode-length 10 --num-tasks 3 --shards 3 --validate-every 2 --checkpoint-every 2"
-    " --validation-seeds 2 --probes none --no-evaluate"
+    "meta_train --optimizees mlp --learned hyper-adamw --vary none --outer-steps 4"
+    " --unroll-length 5 --episode-length 10 --num-tasks 3 --shards 3"
+    " --validate-every 2 --checkpoint-every 2 --validation-seeds 2 --probes none --no-evaluate"
 )
 VARIABLES = {"TORCHELASTIC_RUN_ID": "x", "RANK": "1", "WORLD_SIZE": "4"}
 VARIABLES |= {"LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "TORCHELASTIC_RESTART_COUNT": "1"}

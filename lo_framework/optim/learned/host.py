@@ -140,8 +140,8 @@ class Host:
     def _condition(
         self, plan: Plan, stats: Tensor, state: State, loss: Tensor | None, clock: Clock
     ) -> tuple[Tensor, Tensor, State]:
-        """`LearnedOptimizer.condition`, which is many operations on few numbers: after some steps of
-        a plan it is replayed, which has the same bits and costs half.
+        """`LearnedOptimizer.condition`, which is many operations on few numbers: after some steps
+        of a plan it is replayed, which has the same bits and costs half.
         """
         plan.steps += 1
         if plan.steps <= WARM or self.device.type != "cpu":

@@ -41,10 +41,11 @@ class Table:
         self.bounds = torch.tensor([0, *accumulate(sizes)])
         self.sizes = torch.tensor(sizes, dtype=torch.float32)
         states = [state for run in plan.runs for state in run.states]
-        self.leads = {"params": (), "grads": ()}
+        self.leads: dict[str, tuple[int, ...]] = {"params": (), "grads": ()}
         self.leads |= {name: tuple(states[0][name].shape[:-1]) for name in sorted(states[0])}
         self.addresses = {
-            name: torch.tensor([_rows(state[name]) for state in states]) for name in sorted(states[0])
+            name: torch.tensor([_rows(state[name]) for state in states])
+            for name in sorted(states[0])
         }
         self.recipes: dict[tuple[str, int, int], tuple[Recipe, Tensor, Tensor] | None] = {}
 
@@ -134,4 +135,3 @@ def _rows(x: Tensor) -> list[int]:
     if not lead or not x.shape[-1]:
         return [0] * lead
     return [row.data_ptr() for row in x.reshape(lead, -1)] if lead > 1 else [x.data_ptr()]
-

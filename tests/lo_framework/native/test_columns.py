@@ -43,7 +43,9 @@ def drawn(seed: int, scale: float = 1.0) -> Tensor:
     return scale * torch.randn(K, LAYOUT.size, generator=generator)
 
 
-def trained(learned: LearnedOptimizer, theta: Theta, params: Tensor, steps: int = 3) -> list[Tensor]:
+def trained(
+    learned: LearnedOptimizer, theta: Theta, params: Tensor, steps: int = 3
+) -> list[Tensor]:
     """Parameters and state after some updates."""
 
     def one(theta: Theta, params: Tensor, grads: Tensor, state: State) -> tuple[Tensor, State]:
@@ -136,7 +138,9 @@ def test_transforms_and_nested_vmaps() -> None:
     )
     close(found, wanted, VALUES)
     close(one(native, scales[0, 0]), wanted[0, 0], VALUES)
-    slopes = [grad(lambda s, rule=rule: one(rule, s).sum())(scales[0, 0]) for rule in (native, learned)]
+    slopes = [
+        grad(lambda s, rule=rule: one(rule, s).sum())(scales[0, 0]) for rule in (native, learned)
+    ]
     close(slopes[0], slopes[1], SLOPES)
 
 

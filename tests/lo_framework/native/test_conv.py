@@ -16,7 +16,13 @@ pytestmark = pytest.mark.skipif(bool(toolchain.reason()), reason=toolchain.reaso
 
 K = 2
 # channels in, height, width, channels out, rows, stride
-CASES = [(1, 8, 8, 16, 64, 1), (3, 5, 7, 6, 37, 2), (4, 4, 4, 4, 70, 1), (5, 2, 3, 1, 1, 1), (2, 16, 16, 3, 16, 2)]
+CASES = [
+    (1, 8, 8, 16, 64, 1),
+    (3, 5, 7, 6, 37, 2),
+    (4, 4, 4, 4, 70, 1),
+    (5, 2, 3, 1, 1, 1),
+    (2, 16, 16, 3, 16, 2),
+]
 
 
 def torchs(x: Tensor, w: Tensor, stride: int) -> Tensor:
@@ -39,8 +45,10 @@ def test_convolution_and_its_derivatives(case: tuple[int, ...]) -> None:
         inputs = [t.double() if double else t for t in (x, w)]
         inputs = [t.clone().requires_grad_() for t in inputs]
         with kernels(not double):
-            apply = (lambda a, b: torchs(a, b, stride)) if double else (
-                lambda a, b: conv3x3(a, b, stride, gather)
+            apply = (
+                (lambda a, b: torchs(a, b, stride))
+                if double
+                else (lambda a, b: conv3x3(a, b, stride, gather))
             )
             y = vmap(apply)(*inputs)
             first = torch.autograd.grad(y, inputs, torch.sin(y), create_graph=True)

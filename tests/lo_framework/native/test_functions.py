@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from lo_framework.native import toolchain
-from lo_framework.native.columns import PROGRAMS, Program, columnwise
+from lo_framework.native.columns import columnwise
+from lo_framework.native.program import PROGRAMS, Program
 
 pytestmark = pytest.mark.skipif(bool(toolchain.reason()), reason=toolchain.reason())
 
@@ -19,9 +20,7 @@ def applied(name: str, x: Tensor) -> Tensor:
         return [getattr(torch, name)(columns[0])], []
 
     program = Program(f"test {name}", function, (), 0, ((),))
-    (made,), _ = columnwise(
-        PROGRAMS[program.key], [], torch.zeros(0, 1), [x], [len(x)]
-    )
+    (made,), _ = columnwise(PROGRAMS[program.key], [], torch.zeros(0, 1), [x], [len(x)])
     return made
 
 
@@ -31,7 +30,11 @@ def test_within_a_few_roundings(name: str) -> None:
     exponents = torch.rand(20_000, generator=generator) * 80 - 40
     size = torch.exp2(exponents)
     x = size if name in ("log", "sqrt", "rsqrt") else torch.cat([size, -size])
-    x = torch.cat([x, torch.linspace(-100, 100, 9_999)]) if name in ("exp", "tanh", "sigmoid") else x
+    x = (
+        torch.cat([x, torch.linspace(-100, 100, 9_999)])
+        if name in ("exp", "tanh", "sigmoid")
+        else x
+    )
     wanted = getattr(torch, name)(x.double())
     found = applied(name, x).double()
     kept = wanted.abs() > 1e-37  # below, numbers have fewer digits

@@ -60,7 +60,9 @@ def test_without_a_compiler(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_a_compiler_that_fails(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     broken = fresh / "cc"
-    broken.write_text("#!/bin/sh\n[ \"$1\" = --version ] && echo fake 1 && exit 0\necho 'error: no' >&2\nexit 1\n")
+    broken.write_text(
+        "#!/bin/sh\n[ \"$1\" = --version ] && echo fake 1 && exit 0\necho 'error: no' >&2\nexit 1\n"
+    )
     broken.chmod(0o755)
     monkeypatch.setenv("PATH", f"{fresh}:{os.environ['PATH']}")
     monkeypatch.delenv("CC", raising=False)

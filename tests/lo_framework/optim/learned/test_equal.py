@@ -12,7 +12,7 @@ from lo_framework.episode import Draw, tile_theta
 from lo_framework.inner.step import Family
 from lo_framework.learned.base import Clock
 from lo_framework.optim import Learned
-from lo_framework.optim.learned import host, store
+from lo_framework.optim.learned import store
 from lo_framework.optimizees import make_tasks
 from tests.lo_framework.optim.tools import (
     ALL_KINDS,
