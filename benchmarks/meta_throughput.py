@@ -1,6 +1,6 @@
 """Inner steps per second of meta-gradient estimation, beside plain code and beside two libraries.
 
-    python -m benchmarks.meta_throughput [--quick] [--device cuda] [--out results]
+    python -m benchmarks.meta_throughput [--quick] [--device cuda] [--peer PATH] [--out results]
 
 The learned optimizer is ``mlp`` (19-32-32-2), the optimizee an MLP on 8x8 digits with batches of
 64, an unroll is 20 steps, the objective the training loss, on one thread. A step is one inner step
@@ -8,7 +8,8 @@ of one task: loss, gradient and update, and its part of the estimate (a PES pair
 Contenders run in turn, round after round (``harness``); the plain code's meta-gradient is first
 checked against the engine's. Then curves over tasks in one ``vmap`` and over parameters, and on a
 GPU the memory. ``--tasks`` are those of the engine in the comparison (16; on a GPU 256);
-``--engines`` are of eager, graph, inductor.
+``--engines`` are of those in ``lo_framework.inner.engine``. Then learned optimizers on kinds of
+problems (`families`), beside another checkout of this project (``--peer``) and JAX.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks import harness, plain
+from benchmarks import families, harness, plain
 from benchmarks.harness import Contender, Estimation
 from benchmarks.peers import LOSSES, Peer, build_model, load_peer
 from lo_framework.learned.base import Theta
@@ -206,8 +207,10 @@ def widths(most: int) -> list[int]:
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     defaults = {"device": "cpu", "tasks": 0, "hidden": 32, "curves": True}
-    defaults |= {"rounds": (4, 15), "curve_rounds": (2, 3)}
-    defaults["engines"] = "eager,graph", "eager,graph,inductor"
+    defaults |= {"rounds": (4, 15), "curve_rounds": (2, 3), "family_rounds": (2, 12)}
+    defaults |= {"families": True, "peer": ""}
+    native = "native,native-graph,native-inductor"
+    defaults["engines"] = "eager,native-graph", f"eager,graph,inductor,{native}"
     args, content = harness.begin("meta_throughput", __doc__, argv, **defaults)
     gpu = harness.on_gpu(args)
     args.tasks = args.tasks or (256 if gpu else 16)
@@ -220,9 +223,11 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         )
         wide = widths(10**4)[::2] if args.quick else widths(10**5)
         # Compiling at every point would take most of the time.
-        kept = [engine for engine in engines if engine != "inductor"]
+        kept = [engine for engine in engines if "inductor" not in engine]
         content["curve_tasks"] = curve(args, kept, [(k, args.hidden) for k in tasks], "tasks")
         content["curve_parameters"] = curve(args, kept, [(4, h) for h in wide], "parameters")
+    if args.families:
+        content["families"] = families.measure(args)
     harness.save(args, content, **(panels(content) if args.curves else {}))
     return content
 

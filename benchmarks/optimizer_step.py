@@ -41,14 +41,18 @@ SIZES = {
     "0.1M": Transformer(48, 3, 256, 64),
     "1M": Transformer(128, 4, 1024, 512),
     "10M": Transformer(320, 6, 7680, 512),
+    "100M": Transformer(768, 10, 36864, 1024),
     "tiny": Transformer(8, 1, 16, 8),
 }
 YARDS = ("AdamW foreach", "AdamW fused")
 BOUNDS = {  # at most so many times the time of AdamW foreach
     "MetaOptimize adamw/lion, scalar": 1.4,
-    "MetaOptimize adamw/lion, tensor": 1.6,
-    "MetaAdamW, 8 layers": 2.0,
+    "MetaOptimize adamw/lion, tensor": 1.0,
+    "MetaAdamW, 8 layers": 1.5,
+    "Learned attention": 1.5,
+    "Learned attention-mlp": 4.0,
 }
+LARGE = {"Learned attention-mlp": 3.0}
 COLUMNS = {
     "ms/step": "milliseconds",
     "x foreach": "time / AdamW foreach",
@@ -79,7 +83,7 @@ def optimizers() -> dict[str, Build]:
     adamw = partial(torch.optim.AdamW, lr=1e-6, weight_decay=0.1)
     network = NetworkConfig(layers=8, width=16)
     attending = partial(MetaAdamW, lr=1e-6, network=network)
-    kinds = "hyper-adamw", "attention", "attention-mlp"
+    kinds = "hyper-adamw", "attention", "attention-mlp", "attention-mlp:hidden=8", "scaled"
     return {
         "AdamW foreach": partial(adamw, foreach=True),
         "AdamW fused": partial(adamw, fused=True),
@@ -148,6 +152,7 @@ def judge(sizes: dict[str, Any]) -> list[dict[str, Any]]:
     out = []
     for label, bound in BOUNDS.items():
         for name, size in sizes.items():
+            bound = LARGE.get(label, bound) if size["parameters"] > 5e6 else bound
             ratio = size["optimizers"][label][f"time / {YARDS[0]}"]
             kept = harness.within(f"{label} at {name}, times {YARDS[0]}", ratio, bound)
             verdict = {"optimizer": label, "size": name, "ratio": ratio, "bound": bound}

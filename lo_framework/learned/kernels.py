@@ -100,7 +100,7 @@ class Kernels:
         columns: State,
         means: bool,
     ) -> State | None:
-        if any(x.device.type != "cpu" or x.dtype != torch.float32 for x in columns.values()):
+        if any(x.dtype != torch.float32 for x in columns.values()):
             return None
         given = [*(p for _, p in rule.named_parameters()), *shared]
         recipe = self.recipe(
@@ -190,7 +190,8 @@ class Kernels:
             tuple(leads[name] for name in names),
         )
         program = PROGRAMS[program.key]
-        _ = program.forward, pulled and program.backward
+        if next(iter(parameters.values())).device.type == "cpu":  # elsewhere torch compiles
+            _ = program.forward, pulled and program.backward
         every_name = [] if means else [(name, same.get(name, name)) for name in made]
         return Recipe(program, used, names, outputs, every_name)
 

@@ -196,6 +196,12 @@ class Arithmetic:
         shape = x.nodes.shape
         return Array(array_of([self.formula.const(value)] * x.nodes.size, shape), x.wide)
 
+    def do_empty_like(self, x: Array, **_: Any) -> Array:
+        return self.alike(x, 0.0)
+
+    def do_fill(self, x: Array, value: Any) -> Array:
+        return self.alike(x, value)
+
     def do_zeros_like(self, x: Array, **_: Any) -> Array:
         return self.alike(x, 0.0)
 

@@ -11,7 +11,8 @@ derivatives are taken of, and what runs inside transforms other than vmap.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from itertools import accumulate
 from typing import Any
 
@@ -20,6 +21,8 @@ from torch import Tensor
 
 from lo_framework.native.operators import levels, operator, over_vmaps
 from lo_framework.native.program import PROGRAMS, Function, Program
+
+COMPILED_ON = {"cuda"}  # where torch's compiler makes the kernel, not ours
 
 
 def columnwise(
@@ -60,6 +63,33 @@ def plain(
     return outputs, means
 
 
+def over_tasks(program: Program, sizes: Sequence[int]) -> Callable[..., tuple[Tensor, ...]]:
+    """The definition for K tasks: outputs, and all means as ``[K, F, S]``."""
+    n = len(program.shared)
+
+    def one(*flat: Tensor) -> tuple[Tensor, ...]:
+        made = plain(program.function, flat[:n], flat[n], flat[n + 1 :], sizes)
+        means = [x.reshape(-1, x.shape[-1]) for x in made[1]]
+        return (*made[0], torch.cat([flat[n][:0], *means]))
+
+    return torch.func.vmap(one)
+
+
+@cache
+def _compiled(key: str, sizes: tuple[int, ...]) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """On an accelerator: the definition and its derivative through torch's own compiler."""
+    program = PROGRAMS[key]
+    n, count = len(program.shared), len(program.shared) + 1 + len(program.columns)
+    forward = over_tasks(program, sizes)
+
+    def backward(*given: Tensor) -> tuple[Tensor, ...]:
+        found = torch.func.vjp(forward, *given[:count])[1](tuple(given[count:]))
+        sums = [x.reshape(len(x), -1) for x in found[:n]]
+        return (torch.cat([given[n].reshape(len(given[n]), -1)[:, :0], *sums], 1), *found[n:])
+
+    return torch.compile(forward, dynamic=False), torch.compile(backward, dynamic=False)
+
+
 def _divide(
     program: Program, given: Sequence[Tensor]
 ) -> tuple[list[Tensor], Tensor, list[Tensor], Sequence[Tensor]]:
@@ -77,6 +107,8 @@ def _rows(x: Tensor) -> Tensor:
 
 
 def _forward(given: list[Tensor], sizes: list[int], key: str) -> list[Tensor]:
+    if given[0].device.type in COMPILED_ON:
+        return [*_compiled(key, tuple(sizes))[0](*(x.detach() for x in given))]
     program = PROGRAMS[key]
     shared, channels, rows, _ = _divide(program, given)
     outputs, totals, _ = program.forward(shared, channels, rows, [0, *accumulate(sizes)])
@@ -89,6 +121,8 @@ def _backward(given: list[Tensor], sizes: list[int], key: str) -> list[Tensor]:
     """Gradients of what is shared ``[K, numbers]``, of channels and of columns, from the inputs and
     the cotangents of outputs and means.
     """
+    if given[0].device.type in COMPILED_ON:
+        return [*_compiled(key, tuple(sizes))[1](*(x.detach() for x in given))]
     program = PROGRAMS[key]
     shared, channels, rows, seeds = _divide(program, given)
     count = len(program.outputs)
@@ -133,7 +167,7 @@ class _Columns(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *seeds: Tensor) -> Any:
         given = [*ctx.saved_tensors]
-        program, n = PROGRAMS[ctx.key], len(PROGRAMS[ctx.key].shared)
+        program = PROGRAMS[ctx.key]
         if not torch.is_grad_enabled():
             sums, *others = _backward_op([*given, *seeds], ctx.sizes, ctx.key)
             parts = sums.split([math.prod(x) for x in program.shared], dim=1)
@@ -143,13 +177,7 @@ class _Columns(torch.autograd.Function):
         # Somebody wants a derivative of this derivative. Inputs may depend on one another (channels
         # on parameters), and what goes that way is not this function's: hence the aliases.
         given = [x.view_as(x) for x in given]
-
-        def one(*flat: Tensor) -> tuple[Tensor, ...]:
-            made = plain(program.function, flat[:n], flat[n], flat[n + 1 :], ctx.sizes)
-            means = [x.reshape(-1, x.shape[-1]) for x in made[1]]
-            return (*made[0], torch.cat([flat[n][:0], *means]))
-
-        made = torch.func.vmap(one)(*given)
+        made = over_tasks(program, ctx.sizes)(*given)
         reached = [(x, seed) for x, seed in zip(made, seeds) if x.requires_grad]
         wanted = [x for x in given if x.requires_grad]
         found = iter(

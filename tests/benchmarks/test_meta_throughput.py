@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 
 import pytest
 
-from benchmarks import meta_throughput
+from benchmarks import families, harness, meta_throughput
 from benchmarks.harness import Contender
+from benchmarks.remote import TREE, Remote
+from benchmarks.results import ROOT
 
 
 @pytest.mark.parametrize("kind", ["pes", "tbptt"])
@@ -28,6 +31,21 @@ def test_ratios_are_taken_within_rounds() -> None:
     assert ours.ratio(peer) == pytest.approx((3.0, 2.25))
 
 
+def test_families_beside_this_very_checkout(capsys: pytest.CaptureFixture[str]) -> None:
+    peer = Remote("peer", TREE, ROOT)
+    try:
+        arguments = argparse.Namespace(engines="eager,nonsense", device="cpu")
+        contenders = families.group(arguments, "mlp", "mlp", "pes", [peer])
+        names = [c.name for c in contenders]
+        assert names == ["ours, eager", "floor", *(f"peer, {e}" for e in families.PEER_ENGINES)]
+        harness.interleave(contenders[:3], 1)
+        told = families.told("case", contenders[:3])
+    finally:
+        peer.close()
+    assert told["ratios"]["x best engine of the peer"] > 0
+    assert "nonsense is left out" in capsys.readouterr().out
+
+
 def test_smoke(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = [
         "--tasks",
@@ -39,6 +57,7 @@ def test_smoke(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "--engines",
         "eager",
         "--no-curves",
+        "--no-families",
     ]
     meta_throughput.main([*arguments, "--out", str(tmp_path)])
     content = json.loads((tmp_path / "meta_throughput.json").read_text())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from lo_framework.layout import Layout
 from lo_framework.learned import make_learned
 from lo_framework.learned.base import Clock, LearnedOptimizer, State, Theta
 from lo_framework.learned.kernels import with_kernels
-from lo_framework.native import toolchain
+from lo_framework.native import columns, toolchain
 from tests.lo_framework.small_tasks import ALL_KINDS
 
 pytestmark = pytest.mark.skipif(bool(toolchain.reason()), reason=toolchain.reason())
@@ -86,6 +87,61 @@ def test_values_and_meta_gradients_are_the_rules(spec: str) -> None:
 
 def drawn_like(x: Tensor) -> Tensor:
     return torch.randn(x.shape, generator=torch.Generator().manual_seed(x.numel()))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("spec", ["attention-mlp", "scaled"])
+def test_what_an_accelerator_runs(spec: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There torch's compiler makes the kernel; it can do so for a CPU too."""
+    monkeypatch.setattr(columns, "COMPILED_ON", {"cpu"})
+    test_values_and_meta_gradients_are_the_rules(spec)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("spec", ["attention-mlp", "scaled", "mlp"])
+def test_on_a_gpu(spec: str) -> None:
+    learned = moved(spec)
+    theta = tile_theta(learned.theta(), K)
+    wanted = trained(learned, theta, drawn(1))
+    found = run_on("cuda", learned, theta)
+    for a, b in zip(found, wanted):
+        close(a, b, 20 * VALUES)
+
+
+def run_on(device: str, learned: LearnedOptimizer, theta: Theta) -> list[Tensor]:
+    there = with_kernels(copy.deepcopy(learned).to(device))
+    layout, moved_theta = (
+        LAYOUT.to(torch.device(device)),
+        {n: x.to(device) for n, x in theta.items()},
+    )
+
+    def one(theta: Theta, params: Tensor, grads: Tensor, state: State) -> tuple[Tensor, State]:
+        clock = Clock(torch.tensor(0.3, device=device), torch.tensor(20.0, device=device))
+        loss = (params * params).mean()
+        return functional_call(there, theta, (layout, params, grads, state, loss, clock))
+
+    params = drawn(1).to(device)
+    state = vmap(lambda p: there.init_state(layout, p))(params)
+    for t in range(3):
+        grads = drawn(10 + t).to(device) + 0.3 * params
+        params, state = vmap(one)(moved_theta, params, grads, state)
+    return [x.cpu() for x in (params, *(state[name] for name in sorted(state)))]
+
+
+@pytest.mark.parametrize("spec", KINDS)
+def test_every_kind_has_all_its_kernels(spec: str) -> None:
+    """Else the rule itself would run, and nothing above would notice."""
+    learned = with_kernels(moved(spec))
+    assert learned.kernels is not None
+    theta = {n: x.clone().requires_grad_() for n, x in tile_theta(learned.theta(), K).items()}
+    trained(learned, theta, drawn(1), steps=1)
+    nothing_to_measure = {"hyper-adamw", "lstm"}
+    for (method, *_), recipe in learned.kernels.recipes.items():
+        none = method == "_measured" and learned.kind in nothing_to_measure
+        assert (recipe is None) == none, method
 
 
 def test_it_is_a_kernel_that_runs(monkeypatch: pytest.MonkeyPatch) -> None:
