@@ -7,8 +7,7 @@ computes, up to rounding. A method that no kernel can be written for runs as it 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
-from dataclasses import asdict, is_dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -27,7 +26,7 @@ State = dict[str, Tensor]
 L = TypeVar("L", bound=nn.Module)
 # By class and configuration, which decide on what a rule computes with given meta-parameters: a run
 # on problems that vary makes the same rule again and again.
-_KERNELS: dict[tuple[type, str], Kernels] = {}
+_KERNELS: dict[tuple[type, Any], Kernels] = {}
 
 
 def with_kernels(learned: L) -> L:
@@ -38,28 +37,31 @@ def with_kernels(learned: L) -> L:
     """
     if toolchain.reason():
         raise UserError(f"kernels need a C compiler: {toolchain.reason()}")
-    key = (type(learned), _settings(learned))
-    if key not in _KERNELS:
-        _KERNELS[key] = Kernels(learned)
     other: Any = copy.copy(learned)
-    other.kernels = _KERNELS[key]
+    other.kernels = kernels_of(learned)
     return other
 
 
-def _settings(rule: Any) -> str:
-    """All of them, those too that a config's own text leaves out."""
-    return repr(asdict(rule.config) if is_dataclass(rule.config) else rule.config)  # type: ignore[arg-type]
+def kernels_of(rule: Any) -> Kernels:
+    """Those of all rules of this class and configuration."""
+    key = (type(rule), rule.config)
+    try:
+        hash(key)
+    except TypeError:  # a plugin's own, which is not frozen
+        key = (type(rule), repr(rule.config))
+    if key not in _KERNELS:
+        _KERNELS[key] = Kernels(rule, len(_KERNELS))
+    return _KERNELS[key]
 
 
 class Kernels:
     """Kernels of the columnwise methods of ``rule``, made when they are first needed."""
 
-    def __init__(self, rule: Any) -> None:
+    def __init__(self, rule: Any, number: int) -> None:
         inner = copy.deepcopy(rule).requires_grad_(False)
         inner.kernels, inner.in_kernel = None, True
         self.methods = _Methods(inner)
-        # The class's own number, for a notebook may define another one of the same name.
-        self.key = f"{type(rule).__qualname__} {id(type(rule))} {_settings(rule)}"
+        self.key = f"{type(rule).__qualname__} {number}"
         self.recipes: dict[Any, Recipe | None] = {}
 
     def __deepcopy__(self, memo: Any) -> Kernels:
@@ -123,6 +125,21 @@ class Kernels:
             return {"means": totals[0]}
         made = dict(zip(recipe.outputs, outputs))
         return {name: made[name] if name in made else columns[old] for name, old in recipe.names}
+
+    def sums(
+        self, rule: Any, columns: Mapping[str, Sequence[Tensor]], bounds: Tensor
+    ) -> Tensor | None:
+        """Sums ``[F, S]`` of what the rule measures, of S tensors that lie anywhere on the CPU in
+        float32, each contiguous; None where there is no kernel.
+        """
+        recipe = self.recipe("_measured", True, 0, tuple((name, ()) for name in columns), (), False)
+        if recipe is None:
+            return None
+        rows = [[x.data_ptr() for x in columns[name]] for name in recipe.columns]
+        table, parameters = torch.tensor(rows).T.contiguous(), [*rule.parameters()]
+        given = [parameters[i].detach().reshape(1, -1) for i in recipe.shared]
+        none = torch.empty(0, len(bounds) - 1)
+        return recipe.program.forward.over(given, none, bounds, table, table)
 
     def recipe(self, *key: Any) -> Recipe | None:
         """How to call the kernels of a method for given shapes."""

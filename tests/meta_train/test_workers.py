@@ -37,24 +37,24 @@ def test_errors_of_workers(tmp_path: Path) -> None:
         with pytest.raises(UserError, match="unknown learned optimizer") as found:
             workers.call(ShardHost.build, [(Stage("atention", {}), None)] * 2)
         assert "Traceback" in str(found.value.__cause__), "for --debug"
-        workers.children[1].receive()  # that it is ready
-        workers.children[1].receive()  # the other one's answer
+        workers.peers[1].receive()  # that it is ready
+        workers.peers[1].receive()  # the other one's answer
         with pytest.raises(RuntimeError, match="worker 0 failed: TypeError.*argument") as bug:
             workers.everywhere(ShardHost.build)
         assert "Traceback" in str(bug.value.__cause__)
-        workers.children[1].receive()
-        os.kill(workers.children[1].process.pid, signal.SIGKILL)
+        workers.peers[1].receive()
+        os.kill(workers.peers[1].process.pid, signal.SIGKILL)
         with pytest.raises(Died, match=r"worker 1 ended unexpectedly \(exit code -9"):
             workers.call(ShardHost.validate, [(Stage("hyper-adamw", {}), [], [])] * 2)
     finally:
         workers.close()
-    assert not any(child.process.is_alive() for child in workers.children)
+    assert not any(child.process.is_alive() for child in workers.peers)
     workers.close()  # twice is fine
 
 
 def test_shares_of_the_shards() -> None:
     workers = Workers(WorkerSetup(tiny(), Program(workers=5)), 1)
-    assert workers.num == 1 and workers.parts == [[0]] and not workers.children
+    assert workers.num == 1 and workers.parts == [[0]] and not workers.peers
     with pytest.raises(UserError, match="--workers must be at least 1"):
         Program(workers=0)
 

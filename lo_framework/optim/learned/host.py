@@ -20,7 +20,7 @@ from torch import Tensor
 from lo_framework.inner.graph import Recorder
 from lo_framework.layout import Layout
 from lo_framework.learned.base import Clock, LearnedOptimizer, State
-from lo_framework.learned.kernels import Kernels, with_kernels
+from lo_framework.learned.kernels import Kernels, kernels_of
 from lo_framework.native import toolchain
 from lo_framework.optim.learned.store import Plan, Run, Store
 from lo_framework.optim.learned.table import Table, in_memory
@@ -79,7 +79,7 @@ class Host:
         usable = self.device.type == "cpu" and self.dtype == torch.float32 and self.chunk is None
         if not usable or toolchain.reason():
             return None
-        return with_kernels(self.learned).kernels
+        return kernels_of(self.learned)
 
     def on(self, device: torch.device) -> LearnedOptimizer:
         """The rule with its weights on ``device``."""

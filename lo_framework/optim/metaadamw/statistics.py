@@ -9,12 +9,15 @@ the place of its products, which would be written to memory.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from lo_framework.learned.attention import Attention
+from lo_framework.learned.kernels import kernels_of
+from lo_framework.native import toolchain
 from lo_framework.optim.learned.store import SMALL
 
 FEW = 4  # small tensors side by side are worth it from here on
@@ -30,6 +33,7 @@ class MeasuringOrder(NamedTuple):
     cut: int
     numel: Tensor  # [S], in this order
     back: Tensor  # [S], to the order of the list
+    bounds: Tensor  # [S + 1], where each would begin if they lay one behind the other
 
 
 def make_order(params: Sequence[Tensor]) -> MeasuringOrder:
@@ -41,7 +45,10 @@ def make_order(params: Sequence[Tensor]) -> MeasuringOrder:
     places = sorted(range(len(params)), key=lambda k: not small[k])
     back = sorted(range(len(params)), key=places.__getitem__)
     numel = torch.tensor([params[k].numel() for k in places], device=first)
-    return MeasuringOrder(tuple(places), sum(small), numel, torch.tensor(back, device=first))
+    bounds = torch.tensor([0, *accumulate(numel.tolist())])
+    return MeasuringOrder(
+        tuple(places), sum(small), numel, torch.tensor(back, device=first), bounds
+    )
 
 
 @torch.no_grad()
@@ -56,14 +63,31 @@ def statistics(
     ms = [states[k]["exp_avg"] for k in order.places]
     vs = [states[k]["exp_avg_sq"] for k in order.places]
     ps, gs = ([_as(xs[k], m) for k, m in zip(order.places, ms)] for xs in (params, grads))
+    sums = _by_kernel(network, order, {"params": ps, "grads": gs, "m": ms, "v": vs})
+    if sums is not None:
+        return (sums / order.numel).index_select(1, order.back)
     parts = ((slice(order.cut), _side_by_side), (slice(order.cut, None), _by_norms))
-    sums = [
+    several = [
         sums_of(network, [x[part] for x in (ps, gs, ms, vs)], order.numel[part])
         for part, sums_of in parts
         if order.places[part]
     ]
-    means = torch.cat(sums, dim=1) / order.numel
+    means = torch.cat(several, dim=1) / order.numel
     return (means.index_select(1, order.back) if order.cut else means).to(network.head.dtype)
+
+
+def _by_kernel(
+    network: Attention, order: MeasuringOrder, columns: dict[str, list[Tensor]]
+) -> Tensor | None:
+    """Sums ``[F, S]`` where a kernel can read all tensors as they lie; else None."""
+    if order.numel.device.type != "cpu" or network.head.dtype != torch.float32:
+        return None
+    for x in (x for each in columns.values() for x in each):
+        if x.dtype != torch.float32 or not (x.is_cpu and x.is_contiguous()):
+            return None
+    if toolchain.reason():
+        return None
+    return kernels_of(network).sums(network, columns, order.bounds)
 
 
 def _side_by_side(network: Attention, tensors: list[list[Tensor]], numel: Tensor) -> Tensor:
