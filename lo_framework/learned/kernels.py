@@ -26,7 +26,7 @@ State = dict[str, Tensor]
 L = TypeVar("L", bound=nn.Module)
 # By class and configuration, which decide on what a rule computes with given meta-parameters: a run
 # on problems that vary makes the same rule again and again.
-_KERNELS: dict[tuple[type, Any], Kernels] = {}
+_KERNELS: dict[tuple[Any, ...], Kernels] = {}
 
 
 def with_kernels(learned: L) -> L:
@@ -43,12 +43,13 @@ def with_kernels(learned: L) -> L:
 
 
 def kernels_of(rule: Any) -> Kernels:
-    """Those of all rules of this class and configuration."""
-    key = (type(rule), rule.config)
+    """Those of all rules of this class, this configuration and these constants."""
+    constants = tuple(x.detach().cpu().numpy().tobytes() for x in rule.buffers())
+    key = (type(rule), rule.config, constants)
     try:
         hash(key)
     except TypeError:  # a plugin's own, which is not frozen
-        key = (type(rule), repr(rule.config))
+        key = (type(rule), repr(rule.config), constants)
     if key not in _KERNELS:
         _KERNELS[key] = Kernels(rule, len(_KERNELS))
     return _KERNELS[key]
