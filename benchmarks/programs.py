@@ -1,10 +1,10 @@
-"""Whole programs by the clock: `eval transfer` beside another checkout, and ranks beside one process.
+"""Whole programs by the clock: `eval transfer` beside another checkout, ranks beside one process.
 
     python -m benchmarks.programs --peer PATH [--rounds 3] [--out results]
 
 The evaluation is that of the built-in problems, with AdamW's whole grid; programs of both checkouts
-run in turn, on one thread, and a ratio is taken within a round. Ranks: outer steps per second of one
-run of meta-training under torchrun, the first steps (in which things are made) left out.
+run in turn, on one thread, and a ratio is taken within a round. Ranks: outer steps per second of
+one run of meta-training under torchrun, the first steps (in which things are made) left out.
 """
 
 from __future__ import annotations
