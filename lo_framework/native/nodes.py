@@ -114,7 +114,13 @@ class Formula:
         return self.node("total", x, varies=TENSOR, late=True)
 
     def product(self, w: np.ndarray, x: np.ndarray) -> np.ndarray:
-        """Rows ``[A]`` of a product."""
+        """Rows ``[A]`` of a product. What the columns share among ``x`` is multiplied once for all
+        of them.
+        """
+        wide = np.array([n.varies == COLUMN for n in x])
+        if not wide.all():
+            rows = self.product(w[:, wide], x[wide]) if wide.any() else [None] * len(w)
+            return array_of([self._plus(r, a, x, ~wide) for r, a in zip(rows, w)], (len(w),))
         key = (w.shape, *(n.index for n in w.flat), *(n.index for n in x))
         number = self.made.setdefault(key, len(self.products))
         if number == len(self.products):
@@ -122,7 +128,26 @@ class Formula:
         made = [self.node("row", number, a, varies=COLUMN) for a in range(len(w))]
         return array_of(made, (len(w),))
 
+    def _plus(self, row: Node | None, w: np.ndarray, x: np.ndarray, some: np.ndarray) -> Node:
+        """A row and the products of ``some`` numbers that the columns share."""
+        parts = [self.binary("mul", a, b) for a, b in zip(w[some], x[some])]
+        total = parts[0]
+        for part in parts[1:]:
+            total = self.binary("add", total, part)
+        return total if row is None else self.binary("add", row, total)
+
     def outer(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        """Sums over columns of all products of a row of ``x`` with a row of ``y``."""
+        for rows, others in ((x, y), (y, x)):
+            wide = np.array([n.varies == COLUMN for n in others])
+            if not wide.all():
+                sums = [self.total(n) for n in rows]
+                made = np.empty((len(rows), len(others)), dtype=object)
+                if wide.any():
+                    made[:, wide] = self.outer(rows, others[wide])
+                for j in np.flatnonzero(~wide):
+                    made[:, j] = [self.binary("mul", total, others[j]) for total in sums]
+                return made if rows is x else made.T
         number = len(self.outers)
         self.outers.append(Outer(tuple(x), tuple(y)))
         made = [

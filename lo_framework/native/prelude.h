@@ -1,6 +1,9 @@
 /* Vectors of 16 floats, blocks of 64 columns, and what the generated code calls. Comparisons give
    masks of all or no bits; a masked value is chosen bit by bit, so that NaN never spreads. */
 #include <math.h>
+#ifdef __AVX512F__
+#include <immintrin.h>
+#endif
 #include <stdint.h>
 #include <string.h>
 
@@ -19,25 +22,31 @@ INLINE void put(float *p, V x) { *(U *)p = x; }
 INLINE V pick(I mask, V a, V b) { return (V)((mask & (I)a) | (~mask & (I)b)); }
 INLINE I ordered(V x) { return x == x; }
 
+INLINE V v_abs(V x) { return (V)((I)x & 0x7fffffff); }
+#ifdef __AVX512F__
+INLINE V v_sqrt(V x) { return (V)_mm512_sqrt_ps((__m512)x); }
+/* Of two numbers one of which is NaN, these give the second operand. */
+INLINE V v_max(V a, V b) { return (V)_mm512_max_ps((__m512)b, (__m512)a); }
+INLINE V v_min(V a, V b) { return (V)_mm512_min_ps((__m512)b, (__m512)a); }
+#else
 INLINE V v_sqrt(V x) {
   float a[LANES];
   put(a, x);
   for (int i = 0; i < LANES; i++) a[i] = sqrtf(a[i]);
   return at(a);
 }
-INLINE V v_abs(V x) { return (V)((I)x & 0x7fffffff); }
 INLINE V v_max(V a, V b) { return pick((a >= b) | ~ordered(a), a, b); } /* NaN stays */
 INLINE V v_min(V a, V b) { return pick((a <= b) | ~ordered(a), a, b); }
+#endif
 INLINE V v_round(V x) { /* to the nearest integer, |x| < 2^22 */
   const float magic = 12582912.0f;
   return (x + magic) - magic;
 }
 
-/* exp: 2^k exp(r), |r| <= ln 2 / 2, by its series to r^7: within 1e-7. */
+/* exp: 2^k exp(r), |r| <= ln 2 / 2, by its series to r^7: within 1e-7. Beyond the ends of float32 it
+   is infinite or 0, and of NaN it is NaN, by the arithmetic itself. */
 INLINE V v_exp(V x) {
-  V y = pick(x > 88.8f, splat(88.8f), x);
-  y = pick(y < -104.0f, splat(-104.0f), y);
-  y = pick(ordered(x), y, splat(0.0f));
+  V y = v_max(v_min(x, splat(88.8f)), splat(-104.0f));
   V k = v_round(y * 1.44269504f);
   V r = y - k * 0.693359375f;
   r = r + k * 2.12194440e-4f;
@@ -49,24 +58,28 @@ INLINE V v_exp(V x) {
   p = p * r * r + r + 1.0f;
   I n = __builtin_convertvector(k, I);
   I half = n >> 1; /* in two steps, for results that are denormal or overflow */
-  p = p * (V)((half + 127) << 23) * (V)((n - half + 127) << 23);
-  return pick(ordered(x), pick(x > 88.8f, splat(INFINITY), p), x);
+  return p * (V)((half + 127) << 23) * (V)((n - half + 127) << 23);
 }
 
-/* log of m 2^k with m in [sqrt(1/2), sqrt 2): 2 atanh((m - 1) / (m + 1)), within 1e-7. */
+/* log of m 2^k with m in [sqrt(1/2), sqrt 2), by a polynomial in m - 1: within 2e-7. */
 INLINE V v_log(V x) {
   I tiny = x < 1.17549435e-38f;
   V y = pick(tiny, x * 8388608.0f, x);
   I bits = (I)y;
   I k = ((bits - 0x3f3504f3) >> 23);
-  V m = (V)(bits - (k << 23));
+  V t = (V)(bits - (k << 23)) - 1.0f;
   V e = __builtin_convertvector(k, V) - pick(tiny, splat(23.0f), splat(0.0f));
-  V s = (m - 1.0f) / (m + 1.0f);
-  V z = s * s;
-  V p = z * 0.2222222222f + 0.2857142857f;
-  p = p * z + 0.4f;
-  p = p * z + 0.6666666667f;
-  V r = e * 0.693359375f + (e * -2.12194440e-4f + (2.0f * s + s * z * p));
+  V z = t * t;
+  V p = t * 7.0376836292e-2f - 1.1514610310e-1f;
+  p = p * t + 1.1676998740e-1f;
+  p = p * t - 1.2420140846e-1f;
+  p = p * t + 1.4249322787e-1f;
+  p = p * t - 1.6668057665e-1f;
+  p = p * t + 2.0000714765e-1f;
+  p = p * t - 2.4999993993e-1f;
+  p = p * t + 3.3333331174e-1f;
+  V r = p * t * z + e * -2.12194440e-4f - 0.5f * z;
+  r = e * 0.693359375f + (t + r);
   r = pick(x == 0.0f, splat(-INFINITY), r);
   r = pick(x < 0.0f, splat(NAN), r);
   return pick((x == INFINITY) | ~ordered(x), x, r);
