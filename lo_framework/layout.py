@@ -168,6 +168,21 @@ class Layout:
         return torch.tensor(flags, device=self.device)
 
     @cached_property
+    def constants(self) -> dict[str, Tensor]:
+        """What rules need to know of each tensor, as numbers ``[..., S]``: fan-in, matrices of the
+        whole model, whether it is a layer or the output, places, and one-hot `position_keys`.
+        """
+        keys = torch.nn.functional.one_hot(self.position_keys, self.POSITION_KEYS).T
+        return {
+            "fans": self.fans,
+            "matrices": torch.full_like(self.fans, float(self.matrices)),
+            "is_layer": self.is_layer.float(),
+            "is_output": self.is_output.float(),
+            "places": self.places,
+            "keys": keys.float().contiguous(),
+        }
+
+    @cached_property
     def position_keys(self) -> Tensor:
         """Row of each tensor in a (role x position) table, ``[S]``."""
         keys = [

@@ -32,11 +32,11 @@ FEATURES = 7
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionMLPConfig(AttentionConfig):
-    """``hidden``: width of the per-parameter network; ``context``: channels it gets from the
-    attention.
+    """``hidden``: width of the per-parameter network (on held-out problems 16 is no better, and a
+    third slower: docs/experiments.md); ``context``: channels it gets from the attention.
     """
 
-    hidden: Width = 16
+    hidden: Width = 8
     context: Width = 4
 
 

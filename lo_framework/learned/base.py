@@ -161,6 +161,16 @@ class LearnedOptimizer(nn.Module):
         measured = getattr(self, method)(tuple(shared), {**(rest or {}), **columns})
         return layout.mean(measured) if len(measured) else measured.new_zeros(0, layout.num)
 
+    def across(self, method: str, columns: State, shared: Sequence[Tensor] = ()) -> State:
+        """``method(shared, columns)`` of what each tensor has one of, ``[..., S]``; by a kernel
+        where there is one. Tensors may look at one another by means over all of them.
+        """
+        if self.kernels is not None:
+            made = self.kernels.across(self, method, columns, shared)
+            if made is not None:
+                return made
+        return getattr(self, method)(tuple(shared), columns)
+
     def _measured(self, shared: tuple[Tensor, ...], columns: State) -> Tensor:
         return self.measure(columns["params"], columns["grads"], columns)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from lo_framework.layout import POSITIONS, Layout
+from lo_framework.layout import POSITIONS
 from lo_framework.learned.base import Clock, State, zeros
 from lo_framework.learned.encoder import Block, matrix
 from lo_framework.roles import ROLES
@@ -39,11 +39,13 @@ def agreement(gm: Tensor, g2: Tensor, m2: Tensor, keep: Tensor) -> Tensor:
     return cosine(gm - keep * g2, g2, before)
 
 
-def tokens(layout: Layout, stats: Tensor, turn: Tensor, state: State, clock: Clock) -> Tensor:
-    """``[TOKENS, S]`` from the means of `Scaled.measure` and the present `agreement`."""
-    u2, p2, g2, m2, _, up = stats
+def tokens(tensors: State, turn: Tensor, step: Tensor, clock: Clock) -> Tensor:
+    """``[TOKENS, S]`` from the means of `Scaled.measure`, the present `agreement`, its average and
+    the size at the start, and the tensors' places.
+    """
+    u2, p2, g2, m2, _, up = tensors["stats"]
     g, p = log_rms(g2), log_rms(p2)
-    known, step = clock.horizon > 0, state["step"]
+    known = clock.horizon > 0
     count = torch.where(known, step.clamp_max(WARM_UP), step)
     moving = torch.stack(
         [
@@ -52,15 +54,15 @@ def tokens(layout: Layout, stats: Tensor, turn: Tensor, state: State, clock: Clo
             (log_rms(m2) - g).clamp(-3.0, 3.0),
             log_rms(u2).clamp(-3.0, 3.0),
             turn,
-            3.0 * state["agreement"],
-            (p - state["size"]).clamp(-3.0, 3.0),
+            3.0 * tensors["agreement"],
+            (p - tensors["size"]).clamp(-3.0, 3.0),
             cosine(up, u2, p2),
             clock.progress.expand_as(g),
             known.to(g).expand_as(g),
             (torch.log1p(count) / 5.0).expand_as(g),
         ]
     )
-    return torch.cat([moving, layout.places.to(moving)])
+    return torch.cat([moving, tensors["places"]])
 
 
 class Controller(nn.Module):

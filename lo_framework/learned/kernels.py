@@ -20,7 +20,7 @@ from lo_framework.errors import UserError
 from lo_framework.native import toolchain
 from lo_framework.native.columns import columnwise
 from lo_framework.native.nodes import WIDTH
-from lo_framework.native.program import PROGRAMS, Program
+from lo_framework.native.program import JOINED, PROGRAMS, Program
 
 State = dict[str, Tensor]
 L = TypeVar("L", bound=nn.Module)
@@ -93,6 +93,37 @@ class Kernels:
         made = self._run(rule, method, layout, some, shared, columns, means=True)
         return None if made is None else made["means"]
 
+    def across(
+        self, rule: Any, method: str, columns: State, shared: Sequence[Tensor]
+    ) -> State | None:
+        """What ``method`` gives for S tensors, ``[..., S]``; None where it has no kernel, or where
+        there are too many tensors for one.
+        """
+        size = next(iter(columns.values())).shape[-1]
+        if size > JOINED or any(x.dtype != torch.float32 for x in columns.values()):
+            return None
+        recipe = self.recipe(
+            method,
+            False,
+            0,
+            tuple((name, tuple(x.shape[:-1])) for name, x in columns.items()),
+            tuple(tuple(x.shape) for x in shared),
+            torch.is_grad_enabled(),
+            True,
+        )
+        if recipe is None:
+            return None
+        given = [*(p for _, p in rule.named_parameters()), *shared]
+        outputs, _ = columnwise(
+            recipe.program,
+            [given[i] for i in recipe.shared],
+            given[0].new_zeros(0, 1),
+            [columns[n] for n in recipe.columns],
+            [size],
+        )
+        made = dict(zip(recipe.outputs, outputs))
+        return {name: made[name] if name in made else columns[old] for name, old in recipe.names}
+
     def _run(
         self,
         rule: Any,
@@ -157,7 +188,14 @@ class Kernels:
         return self.recipes[key]
 
     def _make(
-        self, method: str, means: bool, channels: int, columns: Any, shared: Any, pulled: bool
+        self,
+        method: str,
+        means: bool,
+        channels: int,
+        columns: Any,
+        shared: Any,
+        pulled: bool,
+        joined: bool = False,
     ) -> Recipe | None:
         parameters = dict(self.methods.rule.named_parameters())
         count, leads = len(parameters), dict(columns)
@@ -165,7 +203,7 @@ class Kernels:
 
         def call(given: Sequence[Tensor], channels: Tensor, columns: State) -> Any:
             theta = {f"rule.{name}": x for name, x in zip(parameters, given)}
-            before = () if means else (channels,)
+            before = () if means or joined else (channels,)
             return functional_call(
                 self.methods, theta, (method, *before, tuple(given[count:]), columns)
             )
@@ -206,6 +244,7 @@ class Kernels:
             tuple(shapes[i] for i in used),
             channels,
             tuple(leads[name] for name in names),
+            joined,
         )
         program = PROGRAMS[program.key]
         if next(iter(parameters.values())).device.type == "cpu":  # elsewhere torch compiles

@@ -7,28 +7,26 @@ and with the horizon; the powers are meta-parameters within [0, 2] (Yang et al. 
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
-from lo_framework.layout import Layout
-from lo_framework.learned.base import Clock
+from lo_framework.learned.base import Clock, State
 
 FAN, MATRICES, HORIZON = 64.0, 3.0, 200.0  # of the net and run for which a step is meant
 POWERS = ("fan-in", "fan-in of the last layer", "fan-in of vectors", "matrices", "horizon")
 
 
-def log_law(layout: Layout, powers: Tensor, clock: Clock) -> Tensor:
-    """Log of the step relative to that of the reference, ``[S]``; an unknown horizon is the
-    reference's.
+def log_law(tensors: State, powers: Tensor, clock: Clock) -> Tensor:
+    """Log of the step relative to that of the reference, ``[S]``, from `Layout.constants`; an
+    unknown horizon is the reference's.
     """
-    fan = torch.where(layout.is_layer, powers[0], powers[2])
-    fan = torch.where(layout.is_output, powers[1], fan)
+    layer, output = tensors["is_layer"], tensors["is_output"]
+    fan = layer * powers[0] + (1.0 - layer) * powers[2]
+    fan = output * powers[1] + (1.0 - output) * fan
     known = torch.where(clock.horizon > 0, clock.horizon, HORIZON)
-    law = -fan * torch.log(layout.fans.to(powers) / FAN)
-    law = law - powers[3] * math.log(layout.matrices / MATRICES)
-    return law - powers[4] * torch.log(known.to(powers) / HORIZON)
+    law = -fan * torch.log(tensors["fans"] / FAN)
+    law = law - powers[3] * torch.log(tensors["matrices"] / MATRICES)
+    return law - powers[4] * torch.log(known / HORIZON)
 
 
 def hats(knots: Tensor, at: Tensor) -> Tensor:

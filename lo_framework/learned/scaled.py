@@ -129,7 +129,7 @@ class Scaled(LearnedOptimizer):
             ],
             "start_warmup": [min(0.0, math.log((1 + x) / WARM)) for x in STEPS],
             "knots": KNOTS,
-            "steps": [math.log1p(x) for x in STEPS],
+            "counts": [math.log1p(x) for x in STEPS],
             "fading_steps": [math.log1p(x) for x in FADING],
         }
         for name, values in constants.items():
@@ -151,10 +151,10 @@ class Scaled(LearnedOptimizer):
         """1 - decay of the fast and the slow momentum and of the second moment, ``[3]``."""
         return torch.sigmoid(-self.get_buffer("start_decays") - self.config.gain * self.decays)
 
-    def offsets(self, layout: Layout) -> Tensor:
+    def offsets(self, tensors: State) -> Tensor:
         """``[C, S]``, in log or logit space."""
-        learned = self.default + self.by_role[layout.position_keys]
-        return self.get_buffer("start")[:, None] + self.config.gain * learned.T
+        learned = self.by_role.T @ tensors["keys"] + self.default[:, None]
+        return self.get_buffer("start")[:, None] + self.config.gain * learned
 
     def planned(self, progress: Tensor) -> Tensor:
         """Log of the step over the course of a run of known horizon."""
@@ -172,32 +172,47 @@ class Scaled(LearnedOptimizer):
 
     def prepare(self, layout: Layout, grads: Tensor, state: State) -> State:
         """Moments and the direction. Its size is measured afterwards with all else."""
-        keep, gain = self.keeps(), self.config.gain
+        step = state["step"]
         columns = {"grads": grads, **{name: state[name] for name in ("m", "slow", "v")}}
-        unbias = -1.0 / torch.expm1((state["step"] + 1.0) * torch.log1p(-keep))
-        _, _, share, now, _, orthogonal = self.offsets(layout)
-        share, eps = torch.sigmoid(share), self.config.eps * torch.exp(gain * self.log_eps)
-        (size,) = self.means("second_moment", layout, columns, [keep])
-        floor = eps * eps * size + FLOOR
-        weights = torch.stack([(1.0 - share) * unbias[0], share * unbias[1], now, floor])
-        new = self.each("directed", layout, weights, [keep, unbias], columns)
+        (size,) = self.means("second_moment", layout, columns)
+        shares = self.across("shares", {**self.constants(layout, grads), "size": size}, [step])
+        new = self.each("directed", layout, shares["weights"], [step], columns)
         if self.config.orthogonal:
-            u = orthogonalised(layout, new["direction"], torch.sigmoid(orthogonal))
+            u = orthogonalised(layout, new["direction"], shares["orthogonal"])
             new = {**new, "direction": u}
         return {**state, **new}
 
+    def constants(self, layout: Layout, like: Tensor) -> State:
+        return {name: x.to(like) for name, x in layout.constants.items()}
+
+    def unbias(self, step: Tensor) -> Tensor:
+        """What makes the averages after so many steps unbiased, ``[3]``."""
+        return -1.0 / torch.expm1((step + 1.0) * torch.log1p(-self.keeps()))
+
+    def shares(self, shared: tuple[Tensor, ...], tensors: State) -> State:
+        """Weights of the momenta and of the gradient, the floor of the second moment, ``[4, S]``,
+        and the share of the orthogonal direction ``[S]``.
+        """
+        unbias = self.unbias(shared[0])
+        _, _, slow, now, _, orthogonal = self.offsets(tensors)
+        slow, gain = torch.sigmoid(slow), self.config.gain
+        eps = self.config.eps * torch.exp(gain * self.log_eps)
+        floor = eps * eps * tensors["size"] + FLOOR
+        weights = torch.stack([(1.0 - slow) * unbias[0], slow * unbias[1], now, floor])
+        return {"weights": weights, "orthogonal": torch.sigmoid(orthogonal)}
+
     def second_moment(self, shared: tuple[Tensor, ...], columns: State) -> Tensor:
         """After this gradient, ``[1, n]``."""
-        (keep,), v = shared, columns["v"]
+        keep, v = self.keeps(), columns["v"]
         return (v + keep[2] * (columns["grads"] * columns["grads"] - v))[None]
 
     def directed(self, channels: Tensor, shared: tuple[Tensor, ...], columns: State) -> State:
         """The moments after this gradient and Adam's direction from them."""
-        (keep, unbias), grads = shared, columns["grads"]
+        keep, unbias, grads = self.keeps(), self.unbias(shared[0]), columns["grads"]
         by_fast, by_slow, by_now, floor = channels
         m = columns["m"] + keep[0] * (grads - columns["m"])
         slow = columns["slow"] + keep[1] * (grads - columns["slow"])
-        v = self.second_moment((keep,), columns)[0]
+        v = self.second_moment((), columns)[0]
         u = by_fast * m + by_slow * slow + by_now * grads
         u = u * torch.rsqrt((v + floor) * unbias[2])
         return {"m": m, "slow": slow, "v": v, "direction": u}
@@ -209,31 +224,43 @@ class Scaled(LearnedOptimizer):
     def condition(
         self, layout: Layout, stats: Tensor, state: State, loss: Tensor | None, clock: Clock
     ) -> tuple[Tensor, Tensor, State]:
-        c = self.config
-        u2, p2, g2, m2, gm, _ = stats
-        log_lr, log_decay, _, _, norm, _ = self.offsets(layout)
+        tensors = self.constants(layout, stats)
+        tensors |= {"stats": stats, "agreement": state["agreement"], "size": state["size"]}
+        horizon = clock.horizon.to(stats)
+        made = self.across("steps", tensors, [state["step"], clock.progress, horizon])
+        reduced = {"step": state["step"] + 1, "agreement": made["agreement"]}
+        return made["channels"], stats[0, :0], {**reduced, "size": state["size"]}
+
+    def steps(self, shared: tuple[Tensor, ...], tensors: State) -> State:
+        """The step of each tensor and that of its decay, ``[2, S]``; the average agreement."""
+        c, (step, progress, horizon) = self.config, shared
+        clock = Clock(progress, horizon)
+        u2, p2, g2, m2, gm, _ = tensors["stats"]
+        log_lr, log_decay, _, _, norm, _ = self.offsets(tensors)
         powers = 2.0 * torch.sigmoid(self.get_buffer("start_powers") + c.gain * self.powers)
-        log_eta = log_lr + log_law(layout, powers, clock)
+        log_eta = log_lr + log_law(tensors, powers, clock)
         unit = torch.zeros_like(u2)
         if c.relative:  # torch's layers start with a mean square of 1 / (3 fan)
-            size = 3.0 * layout.fans.to(p2) * torch.exp(2.0 * state["size"])
+            size = 3.0 * tensors["fans"] * torch.exp(2.0 * tensors["size"])
             size = torch.maximum(size, torch.full_like(p2, LEAST_SIZE))
-            unit = 0.5 * torch.log(size * FAN / layout.fans.to(p2))
-        known = (clock.horizon > 0).to(u2)
-        log_eta = log_eta + known * self.planned(clock.progress)
-        log_eta = log_eta + (1.0 - known) * self.faded(state["step"])
+            unit = 0.5 * torch.log(size * FAN / tensors["fans"])
+        known = (horizon > 0).to(u2)
+        log_eta = log_eta + known * self.planned(progress)
+        log_eta = log_eta + (1.0 - known) * self.faded(step)
         warm = self.get_buffer("start_warmup") + c.gain * self.warmup
-        log_eta = log_eta + hats(self.get_buffer("steps"), torch.log1p(state["step"])) @ warm
+        log_eta = log_eta + hats(self.get_buffer("counts"), torch.log1p(step)) @ warm
         log_eta = log_eta - 0.5 * torch.sigmoid(norm) * torch.log(u2 + 1e-12)
-        began = (state["step"] > 0).to(u2)  # before, rounding would be all that there is
+        began = (step > 0).to(u2)  # before, rounding would be all that there is
         turn = began * agreement(gm, g2, m2, self.keeps()[0])
-        average = state["agreement"] + 0.1 * (turn - state["agreement"])
+        average = tensors["agreement"] + 0.1 * (turn - tensors["agreement"])
         if c.controller != "off":
-            seen = tokens(layout, stats, turn, {**state, "agreement": average}, clock)
+            seen = tokens({**tensors, "agreement": average}, turn, step, clock)
             log_eta = log_eta + BOUND * torch.tanh(c.gain * self.controller(seen))
         eta = torch.exp(log_eta + unit)
-        reduced = {"step": state["step"] + 1, "agreement": average, "size": state["size"]}
-        return torch.stack([eta, torch.exp(log_eta + log_decay)]), eta[:0], reduced
+        return {
+            "channels": torch.stack([eta, torch.exp(log_eta + log_decay)]),
+            "agreement": average,
+        }
 
     def update(
         self, channels: Tensor, shared: Tensor, params: Tensor, grads: Tensor, state: State

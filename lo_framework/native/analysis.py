@@ -23,6 +23,9 @@ class Analysis:
         nodes = [n for n in formula.nodes if n.index in self.used]
         self.totals = [n for n in nodes if n.op == "total"]
         self.levels = self._levels()
+        # Sums over columns that are rows too: any of their columns has the number.
+        flat = [n for a in (*self.task_outputs, *self.tensor_outputs) for n in a.nodes.flat]
+        self.extras = [*dict.fromkeys(n for n in flat if n.varies == COLUMN)]
 
     def _reach(self) -> set[int]:
         """Indices of the nodes that some output depends on; products and pairs that none does are
@@ -51,7 +54,9 @@ class Analysis:
         return seen
 
     def _levels(self) -> dict[int, int]:
-        """How many products lie before a row of columns. Nodes come after what they are made of."""
+        """How many products and sums lie before a row of columns. Nodes come after what they are
+        made of.
+        """
         levels: dict[int, int] = {}
         for node in self.formula.nodes:
             if node.index not in self.used or node.varies < COLUMN:
@@ -62,7 +67,8 @@ class Analysis:
                 levels[node.index] = product.level + 1
             else:
                 inputs = [a for a in node.args if isinstance(a, Node)]
-                levels[node.index] = max((levels.get(a.index, 0) for a in inputs), default=0)
+                before = max((levels.get(a.index, 0) for a in inputs), default=0)
+                levels[node.index] = before + (node.op == "spread")
         return levels
 
     # Where a number is found.
@@ -76,6 +82,11 @@ class Analysis:
         for k in self.pairs:
             for x in (*self.formula.outers[k].x, *self.formula.outers[k].y):
                 readers[x.index].add(-1)
+        for node in (*columns, *self.extras):
+            if node.op == "spread":
+                readers[node.args[0].index].add(-1)
+        for node in self.extras:
+            readers[node.index].add(-1)
         for node in reversed(columns):
             # A mask is made again where it is read.
             pieces = {self.levels[node.index]} | (readers[node.index] if node.mask else set())
@@ -85,7 +96,7 @@ class Analysis:
         self.stored: dict[int, int] = {}
         for node in columns:
             elsewhere = readers[node.index] - {self.levels[node.index]}
-            if node.op == "row" or (elsewhere and not node.mask):
+            if node.op in ("row", "spread") or (elsewhere and not node.mask):
                 self.stored[node.index] = len(self.stored)
 
     def _row(self, node: Node) -> str:
@@ -114,6 +125,10 @@ class Analysis:
         if node.op == "total":
             k = self.totals.index(node)
             return f"(float)(carried[{k}] + sum(total[{k}]))"
+        if node.op == "count":
+            return "count"
+        if node.varies == COLUMN:
+            return f"extra[{self.extras.index(node)}]"
         if node.op == "pair":
             k, a, b = node.args
             return f"sum(pair{k}[{a * len(self.formula.outers[k].y) + b}])"

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from lo_framework.native.nodes import (
+    COLUMN,
     WIDTH,
     Array,
     Formula,
@@ -27,6 +28,8 @@ class Arithmetic:
     def as_array(self, x: Any) -> Array:
         if isinstance(x, Array):
             return x
+        if x == WIDTH:  # the mean's derivative divides by it
+            return Array(array_of([self.formula.count()], ()), None)
         if isinstance(x, bool | int | float):
             return Array(array_of([self.formula.const(x)], ()), None)
         raise Unsupported(f"an argument {x!r}")
@@ -96,6 +99,18 @@ class Arithmetic:
 
     def do_tanh(self, x: Any) -> Array:
         return self.unary("tanh", x)
+
+    def shared(self, op: str, x: Any) -> Array:
+        """A function that there is for single numbers only."""
+        if any(n.varies == COLUMN for n in self.as_array(x).nodes.flat):
+            raise Unsupported(f"{op} of columns")
+        return self.unary(op, x)
+
+    def do_expm1(self, x: Any) -> Array:
+        return self.shared("expm1", x)
+
+    def do_log1p(self, x: Any) -> Array:
+        return self.shared("log1p", x)
 
     def do_reciprocal(self, x: Any) -> Array:
         return self.binary("div", 1.0, x)

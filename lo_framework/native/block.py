@@ -6,7 +6,7 @@ from collections import defaultdict
 from typing import Any
 
 from lo_framework.native.analysis import Analysis, literal, vector
-from lo_framework.native.nodes import COLUMN, Node, Unsupported
+from lo_framework.native.nodes import COLUMN, Node
 
 INFIX = {"add": "+", "sub": "-", "mul": "*", "div": "/"}
 COMPARE = {"lt": "<", "le": "<=", "gt": ">", "ge": ">=", "eq": "==", "ne": "!="}
@@ -20,7 +20,7 @@ class Block(Analysis):
         body: list[str] = []
         by_level = defaultdict(list)
         for node in columns:
-            if node.op not in ("row",):
+            if node.op not in ("row", "spread"):
                 by_level[self.levels[node.index]].append(node)
         outputs = self._outputs_by_level()
         highest = max([0, *self.levels.values()])
@@ -30,13 +30,19 @@ class Block(Analysis):
                 product = self.formula.products[k]
                 if product.level == level:
                     body += self._product(k)
+            for node in columns:
+                if node.op == "spread" and self.levels[node.index] == level + 1:
+                    row, total = self._row(node.args[0]), self._row(node)
+                    body.append(f"spread({row}, live, {total});")
         for k in sorted(self.pairs):
             body += self._pair(k)
+        body += [f"extra[{i}] = {self._row(n)}[0];" for i, n in enumerate(self.extras)]
         pairs = "".join(f", V *restrict pair{k}" for k in sorted(self.pairs))
         weights = "".join(f", const float *restrict w{k}" for k in sorted(self.products))
         head = (
             "static void block(const float *const *in, float *const *out, const I *live, "
-            f"const float *restrict c, V *restrict total{weights}{pairs}) {{\n"
+            "const float *restrict c, V *restrict total, float *restrict extra"
+            f"{weights}{pairs}) {{\n"
             f"  float s[{max(1, len(self.stored))}][BLOCK] __attribute__((aligned(64)));"
         )
         return "\n".join([head, *("  " + line for line in body), "}"])
@@ -101,7 +107,7 @@ class Block(Analysis):
             return f"-{args[0]}"
         if op == "where":
             if node.args[0].varies < COLUMN:
-                raise Unsupported("a choice for all columns at once")
+                return f"{args[0]} != 0.0f ? {full[1]} : {full[2]}"
             return f"pick({', '.join([args[0], *full[1:]])})"
         return f"v_{op}({', '.join(full)})"
 
@@ -140,7 +146,9 @@ class Block(Analysis):
         return ["{", *("  " + x for x in lines), "}"]
 
     def _pair(self, k: int) -> list[str]:
-        """Rows beyond the last live column count nothing: one side is set to zero there."""
+        """What lies beyond the last live column counts nothing: it is set to zero on both sides,
+        for it may be NaN.
+        """
         outer, lines = self.formula.outers[k], list[str]()
         rows = [self._spread(n, lines) for n in outer.x]
         columns = [self._spread(n, lines) for n in outer.y]
@@ -149,7 +157,8 @@ class Block(Analysis):
             value = f"(V)(live[v / LANES] & (I)at({row} + v))"
             lines.append(f"for (int v = 0; v < BLOCK; v += LANES) put(dx[{i}] + v, {value});")
         pointers = ", ".join(f"dx[{i}]" for i in range(len(rows)))
+        lines.append(f"float *py[] = {{{', '.join(columns)}}};")
+        lines.append(f"if (!live[VECTORS - 1][LANES - 1]) clear({len(columns)}, live, py);")
         lines.append(f"const float *px[] = {{{pointers}}};")
-        lines.append(f"const float *py[] = {{{', '.join(columns)}}};")
-        lines.append(f"outer({len(rows)}, {len(columns)}, px, py, pair{k});")
+        lines.append(f"outer({len(rows)}, {len(columns)}, px, (const float *const *)py, pair{k});")
         return ["{", *("  " + x for x in lines), "}"]

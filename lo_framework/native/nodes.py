@@ -23,8 +23,8 @@ class Node:
     """One number, or one number per column. ``args`` are nodes, or what the operation needs.
 
     Operations: "const", "input", functions, arithmetic, comparisons (which give masks), "where",
-    "row" of a product, and "total", a sum over the columns of a tensor: a number that
-    is only known afterwards (``late``).
+    "row" of a product, "count" of the columns, and "total", a sum over the columns of a tensor: a
+    number that is only known afterwards (``late``); "spread" is such a sum as a row.
     """
 
     index: int
@@ -69,6 +69,8 @@ class Formula:
     products: list[Product] = field(default_factory=list)
     outers: list[Outer] = field(default_factory=list)
     outputs: list[Array] = field(default_factory=list)
+    # Whether all columns of a tensor lie in one block, so that a sum over them can be read by them.
+    joined: bool = False
 
     def node(self, op: str, *args: Any, varies: int | None = None, **kind: bool) -> Node:
         """The node for an operation: the one there is, or a new one."""
@@ -78,6 +80,8 @@ class Formula:
             if varies is None:
                 varies = max((a.varies for a in inputs), default=CONSTANT)
                 kind.setdefault("late", any(a.late for a in inputs))
+                if varies == COLUMN and kind["late"]:
+                    raise Unsupported("columns that depend on a sum over columns")
             made = Node(len(self.nodes), op, args, varies, **kind)
             self.nodes.append(made)
             self.known[key] = made
@@ -110,8 +114,14 @@ class Formula:
         if _value(x) == 0.0:
             return x
         if x.varies < COLUMN:
-            raise Unsupported("a sum over columns of a number that they share")
+            return self.binary("mul", x, self.count())
+        if self.joined:
+            return self.node("spread", x)
         return self.node("total", x, varies=TENSOR, late=True)
+
+    def count(self) -> Node:
+        """How many columns the tensor has."""
+        return self.node("count", varies=TENSOR)
 
     def product(self, w: np.ndarray, x: np.ndarray) -> np.ndarray:
         """Rows ``[A]`` of a product. What the columns share among ``x`` is multiplied once for all

@@ -158,6 +158,22 @@ static void __attribute__((noinline)) outer(int A, int B, const float *const *x,
       total[a * B + b] = s;
     }
 }
+static float sum(V x);
+/* Rows with zeros beyond the last live column. */
+static void __attribute__((noinline)) clear(int B, const I *live, float *const *rows) {
+  for (int b = 0; b < B; b++)
+    for (int v = 0; v < VECTORS; v++) {
+      float *p = rows[b] + v * LANES;
+      put(p, (V)(live[v] & (I)at(p)));
+    }
+}
+/* The sum of a row's live columns, in all columns. */
+static void __attribute__((noinline)) spread(const float *row, const I *live, float *out) {
+  V s = splat(0);
+  for (int v = 0; v < VECTORS; v++) s += (V)(live[v] & (I)at(row + v * LANES));
+  const V all = splat(sum(s));
+  for (int v = 0; v < VECTORS; v++) put(out + v * LANES, all);
+}
 static float __attribute__((noinline)) sum(V x) {
   float t[LANES], s = 0.0f;
   put(t, x);

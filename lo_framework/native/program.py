@@ -27,6 +27,9 @@ from lo_framework.native.symbolic import symbolic
 Function = Callable[[list[Tensor], Tensor, list[Tensor]], tuple[list[Tensor], list[Tensor]]]
 
 
+JOINED = 64  # columns of one block
+
+
 class _Job(ctypes.Structure):
     _fields_ = [
         ("tasks", ctypes.c_long),
@@ -130,6 +133,7 @@ class Program:
         shared: shapes of what all columns of a task share.
         channels: how many values a tensor has.
         columns: leading dimensions of each ``[..., n]``.
+        joined: whether columns may look at sums over all columns; there are then at most `JOINED`.
     """
 
     name: str
@@ -137,9 +141,10 @@ class Program:
     shared: tuple[tuple[int, ...], ...]
     channels: int
     columns: tuple[tuple[int, ...], ...]
+    joined: bool = False
 
     def __post_init__(self) -> None:
-        text = repr((self.name, self.shared, self.channels, self.columns))
+        text = repr((self.name, self.shared, self.channels, self.columns, self.joined))
         self.key = hashlib.sha256(text.encode()).hexdigest()[:16]
         with torch.no_grad():
             outputs, totals = self.function(*self._example())
@@ -219,7 +224,9 @@ class Program:
             count += more_channels[0]
         graph = make_fx(function)(*tensors)
         graph.graph.eliminate_dead_code()
-        program = symbolic(graph, inputs, tensors, offsets={"d": ("c", self.channels)})
+        program = symbolic(
+            graph, inputs, tensors, offsets={"d": ("c", self.channels)}, joined=self.joined
+        )
         if per_task:
             n = len(self.columns)
             outputs = tuple(math.prod(x) for x in self.columns)

@@ -35,7 +35,8 @@ class _Writer(Block):
 
     def write(self) -> str:
         live = [n for n in self.formula.nodes if n.index in self.used]
-        early = [n for n in live if n.varies < COLUMN and not n.late and n.op != "input"]
+        named = ("input", "count")  # C has names for them
+        early = [n for n in live if n.varies < COLUMN and not n.late and n.op not in named]
         late = [n for n in live if n.varies < COLUMN and n.late and n.op not in ("total", "pair")]
         columns = [n for n in live if n.varies == COLUMN]
         self._store(columns)
@@ -63,7 +64,7 @@ class _Writer(Block):
             f"  static _Thread_local float stage[{num_in + num_out + 1}][BLOCK] "
             "__attribute__((aligned(64)));",
             f"  V total[{max(1, len(self.totals))}]; double carried[{max(1, len(self.totals))}];",
-            f"  float c[{max(1, len(self.order))}];",
+            f"  float c[{max(1, len(self.order))}], extra[{max(1, len(self.extras))}];",
         ]
         for k in sorted(self.pairs):
             o = self.formula.outers[k]
@@ -75,7 +76,7 @@ class _Writer(Block):
         lines += [
             "  const long channel_stride = job->channel_stride;",
             "  (void)channel_stride; (void)total; (void)carried; (void)c; (void)stage;",
-            "  (void)in; (void)out;",
+            "  (void)in; (void)out; (void)extra;",
             "  for (long k = 0; k < job->tasks; k++) {",
         ]
         for i, _ in enumerate(s.shared):
@@ -94,7 +95,8 @@ class _Writer(Block):
             f"    for (long i = 0; i < {task_size}; i++) sums[i] = 0.0f;",
             "    for (long t = 0; t < job->tensors; t++) {",
             "      const float *channels = job->channels + k * job->channel_step + t;",
-            "      (void)channels;",
+            "      const float count = job->bounds[t + 1] - job->bounds[t];",
+            "      (void)channels; (void)count;",
             f"      for (int i = 0; i < {len(self.totals)}; i++)",
             "        total[i] = splat(0), carried[i] = 0;",
         ]
@@ -150,11 +152,11 @@ class _Writer(Block):
             f"          for (int r = 0; r < {num_out}; r++) {{",
             f"            target[r] = out[r]; out[r] = stage[{num_in} + r];",
             "          }",
-            f"          block(in, out, live, c, total{weights}{pairs});",
+            f"          block(in, out, live, c, total, extra{weights}{pairs});",
             f"          for (int r = 0; r < {num_out}; r++) "
             "memcpy(target[r], out[r], left * sizeof(float));",
             "        } else",
-            f"          block(in, out, live, c, total{weights}{pairs});",
+            f"          block(in, out, live, c, total, extra{weights}{pairs});",
             "        if ((n / BLOCK) % 1024 == 1023)  /* sums of many numbers lose digits */",
             f"          for (int i = 0; i < {len(self.totals)}; i++) "
             "carried[i] += sum(total[i]), total[i] = splat(0);",

@@ -26,21 +26,25 @@ def symbolic(
     inputs: Sequence[tuple[str, int]],
     tensors: Sequence[Tensor],
     offsets: Mapping[str, tuple[str, int]],
+    joined: bool = False,
 ) -> Formula:
     """The formula of a recorded graph. ``inputs``: the name and `varies` of each placeholder, whose
     values were ``tensors``; ``offsets``: of an input that lies in another one, its place there.
+    ``joined``: see `Formula`.
 
     Raises:
         Unsupported: an operation that has no kernel.
     """
-    return _Reader(graph, offsets).read(inputs, tensors)
+    return _Reader(graph, offsets, joined).read(inputs, tensors)
 
 
 class _Reader(Views):
     """Reads a graph node by node; methods named after operations make their arrays."""
 
-    def __init__(self, graph: fx.GraphModule, offsets: Mapping[str, tuple[str, int]]) -> None:
-        self.graph, self.offsets, self.formula = graph, offsets, Formula()
+    def __init__(
+        self, graph: fx.GraphModule, offsets: Mapping[str, tuple[str, int]], joined: bool
+    ) -> None:
+        self.graph, self.offsets, self.formula = graph, offsets, Formula(joined=joined)
         self.values: dict[fx.Node, Any] = {}
 
     def read(self, inputs: Sequence[tuple[str, int]], tensors: Sequence[Tensor]) -> Formula:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -153,6 +154,25 @@ class Views(Arithmetic):
             wide = None if wide is None else wide - sum(a < wide for a in axes)
             nodes = nodes.reshape(kept)
         return Array(nodes, wide)
+
+    def do_mean(self, x: Array, dims: Any = None, keepdim: bool = False, **_: Any) -> Array:
+        axes = [dims] if isinstance(dims, int) else dims or range(x.nodes.ndim)
+        axes = {d % x.nodes.ndim for d in axes}
+        size = math.prod(n for i, n in enumerate(x.nodes.shape) if i in axes)
+        total = self.do_sum(x, [*axes], keepdim)
+        total = self.binary("div", total, WIDTH) if x.wide in axes else total
+        return total if size == 1 else self.binary("div", total, size)
+
+    def do_cumsum(self, x: Array, dim: int, **_: Any) -> Array:
+        dim = dim % x.nodes.ndim
+        rows = [np.take(x.nodes, i, dim) for i in range(x.nodes.shape[dim])]
+        for i, row in enumerate(rows[1:], 1):
+            rows[i] = mapped(lambda a, b: self.formula.binary("add", a, b), rows[i - 1], row)
+        parts = [r if isinstance(r, np.ndarray) else array_of([r], ()) for r in rows]
+        return Array(np.stack(parts, dim), x.wide)
+
+    def do_flip(self, x: Array, dims: Sequence[int]) -> Array:
+        return Array(np.flip(x.nodes, tuple(dims)), x.wide)
 
     def do_mm(self, x: Array, y: Array) -> Array:
         if x.wide == 1 and y.wide == 0:

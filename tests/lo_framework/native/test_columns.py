@@ -141,6 +141,7 @@ def test_every_kind_has_all_its_kernels(spec: str) -> None:
     nothing_to_measure = {"hyper-adamw", "lstm"}
     for (method, *_), recipe in learned.kernels.recipes.items():
         none = method == "_measured" and learned.kind in nothing_to_measure
+        none |= method == "steps" and "attention" in spec  # tokens that look at each other
         assert (recipe is None) == none, method
 
 
