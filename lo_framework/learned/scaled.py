@@ -172,11 +172,13 @@ class Scaled(LearnedOptimizer):
 
     def prepare(self, layout: Layout, grads: Tensor, state: State) -> State:
         """Moments and the direction. Its size is measured afterwards with all else."""
-        step = state["step"]
+        keep = self.keeps()
+        # What makes the averages after this step unbiased, [3].
+        unbias = -1.0 / torch.expm1((state["step"] + 1.0) * torch.log1p(-keep))
         columns = {"grads": grads, **{name: state[name] for name in ("m", "slow", "v")}}
-        (size,) = self.means("second_moment", layout, columns)
-        shares = self.across("shares", {**self.constants(layout, grads), "size": size}, [step])
-        new = self.each("directed", layout, shares["weights"], [step], columns)
+        (size,) = self.means("second_moment", layout, columns, [keep])
+        shares = self.across("shares", {**self.constants(layout, grads), "size": size}, [unbias])
+        new = self.each("directed", layout, shares["weights"], [keep, unbias], columns)
         if self.config.orthogonal:
             u = orthogonalised(layout, new["direction"], shares["orthogonal"])
             new = {**new, "direction": u}
@@ -185,15 +187,11 @@ class Scaled(LearnedOptimizer):
     def constants(self, layout: Layout, like: Tensor) -> State:
         return {name: x.to(like) for name, x in layout.constants.items()}
 
-    def unbias(self, step: Tensor) -> Tensor:
-        """What makes the averages after so many steps unbiased, ``[3]``."""
-        return -1.0 / torch.expm1((step + 1.0) * torch.log1p(-self.keeps()))
-
     def shares(self, shared: tuple[Tensor, ...], tensors: State) -> State:
         """Weights of the momenta and of the gradient, the floor of the second moment, ``[4, S]``,
         and the share of the orthogonal direction ``[S]``.
         """
-        unbias = self.unbias(shared[0])
+        (unbias,) = shared
         _, _, slow, now, _, orthogonal = self.offsets(tensors)
         slow, gain = torch.sigmoid(slow), self.config.gain
         eps = self.config.eps * torch.exp(gain * self.log_eps)
@@ -203,16 +201,16 @@ class Scaled(LearnedOptimizer):
 
     def second_moment(self, shared: tuple[Tensor, ...], columns: State) -> Tensor:
         """After this gradient, ``[1, n]``."""
-        keep, v = self.keeps(), columns["v"]
+        (keep,), v = shared, columns["v"]
         return (v + keep[2] * (columns["grads"] * columns["grads"] - v))[None]
 
     def directed(self, channels: Tensor, shared: tuple[Tensor, ...], columns: State) -> State:
         """The moments after this gradient and Adam's direction from them."""
-        keep, unbias, grads = self.keeps(), self.unbias(shared[0]), columns["grads"]
+        (keep, unbias), grads = shared, columns["grads"]
         by_fast, by_slow, by_now, floor = channels
         m = columns["m"] + keep[0] * (grads - columns["m"])
         slow = columns["slow"] + keep[1] * (grads - columns["slow"])
-        v = self.second_moment((), columns)[0]
+        v = self.second_moment((keep,), columns)[0]
         u = by_fast * m + by_slow * slow + by_now * grads
         u = u * torch.rsqrt((v + floor) * unbias[2])
         return {"m": m, "slow": slow, "v": v, "direction": u}

@@ -95,7 +95,7 @@ class Formula:
 
     def binary(self, op: str, a: Node, b: Node) -> Node:
         """With what needs no operation left out: adding 0, times 1, minus a negative."""
-        x, y = (_value(z) for z in (a, b))
+        x, y = (value_of(z) for z in (a, b))
         if x is not None and y is not None and op in ("add", "sub", "mul"):
             f = np.float32
             return self.const(float({"add": f(x) + f(y), "sub": f(x) - f(y)}.get(op, f(x) * f(y))))
@@ -111,7 +111,7 @@ class Formula:
 
     def total(self, x: Node) -> Node:
         """The sum of a row over the columns of its tensor."""
-        if _value(x) == 0.0:
+        if value_of(x) == 0.0:
             return x
         if x.varies < COLUMN:
             return self.binary("mul", x, self.count())
@@ -152,12 +152,12 @@ class Formula:
             wide = np.array([n.varies == COLUMN for n in others])
             if not wide.all():
                 sums = [self.total(n) for n in rows]
-                made = np.empty((len(rows), len(others)), dtype=object)
+                table = np.empty((len(rows), len(others)), dtype=object)
                 if wide.any():
-                    made[:, wide] = self.outer(rows, others[wide])
+                    table[:, wide] = self.outer(rows, others[wide])
                 for j in np.flatnonzero(~wide):
-                    made[:, j] = [self.binary("mul", total, others[j]) for total in sums]
-                return made if rows is x else made.T
+                    table[:, j] = [self.binary("mul", total, others[j]) for total in sums]
+                return table if rows is x else table.T
         number = len(self.outers)
         self.outers.append(Outer(tuple(x), tuple(y)))
         made = [
@@ -168,7 +168,7 @@ class Formula:
         return array_of(made, (len(x), len(y)))
 
 
-def _value(x: Node) -> float | None:
+def value_of(x: Node) -> float | None:
     return x.args[0] if x.op == "const" else None
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from lo_framework.native.block import COMPARE, INFIX, Block
-from lo_framework.native.nodes import COLUMN, TENSOR, Formula, Node, Unsupported
+from lo_framework.native.nodes import COLUMN, TENSOR, Formula, Node, Unsupported, value_of
 from lo_framework.native.signature import Signature
 
 _LARGEST = 40_000  # nodes: beyond, compilers take minutes
@@ -89,7 +89,7 @@ class _Writer(Block):
             w = self.formula.products[k].w
             if any(n.varies == TENSOR for n in w.flat):
                 continue
-            lines += [f"    w{k}[{i}] = {self._scalar(n)};" for i, n in enumerate(w.flat)]
+            lines += self._filled(f"w{k}", "=", [*w.flat])
         lines += [
             f"    float *sums = job->sums + k * {task_size}; (void)sums;",
             f"    for (long i = 0; i < {task_size}; i++) sums[i] = 0.0f;",
@@ -106,7 +106,7 @@ class _Writer(Block):
         for k in sorted(self.products):
             w = self.formula.products[k].w
             if any(n.varies == TENSOR for n in w.flat):
-                lines += [f"      w{k}[{i}] = {self._scalar(n)};" for i, n in enumerate(w.flat)]
+                lines += self._filled(f"w{k}", "=", [*w.flat])
         nodes = self.formula.nodes
         lines += [f"      c[{i}] = {self._scalar(nodes[n])};" for n, i in self.order.items()]
         weights = "".join(f", w{k}" for k in sorted(self.products))
@@ -171,13 +171,44 @@ class _Writer(Block):
                     f"{self._scalar(node)};"
                 )
                 place += 1
-        place = 0
-        for array in self.task_outputs:
-            for node in array.nodes.flat:
-                if node.op != "const" or node.args[0] != 0.0:
-                    lines.append(f"      sums[{place}] += {self._scalar(node)};")
-                place += 1
+        flat = [n for array in self.task_outputs for n in array.nodes.flat]
+        lines += self._filled("sums", "+=", flat)
         return "\n".join([*lines, "    }", "  }", "}"])
+
+    def _filled(self, target: str, sign: str, nodes: list[Node]) -> list[str]:
+        """Statements that put numbers into an array; a loop where they lie at equal distances."""
+        lines, begin = [], 0
+        while begin < len(nodes):
+            end, (source, first, step) = begin + 1, (None, 0, 0)
+            if (where := self._lies(nodes[begin])) is not None:
+                source, first = where
+                following = self._lies(nodes[end]) if end < len(nodes) else None
+                step = following[1] - first if following and following[0] == source else 0
+                while end < len(nodes) and self._lies(nodes[end]) == (
+                    source,
+                    first + step * (end - begin),
+                ):
+                    end += 1
+            if end - begin > 2:
+                value = source.format(f"{first} + i * {step}")  # type: ignore[union-attr]
+                head = f"for (int i = 0; i < {end - begin}; i++)"
+                lines.append(f"      {head} {target}[{begin} + i] {sign} {value};")
+            else:
+                end = begin + 1
+                if value_of(nodes[begin]) != 0.0 or sign == "=":
+                    lines.append(f"      {target}[{begin}] {sign} {self._scalar(nodes[begin])};")
+            begin = end
+        return lines
+
+    def _lies(self, node: Node) -> tuple[str, int] | None:
+        """In which array of C a number is an element, and its place there."""
+        if node.op == "input" and node.varies < TENSOR:
+            k = [n for n, _ in self.signature.shared].index(node.args[0])
+            return f"shared{k}[{{}}]", node.args[1]
+        if node.op == "pair":
+            k, a, b = node.args
+            return f"sum(pair{k}[{{}}])", a * len(self.formula.outers[k].y) + b
+        return None
 
     def _assign(self, node: Node) -> str:
         """A number that the columns share, computed."""

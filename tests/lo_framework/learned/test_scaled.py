@@ -93,7 +93,8 @@ def test_permuted_hidden_units_take_permuted_paths(spec: str) -> None:
 
 def test_the_law_has_its_powers() -> None:
     powers = torch.tensor([0.5, 0.9, 0.25, 1.5, 0.4], dtype=torch.float64)
-    wide = Layout.of({"a": (64, 256), "c": (64,), "b": (10, 128)})
+    layout = Layout.of({"a": (64, 256), "c": (64,), "b": (10, 128)})
+    wide = {name: x.double() for name, x in layout.constants.items()}
     law = log_law(wide, powers, clock(0.0, 800.0))
     shared = -1.5 * math.log(2 / 3) - 0.4 * math.log(4)
     expected = [shared - 0.5 * math.log(4), shared - 0.25 * math.log(4)]
