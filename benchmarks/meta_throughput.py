@@ -189,7 +189,16 @@ def panels(content: dict[str, Any]) -> dict[str, Any]:
         if isinstance(row, dict)
     }
     out: dict[str, Any] = {"comparison": {"bars": bars, "xlabel": "inner steps/s (median)"}}
-    for what in ("tasks", "parameters"):
+    if "families" in content:
+        ratios = {
+            name: row["ratios"].get("x best engine of the peer")
+            for name, row in content["families"].items()
+            if isinstance(row, dict)
+        }
+        bars = {name: x for name, x in ratios.items() if x}
+        label = "times the best engine of the peer"
+        out |= {"learned_optimizers_and_problems": {"bars": bars, "xlabel": label}} if bars else {}
+    for what in ("tasks", "parameters") if "curve_tasks" in content else ():
         lines: dict[str, list[Any]] = defaultdict(list)
         for point in content[f"curve_{what}"]:
             for name, row in point.items():
@@ -228,7 +237,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         content["curve_parameters"] = curve(args, kept, [(4, h) for h in wide], "parameters")
     if args.families:
         content["families"] = families.measure(args)
-    harness.save(args, content, **(panels(content) if args.curves else {}))
+    harness.save(args, content, **panels(content))
     return content
 
 

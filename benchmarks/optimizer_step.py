@@ -83,7 +83,7 @@ def optimizers() -> dict[str, Build]:
     adamw = partial(torch.optim.AdamW, lr=1e-6, weight_decay=0.1)
     network = NetworkConfig(layers=8, width=16)
     attending = partial(MetaAdamW, lr=1e-6, network=network)
-    kinds = "hyper-adamw", "attention", "attention-mlp", "attention-mlp:hidden=8", "scaled"
+    kinds = "hyper-adamw", "attention", "attention-mlp", "attention-mlp:hidden=16", "scaled"
     return {
         "AdamW foreach": partial(adamw, foreach=True),
         "AdamW fused": partial(adamw, fused=True),

@@ -85,6 +85,27 @@ def throughput(content: Any) -> Rows:
                 yield kind, label, *speeds, f"{row['ratio_median']:.1f}x"
 
 
+def families(content: Any) -> Rows:
+    """The best engine for each learned optimizer and problem, beside others in the same rounds."""
+    against = "best engine of the peer", "best uncompiled engine of the peer", "jax"
+    heads = "times the peer's best", "times the peer's best uncompiled", "times JAX"
+    yield "estimator, learned optimizer, problem", "engine", "inner steps/s, median", *heads
+    for name, row in content["families"].items():
+        if isinstance(row, dict):
+            ratios = (row["ratios"].get(f"x {other}") for other in against)
+            speed = f"{row['inner steps/s'][row['ours']]['median']:,.0f}"
+            engine = row["ours"].removeprefix("ours, ")
+            yield name, engine, speed, *(f"{x:.2f}" if x else "" for x in ratios)
+
+
+def programs(content: Any) -> Rows:
+    yield "program", "times as fast"
+    names = {"evaluation": "`eval transfer`, here over the peer", "ranks": "two ranks over one"}
+    for key, label in names.items():
+        if key in content:
+            yield label, f"{content[key]['times as fast']:.2f}"
+
+
 def memory(content: Any) -> Rows:
     yield "estimator", "shortest unroll", "MiB", "longest", "MiB", "grows as"
     for label, points in content["bytes"].items():
@@ -146,7 +167,17 @@ def sharpness(content: Any) -> Rows:
 KINDS: dict[str, tuple[Callable[[Any], Rows], ...]] = {
     **{
         f.__name__: (f,)
-        for f in (transfer, score, throughput, memory, costs, robustness, sharpness)
+        for f in (
+            transfer,
+            score,
+            throughput,
+            families,
+            programs,
+            memory,
+            costs,
+            robustness,
+            sharpness,
+        )
     },
     "steps": (meta_steps, steps),
     "origin": (),
