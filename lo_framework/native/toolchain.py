@@ -8,6 +8,7 @@ other. The folder is the user's alone (``LO_KERNELS``, else a folder of the user
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import hashlib
 import os
@@ -17,6 +18,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+import time
 from functools import cache
 from pathlib import Path
 
@@ -28,6 +30,7 @@ FLAGS = (
     *("-fno-trapping-math", "-Wno-psabi"),
 )
 SECONDS = 300  # of one compilation
+SCRATCH = "compiling-"
 
 
 @cache
@@ -87,6 +90,14 @@ def _folder() -> Path:
     return Path(tempfile.mkdtemp(prefix="lo_kernels_"))  # of this process
 
 
+def _sweep(folder: Path) -> None:
+    """Remove what compilations left behind that were killed."""
+    for path in folder.glob(f"{SCRATCH}*"):
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime > 2 * SECONDS:
+                shutil.rmtree(path, ignore_errors=True)
+
+
 @cache
 def load(source: str) -> ctypes.CDLL:
     """The compiled ``source``.
@@ -102,7 +113,8 @@ def load(source: str) -> ctypes.CDLL:
     folder = _folder()
     target = folder / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.so"
     if not target.exists():
-        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        _sweep(folder)
+        with tempfile.TemporaryDirectory(prefix=SCRATCH, dir=folder) as scratch:
             code, made = Path(scratch) / "kernel.c", Path(scratch) / "kernel.so"
             code.write_text(source)
             command = [path, *FLAGS, _target(), str(code), "-o", str(made), "-lm"]

@@ -35,7 +35,11 @@ def test_compiled_once_and_kept(fresh: Path) -> None:
     toolchain.load.cache_clear()
     assert toolchain.load(ANSWER % 5).answer() == 5
     assert made.stat().st_mtime_ns == before
+    left = fresh / "kernels" / f"{toolchain.SCRATCH}killed"
+    left.mkdir()
+    os.utime(left, (0, 0))
     assert toolchain.load(ANSWER % 6).answer() == 6  # another source is another file
+    assert not left.exists()
 
 
 @pytest.mark.skipif(bool(toolchain.reason()), reason=toolchain.reason())
