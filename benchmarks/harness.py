@@ -184,7 +184,9 @@ def save(args: argparse.Namespace, content: dict[str, Any], **panels: Any) -> No
     if panels:
         from matplotlib.figure import Figure
 
-        figure = Figure(figsize=(5 * len(panels), 4.4), layout="constrained")
+        most = max(len(panel.get("bars", ())) for panel in panels.values())
+        size = (5 * len(panels), max(4.4, 0.24 * most + 1))
+        figure = Figure(figsize=size, layout="constrained")
         grid = figure.subplots(1, len(panels), squeeze=False)[0]
         for axes, (title, panel) in zip(grid, panels.items()):
             for label, points in panel.pop("lines", {}).items():

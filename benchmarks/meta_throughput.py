@@ -196,8 +196,8 @@ def panels(content: dict[str, Any]) -> dict[str, Any]:
             if isinstance(row, dict)
         }
         bars = {name: x for name, x in ratios.items() if x}
-        label = "times the best engine of the peer"
-        out |= {"learned_optimizers_and_problems": {"bars": bars, "xlabel": label}} if bars else {}
+        label = "times its best engine"
+        out |= {"over_the_peer": {"bars": bars, "xlabel": label}} if bars else {}
     for what in ("tasks", "parameters") if "curve_tasks" in content else ():
         lines: dict[str, list[Any]] = defaultdict(list)
         for point in content[f"curve_{what}"]:

@@ -26,7 +26,7 @@ EVALUATION = "eval transfer --learned hyper-adamw.safetensors --optimizees mlp,c
 META = (
     "meta_train --optimizees mlp,cnn --vary none --learned attention-mlp --unroll-length 20"
     " --episode-length 100 --num-tasks 8 --shards 4 --outer-steps 12 --validate-every 100"
-    " --validation-seeds 2 --probes none --no-evaluate --seed 3"
+    " --validation-seeds 2 --probes none --no-evaluate --seed 3 --workers 1"
 )
 SKIPPED = 4
 HERE = Path(__file__).resolve().parents[1]
