@@ -22,7 +22,7 @@ from typing import Any
 
 from benchmarks import harness
 
-EVALUATION = "eval transfer --learned hyper-adamw.safetensors --optimizees mlp,cnn --steps 200"
+EVALUATION = "eval transfer --learned OPTIMIZER --optimizees mlp,cnn --steps 200"
 META = (
     "meta_train --optimizees mlp,cnn --vary none --learned attention-mlp --unroll-length 20"
     " --episode-length 100 --num-tasks 8 --shards 4 --outer-steps 12 --validate-every 100"
@@ -45,20 +45,18 @@ def run(words: Sequence[str], tree: Path) -> float:
 
 
 def evaluation(peer: Path, rounds: int, steps: int) -> dict[str, Any]:
-    """Seconds of the evaluation here and there; the learned optimizer is AdamW's own start."""
-    from lo_framework.learned import make_learned, save
-
+    """Seconds of the evaluation here and there, of an optimizer that the peer ships."""
     seconds: dict[str, list[float]] = {"here": [], "peer": []}
+    file = min((peer / "results").rglob("optimizer.safetensors"))
     with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "start.safetensors"
-        save(make_learned("hyper-adamw"), file)
-        words = EVALUATION.replace("hyper-adamw.safetensors", str(file)).replace("200", str(steps))
+        words = EVALUATION.replace("OPTIMIZER", str(file)).replace("200", str(steps))
         for k in range(rounds):
             for name, tree in (("here", HERE), ("peer", peer)):
                 out = Path(folder) / f"{name}{k}"
                 seconds[name].append(run([*words.split(), "--out", str(out)], tree))
     ratio = statistics.median(b / a for a, b in zip(*seconds.values()))
-    return {"command": EVALUATION, "seconds": seconds, "times as fast": ratio}
+    command = EVALUATION.replace("OPTIMIZER", str(file.relative_to(peer)))
+    return {"command": command, "seconds": seconds, "times as fast": ratio}
 
 
 def ranks(rounds: int) -> dict[str, Any]:
