@@ -16,9 +16,11 @@ from __future__ import annotations
 
 import os
 import secrets
+import time
 from collections.abc import Callable
 from datetime import timedelta
 from functools import cache
+from multiprocessing import AuthenticationError
 from multiprocessing.connection import Client, Connection, Listener
 from typing import Any, NamedTuple
 
@@ -26,8 +28,11 @@ import torch
 
 from lo_framework.processes import Died, Peer, Wire
 
-KEY, WHERE = "lo-framework/key", "lo-framework/where"
+# Keys of torchrun's store, which outlives the groups that it begins.
+_GROUP = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+KEY, WHERE = f"lo-framework/{_GROUP}/key", f"lo-framework/{_GROUP}/where"
 STOP = "lo-framework: stop serving"
+RETRY = 0.2  # seconds
 
 
 class Place(NamedTuple):
@@ -96,11 +101,15 @@ def others() -> tuple[Rank, ...]:
         store = _store()
         store.set(KEY, key.hex())
         store.set(WHERE, f"{address}:{door.address[1]}")
-        ranks: list[Rank] = []
+        ranks: dict[int, Rank] = {}
         while len(ranks) < here.world - 1:
-            connection = door.accept()
-            ranks.append(Rank(connection, connection.recv()))
-    return tuple(sorted(ranks, key=lambda rank: rank.rank))
+            try:
+                connection = door.accept()
+                rank = connection.recv()
+            except (EOFError, OSError, AuthenticationError):  # it died, or is none of ours
+                continue
+            ranks[rank] = Rank(connection, rank)
+    return tuple(ranks[rank] for rank in sorted(ranks))
 
 
 def dismiss() -> None:
@@ -116,13 +125,10 @@ def serve() -> int:
     assert here is not None
     torch.set_num_threads(1)
     try:
-        store = _store()
-        store.set_timeout(timedelta(days=1))  # rank 0 may have data to download first
-        address, _, port = store.get(WHERE).decode().rpartition(":")
-        if not port:
+        connection = _connected()
+        if connection is None:
             return 0
-        key = bytes.fromhex(store.get(KEY).decode())
-        with Client((address, int(port)), authkey=key) as connection:
+        with connection:
             connection.send(here.rank)
             while True:
                 function, arguments = connection.recv()
@@ -134,6 +140,22 @@ def serve() -> int:
                     connection.send_bytes(Wire.dumps(STOP))
     except (EOFError, OSError, KeyboardInterrupt):  # rank 0 has ended, and has said why
         return 0
+
+
+def _connected() -> Connection | None:
+    """A connection to rank 0; None where it has ended without needing one."""
+    store = _store()
+    store.set_timeout(timedelta(days=1))  # rank 0 may have data to download first
+    while True:
+        address, _, port = store.get(WHERE).decode().rpartition(":")
+        if not port:
+            return None
+        try:
+            return Client((address, int(port)), authkey=bytes.fromhex(store.get(KEY).decode()))
+        except (EOFError, OSError, AuthenticationError):
+            # It is the address of a group that torchrun has ended; the store outlives groups. If
+            # rank 0 is gone for good, torchrun ends this process too.
+            time.sleep(RETRY)
 
 
 class _Stopped(EOFError):
