@@ -8,7 +8,10 @@ others run beside it: the comparison is paired by construction.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -18,12 +21,13 @@ from torch.utils._pytree import tree_map
 from lo_framework.episode import NOTHING, Carry, Draw, Need
 from lo_framework.flat_task import over_tasks
 from lo_framework.inner.engine import AUTO, resolved
-from lo_framework.inner.step import Family
+from lo_framework.inner.step import Family, Step
 from lo_framework.learned.base import Clock, LearnedOptimizer, State, Theta
+from lo_framework.learned.kernels import identity
 from lo_framework.native.active import kernels
 from lo_framework.optimizees.task import Batch, Task
 
-WORTH_RECORDING = 500  # steps of a whole chunk
+WORTH_RECORDING = 300  # steps
 # Separate streams for initial parameters, training batches and held-out batches of one seed.
 _INIT, _TRAIN, _HELD = 0x1D1, 0x7A1, 0x4E1D
 
@@ -39,6 +43,40 @@ class Rollout(NamedTuple):
     alive: Tensor
     params: Tensor  # [C, S, N] final parameters
     buffers: dict[str, Tensor]
+
+
+@dataclass
+class _Use:
+    """A problem and an optimizer that rollouts have had, and the step that they had last."""
+
+    task: Task  # kept, so that its id is nobody else's
+    steps: int = 0
+    engine: str = ""
+    family: Family | None = None
+    step: Step | None = None
+
+
+_USED: OrderedDict[Hashable, _Use] = OrderedDict()
+MOST_USED = 16
+
+
+def _usual(task: Task, learned: LearnedOptimizer, needs: Need, steps: int) -> tuple[Family, Step]:
+    """The family and the step of a rollout of so many ``steps``, with kernels where they can be
+    compiled; recorded where rollouts of the same problem and rule, which evaluations make one
+    after the other, have so many steps that it pays. That changes no bit.
+    """
+    key = (id(task), identity(learned), needs)
+    use = _USED.setdefault(key, _Use(task))
+    _USED.move_to_end(key)
+    while len(_USED) > MOST_USED:
+        _USED.popitem(last=False)
+    few = use.steps + steps <= WORTH_RECORDING
+    use.steps += steps
+    engine = resolved(AUTO, device=task.device.type, varied=few).replace("best", "graph")
+    if use.family is None or use.step is None or use.engine != engine:
+        use.engine, use.family = engine, Family(task, learned, engine)
+        use.step = use.family.step(needs)
+    return use.family, use.step
 
 
 def seeded(seed: int, stream: int) -> torch.Generator:
@@ -70,12 +108,12 @@ def rollout(
     itself it uses kernels where they can be compiled, and records steps where there are many.
     """
     settings = [(c, s) for c in range(len(thetas)) for s in range(len(seeds))]
+    needs = Need.HELD if held_out else NOTHING
     if engine == AUTO:
-        few = steps * len(settings) < WORTH_RECORDING * chunk
-        engine = resolved(engine, device=task.device.type, varied=few)
-        engine = engine.replace("best", "graph")
-    family = Family(task, learned, engine)
-    step = family.step(Need.HELD if held_out else NOTHING)
+        family, step = _usual(task, learned, needs, steps * math.ceil(len(settings) / chunk))
+    else:
+        family = Family(task, learned, engine)
+        step = family.step(needs)
     parts = []
     with torch.no_grad():
         for begin in range(0, len(settings), chunk):

@@ -39,17 +39,28 @@ def with_kernels(learned: L) -> L:
         raise UserError(f"kernels need a C compiler: {toolchain.reason()}")
     other: Any = copy.copy(learned)
     other.kernels = kernels_of(learned)
+    other._modules = {  # a rule around another one
+        name: with_kernels(child) if hasattr(child, "in_kernel") else child  # type: ignore[type-var]
+        for name, child in learned._modules.items()
+    }
     return other
 
 
-def kernels_of(rule: Any) -> Kernels:
-    """Those of all rules of this class, this configuration and these constants."""
+def identity(rule: Any) -> tuple[Any, ...]:
+    """All that decides on what a rule computes with given meta-parameters."""
+    inner = tuple(identity(child) for child in rule.children() if hasattr(child, "in_kernel"))
     constants = tuple(x.detach().cpu().numpy().tobytes() for x in rule.buffers())
-    key = (type(rule), rule.config, constants)
+    key = (type(rule), rule.config, constants, inner)
     try:
         hash(key)
     except TypeError:  # a plugin's own, which is not frozen
-        key = (type(rule), repr(rule.config), constants)
+        return (type(rule), repr(rule.config), constants, inner)
+    return key
+
+
+def kernels_of(rule: Any) -> Kernels:
+    """Those of all rules with this `identity`."""
+    key = identity(rule)
     if key not in _KERNELS:
         _KERNELS[key] = Kernels(rule, len(_KERNELS))
     return _KERNELS[key]
