@@ -100,7 +100,7 @@ def families(content: Any) -> Rows:
 
 def programs(content: Any) -> Rows:
     yield "program", "times as fast"
-    names = {"evaluation": "`eval transfer`, here over the peer", "ranks": "two ranks over one"}
+    names = {"evaluation": "eval transfer, here over the peer", "ranks": "two ranks over one"}
     for key, label in names.items():
         if key in content:
             yield label, f"{content[key]['times as fast']:.2f}"
