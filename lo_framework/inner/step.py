@@ -153,9 +153,8 @@ class _Step:
             & torch.isfinite(loss.detach())
             & torch.isfinite(new_params.detach().sum(-1))
         )
-        if (
-            self.looks and not is_watched() and bool(alive.all())
-        ):  # the usual case costs no operation
+        if self.looks and not is_watched() and bool(alive.all()):
+            # The usual case costs no operation.
             params, buffers = new_params, {name: new_buffers[name] for name in carry.buffers}
             state = {name: new_state[name] for name in carry.state}
         else:

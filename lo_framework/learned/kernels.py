@@ -35,7 +35,7 @@ def with_kernels(learned: L) -> L:
     Raises:
         UserError: nothing can be compiled here.
     """
-    if toolchain.reason():
+    if _device(learned).type == "cpu" and toolchain.reason():
         raise UserError(f"kernels need a C compiler: {toolchain.reason()}")
     other: Any = copy.copy(learned)
     other.kernels = kernels_of(learned)
@@ -46,15 +46,19 @@ def with_kernels(learned: L) -> L:
     return other
 
 
+def _device(rule: Any) -> torch.device:
+    return next((x.device for x in (*rule.parameters(), *rule.buffers())), torch.device("cpu"))
+
+
 def identity(rule: Any) -> tuple[Any, ...]:
-    """All that decides on what a rule computes with given meta-parameters."""
+    """All that decides on what a rule computes with given meta-parameters, and where."""
     inner = tuple(identity(child) for child in rule.children() if hasattr(child, "in_kernel"))
     constants = tuple(x.detach().cpu().numpy().tobytes() for x in rule.buffers())
-    key = (type(rule), rule.config, constants, inner)
+    key = (type(rule), rule.config, constants, inner, _device(rule))
     try:
         hash(key)
     except TypeError:  # a plugin's own, which is not frozen
-        return (type(rule), repr(rule.config), constants, inner)
+        return (type(rule), repr(rule.config), *key[2:])
     return key
 
 
@@ -89,7 +93,7 @@ class Kernels:
         columns: State,
     ) -> State | None:
         """What ``method`` gives for all tensors of the layout; None where it has no kernel."""
-        return self._run(rule, method, layout, channels, shared, columns, means=False)
+        return self._run(rule, method, layout.sizes, channels, shared, columns, means=False)
 
     def means(
         self,
@@ -101,7 +105,8 @@ class Kernels:
     ) -> Tensor | None:
         """The means over each tensor of what ``method`` gives; None where it has no kernel."""
         some = next(iter(columns.values()))
-        made = self._run(rule, method, layout, some, shared, columns, means=True)
+        none = some.new_zeros(0, layout.num)
+        made = self._run(rule, method, layout.sizes, none, shared, columns, means=True)
         return None if made is None else made["means"]
 
     def across(
@@ -110,60 +115,42 @@ class Kernels:
         """What ``method`` gives for S tensors, ``[..., S]``; None where it has no kernel, or where
         there are too many tensors for one.
         """
-        size = next(iter(columns.values())).shape[-1]
-        if size > JOINED or any(x.dtype != torch.float32 for x in columns.values()):
+        some = next(iter(columns.values()))
+        if some.shape[-1] > JOINED:
             return None
-        recipe = self.recipe(
-            method,
-            False,
-            0,
-            tuple((name, tuple(x.shape[:-1])) for name, x in columns.items()),
-            tuple(tuple(x.shape) for x in shared),
-            torch.is_grad_enabled(),
-            True,
-        )
-        if recipe is None:
-            return None
-        given = [*(p for _, p in rule.named_parameters()), *shared]
-        outputs, _ = columnwise(
-            recipe.program,
-            [given[i] for i in recipe.shared],
-            given[0].new_zeros(0, 1),
-            [columns[n] for n in recipe.columns],
-            [size],
-        )
-        made = dict(zip(recipe.outputs, outputs))
-        return {name: made[name] if name in made else columns[old] for name, old in recipe.names}
+        none = some.new_zeros(0, 1)
+        sizes = [some.shape[-1]]
+        return self._run(rule, method, sizes, none, shared, columns, means=False, joined=True)
 
     def _run(
         self,
         rule: Any,
         method: str,
-        layout: Any,
+        sizes: Sequence[int],
         channels: Tensor,
         shared: Sequence[Tensor],
         columns: State,
+        *,
         means: bool,
+        joined: bool = False,
     ) -> State | None:
         if any(x.dtype != torch.float32 for x in columns.values()):
             return None
-        given = [*(p for _, p in rule.named_parameters()), *shared]
         recipe = self.recipe(
             method,
             means,
-            0 if means else len(channels),
+            len(channels),
             tuple((name, tuple(x.shape[:-1])) for name, x in columns.items()),
             tuple(tuple(x.shape) for x in shared),
             torch.is_grad_enabled(),
+            joined,
         )
         if recipe is None:
             return None
-        if means:
-            channels = given[0].new_zeros(0, layout.num)
+        given = [*(p for _, p in rule.named_parameters()), *shared]
         wanted = [given[i] for i in recipe.shared]
-        outputs, totals = columnwise(
-            recipe.program, wanted, channels, [columns[n] for n in recipe.columns], layout.sizes
-        )
+        read = [columns[name] for name in recipe.columns]
+        outputs, totals = columnwise(recipe.program, wanted, channels, read, sizes)
         if means:
             return {"means": totals[0]}
         made = dict(zip(recipe.outputs, outputs))
@@ -192,9 +179,8 @@ class Kernels:
                     self.recipes[key] = self._make(*key)
             except UserError:
                 raise
-            except (
-                Exception
-            ):  # whatever it is that a kernel cannot do: the rule itself says what is wrong
+            except Exception:
+                # Whatever no kernel can do: the rule runs as it is, and says what is wrong.
                 self.recipes[key] = None
         return self.recipes[key]
 
@@ -225,8 +211,9 @@ class Kernels:
             return [made] if means else [made[name] for name in outputs]
 
         # Which inputs it reads at all, and what it gives back as it got it.
-        example = [torch.ones(x) for x in shapes] + [torch.ones(channels, 1)]
-        rows = {name: torch.ones(*lead, WIDTH) for name, lead in leads.items()}
+        device = _device(self.methods)
+        example = [torch.ones(x, device=device) for x in (*shapes, (channels, 1))]
+        rows = {name: torch.ones(*lead, WIDTH, device=device) for name, lead in leads.items()}
         made = call(example[:-1], example[-1], rows)
         if means and not len(made):
             return None
@@ -256,9 +243,10 @@ class Kernels:
             channels,
             tuple(leads[name] for name in names),
             joined,
+            str(device),
         )
         program = PROGRAMS[program.key]
-        if next(iter(parameters.values())).device.type == "cpu":  # elsewhere torch compiles
+        if device.type == "cpu":  # elsewhere torch compiles
             _ = program.forward, pulled and program.backward
         every_name = [] if means else [(name, same.get(name, name)) for name in made]
         return Recipe(program, used, names, outputs, every_name)
@@ -285,6 +273,3 @@ class _Methods(nn.Module):
 
     def forward(self, method: str, *arguments: Any) -> Any:
         return getattr(self.rule, method)(*arguments)
-
-
-__all__ = ["Kernels", "with_kernels"]

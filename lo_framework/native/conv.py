@@ -12,6 +12,7 @@ Each is one kernel that reads neighbours where they lie: nothing is gathered, pa
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -129,61 +130,46 @@ back_op = operator("conv_back", "(Tensor d, Tensor w, int[] g) -> Tensor", _back
 pairs_op = operator("conv_pairs", "(Tensor d, Tensor x, int[] g) -> Tensor", _pairs, _like_pairs)
 
 
-class _Conv(torch.autograd.Function):
+CONV, BACK, PAIRS = range(3)
+_OPERATORS = conv_op, back_op, pairs_op
+# Of each relative: what its derivatives by its first and by its second tensor are, from the
+# cotangent and the two tensors.
+_DERIVATIVES: tuple[tuple[Callable[..., Any], Callable[..., Any]], ...] = (
+    (lambda d, x, w: (BACK, d, w), lambda d, x, w: (PAIRS, d, x)),
+    (lambda x, d, w: (CONV, x, w), lambda x, d, w: (PAIRS, d, x)),
+    (lambda w, d, x: (CONV, x, w), lambda w, d, x: (BACK, d, w)),
+)
+
+
+class _Bilinear(torch.autograd.Function):
+    """One of the three relatives; its derivatives are the other two."""
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor, w: Tensor, geometry: list[int]) -> Tensor:
-        ctx.save_for_backward(x, w)
-        ctx.geometry = geometry
-        return conv_op(x, w, geometry)
+    def forward(ctx: Any, x: Tensor, y: Tensor, geometry: list[int], relative: int) -> Tensor:
+        ctx.save_for_backward(x, y)
+        ctx.geometry, ctx.relative = geometry, relative
+        return _OPERATORS[relative](x, y, geometry)
 
     @staticmethod
     def backward(ctx: Any, d: Tensor) -> Any:
-        (x, w), g, needed = ctx.saved_tensors, ctx.geometry, ctx.needs_input_grad
+        (x, y), needed = ctx.saved_tensors, ctx.needs_input_grad
+        first, second = _DERIVATIVES[ctx.relative]
         return (
-            _Back.apply(d, w, g) if needed[0] else None,
-            _Pairs.apply(d, x, g) if needed[1] else None,
+            _apply(ctx.geometry, *first(d, x, y)) if needed[0] else None,
+            _apply(ctx.geometry, *second(d, x, y)) if needed[1] else None,
+            None,
             None,
         )
 
 
-class _Back(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, d: Tensor, w: Tensor, geometry: list[int]) -> Tensor:
-        ctx.save_for_backward(d, w)
-        ctx.geometry = geometry
-        return back_op(d, w, geometry)
-
-    @staticmethod
-    def backward(ctx: Any, x: Tensor) -> Any:
-        (d, w), g, needed = ctx.saved_tensors, ctx.geometry, ctx.needs_input_grad
-        return (
-            _Conv.apply(x, w, g) if needed[0] else None,
-            _Pairs.apply(d, x, g) if needed[1] else None,
-            None,
-        )
-
-
-class _Pairs(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, d: Tensor, x: Tensor, geometry: list[int]) -> Tensor:
-        ctx.save_for_backward(d, x)
-        ctx.geometry = geometry
-        return pairs_op(d, x, geometry)
-
-    @staticmethod
-    def backward(ctx: Any, w: Tensor) -> Any:
-        (d, x), g, needed = ctx.saved_tensors, ctx.geometry, ctx.needs_input_grad
-        return (
-            _Conv.apply(x, w, g) if needed[0] else None,
-            _Back.apply(d, w, g) if needed[1] else None,
-            None,
-        )
+def _apply(geometry: list[int], relative: int, x: Tensor, y: Tensor) -> Tensor:
+    return _Bilinear.apply(x, y, geometry, relative)
 
 
 def conv3x3(x: Tensor, weight: Tensor, stride: int) -> Tensor:
     """``[C, H, W, B]`` and ``[O, C, 3, 3]`` to ``[O, H', W', B]``; vmappable."""
     geometry = [*Geometry(x.shape[1], x.shape[2], stride)]
-    return over_vmaps(lambda *given: (_Conv.apply(*given, geometry),), [x, weight])[0]
+    return over_vmaps(lambda *given: (_apply(geometry, CONV, *given),), [x, weight])[0]
 
 
 def usable(x: Tensor) -> bool:

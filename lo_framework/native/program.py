@@ -142,6 +142,7 @@ class Program:
     channels: int
     columns: tuple[tuple[int, ...], ...]
     joined: bool = False
+    device: str = "cpu"
 
     def __post_init__(self) -> None:
         text = repr((self.name, self.shared, self.channels, self.columns, self.joined))
@@ -153,8 +154,8 @@ class Program:
         PROGRAMS.setdefault(self.key, self)
 
     def _example(self) -> tuple[list[Tensor], Tensor, list[Tensor]]:
-        shared = [torch.ones(x) for x in self.shared]
-        return shared, torch.ones(self.channels, 1), [torch.ones(*x, WIDTH) for x in self.columns]
+        shapes = *self.shared, (self.channels, 1), *((*x, WIDTH) for x in self.columns)
+        return self._split([torch.ones(x, device=self.device) for x in shapes])
 
     @cached_property
     def forward(self) -> Kernel:
