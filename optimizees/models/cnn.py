@@ -12,7 +12,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lo_framework.optimizees.models.conv import conv3x3, gather_matrix, out_side, pool2
+from lo_framework.optimizees.models.conv import (
+    conv3x3,
+    gather_matrix,
+    largest3x3,
+    out_side,
+    pool2,
+)
 from lo_framework.optimizees.models.initial import StartOptions, layer, linear, norm, restarted
 from lo_framework.optimizees.models.norms import batch_norm, group_norm, moved, normalise
 from lo_framework.optimizees.ranges import Repeating
@@ -118,12 +124,13 @@ class CNN(Model):
         x = x.permute(1, 2, 3, 0)  # batch-last, see conv.py
         blocks = len(self.config.channels)
         for i, gather in enumerate(self.gathers[:blocks]):
-            x = conv3x3(x, params[f"convs.{i}.weight"], self.stride, gather)
+            convolved = (x, params[f"convs.{i}.weight"], self.stride, gather)
             if self.config.pool == "max" and self.config.norm == "none":
                 # Adding a constant and ReLU are monotone: after the maximum they are the same at a
                 # quarter of the work.
-                x = F.relu(pool2(x, "max") + params[f"convs.{i}.bias"][:, None, None, None])
+                x = F.relu(largest3x3(*convolved) + params[f"convs.{i}.bias"][:, None, None, None])
                 continue
+            x = conv3x3(*convolved)
             x = self._bias_and_norm(i, params, buffers, x, noise is not None)
             # The maximum comes first, for ReLU has less to do then.
             x = F.relu(pool2(x, "max") if self.config.pool == "max" else x)

@@ -71,6 +71,13 @@ def pool2(x: Tensor, kind: str) -> Tensor:
     return pool(x.permute(0, 3, 1, 2), 2).permute(0, 2, 3, 1)
 
 
+def largest3x3(x: Tensor, weight: Tensor, stride: int, gather: Tensor | None) -> Tensor:
+    """The maximum of `pool2` of `conv3x3`."""
+    if active() and kernel.usable(x):
+        return kernel.conv3x3(x, weight, stride, largest=True)
+    return pool2(conv3x3(x, weight, stride, gather), "max")
+
+
 def _neighbours(x: Tensor, stride: int) -> Tensor:
     """[C, 9, H', W', B]: for every output pixel its 3x3 neighbourhood in `x`, zero outside."""
     height, width = out_side(x.shape[1], stride), out_side(x.shape[2], stride)

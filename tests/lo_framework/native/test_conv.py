@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
@@ -10,7 +12,7 @@ from torch.nn import functional as F
 
 from lo_framework.native import toolchain
 from lo_framework.native.active import kernels
-from lo_framework.optimizees.models.conv import conv3x3, gather_matrix
+from lo_framework.optimizees.models.conv import conv3x3, gather_matrix, largest3x3
 
 pytestmark = pytest.mark.skipif(bool(toolchain.reason()), reason=toolchain.reason())
 
@@ -65,3 +67,41 @@ def test_weights_that_tasks_share() -> None:
         found = vmap(lambda a: conv3x3(a, w, 1, None))(x)
     wanted = torch.stack([torchs(a, w, 1) for a in x])
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_maximum_of_a_convolution_and_its_derivatives(case: tuple[int, ...]) -> None:
+    channels, height, width, out, rows, stride = case
+    if (height - 1) // stride < 1:
+        return
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(K, channels, height, width, rows, generator=generator)
+    w = torch.randn(K, out, channels, 3, 3, generator=generator)
+    gather = gather_matrix(height, width, stride)
+    results = []
+    for native in (False, True):
+        inputs = [t.clone().requires_grad_() for t in (x, w)]
+        with kernels(native):
+            y = vmap(lambda a, b: largest3x3(a, b, stride, gather))(*inputs)
+            first = torch.autograd.grad(y, inputs, torch.sin(y), create_graph=True)
+            second = torch.autograd.grad(sum(t.square().sum() for t in first), inputs)
+        results.append((y, *first, *second))
+    for plain, found in zip(*results):
+        scale = float(plain.detach().abs().max())
+        torch.testing.assert_close(found, plain, rtol=2e-5, atol=2e-5 * scale)
+
+
+def test_the_largest_is_chosen_as_torch_does() -> None:
+    """The first of equal ones, and NaN before all."""
+    x = torch.zeros(1, 1, 4, 4, 70)
+    x[..., 1, 1, 3] = math.nan
+    w = torch.zeros(1, 2, 1, 3, 3)
+    w[..., 1, 1] = 1.0
+    results = []
+    for native in (False, True):
+        a = x.clone().requires_grad_()
+        with kernels(native):
+            y = vmap(lambda a, b: largest3x3(a, b, 1, None))(a, w)
+            results.append((y, torch.autograd.grad(y, a, torch.ones_like(y))[0]))
+    for plain, found in zip(*results):
+        torch.testing.assert_close(found, plain, equal_nan=True)
