@@ -29,6 +29,7 @@ from lo_framework.eval.running.provenance import provenance, version
 from lo_framework.inner.step import Family
 from lo_framework.learned import make_learned
 from lo_framework.learned.base import Theta
+from lo_framework.malloc import keep_freed_memory
 from lo_framework.objectives import make_objective
 from lo_framework.optimizees.pool import make_tasks
 
@@ -120,6 +121,7 @@ def begin(
     ``defaults`` are its own options; a pair is the default with ``--quick`` and without, None must
     be given.
     """
+    keep_freed_memory()  # as the programs do
     parser = argparse.ArgumentParser(
         description=text, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -34,6 +34,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from lo_framework.errors import UserError, choose, describe, nearest
+from lo_framework.malloc import keep_freed_memory
 from lo_framework.namespace import HOME
 from lo_framework.schema import Mismatch, convert, read_json, required
 
@@ -183,6 +184,7 @@ def run(name: str, program: Callable[[list[str]], int], argv: Sequence[str] | No
     """
     words = list(sys.argv[1:] if argv is None else argv)
     _open_streams()
+    keep_freed_memory()
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return _run(name, program, words)
     from lo_framework import ranks  # not above: it imports torch, and --help answers at once

@@ -18,6 +18,8 @@ from typing import Any
 
 import torch
 
+from lo_framework.malloc import keep_freed_memory
+
 GRACE = 5.0  # seconds for a child that does not heed SIGTERM
 UNSTARTED = (
     "a worker process could not start; its own message is above (a script that uses workers must "
@@ -97,6 +99,7 @@ def _begin(pipe: Connection, serve: Callable[..., None], arguments: tuple[Any, .
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the group; the parent decides
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
+    keep_freed_memory()
     try:
         pipe.send(None)
         serve(pipe, *arguments)
