@@ -8,6 +8,24 @@
 typedef int8_t J __attribute__((vector_size(16), aligned(1)));
 INLINE I chosen(const int8_t *p) { return __builtin_convertvector(*(const J *)p, I); }
 
+/* `larger`: the first is, or it is NaN. */
+#ifdef __AVX512F__
+typedef __mmask16 M;
+INLINE M larger(V a, V b) {
+  return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_GT_OQ) |
+         _mm512_cmp_ps_mask((__m512)a, (__m512)a, _CMP_UNORD_Q);
+}
+INLINE M equal(I a, int j) { return _mm512_cmpeq_epi32_mask((__m512i)a, _mm512_set1_epi32(j)); }
+INLINE V choose(M m, V a, V b) { return (V)_mm512_mask_mov_ps((__m512)b, m, (__m512)a); }
+INLINE I number(M m, int j, I b) { return (I)_mm512_mask_set1_epi32((__m512i)b, m, j); }
+#else
+typedef I M;
+INLINE M larger(V a, V b) { return (a > b) | ~ordered(a); }
+INLINE M equal(I a, int j) { return a == j; }
+INLINE V choose(M m, V a, V b) { return pick(m, a, b); }
+INLINE I number(M m, int j, I b) { return (m & j) | (~m & b); }
+#endif
+
 /* Four rows of weights, their strides over output and input maps. */
 typedef struct {
   const float *row[4];
@@ -77,18 +95,19 @@ static void windows_block(long O, long C, long W, long taps, const int32_t *tabl
       for (int j = 0; j < 4; j++) {
         V s[4][VECTORS];
         neighbours(s, &f, C, taps, table + windows[q * 4 + j] * taps, in, in_map, in_pixel);
-        for (long i = 0; i < f.rows; i++)
+        UNROLL for (int i = 0; i < 4; i++) {
+          if (i == f.rows) break;
           UNROLL for (int v = 0; v < VECTORS; v++) {
             if (j == 0) {
               best[i][v] = s[i][v];
               which[i][v] = choosing ? (I){0} : chosen(choice + place + i * out_map + v * LANES);
               continue;
             }
-            const I now = (I){0} + j;
-            const I better = choosing ? (s[i][v] > best[i][v]) | ~ordered(s[i][v]) : which[i][v] == now;
-            best[i][v] = pick(better, s[i][v], best[i][v]);
-            if (choosing) which[i][v] = (better & now) | (~better & which[i][v]);
+            const M now = choosing ? larger(s[i][v], best[i][v]) : equal(which[i][v], j);
+            best[i][v] = choose(now, s[i][v], best[i][v]);
+            if (choosing) which[i][v] = number(now, j, which[i][v]);
           }
+        }
       }
       for (long i = 0; i < f.rows; i++)
         UNROLL for (int v = 0; v < VECTORS; v++) {
@@ -100,7 +119,13 @@ static void windows_block(long O, long C, long W, long taps, const int32_t *tabl
   }
 }
 
-/* dw[o][c][t] += sum over p and 64 rows of d[o][p][] in[c][table[p][t]][], lane by lane. */
+/* In a block of 64 rows, maps lie a cache line further apart than their pixels take: at a power of two
+   the lines of all maps would fall into the same few places of the cache. */
+#define APART(pixels) ((pixels) * BLOCK + LANES)
+#define FEW 4 /* maps, which are read where they lie */
+
+/* dw[o][c][t] += sum over p and 64 rows of d[o][p][] in[c][table[p][t]][], lane by lane: 4 output maps
+   by 4 input maps at a time, or, where there are few of those, by 3 taps. */
 static void weights_block(long O, long C, long P, long taps, const int32_t *table, const float *d,
                           long d_map, long d_pixel, const float *in, long in_map, long in_pixel,
                           V *dw) {
@@ -108,128 +133,177 @@ static void weights_block(long O, long C, long P, long taps, const int32_t *tabl
     const long rows = O - o < 4 ? O - o : 4;
     const float *d0 = d + o * d_map, *d1 = d0 + (rows > 1) * d_map,
                 *d2 = d0 + (rows > 2) * 2 * d_map, *d3 = d0 + (rows > 3) * 3 * d_map;
-    for (long c = 0; c < C; c++)
-      for (long t = 0; t < taps; t += 3) {
-        V s[4][3];
-        UNROLL for (int i = 0; i < 4; i++) UNROLL for (int j = 0; j < 3; j++) s[i][j] = splat(0);
+    if (C < FEW) {
+      for (long c = 0; c < C; c++)
+        for (long t = 0; t < taps; t += 3) {
+          V s[4][3];
+          UNROLL for (int i = 0; i < 4; i++) UNROLL for (int j = 0; j < 3; j++) s[i][j] = splat(0);
+          for (long p = 0; p < P; p++) {
+            const int32_t *near = table + p * taps + t;
+            const float *base = in + c * in_map;
+            for (int v = 0; v < BLOCK; v += LANES) {
+              const long q = p * d_pixel + v;
+              const V a = at(d0 + q), b = at(d1 + q), e = at(d2 + q), f = at(d3 + q);
+              UNROLL for (int j = 0; j < 3; j++) if (near[j] >= 0) {
+                const V x = at(base + near[j] * in_pixel + v);
+                s[0][j] += a * x;
+                s[1][j] += b * x;
+                s[2][j] += e * x;
+                s[3][j] += f * x;
+              }
+            }
+          }
+          UNROLL for (int i = 0; i < 4; i++) UNROLL for (int j = 0; j < 3; j++)
+            if (i < rows) dw[((o + i) * C + c) * taps + t + j] += s[i][j];
+        }
+      continue;
+    }
+    for (long c = 0; c < C; c += 4) {
+      const long maps = C - c < 4 ? C - c : 4;
+      const float *x0 = in + c * in_map, *x1 = x0 + (maps > 1) * in_map,
+                  *x2 = x0 + (maps > 2) * 2 * in_map, *x3 = x0 + (maps > 3) * 3 * in_map;
+      for (long t = 0; t < taps; t++) {
+        V s[4][4];
+        UNROLL for (int i = 0; i < 4; i++) UNROLL for (int j = 0; j < 4; j++) s[i][j] = splat(0);
         for (long p = 0; p < P; p++) {
-          const int32_t *near = table + p * taps + t;
-          const float *base = in + c * in_map;
-          for (int v = 0; v < BLOCK; v += LANES) {
-            const long q = p * d_pixel + v;
+          const long near = table[p * taps + t];
+          if (near < 0) continue;
+          UNROLL for (int v = 0; v < VECTORS; v++) {
+            const long q = p * d_pixel + v * LANES, r = near * in_pixel + v * LANES;
             const V a = at(d0 + q), b = at(d1 + q), e = at(d2 + q), f = at(d3 + q);
-            UNROLL for (int j = 0; j < 3; j++) if (near[j] >= 0) {
-              const V x = at(base + near[j] * in_pixel + v);
-              s[0][j] += a * x;
-              s[1][j] += b * x;
-              s[2][j] += e * x;
-              s[3][j] += f * x;
+            const V x[4] = {at(x0 + r), at(x1 + r), at(x2 + r), at(x3 + r)};
+            UNROLL for (int j = 0; j < 4; j++) {
+              s[0][j] += a * x[j];
+              s[1][j] += b * x[j];
+              s[2][j] += e * x[j];
+              s[3][j] += f * x[j];
             }
           }
         }
-        for (long i = 0; i < rows; i++)
-          UNROLL for (int j = 0; j < 3; j++) dw[((o + i) * C + c) * taps + t + j] += s[i][j];
+        UNROLL for (int i = 0; i < 4; i++) UNROLL for (int j = 0; j < 4; j++)
+          if (i < rows && j < maps) dw[((o + i) * C + c + j) * taps + t] += s[i][j];
       }
+    }
   }
 }
 
-/* Rows of a batch from `begin` on, at most 64, between maps [maps][B] and blocks of 64. */
-static void pack(const float *x, long maps, long B, long begin, float *block) {
-  for (long m = 0; m < maps; m++) {
-    memset(block + m * BLOCK, 0, BLOCK * sizeof(float));
-    memcpy(block + m * BLOCK, x + m * B + begin, (B - begin) * sizeof(float));
-  }
+/* Rows of a batch from `begin` on, at most 64, of maps [maps][pixels][B]. */
+static void pack(const float *x, long maps, long pixels, long B, long begin, float *block) {
+  const long rows = B - begin < BLOCK ? B - begin : BLOCK;
+  for (long m = 0; m < maps; m++)
+    for (long p = 0; p < pixels; p++) {
+      const float *from = x + (m * pixels + p) * B + begin;
+      float *to = block + m * APART(pixels) + p * BLOCK;
+      if (rows == BLOCK) {
+        UNROLL for (int v = 0; v < VECTORS; v++) put(to + v * LANES, at(from + v * LANES));
+        continue;
+      }
+      memset(to, 0, BLOCK * sizeof(float));
+      memcpy(to, from, rows * sizeof(float));
+    }
 }
 
-/* Numbers of windows where they were chosen, [maps][pixels] blocks; the rest is zero. */
+/* Numbers of windows where they were chosen; the rest is zero. */
 static void unpool(const float *d, const int8_t *choice, long maps, long W, long pixels,
                    const int32_t *windows, long B, long begin, float *block) {
   const long rows = B - begin < BLOCK ? B - begin : BLOCK;
-  float x[BLOCK] = {0};
-  int8_t c[BLOCK] = {0};
-  memset(block, 0, maps * pixels * BLOCK * sizeof(float));
-  for (long m = 0; m < maps; m++)
+  float some[BLOCK] = {0};
+  int8_t their[BLOCK] = {0};
+  for (long m = 0; m < maps; m++) {
+    float *map = block + m * APART(pixels);
+    if (4 * W < pixels) memset(map, 0, pixels * BLOCK * sizeof(float));
     for (long q = 0; q < W; q++) {
       const long from = (m * W + q) * B + begin;
-      memcpy(x, d + from, rows * sizeof(float));
-      memcpy(c, choice + from, rows);
-      for (int j = 0; j < 4; j++)
-        UNROLL for (int v = 0; v < VECTORS; v++)
-          put(block + (m * pixels + windows[q * 4 + j]) * BLOCK + v * LANES,
-              pick(chosen(c + v * LANES) == (I){0} + j, at(x + v * LANES), splat(0)));
-    }
-}
-
-/* K tasks: in [K][C][Q][B] (or, with a choice, [K][C][W][B] seen as if it had Q pixels), w [K][..],
-   out [K][O][P][B]; `scratch` holds (C Q + O P) blocks where there are rows beyond the last block or
-   a choice. */
-void gather(long K, long O, long C, long P, long Q, long B, long taps, const int32_t *table,
-            const float *w, long w_step, long os, long cs, const float *in, long in_step, float *out,
-            float *scratch, const int8_t *choice, const int32_t *windows, long W) {
-  for (long k = 0; k < K; k++, w += w_step, in += in_step, out += O * P * B) {
-    for (long b = 0; b < B; b += BLOCK) {
-      const int whole = b + BLOCK <= B;
-      float *made = whole ? out + b : scratch + C * Q * BLOCK;
-      const long made_pixel = whole ? B : BLOCK;
-      if (choice) unpool(in, choice + k * C * W * B, C, W, Q, windows, B, b, scratch);
-      else if (!whole) pack(in, C * Q, B, b, scratch);
-      const int packed = choice || !whole;
-      const float *from = packed ? scratch : in + b;
-      const long from_pixel = packed ? BLOCK : B;
-      gather_block(O, C, P, taps, table, w, os, cs, from, Q * from_pixel, from_pixel, made,
-                   P * made_pixel, made_pixel);
-      if (!whole)
-        for (long m = 0; m < O * P; m++)
-          memcpy(out + m * B + b, made + m * BLOCK, (B - b) * sizeof(float));
+      const float *numbers = d + from;
+      const int8_t *places = choice + from;
+      if (rows < BLOCK) {
+        numbers = memcpy(some, numbers, rows * sizeof(float));
+        places = memcpy(their, places, rows);
+      }
+      UNROLL for (int v = 0; v < VECTORS; v++) {
+        const V x = at(numbers + v * LANES);
+        const I place = chosen(places + v * LANES);
+        UNROLL for (int j = 0; j < 4; j++)
+          put(map + windows[q * 4 + j] * BLOCK + v * LANES,
+              choose(equal(place, j), x, splat(0)));
+      }
     }
   }
 }
 
-/* As `gather`, out and choice [K][O][W][B]; `scratch` holds (C Q + 2 O W) blocks where there are rows
-   beyond the last block. */
+/* Maps of one task as a block reads them: where they lie, or packed. */
+typedef struct {
+  const float *at;
+  long map, pixel;
+} Maps;
+
+static Maps maps_of(const float *x, const int8_t *choice, long maps, long W, long pixels,
+                    const int32_t *windows, long B, long begin, float *block) {
+  if (choice) unpool(x, choice, maps, W, pixels, windows, B, begin, block);
+  else if (begin + BLOCK > B || maps > FEW) pack(x, maps, pixels, B, begin, block);
+  else return (Maps){x + begin, pixels * B, B};
+  return (Maps){block, APART(pixels), BLOCK};
+}
+
+/* K tasks: in [K][C][Q][B] (or, with a choice, [K][C][W][B] seen as if it had Q pixels), w [K][..],
+   out [K][O][P][B]; `scratch` holds C APART(Q) + O P BLOCK numbers. */
+void gather(long K, long O, long C, long P, long Q, long B, long taps, const int32_t *table,
+            const float *w, long w_step, long os, long cs, const float *in, long in_step, float *out,
+            float *scratch, const int8_t *choice, const int32_t *windows, long W) {
+  float *made = scratch + C * APART(Q);
+  for (long k = 0; k < K; k++, w += w_step, in += in_step, out += O * P * B)
+    for (long b = 0; b < B; b += BLOCK) {
+      const int8_t *places = choice ? choice + k * C * W * B : 0;
+      const Maps x = maps_of(in, places, C, W, Q, windows, B, b, scratch);
+      if (b + BLOCK <= B) {
+        gather_block(O, C, P, taps, table, w, os, cs, x.at, x.map, x.pixel, out + b, P * B, B);
+        continue;
+      }
+      gather_block(O, C, P, taps, table, w, os, cs, x.at, x.map, x.pixel, made, P * BLOCK, BLOCK);
+      for (long m = 0; m < O * P; m++)
+        memcpy(out + m * B + b, made + m * BLOCK, (B - b) * sizeof(float));
+    }
+}
+
+/* As `gather`, out and choice [K][O][W][B]; `scratch` holds C APART(Q) + 2 O W BLOCK numbers. */
 void pooled(long K, long O, long C, long W, long Q, long B, long taps, const int32_t *table,
             const float *w, long w_step, long os, long cs, const float *in, long in_step, float *out,
             float *scratch, int8_t *choice, const int32_t *windows, long choosing) {
-  for (long k = 0; k < K; k++, w += w_step, in += in_step, out += O * W * B, choice += O * W * B) {
-    long b = 0;
-    for (; b + BLOCK <= B; b += BLOCK)
-      windows_block(O, C, W, taps, table, windows, w, os, cs, in + b, Q * B, B, choosing, choice + b,
-                    out + b, W * B, B);
-    if (b < B) {
-      float *made = scratch + C * Q * BLOCK;
-      int8_t *picked = (int8_t *)(made + O * W * BLOCK);
-      pack(in, C * Q, B, b, scratch);
+  float *made = scratch + C * APART(Q);
+  int8_t *picked = (int8_t *)(made + O * W * BLOCK);
+  for (long k = 0; k < K; k++, w += w_step, in += in_step, out += O * W * B, choice += O * W * B)
+    for (long b = 0; b < B; b += BLOCK) {
+      const Maps x = maps_of(in, 0, C, W, Q, windows, B, b, scratch);
+      if (b + BLOCK <= B) {
+        windows_block(O, C, W, taps, table, windows, w, os, cs, x.at, x.map, x.pixel, choosing,
+                      choice + b, out + b, W * B, B);
+        continue;
+      }
       memset(picked, 0, O * W * BLOCK);
       for (long m = 0; m < O * W && !choosing; m++)
         memcpy(picked + m * BLOCK, choice + m * B + b, B - b);
-      windows_block(O, C, W, taps, table, windows, w, os, cs, scratch, Q * BLOCK, BLOCK, choosing,
-                    picked, made, W * BLOCK, BLOCK);
+      windows_block(O, C, W, taps, table, windows, w, os, cs, x.at, x.map, x.pixel, choosing, picked,
+                    made, W * BLOCK, BLOCK);
       for (long m = 0; m < O * W; m++) {
         memcpy(out + m * B + b, made + m * BLOCK, (B - b) * sizeof(float));
         if (choosing) memcpy(choice + m * B + b, picked + m * BLOCK, B - b);
       }
     }
-  }
 }
 
 /* d [K][O][P][B] (with a choice [K][O][W][B]), in [K][C][Q][B], dw [K][O][C][taps]; `lanes` holds
-   O C taps vectors, `scratch` as for `gather`. */
+   O C taps vectors, `scratch` C APART(Q) + O APART(P) numbers. */
 void weights(long K, long O, long C, long P, long Q, long B, long taps, const int32_t *table,
              const float *d, long d_step, const float *in, long in_step, float *dw, float *scratch,
              float *lanes, const int8_t *choice, const int32_t *windows, long W) {
   V *total = (V *)lanes;
   for (long k = 0; k < K; k++, d += d_step, in += in_step, dw += O * C * taps) {
+    const int8_t *places = choice ? choice + k * O * W * B : 0;
     memset(total, 0, O * C * taps * sizeof(V));
     for (long b = 0; b < B; b += BLOCK) {
-      const int whole = b + BLOCK <= B;
-      float *seeds = scratch + C * Q * BLOCK;
-      if (choice) unpool(d, choice + k * O * W * B, O, W, P, windows, B, b, seeds);
-      else if (!whole) pack(d, O * P, B, b, seeds);
-      if (!whole) pack(in, C * Q, B, b, scratch);
-      const int packed = choice || !whole;
-      const long d_pixel = packed ? BLOCK : B, in_pixel = whole ? B : BLOCK;
-      weights_block(O, C, P, taps, table, packed ? seeds : d + b, P * d_pixel, d_pixel,
-                    whole ? in + b : scratch, Q * in_pixel, in_pixel, total);
+      const Maps x = maps_of(in, 0, C, W, Q, windows, B, b, scratch);
+      const Maps e = maps_of(d, places, O, W, P, windows, B, b, scratch + C * APART(Q));
+      weights_block(O, C, P, taps, table, e.at, e.map, e.pixel, x.at, x.map, x.pixel, total);
     }
     for (long i = 0; i < O * C * taps; i++) dw[i] = sum(total[i]);
   }

@@ -93,8 +93,9 @@ def _packed(x: Tensor) -> Tensor:
     return x if x[0].is_contiguous() else x.contiguous()
 
 
-def _scratch(like: Tensor, blocks: int, needed: bool) -> Tensor:
-    return like.new_empty(blocks * _BLOCK if needed else 0)
+def _apart(maps: int, pixels: int) -> int:
+    """Numbers of a block of maps, as `APART` in conv.h."""
+    return maps * (pixels * _BLOCK + _LANES)
 
 
 def _conv(x: Tensor, w: Tensor, s: Tensor | None, geometry: list[int]) -> Tensor:
@@ -104,7 +105,7 @@ def _conv(x: Tensor, w: Tensor, s: Tensor | None, geometry: list[int]) -> Tensor
     num, maps, _, _, rows = x.shape
     out, pixels, inputs = w.shape[1], math.prod(shape.out), shape.height * shape.width
     y = x.new_empty(num, out, *shape.out, rows)
-    scratch = _scratch(x, maps * inputs + out * pixels, rows % _BLOCK > 0)
+    scratch = x.new_empty(_apart(maps, inputs) + out * pixels * _BLOCK)
     sizes = (num, out, maps, pixels, inputs, rows, TAPS, tables(shape)[0].data_ptr())
     weights = (w.data_ptr(), w.stride(0), w.stride(1), TAPS)
     ends = (x.data_ptr(), x.stride(0), y.data_ptr(), scratch.data_ptr(), None, None, 0)
@@ -117,7 +118,7 @@ def _through_windows(x: Tensor, w: Tensor, s: Tensor, shape: Geometry, *, choosi
     num, maps, _, _, rows = x.shape
     out, count, inputs = w.shape[1], math.prod(shape.pooled), shape.height * shape.width
     y = x.new_empty(num, out, *shape.pooled, rows)
-    scratch = _scratch(x, maps * inputs + 2 * out * count, rows % _BLOCK > 0)
+    scratch = x.new_empty(_apart(maps, inputs) + 2 * out * count * _BLOCK)
     sizes = (num, out, maps, count, inputs, rows, TAPS, tables(shape)[0].data_ptr())
     weights = (w.data_ptr(), w.stride(0), w.stride(1), TAPS)
     ends = (x.data_ptr(), x.stride(0), y.data_ptr(), scratch.data_ptr(), s.data_ptr())
@@ -143,7 +144,7 @@ def _back(d: Tensor, w: Tensor, s: Tensor | None, geometry: list[int]) -> Tensor
     num, maps, rows, out = d.shape[0], d.shape[1], d.shape[4], w.shape[2]
     pixels, inputs = shape.height * shape.width, math.prod(shape.out)
     x = d.new_empty(num, out, shape.height, shape.width, rows)
-    scratch = _scratch(d, maps * inputs + out * pixels, s is not None or rows % _BLOCK > 0)
+    scratch = d.new_empty(_apart(maps, inputs) + out * pixels * _BLOCK)
     sizes = (num, out, maps, pixels, inputs, rows, TAPS, tables(shape)[1].data_ptr())
     weights = (w.data_ptr(), w.stride(0), TAPS, w.stride(1))
     ends = (d.data_ptr(), d.stride(0), x.data_ptr(), scratch.data_ptr())
@@ -157,7 +158,7 @@ def _pairs(d: Tensor, x: Tensor, s: Tensor | None, geometry: list[int]) -> Tenso
     num, maps, _, _, rows = x.shape
     out, pixels, inputs = d.shape[1], math.prod(shape.out), shape.height * shape.width
     dw = x.new_empty(num, out, maps, 3, 3)
-    scratch = _scratch(x, maps * inputs + out * pixels, s is not None or rows % _BLOCK > 0)
+    scratch = x.new_empty(_apart(maps, inputs) + _apart(out, pixels))
     lanes = torch.empty(out * maps * TAPS * _LANES + _LANES)
     shift = (-lanes.data_ptr() // 4) % _LANES  # vectors lie on their own boundaries
     sizes = (num, out, maps, pixels, inputs, rows, TAPS, tables(shape)[0].data_ptr())
