@@ -243,7 +243,7 @@ def arrows(graph: dict[str, set[str]], package: str) -> dict[str, set[str]]:
 # The rooms of a package from the ground up; a room imports from lower floors only.
 FLOORS: dict[str, list[str]] = {
     HOME: [
-        "namespace errors allocation",
+        "namespace errors allocation malloc",
         "native schema",
         "spec",
         "optional plugin registry processes",
