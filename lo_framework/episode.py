@@ -38,6 +38,7 @@ class Draw(NamedTuple):
     weight: tuple[Tensor, ...] = ()  # ([K],) of the absorbed regularizer's penalty, at its steps
     second: Batch = ()  # a second training batch
     scale: tuple[Tensor, ...] = ()  # ([K],): factors of the steps, where they have some
+    taught: tuple[Tensor, ...] = ()  # ([K],): a teacher's share of the steps, where there is one
 
 
 class Place(NamedTuple):
@@ -66,7 +67,7 @@ class Losses(NamedTuple):
 
     train: Tensor  # [K] minibatch loss before the update
     held: Tensor  # [K] held-out loss after it (zeros if none was asked for)
-    penalty: Tensor  # [K] of the absorbed regularizer, times its weight
+    penalty: Tensor  # [K] of the absorbed regularizer, times its weight, and of what is imitated
     after: After | tuple[()] = ()
 
 

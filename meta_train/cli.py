@@ -80,7 +80,7 @@ def _main(words: list[str]) -> int:
 def _train(program: Program, given: dict[str, Any], written: dict[str, Any]) -> int:
     import torch
 
-    from lo_framework.meta_train.config import make_config
+    from lo_framework.meta_train.presets import make_config
     from lo_framework.meta_train.run import MetaTraining, WorkerSetup
     from lo_framework.optional import require
     from lo_framework.plugin import load_plugins

@@ -7,15 +7,13 @@ are the help of the command line; nothing heavy is imported before a `RunConfig`
 
 from __future__ import annotations
 
-import math
 import os
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from lo_framework.errors import UserError, choose
+from lo_framework.errors import UserError
 from lo_framework.schema import Fraction, Positive, Range, check_ranges, convert
 from lo_framework.spec import build_config, parse_spec
 
@@ -76,6 +74,15 @@ class RunConfig:
     """Tasks per family (optimizee x data set) in flight."""
     shards: Count = 2
     """Virtual shards per family; unlike --workers, which share them out, this decides the bits."""
+    prolong: Annotated[float, Range(low=0, high=0.95)] = 0.0
+    """Share of the episodes that go on where the one before ended, by another length."""
+    teacher: Fraction = 0.0
+    """Share of the run in which AdamW steps too, less and less, and is imitated."""
+    start: str = ""
+    """Begin with the weights of this optimizer file, and its kind and options where --learned is
+    not given."""
+    only: str = ""
+    """Train these meta-parameters alone, as schedule,controller.*; the others stay as they are."""
     augment: Annotated[float, Range(low=1, high=1e12)] = 1.0
     """Half of the episodes see parameters in units up to this factor off (1: none)."""
     outer_steps: Count = 120
@@ -238,6 +245,7 @@ class RunConfig:
             episode=self.episode,
             hide_progress=self.hide_progress,
             step_range=self.step_range,
+            prolong=self.prolong,
         )
 
     @property
@@ -275,75 +283,6 @@ class Program:
             raise UserError("--out is empty: expected the folder of the run, as runs/latest")
         if self.data_dir is not None and not Path(self.data_dir).is_dir():
             raise UserError(f"--data-dir: the folder {self.data_dir!r} does not exist")
-
-
-# They count steps, never seconds, so that a run can be repeated; figures are in the README.
-PRESETS: dict[str, dict[str, Any]] = {
-    "quick": {},
-    "small": {
-        "episode_length": "30-600",
-        "num_tasks": 4,
-        "outer_steps": 400,
-        "outer_lr": 0.004,
-        "validate_every": 20,
-        "checkpoint_every": 20,
-    },
-    "specialist": {
-        "datasets": "digits",
-        "learned": "attention-mlp",
-        "vary": "none",
-        "objective": "valid",
-        "unroll_length": 50,
-        "episode_length": "200",
-        "hide_progress": 0.0,
-        "num_tasks": 8,
-        "outer_steps": 100,
-        "validate_every": 5,
-    },
-}
-
-
-def make_config(
-    preset: str = "quick", written: Mapping[str, Any] | None = None, **given: Any
-) -> RunConfig:
-    """The preset with what was ``written`` in a run's own ``config.json``, and with whatever was
-    given in its place (None: not given).
-    """
-    given = {name: value for name, value in given.items() if value is not None}
-    written = dict(written or {})
-    values = {**PRESETS[choose("preset", preset, PRESETS)], **written, **given}
-    known = [f.name for f in fields(RunConfig)]
-    for name in values:
-        choose("setting", name, known)
-    config = replace(RunConfig(), **values)
-    same = all(written.get(name) == getattr(config, name) for name in ("control", "outer_steps"))
-    if config.control == "none" or same:  # a control's config.json has the steps that it took
-        return config
-    return replace(config, outer_steps=math.ceil(config.outer_steps * compute_factor(config)))
-
-
-def compute_factor(config: RunConfig) -> float:
-    """How many times the gradient evaluations of the plain run the regularized one takes
-    (``--control``).
-
-    Plain, per inner step: the gradient, whatever the objective adds (the held-out loss with its
-    pull-back, say), and under second-order TBPTT the Hessian-vector product that pulls back through
-    the gradient.
-    """
-    from lo_framework.estimators import ESTIMATORS
-    from lo_framework.regularizers.base import HVP_COST
-
-    absorption = config.absorption_of(config.control)
-    estimator, settings = ESTIMATORS.parse(config.estimator)
-    unrolled = bool(estimator.facts.get("unrolls"))
-    second_order = bool(getattr(settings, "second_order", False))
-    plain = 1.0 + config.scored_by.cost(unrolled=unrolled) + HVP_COST * second_order
-    extra = absorption.regularizer.cost.total - (0.0 if absorption.independent else 1.0)
-    if absorption.alpha and unrolled:  # GSAM pulls back twice: so much, as measured
-        extra += 2.0
-    length, when = sum(config.episode) / 2, absorption.config.when
-    share = {"last": min(1.0, absorption.config.last / length), "end": 1.0 / length}.get(when, 1.0)
-    return 1.0 + share * extra / plain
 
 
 def flag(field: str) -> str:

@@ -8,10 +8,12 @@ find, and no stage can end below the one before it, because the incumbent is wha
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields, replace
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
 
+from lo_framework.errors import UserError, nearest
 from lo_framework.learned import LEARNED, PREDECESSOR, LearnedOptimizer, make_learned
 from lo_framework.spec import parse_spec
 
@@ -21,13 +23,14 @@ SHARES = {1: (1.0,), 2: (0.5, 0.5), 3: (0.25, 0.2, 0.55)}
 
 @dataclass(frozen=True)
 class Stage:
-    """Outer steps [begin, end) train an optimizer of this kind."""
+    """Outer steps [begin, end) train an optimizer of this kind; ``only``: these meta-parameters."""
 
     kind: str
     config: dict[str, Any]
     index: int = 0
     begin: int = 0
     end: int = 0
+    only: str = ""
 
     def reading(self, features: int | None) -> Stage:
         """This stage with the features that a run was begun with."""
@@ -41,19 +44,38 @@ class Stage:
         """
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(0)
-            return make_learned(self.kind, **self.config)
+            return trained(make_learned(self.kind, **self.config), self.only)
 
 
-def plan_stages(spec: str, outer_steps: int, *, grown: bool = True) -> list[Stage]:
+def trained(learned: LearnedOptimizer, only: str) -> LearnedOptimizer:
+    """``learned``, of which meta-parameters that no pattern in ``only`` matches are constants.
+
+    Raises:
+        UserError: a pattern matches none.
+    """
+    patterns = [x.strip() for x in only.split(",") if x.strip()]
+    names = [name for name, _ in learned.named_parameters()]
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise UserError(
+                f"--only: no meta-parameter of {learned.kind} is called {pattern!r}"
+                f"{nearest(pattern, names)}; there are {', '.join(names)}"
+            )
+    for name, p in learned.named_parameters():
+        p.requires_grad_(not patterns or any(fnmatchcase(name, each) for each in patterns))
+    return learned
+
+
+def plan_stages(spec: str, outer_steps: int, *, grown: bool = True, only: str = "") -> list[Stage]:
     """Stages for a learned-optimizer spec; predecessors take over the settings they share with it.
 
     One that learns its own factors only (``learn=factors``) has none: it would take over what they
-    have learned; nor has one that is not ``grown``.
+    have learned; nor has one that is not ``grown``, or of which ``only`` a part is trained.
     """
     final = make_learned(spec)
     kind, _ = parse_spec(spec)
     chain = [kind]
-    grown = grown and getattr(final.config, "learn", "all") == "all"
+    grown = grown and not only and getattr(final.config, "learn", "all") == "all"
     while grown and chain[0] in PREDECESSOR:
         chain.insert(0, PREDECESSOR[chain[0]])
     chain = chain[-outer_steps:]  # a very short run has fewer stages than kinds
@@ -65,6 +87,6 @@ def plan_stages(spec: str, outer_steps: int, *, grown: bool = True) -> list[Stag
         end = min(outer_steps - after, max(begin + 1, round(share * outer_steps)))
         names = {f.name for f in fields(LEARNED[name].config)}
         config = {key: value for key, value in values.items() if key in names}
-        stages.append(Stage(name, config, index, begin, end))
+        stages.append(Stage(name, config, index, begin, end, only))
         begin = end
     return stages

@@ -13,25 +13,34 @@ from lo_framework.meta_train.config import RadiusConfig
 
 WARM_UP = 5
 FLOOR = 0.05
-# what is validated and saved is an average over about five outer steps: a fifth of the gradient
-# noise
+# What is validated and saved is an average over about five outer steps, a fifth of the gradient
+# noise; over fifty where gradients are estimated from perturbations.
 AVERAGING = 0.8
+LONG_AVERAGING = 0.98
 _STREAM = 0x4AD1
 
 
 class OuterOptimizer:
     """Adam on theta for the outer steps of one stage: clipped, with a warm-up and a cosine."""
 
-    def __init__(self, learned: LearnedOptimizer, lr: float, clip: float, steps: int) -> None:
+    def __init__(
+        self,
+        learned: LearnedOptimizer,
+        lr: float,
+        clip: float,
+        steps: int,
+        averaging: float = AVERAGING,
+    ) -> None:
         self.params = {name: nn.Parameter(x.clone()) for name, x in learned.theta().items()}
+        self.moving = [name for name, p in learned.named_parameters() if p.requires_grad]
         self.adam = torch.optim.Adam(
             [
-                {"params": [p], "full_lr": lr * learned.outer_scale(name)}
-                for name, p in self.params.items()
+                {"params": [self.params[name]], "full_lr": lr * learned.outer_scale(name)}
+                for name in self.moving
             ],
             betas=(0.9, 0.99),
         )
-        self.clip, self.steps = clip, steps
+        self.clip, self.steps, self.averaging = clip, steps, averaging
         self.average = {name: p.detach().clone() for name, p in self.params.items()}
         self.done = 0
         self.damping = 1.0  # halved by every return to the incumbent
@@ -49,17 +58,18 @@ class OuterOptimizer:
         cosine = math.cos(math.pi * min(1.0, self.done / self.steps))
         rate *= FLOOR + (1 - FLOOR) * 0.5 * (1 + cosine)
         self.done += 1
-        norm = float(torch.sqrt(sum((g.double() ** 2).sum() for g in grad.values())))  # type: ignore[arg-type]
+        squares = [(grad[name].double() ** 2).sum() for name in self.moving]
+        norm = float(torch.stack(squares).sum().sqrt())
         if not math.isfinite(norm):
             return {"grad_norm": norm, "clip_ratio": 0.0, "skipped": 1.0}
         ratio = min(1.0, self.clip / max(norm, 1e-12))
-        for name, p in self.params.items():
-            p.grad = grad[name] * ratio
+        for name in self.moving:
+            self.params[name].grad = grad[name] * ratio
         for group in self.adam.param_groups:
             group["lr"] = group["full_lr"] * rate
         self.adam.step()
         for name, p in self.params.items():
-            self.average[name].lerp_(p.detach(), 1 - AVERAGING)
+            self.average[name].lerp_(p.detach(), 1 - self.averaging)
         return {"grad_norm": norm, "clip_ratio": ratio, "skipped": 0.0}
 
     def back_to(self, theta: Theta) -> None:

@@ -24,10 +24,12 @@ from lo_framework.files.lock import exclusive
 from lo_framework.inner.engine import Engine, resolved
 from lo_framework.learned import LEARNED, LearnedOptimizer, rebuild, register_learned
 from lo_framework.learned.base import Theta
-from lo_framework.meta_train.config import Program, make_config
+from lo_framework.meta_train.beginning import weights_of
+from lo_framework.meta_train.config import Program
 from lo_framework.meta_train.folder import RunFolder
 from lo_framework.meta_train.growth import plan_stages
 from lo_framework.meta_train.incumbent import Incumbent
+from lo_framework.meta_train.presets import make_config
 from lo_framework.meta_train.problems import Given
 from lo_framework.meta_train.progress import Progress
 from lo_framework.meta_train.shards import TaskFailed, build_estimator, build_family
@@ -142,7 +144,9 @@ class MetaTraining:
             raise UserError(
                 "a radius (--learn-rho) is learned on the families themselves: give --probes none"
             )
-        self.stages = plan_stages(self.config.learned, self.config.outer_steps, grown=start is None)
+        grown, only = start is None and not self.config.start, self.config.only
+        steps = self.config.outer_steps
+        self.stages = plan_stages(self.config.learned, steps, grown=grown, only=only)
         kinds = [stage.kind for stage in self.stages]
         if self.config.inner_backend == "higher" and kinds != ["hyper-adamw"]:
             raise UserError("--inner-backend higher needs --learned hyper-adamw")
@@ -228,7 +232,7 @@ class MetaTraining:
             trainer = Trainer(self.stages, workers, progress, self.folder)
             try:
                 if saved is None:
-                    trainer.start(self.start)
+                    trainer.start(self._start())
                 else:
                     if saved.warning:
                         progress.say(saved.warning)
@@ -240,6 +244,11 @@ class MetaTraining:
                     f"step {step}: {error}; once it is mended, go on with --out {self.out} --resume"
                 ) from error
         return trainer.run.incumbent
+
+    def _start(self) -> Theta | None:
+        """The weights that the run begins with; None: those of its optimizer's own start."""
+        config = self.config
+        return weights_of(config.start, config.learned) if config.start else self.start
 
 
 def _memory(device: str) -> float:

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from lo_framework.estimators import ESTIMATORS, Estimator, Unroller
 from lo_framework.estimators.base import MetaGradient
-from lo_framework.estimators.truncation import UnrollState, state_from_tensors, state_to_tensors
+from lo_framework.estimators.state import UnrollState, state_from_tensors, state_to_tensors
+from lo_framework.eval.baselines import make_baseline
 from lo_framework.inner.engine import resolved
 from lo_framework.inner.step import Family
 from lo_framework.learned.base import LearnedOptimizer, Theta
@@ -29,6 +30,7 @@ from lo_framework.optimizees.augmentation import Reparametrised
 from lo_framework.optimizees.variation import Variation
 from lo_framework.spec import UserError, describe
 
+TEACHER = "adamw:law=true"
 _STREAM = 0x5EED
 _EPISODES = 0x9E3779B97F4A7C15  # odd: seeds of a shard's episodes lie far apart
 
@@ -67,7 +69,8 @@ def build_family(
         absorption = absorption.with_radius(rho)
     steps = config.outer_steps * config.unroll_length
     engine = resolved(config.engine, steps, config.device, varied)
-    return Family(task, learned, engine, absorption)
+    teacher = make_baseline(TEACHER).to(config.device) if config.teacher else None
+    return Family(task, learned, engine, absorption, teacher)
 
 
 def build_estimator(config: RunConfig, family: Family, episode: int | None = None) -> Estimator:
@@ -110,11 +113,18 @@ class Shard:
         generator = self._build(episode)
         self.state = self.estimator.init_state(self.learned.theta(), generator)
 
-    def estimate(self, theta: Theta) -> MetaGradient:
-        """One truncation, of the next episode where that of all tasks is over."""
+    def estimate(self, theta: Theta, teaching: float = 0.0) -> MetaGradient:
+        """One truncation, of the next episode where that of all tasks is over. ``teaching``: the
+        teacher's share of its steps.
+        """
         if not self.variation.is_fixed and self.state.over:
-            with named(self.variation.name):
-                self.begin(self.episode + 1)
+            longer = self.estimator.unroller.prolonged(self.state)
+            if longer is not None:
+                self.state = longer
+            else:
+                with named(self.variation.name):
+                    self.begin(self.episode + 1)
+        self.estimator.unroller.teaching = teaching
         started = time.perf_counter()
         with named(self.task.name):
             estimate, self.state = self.estimator.estimate(theta, self.state)

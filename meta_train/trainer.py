@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from lo_framework.absorb.absorption import decompose
+from lo_framework.estimators import ESTIMATORS
+from lo_framework.inner.teacher import fading
 from lo_framework.learned import LearnedOptimizer, rebuild
 from lo_framework.learned.base import Theta
 from lo_framework.learned.hyper_adamw import HyperAdamW
@@ -30,13 +32,14 @@ from lo_framework.meta_train.incumbent import (
     with_lr,
 )
 from lo_framework.meta_train.judges import ByFamilies, ByProbes, Judge
-from lo_framework.meta_train.outer import OuterOptimizer, Radius
+from lo_framework.meta_train.outer import AVERAGING, LONG_AVERAGING, OuterOptimizer, Radius
 from lo_framework.meta_train.progress import Progress
 from lo_framework.meta_train.shards import Tensors
 from lo_framework.meta_train.workers import ShardHost, Workers
 from lo_framework.processes import Died
 from lo_framework.spec import UserError, describe
 
+FAR = 2.0  # times the incumbent's score
 PATIENCE = 3  # validations without a better optimizer before the run goes back to the incumbent
 
 # The line of an outer step in the log, and the points of curves that are not in it.
@@ -55,6 +58,7 @@ class Trainer:
         self.workers, self.progress, self.folder = workers, progress, folder
         self.tasks = [problem.task for problem in workers.problems[: len(workers.pool)]]
         self.saved = False
+        self.unrolls = bool(ESTIMATORS.parse(self.config.estimator)[0].facts.get("unrolls"))
         self.nonfinite = dict.fromkeys((task.name for task in self.tasks), 0.0)
         probed = len(workers.problems) > len(workers.pool)
         self.judge: Judge = ByProbes(workers) if probed else ByFamilies(workers)
@@ -200,8 +204,9 @@ class Trainer:
     def _step(self) -> Row:
         """One outer step: the mean over families of the mean over shards, in a fixed order."""
         run, stage = self.run, self.stage
-        weights = () if run.weighting is None else (run.weighting.weights(),)
-        answers = self.workers.everywhere(ShardHost.estimate, run.outer.theta, *weights)
+        weights = None if run.weighting is None else run.weighting.weights()
+        teaching = fading(run.outer.done / (stage.end - stage.begin), self.config.teacher)
+        answers = self.workers.everywhere(ShardHost.estimate, run.outer.theta, teaching, weights)
         by_shard = ChainMap(*answers)
         grads, metrics, plains = zip(*(by_shard[shard] for shard in range(self.workers.shards)))
         grad = record.mean(grads)
@@ -276,8 +281,10 @@ class Trainer:
         for name in sick[best]:
             self.progress.say(f"step {run.step}: {name}: the loss in validation is not finite")
         run.outer.stale += 1
-        # unrolled gradients explode now and then: go back
-        if run.outer.stale >= PATIENCE and run.step < stage.end:
+        # Unrolled gradients explode now and then: go back. Estimates from perturbations do not;
+        # they are noisy, and slow to show what they learn.
+        lost = self.unrolls or failed or value > FAR * incumbent.score
+        if run.outer.stale >= PATIENCE and lost and run.step < stage.end:
             run.outer.back_to(self._grown(stage).theta())
             self.progress.say(
                 f"step {run.step}: score {value:.3f}, back to the incumbent "
@@ -305,7 +312,8 @@ class Trainer:
 
     def _outer(self, learned: LearnedOptimizer, stage: Stage) -> OuterOptimizer:
         steps = stage.end - stage.begin
-        return OuterOptimizer(learned, self.config.outer_lr, self.config.clip, steps)
+        averaging = AVERAGING if self.unrolls else LONG_AVERAGING
+        return OuterOptimizer(learned, self.config.outer_lr, self.config.clip, steps, averaging)
 
     def _radius(self) -> Radius | None:
         config, absorption = self.config.radius, self.config.absorption

@@ -85,17 +85,18 @@ class ShardHost:
             shard.begin() if tensors is None else shard.load(tensors[number])
 
     def estimate(
-        self, theta: Theta, weights: tuple[float, ...] | None = None
+        self, theta: Theta, teaching: float = 0.0, weights: tuple[float, ...] | None = None
     ) -> dict[int, MetaGradient]:
         """One truncation of every shard here, by shard.
 
-        ``weights``: of the objective's terms, in this outer step.
+        ``teaching``, ``weights``: the teacher's share, and those of the objective's terms, in this
+        outer step.
         """
         if weights is not None:
             self.config.scored_by.weights = weights  # every estimator here has this objective
         theta = {name: x.to(self.config.device) for name, x in theta.items()}
         return {
-            number: tree_map_only(Tensor, Tensor.cpu, shard.estimate(theta))
+            number: tree_map_only(Tensor, Tensor.cpu, shard.estimate(theta, teaching))
             for number, shard in self.shards.items()
         }
 

@@ -11,7 +11,8 @@ from typing import NamedTuple, Protocol
 
 import torch
 
-from lo_framework.estimators.truncation import UnrollState
+from lo_framework.estimators.state import UnrollState
+from lo_framework.estimators.truncation import Unroller
 from lo_framework.learned.base import Theta
 from lo_framework.registry import Registry
 
@@ -32,7 +33,10 @@ class MetaGradient(NamedTuple):
 class Estimator(Protocol):
     """Turns unrolls of one shard into a meta-gradient. All that it knows of a run is in its state,
     so that a run can be killed and resumed; what the clocks have no place for is in ``extra``.
+    ``unroller`` is the one that it was called with.
     """
+
+    unroller: Unroller
 
     def init_state(self, theta: Theta, generator: torch.Generator) -> UnrollState: ...
     def estimate(self, theta: Theta, state: UnrollState) -> tuple[MetaGradient, UnrollState]: ...

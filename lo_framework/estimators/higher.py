@@ -28,8 +28,9 @@ from torch.utils._pytree import tree_map
 
 from lo_framework.episode import Carry, Draw, Losses, Need
 from lo_framework.estimators.base import MetaGradient
+from lo_framework.estimators.state import UnrollState
 from lo_framework.estimators.tbptt import TBPTT, TBPTTConfig, pull
-from lo_framework.estimators.truncation import Sums, Unroller, UnrollState
+from lo_framework.estimators.truncation import Sums, Unroller
 from lo_framework.layout import Layout
 from lo_framework.learned.base import Theta
 from lo_framework.learned.hyper_adamw import HyperAdamW
@@ -156,6 +157,8 @@ class HigherTBPTT(TBPTT):
             )
         if unroller.truncation.step_range > 1:
             raise UserError("the inner backend higher scales no steps: leave --step-range at 1")
+        if unroller.family.teacher is not None:
+            raise UserError("the inner backend higher has no teacher: leave --teacher at 0")
         if config.segments != 1:
             raise UserError(
                 f"the inner backend higher has no segments: expected 1, found {config.segments}"

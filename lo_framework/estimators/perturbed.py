@@ -23,7 +23,8 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from lo_framework.estimators.base import ESTIMATORS, MetaGradient
-from lo_framework.estimators.truncation import Unroller, UnrollState
+from lo_framework.estimators.state import UnrollState
+from lo_framework.estimators.truncation import Unroller
 from lo_framework.learned.base import Theta
 from lo_framework.schema import Checked, Positive
 from lo_framework.spec import UserError
@@ -44,6 +45,11 @@ class Perturbed:
     def __init__(self, config: PerturbedConfig, unroller: Unroller) -> None:
         self.config, self.unroller = config, replace(unroller, copies=2)
         self.step = unroller.family.step(unroller.objective.needs, pairs=True)
+        parameters = [*unroller.family.learned.parameters()]
+        self.constant: Tensor | None = None  # what is not trained is not perturbed
+        if not all(p.requires_grad for p in parameters):
+            flags = [torch.full((p.numel(),), not p.requires_grad) for p in parameters]
+            self.constant = torch.cat(flags)
 
     def init_state(self, theta: Theta, generator: torch.Generator) -> UnrollState:
         state = self.unroller.init(generator)
@@ -63,6 +69,8 @@ class Perturbed:
         state, restarted = unroller.restart_finished(state)
         size = sum(x.numel() for x in theta.values())
         eps = self.config.sigma * torch.randn(num, size, generator=state.generator)
+        if self.constant is not None:
+            eps = torch.where(self.constant, 0.0, eps)
         pairs, steps = antithetic_pairs(theta, eps), range(unroller.truncation.unroll_length)
         carry, sums = unroller.run(self.step, pairs, state.carry, state, steps)
         xi = eps

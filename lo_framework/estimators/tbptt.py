@@ -24,7 +24,8 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflat
 
 from lo_framework.episode import Carry, tile_theta
 from lo_framework.estimators.base import ESTIMATORS, MetaGradient
-from lo_framework.estimators.truncation import Sums, Unroller, UnrollState
+from lo_framework.estimators.state import UnrollState
+from lo_framework.estimators.truncation import Sums, Unroller
 from lo_framework.inner.graph import Flat
 from lo_framework.learned.base import Theta
 from lo_framework.schema import Checked, NotNegative, Range

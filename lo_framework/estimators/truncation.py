@@ -16,8 +16,7 @@ no device is ever waited for.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -26,13 +25,12 @@ from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.utils._pytree import tree_map
 
 from lo_framework.episode import Carry, Draw, Need, canonical
+from lo_framework.estimators.state import UnrollState
 from lo_framework.inner.step import Family, Step
 from lo_framework.learned.base import Clock, Theta
 from lo_framework.objectives import Objective
 from lo_framework.optimizees.task import Batch, Task
 from lo_framework.spec import UserError
-
-_CLOCKS = ("t", "horizon", "stop")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,12 +38,15 @@ class Truncation:
     """``episode``: (shortest, longest) length; unequal ones are drawn log-uniformly at every
     restart. ``hide_progress``: the share of episodes whose clock tells nothing. ``step_range``: the
     step of an episode is multiplied by what is drawn log-uniformly in [1 / step_range, step_range].
+    ``prolong``: the share of episodes that are, in place of a restart, the one before made longer
+    by another length (ELO, arXiv 2607.06772: training states that a short episode never sees).
     """
 
     unroll_length: int = 20
     episode: tuple[int, int] = (200, 200)
     hide_progress: float = 0.0
     step_range: float = 1.0
+    prolong: float = 0.0
 
     def __post_init__(self) -> None:
         low, high = self.episode
@@ -59,6 +60,8 @@ class Truncation:
                 f"a share of {self.hide_progress} episodes without progress must be in [0, 1], and "
                 f"a range of steps ({self.step_range}) at least 1"
             )
+        if not 0 <= self.prolong < 1:
+            raise UserError(f"a share of {self.prolong} prolonged episodes must be in [0, 1)")
 
     def horizon(self, generator: torch.Generator) -> int:
         low, high = self.episode
@@ -78,28 +81,6 @@ class Truncation:
             u = 2 * torch.rand(num, generator=generator) - 1
             drawn["scale"] = (u * math.log(self.step_range)).exp()
         return horizon, drawn
-
-
-@dataclass(frozen=True)
-class UnrollState:
-    """A shard between two truncations. ``copies`` antithetic copies of each task share its row in
-    the host tables.
-    """
-
-    carry: Carry  # [copies * K]
-    t: Tensor  # [K] int64, host: steps done of the current episode
-    horizon: Tensor  # [K] int64, host
-    stop: Tensor  # [K] int64, host: where this episode ends (the horizon but for the first one)
-    generator: torch.Generator
-    extra: dict[str, Tensor]  # the estimator's own (PES: accumulated perturbations)
-    drawn: dict[str, Tensor] = field(default_factory=dict)  # of each episode [K], host
-
-    @property
-    def over(self) -> bool:
-        """Whether an episode in common has ended for at least half of the tasks: some that went
-        non-finite wait for the others.
-        """
-        return bool(2 * (self.t >= self.stop).sum() >= len(self.t))
 
 
 class Sums(NamedTuple):
@@ -129,6 +110,7 @@ class Unroller:
     num: int
     copies: int = 1
     episode: int | None = None
+    teaching: float = 0.0  # the family's teacher's share of the steps, for now
 
     def __post_init__(self) -> None:
         if self.num < 1:
@@ -174,6 +156,10 @@ class Unroller:
         done = state.t >= state.stop
         if self.episode is not None:
             done = torch.zeros_like(done)
+        if bool(done.any()) and self.truncation.prolong:
+            u = torch.rand(self.num, generator=state.generator)
+            longer = done & self._alive(state.carry) & (u < self.truncation.prolong)
+            state, done = self._longer(state, longer), done & ~longer
         count = int(done.sum())
         if not count:
             return state, done
@@ -192,6 +178,31 @@ class Unroller:
             fresh,
         )
         return replace(state, carry=carry, horizon=horizon, stop=stop, t=t, drawn=drawn), done
+
+    def prolonged(self, state: UnrollState) -> UnrollState | None:
+        """An episode in common that is over, made longer; None where a restart was drawn, or where
+        a task is not finite.
+        """
+        share = self.truncation.prolong
+        if not share or not bool(self._alive(state.carry).all()):
+            return None
+        if float(torch.rand((), generator=state.generator)) >= share:
+            return None
+        return self._longer(state, torch.ones(self.num, dtype=torch.bool), in_common=True)
+
+    def _longer(self, state: UnrollState, which: Tensor, *, in_common: bool = False) -> UnrollState:
+        """The episodes ``which [K]`` have another length added to the steps that they have done."""
+        count = 1 if in_common else self.num
+        more, drawn = self.truncation.draw(state.generator, count)
+        more, drawn = tree_map(lambda x: x.repeat(self.num // count), (more, drawn))
+        horizon = torch.where(which, state.t + more, state.horizon)
+        stop = torch.where(which, horizon, state.stop)
+        drawn = {name: torch.where(which, x, state.drawn[name]) for name, x in drawn.items()}
+        return replace(state, horizon=horizon, stop=stop, drawn=drawn)
+
+    def _alive(self, carry: Carry) -> Tensor:
+        """Tasks all of whose copies are finite, ``[K]`` on the host."""
+        return carry.alive.reshape(self.copies, self.num).all(0).cpu()
 
     def draw(self, state: UnrollState, i: int) -> tuple[Draw, Tensor]:
         """Data of the truncation's i-th step for all copies, and each task's weight ``[copies K]``,
@@ -219,7 +230,8 @@ class Unroller:
         numbers = (noise, progress, horizon, live, *scale)
         noise, progress, horizon, live, *scale = (x.to(task.device) for x in numbers)
         clock = Clock(progress, horizon)
-        draw = Draw(train, held, noise, clock, weight, second, tuple(scale))
+        taught = (torch.full_like(live, self.teaching),) if self.teaching else ()
+        draw = Draw(train, held, noise, clock, weight, second, tuple(scale), taught)
         if self.copies > 1:  # by hand: a tree_map at every step would be felt
             fields: list[Any] = [
                 tuple(map(self._repeat, x)) if isinstance(x, tuple) else self._repeat(x)
@@ -258,7 +270,7 @@ class Unroller:
         live = self._repeat(live)
         level = terms.pop("level", score).cpu()
         means = {f"term_{name}": value.sum().cpu() for name, value in terms.items()}
-        if self.family.absorption is not None:
+        if self.family.absorption is not None or self.teaching:
             means["penalty"] = penalty
         return {
             "meta_loss": float((score.sum() + penalty) / live.sum()),
@@ -269,68 +281,9 @@ class Unroller:
     def advance(self, state: UnrollState, carry: Carry) -> UnrollState:
         """After a truncation: move every clock; a task that went non-finite ends its episode."""
         t = torch.minimum(state.t + self.truncation.unroll_length, state.stop)
-        dead = ~carry.alive.reshape(self.copies, self.num).all(0).cpu()
-        stop = torch.where(dead, t, state.stop)
+        stop = torch.where(self._alive(carry), state.stop, t)
         return replace(state, carry=canonical(carry), t=t, stop=stop)
 
     def _repeat(self, x: Tensor) -> Tensor:
         """Once for each antithetic copy."""
         return x if self.copies == 1 else torch.cat([x] * self.copies)
-
-
-def state_to_tensors(state: UnrollState) -> dict[str, Tensor]:
-    """A state as a flat dict of contiguous copies on the CPU; none shares memory with another, as
-    safetensors demands.
-
-    Names: ``params``, ``alive``, ``buffers.<name>``, ``state.<name>``, ``memory.<name>``, ``t``,
-    ``horizon``, ``stop``, ``drawn.<name>``, ``extra.<name>`` and ``generator`` (the random state,
-    uint8). The dict is all there is: data positions are implied by the generator.
-    """
-    parts = {
-        **state.carry._asdict(),
-        "extra": state.extra,
-        "drawn": state.drawn,
-        "generator": state.generator.get_state(),
-    }
-    parts |= {name: getattr(state, name) for name in _CLOCKS}
-    tensors: dict[str, Tensor] = {}
-    for name, part in parts.items():
-        if isinstance(part, dict):
-            tensors |= {f"{name}.{key}": x for key, x in part.items()}
-        else:
-            tensors[name] = part
-    return tree_map(_on_host, tensors)
-
-
-def _on_host(x: Tensor) -> Tensor:
-    """A contiguous copy on the CPU."""
-    return x.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
-
-
-def state_from_tensors(
-    tensors: Mapping[str, Tensor], device: torch.device | str = "cpu"
-) -> UnrollState:
-    """The state that :func:`state_to_tensors` wrote: its carry on ``device``, clocks and generator
-    on the host.
-
-    Raises:
-        KeyError: a tensor is missing; the message names it.
-    """
-
-    def group(prefix: str) -> dict[str, Tensor]:
-        names = [name for name in tensors if name.startswith(prefix + ".")]
-        return {name[len(prefix) + 1 :]: one(name) for name in names}
-
-    def one(name: str) -> Tensor:
-        if name not in tensors:
-            raise KeyError(f'the state of an estimator lacks the tensor "{name}"')
-        return _on_host(tensors[name])
-
-    carry = Carry(one("params"), group("buffers"), group("state"), one("alive"), group("memory"))
-    generator = torch.Generator()
-    generator.set_state(one("generator"))
-    clocks = {name: one(name) for name in _CLOCKS}
-    carry = tree_map(lambda x: x.to(device), carry)
-    return UnrollState(
-        carry=carry, generator=generator, extra=group("extra"), drawn=group("drawn"), **clocks
-    )

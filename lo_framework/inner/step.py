@@ -22,6 +22,7 @@ from lo_framework.episode import NOTHING, After, Carry, Draw, Losses, Need, Plac
 from lo_framework.flat_task import FlatTask, is_transformed, is_watched, over_tasks
 from lo_framework.inner.engine import Choice, Engine
 from lo_framework.inner.graph import Flat, Recorder
+from lo_framework.inner.teacher import Teacher
 from lo_framework.layout import Layout
 from lo_framework.learned.base import LearnedOptimizer, State, Theta
 from lo_framework.learned.kernels import with_kernels
@@ -39,7 +40,8 @@ class Family:
     eagerly.
 
     ``absorption`` puts a regularizer into the score of each step. A learned optimizer with an
-    ``explicit`` regularizer is given corrected gradients.
+    ``explicit`` regularizer is given corrected gradients. A ``teacher`` makes a part of the steps
+    where `Draw.taught` says so, and is imitated (`inner.teacher`).
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class Family:
         learned: LearnedOptimizer,
         engine: str = "eager",
         absorption: Absorption | None = None,
+        teacher: LearnedOptimizer | None = None,
     ) -> None:
         self.engine = Engine.parse(engine)
         self.choice = Choice() if self.engine.how == "best" else None
@@ -57,6 +60,7 @@ class Family:
         params, _ = task.init(torch.Generator().manual_seed(0))
         layout = Layout.of({name: tuple(p.shape) for name, p in params.items()})
         self.layout = layout.to(task.device)
+        self.teacher = None if teacher is None else Teacher(teacher, self.layout)
 
     def start(self, generator: torch.Generator, num: int) -> Carry:
         """Start ``num`` episodes; initial parameters come from ``generator`` in order."""
@@ -81,6 +85,8 @@ class Family:
             memory |= _named("explicit", start)
         if self.absorption is not None:
             memory |= _named("absorbed", vmap(self.absorption.init_state)(params))
+        if self.teacher is not None:
+            memory |= _named("teacher", vmap(self.teacher.init_state)(params))
         return memory
 
     def step(
@@ -146,6 +152,13 @@ class _Step:
         )
         for scale in draw.scale:
             new_params = carry.params + scale[:, None] * (new_params - carry.params)
+        imitation = torch.zeros_like(loss)
+        for share in draw.taught:
+            assert self.family.teacher is not None
+            new_params, imitation, shown = self.family.teacher.together(
+                carry.params, new_params, grads, _group(memory, "teacher"), draw.clock, share
+            )
+            memory |= _named("teacher", shown)
         # A task that diverged keeps all that it had. Losses beyond this point are taken at kept
         # parameters, so that no NaN enters a graph, where 0 * NaN would be NaN again.
         alive = (
@@ -177,6 +190,8 @@ class _Step:
             )
             penalty = draw.weight[0] * _where(alive, penalty, 0.0)
             memory |= _named("absorbed", new)
+        if draw.taught:
+            penalty = penalty + _where(alive, imitation, 0.0)
         memory = _kept(alive, memory, carry.memory)
         after: After | tuple[()] = ()
         if self.needs & ~Need.HELD:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from lo_framework.episode import Carry, Draw
 from lo_framework.estimators import Truncation
-from lo_framework.estimators.truncation import UnrollState, state_from_tensors, state_to_tensors
+from lo_framework.estimators.state import UnrollState, state_from_tensors, state_to_tensors
 from lo_framework.layout import Layout
 from lo_framework.learned import LearnedOptimizer, make_learned
 from lo_framework.learned.base import Clock, State, Theta

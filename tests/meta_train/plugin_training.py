@@ -10,7 +10,8 @@ from torch import Tensor
 
 from lo_framework.episode import Losses, Need, tile_theta
 from lo_framework.estimators import ESTIMATORS, MetaGradient
-from lo_framework.estimators.truncation import Unroller, UnrollState
+from lo_framework.estimators.state import UnrollState
+from lo_framework.estimators.truncation import Unroller
 from lo_framework.learned.base import Theta
 from lo_framework.objectives import OBJECTIVES, WEIGHTINGS, Term, Weighting
 from lo_framework.optimizees.task import Task

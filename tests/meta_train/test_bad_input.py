@@ -16,7 +16,8 @@ import pytest
 import torch
 
 from lo_framework.meta_train.cli import EXAMPLES, main, parser, read
-from lo_framework.meta_train.config import PRESETS, Program, RunConfig
+from lo_framework.meta_train.config import Program, RunConfig
+from lo_framework.meta_train.presets import PRESETS
 from tests.meta_train.tools import ROOT, command
 
 

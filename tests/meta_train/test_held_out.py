@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from lo_framework.eval.score.suite import SHIPPED, read_suite
-from lo_framework.meta_train.config import PRESETS, make_config
+from lo_framework.meta_train.presets import PRESETS, make_config
 from lo_framework.meta_train.problems import USUAL
 from lo_framework.optimizees import make_tasks
 from lo_framework.optimizees.variation import make_variations

@@ -75,9 +75,9 @@ def test_an_outer_step_that_is_not_finite_is_skipped_and_counted(
 ) -> None:
     estimate, calls = ShardHost.estimate, []
 
-    def poisoned(self: ShardHost, theta: dict[str, torch.Tensor]) -> Any:
+    def poisoned(self: ShardHost, theta: dict[str, torch.Tensor], *told: Any) -> Any:
         calls.append({name: x.clone() for name, x in theta.items()})
-        answer = estimate(self, theta)
+        answer = estimate(self, theta, *told)
         if len(calls) in (1, 3):  # the first one too, when Adam has no state yet
             for grad, _, _ in answer.values():
                 grad["default"][0] = torch.nan if len(calls) == 1 else torch.inf

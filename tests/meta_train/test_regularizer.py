@@ -14,9 +14,10 @@ import torch
 
 from lo_framework.absorb.absorption import decompose
 from lo_framework.learned import load_optimizer
-from lo_framework.meta_train.config import RadiusConfig, compute_factor
+from lo_framework.meta_train.config import RadiusConfig
 from lo_framework.meta_train.growth import Stage
 from lo_framework.meta_train.outer import Radius
+from lo_framework.meta_train.presets import compute_factor
 from lo_framework.meta_train.workers import ShardHost, WorkerSetup
 from lo_framework.optim import Learned, Regularized
 from lo_framework.spec import UserError

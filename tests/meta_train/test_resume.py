@@ -19,8 +19,8 @@ from lo_framework.files.checkpoint import load_latest_state, save_state
 from lo_framework.files.lock import exclusive
 from lo_framework.learned import load_optimizer
 from lo_framework.meta_train.cli import main
-from lo_framework.meta_train.config import make_config
 from lo_framework.meta_train.folder import StateRecord
+from lo_framework.meta_train.presets import make_config
 from lo_framework.meta_train.trainer import Trainer
 from lo_framework.meta_train.workers import Workers
 from lo_framework.spec import UserError

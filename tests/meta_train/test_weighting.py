@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from lo_framework.meta_train.config import compute_factor
+from lo_framework.meta_train.presets import compute_factor
 from lo_framework.objectives.weighting import make_weighting
 from lo_framework.spec import UserError
 from tests.meta_train.test_bad_input import refused

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from lo_framework.files.checkpoint import load_latest_state
-from lo_framework.meta_train.config import Program, RunConfig, make_config
+from lo_framework.meta_train.config import Program, RunConfig
 from lo_framework.meta_train.incumbent import Incumbent
+from lo_framework.meta_train.presets import make_config
 from lo_framework.meta_train.run import MetaTraining
 from lo_framework.meta_train.workers import WorkerSetup
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from lo_framework.absorb.absorption import make_absorption
 from lo_framework.episode import Carry, Draw, tile_theta
 from lo_framework.estimators import Truncation, make_estimator
-from lo_framework.estimators.truncation import UnrollState
+from lo_framework.estimators.state import UnrollState
 from lo_framework.inner.step import Family
 from lo_framework.learned.base import Theta
 from lo_framework.objectives import make_objective

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lo_framework.episode import tile_theta
 from lo_framework.estimators import make_estimator
-from lo_framework.estimators.truncation import UnrollState
+from lo_framework.estimators.state import UnrollState
 from lo_framework.inner.step import Family
 from lo_framework.learned.base import Theta
 from lo_framework.objectives import make_objective

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from lo_framework.estimators import Unroller, make_estimator
 from lo_framework.estimators.higher import import_higher, make_higher
-from lo_framework.estimators.truncation import state_from_tensors, state_to_tensors
+from lo_framework.estimators.state import state_from_tensors, state_to_tensors
 from lo_framework.inner.step import Family
 from lo_framework.learned import make_learned
 from lo_framework.objectives import make_objective

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from lo_framework.episode import Draw
 from lo_framework.estimators import make_estimator
 from lo_framework.estimators.higher import import_higher, register_adamw
-from lo_framework.estimators.truncation import UnrollState
+from lo_framework.estimators.state import UnrollState
 from lo_framework.inner.step import Family
 from lo_framework.learned import LearnedOptimizer
 from lo_framework.objectives import make_objective

@@ -7,12 +7,8 @@ import torch
 from safetensors.torch import load, save
 
 from lo_framework.estimators import make_estimator
-from lo_framework.estimators.truncation import (
-    Truncation,
-    UnrollState,
-    state_from_tensors,
-    state_to_tensors,
-)
+from lo_framework.estimators.state import UnrollState, state_from_tensors, state_to_tensors
+from lo_framework.estimators.truncation import Truncation
 from lo_framework.inner.step import Family
 from lo_framework.learned import make_learned
 from lo_framework.objectives import make_objective

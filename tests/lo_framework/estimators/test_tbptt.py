@@ -14,8 +14,8 @@ from torch.func import functional_call, grad_and_value
 
 from lo_framework.episode import Losses, tile_theta
 from lo_framework.estimators import Truncation, make_estimator
+from lo_framework.estimators.state import UnrollState
 from lo_framework.estimators.tbptt import TBPTT, combine
-from lo_framework.estimators.truncation import UnrollState
 from lo_framework.inner.step import Family
 from lo_framework.learned.base import Clock, Theta
 from lo_framework.objectives import Objective, make_objective

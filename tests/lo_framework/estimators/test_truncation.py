@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from lo_framework.episode import Need, canonical, tile_theta
-from lo_framework.estimators.truncation import Truncation, Unroller, UnrollState
+from lo_framework.estimators.state import UnrollState
+from lo_framework.estimators.truncation import Truncation, Unroller
 from lo_framework.inner.step import Family
 from lo_framework.objectives import make_objective
 from lo_framework.spec import UserError

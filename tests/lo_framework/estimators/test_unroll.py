@@ -13,7 +13,7 @@ from torch.func import grad, grad_and_value, jvp, vjp, vmap
 from lo_framework.absorb.absorption import make_absorption
 from lo_framework.episode import Need, tile_theta
 from lo_framework.estimators import make_estimator
-from lo_framework.estimators.truncation import UnrollState
+from lo_framework.estimators.state import UnrollState
 from lo_framework.estimators.unroll import unroll
 from lo_framework.inner.step import Family
 from lo_framework.learned import make_learned

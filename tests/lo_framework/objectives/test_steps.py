@@ -16,7 +16,8 @@ from torch.func import functional_call, grad, grad_and_value
 from lo_framework.absorb.absorption import make_absorption
 from lo_framework.episode import After, Losses
 from lo_framework.estimators import make_estimator
-from lo_framework.estimators.truncation import Unroller, UnrollState
+from lo_framework.estimators.state import UnrollState
+from lo_framework.estimators.truncation import Unroller
 from lo_framework.inner.step import Family
 from lo_framework.learned.base import Clock, Theta
 from lo_framework.objectives import Objective, make_objective

@@ -1,0 +1,83 @@
+"""Presets, and the settings that a preset, a run's own file and a command line make together."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from typing import Any
+
+from lo_framework.errors import choose
+from lo_framework.meta_train.config import RunConfig
+
+# They count steps, never seconds, so that a run can be repeated; figures are in the README.
+PRESETS: dict[str, dict[str, Any]] = {
+    "quick": {},
+    "small": {
+        "episode_length": "30-600",
+        "num_tasks": 4,
+        "outer_steps": 400,
+        "outer_lr": 0.004,
+        "validate_every": 20,
+        "checkpoint_every": 20,
+    },
+    "specialist": {
+        "datasets": "digits",
+        "learned": "attention-mlp",
+        "vary": "none",
+        "objective": "valid",
+        "unroll_length": 50,
+        "episode_length": "200",
+        "hide_progress": 0.0,
+        "num_tasks": 8,
+        "outer_steps": 100,
+        "validate_every": 5,
+    },
+}
+
+
+def make_config(
+    preset: str = "quick", written: Mapping[str, Any] | None = None, **given: Any
+) -> RunConfig:
+    """The preset with what was ``written`` in a run's own ``config.json``, and with whatever was
+    given in its place (None: not given).
+    """
+    given = {name: value for name, value in given.items() if value is not None}
+    written = dict(written or {})
+    values = {**PRESETS[choose("preset", preset, PRESETS)], **written, **given}
+    known = [f.name for f in fields(RunConfig)]
+    for name in values:
+        choose("setting", name, known)
+    if values.get("start") and "learned" not in {**written, **given}:
+        from lo_framework.meta_train.beginning import spec_of
+
+        values["learned"] = spec_of(values["start"])
+    config = replace(RunConfig(), **values)
+    same = all(written.get(name) == getattr(config, name) for name in ("control", "outer_steps"))
+    if config.control == "none" or same:  # a control's config.json has the steps that it took
+        return config
+    return replace(config, outer_steps=math.ceil(config.outer_steps * compute_factor(config)))
+
+
+def compute_factor(config: RunConfig) -> float:
+    """How many times the gradient evaluations of the plain run the regularized one takes
+    (``--control``).
+
+    Plain, per inner step: the gradient, whatever the objective adds (the held-out loss with its
+    pull-back, say), and under second-order TBPTT the Hessian-vector product that pulls back through
+    the gradient.
+    """
+    from lo_framework.estimators import ESTIMATORS
+    from lo_framework.regularizers.base import HVP_COST
+
+    absorption = config.absorption_of(config.control)
+    estimator, settings = ESTIMATORS.parse(config.estimator)
+    unrolled = bool(estimator.facts.get("unrolls"))
+    second_order = bool(getattr(settings, "second_order", False))
+    plain = 1.0 + config.scored_by.cost(unrolled=unrolled) + HVP_COST * second_order
+    extra = absorption.regularizer.cost.total - (0.0 if absorption.independent else 1.0)
+    if absorption.alpha and unrolled:  # GSAM pulls back twice: so much, as measured
+        extra += 2.0
+    length, when = sum(config.episode) / 2, absorption.config.when
+    share = {"last": min(1.0, absorption.config.last / length), "end": 1.0 / length}.get(when, 1.0)
+    return 1.0 + share * extra / plain
