@@ -263,6 +263,9 @@ class Program:
     """Folder of the run."""
     resume: bool = False
     """Go on from the last checkpoint in --out, or start if there is none."""
+    light_state: bool = False
+    """Keep light.safetensors in --out too: a state without its episodes, under 1 MB. A run that
+    finds it alone goes on from it with new episodes, and says so in its record."""
     workers: int = min(2, os.cpu_count() or 1)
     """Processes of one thread each."""
     max_seconds: float | None = None

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 
 from lo_framework.eval.running.provenance import processor
-from lo_framework.files.atomic import atomic_write_text, clean_temporaries
-from lo_framework.files.checkpoint import StateWriter, load_latest_state
+from lo_framework.files.atomic import atomic_write_bytes, atomic_write_text, clean_temporaries
+from lo_framework.files.checkpoint import StateWriter, load_latest_state, load_state, sealed_state
 from lo_framework.inner.engine import AUTO
 from lo_framework.learned import load_optimizer, of_version, save_optimizer
 from lo_framework.meta_train.config import BEFORE, RunConfig, flag
@@ -23,6 +23,8 @@ from lo_framework.meta_train.shards import Tensors
 from lo_framework.objectives.weighting import Weighting
 from lo_framework.schema import AnyNumber, Positive, Range, check_json
 from lo_framework.spec import UserError
+
+LIGHT = "light.safetensors"
 
 
 @dataclass
@@ -38,6 +40,10 @@ class RunState:
     repeatable: bool
     radius: Radius | None = None
     weighting: Weighting | None = None
+    # Where the run went on with other bits: the step, and on what.
+    resumed: list[dict[str, Any]] = field(default_factory=list)
+    # At each validation: the step and the incumbent's score.
+    curve: list[list[float]] = field(default_factory=list)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,16 +60,20 @@ class StateRecord:
     start_lr: Positive
     reference: list[dict[str, AnyNumber]]
     incumbent: IncumbentRecord
+    processor: str = ""
+    resumed: list[dict[str, Any]] = field(default_factory=list)
+    curve: list[list[AnyNumber]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class Saved:
-    """A resume state whose record has been checked."""
+    """A resume state whose record has been checked; a ``light`` one has no shards."""
 
     step: int
     tensors: Tensors
     record: StateRecord
     warning: str
+    light: bool = False
 
     def part(self, group: str) -> Tensors:
         """One group of the tensors that :meth:`RunFolder.save` wrote."""
@@ -85,8 +95,10 @@ class Saved:
 class RunFolder:
     """The files of the run with this ``config`` in the folder ``out``."""
 
-    def __init__(self, out: Path, config: RunConfig, stages: Sequence[Stage]) -> None:
-        self.out, self.config = out, config
+    def __init__(
+        self, out: Path, config: RunConfig, stages: Sequence[Stage], light: bool = False
+    ) -> None:
+        self.out, self.config, self.light = out, config, light
         self.plan = plan_of(stages)
         self.optimizer = out / "optimizer.safetensors"
         self.writer = StateWriter()
@@ -125,7 +137,7 @@ class RunFolder:
             UserError: it belongs to a run with other settings, or of another release.
         """
         self.writer.wait()
-        state = load_latest_state(self.out / "state")
+        state = load_latest_state(self.out / "state") or load_state(self.out / LIGHT)
         if state is None:
             return None
         record = check_json(state.meta, StateRecord, f"the state in {str(self.out)!r}")
@@ -141,12 +153,20 @@ class RunFolder:
             raise UserError(
                 f"the run in {str(self.out)!r} was begun by another release, with other stages"
             )
-        if record.torch != torch.__version__:
+        light = not any(name.startswith("shard.") for name in state.tensors)
+        here, warning = processor(), state.warning
+        if record.torch != torch.__version__ and not light:
             raise UserError(
                 f"--resume needs torch {record.torch}, with which the run began; "
                 f"this is {torch.__version__}"
             )
-        return Saved(state.step, state.tensors, record, state.warning)
+        if light or record.processor not in ("", here):
+            why = "a light state, with new episodes" if light else f"a state of {record.processor}"
+            lines = [warning] * bool(warning) + [f"step {state.step}: going on from {why}"]
+            warning = "; ".join([*lines, "this run cannot be repeated exactly"])
+            record.resumed.append({"step": state.step, "light": light, "processor": here})
+            record = replace(record, repeatable=False, processor=here)
+        return Saved(state.step, state.tensors, record, warning, light)
 
     def save(self, run: RunState, shards: dict[int, Tensors], *, finished: bool) -> int:
         """The bytes of a resume state, which is written while the run goes on: tensors ``outer.*``,
@@ -172,8 +192,14 @@ class RunFolder:
             "start_lr": run.start_lr,
             "reference": run.reference,
             "incumbent": best,
+            "processor": processor(),
+            "resumed": run.resumed,
+            "curve": run.curve,
         }
         size = self.writer.save(self.out / "state", run.step, tensors, meta)
+        if self.light:
+            few = {name: x for name, x in tensors.items() if not name.startswith("shard.")}
+            atomic_write_bytes(self.out / LIGHT, sealed_state(run.step, few, meta))
         if finished:
             self.writer.wait()
         return size
@@ -192,6 +218,7 @@ class RunFolder:
             "quality": best.quality,
             "reference": run.reference,
             "repeatable": run.repeatable,
+            "resumed": run.resumed,
             "run": asdict(self.config),
             "torch": torch.__version__,
             "processor": processor(),

@@ -152,6 +152,15 @@ class ByProbes:
         return {"probes": dict(zip(self.names, self.ratios(quality, reference), strict=True))}
 
 
+def not_finite(judge: Judge, quality: Quality) -> list[str]:
+    """The problems on which some loss is not finite."""
+    return [
+        name
+        for name, losses in zip(judge.names, quality, strict=True)
+        if not all(map(math.isfinite, losses.values()))
+    ]
+
+
 @dataclass(frozen=True)
 class _AdamW(Stage):
     """The baseline in place of a learned optimizer."""

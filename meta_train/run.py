@@ -150,7 +150,7 @@ class MetaTraining:
         kinds = [stage.kind for stage in self.stages]
         if self.config.inner_backend == "higher" and kinds != ["hyper-adamw"]:
             raise UserError("--inner-backend higher needs --learned hyper-adamw")
-        self.folder = RunFolder(self.out, self.config, self.stages)
+        self.folder = RunFolder(self.out, self.config, self.stages, self.program.light_state)
         self._check_memory()
         for stage in self.stages:  # whatever else can be wrong, before minutes are spent
             learned = stage.build()

@@ -7,7 +7,6 @@ time or on the number of workers.
 
 from __future__ import annotations
 
-import math
 import time
 from collections import ChainMap
 from collections.abc import Sequence
@@ -31,7 +30,7 @@ from lo_framework.meta_train.incumbent import (
     tuned_start,
     with_lr,
 )
-from lo_framework.meta_train.judges import ByFamilies, ByProbes, Judge
+from lo_framework.meta_train.judges import ByFamilies, ByProbes, Judge, not_finite
 from lo_framework.meta_train.outer import AVERAGING, LONG_AVERAGING, OuterOptimizer, Radius
 from lo_framework.meta_train.progress import Progress
 from lo_framework.meta_train.shards import Tensors
@@ -39,6 +38,7 @@ from lo_framework.meta_train.workers import ShardHost, Workers
 from lo_framework.processes import Died
 from lo_framework.spec import UserError, describe
 
+LIGHT_EPISODES = 10**6  # those of a run that goes on from a light state are far from the first
 FAR = 2.0  # times the incumbent's score
 PATIENCE = 3  # validations without a better optimizer before the run goes back to the incumbent
 
@@ -95,7 +95,7 @@ class Trainer:
         self.progress.say(
             f"the best AdamW for all families has lr {lr:g}; scores below 1 are better than it"
         )
-        for name in _not_finite(self.judge, reference):
+        for name in not_finite(self.judge, reference):
             self.progress.say(
                 f"{name}: the loss is not finite under AdamW at any learning rate: are its data "
                 "and its loss? Nothing can be learned from its scores"
@@ -130,7 +130,10 @@ class Trainer:
             rebuild(incumbent.kind, incumbent.config, incumbent.theta)
             known = (record.reference, record.start_lr, record.repeatable, radius, weighting)
             self.run = RunState(step, record.stage, outer, incumbent, *known)
-            self._build({n: saved.part(f"shard.{n}") for n in range(self.workers.shards)})
+            self.run.resumed, self.run.curve = record.resumed, [*map(list, record.curve)]
+            parts = {n: saved.part(f"shard.{n}") for n in range(self.workers.shards)}
+            fresh = LIGHT_EPISODES * sum(bool(x["light"]) for x in record.resumed)
+            self._build(None if saved.light else parts, episode=fresh)
         except (Died, UserError):
             raise
         except Exception as error:  # a file that was made by hand: its digest is right
@@ -172,6 +175,7 @@ class Trainer:
         if last or _passed(config.validate_every, before, run.step):
             rows[-1][0].update(self._validate())
             rows[-1][1]["validation/incumbent"] = run.incumbent.score
+            run.curve.append([run.step, run.incumbent.score])
         seconds = (time.monotonic() - started) / len(rows)
         rate = self.workers.shards * config.tasks_per_shard * config.unroll_length / seconds
         for step, (row, points) in enumerate(rows, before + 1):
@@ -259,8 +263,8 @@ class Trainer:
         ]
         judge, reference, incumbent = self.judge, run.reference, run.incumbent
         qualities = judge.measure(stage, thetas)
-        known = _not_finite(judge, reference) + _not_finite(judge, incumbent.quality)
-        sick = [[n for n in _not_finite(judge, q) if n not in known] for q in qualities]
+        known = not_finite(judge, reference) + not_finite(judge, incumbent.quality)
+        sick = [[n for n in not_finite(judge, q) if n not in known] for q in qualities]
         vetoes = [judge.veto(q, incumbent.quality, reference) for q in qualities]
         # One that is not finite where the incumbent is cannot win, however well it does elsewhere.
         ranks = [
@@ -321,25 +325,18 @@ class Trainer:
             return None
         return Radius(config, absorption.radius, self.config.seed)
 
-    def _build(self, shards: dict[int, Tensors] | None, rho: float | None = None) -> None:
-        """Set every worker up for the stage, with fresh shards or with these."""
+    def _build(
+        self, shards: dict[int, Tensors] | None, rho: float | None = None, episode: int = 0
+    ) -> None:
+        """Set every worker up for the stage, with shards that begin ``episode`` or with these."""
         parts = [
             None if shards is None else {shard: shards[shard] for shard in numbers}
             for numbers in self.workers.parts
         ]
-        self.workers.call(ShardHost.build, [(self.stage, part, rho) for part in parts])
+        self.workers.call(ShardHost.build, [(self.stage, part, rho, episode) for part in parts])
 
     def _shards(self) -> dict[int, Tensors]:
         return dict(ChainMap(*self.workers.everywhere(ShardHost.dump)))
-
-
-def _not_finite(judge: Judge, quality: Quality) -> list[str]:
-    """The problems on which some loss is not finite."""
-    return [
-        name
-        for name, losses in zip(judge.names, quality, strict=True)
-        if not all(map(math.isfinite, losses.values()))
-    ]
 
 
 def _passed(every: int, before: int, after: int) -> bool:

@@ -74,15 +74,21 @@ class ShardHost:
         self.shards: dict[int, Shard] = {}
 
     def build(
-        self, stage: Stage, tensors: dict[int, Tensors] | None, rho: float | None = None
+        self,
+        stage: Stage,
+        tensors: dict[int, Tensors] | None,
+        rho: float | None = None,
+        episode: int = 0,
     ) -> None:
-        """Shards of one stage; their states fresh, or from ``tensors`` of a resume state."""
+        """Shards of one stage; they begin ``episode``, or go on from ``tensors`` of a resume
+        state.
+        """
         self.shards = {}
         for number in self.numbers:
             family = number // self.config.shards
             variation, task = self.pool[family], self.problems[family].task
             shard = self.shards[number] = Shard(self.config, variation, task, number, stage, rho)
-            shard.begin() if tensors is None else shard.load(tensors[number])
+            shard.begin(episode) if tensors is None else shard.load(tensors[number])
 
     def estimate(
         self, theta: Theta, teaching: float = 0.0, weights: tuple[float, ...] | None = None

@@ -69,7 +69,20 @@ def save_state(
     """
     if step < 0:
         raise ValueError(f"step must be >= 0, got {step}")
-    return _write(directory, step, seal(tensors, {"content": "state", "step": step, "meta": meta}))
+    return _write(directory, step, sealed_state(step, tensors, meta))
+
+
+def sealed_state(step: int, tensors: dict[str, Tensor], meta: dict[str, Any]) -> bytes:
+    """The bytes of a state's file."""
+    return seal(tensors, {"content": "state", "step": step, "meta": meta})
+
+
+def load_state(path: Path) -> ResumeState | None:
+    """The state in one file; None where there is none. Raises UserError where it is damaged."""
+    if not path.exists():
+        return None
+    tensors, record = read_sealed(path, _A_STATE, _MAX_STATE_BYTES, _StateRecord)
+    return ResumeState(record.step, tensors, record.meta, "")
 
 
 def _write(directory: str | os.PathLike[str], step: int, text: bytes) -> Path:
@@ -99,7 +112,7 @@ class StateWriter:
     ) -> int:
         """`save_state` of values as they are now; returns the bytes."""
         self.wait()
-        text = seal(tensors, {"content": "state", "step": step, "meta": meta})
+        text = sealed_state(step, tensors, meta)
 
         def write() -> None:
             try:
