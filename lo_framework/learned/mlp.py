@@ -129,7 +129,7 @@ class MLP(LearnedOptimizer):
         """
         if self.kernels is not None:
             return super().forward(layout, params, grads, state, loss, clock)
-        state = self.prepare(layout, grads, state)
+        state = self.prepare(layout, params, grads, state)
         raw, new = self.advance(params, grads, state)
         channels, bias, reduced = self.condition(layout, layout.mean(raw * raw), state, loss, clock)
         return params - self.network_step(raw * layout.expand(channels), bias), {**reduced, **new}
@@ -164,7 +164,7 @@ class WideMLP(MLP):
         keep = torch.exp(self.get_buffer("log_keep") + 10.0 * self.decay_delta).clamp_max(1.0)
         return keep[:, None].split([len(MOMENTUM_39), 1, len(FACTORED_39)])
 
-    def prepare(self, layout: Layout, grads: Tensor, state: State) -> State:
+    def prepare(self, layout: Layout, params: Tensor, grads: Tensor, state: State) -> State:
         keep = self.keeps()[2]
         squared = grads * grads + 1e-30
         ranks = (-1, -2) if self.published else (-2, -1)

@@ -176,7 +176,7 @@ class Host:
         """Whether the rule looks at any statistics."""
         layout = Layout.of({"probe": (2, 2)}).to(self.device)
         zeros = torch.zeros(layout.size, device=self.device, dtype=self.dtype)
-        state = self.learned.prepare(layout, zeros, self.learned.init_state(layout, zeros))
+        state = self.learned.prepare(layout, zeros, zeros, self.learned.init_state(layout, zeros))
         return self.learned.measure(zeros, zeros, state).shape[0] > 0
 
     def _stats(self, works: Sequence[Work], plan: Plan) -> Tensor:
@@ -213,8 +213,8 @@ class Host:
         """Let the rule update state that needs whole tensors; most rules have none."""
         device, state = work.run.pack.device, work.run.state
         seen = {name: x.to(device) for name, x in common.items()} | state
-        grads = work.grads.to(self.dtype)
-        _store(state, self.on(device).prepare(work.run.layout, grads, seen))
+        params, grads = work.params.to(self.dtype), work.grads.to(self.dtype)
+        _store(state, self.on(device).prepare(work.run.layout, params, grads, seen))
 
     def _means(self, work: Work) -> Tensor:
         """Means of what the rule measures, ``[F, tensors of the run]``; sums are pairwise in chunks
