@@ -20,7 +20,7 @@ from torch import Tensor
 from lo_framework.inner.graph import Recorder
 from lo_framework.layout import Layout
 from lo_framework.learned.base import Clock, LearnedOptimizer, State
-from lo_framework.learned.kernels import Kernels, kernels_of
+from lo_framework.learned.kernels import Kernels, kernels_of, with_kernels
 from lo_framework.native import toolchain
 from lo_framework.optim.learned.store import Plan, Run, Store
 from lo_framework.optim.learned.table import Table, in_memory
@@ -71,7 +71,9 @@ class Host:
         self.dtype = dtype
         self.chunk = chunk
         self.columns = self._columns()
-        self._on = {device: self.learned}
+        # With kernels for what a rule prepares; methods of one chunk are called as they are.
+        usual = self.learned if self.columns is None else with_kernels(self.learned)
+        self._on = {device: usual}
         self.measures = self._probe()
 
     def _columns(self) -> Kernels | None:
