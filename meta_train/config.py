@@ -55,8 +55,8 @@ class RunConfig:
     """usual: the shapes, data and batches of an optimizee that is named without options are drawn
     anew for every episode of a shard; none: everything is trained on as it is named."""
     learned: str = "scaled"
-    """Learned optimizer: scaled, attention-mlp, attention, hyper-adamw, mlp or lstm, with
-    options."""
+    """Learned optimizer: scaled, attention-mlp, attention, hyper-adamw, mlp, lstm or
+    celo2, with options."""
     estimator: str = "tbptt:clip_task=1"
     """Meta-gradient: tbptt, pes or es, with options, as pes:sigma=0.01."""
     objective: str = "valid:train=0.25,log=0.3"

@@ -60,7 +60,7 @@ class Muon(AdamW):
     config: MuonConfig
     passing = ("direction",)
 
-    def prepare(self, layout: Layout, grads: Tensor, state: State) -> State:
+    def prepare(self, layout: Layout, params: Tensor, grads: Tensor, state: State) -> State:
         c = self.config
         momentum = torch.lerp(state["m"], grads, 1.0 - c.momentum)
         ahead = torch.lerp(grads, momentum, c.momentum) if c.nesterov else momentum

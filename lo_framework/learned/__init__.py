@@ -8,6 +8,7 @@ from lo_framework.learned.attention import Attention
 from lo_framework.learned.attention_mlp import AttentionMLP
 from lo_framework.learned.base import LEARNED, LearnedOptimizer, register_learned
 from lo_framework.learned.building import make_learned, of_version, rebuild
+from lo_framework.learned.celo2 import Celo2
 from lo_framework.learned.hyper_adamw import HyperAdamW
 from lo_framework.learned.lstm import LSTM
 from lo_framework.learned.mlp import MLP
@@ -32,6 +33,7 @@ __all__ = [
     "PREDECESSOR",
     "Attention",
     "AttentionMLP",
+    "Celo2",
     "HyperAdamW",
     "LearnedOptimizer",
     "OptimizerFile",

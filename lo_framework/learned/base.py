@@ -69,9 +69,9 @@ class LearnedOptimizer(nn.Module):
         """
         raise NotImplementedError
 
-    def prepare(self, layout: Layout, grads: Tensor, state: State) -> State:
-        """Update state that needs whole tensors (rows and columns); most rules have none.
-        ``layout`` may be of one tensor.
+    def prepare(self, layout: Layout, params: Tensor, grads: Tensor, state: State) -> State:
+        """Update state that needs whole tensors (rows and columns, directions of matrices); most
+        rules have none. ``layout`` may be of one tensor.
         """
         return state
 
@@ -114,7 +114,7 @@ class LearnedOptimizer(nn.Module):
         clock: Clock,
     ) -> tuple[Tensor, State]:
         """One update of a whole arena ``[N]``: the three phases in a row. Pure."""
-        state = self.prepare(layout, grads, state)
+        state = self.prepare(layout, params, grads, state)
         stats = self.stats(layout, params, grads, state)
         channels, shared, reduced = self.condition(layout, stats, state, loss, clock)
         columns = {"params": params, "grads": grads, **self.per_parameter(state)}

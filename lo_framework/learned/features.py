@@ -38,6 +38,60 @@ def time_embedding(step: Tensor) -> Tensor:
     return torch.tanh(step / step.new_tensor(TIME_SCALES) - 1.0)
 
 
+def factored_moments(
+    layout: Layout, grads: Tensor, state: dict[str, Tensor], keep: Tensor, published: bool = True
+) -> dict[str, Tensor]:
+    """Row and column averages of squared gradients ``[D, N]`` for D decays (``keep [D, 1]``: 1 -
+    decay), and what they make of the inverse root of a full second moment: ``factor``.
+
+    ``published``: whether as since feature version 2, which also has a ``grad_factor`` for
+    gradients.
+    """
+    squared = grads * grads + 1e-30
+    ranks = (-1, -2) if published else (-2, -1)
+    row, col = (layout.axis_mean(squared, rank) for rank in ranks)
+    row = state["row"] + keep * (row - state["row"])
+    col = state["col"] + keep * (col - state["col"])
+    # What the rows are relative to: their mean within each slice of the two largest axes.
+    mean = layout.axis_mean(row, -2) if published else layout.expand(layout.mean(row))
+    factor = _safe_rsqrt(row / (mean + 1e-9)) * _safe_rsqrt(col)
+    # A vector has no rows and columns: its full second moment stands in.
+    is_vector = layout.vector_mask.to(grads.device)
+    new = {"row": row, "col": col}
+    new["factor"] = torch.where(is_vector, torch.rsqrt(row + 1e-6), factor)
+    if published:  # the published code has another eps where the gradient is scaled
+        new["grad_factor"] = torch.where(is_vector, _safe_rsqrt(row + 1e-9), factor)
+    return new
+
+
+def moment_features(
+    params: Tensor, grads: Tensor, m: Tensor, v: Tensor, factored: dict[str, Tensor]
+) -> list[Tensor]:
+    """The features of Adafac-MLP in their published order, each ``[rows, n]``, from momenta ``m``,
+    a second moment ``v [1, n]`` and `factored_moments`. Not yet normalised.
+    """
+    row, col, factor = factored["row"], factored["col"], factored["factor"]
+    inverse = torch.rsqrt(v + 1e-6)
+    return [
+        grads[None],
+        params[None],
+        m,
+        v,
+        m * inverse,
+        inverse,
+        grads * factored.get("grad_factor", factor),
+        row,
+        col,
+        torch.rsqrt(row + 1e-8),
+        torch.rsqrt(col + 1e-8),
+        m * factor,
+    ]
+
+
+def _safe_rsqrt(x: Tensor) -> Tensor:
+    return torch.rsqrt(x.clamp_min(1e-9))
+
+
 def log_and_sign(grads: Tensor, k: float = 5.0, version: int = FEATURE_VERSION) -> Tensor:
     """``(max(log|g| / k, -1), clip(g e^k, -1, 1))``: ``[2, n]``, for gradients of every magnitude;
     version 1 caps the logarithm at 1.

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lo_framework.layout import Layout
 from lo_framework.learned.base import LEARNED, Clock, LearnedOptimizer, State, zeros
@@ -23,10 +23,12 @@ from lo_framework.learned.features import (
     FEATURE_VERSION,
     TIME_SCALES,
     FeatureVersion,
+    factored_moments,
+    moment_features,
     second_moment_scale,
     time_embedding,
 )
-from lo_framework.learned.network import Weights, formula, network
+from lo_framework.learned.network import Weights, applied, truncated
 from lo_framework.schema import Checked, Positive, Seed, Width
 
 MOMENTUM_19 = (0.1, 0.5, 0.9, 0.99, 0.999, 0.9999)
@@ -63,18 +65,13 @@ class MLP(LearnedOptimizer):
         generator = torch.Generator().manual_seed(config.seed)
         hidden = config.hidden
 
-        def weight(rows: int, cols: int, fan_in: int) -> nn.Parameter:
-            w = torch.empty(rows, cols)
-            return nn.Parameter(
-                nn.init.trunc_normal_(w, std=fan_in**-0.5, a=-2.0, b=2.0, generator=generator)
-            )
-
-        self.first = weight(hidden, config.features - len(TIME_SCALES), config.features)
-        self.first_time = weight(hidden, len(TIME_SCALES), config.features)
+        inputs, times = config.features, len(TIME_SCALES)
+        self.first = truncated(hidden, inputs - times, inputs, generator)
+        self.first_time = truncated(hidden, times, inputs, generator)
         self.first_bias = zeros(hidden)
-        self.second = weight(hidden, hidden, hidden)
+        self.second = truncated(hidden, hidden, hidden, generator)
         self.second_bias = zeros(hidden, 1)
-        self.last = weight(2, hidden, hidden)
+        self.last = truncated(2, hidden, hidden, generator)
         self.last_bias = zeros(2, 1)
         self.register_buffer("decays", torch.tensor(MOMENTUM_19)[:, None], persistent=False)
         self.rows = {"momenta": len(MOMENTUM_19)}  # of each tensor of the state
@@ -111,8 +108,7 @@ class MLP(LearnedOptimizer):
         weights = Weights(
             self.first, bias[:, None], self.second, self.second_bias, self.last, self.last_bias
         )
-        apply = formula(x, *weights) if self.in_kernel else network(x, weights)
-        direction, magnitude = apply.unbind(0)
+        direction, magnitude = applied(x, weights, self.in_kernel).unbind(0)
         return direction * torch.exp(magnitude * self.config.exp_mult) * self.config.step_mult
 
     def forward(
@@ -129,7 +125,7 @@ class MLP(LearnedOptimizer):
         """
         if self.kernels is not None:
             return super().forward(layout, params, grads, state, loss, clock)
-        state = self.prepare(layout, grads, state)
+        state = self.prepare(layout, params, grads, state)
         raw, new = self.advance(params, grads, state)
         channels, bias, reduced = self.condition(layout, layout.mean(raw * raw), state, loss, clock)
         return params - self.network_step(raw * layout.expand(channels), bias), {**reduced, **new}
@@ -164,52 +160,17 @@ class WideMLP(MLP):
         keep = torch.exp(self.get_buffer("log_keep") + 10.0 * self.decay_delta).clamp_max(1.0)
         return keep[:, None].split([len(MOMENTUM_39), 1, len(FACTORED_39)])
 
-    def prepare(self, layout: Layout, grads: Tensor, state: State) -> State:
-        keep = self.keeps()[2]
-        squared = grads * grads + 1e-30
-        ranks = (-1, -2) if self.published else (-2, -1)
-        row, col = (layout.axis_mean(squared, rank) for rank in ranks)
-        row = state["row"] + keep * (row - state["row"])
-        col = state["col"] + keep * (col - state["col"])
-        # What the rows are relative to: their mean within each slice of the two largest axes.
-        mean = layout.axis_mean(row, -2) if self.published else layout.expand(layout.mean(row))
-        factor = _safe_rsqrt(row / (mean + 1e-9)) * _safe_rsqrt(col)
-        # A vector has no rows and columns: its full second moment stands in.
-        is_vector = layout.vector_mask.to(grads.device)
-        new = {"row": row, "col": col}
-        new["factor"] = torch.where(is_vector, torch.rsqrt(row + 1e-6), factor)
-        if self.published:  # the published code has another eps where the gradient is scaled
-            new["grad_factor"] = torch.where(is_vector, _safe_rsqrt(row + 1e-9), factor)
-        return {**state, **new}
+    def prepare(self, layout: Layout, params: Tensor, grads: Tensor, state: State) -> State:
+        factored = factored_moments(layout, grads, state, self.keeps()[2], self.published)
+        return {**state, **factored}
 
     def advance(self, params: Tensor, grads: Tensor, state: State) -> tuple[Tensor, State]:
         keep_m, keep_v, _ = self.keeps()
         m = state["momenta"] + keep_m * (grads - state["momenta"])
         v = state["v"] + keep_v * (grads * grads - state["v"])
         prepared = {name: state[name] for name in self.prepared}
-        row, col, factor, *_ = prepared.values()
-        inverse = torch.rsqrt(v + 1e-6)
-        raw = torch.cat(
-            [
-                grads[None],
-                params[None],
-                m,
-                v,
-                m * inverse,
-                inverse,
-                grads * prepared.get("grad_factor", factor),
-                row,
-                col,
-                torch.rsqrt(row + 1e-8),
-                torch.rsqrt(col + 1e-8),
-                m * factor,
-            ]
-        )
+        raw = torch.cat(moment_features(params, grads, m, v, prepared))
         return raw, {"momenta": m, "v": v, **prepared}
-
-
-def _safe_rsqrt(x: Tensor) -> Tensor:
-    return torch.rsqrt(x.clamp_min(1e-9))
 
 
 @LEARNED.register("mlp", config=MLPConfig)

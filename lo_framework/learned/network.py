@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 # Elements of one hidden layer per block: 512 kB in float32, of which the backward pass needs four.
 CPU_BLOCK = 1 << 17
@@ -34,6 +34,19 @@ class Weights(NamedTuple):
     second_bias: Tensor  # [H, 1]
     last: Tensor  # [O, H]
     last_bias: Tensor  # [O, 1]
+
+
+def truncated(rows: int, cols: int, fan_in: int, generator: torch.Generator) -> nn.Parameter:
+    """Weights ``[rows, cols]`` of a layer with ``fan_in`` inputs: normal, cut off at two."""
+    w = torch.empty(rows, cols)
+    return nn.Parameter(
+        nn.init.trunc_normal_(w, std=fan_in**-0.5, a=-2.0, b=2.0, generator=generator)
+    )
+
+
+def applied(x: Tensor, weights: Weights, in_kernel: bool) -> Tensor:
+    """``[F, n]`` to ``[O, n]``: a kernel is made of the formula."""
+    return formula(x, *weights) if in_kernel else network(x, weights)
 
 
 def network(x: Tensor, weights: Weights) -> Tensor:

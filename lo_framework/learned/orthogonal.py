@@ -59,12 +59,14 @@ class _Turned(torch.autograd.Function):
         return torch.addcmul(x, share, y * (size * inverse) - x)
 
     @staticmethod
-    def backward(ctx: Any, d: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(ctx: Any, d: Tensor) -> tuple[Tensor | None, Tensor | None]:
         x, share = ctx.saved_tensors
         if torch.is_grad_enabled():  # somebody wants a derivative of this derivative
             given = x.view_as(x), share.view_as(share)  # whatever the one has to do with the other
-            made = torch.autograd.grad(turned(*given), given, d, create_graph=True)
-            return made[0], made[1]
+            wanted = [t for t in given if t.requires_grad]  # a share may be a constant
+            made = iter(torch.autograd.grad(turned(*given), wanted, d, create_graph=True))
+            dx, dshare = (next(made) if t.requires_grad else None for t in given)
+            return dx, dshare
         ys, polynomials, root = _iterates(x)
         y = ys[-1]
         size, inverse = torch.sqrt(_mean(x * x) + TINY), torch.rsqrt(_mean(y * y) + TINY)
@@ -98,21 +100,23 @@ def _iterates(x: Tensor) -> tuple[list[Tensor], list[tuple[Tensor, Tensor]], Ten
     return ys, polynomials, root
 
 
-def is_wide(slot: Slot) -> bool:
-    """Whether the tensor is orthogonalised, a convolution as outputs by the rest."""
+def is_wide(slot: Slot, least: int = LEAST) -> bool:
+    """Whether the tensor is orthogonalised, a convolution as outputs by the rest: its shorter side
+    is at least ``least``.
+    """
     if slot.role not in LAYERS:
         return False
-    return min(slot.shape[0], slot.numel // slot.shape[0]) >= LEAST
+    return min(slot.shape[0], slot.numel // slot.shape[0]) >= least
 
 
-def orthogonalised(layout: Layout, direction: Tensor, share: Tensor) -> Tensor:
-    """``direction [N]``, in its matrices orthogonal as far as ``share [S]`` says. Each tensor has
-    the root mean square that it had.
+def orthogonalised(layout: Layout, direction: Tensor, share: Tensor, least: int = LEAST) -> Tensor:
+    """``direction [N]``, in its matrices (`is_wide`) orthogonal as far as ``share [S]`` says. Each
+    tensor has the root mean square that it had.
     """
     plain = set(levels()) - {"vmap"}
     parts = list(direction.split(layout.sizes, dim=-1))
     for i, slot in enumerate(layout.slots):
-        if is_wide(slot):
+        if is_wide(slot, least):
             x = parts[i].reshape(slot.shape[0], -1)
             tall = x.shape[0] > x.shape[1]
             x = x.mT if tall else x

@@ -170,7 +170,7 @@ class Scaled(LearnedOptimizer):
         at = torch.log1p(step).clamp_min(math.log1p(WARM_UP))
         return hats(self.get_buffer("fading_steps"), at)[1:] @ levels
 
-    def prepare(self, layout: Layout, grads: Tensor, state: State) -> State:
+    def prepare(self, layout: Layout, params: Tensor, grads: Tensor, state: State) -> State:
         """Moments and the direction. Its size is measured afterwards with all else."""
         keep = self.keeps()
         # What makes the averages after this step unbiased, [3].

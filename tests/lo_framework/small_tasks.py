@@ -20,6 +20,7 @@ from lo_framework.optimizees.task import Batch, Buffers, Params, Task, soft_cap
 
 ALL_KINDS = [
     *("hyper-adamw", "attention", "attention-mlp", "mlp", "mlp:features=39", "lstm"),
+    "celo2",
     "scaled:controller=attention",
 ]
 NAN_LOSS, INF_LOSS, NAN_GRADIENT, NAN_CURVATURE = 1.0, 2.0, 3.0, 4.0

@@ -20,7 +20,7 @@ from torch import Tensor
 from lo_framework.inner.graph import Recorder
 from lo_framework.layout import Layout
 from lo_framework.learned.base import Clock, LearnedOptimizer, State
-from lo_framework.learned.kernels import Kernels, kernels_of
+from lo_framework.learned.kernels import Kernels, kernels_of, with_kernels
 from lo_framework.native import toolchain
 from lo_framework.optim.learned.store import Plan, Run, Store
 from lo_framework.optim.learned.table import Table, in_memory
@@ -71,7 +71,9 @@ class Host:
         self.dtype = dtype
         self.chunk = chunk
         self.columns = self._columns()
-        self._on = {device: self.learned}
+        # With kernels for what a rule prepares; methods of one chunk are called as they are.
+        usual = self.learned if self.columns is None else with_kernels(self.learned)
+        self._on = {device: usual}
         self.measures = self._probe()
 
     def _columns(self) -> Kernels | None:
@@ -176,7 +178,7 @@ class Host:
         """Whether the rule looks at any statistics."""
         layout = Layout.of({"probe": (2, 2)}).to(self.device)
         zeros = torch.zeros(layout.size, device=self.device, dtype=self.dtype)
-        state = self.learned.prepare(layout, zeros, self.learned.init_state(layout, zeros))
+        state = self.learned.prepare(layout, zeros, zeros, self.learned.init_state(layout, zeros))
         return self.learned.measure(zeros, zeros, state).shape[0] > 0
 
     def _stats(self, works: Sequence[Work], plan: Plan) -> Tensor:
@@ -213,8 +215,8 @@ class Host:
         """Let the rule update state that needs whole tensors; most rules have none."""
         device, state = work.run.pack.device, work.run.state
         seen = {name: x.to(device) for name, x in common.items()} | state
-        grads = work.grads.to(self.dtype)
-        _store(state, self.on(device).prepare(work.run.layout, grads, seen))
+        params, grads = work.params.to(self.dtype), work.grads.to(self.dtype)
+        _store(state, self.on(device).prepare(work.run.layout, params, grads, seen))
 
     def _means(self, work: Work) -> Tensor:
         """Means of what the rule measures, ``[F, tensors of the run]``; sums are pairwise in chunks

@@ -49,6 +49,7 @@ SMALL = {
     "mlp": "hidden=3",
 }
 SMALL |= {"mlp:features=39": "hidden=3", "lstm": "hidden=3", "hyper-adamw": "lr=0.02"}
+SMALL["celo2"] = "hidden=4"
 SMALL["scaled:controller=attention"] = "width=4,heads=2"
 
 

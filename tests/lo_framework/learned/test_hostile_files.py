@@ -186,6 +186,8 @@ def test_a_tensor_named_twice(tmp_path: Path) -> None:
         "attention:width=65536,heads=1",
         "attention:head_scale=-1",
         "attention-mlp:hidden=60000",
+        "celo2:hidden=60000",
+        "celo2:mult_1d=0",
         "lstm:scale=inf",
         "lstm:hidden=60000",
         "lstm:seed=100000000000000000000",

@@ -64,7 +64,7 @@ def test_rows_are_relative_to_their_own_slice() -> None:
     got = {}
     for version in (1, 2):
         learned = make_learned("mlp:features=39", feature_version=version)
-        state = learned.prepare(layout, grads, learned.init_state(layout, grads))
+        state = learned.prepare(layout, grads, grads, learned.init_state(layout, grads))
         factor = state["grad_factor" if version == 2 else "factor"][0].detach()
         scaled = (grads * factor).reshape(6, 5, 2)
         got[version] = [float(scaled[..., k].square().mean().sqrt()) for k in range(2)]
@@ -77,7 +77,7 @@ def test_the_eps_of_a_vectors_gradient() -> None:
     grads = torch.full((3,), math.sqrt(1e-9 / 0.1))  # a second moment of 1e-9 at decay .9
     for version, want in ((1, 999.5), (2, 22361.0)):
         learned = make_learned("mlp:features=39", feature_version=version)
-        state = learned.prepare(layout, grads, learned.init_state(layout, grads))
+        state = learned.prepare(layout, grads, grads, learned.init_state(layout, grads))
         factor = state["grad_factor" if version == 2 else "factor"][0, 0].detach()
         assert float(factor) == pytest.approx(want, rel=1e-3)
         assert float(state["factor"][0, 0].detach()) == pytest.approx(

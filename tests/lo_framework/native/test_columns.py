@@ -22,6 +22,7 @@ pytestmark = pytest.mark.skipif(bool(toolchain.reason()), reason=toolchain.reaso
 
 K = 3
 KINDS = [*ALL_KINDS, "scaled", "attention:features=enhanced,head=bounded", "scaled:relative=1"]
+KINDS += ["celo2:orthogonal=false,vectors=learned"]
 # The ends of tensors lie everywhere in a block of 64 columns.
 SHAPES = {"0.weight": (13, 11), "0.bias": (13,), "1.weight": (8, 16), "1.bias": (1,)}
 LAYOUT = Layout.of(SHAPES)
@@ -160,7 +161,7 @@ def test_it_is_a_kernel_that_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     trained(learned, theta, drawn(1))
 
 
-@pytest.mark.parametrize("spec", ["hyper-adamw", "attention-mlp", "scaled", "mlp"])
+@pytest.mark.parametrize("spec", ["hyper-adamw", "attention-mlp", "scaled", "mlp", "celo2"])
 def test_second_derivatives(spec: str) -> None:
     learned = moved(spec)
 

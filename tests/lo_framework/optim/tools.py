@@ -22,6 +22,8 @@ ALL_KINDS = [
     "mlp",
     "mlp:features=39",
     "lstm",
+    "celo2",
+    "celo2:orthogonal=false,vectors=learned,schedule=cosine,weight_decay=0.1",
     "scaled",
     "scaled:controller=mean,relative=true",
 ]
