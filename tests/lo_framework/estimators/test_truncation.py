@@ -202,7 +202,43 @@ def test_nothing_more_is_drawn_unless_asked_for() -> None:
     assert state.drawn == {}
 
 
-@pytest.mark.parametrize("settings", [{"hide_progress": 1.5}, {"step_range": 0.5}])
+def test_a_share_of_the_episodes_gets_longer_in_place_of_a_restart() -> None:
+    u = drawing(prolong=0.5, hide_progress=0.5)
+    state = u.init(torch.Generator().manual_seed(0))
+    alive = torch.arange(400) % 4 > 0
+    carry = state.carry._replace(params=state.carry.params + 1.0, alive=alive)
+    ended = replace(state, carry=carry, t=state.stop.clone())
+    after, fresh = u.restart_finished(ended)
+    longer = ~fresh
+    assert not (longer & ~alive).any(), "what is not finite begins anew"
+    assert float(longer[alive].float().mean()) == pytest.approx(0.5, abs=0.1)
+    assert torch.equal(after.t, torch.where(longer, ended.t, 0))
+    assert torch.equal(after.carry.params[longer], carry.params[longer])
+    added = (after.horizon - ended.t)[longer]
+    assert (added >= 10).all() and (added <= 40).all()
+    assert torch.equal(after.stop, after.horizon)
+    assert not torch.equal(after.drawn["hidden"][longer], state.drawn["hidden"][longer])
+
+
+@pytest.mark.parametrize("copies", [1, 2])
+def test_an_episode_in_common_gets_longer_as_a_whole(copies: int) -> None:
+    u = replace(drawing(prolong=0.9, step_range=2.0), num=4, copies=copies, episode=2)
+    kinds = set()
+    for seed in range(40):
+        state = u.init(torch.Generator().manual_seed(seed))
+        after = u.prolonged(replace(state, t=state.stop.clone()))
+        kinds.add(after is None)
+        if after is not None:
+            assert len(set((after.horizon - state.stop).tolist())) == 1
+            assert len(set(after.drawn["scale"].tolist())) == 1 and not after.over
+    assert kinds == {True, False}
+    dead = torch.ones(4 * copies, dtype=torch.bool).index_fill(0, torch.tensor([1]), False)
+    assert u.prolonged(replace(state, carry=state.carry._replace(alive=dead))) is None
+
+
+@pytest.mark.parametrize(
+    "settings", [{"hide_progress": 1.5}, {"step_range": 0.5}, {"prolong": 1.0}]
+)
 def test_impossible_draws(settings: dict[str, float]) -> None:
     with pytest.raises(UserError, match="must be in"):
         drawing(**settings)
