@@ -1,7 +1,7 @@
 """Learned optimizers: update rules, one file each, whose weights are meta-trained.
 
-``make_learned("attention-mlp:hidden=16")`` builds one from a spec, ``load(path)`` one that was
-trained. A plugin adds its own with ``@register_learned``.
+``make_learned("attention-mlp:hidden=16")`` builds one from a spec, ``load("general")`` or
+``load(path)`` one that was trained. A plugin adds its own with ``@register_learned``.
 """
 
 from lo_framework.learned.attention import Attention
