@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import torch
 
-from lo_framework.eval.running.provenance import processor
+from lo_framework.eval.running.provenance import commit, processor, version
 from lo_framework.files.atomic import atomic_write_text, clean_temporaries
 from lo_framework.files.checkpoint import StateWriter, load_latest_state
 from lo_framework.inner.engine import AUTO
@@ -83,10 +83,12 @@ class Saved:
 
 
 class RunFolder:
-    """The files of the run with this ``config`` in the folder ``out``."""
+    """The files of the run with this ``config``, on so many ``families``, in the folder ``out``."""
 
-    def __init__(self, out: Path, config: RunConfig, stages: Sequence[Stage]) -> None:
-        self.out, self.config = out, config
+    def __init__(
+        self, out: Path, config: RunConfig, stages: Sequence[Stage], families: int = 1
+    ) -> None:
+        self.out, self.config, self.families = out, config, families
         self.plan = plan_of(stages)
         self.optimizer = out / "optimizer.safetensors"
         self.writer = StateWriter()
@@ -184,16 +186,20 @@ class RunFolder:
         self._write(run.incumbent, run.step, run)
 
     def _write(self, best: Incumbent, step: int, run: RunState | StateRecord) -> None:
+        in_flight = self.families * self.config.num_tasks
         summary = {
             "score": best.score,
             "found_at_step": best.step,
             "steps": step,
+            "inner_steps": step * in_flight * self.config.unroll_length,
             "reference_lr": run.start_lr,
             "quality": best.quality,
             "reference": run.reference,
             "repeatable": run.repeatable,
             "run": asdict(self.config),
             "torch": torch.__version__,
+            "lo_framework": version("lo-framework"),
+            "commit": commit(),
             "processor": processor(),
         }
         kind, config = best.kind, best.config

@@ -11,6 +11,7 @@ from lo_framework.learned.building import make_learned, of_version, rebuild
 from lo_framework.learned.hyper_adamw import HyperAdamW
 from lo_framework.learned.lstm import LSTM
 from lo_framework.learned.mlp import MLP
+from lo_framework.learned.saving import save
 from lo_framework.learned.scaled import Scaled
 from lo_framework.learned.storage import (
     OptimizerFile,
@@ -18,7 +19,6 @@ from lo_framework.learned.storage import (
     learned_from,
     load,
     load_optimizer,
-    save,
     save_optimizer,
 )
 

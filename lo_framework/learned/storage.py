@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -60,31 +59,17 @@ class OptimizerFile:
     format_version: int = FORMAT_VERSION
 
     def build(self) -> LearnedOptimizer:
-        """The learned optimizer itself.
+        """The learned optimizer itself, which keeps the summary.
 
         Raises:
             UserError: an unknown kind (a plugin is missing), or what `rebuild` refuses.
         """
         try:
-            return rebuild(self.kind, self.config, self.tensors, self.feature_version)
+            learned = rebuild(self.kind, self.config, self.tensors, self.feature_version)
         except UserError as error:
             raise UserError(f"{self.path!r}: {error}") from None
-
-
-def save(
-    learned: LearnedOptimizer,
-    path: str | os.PathLike[str],
-    *,
-    summary: Mapping[str, Any] | None = None,
-) -> None:
-    """Save ``learned``, which `load` gives back; see `save_optimizer`."""
-    save_optimizer(
-        path,
-        learned.theta(),
-        kind=learned.kind,
-        config=asdict(learned.config),
-        summary=dict(summary or {}),
-    )
+        learned.origin = (fingerprint(learned), self.summary)
+        return learned
 
 
 def load(source: str | os.PathLike[str]) -> LearnedOptimizer:
