@@ -49,7 +49,8 @@ def evaluate(
 
     Args:
         tasks: specs, as ``"mlp"``, or tasks.
-        learned: one learned optimizer or its file, known by its kind, or several by their labels.
+        learned: one learned optimizer or its file, known by its kind, one by its name
+            (``"general"``), or several by their labels.
         baselines: specs, as ``"adamw"`` or ``"sgdm:momentum=0.5"``; an option that is usually tuned
             stays as given.
         command: for the record.

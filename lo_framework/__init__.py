@@ -4,7 +4,7 @@
 
     learned = lo.train("mlp", "attention", outer_steps=100)
     lo.save(learned, "mine.safetensors")
-    optimizer = lo.Learned(model, "mine.safetensors", num_steps=1000)
+    optimizer = lo.Learned(model, "mine.safetensors", num_steps=1000)  # or "general": shipped
     print(lo.evaluate(["mlp", "cnn"], {"mine": learned}, baselines=["adamw"]).table())
 
 Every name below is imported when it is first used, so that command lines answer at once.

@@ -18,6 +18,7 @@ OPTIONAL = {
     "jinja2": ("Jinja2", "eval", "the page of a sharpness evaluation"),
     "prodigyopt": ("prodigyopt", "baselines", "the baseline prodigy"),
     "schedulefree": ("schedulefree", "baselines", "the baseline schedule-free"),
+    "huggingface_hub": ("huggingface_hub", "hub", "it downloads shared optimizers"),
     "curvlinops": ("curvlinops-for-pytorch", "sharpness", "Hessian products"),
 }
 

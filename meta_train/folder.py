@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import torch
 
-from lo_framework.eval.running.provenance import processor
+from lo_framework.eval.running.provenance import commit, processor, version
 from lo_framework.files.atomic import atomic_write_bytes, atomic_write_text, clean_temporaries
 from lo_framework.files.checkpoint import StateWriter, load_latest_state, load_state, sealed_state
 from lo_framework.inner.engine import AUTO
@@ -93,12 +93,17 @@ class Saved:
 
 
 class RunFolder:
-    """The files of the run with this ``config`` in the folder ``out``."""
+    """The files of the run with this ``config``, on so many ``families``, in the folder ``out``."""
 
     def __init__(
-        self, out: Path, config: RunConfig, stages: Sequence[Stage], light: bool = False
+        self,
+        out: Path,
+        config: RunConfig,
+        stages: Sequence[Stage],
+        families: int = 1,
+        light: bool = False,
     ) -> None:
-        self.out, self.config, self.light = out, config, light
+        self.out, self.config, self.families, self.light = out, config, families, light
         self.plan = plan_of(stages)
         self.optimizer = out / "optimizer.safetensors"
         self.writer = StateWriter()
@@ -210,10 +215,12 @@ class RunFolder:
         self._write(run.incumbent, run.step, run)
 
     def _write(self, best: Incumbent, step: int, run: RunState | StateRecord) -> None:
+        in_flight = self.families * self.config.num_tasks
         summary = {
             "score": best.score,
             "found_at_step": best.step,
             "steps": step,
+            "inner_steps": step * in_flight * self.config.unroll_length,
             "reference_lr": run.start_lr,
             "quality": best.quality,
             "reference": run.reference,
@@ -221,6 +228,8 @@ class RunFolder:
             "resumed": run.resumed,
             "run": asdict(self.config),
             "torch": torch.__version__,
+            "lo_framework": version("lo-framework"),
+            "commit": commit(),
             "processor": processor(),
         }
         kind, config = best.kind, best.config

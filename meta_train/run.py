@@ -22,7 +22,7 @@ import torch
 from lo_framework import ranks
 from lo_framework.files.lock import exclusive
 from lo_framework.inner.engine import Engine, resolved
-from lo_framework.learned import LEARNED, LearnedOptimizer, rebuild, register_learned
+from lo_framework.learned import LEARNED, LearnedOptimizer, load, register_learned
 from lo_framework.learned.base import Theta
 from lo_framework.meta_train.beginning import weights_of
 from lo_framework.meta_train.config import Program
@@ -103,8 +103,9 @@ def train(
             plugins=tuple(plugins),
         )
         setup = WorkerSetup(replace(config, optimizees=",".join(specs)), program, tuple(pool))
-        best = MetaTraining(setup, quiet=quiet, start=start).train()
-    return rebuild(best.kind, best.config, best.theta)
+        training = MetaTraining(setup, quiet=quiet, start=start)
+        training.train()
+        return load(training.folder.optimizer)
 
 
 def _learned(given: Any) -> tuple[str, Theta | None]:
@@ -150,7 +151,8 @@ class MetaTraining:
         kinds = [stage.kind for stage in self.stages]
         if self.config.inner_backend == "higher" and kinds != ["hyper-adamw"]:
             raise UserError("--inner-backend higher needs --learned hyper-adamw")
-        self.folder = RunFolder(self.out, self.config, self.stages, self.program.light_state)
+        light, families = self.program.light_state, len(self.pool)
+        self.folder = RunFolder(self.out, self.config, self.stages, families, light)
         self._check_memory()
         for stage in self.stages:  # whatever else can be wrong, before minutes are spent
             learned = stage.build()

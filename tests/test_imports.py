@@ -55,6 +55,7 @@ UNPICKLERS = {"pickle", "_pickle", "cPickle", "dill", "cloudpickle", "joblib", "
 
 # Heavy, and needed only by some commands: imported inside the functions that use them.
 LAZY = ["matplotlib", "sklearn", "higher", "tensorboard", "tqdm", "scipy", "pooch", "curvlinops"]
+LAZY += ["huggingface_hub"]
 
 
 def source_files(room: str) -> list[Path]:

@@ -42,6 +42,25 @@ if __name__ == "__main__":
 """
 
 
+# Nothing but the wheel is needed to train by the optimizer that it brings.
+USE = """
+import torch
+import lo_framework as lo
+from lo_framework.learned.sources import find
+
+model = torch.nn.Linear(4, 2)
+optimizer = lo.Learned(model, "general", num_steps=20)
+losses = []
+for step in range(20):
+    optimizer.zero_grad()
+    losses.append(model(torch.ones(8, 4)).square().mean())
+    losses[-1].backward()
+    optimizer.step()
+assert losses[-1] < losses[0]
+print(find("general"))
+"""
+
+
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the tree with its links, and nothing that a build has left in it."""
@@ -105,6 +124,7 @@ def test_wheel_holds_the_namespace_and_the_shim(wheel: Path, installed: Path) ->
     assert {name for name in names if name.endswith(".py")} == code()
     info = next(name.split("/")[0] for name in names if ".dist-info/" in name)
     assert {name.split("/")[0] for name in names} == {HOME, "meta_train", info}
+    assert f"{HOME}/shipped/general.safetensors" in names
     assert {f"{HOME}/py.typed", *(f"{HOME}/{room}/py.typed" for room in SHORT)} <= names
     metadata = (installed / info / "METADATA").read_text("utf-8")
     needed = re.findall(r"^Requires-Dist: ([\w-]+)[^;\n]*$", metadata, re.M)
@@ -119,6 +139,18 @@ def test_wheel_runs_beside_a_persons_own_files(installed: Path, beside: Path) ->
         assert "--help" in run([str(installed / "bin" / name), "--help"], beside, installed)
     for name in ("meta_train", f"{HOME}.meta_train", f"{HOME}.eval"):
         assert "--help" in run([sys.executable, "-m", name, "--help"], beside, installed)
+
+
+def test_the_wheel_brings_an_optimizer(installed: Path, beside: Path) -> None:
+    """The bytes of the checkout, which `Learned` and a command know by their name."""
+    (beside / "use.py").write_text(USE)
+    place = Path(run([sys.executable, "use.py"], beside, installed).strip())
+    assert place == installed / HOME / "shipped" / "general.safetensors"
+    assert place.read_bytes() == (ROOT / HOME / "shipped" / "general.safetensors").read_bytes()
+    assert place.stat().st_size < 1_000_000
+    score = f"score general --problems 25-steps --progress none --out {beside / 'score'}"
+    told = run([str(installed / "bin" / "lo-eval"), *score.split()], beside, installed)
+    assert "score general: speed-up" in told
 
 
 def test_an_uninstalled_checkout_is_one_namespace_too(tree: Path, beside: Path) -> None:

@@ -122,8 +122,9 @@ def robustness() -> Loaded:
 
 SCORE_EXAMPLES = """\
 examples:
-  python -m eval score runs/latest/optimizer.safetensors --workers 2
-      the shipped suite at three seeds, against tuned AdamW's stored results
+  python -m eval score runs/latest/optimizer.safetensors general --workers 2
+      the shipped suite at three seeds, against tuned AdamW's stored results; beside a trained
+      optimizer the one that is shipped
 
   python -m eval score runs/a/optimizer.safetensors runs/b/optimizer.safetensors \\
           --baselines adamw:lr=0.01,cosine=1 --seeds 5

@@ -145,7 +145,7 @@ class Arms(Generic[A]):
     Attributes:
         tasks: names in their order.
         learned: labels of what is compared with the ``baselines``, some of which may be among them.
-        files: label -> the file a learned optimizer came from.
+        files: label -> the file a learned optimizer came from, or its name.
         provenance: versions, command, commit, time.
     """
 

@@ -1,5 +1,5 @@
-"""``--learned FILE[,FILE...]``: optimizer files as learned optimizers, under labels that tell them
-apart.
+"""``--learned FILE[,FILE...]``: optimizer files, and those that have names, as learned optimizers
+under labels that tell them apart.
 """
 
 from __future__ import annotations
@@ -11,11 +11,12 @@ from typing import NamedTuple
 
 from lo_framework.errors import nearest
 from lo_framework.learned import LEARNED, LearnedOptimizer, load, make_learned
+from lo_framework.learned.sources import HUB, is_named, shipped
 from lo_framework.spec import UserError, parse_spec
 
 
 class Loaded(NamedTuple):
-    """A learned optimizer with its meta-trained weights, and its file if it has one."""
+    """A learned optimizer with its meta-trained weights, and its file or name if it has one."""
 
     optimizer: LearnedOptimizer
     path: str = ""
@@ -26,14 +27,14 @@ Source = LearnedOptimizer | str | os.PathLike[str]
 
 def load_learned(given: Source | Sequence[str] | Mapping[str, Source]) -> dict[str, Loaded]:
     """Learned optimizers by label, from objects, files, the text of ``--learned``, or words that
-    each name a file or, as ``hyper-adamw:lr=0.01``, an untrained one.
+    each name a trained one or, as ``hyper-adamw:lr=0.01``, an untrained one.
 
-    The label of what has none is its kind, with what tells the paths apart where several are of one
-    kind.
+    The label of what is shipped or on the hub is its name, that of another file its kind, with what
+    tells the paths apart where several are of one kind.
 
     Raises:
-        UserError: a file given twice or one that cannot be used, an unknown kind (a plugin is
-            missing), weights that are not that kind's.
+        UserError: a file given twice or one that cannot be used, an unknown name or kind (a plugin
+            is missing), weights that are not that kind's.
     """
     if isinstance(given, Mapping):
         return {label: _load(source) for label, source in given.items()}
@@ -44,7 +45,7 @@ def load_learned(given: Source | Sequence[str] | Mapping[str, Source]) -> dict[s
     elif isinstance(given, str):
         paths = [*split_paths(given)]
     else:
-        specs = [word for word in given if not _names_file(word)]
+        specs = [word for word in given if not _is_trained(word)]
         paths = [word for word in given if word not in specs]
     loaded = [_load(path) for path in paths]
     labels = label_paths([one.path for one in loaded], [one.optimizer.kind for one in loaded])
@@ -52,14 +53,17 @@ def load_learned(given: Source | Sequence[str] | Mapping[str, Source]) -> dict[s
     return {**dict(zip(labels, loaded, strict=True)), **untrained}
 
 
-def _names_file(word: str) -> bool:
-    """Tell a file from the spec of a kind. Raises UserError: neither."""
-    if os.path.exists(word):
+def _is_trained(word: str) -> bool:
+    """Tell a file or a name from the spec of a kind. Raises UserError: neither."""
+    if is_named(word) or os.path.exists(word):
         return True
     name, _ = parse_spec(word)
     if name not in LEARNED:
-        near, known = nearest(name, LEARNED), ", ".join(LEARNED)
-        raise UserError(f"{word!r} is no file and no learned optimizer{near}; known: {known}")
+        near = nearest(name, [*LEARNED, *shipped()])
+        raise UserError(
+            f"{word!r} is no file and no learned optimizer{near}; shipped: {', '.join(shipped())}; "
+            f"kinds: {', '.join(LEARNED)}"
+        )
     return False
 
 
@@ -75,8 +79,17 @@ def split_paths(text: str) -> list[str]:
 
 def label_paths(paths: list[str], kinds: list[str]) -> list[str]:
     """One label per path, all different: ``attention``, or ``mlp quick``, ``mlp long`` from
-    runs/quick, runs/long.
+    runs/quick, runs/long; ``general`` of what has that name.
     """
+    named = [path for path in paths if is_named(path)]
+    if twice := [path for path in named if named.count(path) > 1]:
+        raise UserError(f"--learned: {twice[0]!r} is given twice")
+    files = [(path, kind) for path, kind in zip(paths, kinds, strict=True) if path not in named]
+    labels = iter(_label_files([path for path, _ in files], [kind for _, kind in files]))
+    return [path.removeprefix(HUB) if path in named else next(labels) for path in paths]
+
+
+def _label_files(paths: list[str], kinds: list[str]) -> list[str]:
     parts = [Path(os.path.abspath(path)).with_suffix("").parts[::-1] for path in paths]
     labels = []
     for i, kind in enumerate(kinds):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import os
 import platform
@@ -44,6 +45,7 @@ def processor() -> str:
     return f"{model}, {torch.backends.cpu.get_cpu_capability()}"
 
 
+@functools.cache  # that of the code which this process runs, whatever is committed meanwhile
 def commit() -> str | None:
     """The commit of this code, ``"... (modified)"`` if files differ from it; None outside git."""
     folder = Path(__file__).resolve().parent

@@ -13,11 +13,11 @@ from lo_framework.optimizees.variation import Variation, make_variations
 from lo_framework.spec import UserError, split_specs
 
 
-def require_held_out(problems: Iterable[Problem], path: str, data_dir: str | None = None) -> None:
-    """Raise UserError: the optimizer at ``path`` was meta-trained on a problem or chosen by it,
-    as it says itself.
+def require_held_out(problems: Iterable[Problem], source: str, data_dir: str | None = None) -> None:
+    """Raise UserError: the optimizer that ``source`` names was meta-trained on a problem or chosen
+    by it, as it says itself.
     """
-    run = load_optimizer(path).summary.get("run")
+    run = load_optimizer(source).summary.get("run")
     pool, probes = told(run if isinstance(run, Mapping) else {}, data_dir)
     for problem in problems:
         for what, families in (("pool", pool), ("probes", probes)):
@@ -25,7 +25,7 @@ def require_held_out(problems: Iterable[Problem], path: str, data_dir: str | Non
                 pair = (problem.optimizee, problem.dataset)
                 if problem.steps <= steps and family.covers(*pair):
                     raise UserError(
-                        f"problem {shown(problem.name)} is in the {what} of {path!r}, among "
+                        f"problem {shown(problem.name)} is in the {what} of {source!r}, among "
                         f"{shown(family.name)}: it judges nothing; leave it out by --problems"
                     )
 

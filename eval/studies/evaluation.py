@@ -61,7 +61,7 @@ class Evaluation(Generic[Q, R]):
         labels: of everything that is compared, as a person gave them.
         optimizers: what cells run, by the names that cells have for them; the ``learned`` ones are
             among them, all others are specs of baselines.
-        files: label -> the file of a learned optimizer.
+        files: label -> the file or the name of a learned optimizer.
         grids: label -> the settings over which it is tuned.
         reported, chosen_on: seeds that are reported, and seeds that choose settings.
         work: about how many task-steps there are.

@@ -69,7 +69,8 @@ class LearnedRequest(TunedRequest):
     """Learned optimizers and baselines, which are tuned."""
 
     learned: str = field(metadata={"metavar": "FILE[,FILE...]"})
-    """optimizer files, as meta-training saves them"""
+    """optimizer files, as meta-training saves them, general, which is shipped, or
+    hf://owner/name"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,7 +171,8 @@ class ScoreRequest(Request):
     datasets: str = field(default="", init=False)
     steps: Steps = field(default=1, init=False)
     learned: tuple[str, ...] = field(default=(), metadata={"positional": True, "metavar": "FILE"})
-    """optimizer files, or specs of untrained ones as hyper-adamw"""
+    """optimizer files, general, which is shipped, hf://owner/name, or specs of untrained ones as
+    hyper-adamw"""
     suite: str = field(default="", metadata={"metavar": "FILE"})
     """a suite of your own (default: the one that is shipped)"""
     problems: str = field(default="", metadata={"metavar": "NAME[,NAME...]"})

@@ -25,6 +25,7 @@ from lo_framework.eval.sharpness.result import Arm, Result, SeedRun
 from lo_framework.eval.sharpness.settings import Settings, check_effort, parse_radii
 from lo_framework.eval.studies.evaluation import Drive, Evaluation, gradients_per_step, specs_of
 from lo_framework.eval.studies.request import SharpnessRequest
+from lo_framework.learned.sources import find
 from lo_framework.optional import require
 from lo_framework.spec import UserError
 
@@ -83,7 +84,7 @@ class SharpnessEvaluation(Evaluation[SharpnessRequest, Result]):
             "radii": [f"{radius:g}" for radius in self.settings.radii],
             "optimizees": self.names,
             "learned": {
-                label: digest(Path(path).read_bytes()) for label, path in self.files.items()
+                label: digest(Path(find(path)).read_bytes()) for label, path in self.files.items()
             },
         }
 

@@ -1,7 +1,7 @@
 """Learned optimizers: update rules, one file each, whose weights are meta-trained.
 
-``make_learned("attention-mlp:hidden=16")`` builds one from a spec, ``load(path)`` one that was
-trained. A plugin adds its own with ``@register_learned``.
+``make_learned("attention-mlp:hidden=16")`` builds one from a spec, ``load("general")`` or
+``load(path)`` one that was trained. A plugin adds its own with ``@register_learned``.
 """
 
 from lo_framework.learned.attention import Attention
@@ -12,6 +12,7 @@ from lo_framework.learned.celo2 import Celo2
 from lo_framework.learned.hyper_adamw import HyperAdamW
 from lo_framework.learned.lstm import LSTM
 from lo_framework.learned.mlp import MLP
+from lo_framework.learned.saving import save
 from lo_framework.learned.scaled import Scaled
 from lo_framework.learned.storage import (
     OptimizerFile,
@@ -19,7 +20,6 @@ from lo_framework.learned.storage import (
     learned_from,
     load,
     load_optimizer,
-    save,
     save_optimizer,
 )
 

@@ -60,6 +60,8 @@ class LearnedOptimizer(nn.Module):
     passing: ClassVar[tuple[str, ...]] = ()
     open_ended: ClassVar[bool] = False
     config: Any
+    # Of one that was loaded: its fingerprint then, and how it was trained (see `saving`).
+    origin: tuple[str, dict[str, Any]] | None = None
     kernels: Kernels | None = None  # see `kernels.with_kernels`
     in_kernel: bool = False  # whether this copy is what kernels are made of
 

@@ -9,6 +9,7 @@ from typing import Any
 from lo_framework.allocation import AtMost, TooLarge
 from lo_framework.errors import UserError, shown
 from lo_framework.learned.base import LEARNED, LearnedOptimizer, Theta
+from lo_framework.learned.sources import HUB, shipped
 from lo_framework.schema import check_json
 
 MAX_NUMBERS = 1 << 28  # meta-parameters: a file of 1 GB; optimizers of ours have thousands
@@ -21,6 +22,7 @@ def make_learned(spec: str, /, **values: Any) -> LearnedOptimizer:
     Raises:
         UserError: an unknown kind or option, a value out of its range, or a size beyond all use.
     """
+    _refuse_trained(spec)
     entry, config = LEARNED.parse(spec)
     if values:
         config = check_json({**asdict(config), **values}, entry.config, entry.name)
@@ -31,6 +33,17 @@ def make_learned(spec: str, /, **values: Any) -> LearnedOptimizer:
         raise UserError(
             f"{shown(spec)[1:-1]}: more than {MAX_NUMBERS:,} meta-parameters, which no file holds"
         ) from None
+
+
+def _refuse_trained(spec: str) -> None:
+    """Raise UserError: the spec names an optimizer that was trained, and no kind of them."""
+    name = spec.partition(":")[0].strip()
+    where = "shipped" if name in shipped() else "on the hub" if spec.startswith(HUB) else ""
+    if where and name not in LEARNED:
+        raise UserError(
+            f"{shown(spec)} is an optimizer that is {where}, not a kind to make a new one of: "
+            f"lo_framework.load gives it; kinds: {', '.join(LEARNED)}"
+        )
 
 
 def rebuild(

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -22,6 +21,7 @@ from lo_framework.files.sealed import FORMAT_VERSION, Record, read_sealed, seal
 from lo_framework.learned.base import LearnedOptimizer
 from lo_framework.learned.building import rebuild
 from lo_framework.learned.features import FEATURE_VERSION
+from lo_framework.learned.sources import find
 
 _MAX_BYTES = 1 << 30  # optimizers are kilobytes; this is the limit for a file of unknown origin
 _EXPECTED = "an optimizer file, as meta-training saves it"
@@ -59,49 +59,37 @@ class OptimizerFile:
     format_version: int = FORMAT_VERSION
 
     def build(self) -> LearnedOptimizer:
-        """The learned optimizer itself.
+        """The learned optimizer itself, which keeps the summary.
 
         Raises:
             UserError: an unknown kind (a plugin is missing), or what `rebuild` refuses.
         """
         try:
-            return rebuild(self.kind, self.config, self.tensors, self.feature_version)
+            learned = rebuild(self.kind, self.config, self.tensors, self.feature_version)
         except UserError as error:
             raise UserError(f"{self.path!r}: {error}") from None
+        learned.origin = (fingerprint(learned), self.summary)
+        return learned
 
 
-def save(
-    learned: LearnedOptimizer,
-    path: str | os.PathLike[str],
-    *,
-    summary: Mapping[str, Any] | None = None,
-) -> None:
-    """Save ``learned``, which `load` gives back; see `save_optimizer`."""
-    save_optimizer(
-        path,
-        learned.theta(),
-        kind=learned.kind,
-        config=asdict(learned.config),
-        summary=dict(summary or {}),
-    )
-
-
-def load(path: str | os.PathLike[str]) -> LearnedOptimizer:
-    """The learned optimizer in the file at ``path``.
+def load(source: str | os.PathLike[str]) -> LearnedOptimizer:
+    """The learned optimizer that is shipped as ``general``, shared as ``hf://owner/name``, or in
+    the file at this path (`sources`).
 
     Raises:
-        UserError: a file that `load_optimizer` or `OptimizerFile.build` refuses.
+        UserError: an unknown name, or a file that `load_optimizer` or `OptimizerFile.build`
+            refuses.
     """
-    return load_optimizer(path).build()
+    return load_optimizer(source).build()
 
 
 def learned_from(optimizer: str | os.PathLike[str] | LearnedOptimizer) -> LearnedOptimizer:
-    """The learned optimizer itself, or the one in the file at this path; raises UserError."""
+    """The learned optimizer itself, or what `load` finds; raises UserError."""
     if isinstance(optimizer, LearnedOptimizer):
         return optimizer
     if not isinstance(optimizer, (str, os.PathLike)):
         raise UserError(
-            "expected a learned optimizer or the path of its file, not a "
+            "expected a learned optimizer, its name or the path of its file, not a "
             f"{type(optimizer).__name__}"
         )
     return load(optimizer)
@@ -143,18 +131,19 @@ def save_optimizer(
     atomic_write_bytes(path, seal(tensors, record))
 
 
-def load_optimizer(path: str | os.PathLike[str], *, kind: str | None = None) -> OptimizerFile:
+def load_optimizer(source: str | os.PathLike[str], *, kind: str | None = None) -> OptimizerFile:
     """Read an optimizer file; every bit of it is verified first.
 
     Args:
+        source: its path, or what `sources` knows by name.
         kind: the only kind that is acceptable, where there is one.
 
     Raises:
-        UserError: the file is missing, not a file, no optimizer file, truncated, damaged, of
-            another format or feature version, of another kind than `kind`, or holds weights that
-            are not finite.
+        UserError: an unknown name; the file is missing, not a file, no optimizer file, truncated,
+            damaged, of another format or feature version, of another kind than `kind`, or holds
+            weights that are not finite.
     """
-    name = repr(os.fspath(path))
+    path, name = find(source), repr(os.fspath(source))
     tensors, record = read_sealed(path, _EXPECTED, _MAX_BYTES, _OptimizerRecord)
     version = record.feature_version
     if not 1 <= version <= FEATURE_VERSION:  # no error would follow, only wrong updates
@@ -170,7 +159,7 @@ def load_optimizer(path: str | os.PathLike[str], *, kind: str | None = None) -> 
     if bad := _non_finite(tensors):
         raise UserError(f"{name}: {bad} holds NaN or infinite weights; expected finite weights")
     return OptimizerFile(
-        path=os.fspath(path),
+        path=os.fspath(source),
         kind=record.kind,
         config={key: _frozen(value) for key, value in record.config.items()},
         tensors=tensors,

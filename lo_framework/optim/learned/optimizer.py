@@ -1,6 +1,6 @@
 """``Learned``: a meta-trained optimizer as a ``torch.optim.Optimizer``, for any training loop.
 
-    optimizer = Learned(model, "optimizer.safetensors", num_steps=1000)
+    optimizer = Learned(model, "general", num_steps=1000)  # shipped; or the path of a file
 
 A thin class: the update rule is in ``lo_framework.learned``, its host in ``host``, its state in
 ``store``.
@@ -33,8 +33,8 @@ class Learned(OptimizerBase):
             then read off the types of modules. Or parameters, named parameters or parameter groups:
             roles are read off shapes, names, and the order that names tell (`roles.model_order`);
             without names the list must be in the model's order, and no embedding is known.
-        optimizer: path of a saved optimizer, or a ``LearnedOptimizer``, of which a frozen copy is
-            made.
+        optimizer: ``"general"``, which is shipped, ``"hf://owner/name"`` of the Hugging Face hub,
+            the path of a saved one, or a ``LearnedOptimizer``, of which a frozen copy is made.
         num_steps: how many steps this training will have. Learned schedules run over this length;
             steps beyond it are made as at its end.
         lr: multiplier of the update, per parameter group; schedulers act on it. 1 is the optimizer
@@ -56,9 +56,9 @@ class Learned(OptimizerBase):
     is no float32 master copy. Save and copy through ``state_dict``.
 
     Raises:
-        UserError: no or a bad ``num_steps``, an unreadable file, complex parameters; by ``step``:
-            sparse gradients, a guard without a loss, an optimizer of corrected gradients
-            (`explicit`) outside `Regularized`.
+        UserError: no or a bad ``num_steps``, an unknown name, an unreadable file, complex
+            parameters; by ``step``: sparse gradients, a guard without a loss, an optimizer of
+            corrected gradients (`explicit`) outside `Regularized`.
     """
 
     entry = "learned"
