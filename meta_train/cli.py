@@ -19,6 +19,13 @@ examples:
                                     lengths of a bare name are drawn anew for every episode
   python -m meta_train --optimizees mlp,cnn --preset small
                                     twenty minutes
+  python -m meta_train --preset general --light-state --out runs/general
+                                    the optimizer that is shipped as general: an hour and a half
+                                    of one core; --resume goes on after a kill
+  python -m meta_train --start general --only schedule,controller.* --estimator es \
+          --unroll-length 300 --episode-length 50-300
+                                    a second stage: a part of a trained optimizer, over whole
+                                    episodes
   python -m meta_train --optimizees mlp:hidden=64x64,act=tanh --datasets digits,mnist:size=8
   python -m meta_train --optimizees mlp,cnn --preset specialist
                                     attention-mlp on the problems exactly as they are named

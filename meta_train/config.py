@@ -79,8 +79,8 @@ class RunConfig:
     teacher: Fraction = 0.0
     """Share of the run in which AdamW steps too, less and less, and is imitated."""
     start: str = ""
-    """Begin with the weights of this optimizer file, and its kind and options where --learned is
-    not given."""
+    """Begin with the weights of this optimizer (a file, or a name as quick), and its kind and
+    options where --learned is not given."""
     only: str = ""
     """Train these meta-parameters alone, as schedule,controller.*; the others stay as they are."""
     augment: Annotated[float, Range(low=1, high=1e12)] = 1.0
@@ -258,7 +258,8 @@ class Program:
     """How a run is carried out: nothing that is saved depends on it (but on ``max_seconds``)."""
 
     preset: str = "quick"
-    """quick, small (twenty minutes), or specialist (attention-mlp on problems as named)."""
+    """quick, small (twenty minutes), general (an hour and a half of one core, from what quick
+    gives), or specialist (attention-mlp on problems as named)."""
     out: str = "runs/latest"
     """Folder of the run."""
     resume: bool = False

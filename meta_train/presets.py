@@ -21,6 +21,21 @@ PRESETS: dict[str, dict[str, Any]] = {
         "validate_every": 20,
         "checkpoint_every": 20,
     },
+    # What truncated gradients cannot see (schedules, long runs) is learned after them, from
+    # perturbations over whole episodes; an outer step takes three seconds of a core.
+    "general": {
+        "optimizees": "mlp,cnn:init=default|lecun,spread=1|2,zero_last=0|0|0|0|1,channels=4..16,"
+        "blocks=1..2,norm=none|group,pool=max|avg,batch=16..64,head=linear|linear|conv",
+        "start": "quick",
+        "estimator": "pes:sigma=0.01",
+        "unroll_length": 50,
+        "episode_length": "50-1000",
+        "num_tasks": 8,
+        "outer_steps": 1500,
+        "outer_lr": 0.0005,
+        "validate_every": 50,
+        "checkpoint_every": 50,
+    },
     "specialist": {
         "datasets": "digits",
         "learned": "attention-mlp",

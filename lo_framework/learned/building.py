@@ -42,7 +42,7 @@ def _refuse_trained(spec: str) -> None:
     if where and name not in LEARNED:
         raise UserError(
             f"{shown(spec)} is an optimizer that is {where}, not a kind to make a new one of: "
-            f"lo_framework.load gives it; kinds: {', '.join(LEARNED)}"
+            f"--start begins with it, lo_framework.load gives it; kinds: {', '.join(LEARNED)}"
         )
 
 

@@ -87,7 +87,7 @@ def test_an_unknown_name_is_one_line(use) -> None:
         use("genral")
     assert str(refusal.value) == (
         'there is no file "genral" and no shipped optimizer of that name (did you mean "general"?);'
-        " shipped: general"
+        " shipped: general, quick"
     )
 
 
