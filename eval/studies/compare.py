@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 
-from lo_framework.errors import shown
 from lo_framework.eval.baselines import make_baseline, make_thetas
 from lo_framework.eval.running.pool import Plan
-from lo_framework.eval.studies.evaluation import Drive, Evaluation, specs_of
+from lo_framework.eval.studies.evaluation import Drive, Evaluation, factors, specs_of
 from lo_framework.eval.studies.request import CompareRequest
 from lo_framework.eval.studies.result import Arm, Result
 from lo_framework.spec import UserError
-
-MOST = 100  # factors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,16 +78,3 @@ class CompareEvaluation(Evaluation[CompareRequest, Result]):
             for runs in reference.runs
         ]
         return (yield from self.run_settings(arm, taken.spec, settings))
-
-
-def factors(text: str, option: str = "--scaled") -> list[float]:
-    """``"0.5,1.5"`` to numbers. Raises UserError."""
-    try:
-        found = [float(word) for word in text.split(",")] if text else []
-    except ValueError:
-        found = [math.nan]
-    if len(found) > MOST or not all(0 < x < math.inf for x in found):
-        raise UserError(
-            f"{option} {shown(text)}: expected at most {MOST} positive factors, as 0.5,0.75,1.25"
-        )
-    return found

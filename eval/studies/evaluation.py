@@ -7,6 +7,7 @@ result.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -15,6 +16,7 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
+from lo_framework.errors import shown
 from lo_framework.eval.baselines import Setting, TorchBaseline, make_baseline, make_thetas
 from lo_framework.eval.running import protocol
 from lo_framework.eval.running.cells import Failure, plan_cells
@@ -24,6 +26,7 @@ from lo_framework.eval.running.pool import Plan, Recipe, Workshop, drive
 from lo_framework.eval.running.progress import Progress
 from lo_framework.eval.running.protocol import METRICS
 from lo_framework.eval.running.provenance import provenance
+from lo_framework.eval.running.scaled import SUFFIX, Scaled
 from lo_framework.eval.running.store import CellStore
 from lo_framework.eval.running.tuning import Grid, Tuning, make_grid, tune
 from lo_framework.eval.studies.request import Request
@@ -35,6 +38,7 @@ from lo_framework.optimizees.task import Task
 from lo_framework.ranks import others
 from lo_framework.spec import UserError, parse_spec, split_specs
 
+MOST = 100  # factors
 Q = TypeVar("Q", bound=Request)
 R = TypeVar("R")
 X = TypeVar("X")
@@ -89,6 +93,7 @@ class Evaluation(Generic[Q, R]):
         self.learned = {label: one.optimizer for label, one in loaded.items()}
         self.grids: dict[str, Grid] = {}
         self.optimizers = dict(self.learned)
+        self.scaled: dict[str, str] = {}  # label of a tuned form -> that of the learned optimizer
         self.prepare()
         self.tasks = tuple(self.make_tasks() if tasks is None else tasks)
         self.check()
@@ -114,7 +119,9 @@ class Evaluation(Generic[Q, R]):
 
     def identities(self) -> dict[str, Any]:
         """Return JSON values that decide a cell's numbers, by the names that the cell has."""
-        return {**self._made_of(), **{task.name: data_digest(task) for task in self.tasks}}
+        made = self._made_of()
+        tuned = {tuned: made[label] for tuned, label in self.scaled.items()}
+        return {**made, **tuned, **{task.name: data_digest(task) for task in self.tasks}}
 
     def add_baselines(self, specs: Sequence[str], *, tuned: bool = True) -> None:
         """Run the baselines ``specs`` too, ``tuned`` over their grids; raises UserError."""
@@ -122,6 +129,19 @@ class Evaluation(Generic[Q, R]):
             self.optimizers[spec] = make_baseline(spec)
             if tuned:
                 self.grids[spec] = make_grid(spec, getattr(self.request, "grid_size", None))
+
+    def add_scaled(self, factors_of_steps: str) -> list[str]:
+        """Run learned optimizers with their step times one of these factors too, tuned as baselines
+        are; "none": no factors. Returns the labels of both forms. Raises UserError.
+        """
+        none = factors_of_steps == "none"
+        scales = [] if none else factors(factors_of_steps, "--step-scales")
+        grid = Grid(settings=tuple({"scale": scale} for scale in scales), fixed=())
+        self.scaled = {f"{label}{SUFFIX}": label for label in self.learned if scales}
+        for tuned, label in self.scaled.items():
+            self.optimizers[tuned], self.grids[tuned] = Scaled(self.learned[label]), grid
+        forms = ([label, f"{label}{SUFFIX}"][: 1 + bool(scales)] for label in self.learned)
+        return [label for each in forms for label in each]
 
     def each(self, labels: Iterable[L], plan: Callable[[str, L], X]) -> dict[tuple[str, L], X]:
         """Return ``plan(task, label)`` by its arguments, tasks outermost."""
@@ -261,6 +281,19 @@ def gradients_per_step(optimizer: LearnedOptimizer) -> float:
         return optimizer.gradients
     explicit = optimizer.explicit(optimizer.theta())
     return 1.0 if explicit is None else explicit.cost.total
+
+
+def factors(text: str, option: str = "--scaled") -> list[float]:
+    """``"0.5,1.5"`` to numbers. Raises UserError."""
+    try:
+        found = [float(word) for word in text.split(",")] if text else []
+    except ValueError:
+        found = [math.nan]
+    if len(found) > MOST or not all(0 < x < math.inf for x in found):
+        raise UserError(
+            f"{option} {shown(text)}: expected at most {MOST} positive factors, as 0.5,0.75,1.25"
+        )
+    return found
 
 
 def specs_of(text: str) -> list[str]:

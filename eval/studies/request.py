@@ -179,6 +179,9 @@ class ScoreRequest(Request):
     """only these problems of the suite"""
     baselines: str = "none"
     """baselines beside them, tuned over their grids, as adamw:lr=0.01,sgdm"""
+    step_scales: str = field(default="none", metadata={"metavar": "FACTORS"})
+    """multiples of the learned step, as 0.5,1,2,4: a second row of each optimizer has the best of
+    each problem, tuned as baselines are"""
     seeds: Annotated[int, Range(low=3, high=10_000)] = 3
     """reported seeds"""
     tune: bool = False

@@ -80,7 +80,8 @@ class ScoreEvaluation(Evaluation[ScoreRequest, Scores]):
         self.problems = read_suite(self.suite, [x.strip() for x in r.problems.split(",") if x])
         self.chosen_on = tuning_seeds(adamw.TUNING_SEEDS)
         self.baselines = specs_of(r.baselines)
-        self.judged = [*self.learned, *self.baselines]
+        self.forms = self.add_scaled(r.step_scales)
+        self.judged = [*self.forms, *self.baselines]
         self.labels = self.judged or [ADAMW]
         if not (self.judged or r.tune or r.verify):
             raise UserError("nothing to score: give an optimizer file, --baselines or --tune")
@@ -120,7 +121,7 @@ class ScoreEvaluation(Evaluation[ScoreRequest, Scores]):
         done = drive({pair: self._arm(*pair) for pair in pairs})
         return Scores(
             tasks=tuple(names),
-            learned=tuple(self.learned),
+            learned=tuple(self.forms),
             baselines=tuple(self.baselines),
             arms=tuple(done.values()),
             problems=self.problems,
@@ -138,8 +139,10 @@ class ScoreEvaluation(Evaluation[ScoreRequest, Scores]):
         return self._tuned(name, label, target)
 
     def _tuned(self, name: str, spec: str, target: Array | None) -> Plan[Scored]:
-        """A baseline at its best settings; tuned unless its spec leaves nothing to choose."""
-        arm = Scored(task=name, optimizer=spec, learned=False)
+        """A baseline, or a learned optimizer's tuned form, at its best settings; tuned unless its
+        spec leaves nothing to choose.
+        """
+        arm = Scored(task=name, optimizer=spec, learned=spec in self.scaled)
         grid = self.grids[spec]
         if len(grid.settings) == 1:
             return (yield from self._run(arm, {LAST.key: grid.settings[0]}, target))
@@ -173,7 +176,7 @@ class ScoreEvaluation(Evaluation[ScoreRequest, Scores]):
         chosen = {m.key: settings.get(m.key, settings[LAST.key]) for m in CHOSEN}
         arm = replace(
             arm,
-            settings={} if arm.learned else chosen,
+            settings={} if spec in self.learned else chosen,
             gradients_per_step=gradients_per_step(self.optimizers[spec]),
         )
         return scored(arm, {key: runs[setting_label(x)] for key, x in chosen.items()}, target)

@@ -8,42 +8,22 @@ the one of the optimizer as it is.
 
 from __future__ import annotations
 
-from typing import Any
-
 from lo_framework.eval.running.pool import Plan
-from lo_framework.eval.running.scaled import SUFFIX, Scaled
-from lo_framework.eval.running.tuning import Grid
-from lo_framework.eval.studies.compare import factors
 from lo_framework.eval.studies.evaluation import Drive, Evaluation, specs_of
 from lo_framework.eval.studies.request import TransferRequest
 from lo_framework.eval.studies.result import Arm, Result
 
 
 class TransferEvaluation(Evaluation[TransferRequest, Result]):
-    """Every learned optimizer, its step tuned or not, and every tuned baseline, on every task.
-
-    Attributes:
-        scaled: label of a learned optimizer's tuned form -> its own label.
-    """
+    """Every learned optimizer, its step tuned or not, and every tuned baseline, on every task."""
 
     def prepare(self) -> None:
-        text = self.request.step_scales
-        scales = [] if text == "none" else factors(text, "--step-scales")
-        grid = Grid(settings=tuple({"scale": scale} for scale in scales), fixed=())
-        self.scaled = {f"{label}{SUFFIX}": label for label in self.learned if scales}
-        for tuned, label in self.scaled.items():
-            self.optimizers[tuned], self.grids[tuned] = Scaled(self.learned[label]), grid
+        self.compared = self.add_scaled(self.request.step_scales)
         self.baselines = specs_of(self.request.baselines)
         self.add_baselines(self.baselines)
-        forms = ([label, f"{label}{SUFFIX}"][: 1 + bool(scales)] for label in self.learned)
-        self.compared = [label for each in forms for label in each]
         self.labels = [*self.compared, *self.baselines]
         runs = self.tuning_runs + (2 * len(self.grids) + len(self.learned)) * self.request.seeds
         self.work = runs * self.request.steps
-
-    def identities(self) -> dict[str, Any]:
-        made = super().identities()
-        return made | {tuned: made[label] for tuned, label in self.scaled.items()}
 
     def compute(self, drive: Drive[Arm]) -> Result:
         arms = drive(self.each(self.labels, self._arm))

@@ -147,3 +147,24 @@ def test_bad_input_is_one_line(suite, capsys, words, problem):
     error = capsys.readouterr().err
     assert problem in error and error.count("\n") == 1
     assert not (suite.parent / "out").exists()
+
+
+def test_a_second_row_has_the_best_multiple_of_the_step(suite, capsys):
+    """A fraction of the step is worse; at the multiple that is chosen, runs are those of a rule
+    with that rate.
+    """
+    words = ("hyper-adamw:lr=0.0001", "hyper-adamw:lr=0.01", "--step-scales", "1,100")
+    assert score(suite, *words) == 0
+    result = FILE.load(suite.parent / "out")
+    own, tuned, hundred, _ = result.learned
+    assert tuned == f"{own} (step tuned)"
+    for problem in PROBLEMS:
+        chosen = result.arm(problem["name"], tuned)
+        assert chosen.settings["last_loss"] == {"scale": 100.0} and chosen.learned
+        losses = (result.arm(problem["name"], name).metrics["last_loss"] for name in (own, hundred))
+        small, large = losses
+        assert (chosen.metrics["last_loss"] < small).all()
+        np.testing.assert_allclose(chosen.metrics["last_loss"], large, rtol=1e-2)
+    assert f"score {tuned}: speed-up" in capsys.readouterr().out
+    assert score(suite, "hyper-adamw", "--step-scales", "0", out="no") == 2
+    assert "--step-scales" in capsys.readouterr().err
