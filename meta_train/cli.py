@@ -20,8 +20,8 @@ examples:
   python -m meta_train --optimizees mlp,cnn --preset small
                                     twenty minutes
   python -m meta_train --preset general --light-state --out runs/general
-                                    the optimizer that is shipped as general: an hour and a half
-                                    of one core; --resume goes on after a kill
+                                    the optimizer that is shipped as general: forty minutes of
+                                    one core; --resume goes on after a kill
   python -m meta_train --start general --only schedule,controller.* --estimator es \
           --unroll-length 300 --episode-length 50-300
                                     a second stage: a part of a trained optimizer, over whole

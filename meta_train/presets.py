@@ -31,10 +31,16 @@ PRESETS: dict[str, dict[str, Any]] = {
         "unroll_length": 50,
         "episode_length": "50-1000",
         "num_tasks": 8,
-        "outer_steps": 1500,
+        "outer_steps": 600,
         "outer_lr": 0.0005,
         "validate_every": 50,
         "checkpoint_every": 50,
+        # Longer ones than those of the other presets, which long episodes would do badly by.
+        "probes": "mlp-relu:hidden=200x200@150,mlp:hidden=144x144,act=sigmoid@400,"
+        "cnn:channels=40x40@120,mlp:hidden=40,layers=6,act=gelu@250,"
+        "mlp-relu:hidden=160,layers=6,norm=layer,residual=1@200,"
+        "mlp-relu:hidden=136,batch=16/teacher:inputs=5,rows=256,outputs=3@120,"
+        "mlp-relu:hidden=144x72,batch=48/digits:noise=0.1,seed=1000009@1500",
     },
     "specialist": {
         "datasets": "digits",

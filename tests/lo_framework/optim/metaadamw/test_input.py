@@ -73,7 +73,10 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ),
     ({"network": {"layers": 0}}, "layers must be at least 1"),
     ({"network": {"layers": 1.5}}, "network: layers must be a whole number, not 1.5"),
-    ({"network": nn.Linear(2, 2)}, "a learned optimizer or the path of its file, not a Linear"),
+    (
+        {"network": nn.Linear(2, 2)},
+        "a learned optimizer, its name or the path of its file, not a Linear",
+    ),
     ({"head": "exp"}, "MetaAdamW has a bounded head and plain gradients"),
     ({"head": "bonded"}, "network: head must be"),
     ({"weights": (1, 2), "weighting": "fixed"}, "weights must be 3 numbers"),
