@@ -258,7 +258,8 @@ class Program:
     """How a run is carried out: nothing that is saved depends on it (but on ``max_seconds``)."""
 
     preset: str = "quick"
-    """quick, small (twenty minutes), general (forty minutes of one core, from what quick gives), or specialist (attention-mlp on problems as named)."""
+    """quick, small (twenty minutes), general (forty minutes of one core, from what quick gives), or
+    specialist (attention-mlp on problems as named)."""
     out: str = "runs/latest"
     """Folder of the run."""
     resume: bool = False
