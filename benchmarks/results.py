@@ -106,6 +106,15 @@ def programs(content: Any) -> Rows:
             yield label, f"{content[key]['times as fast']:.2f}"
 
 
+def large(content: Any) -> Rows:
+    yield "problem", "AdamW's rate", "final loss", "test loss", "mean loss", "ms a step", "AdamW's"
+    for name in content["kept"]:
+        found = content[name]
+        ratios = (f"{m:.2f}x [{a:.2f}, {b:.2f}]" for m, a, b in found["ratios"].values())
+        costs = (mean([x["seconds a step"] for x in found[o]]) for o in ("learned", "adamw"))
+        yield name, f"{found['rate']:g}", *ratios, *(f"{1e3 * x:.1f}" for x in costs)
+
+
 def memory(content: Any) -> Rows:
     yield "estimator", "shortest unroll", "MiB", "longest", "MiB", "grows as"
     for label, points in content["bytes"].items():
@@ -173,6 +182,7 @@ KINDS: dict[str, tuple[Callable[[Any], Rows], ...]] = {
             throughput,
             families,
             programs,
+            large,
             memory,
             costs,
             robustness,
