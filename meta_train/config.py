@@ -99,6 +99,8 @@ class RunConfig:
     """Fixed problems outside of the pool that decide what is saved, as mlp:hidden=256x256@200 (the
     steps) or mlp/mnist:size=8; none: the families do (default: a list of ours where shapes vary,
     else none)."""
+    keep: Literal["best", "last"] = "best"
+    """What is saved: the best by validation, or the last average."""
     checkpoint_every: Count = 10
     """Outer steps between resume states."""
     seed: Annotated[int, Range(low=0)] = 0

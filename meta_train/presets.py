@@ -35,7 +35,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         "outer_lr": 0.0005,
         "validate_every": 50,
         "checkpoint_every": 50,
-        # Longer ones than those of the other presets, which long episodes would do badly by.
+        # Noise of validations is larger than what fifty steps learn, and all of it is averaged.
+        "keep": "last",
+        # Longer ones than those of the other presets.
         "probes": "mlp-relu:hidden=200x200@150,mlp:hidden=144x144,act=sigmoid@400,"
         "cnn:channels=40x40@120,mlp:hidden=40,layers=6,act=gelu@250,"
         "mlp-relu:hidden=160,layers=6,norm=layer,residual=1@200,"

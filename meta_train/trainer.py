@@ -271,10 +271,11 @@ class Trainer:
             (bool(sick[i]), bool(vetoes[i]), judge.score(q, reference), i)
             for i, q in enumerate(qualities)
         ]
-        failed, vetoed, value, best = min(ranks)
+        last = self.config.keep == "last"  # the average, however well it does
+        failed, vetoed, value, best = ranks[1] if last else min(ranks)
         told: dict[str, Any] = {"unscored": sick[best]} if sick[best] else {}
         told |= judge.details(qualities[best], reference)
-        if value < incumbent.score and not (failed or vetoed):
+        if (value < incumbent.score and not (failed or vetoed)) or (last and not failed):
             theta, quality = thetas[best], qualities[best]
             run.incumbent = Incumbent(stage.kind, stage.config, value, run.step, quality, theta)
             run.outer.stale = 0

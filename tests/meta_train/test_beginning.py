@@ -152,3 +152,14 @@ def test_a_light_state_in_the_middle(
     shutil.rmtree(kept / "state")
     line = refusal(capsys, ["--resume", "--out", str(kept), "--optimizees", "quadratic:dim=4"])
     assert "--optimizees was" in line
+
+
+def test_the_last_average_is_kept_whatever_its_score(tmp_path: Path) -> None:
+    for keep in ("best", "last"):
+        train(tmp_path / keep, keep=keep, outer_steps=4, outer_lr=0.3)
+    last, best = (final_state(tmp_path / keep) for keep in ("last", "best"))
+    assert last.meta["incumbent"]["step"] == 4
+    assert last.meta["incumbent"]["score"] > best.meta["incumbent"]["score"]
+    for name, x in load_optimizer(tmp_path / "last/optimizer.safetensors").tensors.items():
+        assert torch.equal(x, last.tensors[f"outer.average.{name}"])
+        assert torch.equal(x, best.tensors[f"outer.average.{name}"])
