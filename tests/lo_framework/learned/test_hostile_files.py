@@ -16,6 +16,7 @@ import torch
 from lo_framework.eval.running.learned_files import load_learned
 from lo_framework.files.sealed import _MARK, _digest
 from lo_framework.learned import LEARNED, load, load_optimizer, make_learned, save
+from lo_framework.meta_train.folder import LIGHT
 from lo_framework.optim import Learned
 from lo_framework.spec import UserError
 from tests.test_imports import ROOT
@@ -207,7 +208,15 @@ def test_configs_check_themselves_in_python() -> None:
             LEARNED[kind].config(**values)
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "results").rglob("*.safetensors")))
+PUBLISHED = [
+    path
+    for folder in ("results", "lo_framework/shipped")
+    for path in sorted((ROOT / folder).rglob("*.safetensors"))
+    if path.name != LIGHT
+]
+
+
+@pytest.mark.parametrize("path", PUBLISHED)
 def test_published_files_load_and_come_back(path: Path, tmp_path: Path) -> None:
     learned, file = load(path), load_optimizer(path)
     for name, value in learned.theta().items():
