@@ -207,10 +207,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     args, content = harness.begin("large", __doc__, argv, **defaults)
     rows = []
     for name in args.problems.split(","):
-        content[name] = found = compare(name, args)
-        cost = [np.median([x["seconds a step"] for x in found[o]]) for o in ("learned", "adamw")]
-        ratios = [f"{m:.3g} [{a:.3g}, {b:.3g}]" for m, a, b in found["ratios"].values()]
-        rows.append([name, f"{found['rate']:g}", *ratios, f"{cost[0] / cost[1]:.1f}x"])
+        content[name] = result = compare(name, args)
+        cost = [np.median([x["seconds a step"] for x in result[o]]) for o in ("learned", "adamw")]
+        ratios = [f"{m:.3g} [{a:.3g}, {b:.3g}]" for m, a, b in result["ratios"].values()]
+        rows.append([name, f"{result['rate']:g}", *ratios, f"{cost[0] / cost[1]:.1f}x"])
     header = ("over tuned AdamW", "its rate", "final loss", "test loss", "mean loss", "step time")
     harness.print_table(header, rows)
     content["kept"] = {

@@ -109,10 +109,10 @@ def programs(content: Any) -> Rows:
 def large(content: Any) -> Rows:
     yield "problem", "AdamW's rate", "final loss", "test loss", "mean loss", "ms a step", "AdamW's"
     for name in content["kept"]:
-        found = content[name]
-        ratios = (f"{m:.2f}x [{a:.2f}, {b:.2f}]" for m, a, b in found["ratios"].values())
-        costs = (mean([x["seconds a step"] for x in found[o]]) for o in ("learned", "adamw"))
-        yield name, f"{found['rate']:g}", *ratios, *(f"{1e3 * x:.1f}" for x in costs)
+        result = content[name]
+        ratios = (f"{m:.2f}x [{a:.2f}, {b:.2f}]" for m, a, b in result["ratios"].values())
+        costs = (mean([x["seconds a step"] for x in result[o]]) for o in ("learned", "adamw"))
+        yield name, f"{result['rate']:g}", *ratios, *(f"{1e3 * x:.1f}" for x in costs)
 
 
 def memory(content: Any) -> Rows:

@@ -63,8 +63,8 @@ INLINE void neighbours(V s[4][VECTORS], const Weights *w, long C, long taps, con
   }
 }
 
-/* out[o][p][] = sum over c, t of w[o][c][t] in[c][table[p][t]][], for 64 rows of the batch; `os` and
-   `cs` are the strides of w over o and c. */
+/* out[o][p][] = sum over c, t of w[o][c][t] in[c][table[p][t]][], for 64 rows of the batch; `os`
+   and `cs` are the strides of w over o and c. */
 static void gather_block(long O, long C, long P, long taps, const int32_t *table, const float *w,
                          long os, long cs, const float *in, long in_map, long in_pixel, float *out,
                          long out_map, long out_pixel) {
@@ -80,8 +80,8 @@ static void gather_block(long O, long C, long P, long taps, const int32_t *table
   }
 }
 
-/* The same, seen through `W` windows: the number that `choice` says, or (`choosing`) the first of the
-   largest, whose place is written there. NaN is the largest. */
+/* The same, seen through `W` windows: the number that `choice` says, or (`choosing`) the first of
+   the largest, whose place is written there. NaN is the largest. */
 static void windows_block(long O, long C, long W, long taps, const int32_t *table,
                           const int32_t *windows, const float *w, long os, long cs, const float *in,
                           long in_map, long in_pixel, int choosing, int8_t *choice, float *out,
@@ -119,13 +119,13 @@ static void windows_block(long O, long C, long W, long taps, const int32_t *tabl
   }
 }
 
-/* In a block of 64 rows, maps lie a cache line further apart than their pixels take: at a power of two
-   the lines of all maps would fall into the same few places of the cache. */
+/* In a block of 64 rows, maps lie a cache line further apart than their pixels take: at a power of
+   two the lines of all maps would fall into the same few places of the cache. */
 #define APART(pixels) ((pixels) * BLOCK + LANES)
 #define FEW 4 /* maps, which are read where they lie */
 
-/* dw[o][c][t] += sum over p and 64 rows of d[o][p][] in[c][table[p][t]][], lane by lane: 4 output maps
-   by 4 input maps at a time, or, where there are few of those, by 3 taps. */
+/* dw[o][c][t] += sum over p and 64 rows of d[o][p][] in[c][table[p][t]][], lane by lane: 4 output
+   maps by 4 input maps at a time, or, where there are few of those, by 3 taps. */
 static void weights_block(long O, long C, long P, long taps, const int32_t *table, const float *d,
                           long d_map, long d_pixel, const float *in, long in_map, long in_pixel,
                           V *dw) {
@@ -248,8 +248,8 @@ static Maps maps_of(const float *x, const int8_t *choice, long maps, long W, lon
 /* K tasks: in [K][C][Q][B] (or, with a choice, [K][C][W][B] seen as if it had Q pixels), w [K][..],
    out [K][O][P][B]; `scratch` holds C APART(Q) + O P BLOCK numbers. */
 void gather(long K, long O, long C, long P, long Q, long B, long taps, const int32_t *table,
-            const float *w, long w_step, long os, long cs, const float *in, long in_step, float *out,
-            float *scratch, const int8_t *choice, const int32_t *windows, long W) {
+            const float *w, long w_step, long os, long cs, const float *in, long in_step,
+            float *out, float *scratch, const int8_t *choice, const int32_t *windows, long W) {
   float *made = scratch + C * APART(Q);
   for (long k = 0; k < K; k++, w += w_step, in += in_step, out += O * P * B)
     for (long b = 0; b < B; b += BLOCK) {
@@ -267,8 +267,8 @@ void gather(long K, long O, long C, long P, long Q, long B, long taps, const int
 
 /* As `gather`, out and choice [K][O][W][B]; `scratch` holds C APART(Q) + 2 O W BLOCK numbers. */
 void pooled(long K, long O, long C, long W, long Q, long B, long taps, const int32_t *table,
-            const float *w, long w_step, long os, long cs, const float *in, long in_step, float *out,
-            float *scratch, int8_t *choice, const int32_t *windows, long choosing) {
+            const float *w, long w_step, long os, long cs, const float *in, long in_step,
+            float *out, float *scratch, int8_t *choice, const int32_t *windows, long choosing) {
   float *made = scratch + C * APART(Q);
   int8_t *picked = (int8_t *)(made + O * W * BLOCK);
   for (long k = 0; k < K; k++, w += w_step, in += in_step, out += O * W * B, choice += O * W * B)
@@ -282,8 +282,8 @@ void pooled(long K, long O, long C, long W, long Q, long B, long taps, const int
       memset(picked, 0, O * W * BLOCK);
       for (long m = 0; m < O * W && !choosing; m++)
         memcpy(picked + m * BLOCK, choice + m * B + b, B - b);
-      windows_block(O, C, W, taps, table, windows, w, os, cs, x.at, x.map, x.pixel, choosing, picked,
-                    made, W * BLOCK, BLOCK);
+      windows_block(O, C, W, taps, table, windows, w, os, cs, x.at, x.map, x.pixel, choosing,
+                    picked, made, W * BLOCK, BLOCK);
       for (long m = 0; m < O * W; m++) {
         memcpy(out + m * B + b, made + m * BLOCK, (B - b) * sizeof(float));
         if (choosing) memcpy(choice + m * B + b, picked + m * BLOCK, B - b);

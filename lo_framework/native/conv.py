@@ -219,10 +219,10 @@ class _Bilinear(torch.autograd.Function):
         if relative is not None:
             ctx.save_for_backward(x, y, s)
             return _OPERATORS[relative](x, y, s, geometry)
-        found, s = max_op(x, y, geometry)
+        largest, s = max_op(x, y, geometry)
         ctx.save_for_backward(x, y, s)
         ctx.mark_non_differentiable(s)
-        return found, s
+        return largest, s
 
     @staticmethod
     def backward(ctx: Any, d: Tensor, *_: Any) -> Any:

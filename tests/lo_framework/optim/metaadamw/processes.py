@@ -21,24 +21,29 @@ def work(rank: int, folder: str, order: str, inside: bool) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     try:
-        model = tools.noisy_network()
-        model.pop(3)  # without dropout: the generators of the processes are alike
-        wrapped = nn.parallel.DistributedDataParallel(model)
-        optimizer = tools.make(wrapped.named_parameters(), order=order)
-        loss, found = (
-            tools.loss_of(wrapped),
-            Found(weights=[], theta=[], s=[], grads=[], buffers=[]),
-        )
-        for t in range(6):
-            optimizer.zero_grad()
-            loss(tools.batch(2 * t + rank)).backward()
-            optimizer.step()
-            if t % 2:
-                one_meta_step(optimizer, model if inside else wrapped, t, rank, found)
-        found["weights"].append(tools.weights(model))
-        torch.save(found, Path(folder) / f"{rank}.pt")
+        # In a function of its own: a wrapper that outlives its group can wait for ever at its end.
+        _train(rank, folder, order, inside)
     finally:
         dist.destroy_process_group()
+
+
+def _train(rank: int, folder: str, order: str, inside: bool) -> None:
+    model = tools.noisy_network()
+    model.pop(3)  # without dropout: the generators of the processes are alike
+    wrapped = nn.parallel.DistributedDataParallel(model)
+    optimizer = tools.make(wrapped.named_parameters(), order=order)
+    loss, found = (
+        tools.loss_of(wrapped),
+        Found(weights=[], theta=[], s=[], grads=[], buffers=[]),
+    )
+    for t in range(6):
+        optimizer.zero_grad()
+        loss(tools.batch(2 * t + rank)).backward()
+        optimizer.step()
+        if t % 2:
+            one_meta_step(optimizer, model if inside else wrapped, t, rank, found)
+    found["weights"].append(tools.weights(model))
+    torch.save(found, Path(folder) / f"{rank}.pt")
 
 
 def one_meta_step(optimizer: MetaAdamW, model: nn.Module, t: int, rank: int, found: Found) -> None:
