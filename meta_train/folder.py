@@ -42,6 +42,8 @@ class RunState:
     weighting: Weighting | None = None
     # Where the run went on with other bits: the step, and on what.
     resumed: list[dict[str, Any]] = field(default_factory=list)
+    # Of the optimizer that the run began with (`beginning`).
+    began_with: dict[str, Any] = field(default_factory=dict)
     # At each validation: the step and the incumbent's score.
     curve: list[list[float]] = field(default_factory=list)
 
@@ -62,6 +64,7 @@ class StateRecord:
     incumbent: IncumbentRecord
     processor: str = ""
     resumed: list[dict[str, Any]] = field(default_factory=list)
+    began_with: dict[str, Any] = field(default_factory=dict)
     curve: list[list[AnyNumber]] = field(default_factory=list)
 
 
@@ -199,6 +202,7 @@ class RunFolder:
             "incumbent": best,
             "processor": processor(),
             "resumed": run.resumed,
+            "began_with": run.began_with,
             "curve": run.curve,
         }
         size = self.writer.save(self.out / "state", run.step, tensors, meta)
@@ -226,6 +230,7 @@ class RunFolder:
             "reference": run.reference,
             "repeatable": run.repeatable,
             "resumed": run.resumed,
+            **({"began_with": run.began_with} if run.began_with else {}),
             "run": asdict(self.config),
             "torch": torch.__version__,
             "lo_framework": version("lo-framework"),

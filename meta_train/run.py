@@ -23,8 +23,7 @@ from lo_framework import ranks
 from lo_framework.files.lock import exclusive
 from lo_framework.inner.engine import Engine, resolved
 from lo_framework.learned import LEARNED, LearnedOptimizer, load, register_learned
-from lo_framework.learned.base import Theta
-from lo_framework.meta_train.beginning import weights_of
+from lo_framework.meta_train.beginning import Beginning, beginning_at, beginning_with
 from lo_framework.meta_train.config import Program
 from lo_framework.meta_train.folder import RunFolder
 from lo_framework.meta_train.growth import plan_stages
@@ -108,8 +107,8 @@ def train(
         return load(training.folder.optimizer)
 
 
-def _learned(given: Any) -> tuple[str, Theta | None]:
-    """A spec of the kind to train, and the weights to start from (None: its own start)."""
+def _learned(given: Any) -> tuple[str, Beginning | None]:
+    """A spec of the kind to train, and what to begin with (None: its own start)."""
     if isinstance(given, str):
         return given, None
     kind = given if isinstance(given, type) else type(given)
@@ -121,14 +120,14 @@ def _learned(given: Any) -> tuple[str, Theta | None]:
         register_learned(kind)
     if given is kind:
         return kind.kind, None
-    return canonical(given.kind, given.config), {n: x.clone() for n, x in given.theta().items()}
+    return canonical(given.kind, given.config), beginning_with(given)
 
 
 class MetaTraining:
-    """One run in the program's folder, from the weights ``start`` where they are given."""
+    """One run in the program's folder, from ``start`` where it is given."""
 
     def __init__(
-        self, setup: WorkerSetup, *, quiet: bool = False, start: Theta | None = None
+        self, setup: WorkerSetup, *, quiet: bool = False, start: Beginning | None = None
     ) -> None:
         self.program, self.pool = setup.program, setup.make_pool()
         self.out, self.quiet, self.start = Path(self.program.out), quiet, start
@@ -247,10 +246,10 @@ class MetaTraining:
                 ) from error
         return trainer.run.incumbent
 
-    def _start(self) -> Theta | None:
-        """The weights that the run begins with; None: those of its optimizer's own start."""
+    def _start(self) -> Beginning | None:
+        """What the run begins with; None: its optimizer's own start."""
         config = self.config
-        return weights_of(config.start, config.learned) if config.start else self.start
+        return beginning_at(config.start, config.learned) if config.start else self.start
 
 
 def _memory(device: str) -> float:

@@ -19,6 +19,7 @@ from lo_framework.learned import LearnedOptimizer, rebuild
 from lo_framework.learned.base import Theta
 from lo_framework.learned.hyper_adamw import HyperAdamW
 from lo_framework.meta_train import record
+from lo_framework.meta_train.beginning import Beginning
 from lo_framework.meta_train.folder import RunFolder, RunState, Saved
 from lo_framework.meta_train.growth import Stage
 from lo_framework.meta_train.incumbent import (
@@ -67,10 +68,11 @@ class Trainer:
     def stage(self) -> Stage:
         return self.stages[self.run.stage]
 
-    def start(self, theta: Theta | None = None) -> None:
+    def start(self, begun: Beginning | None = None) -> None:
         """AdamW's learning rate, the reference of all scores, and the first stage's start, which is
-        ``theta`` where it is given.
+        ``begun`` where it is given.
         """
+        theta = None if begun is None else begun.theta
         first = self.stages[0]
         learned = first.build()
         if isinstance(self.judge, ByProbes):
@@ -85,6 +87,7 @@ class Trainer:
         learned.load_theta(theta)
         outer, weighting = self._outer(learned, first), self.config.make_weighting()
         self.run = RunState(0, 0, outer, incumbent, reference, lr, True, self._radius(), weighting)
+        self.run.began_with = {} if begun is None else begun.record
         self._build(None)
 
     def _start_by_families(
@@ -131,6 +134,7 @@ class Trainer:
             known = (record.reference, record.start_lr, record.repeatable, radius, weighting)
             self.run = RunState(step, record.stage, outer, incumbent, *known)
             self.run.resumed, self.run.curve = record.resumed, [*map(list, record.curve)]
+            self.run.began_with = record.began_with
             parts = {n: saved.part(f"shard.{n}") for n in range(self.workers.shards)}
             fresh = LIGHT_EPISODES * sum(bool(x["light"]) for x in record.resumed)
             self._build(None if saved.light else parts, episode=fresh)

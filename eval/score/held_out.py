@@ -3,31 +3,42 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from lo_framework.errors import shown
 from lo_framework.eval.score.suite import Problem
-from lo_framework.learned.storage import load_optimizer
+from lo_framework.learned.storage import lineage, load_optimizer
 from lo_framework.optimizees.variation import Variation, make_variations
 from lo_framework.spec import UserError, split_specs
 
 
 def require_held_out(problems: Iterable[Problem], source: str, data_dir: str | None = None) -> None:
     """Raise UserError: the optimizer that ``source`` names was meta-trained on a problem or chosen
-    by it, as it says itself.
+    by it, as it says itself, or so was one that its training began with.
     """
-    run = load_optimizer(source).summary.get("run")
-    pool, probes = told(run if isinstance(run, Mapping) else {}, data_dir)
+    named = [
+        (f"{what} of {whose}", families)
+        for whose, run in _lineage(load_optimizer(source).summary, repr(source))
+        for what, families in zip(("pool", "probes"), told(run, data_dir))
+    ]
     for problem in problems:
-        for what, families in (("pool", pool), ("probes", probes)):
+        for what, families in named:
             for family, steps in families:
                 pair = (problem.optimizee, problem.dataset)
                 if problem.steps <= steps and family.covers(*pair):
                     raise UserError(
-                        f"problem {shown(problem.name)} is in the {what} of {source!r}, among "
+                        f"problem {shown(problem.name)} is in the {what}, among "
                         f"{shown(family.name)}: it judges nothing; leave it out by --problems"
                     )
+
+
+def _lineage(summary: Mapping[str, Any], whose: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """The record of the run that made an optimizer, then that of what this run began with."""
+    for record in lineage(summary):
+        run = record.get("run")
+        yield whose, run if isinstance(run, Mapping) else {}
+        whose = f"what {whose} began with"
 
 
 Families = list[tuple[Variation, int]]

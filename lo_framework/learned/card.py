@@ -16,7 +16,7 @@ from lo_framework.learned.base import LearnedOptimizer
 from lo_framework.learned.features import FEATURE_VERSION
 from lo_framework.learned.score_file import Found
 from lo_framework.learned.sources import HUB, HUB_FILE
-from lo_framework.learned.storage import fingerprint
+from lo_framework.learned.storage import fingerprint, lineage
 
 CARD = "README.md"
 LICENCE = "MIT"
@@ -150,14 +150,23 @@ def _training(summary: Mapping[str, Any], run: Mapping[str, Any]) -> str:
         return "The file has no record of it."
     parts = [_table(["", ""], rows)]
     if run:
-        options = [
-            f"--{key.replace('_', '-')} {shlex.quote(_cell(value))}"
-            for key, value in sorted(run.items())
-            if value not in ("", None)
-        ]
-        parts += ["Its settings, as `python -m meta_train` takes them:"]
-        parts += ["```\n" + "\n".join(options) + "\n```"]
+        parts += ["Its settings, as `python -m meta_train` takes them:", _options(run)]
+    for begun in [*lineage(summary)][1:]:
+        line = f"The run began with the weights `{_cell(begun.get('weights', ''))}`"
+        if isinstance(before := begun.get("run"), Mapping):
+            parts += [f"{line}, which these settings gave:", _options(before)]
+        else:
+            parts.append(line)
     return "\n\n".join(parts)
+
+
+def _options(run: Mapping[str, Any]) -> str:
+    options = [
+        f"--{key.replace('_', '-')} {shlex.quote(_cell(value))}"
+        for key, value in sorted(run.items())
+        if value not in ("", None)
+    ]
+    return "```\n" + "\n".join(options) + "\n```"
 
 
 def _table(titles: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

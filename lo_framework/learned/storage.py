@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -177,6 +178,14 @@ def fingerprint(learned: LearnedOptimizer) -> str:
         digest.update(name.encode())
         digest.update(p.detach().to("cpu", torch.float32).numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def lineage(summary: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """An optimizer's ``summary``, then that of the one which its training began with, and on."""
+    record: Any = summary
+    while isinstance(record, Mapping):
+        yield record
+        record = record.get("began_with")
 
 
 def _non_finite(tensors: dict[str, Tensor]) -> str:

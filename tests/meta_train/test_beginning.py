@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from lo_framework.files.checkpoint import ResumeState, load_latest_state
-from lo_framework.learned import load_optimizer, make_learned, save_optimizer
+from lo_framework.learned import fingerprint, load_optimizer, make_learned, save_optimizer
 from lo_framework.learned.storage import load
 from lo_framework.meta_train.cli import main
-from tests.meta_train.tools import command, same_run, train
+from lo_framework.meta_train.run import train as meta_train
+from tests.meta_train.tools import TINY, command, same_run, train
 
 
 @pytest.fixture
@@ -49,6 +50,8 @@ def test_a_run_begins_with_a_file_and_trains_a_part_of_it(file: Path, tmp_path: 
     start = load(file).theta()
     moved = {name for name, x in theta.items() if not torch.equal(x, start[name])}
     assert "schedule" in moved
+    began_with = load_optimizer(tmp_path / "run/optimizer.safetensors").summary["began_with"]
+    assert began_with == {"weights": fingerprint(load(file))}
     assert all(n == "schedule" or n.startswith("controller.") for n in moved)
 
 
@@ -163,3 +166,19 @@ def test_the_last_average_is_kept_whatever_its_score(tmp_path: Path) -> None:
     for name, x in load_optimizer(tmp_path / "last/optimizer.safetensors").tensors.items():
         assert torch.equal(x, last.tensors[f"outer.average.{name}"])
         assert torch.equal(x, best.tensors[f"outer.average.{name}"])
+
+
+def test_a_run_keeps_the_record_of_what_it_began_with(tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert main([*command(first), "--seed", "3"]) == 0
+    start = ["--start", str(first / "optimizer.safetensors")]
+    words = [*without_learned(command(second)), *start]
+    assert main([*words, "--outer-steps", "2", "--max-seconds", "1e-6"]) == 0
+    (first / "optimizer.safetensors").unlink()  # what is resumed needs no file
+    assert main([*words, "--outer-steps", "2", "--resume"]) == 0
+    record = load_optimizer(second / "optimizer.safetensors").summary["began_with"]
+    assert record["run"]["seed"] == 3 and "began_with" not in record
+    settings = {key: x for key, x in TINY.items() if key not in ("optimizees", "learned")}
+    trained = meta_train("quadratic:dim=3", learned=load("general"), quiet=True, **settings)
+    assert trained.origin is not None
+    assert trained.origin[1]["began_with"]["run"]["outer_steps"] == 600

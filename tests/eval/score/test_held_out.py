@@ -19,11 +19,12 @@ PROBLEM = Problem(name="p", axis="width", optimizee="mlp:hidden=64x32,act=tanh",
 def file(tmp_path):
     """Make the file of an optimizer from a run like this."""
 
-    def made(**run):
+    def made(began=None, **run):
         learned = make_learned("hyper-adamw")
         run = {"optimizees": RANGES, "datasets": "digits", "episode_length": "50-200", **run}
         path = str(tmp_path / "optimizer.safetensors")
         summary = {"run": {"vary": "usual", "probes": "", **run}}
+        summary |= {"began_with": {"run": began}} if began else {}
         told = dict(kind=learned.kind, config=asdict(learned.config), summary=summary)
         save_optimizer(path, learned.theta(), **told)
         return path
@@ -57,6 +58,14 @@ def test_problems_of_the_pool_and_the_probes_are_refused(file, run, changed, wha
     with pytest.raises(UserError, match=f'problem "p" is in the {what} of .*--problems') as caught:
         require_held_out([problem], file(**run))
     assert "\n" not in str(caught.value)
+
+
+def test_what_the_training_began_with_has_seen_its_problems_too(file):
+    before = {"optimizees": "mlp", "vary": "none", "datasets": "digits", "episode_length": "200"}
+    path = file(optimizees="cnn", began=before)
+    with pytest.raises(UserError, match="in the pool of what .* began with"):
+        require_held_out([replace(PROBLEM, optimizee="mlp")], path)
+    require_held_out([PROBLEM], path)
 
 
 def test_a_file_that_does_not_say_is_taken(tmp_path):
