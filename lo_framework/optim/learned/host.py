@@ -96,13 +96,10 @@ class Host:
         multipliers: Sequence[Multiplier],
         loss: Tensor | None,
         clock: Clock,
-        *,
-        squares: list[Tensor] | None = None,
     ) -> None:
         """Update the parameters of ``plan`` and the state in ``store``, in place.
 
-        ``multipliers`` scale the update, one per parameter group. ``squares`` collects the sums of
-        squares of the unscaled updates (0-d tensors).
+        ``multipliers`` scale the update, one per parameter group.
         """
         works: list[Work] = []
 
@@ -121,12 +118,12 @@ class Host:
             stats = self._stats(gathered(), plan) if self.measures else self._nothing(plan)
         channels, shared, reduced = self._condition(plan, stats, store.take(plan), loss, clock)
         store.put(plan, reduced)
-        if table is not None and table.update(channels, shared, multipliers, squares):
+        if table is not None and table.update(channels, shared, multipliers):
             return
         for work in gathered():
             device = work.run.pack.device
             columns_of_run = channels.index_select(-1, work.run.positions).to(device)
-            self._apply(work, columns_of_run, shared.to(device), squares)
+            self._apply(work, columns_of_run, shared.to(device))
 
     def _table(self, plan: Plan) -> Table | None:
         """The table of a plan all of whose tensors a kernel can update where they lie."""
@@ -236,7 +233,6 @@ class Host:
         work: Work,
         channels: Tensor,
         shared: Tensor,
-        squares: list[Tensor] | None,
     ) -> None:
         """Update one run by the rule itself; ``channels [C, tensors of the run]``, ``shared
         [D]``.
@@ -246,8 +242,6 @@ class Host:
             channels = work.run.layout.expand(channels)
         for params, grads, state, part in self._chunks(work):
             new, new_state = apply(channels, shared, params, grads, state)
-            if squares is not None:
-                squares.append((new - params).square_().sum())
             if isinstance(work.multiplier, Tensor) or work.multiplier != 1.0:
                 new = params + work.multiplier * (new - params)
             _store(state, new_state)

@@ -20,7 +20,8 @@ from lo_framework.errors import UserError, whole
 from lo_framework.learned import LearnedOptimizer, fingerprint, learned_from
 from lo_framework.learned.base import Clock
 from lo_framework.optim.base import ByPlace, OptimizerBase
-from lo_framework.optim.learned.guard import Fallback, GuardConfig
+from lo_framework.optim.learned.fallback import Fallback
+from lo_framework.optim.learned.guard import GuardConfig
 from lo_framework.optim.learned.host import CPU_CHUNK, Host
 from lo_framework.optim.learned.store import Store
 
@@ -45,9 +46,9 @@ class Learned(OptimizerBase):
             learned to decay, and takes a copy of the decayed parameters during a step.
         model: the module whose parameters are in ``params``, for groups (decay and no decay, a rate
             per layer): roles and order are then its own, whatever the order of the groups.
-        guard: True or a `GuardConfig`: watch the loss and hand over to AdamW when training breaks.
-            It needs the loss (a closure, ``step(loss=loss)`` or ``observe(loss)`` before every
-            step) and waits for the device every step.
+        guard: go back and hand over to AdamW for a while when training breaks (`guard`), as the
+            gradients tell; the loss, where ``step`` is told it, is looked at too. It has a copy of
+            the parameters. A `GuardConfig`: its settings; False: no guard.
         chunk: parameters per call of the rule; None chooses by device.
 
     Parameters without a gradient take no part in a step: they are no token of the attention and
@@ -57,8 +58,8 @@ class Learned(OptimizerBase):
 
     Raises:
         UserError: no or a bad ``num_steps``, an unknown name, an unreadable file, complex
-            parameters; by ``step``: sparse gradients, a guard without a loss, an optimizer of
-            corrected gradients (`explicit`) outside `Regularized`.
+            parameters; by ``step``: sparse gradients, an optimizer of corrected gradients
+            (`explicit`) outside `Regularized`.
     """
 
     entry = "learned"
@@ -74,7 +75,7 @@ class Learned(OptimizerBase):
         lr: float | Tensor = 1.0,
         weight_decay: float = 0.0,
         model: nn.Module | None = None,
-        guard: bool | GuardConfig = False,
+        guard: bool | GuardConfig = True,
         chunk: int | None = None,
     ) -> None:
         learned = learned_from(optimizer)
@@ -196,9 +197,7 @@ class Learned(OptimizerBase):
         if self._fallback and entry["takeover"] is not None:
             self._fallback.load_state_dict(entry["takeover"])
 
-    def _update(
-        self, active: tuple[int, ...], loss: Tensor | None, squares: list[Tensor] | None = None
-    ) -> None:
+    def _update(self, active: tuple[int, ...], loss: Tensor | None) -> None:
         if not (self._store.home or self._store.reduced):
             self._new_store()  # where the model is now
         newcomers = [i for i in active if i not in self._store.home]
@@ -215,7 +214,6 @@ class Learned(OptimizerBase):
             [group["lr"] for group in self.param_groups],
             loss,
             Clock(*torch.tensor(clock, device=self._host.device, dtype=self._host.dtype).unbind()),
-            squares=squares,
         )
         for i, old in zip(decayed, before):
             size = (self._params[i] - old).pow_(2).mean().sqrt_()
@@ -224,26 +222,18 @@ class Learned(OptimizerBase):
         self._updates += 1
 
     def _guarded(self, active: tuple[int, ...], loss: Tensor | None) -> None:
-        """Make one step under the guard: judged before and after, by the learned optimizer or by
-        AdamW.
-        """
+        """Make one step under the guard, by the learned optimizer or by AdamW."""
         fallback = self._fallback
         assert fallback is not None
-        if loss is None:
-            raise UserError(
-                "guard needs the loss: pass a closure, step(loss=loss), or observe(loss) before "
-                "step()"
-            )
-        if not fallback.before(float(loss)):
+        if not fallback.before(active, loss):
             self._new_store()
-        elif fallback.in_charge:
+            return
+        if fallback.in_charge:
             fallback.step()
             self._updates += 1
         else:
-            squares: list[Tensor] = []
-            self._update(active, loss, squares)
-            if not fallback.after(squares, sum(self._params[i].numel() for i in active)):
-                self._new_store()
+            self._update(active, loss)
+        fallback.after(active)
 
     def _as_loss(self, loss: Tensor | float) -> Tensor:
         value = torch.as_tensor(loss).detach()

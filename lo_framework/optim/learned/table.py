@@ -64,27 +64,18 @@ class Table:
         channels: Tensor,
         shared: Tensor,
         multipliers: Sequence[float | Tensor],
-        squares: list[Tensor] | None,
     ) -> bool:
         """Update everything by ``channels [C, S]``, with ``multipliers`` of the groups; False, and
-        nothing is done, where there is no kernel for it. ``squares``: see `Host.update`.
+        nothing is done, where there is no kernel for it.
         """
         by_tensor = [float(multipliers[group]) for group in self.groups]
-        if squares is not None and not all(by_tensor):
-            return False
         if self.back is not None:
             channels = channels.index_select(-1, self.places)
         method = "_updated"
         if any(x != 1.0 for x in by_tensor):
             method, row = "_multiplied", torch.tensor([by_tensor], dtype=torch.float32)
             channels = torch.cat([channels, row])
-        old = [p.clone() for p in self.tensors] if squares is not None else []
-        if self._call(method, channels, [shared], means=False) is None:
-            return False
-        if squares is not None:
-            pairs = zip(self.tensors, old, by_tensor)
-            squares.extend(((p - before) / x).square_().sum() for p, before, x in pairs)
-        return True
+        return self._call(method, channels, [shared], means=False) is not None
 
     def _call(
         self, method: str, channels: Tensor, shared: Sequence[Tensor], means: bool

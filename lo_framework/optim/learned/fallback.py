@@ -1,0 +1,150 @@
+"""What the guard does to tensors: snapshots of the parameters, and AdamW in the learned optimizer's
+place, for a while, after which that gets another chance.
+
+Only parameters go back: buffers such as BatchNorm statistics are the model's own, and recover by
+themselves unless they took in a value that is not finite.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lo_framework.optim.learned.guard import Guard, GuardConfig, Signal
+from lo_framework.optim.learned.watch import Watch
+
+LATER = 8  # steps between readings of an accelerator, which has to be waited for
+
+
+class Fallback:
+    """Guard, watch, snapshot and AdamW of one optimizer."""
+
+    def __init__(self, config: GuardConfig, optimizer: torch.optim.Optimizer) -> None:
+        self.guard = Guard(config)
+        self.optimizer = optimizer
+        self.snapshot: dict[int, Tensor] = {}
+        self.adamw: torch.optim.AdamW | None = None
+        self.watch: Watch | None = None
+        self.unread: list[Tensor] = []
+
+    @property
+    def groups(self) -> list[dict[str, Any]]:
+        return self.optimizer.param_groups
+
+    @property
+    def params(self) -> list[Tensor]:
+        return [p for group in self.groups for p in group["params"]]
+
+    @property
+    def in_charge(self) -> bool:
+        """AdamW makes the updates at present."""
+        return self.guard.remaining > 0
+
+    def before(self, active: tuple[int, ...], loss: Tensor | None) -> bool:
+        """Judge the present parameters by the gradients of the ``active`` ones, and by the loss
+        where it is told. False: they went back to the snapshot, the gradients are void.
+        """
+        watch = self._watch()
+        sums, number = watch.look(active), sum(watch.params[i].numel() for i in active)
+        if sums.is_cpu:
+            told = math.nan if loss is None else float(loss)
+            values = [[*sums.tolist(), told, number, loss is not None]]
+        else:
+            given = sums.new_tensor(math.nan) if loss is None else loss.to(sums.device, sums.dtype)
+            rest = sums.new_tensor([number, loss is not None])
+            self.unread.append(torch.cat([sums, given.reshape(1), rest]))
+            if len(self.unread) < LATER and self.snapshot:
+                return True
+            values, self.unread = torch.stack(self.unread).tolist(), []
+        largest = max(float(group["lr"]) for group in self.groups) or 1.0
+        is_changed = False
+        for added, size, squares, others, first, value, number, known in values:
+            rms = math.sqrt(squares / number) / largest if squares > 0 else 0.0
+            signal = Signal(added, size, first, rms, value if known else None)
+            if cause := self.guard.violated(signal):
+                self.retreat(cause)
+                return False
+            # Other weights were loaded, say: what is good now is these.
+            is_changed |= others > squares
+        if self.guard.due or is_changed:
+            self.snapshot = {
+                i: p.detach().clone() for i, p in enumerate(watch.params) if p.requires_grad
+            }
+            self.guard.keep()
+        return True
+
+    def after(self, active: tuple[int, ...]) -> None:
+        """The learned optimizer, or AdamW, has made its update."""
+        self._watch().follow(active)
+        if self.guard.updated():
+            self.adamw = None
+
+    def _watch(self) -> Watch:
+        """The watch over the parameters where they are now."""
+        params, before = self.params, self.watch
+        known = None if before is None else (before.device, len(before.params))
+        if before is not None and known == (params[0].device, len(params)):
+            return before
+        self.watch = Watch(params)
+        if before is not None:
+            self.watch.load(before.state())
+        return self.watch
+
+    def step(self) -> None:
+        """One step of AdamW, scaled by each group's lr as the learned update is."""
+        if self.adamw is None:
+            self.adamw = self._new_adamw()
+        for group in self.groups[len(self.adamw.param_groups) :]:
+            self.adamw.add_param_group({"params": group["params"]})
+        for group_of_adamw, group in zip(self.adamw.param_groups, self.groups):
+            # A multiplier above 1 makes the learned optimizer bolder: that is what has just failed.
+            group_of_adamw["lr"] = self.guard.lr * min(1.0, float(group["lr"]))
+        # Past the hooks of all optimizers, which count this step as the learned optimizer's.
+        type(self.adamw).step.__wrapped__(self.adamw)  # type: ignore[attr-defined]
+
+    def retreat(self, cause: str) -> None:
+        """Back to the snapshot, AdamW in charge; one line for the person."""
+        params = self.params
+        for i, x in self.snapshot.items():
+            params[i].copy_(x)
+        self.guard.activate()
+        self.adamw, self.unread = None, []
+        self._watch().begin()
+        warnings.warn(
+            f"Learned: {cause} broke the guard; parameters are back at their last good snapshot "
+            f"and AdamW (lr {self.guard.lr:.2g}) makes the next {self.guard.remaining} steps "
+            f"(activation {self.guard.activations})",
+            stacklevel=2,
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "guard": self.guard.state_dict(),
+            "snapshot": dict(self.snapshot),
+            "adamw": None if self.adamw is None else self.adamw.state_dict(),
+            "watched": None if self.watch is None else self.watch.state(),
+            "unread": list(self.unread),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.guard.load_state_dict(state["guard"])
+        params = self.params
+        self.snapshot = {i: x.to(params[i]).clone() for i, x in state["snapshot"].items()}
+        self.adamw = self.watch = None
+        if state.get("watched") is not None:
+            self.watch = Watch(params)
+            self.watch.load(state["watched"])
+        self.unread = [x.to(params[0].device) for x in state.get("unread", ())]
+        if state["adamw"] is not None:
+            self.adamw = self._new_adamw()
+            self.adamw.load_state_dict(state["adamw"])
+
+    def _new_adamw(self) -> torch.optim.AdamW:
+        groups = [{"params": group["params"]} for group in self.groups]
+        return torch.optim.AdamW(
+            groups, lr=self.guard.lr, weight_decay=self.guard.config.weight_decay
+        )
