@@ -119,14 +119,19 @@ def test_learning_rate_is_the_geometric_mean_of_recent_updates() -> None:
 
 
 def test_a_rise_by_the_gradients_violates_without_a_loss_from_the_second_step() -> None:
-    guard = Guard(GuardConfig(rise=300.0))
-    assert run(guard, [signal(), signal(added=299.0)]) == [False, False]
-    assert run(Guard(GuardConfig()), [signal(), signal(added=301.0)]) == [False, True]
-    slow = run(Guard(GuardConfig()), [signal(added=x) for x in [29.0] * 100])
-    assert not any(slow)  # forgotten after ten steps
-    assert run(Guard(GuardConfig()), [signal(added=35.0)] * 30).count(True) > 0
-    never = run(Guard(GuardConfig()), [Signal(5.0, 0.0, 0.0, 0.01)] * 9)
+    config = GuardConfig(rise=300.0)
+    assert run(Guard(config), [signal(), signal(added=299.0)]) == [False, False]
+    assert run(Guard(config), [signal(), signal(added=301.0)]) == [False, True]
+    assert not any(run(Guard(config), [signal(added=29.0)] * 100))  # forgotten after ten steps
+    assert any(run(Guard(config), [signal(added=35.0)] * 30))
+    never = run(Guard(config), [Signal(5.0, 0.0, 0.0, 0.01)] * 9)
     assert not any(never)  # no gradient so far: there is no unit
+
+
+def test_a_loss_that_is_told_bounds_the_rise_more_closely() -> None:
+    config = GuardConfig(rise=300.0, jump=10.0)
+    for first, verdict in ((2.0, True), (4.0, False), (1000.0, False)):
+        assert run(Guard(config), [signal(first), signal(first, added=30.0)]) == [False, verdict]
 
 
 def test_gradients_that_are_not_finite_violate_at_once() -> None:
@@ -135,7 +140,7 @@ def test_gradients_that_are_not_finite_violate_at_once() -> None:
 
 
 def test_who_breaks_again_soon_waits_longer_and_is_judged_by_more() -> None:
-    guard = Guard(GuardConfig(steps=4))
+    guard = Guard(GuardConfig(steps=4, rise=300.0))
     breaks = [signal(), signal(added=301.0)]
     run(guard, breaks)
     assert (guard.remaining, guard.strikes) == (4, 1)
@@ -174,6 +179,8 @@ BAD_SETTINGS = [
     {"every": 0},
     {"lr": 0.0},
     {"margin": -1},
+    {"rise": 0.0},
+    {"jump": -1.0},
 ]
 
 
