@@ -115,6 +115,19 @@ def large(content: Any) -> Rows:
         yield name, f"{result['rate']:g}", *ratios, *(f"{1e3 * x:.1f}" for x in costs)
 
 
+def ordinary(content: Any) -> Rows:
+    """Ratios to AdamW at 1e-3, and of the GAN its highest losses."""
+    yield "problem", "optimizer", "final loss", "worst seed", "highest / first loss", "hand-overs"
+    for name, result in content["problems"].items():
+        for arm, found in result.items():
+            keys = ("judge", "maker", "") if name == "gan" else ("median", "worst", "highest")
+            values = (f"{found[key]:.3g}" if key else "" for key in keys)
+            label = f"{name}, highest loss of judge and of maker" if name == "gan" else name
+            yield label, arm, *values, found["activations"]
+    for arm, total in content["over AdamW"].items():
+        yield "IQM, and worst", arm, *(f"{total[key]:.3g}" for key in ("iqm", "worst")), "", ""
+
+
 def memory(content: Any) -> Rows:
     yield "estimator", "shortest unroll", "MiB", "longest", "MiB", "grows as"
     for label, points in content["bytes"].items():
@@ -183,6 +196,7 @@ KINDS: dict[str, tuple[Callable[[Any], Rows], ...]] = {
             families,
             programs,
             large,
+            ordinary,
             memory,
             costs,
             robustness,

@@ -1,0 +1,49 @@
+"""Ordinary models in ordinary loops: the benchmark itself, on few problems and steps."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import ordinary
+
+pytestmark = pytest.mark.filterwarnings("ignore:Learned")
+
+
+def test_two_problems_and_a_gan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    short = {name: ordinary.PROBLEMS[name]._replace(steps=6) for name in ("iris", "mlp-50")}
+    monkeypatch.setattr(ordinary, "PROBLEMS", short)
+    monkeypatch.setattr(ordinary, "GAN_STEPS", 5)
+    words = ["--quick", "--problems", "iris,mlp-50,gan", "--out", str(tmp_path)]
+    content = ordinary.main(words)
+    assert (tmp_path / "ordinary_quick.json").exists()
+    for name in short:
+        runs = content["runs"][name]
+        firsts = [[run["first"] for run in runs[arm]] for arm in runs]
+        assert all(x == firsts[0] for x in firsts)  # same weights, same first rows
+        assert runs["unguarded"][0]["final"] == runs["guarded"][0]["final"]
+        assert content["problems"][name]["guarded"]["activations"] == 0
+    assert content["over AdamW"]["guarded"]["iqm"] > 0
+    assert content["problems"]["gan"]["unguarded"]["maker"] > 0
+
+
+def test_a_run_that_is_not_finite_is_infinitely_worse_and_small_losses_are_alike() -> None:
+    adamw = {"final": 1e-5, "first": 2.0}
+    assert ordinary.ratio({"final": math.nan}, adamw) == math.inf
+    assert ordinary.ratio({"final": 1e-9}, adamw) == 1.0
+    assert ordinary.ratio({"final": 0.2}, adamw) == pytest.approx(10.0)
+
+
+@pytest.mark.parametrize(
+    "name", [n for n in ordinary.PROBLEMS if "bert" not in n and "gpt" not in n]
+)
+def test_every_problem_has_a_loss_with_a_gradient(name: str) -> None:
+    torch.manual_seed(0)
+    problem = ordinary.PROBLEMS[name]
+    model, (x, y) = problem.build(), problem.data()
+    loss = problem.loss(model, (x[:8], y[:8]))
+    loss.backward()
+    assert loss.isfinite() and all(p.grad is not None for p in model.parameters())
