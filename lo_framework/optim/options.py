@@ -1,0 +1,160 @@
+"""Options of parameter groups: which there are, and what is said of those that change nothing.
+
+A key that a person gives is honoured or refused (`refuse_unknown`). What is written into a group
+later, by a scheduler that cycles momentum, say, cannot be refused: `GroupWatch` says it once, at
+the next step. It looks only when a group's ``lr`` is another object than at the last step, which
+schedulers make it, and at the first step; so a step costs one comparison a group.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+import warnings
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from lo_framework.errors import UserError, nearest, shown
+
+# What schedulers keep in groups for themselves.
+SCHEDULERS = {
+    *("initial_lr", "max_lr", "min_lr", "base_lr", "swa_lr", "lr_scale"),
+    *("base_momentum", "max_momentum"),
+}
+# How a step is computed and not what: of torch's optimizers, from which groups may be taken over.
+SPEED = {"foreach", "fused"}
+CYCLED = ("momentum", "betas")  # what schedulers that cycle momentum write
+SMALL = 0.01  # a multiplier below it is meant as a learning rate
+FALLEN = 0.9  # of the highest lr so far: below it a scheduler lets it fall
+
+
+def unknown(group: Mapping[str, Any], known: Collection[str]) -> list[str]:
+    """Keys of a group that would change nothing, and that somebody may rely on: what is None or
+    False asks for nothing, and a text is a label.
+    """
+    passing = {"params", "param_names", *known, *SCHEDULERS, *SPEED}
+    return [
+        str(key)
+        for key, value in group.items()
+        if not (key in passing or value is None or value is False or isinstance(value, str))
+    ]
+
+
+def refuse_unknown(group: Any, known: Collection[str], owner: str) -> None:
+    """Raise UserError if a group, as it was given, has an option that ``owner`` does not know."""
+    for key in unknown(group, known) if isinstance(group, Mapping) else ():
+        hint = nearest(key, known)
+        raise UserError(
+            f"{owner} has no option {shown(key)} in a parameter group{hint}; known: "
+            f"{', '.join(known)}"
+        )
+
+
+def without_repeats(
+    group: dict[str, Any], before: Sequence[Mapping[str, Any]], owner: str
+) -> dict[str, Any]:
+    """A group as it was given, its parameters in a list where they could be listed only once.
+
+    Raises:
+        UserError: a parameter is in it twice, or in a group of before.
+    """
+    given = group.get("params") if isinstance(group, dict) else None
+    if not isinstance(given, Iterable) or isinstance(given, Tensor | set):
+        return group  # torch says what is wrong with it
+    if isinstance(given, Iterator):
+        group = {**group, "params": (given := list(given))}
+    seen = {id(p) for each in before for p in each["params"]}
+    for pair in given:
+        name, p = pair if isinstance(pair, tuple) and len(pair) == 2 else ("", pair)
+        if id(p) in seen:
+            what = f'"{name}"' if name else f"a parameter of shape {tuple(getattr(p, 'shape', ()))}"
+            raise UserError(f"{owner} has {what} twice: each parameter belongs in one group, once")
+        seen.add(id(p))
+    return group
+
+
+def warn_of_small(groups: Sequence[Mapping[str, Any]], owner: str, stacklevel: int) -> None:
+    """Say that ``lr`` is a multiplier, if one of a group looks like a learning rate."""
+    small = [rate for rate in (float(group["lr"]) for group in groups) if 0 < rate < SMALL]
+    if small:
+        warnings.warn(
+            f"{owner}: lr={small[0]:g} is no learning rate but a multiplier of the update, of "
+            "which 1 is the whole: next to nothing will be learned; leave lr out",
+            stacklevel=stacklevel + 1,
+        )
+
+
+def say_past(owner: str, argument: str, steps: int, advice: str) -> None:
+    """Say that a run goes on beyond the number of steps that it was said to have."""
+    warnings.warn(
+        f"{owner}: the run goes on beyond {argument}={steps}, with steps as at its end: {advice} "
+        "(said once)",
+        stacklevel=2,
+    )
+
+
+class GroupWatch:
+    """Follows the groups of ``owner`` from step to step.
+
+    Args:
+        known: the options that a group has.
+        planned: the name of what has learned a schedule of its own that runs; else empty.
+        advice: what to do about a step that falls twice.
+    """
+
+    def __init__(
+        self, owner: str, known: Collection[str], planned: str = "", advice: str = ""
+    ) -> None:
+        self.owner, self.known, self.planned, self.advice = owner, known, planned, advice
+        self._rates: list[Any] = []
+        self._highest: dict[int, float] = {}
+        self._said: set[str] = set()
+
+    def look(self, groups: Sequence[Mapping[str, Any]]) -> None:
+        """Before a step. Nobody waits for an ``lr`` that is on an accelerator: it is not followed,
+        nor is a tensor that a scheduler writes into.
+        """
+        rates = [group["lr"] for group in groups]
+        if len(rates) == len(self._rates) and all(map(operator.is_, rates, self._rates)):
+            return
+        self._rates = rates
+        for group in groups:
+            for key in unknown(group, self.known):
+                self._say_ignored(key)
+        if self.planned:
+            for i, rate in enumerate(rates):
+                if not isinstance(rate, Tensor) or rate.device.type == "cpu":
+                    self._follow(i, float(rate))
+
+    def _say_ignored(self, key: str) -> None:
+        if key in CYCLED:
+            self._say(
+                key,
+                f'"{key}" in a parameter group changes nothing, since momenta are not set from '
+                "outside here: a scheduler that cycles them cycles lr alone; say "
+                "cycle_momentum=False",
+            )
+        else:
+            hint = nearest(key, self.known)
+            known = ", ".join(self.known)
+            self._say(
+                key, f"{shown(key)} in a parameter group changes nothing{hint}; known: {known}"
+            )
+
+    def _follow(self, i: int, rate: float) -> None:
+        if not 0 < rate < math.inf:
+            return  # a step that is left out, not a smaller one
+        highest = self._highest[i] = max(rate, self._highest.get(i, rate))
+        if rate < FALLEN * highest:
+            self._say(
+                "planned",
+                f"lr has fallen from {highest:.3g} to {rate:.3g}, beside the schedule over "
+                f"num_steps that {self.planned} has learned: the update falls twice; {self.advice}",
+            )
+
+    def _say(self, what: str, text: str) -> None:
+        if what not in self._said:
+            self._said.add(what)
+            warnings.warn(f"{self.owner}: {text} (said once)", stacklevel=2)

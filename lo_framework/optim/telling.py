@@ -1,0 +1,113 @@
+"""What an optimizer tells about itself: in a log, and in its ``repr``."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from lo_framework.errors import UserError
+
+Values = dict[str, float | Tensor]  # numbers by name, tensors 0-d
+
+# Of loggers, the one that takes more comes first: a LightningModule has both of the last.
+METHODS = ("log_metrics", "log_dict", "log")
+
+
+def write(writer: Any, values: Mapping[str, float | Tensor], step: int) -> None:
+    """Write numbers to ``writer``: by its ``add_scalar(name, number, step)``, or all in one call of
+    its ``log_metrics``, ``log_dict`` or ``log``, with the step where it takes one.
+
+    Raises:
+        UserError: it has none of these methods.
+    """
+    numbers = _numbers(values)
+    if not numbers:
+        return
+    if hasattr(writer, "add_scalar"):
+        for name, number in numbers.items():
+            writer.add_scalar(name, number, step)
+        return
+    for name in METHODS:
+        method = getattr(writer, name, None)
+        if callable(method):
+            takes_step = "step" in inspect.signature(method).parameters
+            method(numbers, step=step) if takes_step else method(numbers)
+            return
+    raise UserError(
+        f"cannot log to {type(writer).__name__}: it has neither add_scalar (TensorBoard) nor "
+        f"{', '.join(METHODS)} (of a dict)"
+    )
+
+
+def _numbers(values: Mapping[str, float | Tensor]) -> dict[str, float]:
+    """Plain numbers; what lies on an accelerator is waited for once."""
+    tensors = {name: x for name, x in values.items() if isinstance(x, Tensor)}
+    told = list[float]()
+    if tensors:
+        device = next(iter(tensors.values())).device
+        together = [x.detach().reshape(()).to(device, torch.float64) for x in tensors.values()]
+        told = torch.stack(together).tolist()
+    read = dict(zip(tensors, told))
+    return {name: read[name] if name in read else float(x) for name, x in values.items()}
+
+
+def counted(params: list[Tensor]) -> str:
+    """``"1,234 parameters in 5 tensors"``."""
+    tensors = f"{len(params)} tensor{'s' * (len(params) != 1)}"
+    return f"{sum(p.numel() for p in params):,} parameters in {tensors}"
+
+
+def made(updates: int, steps: int | None) -> str:
+    """``"step 3 of 10"``."""
+    return f"step {updates:,}" + (f" of {steps:,}" if steps else "")
+
+
+class Telling:
+    """The methods of an optimizer that tells about itself; it says what by `_values`, `_about`.
+
+    Attributes:
+        log_prefix: what names in a log begin with.
+    """
+
+    log_prefix: ClassVar[str]
+    param_groups: list[dict[str, Any]]
+
+    def log(self, writer: Any, step: int, prefix: str | None = None) -> None:
+        """Write what there is to follow (the class says what, and its units) under
+        ``prefix/name``. It is computed here: steps cost no more for it. On an accelerator this
+        waits for the device.
+
+        Args:
+            writer: TensorBoard's ``SummaryWriter``; or what takes a dict by ``log_metrics``
+                (loggers of Lightning, MLflow), ``log_dict`` (a LightningModule, Fabric) or ``log``
+                (a run of wandb, a transformers Trainer).
+            step: of the training, for writers that take one.
+            prefix: of all names; None: the class's own, ``log_prefix``.
+
+        Raises:
+            UserError: the writer has none of these methods.
+        """
+        with torch.no_grad():
+            values = self._values()
+        prefix = self.log_prefix if prefix is None else prefix
+        write(writer, {f"{prefix}/{name}": value for name, value in values.items()}, step)
+
+    def _values(self) -> Values:
+        """What `log` writes."""
+        raise NotImplementedError
+
+    def _about(self) -> str:
+        """The first line of the repr."""
+        raise NotImplementedError
+
+    def __repr__(self) -> str:
+        lines = [f"{type(self).__name__} {self._about()} ("]
+        for i, group in enumerate(self.param_groups):
+            lines.append(f"Parameter Group {i}: {counted(group['params'])}")
+            told = sorted(group.keys() - {"params", "param_names"})
+            lines += [f"    {key}: {group[key]}" for key in told]
+        return "\n".join([*lines, ")"])
