@@ -61,7 +61,9 @@ def without_repeats(
         UserError: a parameter is in it twice, or in a group of before.
     """
     given = group.get("params") if isinstance(group, dict) else None
-    if not isinstance(given, Iterable) or isinstance(given, Tensor | set):
+    if isinstance(given, Tensor):
+        given = [given]
+    if not isinstance(given, Iterable) or isinstance(given, set):
         return group  # torch says what is wrong with it
     if isinstance(given, Iterator):
         group = {**group, "params": (given := list(given))}

@@ -57,8 +57,13 @@ def _numbers(values: Mapping[str, float | Tensor]) -> dict[str, float]:
 
 def counted(params: list[Tensor]) -> str:
     """``"1,234 parameters in 5 tensors"``."""
-    tensors = f"{len(params)} tensor{'s' * (len(params) != 1)}"
-    return f"{sum(p.numel() for p in params):,} parameters in {tensors}"
+    size = several(sum(p.numel() for p in params), "parameter")
+    return f"{size} in {several(len(params), 'tensor')}"
+
+
+def several(num: int, what: str) -> str:
+    """``"1 tensor"``, ``"1,234 tensors"``."""
+    return f"{num:,} {what}{'s' * (num != 1)}"
 
 
 def made(updates: int, steps: int | None) -> str:

@@ -188,7 +188,7 @@ class Learned(OptimizerBase):
         return values
 
     def _about(self) -> str:
-        guard = f", guard ({self.guard_activations} activations)" if self._fallback else ""
+        guard = f", guard (activations: {self.guard_activations})" if self._fallback else ""
         return (
             f"{self._source} ({self._host.learned.kind}), {counted(self._params)}, "
             f"{made(self._updates, self.num_steps)}{guard}"

@@ -42,7 +42,7 @@ from lo_framework.optim.metaadamw.published import Variant, find_variant
 from lo_framework.optim.metaadamw.saved import check_entry, refuse_missing
 from lo_framework.optim.metaadamw.training import NetworkTrainer, mean_over_processes
 from lo_framework.optim.options import say_past
-from lo_framework.optim.telling import Values, counted, made
+from lo_framework.optim.telling import Values, counted, made, several
 
 PAST = "give the number of steps that the run has, or leave total_steps out"
 NEW_NETWORK, USUAL_META = NetworkConfig(), MetaConfig()
@@ -254,7 +254,7 @@ class MetaAdamW(OptimizerBase):
         weights = sum(p.numel() for p in self.network.parameters())
         groups = len({group for group, _, _ in self.table.groups})
         return (
-            f"{counted(self._params)} in {groups} group{'s' * (groups != 1)}, "
+            f"{counted(self._params)} in {several(groups, 'group')}, "
             f"{made(self.updates, self._rule.total_steps)}, network of {weights:,} weights"
         )
 

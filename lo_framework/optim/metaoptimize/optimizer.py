@@ -26,7 +26,7 @@ from lo_framework.optim.metaoptimize.rules import State, fresh, meta_step
 from lo_framework.optim.metaoptimize.settings import MetaOptimizeConfig, Settings
 from lo_framework.optim.metaoptimize.store import Store
 from lo_framework.optim.metaoptimize.trace import ExactTrace
-from lo_framework.optim.telling import Values, counted, made
+from lo_framework.optim.telling import Values, counted, made, several
 
 
 class MetaOptimize(OptimizerBase):
@@ -144,10 +144,10 @@ class MetaOptimize(OptimizerBase):
         return {**values, "skipped": int(self._watch.skipped)}
 
     def _about(self) -> str:
-        c, num = self.config, self._blocks.size
+        c = self.config
         trace = "" if c.trace == "hessian-free" else f', trace "{c.trace}"'
         return (
-            f"{c.base} by {c.meta}, {num:,} step size{'s' * (num != 1)}{trace}, "
+            f"{c.base} by {c.meta}, {several(self._blocks.size, 'step size')}{trace}, "
             f"{counted(self._params)}, {made(self._updates, None)}"
         )
 

@@ -11,6 +11,7 @@ base optimizer the gradient plus the correction, at w. Loops without a closure m
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import fields
 from typing import Any, TypeVar
 
 import torch
@@ -105,6 +106,9 @@ class Regularized(InHalves, StateOnly, torch.optim.Optimizer):
                     f"{self.title}: {spec} needs Hessian-vector products, which a closure cannot "
                     f"give; {part.without_hvp}"
                 )
+        self._own = {f.name for part in parts for f in fields(part.config)} - {*base.defaults}
+        for group in base.param_groups:
+            self._refuse_own(group)
         # No call of super().__init__, which would make groups and state of its own.
         self.defaults = dict(base.defaults)
         for name in _STATE_HOOKS:
@@ -135,7 +139,16 @@ class Regularized(InHalves, StateOnly, torch.optim.Optimizer):
         self.base.zero_grad(set_to_none)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
+        self._refuse_own(param_group)
         self.base.add_param_group(param_group)
+
+    def _refuse_own(self, group: dict[str, Any]) -> None:
+        """Raise UserError if a group has an option of the regularizer, which no base reads."""
+        for key in sorted(self._own & group.keys()):
+            raise UserError(
+                f'{self.title} has one "{key}" for all parameters: give it to {self.title}, and in '
+                "no parameter group"
+            )
 
     @torch.no_grad()
     def step(
