@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -13,7 +13,7 @@ from lo_framework.errors import UserError
 
 Values = dict[str, float | Tensor]  # numbers by name, tensors 0-d
 
-# Of loggers, the one that takes more comes first: a LightningModule has both of the last.
+# Of loggers. A LightningModule's ``log`` and a Trainer's ``log_metrics`` take two arguments.
 METHODS = ("log_metrics", "log_dict", "log")
 
 
@@ -33,14 +33,23 @@ def write(writer: Any, values: Mapping[str, float | Tensor], step: int) -> None:
         return
     for name in METHODS:
         method = getattr(writer, name, None)
-        if callable(method):
-            takes_step = "step" in inspect.signature(method).parameters
+        if callable(method) and _takes(method, numbers):
+            takes_step = _takes(method, numbers, step=step)
             method(numbers, step=step) if takes_step else method(numbers)
             return
     raise UserError(
         f"cannot log to {type(writer).__name__}: it has neither add_scalar (TensorBoard) nor "
-        f"{', '.join(METHODS)} (of a dict)"
+        f"{', '.join(METHODS)} of a dict"
     )
+
+
+def _takes(method: Callable[..., Any], *args: Any, **kwargs: Any) -> bool:
+    """Whether it can be called like this."""
+    try:
+        inspect.signature(method).bind(*args, **kwargs)
+    except TypeError:
+        return False
+    return True
 
 
 def _numbers(values: Mapping[str, float | Tensor]) -> dict[str, float]:
