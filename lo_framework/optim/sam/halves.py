@@ -151,8 +151,17 @@ def loaded(saved: Mapping[str, Any], params: Sequence[Tensor], around: Surroundi
     return Half(here, surroundings=around, kept=kept, **plain)
 
 
-def check(saved: Mapping[str, Any] | None, params: Sequence[Tensor]) -> None:
-    """Raise UserError unless a saved half, if there is one, is of such parameters."""
+def check(
+    saved: Mapping[str, Any] | None, params: Sequence[Tensor], model: nn.Module | None
+) -> None:
+    """Raise UserError unless a saved half, if there is one, is of such parameters and buffers."""
+    modules = model.modules() if model else ()
+    num = sum(1 for m in modules for _ in m.named_buffers(recurse=False))
+    if saved and len(saved["buffers"]) != num:
+        raise UserError(
+            "this state was saved between first_step and second_step of another model: it has "
+            f"{len(saved['buffers'])} buffers and not {num}; give the same model="
+        )
     for name, x in saved["params"].items() if saved else ():
         if int(name) >= len(params) or params[int(name)].shape != x.shape:
             raise UserError(

@@ -255,7 +255,7 @@ class Regularized(InHalves, StateOnly, torch.optim.Optimizer):
             saved = adapted.get("regularizer")
             if saved is not None:
                 self._rule_state.check(saved)
-                check(saved.get("half"), self._params)
+                check(saved.get("half"), self._params, self.model)
             return {key: value for key, value in adapted.items() if key != "regularizer"}
 
         def rebuild(_: torch.optim.Optimizer) -> None:
