@@ -317,6 +317,7 @@ class Learned(OptimizerBase):
         self._layout = self._lay_out(names or numbers, named=names is not None)
 
     def _set_params(self) -> None:
+        self._host.last = None  # of other parameters, or of a state that is gone
         self._store.set_params(self._params, self._group_of, self._layout)
 
     def _new_store(self) -> None:

@@ -1,5 +1,5 @@
-"""A step in two halves, for loops that run no closure: backward at the weights, `first_half`,
-backward where the regularizer wants a gradient, second half.
+"""A step in two halves, for loops that run no closure: backward at the weights, `first_step`,
+backward where the regularizer wants a gradient, `second_step`.
 
 A rule asks its landscape for a gradient in the midst of its work. The first half runs it up to that
 question; the second runs it again, with the answer. Rules are pure, so both ask the same, and the
@@ -9,12 +9,13 @@ result is that of a closure to the bit.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
 
 from lo_framework.errors import UserError
 from lo_framework.optim.sam.closure_landscape import (
@@ -170,6 +171,10 @@ def check(
             )
 
 
+def _are_zero(grads: Iterable[Tensor]) -> bool:
+    return bool(get_total_norm([*grads]) == 0)
+
+
 class InHalves:
     """The methods of `Regularized` that make a step in halves."""
 
@@ -271,7 +276,11 @@ class InHalves:
         half, params = self._half, self._params
         if half is None:
             return False
-        if half.moved and all(params[int(name)].grad is None for name in half.here.params):
+        grads = [params[int(name)].grad for name in half.here.params]
+        there = [grad for grad in grads if grad is not None]
+        if half.moved and (
+            not there or (_are_zero(there) and not _are_zero(half.here.grad.values()))
+        ):
             raise UserError(
                 "second_step() needs the gradients of a second pass: run backward between "
                 "first_step() and second_step(), and zero no gradients after it"

@@ -169,6 +169,7 @@ class Regularized(InHalves, StateOnly, torch.optim.Optimizer):
             raise UserError(f"{self.title} unscales every pass itself: {SCALED} of scaler.step")
         if closure is not None:
             self._refuse_half("step(closure)")
+            self._begun = None
         elif (scaler is not None and scaler.is_enabled()) or not self._is_due():
             raise UserError(
                 f"{self.title} needs a closure: step(closure), where closure() zeroes the "

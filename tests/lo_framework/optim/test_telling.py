@@ -191,6 +191,25 @@ def test_the_guard_is_told() -> None:
     assert "guard (activations: 1)" in repr(optimizer)
 
 
+@pytest.mark.parametrize("spec", ALL_KINDS)
+def test_nothing_is_told_of_a_step_whose_state_is_gone(spec: str) -> None:
+    model = network()
+    optimizer = Learned(model[0], moved(spec), num_steps=9)
+    step(optimizer)
+    told = {name for name in logged(optimizer) if name != "learned/progress"}
+    optimizer.load_state_dict(optimizer.state_dict())
+    assert logged(optimizer) == {"learned/progress": pytest.approx(1 / 9)}
+    step(optimizer)
+    assert told <= {*logged(optimizer)}
+
+    optimizer = Learned([{"params": model[0].parameters()}], moved(spec), num_steps=9)
+    step(optimizer)
+    optimizer.add_param_group({"params": model[2].parameters()})
+    assert {*logged(optimizer)} == {"learned/progress"}
+    step(optimizer)
+    assert len(logged(optimizer)) - 1 == 2 * len(told)
+
+
 def test_repr_names_file_kind_parameters_steps_and_guard(tmp_path: Path) -> None:
     model = network()
     shown = repr(Learned(model, "general", num_steps=2000)).splitlines()

@@ -208,8 +208,9 @@ def test_halves_in_another_order_are_refused_and_change_nothing() -> None:
     refused(r"step\(closure\) in the midst", optimizer.step, closure)
     tools.loss_fn(model, 0)().backward()
     refused("in the midst of a step", optimizer.first_step)
-    optimizer.zero_grad()
-    refused("zero no gradients", optimizer.second_step)
+    for to_none in (False, True):
+        optimizer.zero_grad(set_to_none=to_none)
+        refused("zero no gradients", optimizer.second_step)
     tools.loss_fn(model, 0)().backward()
     scaler = torch.amp.GradScaler("cpu")
     refused("unscaled loss", partial(optimizer.step, scaler=scaler))
