@@ -91,9 +91,21 @@ class Telling:
     param_groups: list[dict[str, Any]]
 
     def log(self, writer: Any, step: int, prefix: str | None = None) -> None:
-        """Write what there is to follow (the class says what, and its units) under
-        ``prefix/name``. It is computed here: steps cost no more for it. On an accelerator this
-        waits for the device.
+        """Write what has been learned, as of the last step, under ``prefix/name``. It is computed
+        here: steps cost no more for it. On an accelerator this waits for the device.
+
+        * `Learned`: ``progress``, the part done of ``num_steps``, 0 to 1; ``guard/activations`` and
+          ``guard/steps``, those that AdamW has still to make; and of every tensor that took part,
+          as its kind says (`LearnedOptimizer.quantities`), ``step_size/<tensor>``, what the
+          update's direction is multiplied by (AdamW's learning rate, for its family), times the
+          group's ``lr``, and others: factors of the step are 1 where they change nothing, shares
+          are 0 to 1. ``share/<tensor>`` of ``attention-mlp`` is that of the network's own direction
+          in the update, by root mean squares at the present parameters (none without ``.grad``).
+        * `MetaAdamW`: ``alpha/<group>`` and ``beta/<group>``, the factors of learning rate and
+          decay, 1 at the start; ``skipped``, meta steps left out.
+        * `MetaOptimize`: the step size of every ``<block>``, which a group's ``lr`` multiplies; of
+          blocks within tensors ``<tensor>/min``, ``/median`` and ``/max``; ``skipped``,
+          meta-gradients left out.
 
         Args:
             writer: TensorBoard's ``SummaryWriter``; or what takes a dict by ``log_metrics``

@@ -11,10 +11,12 @@ from lo_framework.optim.learned.host import Host, Multiplier
 from lo_framework.optim.learned.store import Store
 from lo_framework.optim.telling import Values
 
+MULTIPLIED = ("step_size", "decay")  # by lr, as all of an update
+
 
 def quantities_of(host: Host, store: Store, multipliers: Sequence[Multiplier]) -> Values:
-    """What the rule says of the last step, as ``quantity/tensor``, 0-d each. Step sizes are times
-    the ``multipliers``, one of each parameter.
+    """What the rule says of the last step, as ``quantity/tensor``, 0-d each. What an update is
+    made of is times the ``multipliers``, one of each parameter.
     """
     if host.last is None:
         return {}
@@ -26,7 +28,7 @@ def quantities_of(host: Host, store: Store, multipliers: Sequence[Multiplier]) -
     values: Values = {}
     for quantity, x in found.items():
         for name, value in zip(names, x.unbind(-1), strict=True):
-            factor = multipliers[places[name]] if quantity == "step_size" else 1.0
+            factor = multipliers[places[name]] if quantity in MULTIPLIED else 1.0
             values[f"{quantity}/{name}"] = value * factor
     for run in plan.runs:
         columns = channels.index_select(-1, run.positions)

@@ -169,13 +169,6 @@ class Learned(OptimizerBase):
         return result
 
     def _values(self) -> Values:
-        """``progress``, the part done of ``num_steps``; ``guard/activations`` and ``guard/steps``,
-        those that AdamW has still to make; and of every tensor in the last step what its rule says
-        (`LearnedOptimizer.quantities`), as ``step_size/<tensor>``: for all kinds but networks that
-        give updates as such the step size, times the group's ``lr``. For ``attention-mlp`` also
-        ``share/<tensor>``, the share of the network's own direction in the update, by root mean
-        squares at the present parameters; without ``.grad`` it is left out.
-        """
         values: Values = {}
         if self.num_steps:
             values["progress"] = min(self._updates / self.num_steps, 1.0)

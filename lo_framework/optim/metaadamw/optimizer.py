@@ -242,9 +242,6 @@ class MetaAdamW(OptimizerBase):
         return as_learned(self.network, self.param_groups[0])
 
     def _values(self) -> Values:
-        """Of every group at the last step ``alpha/<group>`` and ``beta/<group>``, the factors of
-        learning rate and decay; and ``skipped``, meta steps left out.
-        """
         values: Values = {"skipped": self.skipped}
         for label, (alpha, beta) in self.factors().items():
             values |= {f"alpha/{label}": alpha, f"beta/{label}": beta}

@@ -130,10 +130,6 @@ class MetaOptimize(OptimizerBase):
         return self._watch.report()
 
     def _values(self) -> Values:
-        """The step size ``exp(beta)`` of every block by name (what a group's ``lr`` multiplies);
-        of blocks within tensors ``<tensor>/min``, ``/median`` and ``/max``. And ``skipped``, the
-        meta-gradients that were not finite.
-        """
         values: Values = {}
         for name, x in self.step_sizes().items():
             if not self._blocks.by_tensor:

@@ -129,7 +129,7 @@ def test_step_sizes_are_those_of_the_update() -> None:
     values = logged(optimizer)
     for name, p in model.named_parameters():
         told, decay = (values[f"learned/{what}/{name}"] for what in ("step_size", "decay"))
-        change = -told * optimizer.state[p]["direction"] - 0.5 * decay * before[name]
+        change = -told * optimizer.state[p]["direction"] - decay * before[name]
         torch.testing.assert_close(p.detach() - before[name], change, rtol=1e-4, atol=1e-7)
 
 
