@@ -23,7 +23,7 @@ from lo_framework.optim.naming import (
     names_of,
     refuse_other_order,
 )
-from lo_framework.optim.options import GroupWatch, refuse_unknown, warn_of_small, without_repeats
+from lo_framework.optim.options import WithOptions
 from lo_framework.optim.telling import Telling
 from lo_framework.roles import may_hold_embedding
 from lo_framework.spec import UserError
@@ -112,7 +112,7 @@ class StateOnly:
         raise TypeError(f"{kind} is copied and saved through state_dict() and load_state_dict()")
 
 
-class OptimizerBase(Telling, StateOnly, torch.optim.Optimizer):
+class OptimizerBase(Telling, WithOptions, StateOnly, torch.optim.Optimizer):
     """A ``torch.optim.Optimizer`` whose state may be of another dtype than its parameters, and that
     saves an ``entry`` of its own beside torch's.
 
@@ -123,15 +123,11 @@ class OptimizerBase(Telling, StateOnly, torch.optim.Optimizer):
         entry: key of what belongs to no single parameter in ``state_dict()``.
         takes_loss: whether ``step`` wants the loss, as ``step(loss=loss)``.
         reads_roles: whether an update depends on what tensors are for.
-        multiplies: whether ``lr`` multiplies an update that has a size of its own.
-        group_keys: options of a parameter group beside the defaults.
     """
 
     entry: ClassVar[str]
     takes_loss: ClassVar[bool] = False
     reads_roles: ClassVar[bool] = False
-    multiplies: ClassVar[bool] = False
-    group_keys: ClassVar[tuple[str, ...]] = ()
 
     def __init__(
         self, params: Any, defaults: dict[str, Any], model: nn.Module | None = None
@@ -148,18 +144,13 @@ class OptimizerBase(Telling, StateOnly, torch.optim.Optimizer):
             if not params:
                 raise UserError(f"{kind} needs a parameter that requires a gradient")
         self._model = model
-        self._options = [*defaults, *self.group_keys]
-        self._groups_seen = GroupWatch(kind, self._options)
+        self._know_options(defaults)
         super().__init__(params, defaults)
         if not self._params:
             raise UserError(f"{kind} needs at least one parameter")
         self._is_complete = True
-        # Schedulers that cycle momentum look for one of these here, and write it into groups, where
-        # `GroupWatch` says that it changes nothing.
-        if "betas" not in self.defaults:
-            self.defaults["momentum"] = None
-        if self.multiplies:
-            warn_of_small(self.param_groups, kind, stacklevel=3)
+        self._meet_schedulers()
+        self._say_small(self.param_groups, stacklevel=4)
         nameless = self.reads_roles and not self._unique_names()
         if nameless and may_hold_embedding([p.shape for p in self._params]):
             warnings.warn(
@@ -176,22 +167,18 @@ class OptimizerBase(Telling, StateOnly, torch.optim.Optimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group as any optimizer does; nothing changes if it is refused."""
-        kind = type(self).__name__
-        refuse_unknown(param_group, self._options, kind)
-        given = without_repeats(param_group, self.param_groups, kind)
-        super().add_param_group(named_group(given, self._model, kind))
+        given = self._checked_options(param_group)
+        super().add_param_group(named_group(given, self._model, type(self).__name__))
         try:
             added = self.param_groups[-1]
-            if "momentum" not in self._options:
-                added.pop("momentum", None)  # a default for schedulers alone
-            refuse_lazy(added["params"], kind)
-            refuse_complex(added["params"], kind)
+            added.pop("momentum", None)  # see `_meet_schedulers`
+            refuse_lazy(added["params"], type(self).__name__)
+            refuse_complex(added["params"], type(self).__name__)
             self._check_group(added)
             self._list_params()
             if self._is_complete:
                 self._extend()
-                if self.multiplies:
-                    warn_of_small([added], kind, stacklevel=2)
+                self._say_small([added], stacklevel=3)
         except UserError:
             self.param_groups.pop()
             self._list_params()

@@ -12,7 +12,7 @@ import math
 import operator
 import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -32,13 +32,13 @@ FALLEN = 0.9  # of the highest lr so far: below it a scheduler lets it fall
 
 def unknown(group: Mapping[str, Any], known: Collection[str]) -> list[str]:
     """Keys of a group that would change nothing, and that somebody may rely on: what is None or
-    False asks for nothing, and a text is a label.
+    False asks for nothing, a text is a label, and bytes are what another class has saved.
     """
     passing = {"params", "param_names", *known, *SCHEDULERS, *SPEED}
     return [
         str(key)
         for key, value in group.items()
-        if not (key in passing or value is None or value is False or isinstance(value, str))
+        if not (key in passing or value is None or value is False or isinstance(value, str | bytes))
     ]
 
 
@@ -75,17 +75,6 @@ def without_repeats(
             raise UserError(f"{owner} has {what} twice: each parameter belongs in one group, once")
         seen.add(id(p))
     return group
-
-
-def warn_of_small(groups: Sequence[Mapping[str, Any]], owner: str, stacklevel: int) -> None:
-    """Say that ``lr`` is a multiplier, if one of a group looks like a learning rate."""
-    small = [rate for rate in (float(group["lr"]) for group in groups) if 0 < rate < SMALL]
-    if small:
-        warnings.warn(
-            f"{owner}: lr={small[0]:g} is no learning rate but a multiplier of the update, of "
-            "which 1 is the whole: next to nothing will be learned; leave lr out",
-            stacklevel=stacklevel + 1,
-        )
 
 
 def say_past(owner: str, argument: str, steps: int, advice: str) -> None:
@@ -160,3 +149,45 @@ class GroupWatch:
         if what not in self._said:
             self._said.add(what)
             warnings.warn(f"{self.owner}: {text} (said once)", stacklevel=2)
+
+
+class WithOptions:
+    """The part of an optimizer that knows the options of its groups.
+
+    Attributes:
+        multiplies: whether ``lr`` multiplies an update that has a size of its own.
+        group_keys: options of a parameter group beside the defaults.
+    """
+
+    multiplies: ClassVar[bool] = False
+    group_keys: ClassVar[tuple[str, ...]] = ()
+    defaults: dict[str, Any]
+    param_groups: list[dict[str, Any]]
+
+    def _know_options(self, defaults: Mapping[str, Any]) -> None:
+        self._options = [*defaults, *self.group_keys]
+        self._groups_seen = GroupWatch(type(self).__name__, self._options)
+
+    def _meet_schedulers(self) -> None:
+        """Schedulers that cycle momentum look for one of these in the defaults, and write it into
+        groups, where `GroupWatch` says that it changes nothing.
+        """
+        if "betas" not in self.defaults:
+            self.defaults["momentum"] = None
+
+    def _checked_options(self, group: Any) -> Any:
+        """A group as it was given. Raises UserError for an unknown option or a parameter twice."""
+        refuse_unknown(group, self._options, type(self).__name__)
+        return without_repeats(group, self.param_groups, type(self).__name__)
+
+    def _say_small(self, groups: Sequence[Mapping[str, Any]], stacklevel: int) -> None:
+        """Say that ``lr`` is a multiplier, if it is and one of a group looks like a rate."""
+        rates = [float(group["lr"]) for group in groups] if self.multiplies else []
+        small = [rate for rate in rates if 0 < rate < SMALL]
+        if small:
+            warnings.warn(
+                f"{type(self).__name__}: lr={small[0]:g} is no learning rate but a multiplier of "
+                "the update, of which 1 is the whole: next to nothing will be learned; leave lr "
+                "out",
+                stacklevel=stacklevel,
+            )

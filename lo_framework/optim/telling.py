@@ -134,6 +134,7 @@ class Telling:
         lines = [f"{type(self).__name__} {self._about()} ("]
         for i, group in enumerate(self.param_groups):
             lines.append(f"Parameter Group {i}: {counted(group['params'])}")
-            told = sorted(group.keys() - {"params", "param_names"})
-            lines += [f"    {key}: {group[key]}" for key in told]
+            told = sorted(key for key, value in group.items() if value is not None)
+            hidden = ("params", "param_names")  # long
+            lines += [f"    {key}: {group[key]}" for key in told if key not in hidden]
         return "\n".join([*lines, ")"])
