@@ -12,7 +12,7 @@ import math
 import operator
 import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor
 
@@ -77,36 +77,41 @@ def without_repeats(
     return group
 
 
-def say_past(owner: str, argument: str, steps: int, advice: str) -> None:
-    """Say that a run goes on beyond the number of steps that it was said to have."""
-    warnings.warn(
-        f"{owner}: the run goes on beyond {argument}={steps}, with steps as at its end: {advice} "
-        "(said once)",
-        stacklevel=2,
-    )
+class Course(NamedTuple):
+    """How long a run was said to be.
+
+    Attributes:
+        argument: by which argument; ``optional``: whether it may be left out.
+        schedule: of what a schedule of its own runs over it; empty: of nothing.
+    """
+
+    argument: str
+    steps: int
+    optional: bool = True
+    schedule: str = ""
 
 
 class GroupWatch:
-    """Follows the groups of ``owner`` from step to step.
+    """Follows the groups of ``owner``, which have the options ``known``, from step to step."""
 
-    Args:
-        known: the options that a group has.
-        planned: the name of what has learned a schedule of its own that runs; else empty.
-        advice: what to do about a step that falls twice.
-    """
-
-    def __init__(
-        self, owner: str, known: Collection[str], planned: str = "", advice: str = ""
-    ) -> None:
-        self.owner, self.known, self.planned, self.advice = owner, known, planned, advice
+    def __init__(self, owner: str, known: Collection[str]) -> None:
+        self.owner, self.known = owner, known
+        self.course: Course | None = None
+        self._end = math.inf
         self._rates: list[Any] = []
         self._highest: dict[int, float] = {}
         self._said: set[str] = set()
 
-    def look(self, groups: Sequence[Mapping[str, Any]]) -> None:
-        """Before a step. Nobody waits for an ``lr`` that is on an accelerator: it is not followed,
-        nor is a tensor that a scheduler writes into.
+    def expect(self, course: Course) -> None:
+        """From now on say it if the run goes on beyond its course, or ``lr`` falls beside it."""
+        self.course, self._end = course, course.steps
+
+    def look(self, groups: Sequence[Mapping[str, Any]], updates: int) -> None:
+        """Before a step, after ``updates`` others. Nobody waits for an ``lr`` that is on an
+        accelerator: it is not followed, nor is a tensor that a scheduler writes into.
         """
+        if updates >= self._end:
+            self._say_past()
         rates = [group["lr"] for group in groups]
         if len(rates) == len(self._rates) and all(map(operator.is_, rates, self._rates)):
             return
@@ -114,7 +119,7 @@ class GroupWatch:
         for group in groups:
             for key in unknown(group, self.known):
                 self._say_ignored(key)
-        if self.planned:
+        if self.course is not None and self.course.schedule:
             for i, rate in enumerate(rates):
                 if not isinstance(rate, Tensor) or rate.device.type == "cpu":
                     self._follow(i, float(rate))
@@ -134,15 +139,27 @@ class GroupWatch:
                 key, f"{shown(key)} in a parameter group changes nothing{hint}; known: {known}"
             )
 
+    def _say_past(self) -> None:
+        assert self.course is not None
+        argument, steps, optional, _ = self.course
+        self._end = math.inf
+        self._say(
+            argument,
+            f"the run goes on beyond {argument}={steps}, with steps as at its end: give the number "
+            f"of steps that the run has{f', or leave {argument} out' * optional}",
+        )
+
     def _follow(self, i: int, rate: float) -> None:
         if not 0 < rate < math.inf:
             return  # a step that is left out, not a smaller one
         highest = self._highest[i] = max(rate, self._highest.get(i, rate))
-        if rate < FALLEN * highest:
+        if rate < FALLEN * highest and self.course is not None:
+            argument, _, optional, schedule = self.course
             self._say(
-                "planned",
+                "schedule",
                 f"lr has fallen from {highest:.3g} to {rate:.3g}, beside the schedule over "
-                f"num_steps that {self.planned} has learned: the update falls twice; {self.advice}",
+                f"{argument} that {schedule} has learned: the update falls twice; leave the "
+                f"scheduler{f' or {argument}' * optional} out",
             )
 
     def _say(self, what: str, text: str) -> None:

@@ -24,7 +24,7 @@ from lo_framework.optim.learned.guard import Fallback, GuardConfig
 from lo_framework.optim.learned.host import CPU_CHUNK, Host
 from lo_framework.optim.learned.last import quantities_of
 from lo_framework.optim.learned.store import Store
-from lo_framework.optim.options import GroupWatch, say_past
+from lo_framework.optim.options import Course
 from lo_framework.optim.telling import Values, counted, made
 
 
@@ -99,18 +99,15 @@ class Learned(OptimizerBase):
         self._source = self._fingerprint
         if not isinstance(optimizer, LearnedOptimizer):
             self._source = str(os.fspath(optimizer))
-        follows = self.num_steps is not None and learned.has_schedule
-        self._end = self.num_steps if follows and self.num_steps else math.inf
         # What its gradients were corrected by when it was meta-trained (SAM with a learned radius),
         # or None.
         self.explicit = learned.explicit(learned.theta())
         self._updates = 0
         self._observed: list[Tensor] = []
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay}, model)
-        if follows:
-            leave = "the scheduler or num_steps" if learned.open_ended else "the scheduler"
-            advice = f"leave {leave} out"
-            self._groups_seen = GroupWatch(type(self).__name__, self._options, learned.kind, advice)
+        if self.num_steps and learned.has_schedule:
+            course = Course("num_steps", self.num_steps, learned.open_ended, learned.kind)
+            self._groups_seen.expect(course)
         double = any(p.dtype == torch.float64 for p in self._params)
         dtype = torch.float64 if double else torch.float32
         self._host = Host(learned, self._device, dtype, chunk)
@@ -161,9 +158,7 @@ class Learned(OptimizerBase):
             value = self._as_loss(loss)
         active = self._active()
         if active:
-            self._groups_seen.look(self.param_groups)
-            if self._updates >= self._end:
-                self._say_past()
+            self._groups_seen.look(self.param_groups, self._updates)
             with self._full_precision():
                 self._guarded(active, value) if self._fallback else self._update(active, value)
         return result
@@ -186,13 +181,6 @@ class Learned(OptimizerBase):
             f"{self._source} ({self._host.learned.kind}), {counted(self._params)}, "
             f"{made(self._updates, self.num_steps)}{guard}"
         )
-
-    def _say_past(self) -> None:
-        self._end = math.inf
-        advice = "give the number of steps that the run has"
-        if self._host.learned.open_ended:
-            advice += ", or leave num_steps out"
-        say_past(type(self).__name__, "num_steps", self.num_steps or 0, advice)
 
     def _check_group(self, group: dict[str, Any]) -> None:
         if not 0 <= float(group["lr"]) < math.inf:

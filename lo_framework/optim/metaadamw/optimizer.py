@@ -14,7 +14,6 @@ told in ``docs/metaadamw.md``.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
@@ -41,10 +40,9 @@ from lo_framework.optim.metaadamw.preserved import as_outside
 from lo_framework.optim.metaadamw.published import Variant, find_variant
 from lo_framework.optim.metaadamw.saved import check_entry, refuse_missing
 from lo_framework.optim.metaadamw.training import NetworkTrainer, mean_over_processes
-from lo_framework.optim.options import say_past
+from lo_framework.optim.options import Course
 from lo_framework.optim.telling import Values, counted, made, several
 
-PAST = "give the number of steps that the run has, or leave total_steps out"
 NEW_NETWORK, USUAL_META = NetworkConfig(), MetaConfig()
 # Settings of a network that say where it began, not what it is.
 STARTS = ("seed", "head_scale", "lr", "beta1", "beta2", "eps", "weight_decay", "sam_rho")
@@ -117,12 +115,13 @@ class MetaAdamW(OptimizerBase):
             self.network, self.variant, total_steps, whole("attend_every", attend_every)
         )
         self.updates = 0
-        seen = self.network.config.time or self.network.config.features == "tokens"
-        self._end = total_steps if total_steps and seen else math.inf
         self._own_groups = grouping is not None
         given = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         usual = hyper_of(self.network)
         super().__init__(params, usual | {k: x for k, x in given.items() if x is not None}, model)
+        reads_time = self.network.config.features == "tokens"
+        if total_steps and (reads_time or self.network.config.time):
+            self._groups_seen.expect(Course("total_steps", total_steps, optional=not reads_time))
         self.table = ParameterTable(
             self,
             self.network.config.grouping if grouping is None else grouping,
@@ -153,10 +152,7 @@ class MetaAdamW(OptimizerBase):
         self._refresh()
         active = self._active()
         if active:
-            self._groups_seen.look(self.param_groups)
-            if self.updates >= self._end:
-                self._end = math.inf
-                say_past("MetaAdamW", "total_steps", self._rule.total_steps or 0, PAST)
+            self._groups_seen.look(self.param_groups, self.updates)
             plan = self.table.plan(active)
             self.network.spec.check(plan.grouping)
             with self._full_precision():

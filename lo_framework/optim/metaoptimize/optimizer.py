@@ -104,7 +104,7 @@ class MetaOptimize(OptimizerBase):
                 result = closure()
         active = self._active()
         if active:
-            self._groups_seen.look(self.param_groups)
+            self._groups_seen.look(self.param_groups, self._updates)
             with self._full_precision():
                 self._update(active, graph)
         return result
