@@ -264,7 +264,7 @@ FLOORS: dict[str, list[str]] = {
         "__init__",
     ],
     f"{HOME}.optim": [
-        "naming",
+        "naming options telling",
         "base",
         "arena blocks fused",
         "learned sam",

@@ -88,12 +88,34 @@ class AttentionMLP(Attention):
         self, channels: Tensor, shared: Tensor, params: Tensor, grads: Tensor, state: State
     ) -> tuple[Tensor, State]:
         c = adamw_rule.unstack(channels)
-        extra = channels[len(adamw_rule.AdamWChannels._fields) :]
-        context, p_scale, v_scale = extra[:-2], extra[-2], extra[-1]
         m, v = adamw_rule.moments(c, grads, state["m"], state["v"])
         momenta = state["momenta"] + (1.0 - self.decays)[:, None] * (grads - state["momenta"])
+        new = {"m": m, "v": v, "momenta": momenta}
+        adam, direction, magnitude = self.directions(channels, shared, params, grads, new)
+        params = params - c.decay * params - c.step_size * (adam * torch.exp(magnitude) + direction)
+        return params, new
+
+    def parts(
+        self, channels: Tensor, shared: Tensor, params: Tensor, grads: Tensor, state: State
+    ) -> State:
+        """``adamw``, the direction of AdamW times the network's factor, and ``network``, the
+        direction that the network adds: both are multiplied by the step size.
+        """
+        adam, direction, magnitude = self.directions(channels, shared, params, grads, state)
+        return {"adamw": adam * torch.exp(magnitude), "network": direction}
+
+    def directions(
+        self, channels: Tensor, shared: Tensor, params: Tensor, grads: Tensor, state: State
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """AdamW's direction, the network's and the log of its factor, ``[n]`` each, from the state
+        after this gradient.
+        """
+        c = adamw_rule.unstack(channels)
+        extra = channels[len(adamw_rule.AdamWChannels._fields) :]
+        context, p_scale, v_scale = extra[:-2], extra[-2], extra[-1]
+        m, v = state["m"], state["v"]
         inverse = adamw_rule.inverse_rms(c, v)
-        averages = momenta * shared[:, None] * inverse
+        averages = state["momenta"] * shared[:, None] * inverse
         own = torch.stack(
             [
                 grads * inverse,
@@ -109,6 +131,4 @@ class AttentionMLP(Attention):
         h = torch.relu(self.first @ x + self.first_bias)
         h = torch.relu(self.second @ h + self.second_bias)
         direction, magnitude = (self.last @ h).unbind(0)
-        adam = m * inverse
-        params = params - c.decay * params - c.step_size * (adam * torch.exp(magnitude) + direction)
-        return params, {"m": m, "v": v, "momenta": momenta}
+        return m * inverse, direction, magnitude

@@ -185,6 +185,28 @@ class LearnedOptimizer(nn.Module):
         new, old = self._updated(channels[:-1], shared, columns), columns["params"]
         return {**new, "params": old + channels[-1] * (new["params"] - old)}
 
+    @property
+    def has_schedule(self) -> bool:
+        """Whether the rule looks at the clock, where the horizon is known."""
+        return True
+
+    def quantities(
+        self, layout: Layout, channels: Tensor, shared: Tensor, state: State, clock: Clock
+    ) -> State:
+        """What a person may follow of a step, by name, ``[S]`` each: of its ``channels [C, S]`` and
+        ``shared`` values, and the reduced state after it. ``step_size`` is what the update's
+        direction is multiplied by.
+        """
+        return {}
+
+    def parts(
+        self, channels: Tensor, shared: Tensor, params: Tensor, grads: Tensor, state: State
+    ) -> State:
+        """Parts of the update of one chunk, by name, ``[n]`` each, in a unit of their own, with the
+        per-parameter state after the update; of a rule in which a network adds a part of its own.
+        """
+        return {}
+
     def explicit(self, theta: Theta) -> Regularizer | None:
         """A regularizer whose correction the gradients get before this rule sees them (None: plain
         gradients).

@@ -174,6 +174,16 @@ class Celo2(LearnedOptimizer):
         scale = torch.where(learned, second_moment_scale(stats, EPS), self.config.mult_1d)
         return scale, self.step_size(clock).to(stats)[None], {"step": state["step"] + 1}
 
+    @property
+    def has_schedule(self) -> bool:
+        return self.config.schedule != "constant"
+
+    def quantities(
+        self, layout: Layout, channels: Tensor, shared: Tensor, state: State, clock: Clock
+    ) -> State:
+        """``step_size``: of a direction whose root mean square is one (``scale`` included)."""
+        return {"step_size": shared[0].expand(layout.num)}
+
     def step_size(self, clock: Clock) -> Tensor:
         """The step at this point of a run, 0-d."""
         constant = torch.full_like(clock.progress, self.config.lr)

@@ -136,6 +136,19 @@ class HyperAdamW(LearnedOptimizer):
         reduced = {"step": state["step"] + 1, "log_power": log_power}
         return torch.cat([adamw_rule.stack(c), extra]), progress[None], reduced
 
+    def quantities(
+        self, layout: Layout, channels: Tensor, shared: Tensor, state: State, clock: Clock
+    ) -> State:
+        """AdamW's ``step_size`` (lr), ``weight_decay`` (times lr), ``beta1``, ``beta2``, ``eps``;
+        and ``factor``, what else than roles and schedule has made of lr (1 for this rule).
+        """
+        c = adamw_rule.unstack(channels)
+        lr = c.step_size * -torch.expm1(state["log_power"][0])
+        plain = self.hyper(layout, clock.progress)[0].exp()
+        betas = {"beta1": 1.0 - c.keep1, "beta2": 1.0 - c.keep2}
+        decay = c.decay / lr
+        return {"step_size": lr, "factor": lr / plain, "weight_decay": decay, **betas, "eps": c.eps}
+
     def update(
         self, channels: Tensor, shared: Tensor, params: Tensor, grads: Tensor, state: State
     ) -> tuple[Tensor, State]:

@@ -57,6 +57,8 @@ class LSTM(LearnedOptimizer):
     Config = LSTMConfig
     config: LSTMConfig
     per_param = ("h", "c")
+    open_ended = True
+    has_schedule = False
 
     def __init__(self, config: LSTMConfig) -> None:
         super().__init__()

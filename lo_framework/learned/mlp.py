@@ -57,6 +57,8 @@ class MLP(LearnedOptimizer):
     Config = MLPConfig
     config: MLPConfig
     per_param: ClassVar[tuple[str, ...]] = ("momenta", "v", "row", "col", "factor")
+    open_ended = True
+    has_schedule = False
     decays: Tensor
 
     def __init__(self, config: MLPConfig) -> None:

@@ -29,7 +29,7 @@ from lo_framework.learned.base import Clock, LearnedOptimizer, State, register_l
 from lo_framework.learned.controller import WARM_UP, Controller, agreement, log_rms, tokens
 from lo_framework.learned.hyper_adamw import logit
 from lo_framework.learned.law import FAN, POWERS, hats, log_law
-from lo_framework.learned.orthogonal import orthogonalised
+from lo_framework.learned.orthogonal import is_wide, orthogonalised
 from lo_framework.schema import Checked, Positive, Range, Seed, Share, Width
 
 KNOTS = (0.0, 0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 1.0)  # of progress
@@ -258,6 +258,25 @@ class Scaled(LearnedOptimizer):
         return {
             "channels": torch.stack([eta, torch.exp(log_eta + log_decay)]),
             "agreement": average,
+        }
+
+    def quantities(
+        self, layout: Layout, channels: Tensor, shared: Tensor, state: State, clock: Clock
+    ) -> State:
+        """``step_size``, what the direction is multiplied by (its own size to the power ``norm`` is
+        divided out already); ``decay``, the share of a parameter that a step takes; ``offset``,
+        what has been learned for role and position, as a factor of the step; ``orthogonal``, the
+        share of the orthogonal direction (0 where there is none); ``slow``, that of the slow
+        momentum.
+        """
+        made = dict(zip(OFFSETS, self.offsets(self.constants(layout, channels)), strict=True))
+        wide = [float(bool(self.config.orthogonal) and is_wide(slot)) for slot in layout.slots]
+        return {
+            "step_size": channels[0],
+            "decay": channels[1],
+            "offset": torch.exp(made["log_lr"] - self.get_buffer("start")[0]),
+            "orthogonal": torch.sigmoid(made["orthogonal"]) * channels.new_tensor(wide),
+            "slow": torch.sigmoid(made["slow"]),
         }
 
     def update(

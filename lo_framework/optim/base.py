@@ -23,6 +23,8 @@ from lo_framework.optim.naming import (
     names_of,
     refuse_other_order,
 )
+from lo_framework.optim.options import WithOptions
+from lo_framework.optim.telling import Telling
 from lo_framework.roles import may_hold_embedding
 from lo_framework.spec import UserError
 
@@ -110,12 +112,12 @@ class StateOnly:
         raise TypeError(f"{kind} is copied and saved through state_dict() and load_state_dict()")
 
 
-class OptimizerBase(StateOnly, torch.optim.Optimizer):
+class OptimizerBase(Telling, WithOptions, StateOnly, torch.optim.Optimizer):
     """A ``torch.optim.Optimizer`` whose state may be of another dtype than its parameters, and that
     saves an ``entry`` of its own beside torch's.
 
     Subclasses say what is special about them in `_check_group`, `_extend`, `_entry`,
-    `_check_entry`, `_check_saved` and `_restore`.
+    `_check_entry`, `_check_saved` and `_restore`, and what they tell in `_values` and `_about`.
 
     Attributes:
         entry: key of what belongs to no single parameter in ``state_dict()``.
@@ -132,6 +134,8 @@ class OptimizerBase(StateOnly, torch.optim.Optimizer):
     ) -> None:
         kind = type(self).__name__
         self._is_complete = False  # while groups are added one by one
+        if not (model is None or isinstance(model, nn.Module)):
+            raise UserError(f"{kind}: model must be a torch.nn.Module, not {type(model).__name__}")
         if isinstance(params, nn.Module):
             if not (model is None or model is params):
                 raise UserError(f"give {kind} one module: model is for parameters and groups")
@@ -140,10 +144,13 @@ class OptimizerBase(StateOnly, torch.optim.Optimizer):
             if not params:
                 raise UserError(f"{kind} needs a parameter that requires a gradient")
         self._model = model
+        self._know_options(defaults)
         super().__init__(params, defaults)
         if not self._params:
             raise UserError(f"{kind} needs at least one parameter")
         self._is_complete = True
+        self._meet_schedulers()
+        self._say_small(self.param_groups, stacklevel=4)
         nameless = self.reads_roles and not self._unique_names()
         if nameless and may_hold_embedding([p.shape for p in self._params]):
             warnings.warn(
@@ -160,15 +167,18 @@ class OptimizerBase(StateOnly, torch.optim.Optimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group as any optimizer does; nothing changes if it is refused."""
-        super().add_param_group(named_group(param_group, self._model, type(self).__name__))
+        given = self._checked_options(param_group)
+        super().add_param_group(named_group(given, self._model, type(self).__name__))
         try:
             added = self.param_groups[-1]
+            added.pop("momentum", None)  # see `_meet_schedulers`
             refuse_lazy(added["params"], type(self).__name__)
             refuse_complex(added["params"], type(self).__name__)
             self._check_group(added)
             self._list_params()
             if self._is_complete:
                 self._extend()
+                self._say_small([added], stacklevel=3)
         except UserError:
             self.param_groups.pop()
             self._list_params()

@@ -74,6 +74,8 @@ class Host:
         # With kernels for what a rule prepares; methods of one chunk are called as they are.
         usual = self.learned if self.columns is None else with_kernels(self.learned)
         self._on = {device: usual}
+        # Of the last step: the plan, channels, shared values and clock, for those who ask later.
+        self.last: tuple[Plan, Tensor, Tensor, Clock] | None = None
         self.measures = self._probe()
 
     def _columns(self) -> Kernels | None:
@@ -118,6 +120,7 @@ class Host:
             stats = self._stats(gathered(), plan) if self.measures else self._nothing(plan)
         channels, shared, reduced = self._condition(plan, stats, store.take(plan), loss, clock)
         store.put(plan, reduced)
+        self.last = plan, channels, shared, clock
         if table is not None and table.update(channels, shared, multipliers):
             return
         for work in gathered():

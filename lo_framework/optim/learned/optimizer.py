@@ -23,7 +23,10 @@ from lo_framework.optim.base import ByPlace, OptimizerBase
 from lo_framework.optim.learned.fallback import Fallback
 from lo_framework.optim.learned.guard import GuardConfig
 from lo_framework.optim.learned.host import CPU_CHUNK, Host
+from lo_framework.optim.learned.last import quantities_of
 from lo_framework.optim.learned.store import Store
+from lo_framework.optim.options import Course
+from lo_framework.optim.telling import Values, counted, made
 
 
 class Learned(OptimizerBase):
@@ -37,9 +40,12 @@ class Learned(OptimizerBase):
         optimizer: ``"general"``, which is shipped, ``"hf://owner/name"`` of the Hugging Face hub,
             the path of a saved one, or a ``LearnedOptimizer``, of which a frozen copy is made.
         num_steps: how many steps this training will have. Learned schedules run over this length;
-            steps beyond it are made as at its end.
-        lr: multiplier of the update, per parameter group; schedulers act on it. 1 is the optimizer
-            as meta-trained.
+            steps beyond it are made as at its end, which is said once (a run that stops before
+            cannot be told from one that will go on). None, where a rule can do without: there is no
+            schedule then, and a scheduler is the way to let the step fall.
+        lr: multiplier of the update, per parameter group, no learning rate; schedulers act on it. 1
+            is the optimizer as meta-trained. If it falls while a learned schedule runs, that is
+            said once.
         weight_decay: decoupled, in AdamW's sense, per parameter group: a parameter loses this times
             the size of its tensor's update (root mean square), as AdamW's, whose directions have a
             size of about one, loses it times the learning rate. It adds to what the optimizer has
@@ -58,13 +64,15 @@ class Learned(OptimizerBase):
 
     Raises:
         UserError: no or a bad ``num_steps``, an unknown name, an unreadable file, complex
-            parameters; by ``step``: sparse gradients, an optimizer of corrected gradients
-            (`explicit`) outside `Regularized`.
+            parameters, an option of a group beside ``lr`` and ``weight_decay``; by ``step``: sparse
+            gradients, an optimizer of corrected gradients (`explicit`) outside `Regularized`.
     """
 
     entry = "learned"
     takes_loss = True
     reads_roles = True
+    multiplies = True
+    log_prefix = "learned"
 
     def __init__(
         self,
@@ -85,19 +93,21 @@ class Learned(OptimizerBase):
                 f"of {learned.kind} run over it"
             )
         self.num_steps = None if num_steps is None else whole("num_steps", num_steps)
-        if float(lr) < 0:
-            raise UserError(
-                f"lr is a multiplier of the learned update: it must be at least 0, got {lr}"
-            )
         if chunk is not None and chunk < 1:
             raise UserError(f"chunk must be at least 1, got {chunk}")
         self._fingerprint = fingerprint(learned)
+        self._source = self._fingerprint
+        if not isinstance(optimizer, LearnedOptimizer):
+            self._source = str(os.fspath(optimizer))
         # What its gradients were corrected by when it was meta-trained (SAM with a learned radius),
         # or None.
         self.explicit = learned.explicit(learned.theta())
         self._updates = 0
         self._observed: list[Tensor] = []
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay}, model)
+        if self.num_steps and learned.has_schedule:
+            course = Course("num_steps", self.num_steps, learned.open_ended, learned.kind)
+            self._groups_seen.expect(course)
         double = any(p.dtype == torch.float64 for p in self._params)
         dtype = torch.float64 if double else torch.float32
         self._host = Host(learned, self._device, dtype, chunk)
@@ -148,11 +158,36 @@ class Learned(OptimizerBase):
             value = self._as_loss(loss)
         active = self._active()
         if active:
+            self._groups_seen.look(self.param_groups, self._updates)
             with self._full_precision():
                 self._guarded(active, value) if self._fallback else self._update(active, value)
         return result
 
+    def _values(self) -> Values:
+        values: Values = {}
+        if self.num_steps:
+            values["progress"] = min(self._updates / self.num_steps, 1.0)
+        if self._fallback:
+            values["guard/activations"] = self.guard_activations
+            values["guard/steps"] = self._fallback.guard.remaining
+        if self._host.last is not None:
+            rates = [self.param_groups[k]["lr"] for k in self._group_of]
+            values |= quantities_of(self._host, self._store, rates)
+        return values
+
+    def _about(self) -> str:
+        guard = f", guard (activations: {self.guard_activations})" if self._fallback else ""
+        return (
+            f"{self._source} ({self._host.learned.kind}), {counted(self._params)}, "
+            f"{made(self._updates, self.num_steps)}{guard}"
+        )
+
     def _check_group(self, group: dict[str, Any]) -> None:
+        if not 0 <= float(group["lr"]) < math.inf:
+            raise UserError(
+                "lr is a multiplier of the learned update: it must be at least 0 and finite, got "
+                f"{group['lr']}"
+            )
         if not 0 <= group["weight_decay"] < math.inf:
             raise UserError(
                 f"weight_decay must be at least 0 and finite, got {group['weight_decay']}"
@@ -252,6 +287,7 @@ class Learned(OptimizerBase):
         self._layout = self._lay_out(names or numbers, named=names is not None)
 
     def _set_params(self) -> None:
+        self._host.last = None  # of other parameters, or of a state that is gone
         self._store.set_params(self._params, self._group_of, self._layout)
 
     def _new_store(self) -> None:

@@ -14,7 +14,7 @@ told in ``docs/metaadamw.md``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
@@ -31,10 +31,17 @@ from lo_framework.optim.metaadamw.groups import OwnGroups, Plan
 from lo_framework.optim.metaadamw.look_ahead import meta_gradient
 from lo_framework.optim.metaadamw.meta_loss import LossFn, MetaConfig
 from lo_framework.optim.metaadamw.network import Network, as_learned, hyper_of, make_network
-from lo_framework.optim.metaadamw.parameters import MOMENTS, ParameterTable, check_settings
+from lo_framework.optim.metaadamw.parameters import (
+    MOMENTS,
+    ParameterTable,
+    check_settings,
+)
 from lo_framework.optim.metaadamw.preserved import as_outside
 from lo_framework.optim.metaadamw.published import Variant, find_variant
+from lo_framework.optim.metaadamw.saved import check_entry, refuse_missing
 from lo_framework.optim.metaadamw.training import NetworkTrainer, mean_over_processes
+from lo_framework.optim.options import Course
+from lo_framework.optim.telling import Values, counted, made, several
 
 NEW_NETWORK, USUAL_META = NetworkConfig(), MetaConfig()
 # Settings of a network that say where it began, not what it is.
@@ -77,6 +84,7 @@ class MetaAdamW(OptimizerBase):
 
     entry = "metaadamw"
     reads_roles = True
+    log_prefix = "metaadamw"
 
     def __init__(
         self,
@@ -111,6 +119,9 @@ class MetaAdamW(OptimizerBase):
         given = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         usual = hyper_of(self.network)
         super().__init__(params, usual | {k: x for k, x in given.items() if x is not None}, model)
+        reads_time = self.network.config.features == "tokens"
+        if total_steps and (reads_time or self.network.config.time):
+            self._groups_seen.expect(Course("total_steps", total_steps, optional=not reads_time))
         self.table = ParameterTable(
             self,
             self.network.config.grouping if grouping is None else grouping,
@@ -141,6 +152,7 @@ class MetaAdamW(OptimizerBase):
         self._refresh()
         active = self._active()
         if active:
+            self._groups_seen.look(self.param_groups, self.updates)
             plan = self.table.plan(active)
             self.network.spec.check(plan.grouping)
             with self._full_precision():
@@ -205,12 +217,6 @@ class MetaAdamW(OptimizerBase):
         _, labels, alpha, beta = self._rule.last
         return {k: (a, b) for k, a, b in zip(labels, alpha.tolist(), beta.tolist(), strict=True)}
 
-    def log(self, writer: Any, step: int, prefix: str = "metaadamw") -> None:
-        """Write the factors to a TensorBoard ``SummaryWriter``."""
-        for label, (alpha, beta) in self.factors().items():
-            writer.add_scalar(f"{prefix}/alpha/{label}", alpha, step)
-            writer.add_scalar(f"{prefix}/beta/{label}", beta, step)
-
     def learned(self) -> Attention:
         """This update rule as a learned optimizer (for `Learned`, `lo_framework.save`, `eval`),
         with the settings of the first parameter group.
@@ -230,6 +236,20 @@ class MetaAdamW(OptimizerBase):
                 "given away"
             )
         return as_learned(self.network, self.param_groups[0])
+
+    def _values(self) -> Values:
+        values: Values = {"skipped": self.skipped}
+        for label, (alpha, beta) in self.factors().items():
+            values |= {f"alpha/{label}": alpha, f"beta/{label}": beta}
+        return values
+
+    def _about(self) -> str:
+        weights = sum(p.numel() for p in self.network.parameters())
+        groups = len({group for group, _, _ in self.table.groups})
+        return (
+            f"{counted(self._params)} in {several(groups, 'group')}, "
+            f"{made(self.updates, self._rule.total_steps)}, network of {weights:,} weights"
+        )
 
     def _check_group(self, group: dict[str, Any]) -> None:
         check_settings(group)
@@ -295,30 +315,14 @@ class MetaAdamW(OptimizerBase):
 
     def _check_entry(self, entry: Any, groups: list[dict[str, Any]]) -> dict[str, Any]:
         entry, own = super()._check_entry(entry, groups), self._entry()
-        for word, value in own["kind"].items():
-            if entry["kind"].get(word) != value:
-                grouping = "another grouping or other parameters"
-                what = grouping if word == "groups" else f"another {word}"
-                raise UserError(f"this state is of {what}: build MetaAdamW as it was saved")
-        _refuse_missing("it", own, entry)
-        shapes, saved_shapes = (
-            {name: x.shape for name, x in each["network"].items()} for each in (own, entry)
-        )
-        if shapes != saved_shapes:
-            raise _damaged("its network has other weights")
-        if not self._trainer.fits(entry["meta"]):
-            raise _damaged("what trains the network does not fit it")
-        _refuse_missing("its weighting", own["weighting"], entry["weighting"])
-        factors = entry["factors"]
-        if factors is not None and not set(factors["active"]) <= set(range(len(self._params))):
-            raise _damaged("its factors are of other parameters")
+        check_entry(own, entry, self._trainer, len(self._params))
         for group in groups:
             check_settings(group)
         return entry
 
     def _check_saved(self, saved: ByPlace) -> None:
         for i, state in saved.items():
-            _refuse_missing(f"parameter {i}", ("step", *MOMENTS), state)
+            refuse_missing(f"parameter {i}", ("step", *MOMENTS), state)
         self._check_shapes(saved, dict.fromkeys(MOMENTS, ()))
 
     def _restore(self, entry: dict[str, Any], saved: ByPlace) -> None:
@@ -329,12 +333,3 @@ class MetaAdamW(OptimizerBase):
         self._rule.load_state_dict(entry, plan)
         self._trainer.load_state_dict(entry["meta"])
         self.meta_objective.weighting.load(entry["weighting"])
-
-
-def _refuse_missing(owner: str, wanted: Iterable[str], saved: Collection[str]) -> None:
-    if missing := set(wanted).difference(saved):
-        raise _damaged(f"{owner} has no {min(missing)}")
-
-
-def _damaged(what: str) -> UserError:
-    return UserError(f"this state is damaged: {what}")

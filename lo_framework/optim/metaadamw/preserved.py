@@ -20,7 +20,7 @@ from torch.nn.modules.module import (
 )
 
 from lo_framework.optim.base import hooked
-from lo_framework.optim.sam.closure_landscape import Surroundings, is_writable
+from lo_framework.optim.sam.surroundings import Surroundings, is_writable
 
 
 @contextmanager

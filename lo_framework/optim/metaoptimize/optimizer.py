@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lo_framework.errors import UserError
+from lo_framework.errors import UserError, nearest
 from lo_framework.optim.base import ByPlace, OptimizerBase
 from lo_framework.optim.blocks import Blocks, assign
 from lo_framework.optim.metaoptimize.derivatives import closure_gradients
@@ -26,6 +26,7 @@ from lo_framework.optim.metaoptimize.rules import State, fresh, meta_step
 from lo_framework.optim.metaoptimize.settings import MetaOptimizeConfig, Settings
 from lo_framework.optim.metaoptimize.store import Store
 from lo_framework.optim.metaoptimize.trace import ExactTrace
+from lo_framework.optim.telling import Values, counted, made, several
 
 
 class MetaOptimize(OptimizerBase):
@@ -49,6 +50,9 @@ class MetaOptimize(OptimizerBase):
     """
 
     entry = "metaoptimize"
+    multiplies = True
+    group_keys = ("betas",)
+    log_prefix = "step_size"
 
     def __init__(
         self,
@@ -58,6 +62,10 @@ class MetaOptimize(OptimizerBase):
         config: MetaOptimizeConfig | None = None,
         **options: Any,
     ) -> None:
+        known = [field.name for field in fields(MetaOptimizeConfig)]
+        for name in options.keys() - set(known):
+            hint = " (alpha0 is the step size)" if name == "lr" else nearest(name, known)
+            raise UserError(f"MetaOptimize has no option {name}{hint}; known: {', '.join(known)}")
         self.config = c = replace(config or MetaOptimizeConfig(), **options)
         self._base, self._meta = c.base_rule, c.meta_rule
         limits = c.limits(alpha0)
@@ -96,6 +104,7 @@ class MetaOptimize(OptimizerBase):
                 result = closure()
         active = self._active()
         if active:
+            self._groups_seen.look(self.param_groups, self._updates)
             with self._full_precision():
                 self._update(active, graph)
         return result
@@ -113,27 +122,30 @@ class MetaOptimize(OptimizerBase):
             parts = [part.view(p.shape) for p, part in zip(self._params, parts)]
         return dict(zip(blocks.names, parts))
 
-    def log(self, writer: Any, step: int, prefix: str = "step_size") -> None:
-        """Write the step sizes to a TensorBoard ``SummaryWriter``: the least, median and greatest
-        of a tensor with many.
-        """
-        values = {}
-        for name, x in self.step_sizes().items():
-            if not self._blocks.by_tensor:
-                values[name] = x
-            elif x.numel():
-                ends = {"min": x.min(), "median": x.median(), "max": x.max()}
-                values.update({f"{name}/{end}": value for end, value in ends.items()})
-        for name, number in zip(values, torch.stack([*values.values()]).tolist()):
-            writer.add_scalar(f"{prefix}/{name}", number, step)
-        writer.add_scalar(f"{prefix}/skipped", int(self._watch.skipped), step)
-
     def diagnostics(self) -> dict[str, Any]:
         """Counts: ``meta_steps``; ``skipped`` meta-gradients that were not finite; ``oscillating``,
         ``collapsing`` and ``exploding``, blocks times windows of 50 meta steps; ``blocks``: names
         of some of them.
         """
         return self._watch.report()
+
+    def _values(self) -> Values:
+        values: Values = {}
+        for name, x in self.step_sizes().items():
+            if not self._blocks.by_tensor:
+                values[name] = x
+            elif x.numel():
+                ends = {"min": x.min(), "median": x.median(), "max": x.max()}
+                values.update({f"{name}/{end}": value for end, value in ends.items()})
+        return {**values, "skipped": int(self._watch.skipped)}
+
+    def _about(self) -> str:
+        c = self.config
+        trace = "" if c.trace == "hessian-free" else f', trace "{c.trace}"'
+        return (
+            f"{c.base} by {c.meta}, {several(self._blocks.size, 'step size')}{trace}, "
+            f"{counted(self._params)}, {made(self._updates, None)}"
+        )
 
     def _check_group(self, group: dict[str, Any]) -> None:
         if not float(group["lr"]) >= 0:

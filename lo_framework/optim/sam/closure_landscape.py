@@ -8,20 +8,19 @@ and the model's buffers where the model is known.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any, NoReturn, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lo_framework.errors import UserError
-from lo_framework.optim.base import BackwardWatch, refuse_sparse
+from lo_framework.optim.base import BackwardWatch, refuse_complex, refuse_sparse
+from lo_framework.optim.sam.surroundings import Surroundings
 from lo_framework.regularizers.base import Batch, Landscape, Params
 
 T = TypeVar("T")
-_SEEDED = ("cuda", "xpu")  # accelerators whose generators are read and set per device
 _WORD = (1 << 63) - 1
 
 
@@ -76,110 +75,19 @@ class Passes:
         return run
 
 
-class Surroundings:
-    """Tensors and generators that a pass touches beside the parameters. Made before the first pass,
-    whose noise it remembers.
+class GradientLandscape:
+    """A landscape of which there are gradients alone; who gets them says `gradient`.
 
     Args:
-        params: the optimizer's parameters.
-        model: its buffers (running statistics) and the gradients of its other parameters are
-            protected as well.
-        same_noise: later passes draw the same random numbers as the first, and do not move the
-            generators.
-    """
-
-    def __init__(self, params: Sequence[Tensor], model: nn.Module | None, same_noise: bool) -> None:
-        self.params = list(dict.fromkeys([*params, *(model.parameters() if model else ())]))
-        self.model = model
-        devices = {p.device for p in self.params if p.device.type in _SEEDED}
-        self.devices = sorted(devices, key=str) if same_noise else []
-        self.first_noise = self._noise() if same_noise else None
-
-    @contextmanager
-    def kept(self) -> Iterator[None]:
-        """Start a later pass without gradients; afterwards everything is as it was."""
-        grads = [p.grad for p in self.params]
-        modules = self.model.modules() if self.model else ()
-        buffers = [
-            (m, name, b, b.clone() if is_writable(b) else None)
-            for m in modules
-            for name, b in m.named_buffers(recurse=False)
-        ]
-        noise = self._noise() if self.first_noise else None
-        try:
-            for p in self.params:
-                p.grad = None
-            if self.first_noise:
-                self._set_noise(self.first_noise)
-            yield
-        finally:
-            for p, grad in zip(self.params, grads):
-                p.grad = grad
-            for module, name, buffer, copy in buffers:
-                if copy is not None:
-                    buffer.copy_(copy)
-                # Some modules put a new tensor in the place of a buffer.
-                if getattr(module, name) is not buffer:
-                    setattr(module, name, buffer)
-            if noise:
-                self._set_noise(noise)
-
-    def rewind(self) -> None:
-        """Draw the numbers of the first pass again."""
-        assert self.first_noise is not None
-        self._set_noise(self.first_noise)
-
-    def _noise(self) -> list[Tensor]:
-        states = [torch.get_device_module(device).get_rng_state(device) for device in self.devices]
-        return [torch.get_rng_state(), *states]
-
-    def _set_noise(self, states: Sequence[Tensor]) -> None:
-        torch.set_rng_state(states[0])
-        for device, state in zip(self.devices, states[1:]):
-            torch.get_device_module(device).set_rng_state(state, device)
-
-
-class ClosureLandscape:
-    """The loss of one batch, that of ``run``, as a function of ``params``.
-
-    Args:
-        run: computes loss and gradients at the parameters' values, and returns the loss.
-        params: the parameters themselves, those with a gradient.
-        home: copies of them, to go back to.
+        home: copies of the parameters at the current point.
         seed: of `uniform`; another one each step.
     """
 
-    def __init__(
-        self,
-        run: Callable[[], Any],
-        params: Mapping[str, Tensor],
-        home: Params,
-        surroundings: Surroundings,
-        seed: int,
-    ) -> None:
-        self.run, self.params, self.home = run, params, home
-        self.surroundings, self.seed = surroundings, seed
+    def __init__(self, home: Params, seed: int) -> None:
+        self.home, self.seed = home, seed
 
-    @torch.no_grad()
     def gradient(self, params: Params) -> tuple[Tensor, Params]:
-        """One run of the closure.
-
-        Raises:
-            NotFiniteError: the loss or the gradient is infinite or NaN.
-        """
-        with self.surroundings.kept():
-            try:
-                _assign(self.params, params)
-                loss = loss_of(self.run(), self.home)
-                grad = gradients(self.params, self.home)
-            finally:
-                _assign(self.params, self.home)
-        if not is_finite(loss, grad):
-            raise NotFiniteError(
-                "the loss or gradient at a perturbed point is not finite; the weights are as "
-                "before the step: try a smaller rho or learning rate"
-            )
-        return loss, grad
+        raise NotImplementedError
 
     def loss(self, params: Params) -> NoReturn:
         raise UserError(
@@ -211,6 +119,45 @@ class ClosureLandscape:
         return torch.rand(shape, generator=generator, device=device, dtype=torch.float64)
 
 
+class ClosureLandscape(GradientLandscape):
+    """The loss of one batch, that of ``run``, as a function of ``params``.
+
+    Args:
+        run: computes loss and gradients at the parameters' values, and returns the loss.
+        params: the parameters themselves, those with a gradient.
+        home: copies of them, to go back to.
+        seed: of `uniform`; another one each step.
+    """
+
+    def __init__(
+        self,
+        run: Callable[[], Any],
+        params: Mapping[str, Tensor],
+        home: Params,
+        surroundings: Surroundings,
+        seed: int,
+    ) -> None:
+        super().__init__(home, seed)
+        self.run, self.params, self.surroundings = run, params, surroundings
+
+    @torch.no_grad()
+    def gradient(self, params: Params) -> tuple[Tensor, Params]:
+        """One run of the closure.
+
+        Raises:
+            NotFiniteError: the loss or the gradient is infinite or NaN.
+        """
+        with self.surroundings.kept():
+            try:
+                assign(self.params, params)
+                loss = loss_of(self.run(), self.home)
+                grad = gradients(self.params, self.home)
+            finally:
+                assign(self.params, self.home)
+        refuse_broken(loss, grad)
+        return loss, grad
+
+
 def mixed(seed: int, stream: int) -> int:
     """A seed of its own for every pair: splitmix64."""
     x = (seed + 0x9E3779B97F4A7C15 * (stream + 1)) & ((1 << 64) - 1)
@@ -219,8 +166,43 @@ def mixed(seed: int, stream: int) -> int:
     return (x ^ (x >> 31)) & _WORD
 
 
-def copies(params: Mapping[str, Tensor], dtype: torch.dtype) -> Params:
+def active_of(params: Sequence[Tensor], owner: str) -> dict[str, Tensor]:
+    """Those with a gradient, by their places: names that stay when others come or go.
+
+    Raises:
+        UserError: one is complex, or they are on several devices.
+    """
+    active = {str(i): p for i, p in enumerate(params) if p.grad is not None and p.numel()}
+    refuse_complex(active.values(), owner)
+    devices = sorted({str(p.device) for p in active.values()})
+    if len(devices) > 1:
+        raise UserError(
+            f"{owner} needs all parameters on one device; these are on {', '.join(devices)}"
+        )
+    return active
+
+
+def copies(params: Mapping[str, Tensor]) -> Params:
+    """Copies in the dtype of a regularizer's arithmetic, float32, or float64 if any is."""
+    double = torch.float64 in {p.dtype for p in params.values()}
+    dtype = torch.float64 if double else torch.float32
     return {name: p.detach().to(dtype, copy=True) for name, p in params.items()}
+
+
+def set_gradients(params: Mapping[str, Tensor], grads: Params) -> None:
+    """Write the gradients that the base is to see."""
+    for name, p in params.items():
+        if p.grad is None:
+            p.grad = torch.empty_like(p)
+        p.grad.copy_(grads[name])
+
+
+def step_base(base: torch.optim.Optimizer, loss: Tensor) -> None:
+    """One step of ``base`` from the gradients that are there; the loss for one that looks at it."""
+    if getattr(base, "takes_loss", False):
+        base.step(loss=loss)  # type: ignore[call-overload]
+    else:
+        base.step()
 
 
 def gradients(params: Mapping[str, Tensor], like: Params) -> Params:
@@ -257,14 +239,23 @@ def is_finite(loss: Tensor, grad: Params) -> bool:
     return bool(torch.nn.utils.get_total_norm(list(grad.values())).isfinite() & loss.isfinite())
 
 
-def is_writable(x: Tensor) -> bool:
-    """Whether it can be changed in place: an expanded tensor cannot."""
-    return x.layout == torch.strided and all(
-        step > 0 or size <= 1 for step, size in zip(x.stride(), x.shape)
+def broken_at_home(owner: str) -> NotFiniteError:
+    return NotFiniteError(
+        f"{owner}: the loss or its gradient is not finite; the weights are as before"
     )
 
 
-def _assign(params: Mapping[str, Tensor], values: Params) -> None:
+def refuse_broken(loss: Tensor, grad: Params) -> None:
+    """Raise NotFiniteError if the loss or gradient at a perturbed point is not finite."""
+    if not is_finite(loss, grad):
+        raise NotFiniteError(
+            "the loss or gradient at a perturbed point is not finite; the weights are as "
+            "before the step: try a smaller rho or learning rate"
+        )
+
+
+def assign(params: Mapping[str, Tensor], values: Params) -> None:
+    """Move the parameters to these values."""
     for name, p in params.items():
         p.copy_(values[name])
     # where autocast was entered outside of the closure, casts of the old weights remain

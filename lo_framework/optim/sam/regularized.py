@@ -4,32 +4,38 @@
     loss = optimizer.step(closure)
 
 A step runs the closure at the weights w, lets the regularizer run it at other points, and gives the
-base optimizer the gradient plus the correction, at w. The classes by name (`SAM`, ...) are in
-``explicit``.
+base optimizer the gradient plus the correction, at w. Loops without a closure make it in two halves
+(``halves``). The classes by name (`SAM`, ...) are in ``named``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import fields
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lo_framework.errors import UserError
-from lo_framework.optim.base import StateOnly, hooked, refuse_complex
+from lo_framework.optim.base import StateOnly, hooked
 from lo_framework.optim.sam.closure_landscape import (
     ClosureLandscape,
     NotFiniteError,
     Passes,
-    Surroundings,
+    active_of,
+    broken_at_home,
     copies,
     gradients,
     is_finite,
     loss_of,
     mixed,
+    set_gradients,
+    step_base,
 )
+from lo_framework.optim.sam.halves import InHalves, check, loaded
 from lo_framework.optim.sam.rule_state import RuleState
+from lo_framework.optim.sam.surroundings import Surroundings
 from lo_framework.regularizers import Point, Regularizer, vectors
 from lo_framework.spec import canonical
 
@@ -42,7 +48,7 @@ _STATE_HOOKS = [
 ]
 
 
-class Regularized(StateOnly, torch.optim.Optimizer):
+class Regularized(InHalves, StateOnly, torch.optim.Optimizer):
     """Steps of ``base`` from a regularizer's gradient.
 
     Args:
@@ -60,8 +66,8 @@ class Regularized(StateOnly, torch.optim.Optimizer):
 
     Raises:
         UserError: by the constructor, a base or a regularizer that cannot be used like this; by
-            ``step``: no closure, sparse gradients, complex parameters, or parameters on several
-            devices.
+            ``step``: no closure and no `first_step`, sparse gradients, complex parameters, or
+            parameters on several devices.
         FloatingPointError: by ``step``: a loss or gradient is not finite. Weights and state are as
             before the step.
     """
@@ -100,6 +106,9 @@ class Regularized(StateOnly, torch.optim.Optimizer):
                     f"{self.title}: {spec} needs Hessian-vector products, which a closure cannot "
                     f"give; {part.without_hvp}"
                 )
+        self._own = {f.name for part in parts for f in fields(part.config)} - {*base.defaults}
+        for group in base.param_groups:
+            self._refuse_own(group)
         # No call of super().__init__, which would make groups and state of its own.
         self.defaults = dict(base.defaults)
         for name in _STATE_HOOKS:
@@ -130,7 +139,16 @@ class Regularized(StateOnly, torch.optim.Optimizer):
         self.base.zero_grad(set_to_none)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
+        self._refuse_own(param_group)
         self.base.add_param_group(param_group)
+
+    def _refuse_own(self, group: dict[str, Any]) -> None:
+        """Raise UserError if a group has an option of the regularizer, which no base reads."""
+        for key in sorted(self._own & group.keys()):
+            raise UserError(
+                f'{self.title} has one "{key}" for all parameters: give it to {self.title}, and in '
+                "no parameter group"
+            )
 
     @torch.no_grad()
     def step(
@@ -149,17 +167,25 @@ class Regularized(StateOnly, torch.optim.Optimizer):
             for name in ("grad_scale", "found_inf"):
                 delattr(self, name)
             raise UserError(f"{self.title} unscales every pass itself: {SCALED} of scaler.step")
-        if closure is None:
+        if closure is not None:
+            self._refuse_half("step(closure)")
+            self._begun = None
+        elif (scaler is not None and scaler.is_enabled()) or not self._is_due():
             raise UserError(
                 f"{self.title} needs a closure: step(closure), where closure() zeroes the "
                 "gradients, computes the loss, runs backward and returns the loss; with a "
-                f"gradient scaler {SCALED} of scaler.step"
+                f"gradient scaler {SCALED} of scaler.step; without a closure, first_step() and "
+                "second_step(), each after a backward of an unscaled loss"
             )
         arguments: Any = ((self, closure), {"scaler": scaler})
         for before in self._optimizer_step_pre_hooks.values():
             arguments = before(self, *arguments) or arguments
         (_, closure), kwargs = arguments
-        result = self._step(closure, **kwargs)
+        result: Any = None
+        if closure is None:
+            self._end_half()
+        else:
+            result = self._step(closure, **kwargs)
         for after in self._optimizer_step_post_hooks.values():
             after(self, *arguments)
         return result
@@ -173,15 +199,13 @@ class Regularized(StateOnly, torch.optim.Optimizer):
     def _step(self, closure: Callable[[], T], *, scaler: torch.amp.GradScaler | None = None) -> T:
         scaler = scaler if scaler is not None and scaler.is_enabled() else None
         state = self._rule_state
-        params = [p for group in self.param_groups for p in group["params"]]
-        surroundings = Surroundings(params, self.model, self.same_noise)
+        surroundings = Surroundings(self._params, self.model, self.same_noise)
         run = self._passes.of(closure, scaler, self.title)
         result = run()
-        active = self._active(params)
+        active = active_of(self._params, self.title)
         if not active:
             return result
-        double = torch.float64 in {p.dtype for p in active.values()}
-        home = copies(active, torch.float64 if double else torch.float32)
+        home = copies(active)
         here = Point(home, loss_of(result, home), gradients(active, home))
         # A guarded base decides about a broken loss; an overflow of scaled gradients is none.
         overflows = scaler is not None and bool(here.loss.isfinite())
@@ -194,31 +218,26 @@ class Regularized(StateOnly, torch.optim.Optimizer):
                 correction = self.regularizer.correction_at(
                     state.steps, landscape, here, state.of(home)
                 )
-                for name, grad in vectors.add(here.grad, correction.field).items():
-                    active[name].grad.copy_(grad)  # type: ignore[union-attr]
+                set_gradients(active, vectors.add(here.grad, correction.field))
                 state.advance(correction.state)
             elif not guarded:
-                raise NotFiniteError(
-                    f"{self.title}: the loss or its gradient is not finite; the weights are as "
-                    "before"
-                )
+                raise broken_at_home(self.title)
         except NotFiniteError:
             if scaler is None:
                 raise
             return result  # and the scaler, which has seen it, lowers the scale
-        if getattr(self.base, "takes_loss", False):
-            self.base.step(loss=here.loss)  # type: ignore[call-overload]
-        else:
-            self.base.step()
+        step_base(self.base, here.loss)
         return result
 
     def state_dict(self) -> dict[str, Any]:
         """The base optimizer's state, which can load it, and ``"regularizer"``. References, not
-        copies.
+        copies. Between `first_step` and `second_step` it has the weights to go back to.
         """
 
         def add(_: torch.optim.Optimizer, result: dict[str, Any]) -> None:
             result["regularizer"] = self._rule_state.state_dict()
+            if self._half is not None:
+                result["regularizer"]["half"] = self._half.state_dict()
 
         with hooked(self.base.register_state_dict_post_hook(add, prepend=True)):
             return self.base.state_dict()
@@ -237,27 +256,17 @@ class Regularized(StateOnly, torch.optim.Optimizer):
             saved = adapted.get("regularizer")
             if saved is not None:
                 self._rule_state.check(saved)
+                check(saved.get("half"), self._params, self.model)
             return {key: value for key, value in adapted.items() if key != "regularizer"}
 
         def rebuild(_: torch.optim.Optimizer) -> None:
             self._rule_state.load_state_dict(saved)
+            half = saved.get("half") if saved else None
+            around = Surroundings(self._params, self.model, self.same_noise)
+            self._half = None if half is None else loaded(half, self._params, around)
 
         with hooked(
             self.base.register_load_state_dict_pre_hook(capture),
             self.base.register_load_state_dict_post_hook(rebuild, prepend=True),
         ):
             self.base.load_state_dict(state_dict)
-
-    def _active(self, params: list[Tensor]) -> dict[str, Tensor]:
-        """The parameters with a gradient, by their places: names that stay when others come or
-        go.
-        """
-        active = {str(i): p for i, p in enumerate(params) if p.grad is not None and p.numel()}
-        refuse_complex(active.values(), self.title)
-        devices = sorted({str(p.device) for p in active.values()})
-        if len(devices) > 1:
-            raise UserError(
-                f"{self.title} needs all parameters on one device; these are on "
-                f"{', '.join(devices)}"
-            )
-        return active

@@ -30,6 +30,7 @@ from tests.lo_framework.optim.tools import (
 STEPS, HORIZON = 20, 16  # the last steps lie beyond the horizon
 
 
+@pytest.mark.filterwarnings("ignore:Learned. the run goes on beyond num_steps")
 @pytest.mark.parametrize("spec", ALL_KINDS)
 def test_face_arena_and_vmapped_unroll_are_equal(spec: str) -> None:
     task, learned = GivenGradients(), moved(spec)

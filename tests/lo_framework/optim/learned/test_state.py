@@ -126,12 +126,12 @@ def test_state_has_the_shapes_of_parameters() -> None:
 
 def test_scheduler_resumes_with_the_optimizer() -> None:
     params = parameters()
-    face = Learned(params, moved("attention"), num_steps=9)
+    face = Learned(params, moved("scaled"))
     scheduler = CosineAnnealingLR(face, T_max=9)
     for t in range(3):
         run(face, params, [t])
         scheduler.step()
-    other = Learned(parameters(), moved("attention"), num_steps=9)
+    other = Learned(parameters(), moved("scaled"))
     resumed = CosineAnnealingLR(other, T_max=9)
     resumed.load_state_dict(scheduler.state_dict())
     other.load_state_dict(through_file(face.state_dict()))

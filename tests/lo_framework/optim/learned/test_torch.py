@@ -69,7 +69,7 @@ def test_schedulers_act_without_warnings() -> None:
         lambda o: LambdaLR(o, lambda epoch: 0.5**epoch),
     ):
         params = parameters()
-        face = Learned(params, moved("attention"), num_steps=10)
+        face = Learned(params, moved("scaled"))
         scheduler = make(face)
         seen = []
         with warnings.catch_warnings():
@@ -293,11 +293,12 @@ def test_progress_stays_at_its_end() -> None:
     params = parameters()
     face = Learned(params, learned, num_steps=3)
     changes = []
-    for t in range(6):
-        before = flat(params)
-        run(face, params, [t])
-        changes.append(not torch.equal(flat(params), before))
-    assert changes == [True, True, True, False, False, False]
+    with pytest.warns(UserWarning, match="beyond num_steps=3") as seen:
+        for t in range(6):
+            before = flat(params)
+            run(face, params, [t])
+            changes.append((not torch.equal(flat(params), before), len(seen)))
+    assert changes == [(True, 0)] * 3 + [(False, 1)] * 3
 
 
 @pytest.mark.parametrize("num_steps", [None, 0, -3, 2.5, True])

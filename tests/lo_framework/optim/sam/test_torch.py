@@ -299,7 +299,7 @@ def test_around_a_learned_optimizer() -> None:
     model, other = tools.network(torch.float32), tools.network(torch.float32)
     optimizer = SAM(Learned(model.parameters(), moved("attention-mlp"), num_steps=10), rho=0.1)
     bare = Learned(other.parameters(), moved("attention-mlp"), num_steps=10)
-    scheduler = StepLR(optimizer, 3, 0.5)
+    scheduler = StepLR(optimizer, 3, 2.0)
     seen: list[float] = []
     inner = optimizer.base._host.learned.condition  # type: ignore[attr-defined]
     optimizer.base._host.learned.condition = lambda *a: (seen.append(float(a[3])), inner(*a))[1]  # type: ignore[attr-defined, func-returns-value]
@@ -309,7 +309,7 @@ def test_around_a_learned_optimizer() -> None:
         for p, q in zip(model.parameters(), other.parameters()):
             q.grad = p.grad.clone()  # type: ignore[union-attr]
         bare.step(loss=losses[-1])
-        bare.param_groups[0]["lr"] = 0.5 if t == 2 else 1.0
+        bare.param_groups[0]["lr"] = 2.0 if t == 2 else 1.0
         scheduler.step()
     assert seen == pytest.approx(losses)
     torch.testing.assert_close(tools.weights(model), tools.weights(other))

@@ -1,0 +1,309 @@
+"""A step in two halves, for loops that run no closure: backward at the weights, `first_step`,
+backward where the regularizer wants a gradient, `second_step`.
+
+A rule asks its landscape for a gradient in the midst of its work. The first half runs it up to that
+question; the second runs it again, with the answer. Rules are pure, so both ask the same, and the
+result is that of a closure to the bit.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
+
+from lo_framework.errors import UserError
+from lo_framework.optim.sam.closure_landscape import (
+    GradientLandscape,
+    active_of,
+    assign,
+    broken_at_home,
+    copies,
+    gradients,
+    is_finite,
+    loss_of,
+    mixed,
+    refuse_broken,
+    set_gradients,
+    step_base,
+)
+from lo_framework.optim.sam.rule_state import RuleState
+from lo_framework.optim.sam.surroundings import Kept, Surroundings
+from lo_framework.regularizers import vectors
+from lo_framework.regularizers.base import Correction, Params, Point, Regularizer, State
+
+PLAIN = ("seed", "broken", "is_same", "moved")
+CLOSURE = "use step(closure), which runs as many passes as it wants"
+
+
+class _Asked(Exception):
+    """A rule wants the gradient at ``point``."""
+
+    def __init__(self, point: Params) -> None:
+        self.point = point
+
+
+class _Answering(GradientLandscape):
+    """Answers the one question of a rule, once there is an answer."""
+
+    def __init__(self, home: Params, seed: int, grad: Params | None) -> None:
+        super().__init__(home, seed)
+        self.grad, self.asked = grad, False
+
+    def gradient(self, params: Params) -> tuple[Tensor, Params]:
+        if self.asked:
+            raise UserError(f"this regularizer wants more than two gradients: {CLOSURE}")
+        self.asked = True
+        if self.grad is None:
+            raise _Asked(params)
+        nothing = next(iter(self.home.values())).new_zeros(())
+        return nothing, self.grad  # what a closure's step does with that loss, nobody reads
+
+
+@dataclass
+class Half:
+    """A step of which the first half is made.
+
+    Attributes:
+        here: weights, loss (0 where nobody told it) and gradients, by the places of parameters.
+        seed: of the step's random numbers.
+        broken: whether loss or gradient is not finite, which the base decides about.
+        is_same: whether the second pass draws the noise of the first, or may draw its own.
+        surroundings, kept: what the second pass may change, as it was.
+        moved: whether the weights are elsewhere, and a second gradient is wanted.
+    """
+
+    here: Point
+    seed: int
+    broken: bool
+    is_same: bool
+    surroundings: Surroundings
+    kept: Kept
+    moved: bool = False
+
+    def begin(self, rule: Regularizer, step: int, state: State, params: Params) -> None:
+        """Move the weights to where ``rule`` wants a gradient, and clear the gradients."""
+        if not self.broken:
+            try:
+                self._run(rule, step, state, None)
+            except _Asked as question:
+                assign(params, question.point)
+                self.moved = True
+        self.surroundings.before_pass()
+
+    def end(
+        self, rule: Regularizer, step: int, state: State, params: Params
+    ) -> tuple[Params, State | None]:
+        """Weights and surroundings as before; the gradient of the step, and the rule's new state,
+        None for a broken step.
+
+        Raises:
+            NotFiniteError: the second gradient is not finite.
+        """
+        second = gradients(params, self.here.params) if self.moved else None
+        memory = [p.grad for p in params.values()]
+        assign(params, self.here.params)
+        self.surroundings.put_back(self.kept)
+        for p, grad in zip(params.values(), memory):
+            p.grad = grad
+        if self.broken:
+            return self.here.grad, None
+        if second is not None:
+            refuse_broken(self.here.loss, second)
+        correction = self._run(rule, step, state, second)
+        return vectors.add(self.here.grad, correction.field), correction.state
+
+    def _run(self, rule: Regularizer, step: int, state: State, grad: Params | None) -> Correction:
+        landscape = _Answering(self.here.params, self.seed, grad)
+        return rule.correction_at(step, landscape, self.here, state)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain values: a training may be saved between the halves."""
+        return {
+            **{name: getattr(self, name) for name in PLAIN},
+            "params": dict(self.here.params),
+            "grad": dict(self.here.grad),
+            "loss": self.here.loss,
+            "buffers": [copy for *_, copy in self.kept.buffers],
+            "noise": self.kept.noise,
+        }
+
+
+def loaded(saved: Mapping[str, Any], params: Sequence[Tensor], around: Surroundings) -> Half:
+    """What `Half.state_dict` has saved, for an optimizer of ``params``, all of them."""
+    home, grad = (
+        {name: x.to(params[int(name)].device).clone() for name, x in saved[key].items()}
+        for key in ("params", "grad")
+    )
+    here = Point(home, saved["loss"].to(next(iter(home.values()))), grad)
+    now = around.keep()
+    buffers = [
+        (*place[:3], None if copy is None else copy.to(place[2], copy=True))
+        for place, copy in zip(now.buffers, saved["buffers"])
+    ]
+    noise = saved["noise"] and [state.cpu() for state in saved["noise"]]
+    kept = Kept([None] * len(now.grads), buffers, noise)
+    plain = {name: saved[name] for name in PLAIN}
+    return Half(here, surroundings=around, kept=kept, **plain)
+
+
+def check(
+    saved: Mapping[str, Any] | None, params: Sequence[Tensor], model: nn.Module | None
+) -> None:
+    """Raise UserError unless a saved half, if there is one, is of such parameters and buffers."""
+    modules = model.modules() if model else ()
+    num = sum(1 for m in modules for _ in m.named_buffers(recurse=False))
+    if saved and len(saved["buffers"]) != num:
+        raise UserError(
+            "this state was saved between first_step and second_step of another model: it has "
+            f"{len(saved['buffers'])} buffers and not {num}; give the same model="
+        )
+    for name, x in saved["params"].items() if saved else ():
+        if int(name) >= len(params) or params[int(name)].shape != x.shape:
+            raise UserError(
+                "this state was saved between first_step and second_step of other parameters: "
+                f"parameter {name} had shape {tuple(x.shape)}"
+            )
+
+
+def _are_zero(grads: Iterable[Tensor]) -> bool:
+    return bool(get_total_norm([*grads]) == 0)
+
+
+class InHalves:
+    """The methods of `Regularized` that make a step in halves."""
+
+    title: str
+    base: torch.optim.Optimizer
+    regularizer: Regularizer
+    model: nn.Module | None
+    same_noise: bool
+    _rule_state: RuleState
+    _begun: Surroundings | None = None  # the noise of a step that is to come
+    _half: Half | None = None
+    _has_warned = False
+
+    def begin_step(self) -> None:
+        """Call it before the first pass of a step in halves where the model draws random numbers
+        (dropout): the second pass then draws the same, as ``same_noise`` says.
+        """
+        self._refuse_half("begin_step()")
+        self._begun = Surroundings(self._params, self.model, self.same_noise)
+
+    @torch.no_grad()
+    def first_step(self, loss: Tensor | float | None = None) -> bool:
+        """After backward has put the gradients at the weights into ``.grad``: move the weights to
+        where the regularizer wants a second gradient, and clear the gradients. Then run backward on
+        the same data again, and `second_step`.
+
+            loss_fn(model(x), y).backward()
+            optimizer.first_step()
+            loss_fn(model(x), y).backward()
+            optimizer.second_step()
+
+        Args:
+            loss: what backward was run on, where the base looks at it (`Learned`).
+
+        Returns:
+            Whether a second pass is needed: in most steps of `LookSAM` none is, and what one gives
+            is not looked at.
+
+        Raises:
+            UserError: a step is half made, there are no gradients, or the regularizer wants more
+                than two. Nothing has changed.
+            FloatingPointError: loss or gradient is not finite. Nothing has changed.
+        """
+        self._refuse_half("first_step()")
+        cost = self.regularizer.cost
+        if cost.gradients > 2 or cost.hvps:
+            raise UserError(
+                f"{self.title} wants more gradients a step than the two of first_step and "
+                f"second_step: {CLOSURE}"
+            )
+        if loss is None and getattr(self.base, "takes_loss", False):
+            raise UserError(f"{type(self.base).__name__} looks at the loss: call first_step(loss)")
+        active = active_of(self._params, self.title)
+        if not active:
+            raise UserError("first_step() needs gradients: run backward before it")
+        home = copies(active)
+        here = Point(home, loss_of(0.0 if loss is None else loss, home), gradients(active, home))
+        broken = not is_finite(here.loss, here.grad)
+        if broken and not getattr(self.base, "is_guarded", False):
+            raise broken_at_home(self.title)
+        around = self._begun or Surroundings(self._params, self.model, self.same_noise)
+        state = self._rule_state
+        is_same = self._begun is not None or not self.same_noise
+        seed = mixed(state.seed, state.steps)
+        half = Half(here, seed, broken, is_same, around, around.keep())
+        half.begin(self.regularizer, state.steps, state.of(home), active)
+        self._half, self._begun = half, None
+        return half.moved
+
+    def second_step(self) -> None:
+        """After the second backward: the weights go back, and the base steps from the regularizer's
+        gradient. ``step()`` without a closure is the same, for loops that call that.
+
+        Raises:
+            UserError: no `first_step` came before, or no backward since it. Nothing has changed.
+            FloatingPointError: the second gradient is not finite. Weights and state are as before
+                the step.
+        """
+        if self._half is None:
+            raise UserError("second_step() comes after first_step() and a second backward")
+        self.step()
+
+    def step(self) -> Any:
+        raise NotImplementedError
+
+    @property
+    def _params(self) -> list[Tensor]:
+        return [p for group in self.base.param_groups for p in group["params"]]
+
+    def _refuse_half(self, what: str) -> None:
+        if self._half is not None:
+            raise UserError(
+                f"{what} in the midst of a step: after first_step() come a backward and "
+                "second_step()"
+            )
+
+    def _is_due(self) -> bool:
+        """Whether the second half is to be made. Raises UserError if its gradients are missing."""
+        half, params = self._half, self._params
+        if half is None:
+            return False
+        grads = [params[int(name)].grad for name in half.here.params]
+        there = [grad for grad in grads if grad is not None]
+        if half.moved and (
+            not there or (_are_zero(there) and not _are_zero(half.here.grad.values()))
+        ):
+            raise UserError(
+                "second_step() needs the gradients of a second pass: run backward between "
+                "first_step() and second_step(), and zero no gradients after it"
+            )
+        return True
+
+    def _end_half(self) -> None:
+        """The second half, and the base's step."""
+        half, state, params = self._half, self._rule_state, self._params
+        assert half is not None
+        active = {name: params[int(name)] for name in half.here.params}
+        if half.moved and not (half.is_same or self._has_warned):
+            self._has_warned = half.surroundings.has_drawn(half.kept)
+            if self._has_warned:
+                warnings.warn(
+                    f"{self.title}: the second pass drew other random numbers (dropout) than the "
+                    "first: call begin_step() before the first pass, or give same_noise=False "
+                    "(said once)",
+                    stacklevel=5,
+                )
+        self._half = None
+        grads, new = half.end(self.regularizer, state.steps, state.of(half.here.params), active)
+        set_gradients(active, grads)
+        if new is not None:
+            state.advance(new)
+        step_base(self.base, half.here.loss)
