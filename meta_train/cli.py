@@ -93,7 +93,8 @@ def _train(program: Program, given: dict[str, Any], written: dict[str, Any]) -> 
     from lo_framework.plugin import load_plugins
 
     if program.evaluate:
-        require("matplotlib")  # for the picture at the end
+        require("matplotlib")  # for the pictures at the end
+        require("jinja2")
     torch.set_num_threads(1)
     load_plugins(program.plugins)
     config = make_config(program.preset, written, **given)

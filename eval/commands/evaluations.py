@@ -60,8 +60,8 @@ examples:
           --at-reference metaadamw,metaadamw:online=false,head_scale=0.1 --scaled 0.5,0.75,1.25,1.5
       is it MetaAdamW's rule, its training, or the learning rate that it changes?
 
-DIR gets transfer.json, transfer.md and curves.png, as `eval transfer` writes them (`eval report`
-shows them again; arms.png where there are too many for curves), and cells/ (finished parts: a
+DIR gets transfer.json, transfer.html, transfer.md and curves.png, as `eval transfer` writes them
+(`eval report` shows them again; arms.png where there are too many for curves), and cells/ (finished parts: a
 killed run continues when the same command is given again). Nothing but measured times depends on
 --workers. Exit code: 0 if anything worked (what failed is named), 1 if nothing did, 2 for bad
 input.
@@ -138,8 +138,8 @@ A suite is a JSON file: {"problems": [{"name": "wide", "axis": "width",
 "optimizee": "mlp-relu:hidden=512x512", "dataset": "digits", "steps": 200}, ...]}
 
 DIR gets score.json (every number of every seed), score.csv (a row for each problem, optimizer and
-seed), score.md (the tables), score.png and cells/ (finished parts: a killed run continues when the
-same command is given again). Nothing but measured times depends on --workers. Exit code: 0 if
+seed), score.html (one page with all tables and pictures), score.md (the tables), score.png and
+cells/ (finished parts: a killed run continues when the same command is given again). Nothing but measured times depends on --workers. Exit code: 0 if
 anything worked (what failed is named), 1 if nothing did, 2 for bad input.
 """
 
@@ -215,7 +215,8 @@ examples:
   python -m eval transfer --learned FILE --baselines adamw,adamw:law=true,muon --step-scales none
       Muon beside AdamW, and AdamW untuned; the learned optimizer as it is, without a tuned step
 
-DIR gets transfer.json (every number of every seed), transfer.md (the tables) and curves.png.
+DIR gets transfer.json (every number of every seed), transfer.html (one page with all tables and
+pictures), transfer.md (the tables) and curves.png.
 Nothing but the measured times depends on --workers. Exit code: 0 if anything worked (what failed
 is named), 1 if nothing did, 2 for bad input.
 """
