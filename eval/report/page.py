@@ -6,14 +6,15 @@ Every report has its page from here (`Report.html`). Nothing on it asks for anyt
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import itertools
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lo_framework.errors import visible
 from lo_framework.eval.report.drawing import COLOURS, DARK
-from lo_framework.eval.report.svg import svg
+from lo_framework.eval.report.svg import Drawn, svg
 from lo_framework.eval.report.table import Table
 from lo_framework.optional import require
 
@@ -43,8 +44,12 @@ class Term:
 class Picture:
     """A figure as an SVG element, and what there is to see."""
 
-    svg: str
+    svg: Drawn
     caption: str
+
+    def numbered(self, number: int) -> str:
+        """Return the element with ids that no other picture of the page has."""
+        return self.svg.text.replace(self.svg.mark, f"picture-{number}")
 
 
 @dataclass(frozen=True)
@@ -108,8 +113,11 @@ def render(page: Page) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    kinds: dict[str, Callable[[Part], str]] = {"kind": lambda part: type(part).__name__}
-    environment.filters |= {**kinds, "drawn": lambda part: Markup(part.svg)}
+    number = itertools.count(1)
+    environment.filters |= {
+        "kind": lambda part: type(part).__name__,
+        "drawn": lambda part: Markup(part.numbered(next(number))),
+    }
     places = {id(term): f"word-{i}" for i, term in enumerate(page.words, 1)}
     return environment.get_template("page.html").render(
         page=page,

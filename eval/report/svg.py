@@ -8,7 +8,7 @@ import hashlib
 import io
 import re
 import warnings
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lo_framework.eval.report.drawing import COLOURS
 
@@ -36,17 +36,22 @@ _USED = re.compile(r"(?:url\(|href=\")#([^)\"]+)")
 _NAMED = re.compile(r' id="([^"]*)"')
 
 
-def svg(figure: Figure) -> str:
+class Drawn(NamedTuple):
+    text: str
+    mark: str
+
+
+def svg(figure: Figure) -> Drawn:
     """Return ``figure`` as an element of an HTML page.
 
-    It is transparent, its text is text, and its colours are variables of the page's style. No two
-    pictures share an id, nothing in it refers to anything outside, and the same figure gives the
-    same text.
+    It is transparent, its text is text, and its colours are variables of the page's style. Nothing
+    in it refers to anything outside, and the same figure gives the same text: its ids begin with
+    ``mark``, in whose place a page puts the picture's number.
     """
     from matplotlib import rc_context
 
     stream = io.StringIO()
-    options = dict(format="svg", dpi=DPI, transparent=True)
+    options: dict[str, Any] = dict(format="svg", dpi=DPI, transparent=True)
     with warnings.catch_warnings(), rc_context({"svg.fonttype": "none", "svg.hashsalt": SALT}):
         # Of names: characters that the font lacks, labels too long for the layout.
         warnings.simplefilter("ignore")
@@ -59,7 +64,7 @@ def svg(figure: Figure) -> str:
     mark = hashlib.sha256(text.encode()).hexdigest()[:8]
     used = set(_USED.findall(text))
     text = _TAG.sub(lambda tag: _tag(tag[0], used, mark), text)
-    return re.sub(r">\s+<", "><", text).strip()
+    return Drawn(re.sub(r">\s+<", "><", text).strip(), mark)
 
 
 def _tag(tag: str, used: set[str], mark: str) -> str:

@@ -50,8 +50,8 @@ FOREST = "Mean of each optimizer in parts of the reference's, with 95% intervals
 BESIDE_BASELINES = (
     Term(
         "better, worse",
-        "the 95% interval of the mean difference leaves zero out (of wins where runs diverged); "
-        "no correction for many tests",
+        "the 95% interval of the mean difference leaves zero out (that of how often it is better, "
+        "where runs diverged); no correction for many tests",
         True,
         ("verdict",),
     ),

@@ -61,10 +61,11 @@ class SharpnessReport(Report[Result]):
     def heading(self) -> list[str]:
         result, s = self.result, self.result.settings
         seeds = f"{numbers.seeds(result.seeds)}, the same for every optimizer"
+        radii = ", ".join(f"{r:g}" for r in s["radii"])
         lines = [
             f"{s['steps']} steps, {seeds}",
-            f"the loss is searched within radii of {', '.join(f'{r:g}' for r in s['radii'])} around "
-            f"the parameters, with effort {s['effort']}",
+            f"the loss is searched within radii of {radii} around the parameters, with effort "
+            f"{s['effort']}",
             f"probe: updates are compared with the correction of {s['probe']}",
         ]
         if result.baselines:
@@ -104,6 +105,10 @@ class SharpnessReport(Report[Result]):
     def words(self) -> list[Term]:
         return words_of(self.result)
 
+    def notes(self) -> list[str]:
+        """Say nothing in the terminal: what the words mean is on the page."""
+        return []
+
     def findings(self) -> list[str]:
         lines = tables.verdicts(self.result, compare(self.result), in_words=True)
         return lines or ["One optimizer alone: nothing to compare."]
@@ -138,7 +143,9 @@ class SharpnessReport(Report[Result]):
                 yield Folded("Other neighbourhoods", (variants,))
         for a, b in self.pairs:
             table = tables.differences(result, comparisons, task, a, b)
-            yield from [f"{a} minus {b}", table] if self.few else [Folded(table.title, (table,))]
+            if self.few:
+                yield f"{a} minus {b}"
+            yield table if self.few else Folded(table.title, (table,))
         drawn = [part for one in self.pictures(task) for part in picture(*one)]
         yield "Pictures" if drawn else ["Nothing was measured: no pictures."]
         yield from drawn

@@ -9,6 +9,12 @@ from lo_framework.eval.sharpness.result import Result
 
 FIRST = (
     Term(
+        "sharpness",
+        "how far the loss rises around the parameters. It does not predict generalisation by "
+        "itself: read it beside test accuracy",
+        first=True,
+    ),
+    Term(
         "at matched training loss",
         "at the first watched step whose loss on the full training split is at most the worst "
         "optimizer's last one on the same seed. Runs that diverged never match and are counted. "
@@ -80,9 +86,5 @@ def words_of(result: Result) -> list[Term]:
             ("equal steps: difference", "matched loss: difference"),
         ),
         Term("censored", "runs that never came to the matched loss"),
-        Term(
-            "sharpness",
-            "it does not predict generalisation by itself: read it beside test accuracy",
-        ),
     ]
     return [*FIRST, *symbols]

@@ -74,7 +74,9 @@ def test_transfer_and_report(file, tmp_path, capsys):
         data["files"] == {"hyper-adamw": str(file)} and data["derived"]["comparisons"][0]["verdict"]
     )
 
-    before = {name: (out / name).read_bytes() for name in ("curves.png", "transfer.md", "transfer.html")}
+    before = {
+        name: (out / name).read_bytes() for name in ("curves.png", "transfer.md", "transfer.html")
+    }
     for name in before:
         (out / name).unlink()
     assert main(["report", str(out)]) == 0

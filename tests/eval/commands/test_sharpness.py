@@ -5,6 +5,7 @@ input.
 from __future__ import annotations
 
 import json
+
 import pytest
 
 from lo_framework.eval.cli import main

@@ -1,5 +1,5 @@
-"""The pages of `eval transfer` and `eval score`; that of `eval sharpness` is tested with its command,
-as it takes measurements.
+"""The pages of `eval transfer` and `eval score`; that of `eval sharpness` is tested with its
+command, as it takes measurements.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import pytest
 from lo_framework.eval.report import numbers
 from lo_framework.eval.report.base import Report
 from lo_framework.eval.report.drawing import canvas
+from lo_framework.eval.report.page import Picture
 from lo_framework.eval.report.score import ScoreReport
 from lo_framework.eval.report.svg import svg
 from lo_framework.eval.report.transfer import TransferReport
@@ -80,7 +81,9 @@ def test_the_summary_of_one_task_and_of_several() -> None:
     assert "over 2 tasks: " in report.findings()[0]
     one = report.result.tasks[:1]
     arms = tuple(arm for arm in report.result.arms if arm.task in one)
-    alone = TransferReport(type(report.result)(**{**vars(report.result), "tasks": one, "arms": arms}))
+    alone = TransferReport(
+        type(report.result)(**{**vars(report.result), "tasks": one, "arms": arms})
+    )
     assert alone.findings()[0].startswith("mlp/digits, mine, final loss: 0.3")
     assert "times adamw's" in alone.findings()[0]
 
@@ -106,15 +109,16 @@ def test_long_runs_make_small_pages() -> None:
 
 def test_pictures_have_the_colours_of_the_page_and_no_common_id() -> None:
     pictures = []
-    for title in ("a < b & $c$", "d"):
+    for number in (1, 2):
+        title = "a < b & $c$"
         figure, (axes,) = canvas(1, 1, (4, 3))
         axes.plot([0, 1], [0.123456789, 1], color="#0072B2")
         axes.set_title(title.replace("$", r"\$"))
-        pictures.append(svg(figure))
+        pictures.append(Picture(svg(figure), "").numbered(number))
     first, second = pictures
     assert "var(--c0)" in first and "var(--text)" in first and "#0072b2" not in first
     assert "a &lt; b &amp; $c$" in first and "white" not in first
-    ids = [set(part.split('"')[0] for part in x.split(' id="')[1:]) for x in pictures]
+    ids = [{part.split('"')[0] for part in x.split(' id="')[1:]} for x in pictures]
     assert ids[0] and ids[1] and not ids[0] & ids[1]
     assert all(f"#{name}" in x for x, names in zip(pictures, ids) for name in names)
     assert "://" not in first + second

@@ -94,7 +94,10 @@ def test_it_goes_on_after_a_kill_and_does_not_depend_on_workers(suite, capsys):
 def test_the_report_is_made_again(suite, capsys):
     assert score(suite, "hyper-adamw", "--problems", "wide") == 0
     out = suite.parent / "out"
-    before = {name: (out / name).read_bytes() for name in ("score.csv", "score.md", "score.html", "score.png")}
+    before = {
+        name: (out / name).read_bytes()
+        for name in ("score.csv", "score.md", "score.html", "score.png")
+    }
     for name in before:
         (out / name).unlink()
     assert main(["report", str(out)]) == 0
