@@ -18,7 +18,7 @@ OPTIONAL = {
     "jinja2": ("Jinja2", "train", "the pages of reports"),
     "prodigyopt": ("prodigyopt", "baselines", "the baseline prodigy"),
     "schedulefree": ("schedulefree", "baselines", "the baseline schedule-free"),
-    "huggingface_hub": ("huggingface_hub", "hub", "it downloads shared optimizers"),
+    "huggingface_hub": ("huggingface_hub", "hub", "it exchanges files with the hub"),
     "curvlinops": ("curvlinops-for-pytorch", "sharpness", "Hessian products"),
 }
 

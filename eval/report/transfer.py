@@ -51,7 +51,7 @@ BESIDE_BASELINES = (
     Term(
         "better, worse",
         "the 95% interval of the mean difference leaves zero out (that of how often it is better, "
-        "where runs diverged); no correction for many tests",
+        "where a loss is not finite); no correction for many tests",
         True,
         ("verdict",),
     ),
@@ -149,7 +149,8 @@ class TransferReport(Report[Result]):
             together += [*picture(forest, FOREST), *ratios([result])]
         found = [Section("All tasks", together)] if together else []
         drawn = {panel.title: panel for panel in panels(result)}
-        points = max(40, min(160, ON_A_PAGE // sum(len(x.curves) for x in drawn.values() or ())))
+        count = sum(len(panel.curves) for panel in drawn.values())
+        points = max(40, min(160, ON_A_PAGE // max(1, count)))
         for task, tables in self._by_task().items():
             parts: list[Part] = [*tables]
             if task in drawn and not many:

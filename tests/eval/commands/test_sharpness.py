@@ -102,7 +102,8 @@ def test_the_page_explains_itself_and_needs_nothing_else(done):
     (caution,) = report.cautions()
     assert caution.startswith("2 seeds: ") and "p-value below 0.5" in caution
     assert caution in page.text and "It takes 6 seeds" in caution
-    first, _, rest = page.text.partition("What the words mean")
+    links, first, rest = page.text.split("What the words mean")
+    assert "Summary" in links
     assert "nothing significant" in first and not any(x in first for x in ("h(", "λ", "R1"))
     assert "R1" in rest and "λ max" in rest
 
