@@ -133,7 +133,7 @@ def test_why_it_cannot_be_pushed(tmp_path: Path) -> None:
         (["general", "me/mine"], "is not of the form hf://owner/name"),
         (["general", "hf://mine"], "is not of the form hf://owner/name"),
         (["general", f"{TARGET}@main"], "names a revision: a push makes one; give hf://me/mine"),
-        (["quick", TARGET, "--card-score", str(SCORE)], "score"),
+        (["general", TARGET, "--card-score", "results/score/score.json"], "score"),
         (["general", TARGET, "--card-score", "nowhere.json"], "cannot read 'nowhere.json'"),
         (["general", TARGET, "--privat"], 'did you mean "--private"'),
         ([], "FILE is required"),
