@@ -13,7 +13,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import closing, nullcontext
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -233,9 +233,10 @@ class MetaTraining:
         if saved is not None and saved.record.finished:
             return self.folder.finish(saved)
         self.folder.begin()
-        done, shards = saved.step if saved else 0, len(self.pool) * self.config.shards
+        done, total = saved.step if saved else 0, self.config.outer_steps
+        shards = len(self.pool) * self.config.shards
         with (
-            closing(Progress(self.out, self.config.outer_steps, done, self.quiet)) as progress,
+            closing(Progress(self.out, total, done, self.quiet, asdict(self.config))) as progress,
             closing(Workers(self.setup, shards)) as workers,
             closing(self.folder),
         ):
@@ -249,6 +250,7 @@ class MetaTraining:
                     trainer.resume(saved)
                 with signals.noted():
                     trainer.loop(deadline, signals)
+                progress.draw(trainer.run.step)
             except TaskFailed as error:
                 step = trainer.run.step + 1 if hasattr(trainer, "run") else 0
                 raise UserError(

@@ -7,6 +7,7 @@ from __future__ import annotations
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,6 +15,9 @@ from typing import Any
 from lo_framework.commandline import Stopped
 
 ENDING = (signal.SIGINT, signal.SIGTERM)
+# Seconds until another signal is a second one: `timeout` and schedulers send theirs to the process
+# and to its group.
+AGAIN = 1.0
 
 
 class Signals:
@@ -22,6 +26,7 @@ class Signals:
     def __init__(self) -> None:
         self.number = 0
         self._patient = False
+        self._came = 0.0
 
     @contextmanager
     def heard(self) -> Iterator[None]:
@@ -52,8 +57,11 @@ class Signals:
             self._patient = False
 
     def _come(self, number: int, _: Any) -> None:
+        now = time.monotonic()
+        if self._patient and self.number and now - self._came < AGAIN:
+            return
         if not self._patient or self.number:
             raise Stopped(number)
-        self.number = number
+        self.number, self._came = number, now
         line = "stopping after this step, with a resume state; once more stops at once"
         print(line, file=sys.stderr, flush=True)

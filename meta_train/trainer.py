@@ -33,7 +33,7 @@ from lo_framework.meta_train.incumbent import (
 )
 from lo_framework.meta_train.judges import ByFamilies, ByProbes, Judge, not_finite
 from lo_framework.meta_train.outer import AVERAGING, LONG_AVERAGING, OuterOptimizer, Radius
-from lo_framework.meta_train.progress import Progress
+from lo_framework.meta_train.progress import INCUMBENT, Progress
 from lo_framework.meta_train.shards import Tensors
 from lo_framework.meta_train.stopping import Signals
 from lo_framework.meta_train.workers import ShardHost, Workers
@@ -179,7 +179,7 @@ class Trainer:
         last = run.step in (self.stage.end, config.outer_steps)
         if last or _passed(config.validate_every, before, run.step):
             rows[-1][0].update(self._validate())
-            rows[-1][1]["validation/incumbent"] = run.incumbent.score
+            rows[-1][1][INCUMBENT] = run.incumbent.score
             run.curve.append([run.step, run.incumbent.score])
         seconds = (time.monotonic() - started) / len(rows)
         rate = self.workers.shards * config.tasks_per_shard * config.unroll_length / seconds

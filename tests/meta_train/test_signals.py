@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from lo_framework.meta_train import stopping
 from lo_framework.meta_train.cli import main
 from lo_framework.meta_train.stopping import ENDING, Signals
 from lo_framework.meta_train.trainer import Trainer
@@ -17,7 +18,7 @@ USUAL = (signal.default_int_handler, signal.SIG_DFL)
 
 
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-@pytest.mark.parametrize("patience", ["once", "twice"])
+@pytest.mark.parametrize("patience", ["once", "twice at once", "twice"])
 def test_a_signal_long_before_the_first_resume_state(
     sent: signal.Signals,
     code: int,
@@ -26,15 +27,16 @@ def test_a_signal_long_before_the_first_resume_state(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """One signal leaves a state of the step that was done, a second one says that there is none;
-    both runs end with the bits of an undisturbed one.
+    """One signal leaves a state of the step that was done, as it does where it is sent to process
+    and group; after a second one it is said that there is none. All runs end with the bits of an
+    undisturbed one.
     """
     rare = {"checkpoint_every": 100, "validate_every": 100}
     assert main(command(tmp_path / "undisturbed", **rare)) == 0
     out, advance = tmp_path / "run", Trainer._advance
 
     def disturbed(trainer: Trainer) -> None:
-        for _ in range({"once": 1, "twice": 2}[patience] * (trainer.run.step == 1)):
+        for _ in range((2 - (patience == "once")) * (trainer.run.step == 1)):
             signal.raise_signal(sent)
         advance(trainer)
 
@@ -42,6 +44,8 @@ def test_a_signal_long_before_the_first_resume_state(
     try:
         with monkeypatch.context() as patch:
             patch.setattr(Trainer, "_advance", disturbed)
+            if patience == "twice":
+                patch.setattr(stopping, "AGAIN", 0.0)
             assert main(command(out, **rare)) == code
         assert [signal.getsignal(x) for x in ENDING] == [*USUAL]
     finally:
@@ -50,7 +54,7 @@ def test_a_signal_long_before_the_first_resume_state(
     line = capsys.readouterr().err.splitlines()[-1]
     word = {130: "interrupted", 143: "terminated"}[code]
     go_on = f"--out {out} --resume"
-    if patience == "once":
+    if patience != "twice":
         assert line == f"meta_train: {word}; step 2 is saved; go on with {go_on}"
         assert final_state(out)[0] == 2 and (out / "optimizer.safetensors").exists()
     else:
