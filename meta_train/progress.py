@@ -52,8 +52,10 @@ class Curves:
     def __init__(self, folder: Path, begin: int) -> None:
         require("tensorboard")
         from tensorboard.compat.proto import event_pb2, summary_pb2
+        from tensorboard.plugins.hparams import summary_v2
         from tensorboard.summary.writer.record_writer import RecordWriter
 
+        self._hparams: Any = summary_v2
         self._event: Any = event_pb2.Event
         self._summary: Any = summary_pb2.Summary
         folder.mkdir(parents=True, exist_ok=True)
@@ -71,14 +73,12 @@ class Curves:
 
     def settings(self, values: Mapping[str, Any]) -> None:
         """What the run was given, as hyper-parameters beside the score of its incumbent."""
-        from tensorboard.plugins.hparams import summary_v2
-
         known = {name: x for name, x in values.items() if isinstance(x, (bool, int, float, str))}
-        metrics = [summary_v2.Metric(INCUMBENT, display_name="score of the incumbent")]
-        names = [summary_v2.HParam(name) for name in known]
+        metrics = [self._hparams.Metric(INCUMBENT, display_name="score of the incumbent")]
+        names = [self._hparams.HParam(name) for name in known]
         for summary in (
-            summary_v2.hparams_config_pb(names, metrics),
-            summary_v2.hparams_pb(known),
+            self._hparams.hparams_config_pb(names, metrics),
+            self._hparams.hparams_pb(known),
         ):
             self._write(self._event(summary=summary))
 
