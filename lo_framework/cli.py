@@ -68,7 +68,7 @@ def _push(request: PushRequest) -> int:
     sizes = (f"  {name:22} {len(data):>9,} bytes" for name, data in sent.files.items())
     print("\n".join([f"{HUB}{sent.repository}: {sent.about}", *sizes]))
     if request.dry_run:
-        kind = "private" if request.private else "public"
+        kind = "private" if request.private else "public, unless its owner's default is another"
         print(f"\n{CARD}:\n\n{sent.files[CARD].decode()}")
         print(f"nothing is uploaded (--dry-run); a repository that is made would be {kind}")
         return 0

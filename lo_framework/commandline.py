@@ -145,7 +145,7 @@ class Parser(argparse.ArgumentParser):
         self.flags[field.name] = flag
         usual = field.default
         if required(field):
-            self.required[field.name] = field.metadata["metavar"] if positional else flag
+            self.required[field.name] = field.metadata.get("metavar", flag) if positional else flag
         elif not (several or isinstance(usual, bool) or usual in ("", None)):
             text += f" (default: {usual})"
         options: dict[str, Any] = {"help": text.strip().replace("%", "%%")}

@@ -83,7 +83,8 @@ def hub() -> Iterator[Hub]:
             if name in here.files:
                 return self._answer(409, {"error": "You already created this model repo"} | url)
             here.files[name] = {}
-            here.private[name] = bool(asked.get("private"))
+            # Older clients say the one, newer ones the other.
+            here.private[name] = bool(asked.get("private") or asked.get("visibility") == "private")
             self._answer(200, url)
 
         def _body(self) -> bytes:
