@@ -20,11 +20,12 @@ examples:
 
 `python -m eval COMMAND --help` explains a command and its options, with examples.
 """
+FAILED = "nothing worked; where something did, the code is 0, and what failed is named"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command. Exit code 0; 1 if nothing worked; 2 for bad input, with one line on stderr;
-    130 if interrupted.
+    130 and 141 for what signals end.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     name = f"eval {words[0]}" if words and words[0] in COMMANDS else "eval"
@@ -39,7 +40,8 @@ def _run(words: list[str]) -> int:
         load_plugins([*named, *(w[9:] for w in words if w.startswith("--plugin="))])
     entry = COMMANDS.find(words[0])
     name, examples = f"python -m eval {entry.name}", entry.facts["examples"]
-    parser = commandline.Parser(name, entry.config, description=_help(entry), examples=examples)
+    about = dict(description=_help(entry), examples=examples, failed=FAILED)
+    parser = commandline.Parser(name, entry.config, **about)
     request = entry.config(**parser.read(words[1:]))
     return entry.build(request, [*name.split(), *words[1:]])
 
@@ -50,6 +52,7 @@ def _without_command(words: list[str]) -> int:
         "python -m eval COMMAND",
         description="\n".join(["Judge optimizers against tuned baselines.\n\ncommands:", *about]),
         examples=EXAMPLES,
+        failed=FAILED,
     )
     parser.read(words)
     parser.print_help(sys.stderr)

@@ -245,6 +245,22 @@ def probability_of_improvement(
     return Estimate(value=p, low=low, high=high, n=n, level=level, diverged=diverged)
 
 
+def least_p(pairs: int) -> float:
+    """The smallest two-sided p-value that a test of ``pairs`` signs can give: all of one sign.
+
+    No test that only takes pairs to be exchangeable (signs, or permutations within pairs) gives
+    less; Student's t may, as it takes differences to be normal.
+    """
+    return min(1.0, 2.0 ** (1 - pairs))
+
+
+def pairs_needed(tests: int, level: float = 0.05) -> int:
+    """So many pairs, with which `least_p` is below ``level`` after Holm's correction for ``tests``
+    comparisons.
+    """
+    return next(n for n in range(1, 1100) if max(tests, 1) * least_p(n) < level)
+
+
 def summarize(values: ArrayLike, *, lower_is_better: bool = True) -> Summary:
     """Everything a table says about ``values [n]`` of one metric over seeds; diverged runs count as
     infinitely bad.

@@ -38,8 +38,27 @@ from lo_framework.malloc import keep_freed_memory
 from lo_framework.namespace import HOME
 from lo_framework.schema import Mismatch, convert, read_json, required
 
-SIGINT, SIGPIPE = 130, 141  # shells report a program that a signal ended as 128 + its number
+SIGINT, SIGPIPE, SIGTERM = 130, 141, 143  # shells report a signal's end as 128 + its number
+_SIGNALLED = 128
+_WORDS = {SIGINT: "interrupted", SIGTERM: "terminated"}
+ENDS = """\
+exit codes:
+  0    done
+{failed}\
+  2    bad input, or a system that refuses: one line on stderr says what is wrong
+  130  interrupted (Ctrl-C); what was finished is kept
+  141  the reader of the output went away
+  143  terminated (SIGTERM); what was finished is kept
+"""
 _METAVARS = {int: "N", float: "X"}
+
+
+class Stopped(KeyboardInterrupt):
+    """The signal ``number`` ends the program; the rest, if there is any, says how to go on."""
+
+    def __init__(self, number: int, *words: str) -> None:
+        super().__init__(*words)
+        self.number = number
 
 
 class Finished(SystemExit):
@@ -47,15 +66,25 @@ class Finished(SystemExit):
 
 
 class Parser(argparse.ArgumentParser):
-    """The options of the dataclasses ``configs``, of one or several, with one-line errors."""
+    """The options of the dataclasses ``configs``, of one or several, with one-line errors.
+
+    Args:
+        failed: what exit code 1 means, where the program has one.
+    """
 
     def __init__(
-        self, prog: str, *configs: type, description: str = "", examples: str = ""
+        self,
+        prog: str,
+        *configs: type,
+        description: str = "",
+        examples: str = "",
+        failed: str = "",
     ) -> None:
+        ends = ENDS.format(failed=f"  1    {failed}\n" if failed else "")
         super().__init__(
             prog=prog,
             description=description,
-            epilog=examples,
+            epilog="\n".join(filter(None, [examples, ends])),
             formatter_class=_Help,
             allow_abbrev=False,
             argument_default=argparse.SUPPRESS,
@@ -116,7 +145,7 @@ class Parser(argparse.ArgumentParser):
         self.flags[field.name] = flag
         usual = field.default
         if required(field):
-            self.required[field.name] = flag
+            self.required[field.name] = field.metadata.get("metavar", flag) if positional else flag
         elif not (several or isinstance(usual, bool) or usual in ("", None)):
             text += f" (default: {usual})"
         options: dict[str, Any] = {"help": text.strip().replace("%", "%%")}
@@ -211,8 +240,10 @@ def _run(name: str, program: Callable[[list[str]], int], words: list[str]) -> in
             print(f"{name}: {_line(error)}", file=sys.stderr, flush=True)
             return 2
         except KeyboardInterrupt as stop:  # its argument, if there is one, says how to go on
-            print(f"{name}: {'; '.join(['interrupted', *stop.args])}", file=sys.stderr, flush=True)
-            return SIGINT
+            code = _SIGNALLED + stop.number if isinstance(stop, Stopped) else SIGINT
+            line = "; ".join([_WORDS.get(code, "stopped"), *stop.args])
+            print(f"{name}: {line}", file=sys.stderr, flush=True)
+            return code
     except BrokenPipeError:  # `| head`: the reader has seen enough
         _discard((1, 2))  # or Python complains when it flushes at exit
         return SIGPIPE

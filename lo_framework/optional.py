@@ -15,10 +15,10 @@ OPTIONAL = {
     "higher": ("higher", "train", "the inner backend of that name"),
     "matplotlib": ("matplotlib", "train", "pictures"),
     "scipy": ("scipy", "eval", "eigenvalues of a Hessian"),
-    "jinja2": ("Jinja2", "eval", "the page of a sharpness evaluation"),
+    "jinja2": ("Jinja2", "train", "the pages of reports"),
     "prodigyopt": ("prodigyopt", "baselines", "the baseline prodigy"),
     "schedulefree": ("schedulefree", "baselines", "the baseline schedule-free"),
-    "huggingface_hub": ("huggingface_hub", "hub", "it downloads shared optimizers"),
+    "huggingface_hub": ("huggingface_hub", "hub", "it exchanges files with the hub"),
     "curvlinops": ("curvlinops-for-pytorch", "sharpness", "Hessian products"),
 }
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
+from signal import SIGINT
 from typing import Any
 
-from lo_framework.commandline import Parser, run
+from lo_framework.commandline import Parser, Stopped, run
 from lo_framework.meta_train.config import ALWAYS_WRITTEN, BEFORE, Program, RunConfig
+from lo_framework.meta_train.stopping import Signals
 
 # Nothing here may import torch before the arguments are read: --help answers at once.
 
@@ -70,21 +72,32 @@ def read(words: Sequence[str]) -> tuple[Program, dict[str, Any], dict[str, Any]]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit code 0; 2 for bad input or a system that refuses (one line on stderr); 130 and 141 for
-    what signals end.
+    """Exit code 0; 2 for bad input or a system that refuses (one line on stderr); 130, 141 and 143
+    for what signals end.
     """
     return run("meta_train", _main, argv)
 
 
 def _main(words: list[str]) -> int:
     program, given, written = read(words)
+    signals = Signals()
     try:
-        return _train(program, given, written)
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"go on with --out {program.out} --resume") from None
+        with signals.heard():
+            return _train(program, given, written, signals)
+    except KeyboardInterrupt as stop:
+        number = stop.number if isinstance(stop, Stopped) else SIGINT
+        raise Stopped(number, *stop.args, _how_to_go_on(Path(program.out))) from None
 
 
-def _train(program: Program, given: dict[str, Any], written: dict[str, Any]) -> int:
+def _how_to_go_on(out: Path) -> str:
+    kept = any((out / "state").glob("*")) or (out / "light.safetensors").exists()
+    line = f"go on with --out {out} --resume"
+    return line if kept else f"no resume state is written yet: {line} begins anew"
+
+
+def _train(
+    program: Program, given: dict[str, Any], written: dict[str, Any], signals: Signals
+) -> int:
     import torch
 
     from lo_framework.meta_train.presets import make_config
@@ -93,12 +106,13 @@ def _train(program: Program, given: dict[str, Any], written: dict[str, Any]) -> 
     from lo_framework.plugin import load_plugins
 
     if program.evaluate:
-        require("matplotlib")  # for the picture at the end
+        require("matplotlib")  # for the pictures at the end
+        require("jinja2")
     torch.set_num_threads(1)
     load_plugins(program.plugins)
     config = make_config(program.preset, written, **given)
     training = MetaTraining(WorkerSetup(config, program))
-    best = training.train()
+    best = training.train(signals)
     print(
         f"best on validation seeds: {best.kind} at step {best.step}, score {best.score:.3f} "
         "(tuned AdamW: 1)"

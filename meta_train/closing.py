@@ -9,7 +9,7 @@ import sys
 from contextlib import closing, suppress
 
 from lo_framework.eval.api import evaluate
-from lo_framework.eval.report.base import prepare
+from lo_framework.eval.report.base import MARKS, prepare
 from lo_framework.eval.report.transfer import TransferReport
 from lo_framework.eval.running.progress import Progress
 from lo_framework.files.atomic import atomic_write_text
@@ -50,5 +50,5 @@ def closing_report(run: MetaTraining, best: Incumbent) -> str:
         report = TransferReport(result)
         report.save(prepare(folder))
         atomic_write_text(mark, key)  # last: a killed evaluation is done again
-    written = [path for path in sorted(folder.iterdir()) if path.suffix in (".json", ".md", ".png")]
+    written = [path for path in sorted(folder.iterdir()) if path.suffix in MARKS]
     return f"{report.plain()}\n{report.listing(written)}"

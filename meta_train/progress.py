@@ -11,7 +11,9 @@ TensorBoard has the same as ``meta_loss/FAMILY`` (and ``diverged``, ``nonfinite`
 ``outer/grad_norm``, ``outer/clip_ratio``, ``outer/skipped``, ``log10_step_size/FAMILY/PROGRESS``
 (the learned step size at the start, middle and end of an episode), ``validation/incumbent`` and
 ``rate/inner_steps_per_second``; for objectives about steps also ``term_NAME/FAMILY``, and
-``weight/NAME`` where there are several terms, and ``probe/NAME`` where there are probes.
+``weight/NAME`` where there are several terms, and ``probe/NAME`` where there are probes. Beside
+them stand the run's settings (HPARAMS, with the incumbent's score) and, once the run ends or is
+stopped, a picture of the score and the probes (IMAGES).
 """
 
 from __future__ import annotations
@@ -28,8 +30,11 @@ from typing import Any
 
 from lo_framework.files.atomic import reason
 from lo_framework.files.jsonl import truncate_jsonl
-from lo_framework.optional import require
+from lo_framework.meta_train.pictures import score_picture
+from lo_framework.optional import missing, require
 from lo_framework.spec import UserError
+
+INCUMBENT = "validation/incumbent"  # the curve of what is saved
 
 
 class Curves:
@@ -47,8 +52,10 @@ class Curves:
     def __init__(self, folder: Path, begin: int) -> None:
         require("tensorboard")
         from tensorboard.compat.proto import event_pb2, summary_pb2
+        from tensorboard.plugins.hparams import summary_v2
         from tensorboard.summary.writer.record_writer import RecordWriter
 
+        self._hparams: Any = summary_v2
         self._event: Any = event_pb2.Event
         self._summary: Any = summary_pb2.Summary
         folder.mkdir(parents=True, exist_ok=True)
@@ -64,6 +71,22 @@ class Curves:
         points = [self._summary.Value(tag=tag, simple_value=value) for tag, value in values.items()]
         self._write(self._event(step=step, summary=self._summary(value=points)))
 
+    def settings(self, values: Mapping[str, Any]) -> None:
+        """What the run was given, as hyper-parameters beside the score of its incumbent."""
+        known = {name: x for name, x in values.items() if isinstance(x, (bool, int, float, str))}
+        metrics = [self._hparams.Metric(INCUMBENT, display_name="score of the incumbent")]
+        names = [self._hparams.HParam(name) for name in known]
+        for summary in (
+            self._hparams.hparams_config_pb(names, metrics),
+            self._hparams.hparams_pb(known),
+        ):
+            self._write(self._event(summary=summary))
+
+    def picture(self, step: int, tag: str, png: bytes) -> None:
+        image = self._summary.Image(encoded_image_string=png)
+        value = self._summary.Value(tag=tag, image=image)
+        self._write(self._event(step=step, summary=self._summary(value=[value])))
+
     def close(self) -> None:
         self._file.close()
 
@@ -74,11 +97,21 @@ class Curves:
 
 
 class Progress:
-    """Writes every outer step to all three. ``start``: the outer steps already done (a resumed
-    run).
+    """Writes every outer step to all three.
+
+    Args:
+        start: the outer steps already done (a resumed run).
+        settings: of the run.
     """
 
-    def __init__(self, out: Path, total: int, start: int, quiet: bool = False) -> None:
+    def __init__(
+        self,
+        out: Path,
+        total: int,
+        start: int,
+        quiet: bool = False,
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
         require("tqdm")
         from tqdm import tqdm
 
@@ -86,6 +119,7 @@ class Progress:
         truncate_jsonl(out / "metrics.jsonl", start)
         with self._writing():
             self.curves = Curves(out / "tensorboard", start + 1)
+            self.curves.settings(settings or {})
             self.log = (out / "metrics.jsonl").open("a", encoding="utf-8")
         self.terminal = sys.stderr.isatty() and not quiet
         self.quiet = quiet
@@ -116,6 +150,15 @@ class Progress:
             left = (now - self.begun) / max(done, 1) * (self.total - record["step"])
             self.say(f"step {record['step']}/{self.total}: {short}, {left:.0f} s left")
             self.told = now
+
+    def draw(self, step: int) -> None:
+        """The picture of the run so far, where pictures can be drawn."""
+        if missing("matplotlib"):
+            return
+        with self._writing():
+            picture = score_picture(self.out / "metrics.jsonl")
+            if picture is not None:
+                self.curves.picture(step, "score", picture)
 
     def close(self) -> None:
         self.bar.close()

@@ -13,13 +13,14 @@ import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import closing, nullcontext
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from lo_framework import ranks
+from lo_framework.commandline import Stopped
 from lo_framework.files.lock import exclusive
 from lo_framework.inner.engine import Engine, resolved
 from lo_framework.learned import LEARNED, LearnedOptimizer, load, register_learned
@@ -32,6 +33,7 @@ from lo_framework.meta_train.presets import make_config
 from lo_framework.meta_train.problems import Given
 from lo_framework.meta_train.progress import Progress
 from lo_framework.meta_train.shards import TaskFailed, build_estimator, build_family
+from lo_framework.meta_train.stopping import Signals
 from lo_framework.meta_train.trainer import Trainer
 from lo_framework.meta_train.workers import Workers, WorkerSetup
 from lo_framework.optimizees import Task
@@ -184,10 +186,15 @@ class MetaTraining:
         if needed > there / 4:
             self.say(line)
 
-    def train(self) -> Incumbent:
+    def train(self, signals: Signals | None = None) -> Incumbent:
         """Run (or go on) to the end and save the incumbent; returns it. Of a finished run, only an
         optimizer file that is lost or damaged is made again.
+
+        Raises:
+            Stopped: one of the ``signals`` has come; a resume state is written where there is a
+                step to go on from.
         """
+        signals = signals or Signals()
         resume = self.program.resume or ranks.restarted()
         seconds = self.program.max_seconds
         deadline = None if seconds is None else time.monotonic() + seconds
@@ -197,8 +204,10 @@ class MetaTraining:
             deaths, reached = 0, -1
             while True:
                 try:
-                    return self._train(resume, deadline)
+                    return self._train(resume, deadline, signals)
                 except Died as death:
+                    if signals.number:  # it was sent to the workers too
+                        raise Stopped(signals.number) from None
                     if ranks.others():  # torchrun begins all of them again
                         raise UserError(f"{death}; go on with --out {self.out} --resume") from None
                     if UNSTARTED in str(death):
@@ -219,14 +228,15 @@ class MetaTraining:
         if not self.quiet:
             print(line, file=sys.stderr, flush=True)
 
-    def _train(self, resume: bool, deadline: float | None) -> Incumbent:
+    def _train(self, resume: bool, deadline: float | None, signals: Signals) -> Incumbent:
         saved = self.folder.load() if resume else None
         if saved is not None and saved.record.finished:
             return self.folder.finish(saved)
         self.folder.begin()
-        done, shards = saved.step if saved else 0, len(self.pool) * self.config.shards
+        done, total = saved.step if saved else 0, self.config.outer_steps
+        shards = len(self.pool) * self.config.shards
         with (
-            closing(Progress(self.out, self.config.outer_steps, done, self.quiet)) as progress,
+            closing(Progress(self.out, total, done, self.quiet, asdict(self.config))) as progress,
             closing(Workers(self.setup, shards)) as workers,
             closing(self.folder),
         ):
@@ -238,12 +248,16 @@ class MetaTraining:
                     if saved.warning:
                         progress.say(saved.warning)
                     trainer.resume(saved)
-                trainer.loop(deadline)
+                with signals.noted():
+                    trainer.loop(deadline, signals)
+                progress.draw(trainer.run.step)
             except TaskFailed as error:
                 step = trainer.run.step + 1 if hasattr(trainer, "run") else 0
                 raise UserError(
                     f"step {step}: {error}; once it is mended, go on with --out {self.out} --resume"
                 ) from error
+        if signals.number:
+            raise Stopped(signals.number, f"step {trainer.run.step} is saved")
         return trainer.run.incumbent
 
     def _start(self) -> Beginning | None:

@@ -33,8 +33,9 @@ from lo_framework.meta_train.incumbent import (
 )
 from lo_framework.meta_train.judges import ByFamilies, ByProbes, Judge, not_finite
 from lo_framework.meta_train.outer import AVERAGING, LONG_AVERAGING, OuterOptimizer, Radius
-from lo_framework.meta_train.progress import Progress
+from lo_framework.meta_train.progress import INCUMBENT, Progress
 from lo_framework.meta_train.shards import Tensors
+from lo_framework.meta_train.stopping import Signals
 from lo_framework.meta_train.workers import ShardHost, Workers
 from lo_framework.processes import Died
 from lo_framework.spec import UserError, describe
@@ -145,10 +146,10 @@ class Trainer:
                 f"the state in {str(self.folder.out)!r} does not fit this run: {describe(error)}"
             ) from error
 
-    def loop(self, deadline: float | None = None) -> None:
-        """Outer steps to the end, or until the ``deadline`` (of `time.monotonic`) has passed."""
+    def loop(self, deadline: float | None, signals: Signals) -> None:
+        """Outer steps to the end, to the ``deadline`` (of `time.monotonic`) or to a signal."""
         run, config = self.run, self.config
-        while run.step < config.outer_steps:
+        while run.step < config.outer_steps and not signals.number:
             if deadline is not None and time.monotonic() > deadline:
                 self.progress.say(
                     f"out of time at step {run.step}: this run cannot be repeated exactly"
@@ -156,7 +157,7 @@ class Trainer:
                 run.repeatable = False
                 break
             self._advance()
-        if run.step and run.step < config.outer_steps:
+        if run.step and run.step < config.outer_steps and not signals.number:
             self._validate()
         for name, count in self.nonfinite.items():
             if count:
@@ -178,7 +179,7 @@ class Trainer:
         last = run.step in (self.stage.end, config.outer_steps)
         if last or _passed(config.validate_every, before, run.step):
             rows[-1][0].update(self._validate())
-            rows[-1][1]["validation/incumbent"] = run.incumbent.score
+            rows[-1][1][INCUMBENT] = run.incumbent.score
             run.curve.append([run.step, run.incumbent.score])
         seconds = (time.monotonic() - started) / len(rows)
         rate = self.workers.shards * config.tasks_per_shard * config.unroll_length / seconds

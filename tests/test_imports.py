@@ -261,7 +261,8 @@ FLOORS: dict[str, list[str]] = {
         "optim",
         "eval",
         "meta_train",
-        "__init__",
+        "cli __init__",
+        "__main__",
     ],
     f"{HOME}.optim": [
         "naming options telling",

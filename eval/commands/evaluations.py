@@ -31,8 +31,7 @@ examples:
 DIR gets ablation.json (every number of every seed), ablation.csv (a row for each cell), ablation.md
 (one report: references, heat maps, tables), a PNG for each problem, and cells/ (finished parts: a
 killed run continues when the same command is given again). Nothing but measured times depends on
---workers. Exit code: 0 if anything worked (what failed is named), 1 if nothing did, 2 for bad
-input.
+--workers.
 """
 
 
@@ -60,11 +59,10 @@ examples:
           --at-reference metaadamw,metaadamw:online=false,head_scale=0.1 --scaled 0.5,0.75,1.25,1.5
       is it MetaAdamW's rule, its training, or the learning rate that it changes?
 
-DIR gets transfer.json, transfer.md and curves.png, as `eval transfer` writes them (`eval report`
-shows them again; arms.png where there are too many for curves), and cells/ (finished parts: a
-killed run continues when the same command is given again). Nothing but measured times depends on
---workers. Exit code: 0 if anything worked (what failed is named), 1 if nothing did, 2 for bad
-input.
+DIR gets transfer.json, transfer.html, transfer.md and curves.png, as `eval transfer` writes them
+(`eval report` shows them again; arms.png where there are too many for curves), and cells/ (finished
+parts: a killed run continues when the same command is given again). Nothing but measured times
+depends on --workers.
 """
 
 
@@ -100,8 +98,7 @@ examples:
 
 DIR gets robustness.json (every number of every seed), robustness.csv (a row per step size),
 robustness.md (the tables), robustness.png and cells/ (finished parts: a killed run continues when
-the same command is given again). Nothing but measured times depends on --workers. Exit code: 0 if
-anything worked (what failed is named), 1 if nothing did, 2 for bad input.
+the same command is given again). Nothing but measured times depends on --workers.
 """
 
 
@@ -138,9 +135,9 @@ A suite is a JSON file: {"problems": [{"name": "wide", "axis": "width",
 "optimizee": "mlp-relu:hidden=512x512", "dataset": "digits", "steps": 200}, ...]}
 
 DIR gets score.json (every number of every seed), score.csv (a row for each problem, optimizer and
-seed), score.md (the tables), score.png and cells/ (finished parts: a killed run continues when the
-same command is given again). Nothing but measured times depends on --workers. Exit code: 0 if
-anything worked (what failed is named), 1 if nothing did, 2 for bad input.
+seed), score.html (one page with all tables and pictures), score.md (the tables), score.png and
+cells/ (finished parts: a killed run continues when the same command is given again). Nothing but
+measured times depends on --workers.
 """
 
 
@@ -174,8 +171,7 @@ examples:
 DIR gets sharpness.json (every number of every seed), sharpness.html (one page with all tables and
 pictures), sharpness.csv (a row for each run) and cells/ (finished parts). A killed run continues
 when the same command is given again.
-Nothing but measured times depends on --workers. Exit code: 0 if anything worked (what failed is
-named), 1 if nothing did, 2 for bad input.
+Nothing but measured times depends on --workers.
 """
 
 
@@ -215,9 +211,9 @@ examples:
   python -m eval transfer --learned FILE --baselines adamw,adamw:law=true,muon --step-scales none
       Muon beside AdamW, and AdamW untuned; the learned optimizer as it is, without a tuned step
 
-DIR gets transfer.json (every number of every seed), transfer.md (the tables) and curves.png.
-Nothing but the measured times depends on --workers. Exit code: 0 if anything worked (what failed
-is named), 1 if nothing did, 2 for bad input.
+DIR gets transfer.json (every number of every seed), transfer.html (one page with all tables and
+pictures), transfer.md (the tables) and curves.png.
+Nothing but the measured times depends on --workers.
 """
 
 

@@ -13,7 +13,8 @@ from lo_framework.plugin import load_plugins
 EXAMPLES = """\
 examples:
   python -m eval report runs/transfer
-      reads runs/transfer/transfer.json, writes transfer.md and curves.png beside it
+      reads runs/transfer/transfer.json, writes transfer.html, transfer.md and curves.png beside
+      it
 
   python -m eval report runs/sharpness
       reads runs/sharpness/sharpness.json, writes sharpness.html beside it

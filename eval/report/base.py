@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 import numpy as np
 
 from lo_framework.errors import visible
+from lo_framework.eval.report.page import Page, Part, Section, Term, render
 from lo_framework.eval.report.table import Table
 from lo_framework.eval.report.text import bullets, code, markdown
 from lo_framework.eval.running.envelope import Envelope
@@ -36,11 +37,13 @@ class Report(Generic[R]):
 
     Attributes:
         file: the JSON file of the study.
-        title: of the Markdown report.
+        title: of the Markdown report and of the page.
+        loud: texts of cells that stand out on the page.
     """
 
     file: ClassVar[Envelope[Any]]
     title: ClassVar[str]
+    loud: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, result: R) -> None:
         self.result = result
@@ -57,12 +60,32 @@ class Report(Generic[R]):
         """Return every table, in order."""
         raise NotImplementedError
 
-    def notes(self) -> list[str]:
-        """Say how to read the tables, in lines."""
+    def words(self) -> list[Term]:
+        """Explain every word and symbol of the tables that is not plain."""
         return []
 
+    def notes(self) -> list[str]:
+        """Say how to read the tables, in lines."""
+        return [str(term) for term in self.words()]
+
     def summary(self) -> list[str]:
-        """Say what came out, in lines."""
+        """Say what came out, in lines for a terminal."""
+        return []
+
+    def findings(self) -> list[str]:
+        """Say what came out, in sentences for the page."""
+        return self.summary()
+
+    def cautions(self) -> list[str]:
+        """Say what the numbers cannot tell, as so few seeds."""
+        return []
+
+    def sections(self) -> list[Section]:
+        """Return the tables and the pictures of the page."""
+        return [Section("Results", self.tables())]
+
+    def details(self) -> list[Part]:
+        """Return what else there is to say of where the numbers come from; it is folded."""
         return []
 
     def failures(self) -> list[str]:
@@ -114,6 +137,26 @@ class Report(Generic[R]):
         parts += ["## How to read this", bullets(notes)] if notes else []
         return "\n\n".join(filter(None, [*parts, *self._origin()])) + "\n"
 
+    def html(self) -> str:
+        """Return everything as one self-contained page."""
+        lead, *rest = self.heading()
+        told = _facts(self.result)
+        return render(
+            Page(
+                title=self.title,
+                lead=lead,
+                summary=self.findings(),
+                cautions=self.cautions(),
+                failures=self.failures(),
+                command=told.pop("command", ""),
+                origin=[*rest, *(f"{key}: {text}" for key, text in told.items())],
+                details=self.details(),
+                words=self.words(),
+                sections=self.sections(),
+                loud=self.loud,
+            )
+        )
+
     def body(self) -> list[str]:
         """Return the middle of the Markdown document."""
         return [table.markdown() for table in self.tables()]
@@ -124,8 +167,10 @@ class Report(Generic[R]):
 
     def _origin(self) -> list[str]:
         """Return a title and a list: command, time, versions, platform, commit."""
-        provenance: dict[str, Any] = self.result.provenance  # type: ignore[attr-defined]
-        lines = [f"- {markdown(key)}: {_words(x)}" for key, x in provenance.items() if x]
+        lines = [
+            f"- {markdown(key)}: {code(text) if key == 'command' else markdown(text)}"
+            for key, text in _facts(self.result).items()
+        ]
         return ["## Where this comes from", "\n".join(lines)] if lines else []
 
 
@@ -133,9 +178,10 @@ def prepare(folder: str | os.PathLike[str]) -> Path:
     """Make a folder that can be written, before hours are spent on what goes into it.
 
     Raises:
-        UserError: it cannot be made or written, or pictures cannot be drawn.
+        UserError: it cannot be made or written, or pictures and pages cannot be drawn.
     """
     require("matplotlib")
+    require("jinja2")
     path = Path(folder)
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -160,9 +206,14 @@ def _lines(lines: Sequence[str]) -> str:
     return "\n".join(map(visible, lines))
 
 
-def _words(value: Any) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{markdown(key)} {markdown(x)}" for key, x in value.items() if x)
-    if isinstance(value, list):
-        return code(shlex.join(map(str, value)))
-    return markdown(value)
+def _facts(result: Any) -> dict[str, str]:
+    """Return where a result comes from, as far as it says so."""
+    facts = {}
+    for key, value in result.provenance.items():
+        if isinstance(value, dict):
+            value = ", ".join(f"{name} {x}" for name, x in value.items() if x)
+        elif isinstance(value, list):
+            value = shlex.join(map(str, value))
+        if value:
+            facts[key] = str(value)
+    return facts

@@ -8,7 +8,7 @@ crosses.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -82,6 +82,7 @@ def draw_curves(
     log: bool = True,
     centre: Literal["iqm", "median"] = "iqm",
     smooth: int = 1,
+    points: int = 0,
 ) -> Figure:
     """Draw the panels in a grid under one legend.
 
@@ -91,6 +92,7 @@ def draw_curves(
 
     Args:
         smooth: points of a trailing running mean, for minibatch losses; 1 draws what is given.
+        points: draw about so many of each curve, the last among them; 0 draws all.
 
     Raises:
         ValueError: no panels, a panel without curves, or values that are not ``[seeds, points]``.
@@ -102,7 +104,7 @@ def draw_curves(
     look = looks(x.label for panel in panels for x in panel.curves)
     everything: list[Band] = []
     for axes, panel in zip(grid, panels, strict=True):
-        bands = [_band(x, CENTRES[centre][0], smooth) for x in panel.curves]
+        bands = [_thinned(_band(x, CENTRES[centre][0], smooth), points) for x in panel.curves]
         draw_bands(axes, panel.title, bands, look, log)
         axes.margins(x=0.02)
         everything += bands
@@ -197,6 +199,15 @@ def _band(curve: Curve, statistic: Callable[[Array], Array], smooth: int) -> Ban
         runs=len(values),
         diverged=len(ends),
     )
+
+
+def _thinned(band: Band, points: int) -> Band:
+    every = band.x.size // points if points else 1
+    if every < 2:
+        return band
+    kept = np.arange(band.x.size - 1, -1, -every)[::-1]
+    drawn = {name: getattr(band, name)[kept] for name in ("x", "line", "low", "high")}
+    return replace(band, **drawn)
 
 
 def _running_mean(values: Array, points: int) -> Array:

@@ -26,6 +26,7 @@ LONGEST = 70  # characters of a label
 # Okabe & Ito 2008, "Color universal design", without the yellow (too pale for a line on white);
 # dash patterns, so that colour is never alone.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+DARK = ("#4AA3E0", "#F08A4B", "#35C79B", "#E3A6C8", "#F2B632", "#A5DBFA")  # on a dark page
 DASHES: tuple[tuple[float, ...], ...] = ((), (5, 1.5), (1.2, 1.2), (6, 1.5, 1.2, 1.5))
 
 # Where a logarithmic axis is labelled, at multiples of powers of ten: up to which span of its ends.

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lo_framework.eval.running.protocol import Metric
-from lo_framework.eval.statistics import Array, Estimate, mean_interval
+from lo_framework.eval.statistics import Array, Estimate, least_p, mean_interval, pairs_needed
 
 
 def mean_of(values: Array, metric: Metric) -> str:
@@ -75,3 +75,25 @@ def seeds(numbers: tuple[int, ...]) -> str:
     """Return ``5 seeds (20000-20004)``."""
     ends = "-".join(map(str, dict.fromkeys([*numbers[:1], *numbers[-1:]])))
     return f"{len(numbers)} seed{'s' * (len(numbers) != 1)} ({ends})"
+
+
+def few_seeds(count: int, comparisons: int) -> str:
+    """Say so where ``count`` paired seeds cannot be significant whatever they show, alone or as one
+    of so many ``comparisons``; empty where they can.
+    """
+    needed = pairs_needed(comparisons)
+    if count >= needed or not comparisons:
+        return ""
+    alone = pairs_needed(1)
+    words = (
+        f"{count} seed{'s' * (count != 1)}: a paired test of signs or of permutations gives no "
+        f"p-value below {least_p(count):.3g} here, whatever they show. "
+    )
+    if count < alone:
+        words += f"It takes {alone} seeds for one comparison to be significant at 5% by it"
+        words += ", and " if comparisons > 1 else "."
+    else:
+        words += "It takes "
+    if comparisons > 1:
+        words += f"{needed} for one of the {comparisons} of a task after Holm's correction."
+    return words

@@ -1,35 +1,25 @@
 """The report of `eval score`: a line per optimizer over all problems, a table per axis, pairs of
-optimizers, and one picture: performance profiles and a bar per problem.
+optimizers, and pictures (`score_pictures`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from lo_framework.eval.baselines import setting_label
 from lo_framework.eval.report import numbers
 from lo_framework.eval.report.base import Report
-from lo_framework.eval.report.drawing import (
-    canvas,
-    label,
-    legend,
-    line_handle,
-    log_labels,
-    looks,
-    open_frame,
-    png,
-)
+from lo_framework.eval.report.drawing import png
+from lo_framework.eval.report.page import Section, Term, picture
+from lo_framework.eval.report.score_pictures import CAPTIONS, draw
 from lo_framework.eval.report.table import Table
 from lo_framework.eval.report.text import table_of_values
 from lo_framework.eval.score.measures import LAST, WORST, Scored, over_problems, ratios
 from lo_framework.eval.statistics import Array, Estimate, median, probability_of_improvement
 from lo_framework.eval.studies.score import FILE, Scores
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 TITLES = {
     "speed_up": "speed-up",
@@ -39,8 +29,40 @@ TITLES = {
     "spike": "early spike",
 }
 AVERAGED = ("speed_up", "final", "test")
-SHOWN = (0.25, 4.0)  # ratios of the picture; what is beyond is drawn at its edge
-TICKS = (0.25, 0.5, 0.7, 1.0, 1.4, 2.0, 4.0)
+WORDS = (
+    Term(
+        "speed-up",
+        "tuned AdamW's first step at or below its own last loss, over the steps to that loss; "
+        "above 1 is faster, never: 0",
+        first=True,
+    ),
+    Term(
+        "final loss",
+        "the mean of the last 10 training batches, over tuned AdamW's on the same seed; below 1 "
+        "is better",
+        first=True,
+    ),
+    Term("test loss", "on the test split after the last step, over tuned AdamW's", first=True),
+    Term(
+        "early spike",
+        "the worst batch of the first tenth, over the larger of the first one and AdamW's worst, "
+        "on the worst seed",
+        first=True,
+    ),
+    Term("worst", "the largest final loss of a problem", True, ("worst final",)),
+    Term(
+        "over problems",
+        "interquartile means with 95% bootstrap intervals (seeds resampled within problems); a "
+        "problem's number is the median over its seeds, and a failed or diverged run counts as "
+        "infinitely bad",
+        first=True,
+    ),
+    Term("early / first", "the worst batch of the first tenth over the first one"),
+    Term("at or below 1", "problems whose final loss is no larger than tuned AdamW's"),
+    Term("ratio [95%]", "of final losses, interquartile mean over problems"),
+    Term("wins [95%]", "share of problems and seeds with the lower final loss"),
+    Term("axis", "in what a problem is unlike those that optimizers are meta-trained on"),
+)
 
 
 class ScoreReport(Report[Scores]):
@@ -57,8 +79,9 @@ class ScoreReport(Report[Scores]):
     def files(self) -> Iterator[tuple[str, str | bytes]]:
         yield "score.csv", self.csv()
         yield "score.md", self.markdown()
+        yield "score.html", self.html()
         if self.ratios:
-            yield "score.png", png(self.draw(), 150)
+            yield "score.png", png(draw(self.result, self.value), 150)
 
     def csv(self) -> str:
         """Return a row for each problem, optimizer and seed."""
@@ -129,6 +152,31 @@ class ScoreReport(Report[Scores]):
         found += [self._axis(axis) for axis in dict.fromkeys(self.axis.values())]
         return [table for table in found if table]
 
+    def sections(self) -> list[Section]:
+        """Return all problems with the pictures, then a table for each axis."""
+        if not self.result.arms:
+            return [Section("Tuned AdamW", [self._adamw()])]
+        pictures = [
+            part
+            for name, caption in CAPTIONS.items()
+            for part in picture(draw(self.result, self.value, (name,)), caption)
+        ]
+        tables = [table for table in (self._pairs(), self._axes()) if table]
+        axes = [self._axis(axis) for axis in dict.fromkeys(self.axis.values())]
+        return [
+            Section("All problems", [self._overall(), *pictures, *tables]),
+            Section("Each problem", [table for table in axes if table]),
+        ]
+
+    def cautions(self) -> list[str]:
+        """Say so where the seeds say little of a single problem."""
+        seeds = len(self.result.report_seeds)
+        if seeds == 1:
+            return ["1 seed: there are no intervals."]
+        line = numbers.few_seeds(seeds, 1)
+        own = "On a single problem nothing is certain, then; the sums over problems have intervals."
+        return [f"{line} {own}"] if line else []
+
     def summary(self) -> list[str]:
         """Return a line for each optimizer."""
         lines = []
@@ -150,17 +198,11 @@ class ScoreReport(Report[Scores]):
             )
         return lines
 
-    def notes(self) -> list[str]:
-        return [
-            "loss: the mean of the last 10 training batches; each number: the median over seeds of "
-            "the ratio to tuned AdamW on the same seed",
-            "speed-up: AdamW's first step at or below its own last loss, over the steps to that "
-            "loss; never: 0",
-            "early / first: the worst batch of the first tenth over the first one; early spike: "
-            "over the larger of the first one and AdamW's worst, on the worst seed",
-            "over problems: interquartile means with 95% bootstrap intervals (seeds resampled "
-            "within problems); a failed or diverged run counts as infinitely bad",
-        ]
+    def findings(self) -> list[str]:
+        return [line.removeprefix("score ") for line in self.summary()]
+
+    def words(self) -> list[Term]:
+        return [*WORDS] if self.result.arms else []
 
     def worked(self) -> bool:
         return len(self.result.failures) < len(self.result.arms) + len(self.result.adamw)
@@ -186,7 +228,7 @@ class ScoreReport(Report[Scores]):
     def _pairs(self) -> Table:
         """Every learned optimizer against every baseline: ratios of last losses, paired."""
         title = "Final loss against baselines, on the same problem and seed"
-        table = Table("optimizer", "against", "ratio [95%]", "wins [95%]", title=title)
+        table = Table("optimizer", "against", "ratio [95%]", "wins [95%]", title=title, words=2)
         for optimizer in self.result.learned:
             for baseline in self.result.baselines:
                 a, b = (self._losses(x) for x in (optimizer, baseline))
@@ -205,7 +247,7 @@ class ScoreReport(Report[Scores]):
     def _axes(self) -> Table:
         titles = [TITLES[key] for key in AVERAGED]
         title = "By axis: interquartile means"
-        table = Table("axis", "problems", "optimizer", *titles, title=title)
+        table = Table("axis", "problems", "optimizer", *titles, title=title, words=3)
         for axis in dict.fromkeys(self.axis.values()):
             table.rule()
             first: list[Any] = [axis, [*self.axis.values()].count(axis)]
@@ -216,7 +258,8 @@ class ScoreReport(Report[Scores]):
         return table
 
     def _axis(self, axis: str) -> Table:
-        table = Table("problem", "optimizer", *TITLES.values(), title=f"Axis: {axis}")
+        title = f"Axis: {axis}"
+        table = Table("problem", "optimizer", *TITLES.values(), title=title, words=2)
         for problem in self.result.problems:
             if problem.axis != axis or problem.name not in self.result.tasks:
                 continue
@@ -235,7 +278,7 @@ class ScoreReport(Report[Scores]):
     def _adamw(self) -> Table:
         """Tuned AdamW itself: what its results are."""
         titles = ("axis", "setting", "first loss", "last loss", "steps to it", "test loss")
-        table = Table("problem", *titles, title="Tuned AdamW: medians over seeds")
+        table = Table("problem", *titles, title="Tuned AdamW: medians over seeds", words=3)
         for one in self.result.adamw:
             if not one.failure:
                 keys = ("first_loss", "last_loss", "steps", "test_loss")
@@ -243,41 +286,3 @@ class ScoreReport(Report[Scores]):
                 setting = setting_label(one.settings[LAST.key])
                 table.add(one.task, self.axis[one.task], setting, *values)
         return table
-
-    def draw(self) -> Figure:
-        """Draw profiles of final loss and speed-up, and a bar per problem and optimizer."""
-        tasks, optimizers = self.result.tasks, self.result.optimizers
-        height = 1.6 + 0.16 * len(tasks) * (1 + len(optimizers))
-        figure, (profile, final, speed) = canvas(3, 3, (4.33, max(4.0, height)), (0.0, 0.0))
-        look = looks(optimizers)
-        low, high = SHOWN
-        grid = np.geomspace(low, high, 200)
-        places = np.arange(len(tasks))
-        thick = 0.8 / len(optimizers)
-        for i, (optimizer, own) in enumerate(look.items()):
-            values = {
-                key: np.array([self.value(task, optimizer, key) for task in tasks])
-                for key in ("final", "speed_up")
-            }
-            share = [(values["final"] <= x).mean() for x in grid]
-            profile.plot(grid, share, color=own.colour, dashes=own.dashes or (None, None))
-            at = places + thick * (i - (len(optimizers) - 1) / 2)
-            for axes, key in ((final, "final"), (speed, "speed_up")):
-                shown = np.clip(values[key], low, high)
-                bars = dict(color=own.colour, hatch="///" if own.dashes else "", linewidth=0.5)
-                axes.barh(at, shown - 1, thick, left=1, edgecolor="white", zorder=2, **bars)
-        for axes in (profile, final, speed):
-            axes.set_xscale("log")
-            axes.set_xlim(low, high)
-            axes.set_xticks(TICKS)
-            log_labels(axes.xaxis)
-            axes.axvline(1.0, color="black", linewidth=0.8, zorder=3)
-        for axes in (final, speed):
-            axes.set_ylim(len(tasks) - 0.5, -0.5)
-            axes.set_yticks(places, [label(x) for x in tasks] if axes is final else [], fontsize=8)
-        profile.set_ylim(0, 1.02)
-        open_frame(profile, "share of problems with at most this final loss")
-        open_frame(final, "final loss / AdamW's (left is better)")
-        open_frame(speed, "speed-up over AdamW (right is better)")
-        legend(figure, [line_handle(label(name), own) for name, own in look.items()])
-        return figure

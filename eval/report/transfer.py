@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
-from itertools import groupby
-from typing import Any
+from itertools import chain, groupby
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from lo_framework.eval.report import numbers
 from lo_framework.eval.report.base import Report
 from lo_framework.eval.report.curves import Curve, Panel, draw_curves
 from lo_framework.eval.report.drawing import png
+from lo_framework.eval.report.page import Part, Section, Term, picture
 from lo_framework.eval.report.ratios import draw_forest, ratios
 from lo_framework.eval.report.table import Table
 from lo_framework.eval.report.text import file_names
@@ -31,9 +33,50 @@ from lo_framework.eval.studies.comparison import (
 )
 from lo_framework.eval.studies.result import FILE, Arm, Result
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 MANY = 8  # optimizers: more of them also get a table of ratios, and a row each in place of a curve
 PANELS = 6  # more tasks than this also get a figure each
+ON_A_PAGE = 6000  # points of all curves on it
+LED_BY = ("final_loss", "test_loss")  # what the page opens with
 MEASURED = ("train_accuracy", "valid_loss", "valid_accuracy")  # no counts of the optimizer's own
+
+CURVES = (
+    "Training loss of batches; baselines at their best setting for the mean loss. It is a running "
+    "mean where the legend says so, and the legend counts what diverged."
+)
+FOREST = "Mean of each optimizer in parts of the reference's, with 95% intervals; left is better."
+BESIDE_BASELINES = (
+    Term(
+        "better, worse",
+        "the 95% interval of the mean difference leaves zero out (that of how often it is better, "
+        "where a loss is not finite); no correction for many tests",
+        True,
+        ("verdict",),
+    ),
+    Term(
+        "best setting",
+        "a baseline's number is from the setting that was best for that metric on the tuning "
+        "seeds; settings for test loss and test accuracy are chosen by validation data, and test "
+        "data choose nothing",
+    ),
+    Term(
+        "difference",
+        "of the two means, paired by seed: both start from the same parameters and see the same "
+        "batches",
+        False,
+        ("difference [95%]",),
+    ),
+    Term("ratio", "of the two means: below 1x is a lower loss", False, ("ratio [95%]",)),
+    Term("wins", "seeds on which it is better than the other; a tie counts one half"),
+)
+COSTS = (
+    Term("diverged", "runs behind the final loss that are no longer finite"),
+    Term("ms/step", "wall time, noisy: seeds run side by side in one process"),
+    Term("grads", "gradient evaluations per step"),
+    Term("state", "numbers kept per parameter"),
+)
 
 
 class TransferReport(Report[Result]):
@@ -53,6 +96,7 @@ class TransferReport(Report[Result]):
     def files(self) -> Iterator[tuple[str, str | bytes]]:
         result = self.result
         yield "transfer.md", self.markdown()
+        yield "transfer.html", self.html()
         shown = panels(result)
         if not shown:
             return
@@ -63,13 +107,13 @@ class TransferReport(Report[Result]):
         if len(shown) > PANELS:
             names = file_names("curves", [panel.title for panel in shown])
             figures |= {names[panel.title]: [panel] for panel in shown}
-        options: dict[str, Any] = dict(
-            title=f"{result.steps} steps; baselines at their best setting for the mean loss",
-            ylabel="training loss (minibatch)",
-            smooth=smoothing_width(result.steps),
-        )
+        title = f"{result.steps} steps; baselines at their best setting for the mean loss"
         for name, some in figures.items():
-            yield name, png(draw_curves(some, **options), 150)
+            yield name, png(self._curves(some, title=title), 150)
+
+    def _curves(self, some: list[Panel], **options: Any) -> Figure:
+        smooth = smoothing_width(self.result.steps)
+        return draw_curves(some, ylabel="training loss (minibatch)", smooth=smooth, **options)
 
     def heading(self) -> list[str]:
         result = self.result
@@ -82,17 +126,61 @@ class TransferReport(Report[Result]):
 
     def tables(self) -> list[Table]:
         """Show many optimizers at a glance, then each task, then the aggregate over tasks."""
-        result, comparisons = self.result, compare(self.result)
-        tables = ratios([result]) if len(result.optimizers) > MANY else []
+        many = ratios([self.result]) if len(self.result.optimizers) > MANY else []
+        return [*many, *chain(*self._by_task().values()), *_aggregates(self.result)]
+
+    def _by_task(self) -> dict[str, list[Table]]:
+        """Return what was reached and what differs, for each task that has numbers."""
+        result, tables = self.result, {}
+        compared = {task: [*group] for task, group in groupby(compare(result), lambda c: c.task)}
         for task in result.tasks:
             arms = [result.arm(task, label) for label in result.optimizers]
-            if all(arm.failure for arm in arms):
-                continue
-            tables.append(_reached(result, task, arms))
-            if of_task := [c for c in comparisons if c.task == task]:
-                tables.append(_differences(of_task))
-        aggregates = _aggregates(result)
-        return [*tables, aggregates] if aggregates else tables
+            if not all(arm.failure for arm in arms):
+                tables[task] = [_reached(result, task, arms)]
+                tables[task] += [_differences(compared[task])] if task in compared else []
+        return tables
+
+    def sections(self) -> list[Section]:
+        """Return all tasks together, then each with its curves."""
+        result, many = self.result, len(self.result.optimizers) > MANY
+        together: list[Part] = [*_aggregates(result)]
+        if many:
+            forest = draw_forest(result)
+            together += [*picture(forest, FOREST), *ratios([result])]
+        found = [Section("All tasks", together)] if together else []
+        drawn = {panel.title: panel for panel in panels(result)}
+        count = sum(len(panel.curves) for panel in drawn.values())
+        points = max(40, min(160, ON_A_PAGE // max(1, count)))
+        for task, tables in self._by_task().items():
+            parts: list[Part] = [*tables]
+            if task in drawn and not many:
+                parts[1:1] = picture(self._curves([drawn[task]], points=points), CURVES)
+            found.append(Section(task, parts))
+        return found
+
+    def findings(self) -> list[str]:
+        """Say what came out over all tasks, or on the only one; then how often it was so."""
+        lines = [
+            f"{a.optimizer}, {BY_KEY[a.metric].title}: {a.ratio} times {a.reference}'s over "
+            f"{a.tasks} tasks: {a.verdict}"
+            for a in aggregate(self.result)
+            if a.optimizer in self.result.learned and a.metric in LED_BY
+        ]
+        lines = lines or [
+            f"{c.task}, {c.learned}, {BY_KEY[c.metric].title}: {numbers.ratio(c.ratio) or 'no'} "
+            f"times {c.baseline}'s: {c.verdict}"
+            for c in compare(self.result)
+            if c.baseline == reference_of(self.result) and c.metric in LED_BY
+        ]
+        return [*lines, *self.summary()] or ["Nothing was compared."]
+
+    def cautions(self) -> list[str]:
+        """Say so where the seeds are too few for what a table asks of them."""
+        per_task = Counter(c.task for c in compare(self.result))
+        seeds = len(self.result.report_seeds)
+        line = numbers.few_seeds(seeds, max(per_task.values(), default=0))
+        own = "The verdicts here rest on Student's t, which takes differences to be normal."
+        return [f"{line} {own}"] if line else []
 
     def summary(self) -> list[str]:
         """Count how often each learned optimizer was better or worse; nothing for one task."""
@@ -115,40 +203,30 @@ class TransferReport(Report[Result]):
     def worked(self) -> bool:
         return len(self.result.failures) < len(self.result.arms)
 
-    def notes(self) -> list[str]:
+    def words(self) -> list[Term]:
         result = self.result
         reference, width = reference_of(result), smoothing_width(result.steps)
-        lines = [
-            "mean loss: training batches, before each update; "
-            "final loss: full training split, after the last",
-            "±: half of the 95% interval of the mean over seeds (Student's t)",
+        words = [
+            Term("mean loss", "training batches, before each update", first=True),
+            Term("final loss", "full training split, after the last update", first=True),
+            Term("test loss", "full test split, after the last update", True, ("test acc.",)),
+            Term("±", "half of the 95% interval of the mean over seeds (Student's t)"),
         ]
         if any(arm.learned and arm.tuned for arm in result.arms):
-            lines.append(
-                "step tuned: the learned optimizer's whole update times one number, which is "
-                "chosen as a baseline's setting is; its row without is zero-shot"
+            meaning = (
+                "the learned optimizer's whole update times one number, which is chosen as a "
+                "baseline's setting is; its row without is zero-shot"
             )
+            words.append(Term("step tuned", meaning, first=True))
         if result.baselines:
-            lines += [
-                "a baseline's number is from the setting that was best for that metric on the "
-                "tuning seeds",
-                "settings for test loss and test accuracy are chosen by validation data; "
-                "test data choose nothing",
-                "differences are paired by seed; wins: seeds on which it is better than the other, "
-                "a tie counts one half",
-                "verdicts: by the mean difference's interval (by wins where runs diverged); "
-                "no correction for many tests",
-            ]
+            words += BESIDE_BASELINES
         if reference is not None:
-            lines.append(
-                f"steps to {reference}: median batches to a training loss (mean of {width}) <= "
-                f"{reference}'s last"
+            meaning = (
+                f"median batches to a training loss (mean of {width}) <= {reference}'s last; "
+                "never reached: counted"
             )
-        return lines + [
-            "diverged: runs behind the final loss; "
-            "ms/step: wall time, noisy, seeds side by side in one process",
-            "grads: gradient evaluations per step; state: numbers kept per parameter",
-        ]
+            words.append(Term(f"steps to {reference}", meaning))
+        return [*words, *COSTS]
 
 
 def panels(result: Result) -> list[Panel]:
@@ -225,7 +303,7 @@ def _settings(arms: Iterable[Arm]) -> list[str]:
 
 def _differences(comparisons: list[Comparison]) -> Table:
     headers = ("optimizer", "against", "metric", "difference [95%]", "ratio", "wins", "verdict")
-    table = Table(*headers)
+    table = Table(*headers, words=3)
     for pair, group in groupby(comparisons, lambda c: (c.learned, c.baseline)):
         table.rule()
         for c in group:
@@ -242,19 +320,19 @@ def _differences(comparisons: list[Comparison]) -> Table:
     return table
 
 
-def _aggregates(result: Result) -> Table | None:
+def _aggregates(result: Result) -> list[Table]:
     aggregates = aggregate(result)
     if not aggregates:
-        return None
+        return []
     count = max(a.tasks for a in aggregates)
     title = (
         f"{count} tasks: interquartile mean of the ratio to {aggregates[0].reference} on the same "
         "task and seed"
     )
-    table = Table("optimizer", "metric", "ratio [95%]", "verdict", title=title)
+    table = Table("optimizer", "metric", "ratio [95%]", "verdict", title=title, words=2)
     for name, group in groupby(aggregates, lambda a: a.optimizer):
         table.rule()
         for a in group:
             table.add(name, BY_KEY[a.metric].title, a.ratio, a.verdict)
             name = ""
-    return table
+    return [table]

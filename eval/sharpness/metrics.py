@@ -17,12 +17,13 @@ PLACES = {EQUAL: "at equal steps", MATCHED: "at matched training loss"}
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
-    """One number of a point: ``title`` as tables and the page show it; ``compared``: differences
-    are tested; ``percent``: an accuracy.
+    """One number of a point: ``title`` as tables show it, ``words`` as a sentence does;
+    ``compared``: differences are tested; ``percent``: an accuracy.
     """
 
     key: str
     title: str
+    words: str
     compared: bool = True
     percent: bool = False
 
@@ -34,29 +35,52 @@ class Metric:
 
 
 FIRST = (
-    Metric(key="train_loss", title="train loss"),
-    Metric(key="test_loss", title="test loss"),
-    Metric(key="train_accuracy", title="train acc.", compared=False, percent=True),
-    Metric(key="test_accuracy", title="test acc.", percent=True),
+    Metric(key="train_loss", title="train loss", words="training loss"),
+    Metric(key="test_loss", title="test loss", words="test loss"),
+    Metric(
+        key="train_accuracy",
+        title="train acc.",
+        words="training accuracy",
+        compared=False,
+        percent=True,
+    ),
+    Metric(key="test_accuracy", title="test acc.", words="test accuracy", percent=True),
 )
 LAST = (
-    Metric(key="gradient_norm", title="‖∇L‖"),
-    Metric(key="top_eigenvalue", title="λ max"),
-    Metric(key="trace", title="tr H"),
-    Metric(key="ggn_top_eigenvalue", title="λ max (GGN)", compared=False),
-    Metric(key="doubling_radius", title="r₂: M = 2L", compared=False),
+    Metric(key="gradient_norm", title="‖∇L‖", words="norm of the gradient"),
+    Metric(key="top_eigenvalue", title="λ max", words="largest eigenvalue of the Hessian"),
+    Metric(key="trace", title="tr H", words="trace of the Hessian"),
+    Metric(
+        key="ggn_top_eigenvalue",
+        title="λ max (GGN)",
+        words="largest eigenvalue of the Gauss-Newton matrix",
+        compared=False,
+    ),
+    Metric(
+        key="doubling_radius",
+        title="r₂: M = 2L",
+        words="radius in which the loss can double",
+        compared=False,
+    ),
 )
 
 
 def metrics_at(radii: Sequence[float]) -> list[Metric]:
     """Return what tables show, in their order."""
-    middle = []
-    for r in radii:
-        middle += [
-            Metric(key=f"l2.gap@{r:g}", title=f"h({r:g})"),
-            Metric(key=f"l2.curvature@{r:g}", title=f"h − r‖∇L‖ ({r:g})"),
-            Metric(key=f"l2.first_order@{r:g}", title=f"R1({r:g})"),
-        ]
+    kinds = (
+        ("gap", "h({})", "rise of the loss"),
+        ("curvature", "h − r‖∇L‖ ({})", "curvature part of that rise"),
+        ("first_order", "R1({})", "rise by the steepest gradient"),
+    )
+    middle = [
+        Metric(
+            key=f"l2.{field}@{r:g}",
+            title=title.format(f"{r:g}"),
+            words=f"{words} within radius {r:g}",
+        )
+        for r in radii
+        for field, title, words in kinds
+    ]
     return [*FIRST, *middle, *LAST]
 
 

@@ -71,19 +71,27 @@ def find(source: str | os.PathLike[str]) -> str:
     return word
 
 
-@functools.cache  # a process sees one revision of a repository, however often it asks
-def _downloaded(source: str) -> str:
-    match = _REPOSITORY.fullmatch(source.removeprefix(HUB))
+def repository(source: str) -> tuple[str, str | None]:
+    """``owner/name`` and the revision, if there is one, of a source on the hub. Raises UserError:
+    it is of another form.
+    """
+    match = _REPOSITORY.fullmatch(source.removeprefix(HUB)) if source.startswith(HUB) else None
     if match is None:
         raise UserError(
             f"{shown(source)} is not of the form {HUB}owner/name or {HUB}owner/name@revision"
         )
+    return match["repository"], match["revision"]
+
+
+@functools.cache  # a process sees one revision of a repository, however often it asks
+def _downloaded(source: str) -> str:
+    where, revision = repository(source)
     require("huggingface_hub")
     from huggingface_hub import hf_hub_download
 
     try:
-        with _quiet():
-            return hf_hub_download(match["repository"], HUB_FILE, revision=match["revision"])
+        with quietly():
+            return hf_hub_download(where, HUB_FILE, revision=revision)
     except Exception as error:  # its own, those of its HTTP client, the system's
         classes = {each.__name__ for each in type(error).__mro__}
         known = (why for name, why in _REASONS.items() if name in classes)
@@ -92,7 +100,7 @@ def _downloaded(source: str) -> str:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quietly() -> Iterator[None]:
     """The hub's package logs every retry: where there is no network, one line of ours is enough."""
     logger = logging.getLogger("huggingface_hub")
     level = logger.level

@@ -13,7 +13,7 @@ from typing import Literal
 import pytest
 
 import lo_framework
-from lo_framework.commandline import Finished, Parser, field_docs, run
+from lo_framework.commandline import Finished, Parser, Stopped, field_docs, run
 from lo_framework.spec import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -168,6 +168,8 @@ def failing(error: BaseException) -> object:
             130,
             "program: interrupted; go on with --resume",
         ),
+        (Stopped(15, "step 3 is saved"), 143, "program: terminated; step 3 is saved"),
+        (Stopped(2), 130, "program: interrupted\n"),
     ],
 )
 def test_the_end_of_a_program(

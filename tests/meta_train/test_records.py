@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from lo_framework.meta_train.cli import main
-from lo_framework.meta_train.progress import Curves, Progress
+from lo_framework.meta_train.pictures import score_picture
+from lo_framework.meta_train.progress import INCUMBENT, Curves, Progress
 from lo_framework.spec import UserError
 from tests.meta_train.tools import command, metrics, train
 
@@ -89,6 +90,39 @@ def test_the_curves(run: Path) -> None:
     assert [step for step, _ in curves["validation/incumbent"]] == [2, 4]
     assert curves["validation/incumbent"][-1][1] == pytest.approx(rows[-1]["score"])
     assert len(curves["rate/inner_steps_per_second"]) == 4
+
+
+def test_settings_and_pictures_beside_the_curves(run: Path) -> None:
+    """TensorBoard's own reader finds the settings, with the curve that they are compared by, and a
+    picture for each time that the run ended.
+    """
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.plugins.hparams import plugin_data_pb2
+
+    events: Any = EventAccumulator(str(run / "tensorboard"))
+    events.Reload()
+    found = events.SummaryMetadata("_hparams_/session_start_info").plugin_data
+    told = plugin_data_pb2.HParamsPluginData.FromString(found.content).session_start_info.hparams
+    config = json.loads((run / "config.json").read_text())
+    assert told["learned"].string_value == config["learned"]
+    assert told["outer_steps"].number_value == config["outer_steps"]
+    found = events.SummaryMetadata("_hparams_/experiment").plugin_data
+    experiment = plugin_data_pb2.HParamsPluginData.FromString(found.content).experiment
+    assert [x.name.tag for x in experiment.metric_infos] == [INCUMBENT]
+    assert INCUMBENT in events.Tags()["scalars"]
+    pictures = events.Images("score")
+    assert [x.step for x in pictures][-1] == 4
+    assert all(x.encoded_image_string.startswith(b"\x89PNG") for x in pictures)
+
+
+def test_a_picture_of_what_was_not_finite(tmp_path: Path) -> None:
+    log = tmp_path / "metrics.jsonl"
+    row = {"step": 1, "score": None, "probes": {"a": None, "_b $x$": 0.5}}
+    log.write_text(json.dumps(row) + "\n")
+    assert score_picture(log) is None
+    log.write_text("\n".join(json.dumps(x) for x in (row, {"step": 2, "score": 0.9})) + "\n")
+    picture = score_picture(log)
+    assert picture is not None and picture == score_picture(log)
 
 
 def test_kinds_without_step_sizes_draw_none(tmp_path: Path) -> None:

@@ -295,11 +295,14 @@ def test_ctrl_c_ends_with_130(
 ) -> None:
     out = tmp_path / "run"
 
-    def interrupted(*_: Any) -> None:
+    validate = Trainer._validate
+
+    def interrupted(trainer: Trainer) -> dict[str, Any]:
         signal.raise_signal(signal.SIGINT)
+        return validate(trainer)
 
     with monkeypatch.context() as patch:
-        patch.setattr("lo_framework.meta_train.trainer.Trainer._validate", interrupted)
+        patch.setattr(Trainer, "_validate", interrupted)
         before = signal.signal(
             signal.SIGINT, signal.default_int_handler
         )  # a background job is born ignoring it
@@ -307,10 +310,9 @@ def test_ctrl_c_ends_with_130(
             assert main(command(out)) == 130
         finally:
             signal.signal(signal.SIGINT, before)
-    assert (
-        capsys.readouterr().err.splitlines()[-1]
-        == f"meta_train: interrupted; go on with --out {out} --resume"
-    )
+    told = capsys.readouterr().err.splitlines()
+    assert told[-1] == f"meta_train: interrupted; step 2 is saved; go on with --out {out} --resume"
+    assert any("stopping after this step" in line for line in told)
     assert json.loads((out / "config.json").read_text())["seed"] == 0
     assert main(command(out, "--resume")) == 0
     same_run(out, finished)

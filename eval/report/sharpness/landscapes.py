@@ -7,11 +7,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from itertools import product
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lo_framework.eval.report import drawing
 from lo_framework.eval.report.drawing import curve, label, looks, readable_ticks
 from lo_framework.eval.report.sharpness.pictures import (
     arms_of,
@@ -21,6 +20,9 @@ from lo_framework.eval.report.sharpness.pictures import (
 )
 from lo_framework.eval.sharpness.metrics import EQUAL, PLACES
 from lo_framework.eval.sharpness.result import Result
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 LINES = {
     "random line": "a random direction",
@@ -32,8 +34,8 @@ LEVELS = 14
 Curves = dict[str, dict[str, Any]]  # by optimizer
 
 
-def pictures(result: Result, task: str) -> Iterator[tuple[bytes | None, str]]:
-    """Yield PNG and caption; None of what was not measured."""
+def pictures(result: Result, task: str) -> Iterator[tuple[Figure | None, str]]:
+    """Yield picture and caption; None of what was not measured."""
     yield (
         lines(result, task),
         "Loss along lines through the point, first seed. Random directions have the length of "
@@ -55,7 +57,7 @@ def pictures(result: Result, task: str) -> Iterator[tuple[bytes | None, str]]:
     )
 
 
-def lines(result: Result, task: str) -> bytes | None:
+def lines(result: Result, task: str) -> Figure | None:
     shown = {name: _of_first_seed(result, task, "slices", name) for name in LINES}
     shown = {name: places for name, places in shown.items() if any(places.values())}
     if not shown:
@@ -72,7 +74,7 @@ def lines(result: Result, task: str) -> bytes | None:
     return finish(figure, look)
 
 
-def plane(result: Result, task: str, name: str) -> bytes | None:
+def plane(result: Result, task: str, name: str) -> Figure | None:
     """Draw filled contours side by side."""
     planes = _of_first_seed(result, task, "slices", name)[EQUAL]
     losses = {optimizer: np.array(p["loss"], float) for optimizer, p in planes.items()}
@@ -89,7 +91,8 @@ def plane(result: Result, task: str, name: str) -> bytes | None:
         surface = (p["x"], p["y"], height)
         drawn = axes.contourf(*surface, levels=levels, cmap="viridis", extend="max")
         thin = dict(colors="white", linestyles="solid", linewidths=0.4, alpha=0.6)
-        axes.contour(*surface, levels=levels, **thin)
+        drawn.set_rasterized(True)  # hundreds of outlines; the rest of a picture stays sharp
+        axes.contour(*surface, levels=levels, **thin).set_rasterized(True)
         axes.plot(0, 0, "o", color="white", markeredgecolor="black", markersize=5)
         axes.set_title(label(optimizer), fontsize=9.5)
         axes.grid(False)
@@ -99,10 +102,10 @@ def plane(result: Result, task: str, name: str) -> bytes | None:
     bar.set_ticks(ticks, labels=[f"{10**t:.2g}" for t in ticks])
     bar.set_label("loss", fontsize=9)
     bar.ax.tick_params(labelsize=8)
-    return drawing.png(figure, 110)
+    return figure
 
 
-def density(result: Result, task: str) -> bytes | None:
+def density(result: Result, task: str) -> Figure | None:
     places = _of_first_seed(result, task, "spectrum", "density")
     if not any(places.values()):
         return None

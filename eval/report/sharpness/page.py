@@ -2,45 +2,29 @@
 
 from __future__ import annotations
 
-import shlex
 import textwrap
-from base64 import b64encode
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from lo_framework.errors import visible
 from lo_framework.eval.report import numbers
 from lo_framework.eval.report.base import Report
+from lo_framework.eval.report.page import Folded, Part, Section, Term, picture
 from lo_framework.eval.report.sharpness import landscapes, pictures, tables
+from lo_framework.eval.report.sharpness.words import words_of
 from lo_framework.eval.report.table import Table
 from lo_framework.eval.report.text import table_of_values
 from lo_framework.eval.sharpness.comparison import HIGHER, LOWER, compare, pairs
 from lo_framework.eval.sharpness.metrics import EQUAL, PLACES
 from lo_framework.eval.sharpness.result import FILE, Result
-from lo_framework.optional import require
 
-READING = (
-    "Equal steps: after the last step. Matched training loss: at the first watched step "
-    "whose loss on the full training split is at most the worst optimizer's last one on the "
-    "same seed; runs that diverged never match and are counted. Steps are whole, so that a "
-    "fast optimizer may be a little below the target: see its train loss there.",
-    "±: half of the 95% interval of the mean over seeds (Student's t). Differences are "
-    "paired by seed; their intervals are not corrected for the number of comparisons, the "
-    "verdicts are (Holm, over all comparisons of one task at equal steps or at matched "
-    "loss).",
-    "h(r): how far the loss rises at most within radius r; R1(r): r times the largest "
-    "gradient norm there. At small r both mostly measure the gradient norm, that is, how "
-    "far training has come; h(r) − r‖∇L‖ takes that part away.",
-    "Maxima are lower bounds found by gradient ascent; the same sample of training rows for "
-    "every optimizer, in evaluation mode.",
-    "Sharpness does not predict generalisation by itself: read it beside test accuracy.",
-)
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 class SharpnessReport(Report[Result]):
-    file, title = FILE, "Sharpness"
+    file, title, loud = FILE, "Sharpness", (LOWER, HIGHER)
 
     def derived(self) -> dict[str, Any]:
         return {
@@ -49,7 +33,7 @@ class SharpnessReport(Report[Result]):
         }
 
     def files(self) -> Iterator[tuple[str, str | bytes]]:
-        yield "sharpness.html", self.page()
+        yield "sharpness.html", self.html()
         yield "sharpness.csv", self.csv()
 
     def csv(self) -> str:
@@ -77,9 +61,12 @@ class SharpnessReport(Report[Result]):
     def heading(self) -> list[str]:
         result, s = self.result, self.result.settings
         seeds = f"{numbers.seeds(result.seeds)}, the same for every optimizer"
+        radii = ", ".join(f"{r:g}" for r in s["radii"])
         lines = [
-            f"{s['steps']} steps, {seeds}; effort {s['effort']}",
-            f"radii {', '.join(f'{r:g}' for r in s['radii'])}; probe {s['probe']}",
+            f"{s['steps']} steps, {seeds}",
+            f"the loss is searched within radii of {radii} around the parameters, with effort "
+            f"{s['effort']}",
+            f"probe: updates are compared with the correction of {s['probe']}",
         ]
         if result.baselines:
             tuned = (
@@ -115,33 +102,53 @@ class SharpnessReport(Report[Result]):
     def worked(self) -> bool:
         return self.result.worked
 
-    def page(self) -> str:
-        """Return the whole report as one HTML document; pictures are in it."""
-        require("jinja2")
-        from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    def words(self) -> list[Term]:
+        return words_of(self.result)
 
-        environment = Environment(
-            loader=FileSystemLoader(Path(__file__).parent),
-            autoescape=True,
-            # Every value passes here before it is escaped; what a macro made has done so already.
-            finalize=lambda value: value if hasattr(value, "__html__") else visible(value),
-            undefined=StrictUndefined,
-            trim_blocks=True,
-        )
-        environment.filters["base64"] = lambda data: b64encode(data).decode("ascii")
-        result = self.result
-        return environment.get_template("page.html").render(
-            report=self,
-            result=result,
-            comparisons=compare(result),
-            tables=tables,
-            places=PLACES,
-            loud=(LOWER, HIGHER),
-            reading=READING,
-            command=shlex.join(map(str, result.provenance.get("command") or ())),
-            origin=self._origin_of_numbers(),
-            level=self._level(),
-        )
+    def notes(self) -> list[str]:
+        """Say nothing in the terminal: what the words mean is on the page."""
+        return []
+
+    def findings(self) -> list[str]:
+        lines = tables.verdicts(self.result, compare(self.result), in_words=True)
+        return lines or ["One optimizer alone: nothing to compare."]
+
+    def cautions(self) -> list[str]:
+        families = Counter((c.task, c.place) for c in compare(self.result))
+        seeds = len(self.result.seeds)
+        line = numbers.few_seeds(seeds, max(families.values(), default=0))
+        own = "What is significant here is so by Student's t, which takes differences to be normal."
+        return [f"{line} {own}"] if line else []
+
+    def details(self) -> list[Part]:
+        """Return the settings that every number rests on."""
+        effort = self.result.settings["effort"]
+        parts: list[Part] = [Folded(f"What effort {effort} means", (self._level(),))]
+        if settings := tables.settings_of(self.result):
+            parts.append(Folded("Settings of the baselines", (settings,)))
+        return parts
+
+    def sections(self) -> list[Section]:
+        found = [Section(task, [*self._of(task)]) for task in self.result.tasks]
+        return [*found, Section("Costs", [tables.costs(self.result)])]
+
+    def _of(self, task: str) -> Iterator[Part]:
+        """Yield what was reached at each place, what differs, and the pictures."""
+        result, comparisons = self.result, compare(self.result)
+        for place, where in PLACES.items():
+            yield where.capitalize()
+            yield tables.reached(result, task, place)
+            yield tables.by_radius(result, task, place)
+            if variants := tables.variants(result, task, place):
+                yield Folded("Other neighbourhoods", (variants,))
+        for a, b in self.pairs:
+            table = tables.differences(result, comparisons, task, a, b)
+            if self.few:
+                yield f"{a} minus {b}"
+            yield table if self.few else Folded(table.title, (table,))
+        drawn = [part for one in self.pictures(task) for part in picture(*one)]
+        yield "Pictures" if drawn else ["Nothing was measured: no pictures."]
+        yield from drawn
 
     @property
     def pairs(self) -> list[tuple[str, str]]:
@@ -152,8 +159,8 @@ class SharpnessReport(Report[Result]):
         """Tell whether there are few enough pairs to show each at once."""
         return len(self.pairs) <= tables.FEW_PAIRS
 
-    def pictures(self, task: str) -> Iterator[tuple[bytes | None, str]]:
-        """Yield PNG and caption; None of what was not measured."""
+    def pictures(self, task: str) -> Iterator[tuple[Figure | None, str]]:
+        """Yield picture and caption; None of what was not measured."""
         result, settings = self.result, self.result.settings
         if not pictures.arms_of(result, task):
             return
@@ -184,18 +191,6 @@ class SharpnessReport(Report[Result]):
         yield from landscapes.pictures(result, task)
         for field, words in pictures.PROBED.items():
             yield pictures.probe(result, task, field), f"Probe with {settings['probe']}. {words}"
-
-    def _origin_of_numbers(self) -> list[str]:
-        result, source = self.result, self.result.provenance
-        versions = (source.get("versions") or {}).items()
-        return [
-            f"commit {source.get('commit') or 'unknown'}",
-            f"{source.get('time', 'unknown time')}; {source.get('platform', '')}",
-            f"versions: {', '.join(f'{name} {x}' for name, x in versions if x)}",
-            f"seeds {', '.join(map(str, result.seeds))}; "
-            f"tuning seeds {', '.join(map(str, result.tuning_seeds))}",
-            *tables.settings_of(result),
-        ]
 
     def _level(self) -> Table:
         """Say what the effort means."""

@@ -1,5 +1,4 @@
-"""The pictures of a sharpness evaluation, each a PNG in memory: curves against the radius, along
-the run, scatter.
+"""The pictures of a sharpness evaluation: curves against the radius, along the run, scatter.
 
 Slices and spectra are in `landscapes`.
 """
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
 
 QUANTITIES = {
     "gap": "surrogate gap h(r)",
-    "first_order": "first-order R1(r) = r N1(r)",
+    "first_order": "first-order R1(r)",
     "curvature": "curvature part h(r) − r‖∇L‖",
 }
 PROBED = {
@@ -62,10 +61,10 @@ def words(axes: Any, title: str, x: str, y: str = "") -> None:
     axes.set_ylabel(y, fontsize=9)
 
 
-def finish(figure: Figure, look: dict[str, Look], **options: Any) -> bytes:
+def finish(figure: Figure, look: dict[str, Look], **options: Any) -> Figure:
     """Draw the legend; return the picture."""
     drawing.legend(figure, [line_handle(label(x), own, **options) for x, own in look.items()])
-    return drawing.png(figure, 110)
+    return figure
 
 
 def arms_of(result: Result, task: str) -> dict[str, Arm]:
@@ -96,7 +95,7 @@ def _band(column: Array) -> tuple[float, float, float]:
     return estimate.value - half, estimate.value, estimate.value + half
 
 
-def radii(result: Result, task: str) -> bytes:
+def radii(result: Result, task: str) -> Figure:
     """Draw h, R1 and the curvature part against the radius, at equal steps above and at matched
     loss below.
     """
@@ -145,7 +144,7 @@ def _signed_log(axes: Any, values: Array) -> None:
     axes.set_ylim(low, high)
 
 
-def training(result: Result, task: str) -> bytes:
+def training(result: Result, task: str) -> Figure:
     """Draw full-split training loss against steps and path length, with the measured points."""
     arms = arms_of(result, task)
     look = looks(arms)
@@ -165,7 +164,7 @@ def training(result: Result, task: str) -> bytes:
     return finish(figure, look)
 
 
-def scatter(result: Result, task: str, key: str, title: str) -> bytes | None:
+def scatter(result: Result, task: str, key: str, title: str) -> Figure | None:
     """Draw test accuracy (or test loss) against a sharpness at both places; None if there is
     nothing to draw.
     """
@@ -192,7 +191,7 @@ def scatter(result: Result, task: str, key: str, title: str) -> bytes | None:
     return finish(figure, look, marker="o", linewidth=0) if drawn else None
 
 
-def probe(result: Result, task: str, field: str) -> bytes | None:
+def probe(result: Result, task: str, field: str) -> Figure | None:
     """Draw ``field`` of the probe at equal training loss and at equal path length; None without a
     probe.
     """

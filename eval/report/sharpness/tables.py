@@ -131,10 +131,15 @@ def _apart(c: Comparison | None) -> bool:
     return math.isfinite(low) and (low > 0 or high < 0)
 
 
-def verdicts(result: Result, comparisons: list[Comparison]) -> list[str]:
+def verdicts(result: Result, comparisons: list[Comparison], *, in_words: bool = False) -> list[str]:
     """Say what differs, after Holm's correction and before it: a sentence per pair, task and place;
     where there are many pairs, those without any significant difference share one.
+
+    Args:
+        in_words: without symbols.
     """
+    metrics = metrics_at(result.settings["radii"])
+    titles = {m.key: m.words if in_words else m.title for m in metrics}
     groups: dict[tuple[str, str], dict[tuple[str, str], list[Comparison]]] = {}
     for c in comparisons:
         groups.setdefault((c.task, c.place), {}).setdefault((c.a, c.b), []).append(c)
@@ -142,7 +147,7 @@ def verdicts(result: Result, comparisons: list[Comparison]) -> list[str]:
     for (task, place), by_pair in groups.items():
         quiet = []
         for (a, b), tested in by_pair.items():
-            text, sure = _verdict(result, [c for c in tested if not math.isnan(c.p)])
+            text, sure = _verdict(titles, [c for c in tested if not math.isnan(c.p)])
             if sure or len(by_pair) <= FEW_PAIRS:
                 lines.append(f"{task}, {a} against {b}, {PLACES[place]}: {text}")
             else:
@@ -156,11 +161,10 @@ def verdicts(result: Result, comparisons: list[Comparison]) -> list[str]:
     return lines
 
 
-def _verdict(result: Result, tested: list[Comparison]) -> tuple[str, bool]:
+def _verdict(titles: dict[str, str], tested: list[Comparison]) -> tuple[str, bool]:
     """Return the sentence on one pair, and whether anything is significant."""
     if not tested:
         return "too few pairs for a test", False
-    titles = {m.key: m.title for m in metrics_at(result.settings["radii"])}
     sure = [f"{titles[c.metric]} {c.verdict}" for c in tested if c.verdict != SAME]
     only = [titles[c.metric] for c in tested if c.verdict == SAME and _apart(c)]
     text = ", ".join(sure) if sure else "nothing significant"

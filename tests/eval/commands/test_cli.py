@@ -62,12 +62,11 @@ def test_transfer_and_report(file, tmp_path, capsys):
     assert sorted(p.name for p in out.iterdir()) == [
         "cells",
         "curves.png",
+        "transfer.html",
         "transfer.json",
         "transfer.md",
     ]
-    assert all(
-        str(out / name) in shown.out for name in ("curves.png", "transfer.json", "transfer.md")
-    )
+    assert all(str(path) in shown.out for path in out.iterdir() if path.is_file())
     assert shown.err == ""
     data = json.loads((out / "transfer.json").read_text())
     assert data["provenance"]["command"][3:5] == ["transfer", "--learned"]
@@ -75,7 +74,9 @@ def test_transfer_and_report(file, tmp_path, capsys):
         data["files"] == {"hyper-adamw": str(file)} and data["derived"]["comparisons"][0]["verdict"]
     )
 
-    before = {name: (out / name).read_bytes() for name in ("curves.png", "transfer.md")}
+    before = {
+        name: (out / name).read_bytes() for name in ("curves.png", "transfer.md", "transfer.html")
+    }
     for name in before:
         (out / name).unlink()
     assert main(["report", str(out)]) == 0

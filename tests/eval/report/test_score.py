@@ -74,7 +74,7 @@ def test_what_failed_or_diverged_is_infinitely_bad(report):
 
 def test_it_is_written_and_read_again(report, tmp_path):
     written = report.save(tmp_path)
-    names = ["score.json", "score.csv", "score.md", "score.png"]
+    names = ["score.json", "score.csv", "score.md", "score.html", "score.png"]
     assert [path.name for path in written] == names
     again = ScoreReport(FILE.load(tmp_path))
     assert again.plain() == report.plain() and again.csv() == report.csv()

@@ -57,7 +57,7 @@ def test_scores_are_relative_to_tuned_adamw(suite, capsys):
     assert "3 problems" in last[0] and "Axis: depth" in shown
     out = suite.parent / "out"
     names = {path.name for path in out.iterdir()}
-    assert names == {"cells", "score.json", "score.csv", "score.md", "score.png"}
+    assert names == {"cells", "score.json", "score.csv", "score.md", "score.html", "score.png"}
     result = FILE.load(out)
     # AdamW, tuned again here, is itself
     for problem in PROBLEMS:
@@ -94,7 +94,10 @@ def test_it_goes_on_after_a_kill_and_does_not_depend_on_workers(suite, capsys):
 def test_the_report_is_made_again(suite, capsys):
     assert score(suite, "hyper-adamw", "--problems", "wide") == 0
     out = suite.parent / "out"
-    before = {name: (out / name).read_bytes() for name in ("score.csv", "score.md", "score.png")}
+    before = {
+        name: (out / name).read_bytes()
+        for name in ("score.csv", "score.md", "score.html", "score.png")
+    }
     for name in before:
         (out / name).unlink()
     assert main(["report", str(out)]) == 0

@@ -351,6 +351,7 @@ def test_many_tasks_get_a_figure_each(tmp_path, monkeypatch):
     assert names == [
         "transfer.json",
         "transfer.md",
+        "transfer.html",
         "curves.png",
         "curves-a-x.png",
         "curves-b-h-2.png",
