@@ -121,37 +121,35 @@ def windows() -> Batch:
 def gpt2() -> nn.Module:
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    return GPT2LMHeadModel(
-        GPT2Config(
-            vocab_size=VOCABULARY,
-            n_embd=64,
-            n_layer=2,
-            n_head=2,
-            n_positions=WINDOW,
-            resid_pdrop=0.0,
-            embd_pdrop=0.0,
-            attn_pdrop=0.0,
-            bos_token_id=0,
-            eos_token_id=0,
-        )
+    config = GPT2Config(
+        vocab_size=VOCABULARY,
+        n_embd=64,
+        n_layer=2,
+        n_head=2,
+        n_positions=WINDOW,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        bos_token_id=0,
+        eos_token_id=0,
     )
+    return GPT2LMHeadModel(config)
 
 
 def bert() -> nn.Module:
     from transformers import BertConfig, BertForMaskedLM
 
-    return BertForMaskedLM(
-        BertConfig(
-            vocab_size=VOCABULARY,
-            hidden_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            intermediate_size=256,
-            max_position_embeddings=WINDOW,
-            hidden_dropout_prob=0.0,
-            attention_probs_dropout_prob=0.0,
-        )
+    config = BertConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=256,
+        max_position_embeddings=WINDOW,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
     )
+    return BertForMaskedLM(config)
 
 
 def causal(model: nn.Module, batch: Batch) -> Tensor:
@@ -320,14 +318,12 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         content["runs"][name], content["problems"][name] = runs, summary(name, runs)
     found = content["problems"]
     columns = ("median", "worst", "highest", "judge", "maker", "activations")
-    harness.print_table(
-        ("problem", "optimizer", *columns),
-        (
-            [name, arm, *(x.get(c, "") for c in columns)]
-            for name in names
-            for arm, x in found[name].items()
-        ),
+    rows = (
+        [name, arm, *(result.get(column, "") for column in columns)]
+        for name in names
+        for arm, result in found[name].items()
     )
+    harness.print_table(("problem", "optimizer", *columns), rows)
     content["over AdamW"] = {}
     for arm in [*ways][1:]:
         over = [

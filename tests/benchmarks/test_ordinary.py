@@ -14,10 +14,10 @@ pytestmark = pytest.mark.filterwarnings("ignore:Learned")
 
 
 def test_two_problems_and_a_gan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    short = {name: ordinary.PROBLEMS[name]._replace(steps=6) for name in ("iris", "mlp-50")}
+    short = {name: ordinary.PROBLEMS[name]._replace(steps=30) for name in ("mlp", "residual")}
     monkeypatch.setattr(ordinary, "PROBLEMS", short)
     monkeypatch.setattr(ordinary, "GAN_STEPS", 5)
-    words = ["--quick", "--problems", "iris,mlp-50,gan", "--out", str(tmp_path)]
+    words = ["--quick", "--problems", "mlp,residual,gan", "--out", str(tmp_path)]
     content = ordinary.main(words)
     assert (tmp_path / "ordinary_quick.json").exists()
     for name in short:

@@ -194,7 +194,7 @@ def test_the_guard_is_told() -> None:
 @pytest.mark.parametrize("spec", ALL_KINDS)
 def test_nothing_is_told_of_a_step_whose_state_is_gone(spec: str) -> None:
     model = network()
-    optimizer = Learned(model[0], moved(spec), num_steps=9)
+    optimizer = Learned(model[0], moved(spec), num_steps=9, guard=False)
     step(optimizer)
     told = {name for name in logged(optimizer) if name != "learned/progress"}
     optimizer.load_state_dict(optimizer.state_dict())
@@ -202,7 +202,7 @@ def test_nothing_is_told_of_a_step_whose_state_is_gone(spec: str) -> None:
     step(optimizer)
     assert told <= {*logged(optimizer)}
 
-    optimizer = Learned([{"params": model[0].parameters()}], moved(spec), num_steps=9)
+    optimizer = Learned([{"params": model[0].parameters()}], moved(spec), num_steps=9, guard=False)
     step(optimizer)
     optimizer.add_param_group({"params": model[2].parameters()})
     assert {*logged(optimizer)} == {"learned/progress"}
@@ -213,7 +213,8 @@ def test_nothing_is_told_of_a_step_whose_state_is_gone(spec: str) -> None:
 def test_repr_names_file_kind_parameters_steps_and_guard(tmp_path: Path) -> None:
     model = network()
     shown = repr(Learned(model, "general", num_steps=2000)).splitlines()
-    assert shown[0] == "Learned general (scaled), 51 parameters in 4 tensors, step 0 of 2,000 ("
+    words = "Learned general (scaled), 51 parameters in 4 tensors, step 0 of 2,000"
+    assert shown[0] == f"{words}, guard (activations: 0) ("
     assert shown[1:] == [
         "Parameter Group 0: 51 parameters in 4 tensors",
         "    lr: 1.0",
@@ -226,7 +227,7 @@ def test_repr_names_file_kind_parameters_steps_and_guard(tmp_path: Path) -> None
     step(optimizer)
     words = f"Learned {path} (attention), 51 parameters in 4 tensors, step 1 of 10, guard ("
     assert repr(optimizer).startswith(words)
-    given = Learned(model, moved("scaled"))
+    given = Learned(model, moved("scaled"), guard=False)
     assert repr(given).startswith(f"Learned {given._fingerprint} (scaled), 51 par")
     assert ", step 0 (" in repr(given)
     assert repr(SAM(given)).startswith("SAM (sam) of Learned ")
