@@ -155,7 +155,7 @@ def _panel(axes: Any, task: str, labels: Sequence[str], found: Sequence[Comparis
         axes.errorbar(
             values,
             y,
-            xerr=[values - np.maximum(low, LEAST), high - values],
+            xerr=[np.maximum(values - np.maximum(low, LEAST), 0.0), high - values],
             fmt="os^"[k],
             color=COLOURS[k],
             markersize=3.5,

@@ -103,6 +103,20 @@ def test_what_so_few_seeds_cannot_show() -> None:
     assert shown.startswith("3 seeds: ") and "below 0.25 " in shown
 
 
+def test_many_optimizers_share_a_picture_however_small_a_ratio_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from lo_framework.eval.report import transfer as module
+
+    report = transfer()
+    for each in report.result.arms:
+        if each.learned:
+            each.runs[0].metrics["final_loss"] *= 1e-3
+    alone = read(report.html(), report.words()).pictures
+    monkeypatch.setattr(module, "MANY", 1)
+    assert read(report.html(), report.words()).pictures == alone - 1
+
+
 def test_long_runs_make_small_pages() -> None:
     assert len(transfer(steps=20_000).html()) < 1.2 * len(transfer(steps=400).html())
 
