@@ -117,10 +117,10 @@ def orthogonalised(layout: Layout, direction: Tensor, share: Tensor, least: int 
     parts = list(direction.split(layout.sizes, dim=-1))
     for i, slot in enumerate(layout.slots):
         if is_wide(slot, least):
-            x = parts[i].reshape(slot.shape[0], -1)
+            x = layout.gathered(i, parts[i]).reshape(slot.shape[0], -1)
             tall = x.shape[0] > x.shape[1]
             x = x.mT if tall else x
             given = x, share[i].reshape(1, 1)
             y = turned(*given) if plain else over_vmaps(lambda *k: (_Turned.apply(*k),), given)[0]
-            parts[i] = (y.mT if tall else y).reshape(-1)
+            parts[i] = layout.kept(i, y.mT if tall else y)
     return torch.cat(parts, dim=-1)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from lo_framework.optim.base import ByPlace, OptimizerBase
 from lo_framework.optim.learned.guard import Fallback, GuardConfig
 from lo_framework.optim.learned.host import CPU_CHUNK, Host
 from lo_framework.optim.learned.store import Store
+from lo_framework.optim.shards import mesh_of, over_shards, sum_over_processes
 
 
 class Learned(OptimizerBase):
@@ -129,6 +130,8 @@ class Learned(OptimizerBase):
         ``closure`` recomputes loss and gradients first; its result is returned. ``loss`` is for
         rules and guards that look at it.
         """
+        if self._starts_blank(closure):
+            return None
         if closure is not None and loss is not None:
             raise UserError("give step a closure or a loss, not both")
         if self.explicit is not None and loss is None:
@@ -147,7 +150,7 @@ class Learned(OptimizerBase):
             value = self._as_loss(loss)
         active = self._active()
         if active:
-            with self._full_precision():
+            with self._updating():
                 self._guarded(active, value) if self._fallback else self._update(active, value)
         return result
 
@@ -184,8 +187,18 @@ class Learned(OptimizerBase):
             group.setdefault("weight_decay", 0.0)  # older states have none
         return entry
 
-    def _check_saved(self, saved: ByPlace) -> None:
-        self._check_shapes(saved, self._store.leads)
+    def _leads(self) -> Mapping[str, tuple[int, ...]]:
+        return self._store.leads
+
+    def _packed(self, entry: dict[str, Any]) -> dict[str, Any]:
+        takeover = entry["takeover"] and {**entry["takeover"], "snapshot": {}, "adamw": None}
+        return {**entry, "takeover": takeover}
+
+    def _make_state(self, active: tuple[int, ...]) -> None:
+        self._admit(active)
+
+    def _forget_state(self) -> None:
+        self._new_store()
 
     def _restore(self, entry: dict[str, Any], saved: ByPlace) -> None:
         """``num_steps`` and the guard's settings stay this object's."""
@@ -199,14 +212,11 @@ class Learned(OptimizerBase):
     def _update(
         self, active: tuple[int, ...], loss: Tensor | None, squares: list[Tensor] | None = None
     ) -> None:
-        if not (self._store.home or self._store.reduced):
-            self._new_store()  # where the model is now
-        newcomers = [i for i in active if i not in self._store.home]
-        if newcomers:
-            self._store.admit(newcomers)
-            self._publish()
+        self._admit(active)
         decayed = [i for i in active if self.param_groups[self._group_of[i]]["weight_decay"]]
-        before = [self._params[i].clone() for i in decayed]
+        # The host sums squares over what lies here; over shards they are summed below.
+        judged = active if squares is not None and self._is_sharded else ()
+        old = {i: self._here[i].clone() for i in (*decayed, *judged)}
         steps = self.num_steps
         clock = [min(self._updates / steps, 1.0), float(steps)] if steps else [0.0, 0.0]
         self._host.update(
@@ -215,13 +225,27 @@ class Learned(OptimizerBase):
             [group["lr"] for group in self.param_groups],
             loss,
             Clock(*torch.tensor(clock, device=self._host.device, dtype=self._host.dtype).unbind()),
-            squares=squares,
+            squares=None if judged else squares,
         )
-        for i, old in zip(decayed, before):
-            size = (self._params[i] - old).pow_(2).mean().sqrt_()
+        moved = {i: (self._here[i] - x).pow_(2).mean() for i, x in old.items()}
+        if self._is_sharded:
+            moved = over_shards(self._layout, moved)
+        for i in judged:
+            lr = self.param_groups[self._group_of[i]]["lr"]
+            squares.append(moved[i] / (lr * lr or 1.0) * self._params[i].numel())  # type: ignore[union-attr]
+        for i in decayed:
             decay = self.param_groups[self._group_of[i]]["weight_decay"]
-            self._params[i].sub_(old.mul_(size * decay))
+            self._here[i].sub_(old[i].mul_(moved[i].sqrt() * decay))
         self._updates += 1
+
+    def _admit(self, active: Sequence[int]) -> None:
+        """State for those that have none."""
+        if not (self._store.home or self._store.reduced):
+            self._new_store()  # where the model is now
+        newcomers = [i for i in active if i not in self._store.home]
+        if newcomers:
+            self._store.admit(newcomers)
+            self._publish()
 
     def _guarded(self, active: tuple[int, ...], loss: Tensor | None) -> None:
         """Make one step under the guard: judged before and after, by the learned optimizer or by
@@ -234,6 +258,8 @@ class Learned(OptimizerBase):
                 "guard needs the loss: pass a closure, step(loss=loss), or observe(loss) before "
                 "step()"
             )
+        if self._is_sharded:  # all processes decide alike
+            loss = sum_over_processes(loss, self._params) / mesh_of(self._params).size()
         if not fallback.before(float(loss)):
             self._new_store()
         elif fallback.in_charge:
@@ -262,7 +288,7 @@ class Learned(OptimizerBase):
         self._layout = self._lay_out(names or numbers, named=names is not None)
 
     def _set_params(self) -> None:
-        self._store.set_params(self._params, self._group_of, self._layout)
+        self._store.set_params(self._here, self._group_of, self._layout)
 
     def _new_store(self) -> None:
         """Start afresh, where the parameters are."""

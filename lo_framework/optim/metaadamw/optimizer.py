@@ -14,7 +14,7 @@ told in ``docs/metaadamw.md``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -134,6 +134,8 @@ class MetaAdamW(OptimizerBase):
         """One update from the parameters' gradients; ``closure`` recomputes them first and its
         result is returned.
         """
+        if self._starts_blank(closure):
+            return None
         result = None
         if closure is not None:
             with torch.enable_grad():
@@ -143,7 +145,7 @@ class MetaAdamW(OptimizerBase):
         if active:
             plan = self.table.plan(active)
             self.network.spec.check(plan.grouping)
-            with self._full_precision():
+            with self._updating():
                 self._update(plan)
         return result
 
@@ -172,6 +174,11 @@ class MetaAdamW(OptimizerBase):
                 loss.
         """
         objective = self.meta_objective
+        if self._is_sharded:
+            raise UserError(
+                "meta_step looks ahead with whole parameters: train the network without sharding, "
+                "and give it to this optimizer (network=, or its state)"
+            )
         if not self.updates:
             raise UserError("meta_step looks one step ahead of the last one: make a step first")
         if valid is None and objective.terms != ("gradient",):
@@ -182,7 +189,7 @@ class MetaAdamW(OptimizerBase):
         self._refresh()
         outside = as_outside(loss_fn, self._device.type)
         batches = (train_1, train_2, valid)
-        with torch.enable_grad(), self._full_precision():
+        with torch.enable_grad(), self._updating():
             result = meta_gradient(
                 self.table, self._rule, objective, outside, batches, self.updates, model
             )
@@ -259,7 +266,7 @@ class MetaAdamW(OptimizerBase):
             lr = float(group["lr"]) if on_host else group["lr"]
             rate = lr * alphas[each.token]
             shrink = rate * betas[each.token] * group["weight_decay"]
-            params = [table.params[i] for i in each.places]
+            params = [table.here[i] for i in each.places]
             if isinstance(rate, Tensor):
                 rate, shrink = rate.to(params[0].device), shrink.to(params[0].device)
             numbers = table.numbers(group, table.ages[each.places[0]] + 1, rate, shrink)
@@ -319,7 +326,16 @@ class MetaAdamW(OptimizerBase):
     def _check_saved(self, saved: ByPlace) -> None:
         for i, state in saved.items():
             _refuse_missing(f"parameter {i}", ("step", *MOMENTS), state)
-        self._check_shapes(saved, dict.fromkeys(MOMENTS, ()))
+
+    def _leads(self) -> Mapping[str, tuple[int, ...]]:
+        return dict.fromkeys(MOMENTS, ())
+
+    def _make_state(self, active: tuple[int, ...]) -> None:
+        self._refresh()
+        self.table.start(active)
+
+    def _forget_state(self) -> None:
+        self.state.clear()
 
     def _restore(self, entry: dict[str, Any], saved: ByPlace) -> None:
         self.table.restore(saved)

@@ -60,7 +60,7 @@ def hessian_free_step(
         parts = weights.split(run.sizes), grads.split(run.sizes)
         for piece, state, size, stored, grad in zip(run.pieces, run.states, run.sizes, *parts):
             w, g = stored.to(dtype), grad.to(dtype)
-            if z is not None and "h" in state:
+            if z is not None and run.counts and "h" in state:
                 if piece.ids is None:
                     dots.append(torch.dot(state["h"], g).to(z.device))
                 else:

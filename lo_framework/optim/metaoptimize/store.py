@@ -99,6 +99,7 @@ class Run:
     begin: int
     end: int
     pieces: list[Piece]
+    counts: bool  # whether it enters the sums over blocks
     _sides: list[tuple[Tensor, list[Tensor]]] = field(default_factory=list, init=False)
 
     @cached_property
@@ -197,10 +198,18 @@ class Store:
         self._plans: dict[Hashable, Plan] = {}
         self._latest: tuple[Sequence[int], Plan] | None = None
 
-    def set_params(self, params: Sequence[Tensor], group_of: Sequence[int], blocks: Blocks) -> None:
-        """All parameters: those of before, and new ones after them."""
+    def set_params(
+        self,
+        params: Sequence[Tensor],
+        group_of: Sequence[int],
+        blocks: Blocks,
+        counts: Sequence[bool] | None = None,
+    ) -> None:
+        """All parameters, or what lies here of them: those of before, and new ones after them.
+        ``counts``: whether each enters the sums over blocks; None: all do.
+        """
         first = len(self.ages)
-        self.params, self.group_of, self.blocks = params, group_of, blocks
+        self.params, self.group_of, self.blocks, self.counts = params, group_of, blocks, counts
         self.ages += [0] * (len(params) - first)
         self._forget_plans()
         if self.packs:
@@ -217,7 +226,8 @@ class Store:
         def make() -> Plan:
             self._allocate(active)
             runs = self._runs(set(active))
-            owners = [piece.block for run in runs for piece in run.pieces if piece.ids is None]
+            summed = [piece for run in runs if run.counts for piece in run.pieces]
+            owners = [piece.block for piece in summed if piece.ids is None]
             mask = torch.zeros(self.blocks.size, dtype=torch.bool)
             for first, count in (self.blocks.spreads[i] for i in active):
                 mask[first : first + count] = True
@@ -292,7 +302,9 @@ class Store:
     def _packs(self, first: int) -> list[Pack]:
         """Packs without state of the parameters from ``first`` on."""
         places = range(first, len(self.params))
-        return form_packs(places, self.params, self.group_of, sizes_of, mix_dtypes=False)
+        return form_packs(
+            places, self.params, self.group_of, sizes_of, mix_dtypes=False, apart=self.counts
+        )
 
     def _runs(self, wanted: Set[int]) -> list[Run]:
         runs = []
@@ -301,9 +313,10 @@ class Store:
             for first, last in stretches(ages):
                 members, ends = pack.members[first:last], (pack.offsets[first], pack.offsets[last])
                 tensors = [self.params[i] for i in members]
-                runs.append(
-                    Run(pack, members, tensors, *ends, list(self._pieces(members, pack.device)))
-                )
+                pieces = list(self._pieces(members, pack.device))
+                counts = self.counts is None or self.counts[members[0]]
+                if pieces:  # of a tensor nothing may lie here
+                    runs.append(Run(pack, members, tensors, *ends, pieces, counts))
         return runs
 
     def _cuts(self, members: Iterable[int], chunk: int) -> Iterator[_Cut]:

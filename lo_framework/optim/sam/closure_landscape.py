@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from lo_framework.errors import UserError
-from lo_framework.optim.base import BackwardWatch, refuse_sparse
+from lo_framework.optim.backward_watch import BackwardWatch
+from lo_framework.optim.base import refuse_sparse
 from lo_framework.regularizers.base import Batch, Landscape, Params
 
 T = TypeVar("T")
