@@ -264,7 +264,8 @@ FLOORS: dict[str, list[str]] = {
         "__init__",
     ],
     f"{HOME}.optim": [
-        "naming",
+        "naming shards backward_watch",
+        "checkpoint",
         "base",
         "arena blocks fused",
         "learned sam",

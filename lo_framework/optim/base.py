@@ -19,7 +19,7 @@ from lo_framework.optim.checkpoint import (
     is_blank_step,
     pack_entry,
     refuse_zero_redundancy,
-    unpack_entry,
+    take_entry,
 )
 from lo_framework.optim.naming import (
     layout_by_names,
@@ -178,10 +178,7 @@ class OptimizerBase(StateOnly, torch.optim.Optimizer):
         # state to their dtype, so it is taken out here and put back at the end.
         def capture(_: torch.optim.Optimizer, adapted: dict[str, Any]) -> dict[str, Any]:
             groups = [dict(group) for group in adapted["param_groups"]]
-            raw = [group.pop(self.entry, None) for group in groups]
-            entry = adapted.get(self.entry)
-            if entry is None and raw and raw[0] is not None:
-                entry = unpack_entry(raw[0], type(self).__name__)
+            entry = take_entry(self.entry, adapted, groups, type(self).__name__)
             own.update(self._check_entry(entry, groups))
             refuse_other_order(self, groups)
             places = [k for group in groups for k in group["params"]]
@@ -257,7 +254,7 @@ class OptimizerBase(StateOnly, torch.optim.Optimizer):
 
     def _forget_state(self) -> None:
         """Be as before `_make_state`."""
-        raise NotImplementedError
+        self.state.clear()
 
     @torch.no_grad()
     def _starts_blank(self, closure: Any) -> bool:

@@ -25,15 +25,17 @@ ZERO = "torch.distributed.optim.zero_redundancy_optimizer"
 
 
 def is_blank_step(groups: Groups) -> bool:
-    """Whether gradients and learning rates are all zero. Every process comes to the same answer."""
-    if any(float(group.get("lr", 0.0)) for group in groups):
-        return False
+    """Whether learning rates and gradients, of which there are some, are all zero. Every process
+    comes to the same answer.
+    """
     params = [p for group in groups for p in group["params"]]
+    if any(float(group.get("lr", 0.0)) for group in groups) or all(p.grad is None for p in params):
+        return False
     moved = torch.tensor([float(any(p.grad is not None and _some(p.grad) for p in params))])
-    shards = [shard for shard in map(shard_of, params) if shard]
-    moved = moved.to(params[0].device)
-    for group in dict.fromkeys(group for shard in shards for group, _ in shard.groups()):
-        torch.distributed.all_reduce(moved, group=group)
+    if shards := [shard for shard in map(shard_of, params) if shard]:
+        moved = moved.to(params[0].device)
+        for group in dict.fromkeys(group for shard in shards for group, _ in shard.groups()):
+            torch.distributed.all_reduce(moved, group=group)
     return not bool(moved)
 
 
@@ -60,12 +62,23 @@ def pack_entry(entry: Mapping[str, Any]) -> bytes:
     return seal(tensors, {"entry": plain(entry)})
 
 
-def unpack_entry(raw: Any, owner: str) -> Any:
-    """The entry of these bytes.
+def take_entry(
+    key: str, state: Mapping[str, Any], groups: Sequence[dict[str, Any]], owner: str
+) -> Any:
+    """The entry of a state that is being loaded, None where it has none; ``groups``, copies of its
+    parameter groups, are left without it.
 
     Raises:
-        UserError: they are no entry, or damaged.
+        UserError: it is damaged.
     """
+    raw = [group.pop(key, None) for group in groups]
+    if state.get(key) is not None or not raw or raw[0] is None:
+        return state.get(key)
+    return unpack_entry(raw[0], owner)
+
+
+def unpack_entry(raw: Any, owner: str) -> Any:
+    """The entry of these bytes; raises UserError if they are damaged or none."""
     expected = f"what {owner} keeps in the first parameter group of its state"
     if not isinstance(raw, bytes):
         raise UserError(f"this state is damaged: expected bytes, {expected}")

@@ -18,7 +18,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -67,7 +67,7 @@ def here_of(x: Tensor) -> Tensor:
     if not is_sharded(x):
         return x
     with torch.no_grad():
-        return x.to_local()  # type: ignore[attr-defined, no-any-return]
+        return x.to_local()  # type: ignore[attr-defined]
 
 
 def refuse_partial(params: Sequence[Tensor], owner: str) -> None:
@@ -144,7 +144,8 @@ class ShardedLayout(Layout):
         return sum(self.sizes)
 
     def pick(self, members: Sequence[int]) -> Layout:
-        return replace(super().pick(members), shards=tuple(self.shards[i] for i in members))
+        picked = cast("ShardedLayout", super().pick(members))
+        return replace(picked, shards=tuple(self.shards[i] for i in members))
 
     @cached_property
     def _groups(self) -> list[tuple[Any, Tensor]]:
@@ -202,7 +203,7 @@ class ShardedLayout(Layout):
         shard = self.shards[i]
         if shard is None:
             return super().gathered(i, part)
-        return self.shown(i, part.reshape(shard.shape)).full_tensor()  # type: ignore[attr-defined, no-any-return]
+        return self.shown(i, part.reshape(shard.shape)).full_tensor()  # type: ignore[attr-defined]
 
     def kept(self, i: int, whole: Tensor) -> Tensor:
         shard = self.shards[i]
@@ -212,7 +213,7 @@ class ShardedLayout(Layout):
         copies = [tensor.Replicate()] * shard.mesh.ndim
         whole = whole.reshape(self.slots[i].shape)
         given = tensor.DTensor.from_local(whole, shard.mesh, copies, run_check=False)
-        return given.redistribute(placements=shard.placements).to_local().reshape(-1)  # type: ignore[no-any-return]
+        return given.redistribute(placements=shard.placements).to_local().reshape(-1)
 
     def shown(self, i: int, x: Tensor) -> Tensor:
         """State of tensor ``i`` as it lies here, ``[*lead, *part]``, as a DTensor ``[*lead,
@@ -231,7 +232,7 @@ def shown(x: Tensor, shape: tuple[int, ...], shard: Shard) -> Tensor:
     more = len(shape) - len(shard.shape)
     placements = [_shifted(placement, more) for placement in shard.placements]
     stride = [math.prod(shape[k + 1 :]) for k in range(len(shape))]
-    return tensor.DTensor.from_local(  # type: ignore[no-any-return]
+    return tensor.DTensor.from_local(
         x, shard.mesh, placements, run_check=False, shape=torch.Size(shape), stride=tuple(stride)
     )
 

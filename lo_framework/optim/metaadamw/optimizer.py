@@ -14,7 +14,7 @@ told in ``docs/metaadamw.md``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -31,7 +31,13 @@ from lo_framework.optim.metaadamw.groups import OwnGroups, Plan
 from lo_framework.optim.metaadamw.look_ahead import meta_gradient
 from lo_framework.optim.metaadamw.meta_loss import LossFn, MetaConfig
 from lo_framework.optim.metaadamw.network import Network, as_learned, hyper_of, make_network
-from lo_framework.optim.metaadamw.parameters import MOMENTS, ParameterTable, check_settings
+from lo_framework.optim.metaadamw.parameters import (
+    MOMENTS,
+    ParameterTable,
+    check_settings,
+    damaged,
+    refuse_missing,
+)
 from lo_framework.optim.metaadamw.preserved import as_outside
 from lo_framework.optim.metaadamw.published import Variant, find_variant
 from lo_framework.optim.metaadamw.training import NetworkTrainer, mean_over_processes
@@ -176,8 +182,7 @@ class MetaAdamW(OptimizerBase):
         objective = self.meta_objective
         if self._is_sharded:
             raise UserError(
-                "meta_step looks ahead with whole parameters: train the network without sharding, "
-                "and give it to this optimizer (network=, or its state)"
+                "meta_step needs whole parameters: train the network without sharding them"
             )
         if not self.updates:
             raise UserError("meta_step looks one step ahead of the last one: make a step first")
@@ -307,25 +312,25 @@ class MetaAdamW(OptimizerBase):
                 grouping = "another grouping or other parameters"
                 what = grouping if word == "groups" else f"another {word}"
                 raise UserError(f"this state is of {what}: build MetaAdamW as it was saved")
-        _refuse_missing("it", own, entry)
+        refuse_missing("it", own, entry)
         shapes, saved_shapes = (
             {name: x.shape for name, x in each["network"].items()} for each in (own, entry)
         )
         if shapes != saved_shapes:
-            raise _damaged("its network has other weights")
+            raise damaged("its network has other weights")
         if not self._trainer.fits(entry["meta"]):
-            raise _damaged("what trains the network does not fit it")
-        _refuse_missing("its weighting", own["weighting"], entry["weighting"])
+            raise damaged("what trains the network does not fit it")
+        refuse_missing("its weighting", own["weighting"], entry["weighting"])
         factors = entry["factors"]
         if factors is not None and not set(factors["active"]) <= set(range(len(self._params))):
-            raise _damaged("its factors are of other parameters")
+            raise damaged("its factors are of other parameters")
         for group in groups:
             check_settings(group)
         return entry
 
     def _check_saved(self, saved: ByPlace) -> None:
         for i, state in saved.items():
-            _refuse_missing(f"parameter {i}", ("step", *MOMENTS), state)
+            refuse_missing(f"parameter {i}", ("step", *MOMENTS), state)
 
     def _leads(self) -> Mapping[str, tuple[int, ...]]:
         return dict.fromkeys(MOMENTS, ())
@@ -333,9 +338,6 @@ class MetaAdamW(OptimizerBase):
     def _make_state(self, active: tuple[int, ...]) -> None:
         self._refresh()
         self.table.start(active)
-
-    def _forget_state(self) -> None:
-        self.state.clear()
 
     def _restore(self, entry: dict[str, Any], saved: ByPlace) -> None:
         self.table.restore(saved)
@@ -345,12 +347,3 @@ class MetaAdamW(OptimizerBase):
         self._rule.load_state_dict(entry, plan)
         self._trainer.load_state_dict(entry["meta"])
         self.meta_objective.weighting.load(entry["weighting"])
-
-
-def _refuse_missing(owner: str, wanted: Iterable[str], saved: Collection[str]) -> None:
-    if missing := set(wanted).difference(saved):
-        raise _damaged(f"{owner} has no {min(missing)}")
-
-
-def _damaged(what: str) -> UserError:
-    return UserError(f"this state is damaged: {what}")

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -186,3 +186,13 @@ def check_settings(group: Mapping[str, Any]) -> None:
     for name in ("lr", "eps", "weight_decay"):
         if not 0 <= float(group[name]) < math.inf:
             raise UserError(f"{name} must be at least 0 and finite, not {group[name]}")
+
+
+def refuse_missing(owner: str, wanted: Iterable[str], saved: Collection[str]) -> None:
+    """Raise UserError where a saved state has not all of ``wanted``."""
+    if missing := set(wanted).difference(saved):
+        raise damaged(f"{owner} has no {min(missing)}")
+
+
+def damaged(what: str) -> UserError:
+    return UserError(f"this state is damaged: {what}")

@@ -15,11 +15,11 @@ from torch import Tensor
 
 from lo_framework.optim.fused import HAS_FUSED, fused_adamw, one_minus_power
 from lo_framework.optim.metaoptimize.rules import Number, Numbers, State
+from lo_framework.optim.metaoptimize.scratch import Scratch
 from lo_framework.optim.metaoptimize.store import (
     Piece,
     Plan,
     Run,
-    Scratch,
     Work,
     compute_dtype,
 )

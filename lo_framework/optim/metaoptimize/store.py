@@ -19,6 +19,7 @@ from torch import Tensor
 from lo_framework.optim.arena import Pack, form_packs, keep_plan, stretches
 from lo_framework.optim.blocks import Blocks
 from lo_framework.optim.metaoptimize.rules import Number, Numbers, Rule, State
+from lo_framework.optim.metaoptimize.scratch import Scratch
 
 
 def sizes_of(device: torch.device) -> tuple[int, int]:
@@ -31,28 +32,6 @@ def sizes_of(device: torch.device) -> tuple[int, int]:
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     """State and arithmetic are float32, or float64 for float64 parameters."""
     return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-class Scratch:
-    """Working memory, one chunk for each device, dtype and purpose."""
-
-    def __init__(self) -> None:
-        self._memory: dict[tuple[torch.device, torch.dtype, str], Tensor] = {}
-        self._count = 0, torch.zeros((), device="cpu")
-
-    def count(self, step: int) -> Tensor:
-        """``step`` as torch's loops want it."""
-        if self._count[0] != step:
-            self._count = step, torch.tensor(float(step), device="cpu")
-        return self._count[1]
-
-    def of(self, device: torch.device, dtype: torch.dtype, size: int, purpose: str) -> Tensor:
-        """Memory ``[size]``; for the same purpose the same, as far as it goes."""
-        key = (device, dtype, purpose)
-        memory = self._memory.get(key)
-        if memory is None or memory.numel() < size:
-            memory = self._memory[key] = torch.empty(size, device=device, dtype=dtype)
-        return memory if memory.numel() == size else memory[:size]
 
 
 class Piece(NamedTuple):

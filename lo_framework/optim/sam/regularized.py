@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from lo_framework.errors import UserError
-from lo_framework.optim.base import StateOnly, hooked, refuse_complex
+from lo_framework.optim.base import OptimizerBase, StateOnly, hooked, refuse_complex
+from lo_framework.optim.checkpoint import has_shards, is_blank_step, pack_entry, take_entry
 from lo_framework.optim.sam.closure_landscape import (
     ClosureLandscape,
     NotFiniteError,
@@ -34,6 +35,7 @@ from lo_framework.regularizers import Point, Regularizer, vectors
 from lo_framework.spec import canonical
 
 T = TypeVar("T")
+ENTRY = "regularizer"  # of the state
 SCALED = "call step(closure, scaler=scaler) instead"
 _STATE_HOOKS = [
     f"_optimizer_{method}_{when}_hooks"
@@ -106,6 +108,7 @@ class Regularized(StateOnly, torch.optim.Optimizer):
             setattr(self, name, getattr(base, name))
         self.__setstate__({})
         self._passes = Passes(self)
+        self._is_blank = False  # see `_starts_blank`
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
@@ -145,6 +148,8 @@ class Regularized(StateOnly, torch.optim.Optimizer):
                 loss). If any pass overflows, the step is skipped; call ``scaler.update()`` after
                 the step, and not ``scaler.step``.
         """
+        if self._starts_blank(closure):
+            return None  # type: ignore[return-value]
         if hasattr(self, "grad_scale"):
             for name in ("grad_scale", "found_inf"):
                 delattr(self, name)
@@ -213,12 +218,17 @@ class Regularized(StateOnly, torch.optim.Optimizer):
         return result
 
     def state_dict(self) -> dict[str, Any]:
-        """The base optimizer's state, which can load it, and ``"regularizer"``. References, not
-        copies.
+        """The base optimizer's state, which can load it, and ``"regularizer"``, which the first
+        parameter group also has, as bytes (`checkpoint`). References, not copies.
         """
 
+        self.param_groups[0][ENTRY] = None
+
         def add(_: torch.optim.Optimizer, result: dict[str, Any]) -> None:
-            result["regularizer"] = self._rule_state.state_dict()
+            result[ENTRY] = entry = self._rule_state.state_dict()
+            if has_shards(entry):  # which no process can write down alone
+                entry = {**entry, "state": {}, "left_out": True}
+            result["param_groups"][0][ENTRY] = pack_entry(entry)
 
         with hooked(self.base.register_state_dict_post_hook(add, prepend=True)):
             return self.base.state_dict()
@@ -234,19 +244,37 @@ class Regularized(StateOnly, torch.optim.Optimizer):
 
         def capture(_: torch.optim.Optimizer, adapted: dict[str, Any]) -> dict[str, Any]:
             nonlocal saved
-            saved = adapted.get("regularizer")
+            groups = [dict(group) for group in adapted["param_groups"]]
+            saved = take_entry(ENTRY, adapted, groups, self.title)
             if saved is not None:
                 self._rule_state.check(saved)
-            return {key: value for key, value in adapted.items() if key != "regularizer"}
+            rest = {key: value for key, value in adapted.items() if key != ENTRY}
+            return {**rest, "param_groups": groups}
 
         def rebuild(_: torch.optim.Optimizer) -> None:
             self._rule_state.load_state_dict(saved)
+            self._is_blank = False
 
         with hooked(
             self.base.register_load_state_dict_pre_hook(capture),
             self.base.register_load_state_dict_post_hook(rebuild, prepend=True),
         ):
             self.base.load_state_dict(state_dict)
+
+    @torch.no_grad()
+    def _starts_blank(self, closure: Any) -> bool:
+        """Whether torch makes this step before it saves or loads a state (`checkpoint`): it lets
+        the base make its state, with which no step begins.
+        """
+        if self._is_blank:
+            self._is_blank = False
+            if not isinstance(self.base, OptimizerBase):  # which knows by itself
+                self.state.clear()
+        elif closure is None and not self.state and is_blank_step(self.param_groups):
+            self._is_blank = True
+            self.param_groups[0][ENTRY] = None
+            self.base.step()
+        return self._is_blank
 
     def _active(self, params: list[Tensor]) -> dict[str, Tensor]:
         """The parameters with a gradient, by their places: names that stay when others come or
