@@ -94,7 +94,7 @@ def lend_gradients(parts: Sequence[Tensor], params: Sequence[Tensor]) -> None:
         if part is not p:
             part.grad = None
             part.data = here_of(p)
-            part.grad = None if p.grad is None else _placed_as(p.grad, p)
+            part.grad = None if p.grad is None else _placed(p.grad, p.placements)  # type: ignore[attr-defined]
 
 
 def return_gradients(parts: Sequence[Tensor], params: Sequence[Tensor]) -> None:
@@ -117,12 +117,10 @@ def sum_over_processes(x: Tensor, params: Sequence[Tensor]) -> Tensor:
     return x
 
 
-def _placed_as(x: Tensor, p: Tensor) -> Tensor:
-    """What lies here of ``x`` once it is placed as ``p`` is."""
-    own: Any = p
-    given: Any = x
-    if is_sharded(x) and given.placements != own.placements:
-        x = given.redistribute(placements=own.placements)
+def _placed(x: Any, placements: Sequence[Any]) -> Tensor:
+    """What lies here of ``x`` once it is placed so."""
+    if is_sharded(x) and x.placements != tuple(placements):
+        x = x.redistribute(placements=placements)
     return here_of(x)
 
 
@@ -276,11 +274,11 @@ def localized(
                 "this state is sharded over other processes than these parameters: load it through "
                 "torch.distributed.checkpoint, which shards it anew"
             )
-        like = shown(x.new_empty(*leads[name], *shard.shape), tuple(x.shape), shard)
         if not is_sharded(x):  # of the whole tensor
             copies = [sys.modules[MODULE].Replicate()] * shard.mesh.ndim
             x = sys.modules[MODULE].DTensor.from_local(x, shard.mesh, copies, run_check=False)
-        found[name] = _placed_as(x, like)
+        more = len(leads[name])
+        found[name] = _placed(x, [_shifted(placement, more) for placement in shard.placements])
     return found
 
 
