@@ -261,15 +261,14 @@ class OptimizerBase(StateOnly, torch.optim.Optimizer):
         """Whether this step is the one by which torch makes state before it saves or loads, which
         changes nothing; a step that follows it begins without that state.
         """
-        if self._is_blank:
-            self._is_blank = False
-            self._forget_state()
-        elif closure is None and not self.state and is_blank_step(self.param_groups):
-            active = self._active()
-            self._is_blank = bool(active)
-            if active:
+        was_blank, self._is_blank = self._is_blank, False
+        if closure is None and not self.state and is_blank_step(self.param_groups):
+            if active := self._active():
                 self.param_groups[0][self.entry] = None
                 self._make_state(active)
+            self._is_blank = True
+        elif was_blank:
+            self._forget_state()
         return self._is_blank
 
     def _list_params(self) -> None:

@@ -266,14 +266,13 @@ class Regularized(StateOnly, torch.optim.Optimizer):
         """Whether torch makes this step before it saves or loads a state (`checkpoint`): it lets
         the base make its state, with which no step begins.
         """
-        if self._is_blank:
-            self._is_blank = False
-            if not isinstance(self.base, OptimizerBase):  # which knows by itself
-                self.state.clear()
-        elif closure is None and not self.state and is_blank_step(self.param_groups):
+        was_blank, self._is_blank = self._is_blank, False
+        if closure is None and not self.state and is_blank_step(self.param_groups):
             self._is_blank = True
             self.param_groups[0][ENTRY] = None
             self.base.step()
+        elif was_blank and not isinstance(self.base, OptimizerBase):  # which knows by itself
+            self.state.clear()
         return self._is_blank
 
     def _active(self, params: list[Tensor]) -> dict[str, Tensor]:
