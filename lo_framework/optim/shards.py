@@ -48,11 +48,6 @@ class Shard(NamedTuple):
             if not placement.is_replicate():
                 yield self.mesh.get_group(k), placement.dim
 
-    def counts(self) -> bool:
-        """Whether a sum over all processes of the mesh takes in what lies here: of copies, one."""
-        places = zip(self.placements, self.mesh.get_coordinate())
-        return not any(placement.is_replicate() and at for placement, at in places)
-
 
 def shard_of(p: Tensor) -> Shard | None:
     """None where all of ``p`` lies here."""
@@ -74,7 +69,7 @@ def refuse_partial(params: Sequence[Tensor], owner: str) -> None:
     """Raise UserError if processes hold terms of a parameter, not parts of it."""
     for p in params:
         shard = shard_of(p)
-        if shard and not all(x.is_shard() or x.is_replicate() for x in shard.placements):
+        if shard and any(placement.is_partial() for placement in shard.placements):
             raise UserError(
                 f"{owner} updates parameters that are sharded or replicated, not {shard.placements}"
             )
@@ -105,8 +100,26 @@ def return_gradients(parts: Sequence[Tensor], params: Sequence[Tensor]) -> None:
 
 
 def mesh_of(params: Sequence[Tensor]) -> Any:
-    """The mesh of the first parameter that is sharded."""
-    return next(shard for shard in map(shard_of, params) if shard).mesh
+    """The mesh of the parameters that are sharded; of several, the one of most dimensions."""
+    return max((shard.mesh for shard in map(shard_of, params) if shard), key=lambda m: m.ndim)
+
+
+def counted(params: Sequence[Tensor], owner: str) -> list[bool]:
+    """Of which parameters a sum over all processes of `mesh_of` them takes in what lies here: of
+    copies, one.
+
+    Raises:
+        UserError: one is sharded over other processes.
+    """
+    mesh = mesh_of(params)
+    groups, at = [mesh.get_group(k) for k in range(mesh.ndim)], mesh.get_coordinate()
+    counts = list[bool]()
+    for shard in map(shard_of, params):
+        own = [group for group, _ in shard.groups()] if shard else []
+        if any(group not in groups for group in own):
+            raise UserError(f"{owner} needs all sharded parameters on one device mesh")
+        counts.append(all(group in own or not k for group, k in zip(groups, at)))
+    return counts
 
 
 def sum_over_processes(x: Tensor, params: Sequence[Tensor]) -> Tensor:
@@ -239,11 +252,9 @@ def _shifted(placement: Any, more: int) -> Any:
     """The placement of a tensor with so many more dimensions in front."""
     if not more or placement.is_replicate():
         return placement
-    from torch.distributed.tensor import Shard as On
-
-    if type(placement) is not On:
-        raise UserError(f"state of several rows cannot be kept for parameters placed {placement}")
-    return On(placement.dim + more)
+    factor = getattr(placement, "split_factor", None)  # of FSDP2 over tensor parallelism
+    options = {} if factor is None else {"split_factor": factor}
+    return type(placement)(placement.dim + more, **options)
 
 
 def over_shards(layout: Layout, means: dict[int, Tensor]) -> dict[int, Tensor]:
@@ -276,6 +287,7 @@ def localized(
             )
         if not is_sharded(x):  # of the whole tensor
             copies = [sys.modules[MODULE].Replicate()] * shard.mesh.ndim
+            x = x.to(p.device)
             x = sys.modules[MODULE].DTensor.from_local(x, shard.mesh, copies, run_check=False)
         more = len(leads[name])
         found[name] = _placed(x, [_shifted(placement, more) for placement in shard.placements])

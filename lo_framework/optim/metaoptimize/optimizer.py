@@ -26,7 +26,7 @@ from lo_framework.optim.metaoptimize.rules import State, fresh, meta_step
 from lo_framework.optim.metaoptimize.settings import MetaOptimizeConfig, Settings
 from lo_framework.optim.metaoptimize.store import Store
 from lo_framework.optim.metaoptimize.trace import ExactTrace
-from lo_framework.optim.shards import mesh_of, shard_of, shown, sum_over_processes
+from lo_framework.optim.shards import counted, is_sharded, shard_of, shown, sum_over_processes
 
 WITHIN = ("node", "weight")  # blocks within a tensor
 
@@ -148,11 +148,8 @@ class MetaOptimize(OptimizerBase):
         for name in ("weight_decay", "eps"):
             if not group[name] >= 0:
                 raise UserError(f"{name} must be at least 0, got {group[name]}")
-        own = [shard_of(p) for each in self.param_groups for p in each["params"]]
-        shards = [shard for shard in own if shard]
-        if len({shard.mesh for shard in shards}) > 1:
-            raise UserError("MetaOptimize needs all sharded parameters on one device mesh")
-        if shards and (self.config.blocks in WITHIN or self.config.trace != "hessian-free"):
+        looks_inside = self.config.blocks in WITHIN or self.config.trace != "hessian-free"
+        if looks_inside and any(is_sharded(p) for g in self.param_groups for p in g["params"]):
             raise UserError(
                 "of sharded parameters MetaOptimize knows whole tensors and no second derivatives: "
                 'use trace "hessian-free" and blocks "scalar", "group", "tensor" or by name'
@@ -268,11 +265,7 @@ class MetaOptimize(OptimizerBase):
         """Of which tensors sums over blocks take in what lies here; None where nothing is
         sharded.
         """
-        if not self._is_sharded:
-            return None
-        shards = [shard_of(p) for p in self._params]
-        is_first = not any(mesh_of(self._params).get_coordinate())
-        return [shard.counts() if shard else is_first for shard in shards]
+        return counted(self._params, "MetaOptimize") if self._is_sharded else None
 
     def _over_shards(self, z: Tensor) -> Tensor:
         """Sums over blocks from those over what lies here."""

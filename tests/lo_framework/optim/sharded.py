@@ -105,10 +105,12 @@ def distance(one: Iterable[Tensor], two: Iterable[Tensor]) -> float:
     return max(float((x - y).norm() / y.norm()) for x, y in pairs)
 
 
-def work(rank: int, folder: str, job: str, cases: Sequence[tuple[str, torch.dtype]]) -> None:
+def work(
+    rank: int, folder: str, job: str, cases: Sequence[tuple[str, torch.dtype]], world: int
+) -> None:
     """Do ``job`` (a function of this module) for each case and write what comes of it."""
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
     try:
         run: Callable[..., Result] = globals()[job]
         found = {case: run(*case, rank, Path(folder)) for case in cases}
@@ -118,9 +120,11 @@ def work(rank: int, folder: str, job: str, cases: Sequence[tuple[str, torch.dtyp
         dist.destroy_process_group()
 
 
-def spawned(job: str, cases: Sequence[tuple[str, torch.dtype]], folder: Path) -> dict[Any, Result]:
-    """What ``job`` gives for each case in two processes."""
-    torch.multiprocessing.spawn(work, (str(folder), job, list(cases)), nprocs=2)
+def spawned(
+    job: str, cases: Sequence[tuple[str, torch.dtype]], folder: Path, world: int = 2
+) -> dict[Any, Result]:
+    """What ``job`` gives for each case in so many processes."""
+    torch.multiprocessing.spawn(work, (str(folder), job, list(cases), world), nprocs=world)
     return torch.load(folder / "found.pt", weights_only=True)  # type: ignore[no-any-return]
 
 
@@ -202,6 +206,30 @@ def placed(spec: str, dtype: torch.dtype, rank: int, folder: Path) -> Result:
             p.grad = g.grad if on is None else distribute_tensor(g.grad, mesh, on)
         optimizer.step()
     return {"weights": whole(Named(params))}
+
+
+def two_dimensions(spec: str, dtype: torch.dtype, rank: int, folder: Path) -> Result:
+    """FSDP2 over tensor parallelism, and over copies."""
+    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.tensor import init_device_mesh
+    from torch.distributed.tensor import parallel as by
+
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "tensor"))
+    found = {}
+    for way in ("tensor", "copies"):
+        model, on, part, parts = network(dtype), mesh, rank, 4
+        if way == "tensor":
+            plan = {"5": by.ColwiseParallel(), "7": by.RowwiseParallel()}
+            by.parallelize_module(model, mesh["tensor"], plan)
+            on, part, parts = mesh["data"], rank // 2, 2
+        for layer in model.children():
+            if [*layer.parameters()]:
+                fully_shard(layer, mesh=on)
+        fully_shard(model, mesh=on)
+        optimizer = make(spec, model)
+        train(optimizer, model, range(STEPS), part, parts)
+        found[way] = whole(model)
+    return found
 
 
 class Named(nn.Module):

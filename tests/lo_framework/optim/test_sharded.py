@@ -42,6 +42,8 @@ def test_two_processes_are_as_one(specs: list[str], tmp_path: Path) -> None:
         name = case[0].partition("|")[0]
         if name in ("attention-mlp", "attention", "metaadamw", "metaoptimize"):
             assert len(result["calls"]) == 1, case
+        if case[0] in ("hyper-adamw", "lstm"):
+            assert not result["calls"], case
         assert sum(result["calls"]) < 600, case
 
 
@@ -56,6 +58,16 @@ def test_any_placement(tmp_path: Path) -> None:
         optimizer = make(case[0], Named(params))
         tools.run(optimizer, params, range(STEPS))  # type: ignore[arg-type]
         assert distance(result["weights"], params) < 1e-9, case
+
+
+@pytest.mark.slow
+def test_meshes_of_two_dimensions(tmp_path: Path) -> None:
+    """FSDP2 over tensor parallelism (strided shards), and over copies."""
+    specs = [*QUICK, "mlp:features=39"]
+    given = [(spec, DOUBLE) for spec in specs]
+    for case, result in spawned("two_dimensions", given, tmp_path, world=4).items():
+        for way, weights in result.items():
+            assert distance(weights, alone(*case)) < 1e-9, (case, way)
 
 
 @pytest.mark.slow
