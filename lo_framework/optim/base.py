@@ -321,6 +321,9 @@ class OptimizerBase(StateOnly, torch.optim.Optimizer):
                 if grad.layout is not strided:
                     refuse_sparse(grad, type(self).__name__)
                 active.append(i)
+        if self._is_sharded and any(x.device != p.device for x, p in zip(self._here, self._params)):
+            self._list_params()  # the model was moved
+            self._extend()
         return tuple(active)
 
     @property

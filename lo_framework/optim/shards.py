@@ -62,7 +62,9 @@ def here_of(x: Tensor) -> Tensor:
     if not is_sharded(x):
         return x
     with torch.no_grad():
-        return x.to_local()  # type: ignore[attr-defined]
+        here = x.to_local()  # type: ignore[attr-defined]
+    # what another process is still sending
+    return here.wait() if hasattr(here, "wait") else here
 
 
 def refuse_partial(params: Sequence[Tensor], owner: str) -> None:
@@ -276,9 +278,9 @@ def localized(
         UserError: it is sharded otherwise.
     """
     shard, found = shard_of(p), dict(state)
-    for name in leads.keys() & state.keys():
-        x = state[name]
-        if shard is None and not is_sharded(x):
+    for name in leads:  # in one order on all processes, which may speak to each other here
+        x = state.get(name)
+        if x is None or (shard is None and not is_sharded(x)):
             continue
         if shard is None or (is_sharded(x) and x.device_mesh != shard.mesh):
             raise UserError(

@@ -249,6 +249,8 @@ class Fallback:
         self.guard.load_state_dict(state["guard"])
         params = self.params
         self.snapshot = {i: x.to(params[i]).clone() for i, x in state["snapshot"].items()}
+        if not self.snapshot:
+            self.guard.kept = None  # one is due
         self.adamw = None
         if state["adamw"] is not None:
             self.adamw = self._new_adamw()

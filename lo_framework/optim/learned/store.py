@@ -71,7 +71,8 @@ class Store:
 
     Attributes:
         per_tensor: names of the reduced state with one column per tensor: its last dimension
-            follows the number of tensors.
+            follows the number of tensors. In one order, as all else that becomes part of a saved
+            state: processes that gather a sharded one go through it side by side.
         leads: leading dimensions of each state per parameter, ``[*lead, *shape]``.
     """
 
@@ -88,7 +89,7 @@ class Store:
             state = learned.init_state(layout, torch.zeros(layout.size, device=device, dtype=dtype))
             shapes.append({name: x.shape for name, x in state.items()})
         names, (few, more) = learned.per_param, shapes
-        self.per_tensor = {k for k in few.keys() - {*names} if few[k] != more[k]}
+        self.per_tensor = [k for k in few if k not in names and few[k] != more[k]]
         self.leads = {k: few[k][:-1] for k in names if k in few}
         self.packs: list[Pack] = []
         self.home: dict[int, tuple[Pack, int]] = {}
@@ -101,7 +102,7 @@ class Store:
         """
         self.params, self.group_of, self.layout = params, group_of, layout
         self._plans.clear()
-        for name in self.per_tensor & self.reduced.keys():
+        for name in [name for name in self.per_tensor if name in self.reduced]:
             old = self.reduced.pop(name)
             self._columns(name, old)[..., : old.shape[-1]] = old
 
@@ -138,12 +139,13 @@ class Store:
             formed = self._packs(saved)
         for pack in formed:
             members, block = list(pack.members), {}
-            for name in saved[members[0]].keys() - self.per_tensor:
+            names = list(saved[members[0]])
+            for name in (name for name in names if name not in self.per_tensor):
                 parts = [(saved[i][name], self.params[i].dim()) for i in members]
                 flat = [x.reshape(*x.shape[: x.dim() - dims], -1) for x, dims in parts]
                 block[name] = torch.cat([x.to(pack.device, self.dtype) for x in flat], dim=-1)
             self._settle(pack, block)
-            for name in saved[members[0]].keys() & self.per_tensor:
+            for name in (name for name in names if name in self.per_tensor):
                 columns = [saved[i][name].to(self.device, self.dtype) for i in members]
                 x = torch.stack(columns, dim=-1)
                 self._columns(name, x)[..., members] = x

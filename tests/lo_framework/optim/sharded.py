@@ -4,6 +4,9 @@ and optimizers that it shares with the one process that they are compared with.
 
 from __future__ import annotations
 
+import copy
+import math
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +17,7 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
     get_model_state_dict,
     get_optimizer_state_dict,
     set_model_state_dict,
@@ -21,7 +25,15 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from lo_framework.errors import UserError
-from lo_framework.optim import FSAM, SAM, Learned, MetaAdamW, MetaOptimize, NetworkConfig
+from lo_framework.optim import (
+    FSAM,
+    SAM,
+    GuardConfig,
+    Learned,
+    MetaAdamW,
+    MetaOptimize,
+    NetworkConfig,
+)
 from tests.lo_framework.optim import tools
 
 STEPS, HALF, ROWS = 20, 10, 8
@@ -110,7 +122,9 @@ def work(
 ) -> None:
     """Do ``job`` (a function of this module) for each case and write what comes of it."""
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world
+    )
     try:
         run: Callable[..., Result] = globals()[job]
         found = {case: run(*case, rank, Path(folder)) for case in cases}
@@ -170,11 +184,21 @@ def resumed(spec: str, dtype: torch.dtype, rank: int, folder: Path) -> Result:
     }
     dcp.save(held, checkpoint_id=path)
     train(optimizer, model, range(HALF, STEPS), rank, 2)
+    found = {"weights": whole(model)}
     again = fully_sharded(dtype)
     other = make(spec, again)
     load(again, other, path)
+    # in between as whole tensors on every process, which is another way to keep it
+    options = StateDictOptions(full_state_dict=True)
+    gathered = copy.deepcopy(get_optimizer_state_dict(again, other, options=options))
     train(other, again, range(HALF, STEPS), rank, 2)
-    return {"weights": whole(model), "resumed": whole(again)}
+    found["resumed"] = whole(again)
+    load(again, other, path)
+    again.zero_grad()  # or torch makes no state
+    other = make(spec, again)
+    set_optimizer_state_dict(again, other, gathered, options=options)
+    train(other, again, range(HALF, STEPS), rank, 2)
+    return {**found, "from whole": whole(again)}
 
 
 def load(model: nn.Module, optimizer: torch.optim.Optimizer, path: Path) -> None:
@@ -211,8 +235,7 @@ def placed(spec: str, dtype: torch.dtype, rank: int, folder: Path) -> Result:
 def two_dimensions(spec: str, dtype: torch.dtype, rank: int, folder: Path) -> Result:
     """FSDP2 over tensor parallelism, and over copies."""
     from torch.distributed.fsdp import fully_shard
-    from torch.distributed.tensor import init_device_mesh
-    from torch.distributed.tensor import parallel as by
+    from torch.distributed.tensor import init_device_mesh, parallel as by
 
     mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "tensor"))
     found = {}
@@ -230,6 +253,31 @@ def two_dimensions(spec: str, dtype: torch.dtype, rank: int, folder: Path) -> Re
         train(optimizer, model, range(STEPS), part, parts)
         found[way] = whole(model)
     return found
+
+
+def guarded(spec: str, dtype: torch.dtype, rank: int, folder: Path) -> Result:
+    """A loss that is infinite on one process, of which all of them take notice; and what FSAM
+    says of what it cannot keep.
+    """
+    model = fully_sharded(dtype)
+    config = GuardConfig(steps=3, every=2)
+    optimizer = Learned(model, "general", num_steps=50, guard=config)
+    for t in range(STEPS):
+        optimizer.zero_grad()
+        rows = torch.randint(13, (ROWS, 3), generator=tools.generator(t))
+        loss = model(rows).square().mean()
+        loss.backward()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the guard's
+            optimizer.step(loss=math.inf if t == HALF and rank == 0 else loss.detach())
+    assert optimizer.guard_activations == 1, rank
+    other = make("fsam", model)
+    train(other, model, range(2), rank, 2)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        set_optimizer_state_dict(model, other, get_optimizer_state_dict(model, other))
+    train(other, model, range(2), rank, 2)
+    return {"weights": whole(model), "said": [str(each.message) for each in said]}
 
 
 class Named(nn.Module):

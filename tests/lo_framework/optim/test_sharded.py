@@ -77,11 +77,19 @@ def test_resumed_through_a_checkpoint(tmp_path: Path) -> None:
     specs = ["general", "hyper-adamw", "mlp:features=39", "metaadamw", "metaoptimize", "sam"]
     for case, result in spawned("resumed", [(s, DOUBLE) for s in specs], tmp_path).items():
         assert distance(result["resumed"], result["weights"]) < 1e-9, case
+        assert distance(result["from whole"], result["weights"]) < 1e-9, case
         model = network(DOUBLE)
         optimizer = make(case[0], model)
         sharded.load(model, optimizer, tmp_path / case[0].replace("|", "-"))
         sharded.train(optimizer, model, range(sharded.HALF, STEPS))
         assert distance(sharded.whole(model), result["weights"]) < 1e-9, case
+
+
+@pytest.mark.slow
+def test_all_processes_take_notice_of_one_loss(tmp_path: Path) -> None:
+    ((_, result),) = spawned("guarded", [("any", DOUBLE)], tmp_path).items()
+    assert all(x.isfinite().all() for x in result["weights"])
+    assert any("starts anew" in line for line in result["said"])
 
 
 @pytest.mark.slow
