@@ -112,6 +112,9 @@ def is_wide(slot: Slot, least: int = LEAST) -> bool:
 def orthogonalised(layout: Layout, direction: Tensor, share: Tensor, least: int = LEAST) -> Tensor:
     """``direction [N]``, in its matrices (`is_wide`) orthogonal as far as ``share [S]`` says. Each
     tensor has the root mean square that it had.
+
+    A matrix of which only shards lie here is gathered first, by one call between processes (4 bytes
+    a number), and every process makes the whole of it and keeps its part.
     """
     plain = set(levels()) - {"vmap"}
     parts = list(direction.split(layout.sizes, dim=-1))

@@ -54,7 +54,9 @@ class Learned(OptimizerBase):
     Parameters without a gradient take no part in a step: they are no token of the attention and
     their state stands still. State and arithmetic are float32 for float32, bfloat16 and float16
     parameters (float64 if any parameter is); the result is rounded to the parameter's dtype, there
-    is no float32 master copy. Save and copy through ``state_dict``.
+    is no float32 master copy. Parameters may be DTensors (``fully_shard``, tensor parallelism);
+    what processes then exchange is told in ``docs/distributed.md``. Save and copy through
+    ``state_dict``.
 
     Raises:
         UserError: no or a bad ``num_steps``, an unknown name, an unreadable file, complex

@@ -176,8 +176,8 @@ class MetaAdamW(OptimizerBase):
             model: for a ``loss_fn`` that writes to buffers outside a module's forward.
 
         Raises:
-            UserError: before the first step, without a needed batch, or a loss_fn that gives no
-                loss.
+            UserError: before the first step, without a needed batch, sharded parameters, or a
+                loss_fn that gives no loss.
         """
         objective = self.meta_objective
         if self._is_sharded:
