@@ -119,6 +119,7 @@ class Layout:
 
     @cached_property
     def sizes(self) -> list[int]:
+        """How many numbers of each tensor lie here: all of them."""
         return [slot.numel for slot in self.slots]
 
     @property
@@ -201,6 +202,16 @@ class Layout:
         rows += [[float(s.role == role) for s in self.slots] for role in ROLES]
         return torch.tensor(rows, device=self.device)
 
+    def pick(self, members: Sequence[int]) -> Layout:
+        """The layout of some of the tensors, laid out anew; roles and depths stay those of the
+        whole model.
+        """
+        slots, offset = [], 0
+        for index in members:
+            slots.append(replace(self.slots[index], offset=offset))
+            offset += slots[-1].numel
+        return replace(self, slots=tuple(slots))
+
     def flatten(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """One vector ``[..., N]`` from ``{name: [..., *shape]}`` (a copy)."""
         parts = []
@@ -221,7 +232,23 @@ class Layout:
 
     def mean(self, x: Tensor) -> Tensor:
         """Mean over each tensor: ``[..., N]`` to ``[..., S]``."""
+        return self.over_shards(self.mean_here(x))
+
+    def mean_here(self, x: Tensor) -> Tensor:
+        """Mean over what lies here of each tensor."""
         return torch.stack([part.mean(-1) for part in x.split(self.sizes, dim=-1)], dim=-1)
+
+    def over_shards(self, means: Tensor) -> Tensor:
+        """Means over whole tensors from those over what lies here, ``[..., S]``: the same."""
+        return means
+
+    def gathered(self, i: int, part: Tensor) -> Tensor:
+        """The whole of tensor ``i``, in its shape, from what lies here ``[n]``."""
+        return part.reshape(self.slots[i].shape)
+
+    def kept(self, i: int, whole: Tensor) -> Tensor:
+        """What lies here ``[n]`` of tensor ``i``."""
+        return whole.reshape(-1)
 
     def expand(self, per_tensor: Tensor) -> Tensor:
         """Every parameter gets its tensor's value: ``[..., S]`` to ``[..., N]``."""
@@ -247,7 +274,10 @@ class Layout:
     def vector_mask(self) -> Tensor:
         """True at parameters of tensors with fewer than two dimensions, ``[N]``."""
         return torch.cat(
-            [torch.full((s.numel,), len(s.shape) < 2, device=self.device) for s in self.slots]
+            [
+                torch.full((n,), len(s.shape) < 2, device=self.device)
+                for s, n in zip(self.slots, self.sizes)
+            ]
         )
 
 
@@ -258,14 +288,3 @@ def _layer_of(roles: Sequence[str]) -> list[int]:
     first = next((i for i, role in enumerate(roles) if role in LAYERS), 0)
     places = [i if role in LAYERS else 0 for i, role in enumerate(roles)]
     return [max(first, place) for place in accumulate(places, max)]
-
-
-def sub_layout(layout: Layout, members: Sequence[int]) -> Layout:
-    """The layout of some of the tensors, laid out anew; roles and depths stay those of the whole
-    model.
-    """
-    slots, offset = [], 0
-    for index in members:
-        slots.append(replace(layout.slots[index], offset=offset))
-        offset += slots[-1].numel
-    return replace(layout, slots=tuple(slots))

@@ -265,7 +265,8 @@ FLOORS: dict[str, list[str]] = {
         "__main__",
     ],
     f"{HOME}.optim": [
-        "naming options telling",
+        "naming options telling shards backward_watch refusals",
+        "checkpoint",
         "base",
         "arena blocks fused",
         "learned sam",

@@ -159,7 +159,7 @@ class LearnedOptimizer(nn.Module):
         if self.kernels is not None:
             made = self.kernels.means(self, method, layout, shared, columns)
             if made is not None:
-                return made
+                return layout.over_shards(made)
         measured = getattr(self, method)(tuple(shared), {**(rest or {}), **columns})
         return layout.mean(measured) if len(measured) else measured.new_zeros(0, layout.num)
 

@@ -169,7 +169,7 @@ def _statistics(
 
 def _raw(spec: FeatureSpec, layout: Layout, stats: Tensor) -> Tensor:
     """Norms of g, m, p, the cosine, and the norm of v: ``[4 or 5, S]``."""
-    numel = torch.tensor(layout.sizes, device=stats.device, dtype=stats.dtype)
+    numel = stats.new_tensor([slot.numel for slot in layout.slots])
     g, m, p = _root(stats[:3] * numel)
     cosine = stats[3] * numel / (g.clamp_min(1e-8) * m.clamp_min(1e-8))
     rows = [g, m, p, cosine]

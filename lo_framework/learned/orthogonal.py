@@ -112,15 +112,18 @@ def is_wide(slot: Slot, least: int = LEAST) -> bool:
 def orthogonalised(layout: Layout, direction: Tensor, share: Tensor, least: int = LEAST) -> Tensor:
     """``direction [N]``, in its matrices (`is_wide`) orthogonal as far as ``share [S]`` says. Each
     tensor has the root mean square that it had.
+
+    A matrix of which only shards lie here is gathered first, by one call between processes (4 bytes
+    a number), and every process makes the whole of it and keeps its part.
     """
     plain = set(levels()) - {"vmap"}
     parts = list(direction.split(layout.sizes, dim=-1))
     for i, slot in enumerate(layout.slots):
         if is_wide(slot, least):
-            x = parts[i].reshape(slot.shape[0], -1)
+            x = layout.gathered(i, parts[i]).reshape(slot.shape[0], -1)
             tall = x.shape[0] > x.shape[1]
             x = x.mT if tall else x
             given = x, share[i].reshape(1, 1)
             y = turned(*given) if plain else over_vmaps(lambda *k: (_Turned.apply(*k),), given)[0]
-            parts[i] = (y.mT if tall else y).reshape(-1)
+            parts[i] = layout.kept(i, y.mT if tall else y)
     return torch.cat(parts, dim=-1)

@@ -56,27 +56,33 @@ def form_packs(
     sizes: Callable[[torch.device], tuple[int, int]],
     *,
     mix_dtypes: bool,
+    numels: Sequence[int] | None = None,
+    apart: Sequence[Hashable] | None = None,
 ) -> list[Pack]:
     """Cut parameters into packs: large ones alone, small ones of one group and device together.
 
     ``sizes(device)`` are the size up to which a tensor is small, and the limit of a pack. A
     function of the parameters alone, so a resumed run sums in the same order as an unbroken one.
+    ``numels`` are sizes of whole tensors where ``params`` are shards, so that all processes come to
+    the same packs; tensors of different ``apart`` share none.
     """
     packs: list[list[int]] = []
     open_packs: dict[Hashable, tuple[list[int], int]] = {}
     for i in indices:
         p = params[i]
         small, limit = sizes(p.device)
-        if p.numel() > small:
+        size = p.numel() if numels is None else numels[i]
+        if size > small:
             packs.append([i])
             continue
-        key = (group_of[i], p.device, None if mix_dtypes else p.dtype)
+        dtype, other = None if mix_dtypes else p.dtype, None if apart is None else apart[i]
+        key = (group_of[i], p.device, dtype, other)
         pack, numel = open_packs.get(key, ([], limit + 1))
-        if numel + p.numel() > limit:
+        if numel + size > limit:
             pack, numel = [], 0
             packs.append(pack)
         pack.append(i)
-        open_packs[key] = pack, numel + p.numel()
+        open_packs[key] = pack, numel + size
     return [make_pack(members, params, group_of) for members in packs]
 
 

@@ -5,16 +5,21 @@ saving and loading.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, ClassVar, NoReturn
 
 import torch
-from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
+from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from lo_framework.layout import Layout
+from lo_framework.optim.checkpoint import (
+    is_blank_step,
+    pack_entry,
+    refuse_zero_redundancy,
+    take_entry,
+)
 from lo_framework.optim.naming import (
     layout_by_names,
     layout_in,
@@ -24,31 +29,20 @@ from lo_framework.optim.naming import (
     refuse_other_order,
 )
 from lo_framework.optim.options import WithOptions
+from lo_framework.optim.refusals import refuse_complex, refuse_lazy, refuse_sparse
+from lo_framework.optim.shards import (
+    lend_gradients,
+    localized,
+    parts_of,
+    refuse_partial,
+    return_gradients,
+    sharded,
+)
 from lo_framework.optim.telling import Telling
 from lo_framework.roles import may_hold_embedding
 from lo_framework.spec import UserError
 
 ByPlace = dict[int, dict[str, Any]]  # the state of parameters, by their places in the whole list
-
-
-def refuse_lazy(params: Collection[Tensor], owner: str) -> None:
-    """Raise UserError if a parameter has no shape yet."""
-    if any(is_lazy(p) for p in params):
-        raise UserError(f"{owner} needs shapes: run one batch through the lazy modules first")
-
-
-def refuse_complex(params: Collection[Tensor], owner: str) -> None:
-    """Raise UserError if a parameter is complex."""
-    if any(p.is_complex() for p in params):
-        raise UserError(f"{owner} cannot update complex parameters; use torch.view_as_real of them")
-
-
-def refuse_sparse(grad: Tensor, owner: str) -> None:
-    """Raise UserError if a gradient is sparse."""
-    if grad.layout != torch.strided:
-        raise UserError(
-            f"{owner} cannot use sparse gradients; build the embedding with sparse=False"
-        )
 
 
 @contextmanager
@@ -59,47 +53,6 @@ def hooked(*handles: RemovableHandle) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
-
-
-class BackwardWatch:
-    """A block in which backward passes are watched.
-
-    Attributes:
-        called: whether any has reached ``params``.
-        onto_old: whether the first one was added to gradients other than zero that were there.
-    """
-
-    def __init__(self, params: Iterable[Tensor]) -> None:
-        self.params = [p for p in params if p.requires_grad]
-        self.called = self.onto_old = False
-        self._handles: list[RemovableHandle] = []
-
-    def __enter__(self) -> BackwardWatch:
-        for p in self.params:
-            self._watch(p)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for handle in self._handles:
-            handle.remove()
-
-    def _watch(self, p: Tensor) -> None:
-        old = reached = False
-
-        # Not every gradient is accumulated (a closure may call autograd.grad for a penalty before
-        # it zeroes), so what was there is only held against a pass that the second hook sees.
-        def before(_: Tensor) -> None:
-            nonlocal old
-            if not (reached or self.onto_old):
-                old = p.grad is not None and bool(p.grad.any())
-
-        def after(_: Tensor) -> None:
-            nonlocal reached
-            self.called = True
-            self.onto_old |= old and not reached
-            reached = True
-
-        self._handles += [p.register_hook(before), p.register_post_accumulate_grad_hook(after)]
 
 
 class StateOnly:
@@ -117,7 +70,8 @@ class OptimizerBase(Telling, WithOptions, StateOnly, torch.optim.Optimizer):
     saves an ``entry`` of its own beside torch's.
 
     Subclasses say what is special about them in `_check_group`, `_extend`, `_entry`,
-    `_check_entry`, `_check_saved` and `_restore`, and what they tell in `_values` and `_about`.
+    `_check_entry`, `_check_saved`, `_leads`, `_restore`, `_make_state`, `_forget_state`, and what
+    they tell in `_values` and `_about`.
 
     Attributes:
         entry: key of what belongs to no single parameter in ``state_dict()``.
@@ -133,7 +87,9 @@ class OptimizerBase(Telling, WithOptions, StateOnly, torch.optim.Optimizer):
         self, params: Any, defaults: dict[str, Any], model: nn.Module | None = None
     ) -> None:
         kind = type(self).__name__
+        refuse_zero_redundancy(kind)
         self._is_complete = False  # while groups are added one by one
+        self._is_blank = False  # whether state was made by torch's step before it saves or loads
         if not (model is None or isinstance(model, nn.Module)):
             raise UserError(f"{kind}: model must be a torch.nn.Module, not {type(model).__name__}")
         if isinstance(params, nn.Module):
@@ -174,6 +130,7 @@ class OptimizerBase(Telling, WithOptions, StateOnly, torch.optim.Optimizer):
             added.pop("momentum", None)  # see `_meet_schedulers`
             refuse_lazy(added["params"], type(self).__name__)
             refuse_complex(added["params"], type(self).__name__)
+            refuse_partial(added["params"], type(self).__name__)
             self._check_group(added)
             self._list_params()
             if self._is_complete:
@@ -186,11 +143,13 @@ class OptimizerBase(Telling, WithOptions, StateOnly, torch.optim.Optimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """The state as of any optimizer, and ``entry``: what belongs to no single parameter.
-        References, not copies.
+        References, not copies. The first parameter group has it too, as bytes (`checkpoint`).
         """
+        self.param_groups[0][self.entry] = None
 
         def add(_: torch.optim.Optimizer, result: dict[str, Any]) -> None:
-            result[self.entry] = self._entry()
+            result[self.entry] = entry = self._entry()
+            result["param_groups"][0][self.entry] = pack_entry(self._packed(entry))
 
         # First of all hooks, so that those of the user see the whole.
         with hooked(self.register_state_dict_post_hook(add, prepend=True)):
@@ -210,16 +169,19 @@ class OptimizerBase(Telling, WithOptions, StateOnly, torch.optim.Optimizer):
         # state to their dtype, so it is taken out here and put back at the end.
         def capture(_: torch.optim.Optimizer, adapted: dict[str, Any]) -> dict[str, Any]:
             groups = [dict(group) for group in adapted["param_groups"]]
-            own.update(self._check_entry(adapted.get(self.entry), groups))
+            entry = take_entry(self.entry, adapted, groups, type(self).__name__)
+            own.update(self._check_entry(entry, groups))
             refuse_other_order(self, groups)
             places = [k for group in groups for k in group["params"]]
             states = {i: adapted["state"].get(k) for i, k in enumerate(places)}
             saved.update({i: state for i, state in states.items() if state})
             self._check_saved(saved)
+            self._check_shapes(saved)
             return {**adapted, "param_groups": groups, "state": {}}
 
         def rebuild(_: torch.optim.Optimizer) -> None:
             self._restore(own, saved)
+            self._is_blank = False
 
         with hooked(
             self.register_load_state_dict_pre_hook(capture),
@@ -254,10 +216,13 @@ class OptimizerBase(Telling, WithOptions, StateOnly, torch.optim.Optimizer):
         """Take over what was saved, and keep nothing of before."""
         raise NotImplementedError
 
-    def _check_shapes(self, saved: ByPlace, leads: Mapping[str, tuple[int, ...]]) -> None:
-        """Raise UserError unless the tensors of this name are shaped ``[*lead, *shape]``, as their
-        parameters.
-        """
+    def _leads(self) -> Mapping[str, tuple[int, ...]]:
+        """The state that is shaped as its parameter, ``[*lead, *shape]``, with its lead."""
+        raise NotImplementedError
+
+    def _check_shapes(self, saved: ByPlace) -> None:
+        """Leave in ``saved`` what lies here; raise UserError unless shapes are as `_leads` says."""
+        leads = self._leads()
         for i, state in saved.items():
             if i >= len(self._params):
                 continue  # torch's own check of the groups says so
@@ -268,11 +233,40 @@ class OptimizerBase(Telling, WithOptions, StateOnly, torch.optim.Optimizer):
                         f"this state is of other parameters: parameter {i} has shape "
                         f"{tuple(shape)}, its {name} has {tuple(state[name].shape)}"
                     )
+            saved[i] = localized(state, leads, self._params[i])
+
+    def _packed(self, entry: dict[str, Any]) -> dict[str, Any]:
+        """What of the entry also goes into a parameter group."""
+        return entry
+
+    def _make_state(self, active: tuple[int, ...]) -> None:
+        """Make the state that these parameters start with."""
+        raise NotImplementedError
+
+    def _forget_state(self) -> None:
+        """Be as before `_make_state`."""
+        self.state.clear()
+
+    @torch.no_grad()
+    def _starts_blank(self, closure: Any) -> bool:
+        """Whether this step is the one by which torch makes state before it saves or loads, which
+        changes nothing; a step that follows it begins without that state.
+        """
+        was_blank, self._is_blank = self._is_blank, False
+        if closure is None and not self.state and is_blank_step(self.param_groups):
+            if active := self._active():
+                self.param_groups[0][self.entry] = None
+                self._make_state(active)
+            self._is_blank = True
+        elif was_blank:
+            self._forget_state()
+        return self._is_blank
 
     def _list_params(self) -> None:
         """List all parameters, and the group of each."""
         self._params = [p for group in self.param_groups for p in group["params"]]
         self._group_of = [g for g, group in enumerate(self.param_groups) for _ in group["params"]]
+        self._here = parts_of(self._params)  # the same list where no parameter is sharded
 
     def _unique_names(self) -> list[str] | None:
         """The names of all parameters; None unless each has one of its own."""
@@ -291,12 +285,14 @@ class OptimizerBase(Telling, WithOptions, StateOnly, torch.optim.Optimizer):
         """
         shapes = {name: p.shape for name, p in zip(names, self._params, strict=True)}
         if not named:
-            return Layout.of(shapes)
-        if self._model is not None and names == self._names_in_model():
-            return layout_in(self._model, names)
-        todo = iter(names)
-        groups = [[next(todo) for _ in group["params"]] for group in self.param_groups]
-        return layout_by_names(groups, shapes)
+            layout = Layout.of(shapes)
+        elif self._model is not None and names == self._names_in_model():
+            layout = layout_in(self._model, names)
+        else:
+            todo = iter(names)
+            groups = [[next(todo) for _ in group["params"]] for group in self.param_groups]
+            layout = layout_by_names(groups, shapes)
+        return sharded(layout, self._params)
 
     @property
     def _device(self) -> torch.device:
@@ -316,10 +312,29 @@ class OptimizerBase(Telling, WithOptions, StateOnly, torch.optim.Optimizer):
                 if grad.layout is not strided:
                     refuse_sparse(grad, type(self).__name__)
                 active.append(i)
+        if self._is_sharded and any(x.device != p.device for x, p in zip(self._here, self._params)):
+            self._list_params()  # the model was moved
+            self._extend()
         return tuple(active)
 
-    def _full_precision(self) -> AbstractContextManager[Any]:
-        """Autocast off, for an update: half-precision products are for models."""
+    @property
+    def _is_sharded(self) -> bool:
+        return self._here is not self._params
+
+    def _updating(self) -> AbstractContextManager[Any]:
+        """A block that updates parameters, with what lies here of them and of their gradients in
+        ``_here``. Autocast is off: half-precision products are for models.
+        """
         kind = self._device.type
         is_on = torch.is_autocast_enabled(kind)
-        return torch.autocast(kind, enabled=False) if is_on else nullcontext()
+        precision = torch.autocast(kind, enabled=False) if is_on else nullcontext()
+        return self._lending(precision) if self._is_sharded else precision
+
+    @contextmanager
+    def _lending(self, precision: AbstractContextManager[Any]) -> Iterator[None]:
+        lend_gradients(self._here, self._params)
+        try:
+            with precision:
+                yield
+        finally:
+            return_gradients(self._here, self._params)

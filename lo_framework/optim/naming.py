@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lo_framework.layout import Layout, sub_layout
+from lo_framework.layout import Layout
 from lo_framework.roles import model_order, roles_by_module
 from lo_framework.spec import UserError
 
@@ -66,7 +66,7 @@ def layout_by_names(groups: Sequence[Sequence[str]], shapes: Mapping[str, torch.
 
 def _pick(whole: Layout, names: Sequence[str]) -> Layout:
     places = {slot.name: k for k, slot in enumerate(whole.slots)}
-    return sub_layout(whole, [places[name] for name in names])
+    return whole.pick([places[name] for name in names])
 
 
 def refuse_other_order(

@@ -14,8 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lo_framework.optim.base import OptimizerBase
 from lo_framework.optim.learned.guard import Guard, GuardConfig, Signal
 from lo_framework.optim.learned.watch import Watch
+from lo_framework.optim.shards import counts_here, mesh_of, sum_over_processes
 
 LATER = 8  # steps between readings of an accelerator, which has to be waited for
 
@@ -23,7 +25,7 @@ LATER = 8  # steps between readings of an accelerator, which has to be waited fo
 class Fallback:
     """Guard, watch, snapshot and AdamW of one optimizer."""
 
-    def __init__(self, config: GuardConfig, optimizer: torch.optim.Optimizer) -> None:
+    def __init__(self, config: GuardConfig, optimizer: OptimizerBase) -> None:
         self.guard = Guard(config)
         self.optimizer = optimizer
         self.snapshot: dict[int, Tensor] = {}
@@ -49,7 +51,14 @@ class Fallback:
         where it is told. False: they went back to the snapshot, the gradients are void.
         """
         watch = self._watch()
-        sums, number = watch.look(active), sum(watch.params[i].numel() for i in active)
+        counted = self._counted(active)
+        sums = watch.look(counted)
+        number: float = sum(watch.params[i].numel() for i in counted)
+        if self.optimizer._is_sharded:  # all processes see alike
+            own = sums.new_tensor([number, 0.0 if loss is None else float(loss)])
+            every = sum_over_processes(torch.cat([sums, own]), self.params)
+            sums, number = every[:5], float(every[5])
+            loss = None if loss is None else every[6] / mesh_of(self.params).size()
         if sums.is_cpu:
             told = math.nan if loss is None else float(loss)
             values = [[*sums.tolist(), told, number, loss is not None]]
@@ -79,13 +88,20 @@ class Fallback:
 
     def after(self, active: tuple[int, ...]) -> None:
         """The learned optimizer, or AdamW, has made its update."""
-        self._watch().follow(active)
+        self._watch().follow(self._counted(active))
         if self.guard.updated():
             self.adamw = None
 
+    def _counted(self, active: tuple[int, ...]) -> tuple[int, ...]:
+        """Those whose sums this process takes in: of copies on several, one does."""
+        if not self.optimizer._is_sharded:
+            return active
+        here = counts_here(self.params, "the guard")
+        return tuple(i for i in active if here[i] and self.optimizer._here[i].numel())
+
     def _watch(self) -> Watch:
-        """The watch over the parameters where they are now."""
-        params, before = self.params, self.watch
+        """The watch over the parameters where they are now, or over what lies here of them."""
+        params, before = self.optimizer._here, self.watch
         known = None if before is None else (before.device, len(before.params))
         if before is not None and known == (params[0].device, len(params)):
             return before
@@ -130,13 +146,21 @@ class Fallback:
             "unread": list(self.unread),
         }
 
+    @staticmethod
+    def few(state: dict[str, Any]) -> dict[str, Any]:
+        """What of a state is small: all but samples and copies of parameters."""
+        watched = state["watched"] and [None, None, state["watched"][2]]
+        return {**state, "snapshot": {}, "adamw": None, "watched": watched, "unread": []}
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.guard.load_state_dict(state["guard"])
         params = self.params
         self.snapshot = {i: x.to(params[i]).clone() for i, x in state["snapshot"].items()}
+        if not self.snapshot:
+            self.guard.kept = None  # one is due
         self.adamw = self.watch = None
         if state.get("watched") is not None:
-            self.watch = Watch(params)
+            self.watch = Watch(self.optimizer._here)
             self.watch.load(state["watched"])
         self.unread = [x.to(params[0].device) for x in state.get("unread", ())]
         if state["adamw"] is not None:

@@ -118,6 +118,7 @@ class Host:
         stats = table.means() if table is not None and self.measures else None
         if stats is None:
             stats = self._stats(gathered(), plan) if self.measures else self._nothing(plan)
+        stats = plan.layout.over_shards(stats)
         channels, shared, reduced = self._condition(plan, stats, store.take(plan), loss, clock)
         store.put(plan, reduced)
         self.last = plan, channels, shared, clock
@@ -225,7 +226,9 @@ class Host:
         learned = self.on(work.run.pack.device)
         if not work.single:
             whole = next(self._chunks(work))
-            return work.run.layout.mean(learned.measure(whole.params, whole.grads, whole.state))
+            return work.run.layout.mean_here(
+                learned.measure(whole.params, whole.grads, whole.state)
+            )
         sums = torch.stack(
             [learned.measure(c.params, c.grads, c.state).sum(-1) for c in self._chunks(work)]
         )

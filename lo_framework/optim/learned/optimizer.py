@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -26,6 +26,7 @@ from lo_framework.optim.learned.host import CPU_CHUNK, Host
 from lo_framework.optim.learned.last import quantities_of
 from lo_framework.optim.learned.store import Store
 from lo_framework.optim.options import Course
+from lo_framework.optim.shards import over_shards
 from lo_framework.optim.telling import Values, counted, made
 
 
@@ -60,7 +61,9 @@ class Learned(OptimizerBase):
     Parameters without a gradient take no part in a step: they are no token of the attention and
     their state stands still. State and arithmetic are float32 for float32, bfloat16 and float16
     parameters (float64 if any parameter is); the result is rounded to the parameter's dtype, there
-    is no float32 master copy. Save and copy through ``state_dict``.
+    is no float32 master copy. Parameters may be DTensors (``fully_shard``, tensor parallelism);
+    what processes then exchange is told in ``docs/distributed.md``. Save and copy through
+    ``state_dict``.
 
     Raises:
         UserError: no or a bad ``num_steps``, an unknown name, an unreadable file, complex
@@ -140,6 +143,8 @@ class Learned(OptimizerBase):
         ``closure`` recomputes loss and gradients first; its result is returned. ``loss`` is for
         rules and guards that look at it.
         """
+        if self._starts_blank(closure):
+            return None
         if closure is not None and loss is not None:
             raise UserError("give step a closure or a loss, not both")
         if self.explicit is not None and loss is None:
@@ -159,7 +164,7 @@ class Learned(OptimizerBase):
         active = self._active()
         if active:
             self._groups_seen.look(self.param_groups, self._updates)
-            with self._full_precision():
+            with self._updating():
                 self._guarded(active, value) if self._fallback else self._update(active, value)
         return result
 
@@ -220,8 +225,18 @@ class Learned(OptimizerBase):
             group.setdefault("weight_decay", 0.0)  # older states have none
         return entry
 
-    def _check_saved(self, saved: ByPlace) -> None:
-        self._check_shapes(saved, self._store.leads)
+    def _leads(self) -> Mapping[str, tuple[int, ...]]:
+        return self._store.leads
+
+    def _packed(self, entry: dict[str, Any]) -> dict[str, Any]:
+        takeover = self._fallback and self._fallback.few(entry["takeover"])
+        return {**entry, "takeover": takeover}
+
+    def _make_state(self, active: tuple[int, ...]) -> None:
+        self._admit(active)
+
+    def _forget_state(self) -> None:
+        self._new_store()
 
     def _restore(self, entry: dict[str, Any], saved: ByPlace) -> None:
         """``num_steps`` and the guard's settings stay this object's."""
@@ -233,14 +248,9 @@ class Learned(OptimizerBase):
             self._fallback.load_state_dict(entry["takeover"])
 
     def _update(self, active: tuple[int, ...], loss: Tensor | None) -> None:
-        if not (self._store.home or self._store.reduced):
-            self._new_store()  # where the model is now
-        newcomers = [i for i in active if i not in self._store.home]
-        if newcomers:
-            self._store.admit(newcomers)
-            self._publish()
+        self._admit(active)
         decayed = [i for i in active if self.param_groups[self._group_of[i]]["weight_decay"]]
-        before = [self._params[i].clone() for i in decayed]
+        old = {i: self._here[i].clone() for i in decayed}
         steps = self.num_steps
         clock = [min(self._updates / steps, 1.0), float(steps)] if steps else [0.0, 0.0]
         self._host.update(
@@ -250,11 +260,22 @@ class Learned(OptimizerBase):
             loss,
             Clock(*torch.tensor(clock, device=self._host.device, dtype=self._host.dtype).unbind()),
         )
-        for i, old in zip(decayed, before):
-            size = (self._params[i] - old).pow_(2).mean().sqrt_()
+        moved = {i: (self._here[i] - x).pow_(2).mean() for i, x in old.items()}
+        if self._is_sharded:
+            moved = over_shards(self._layout, moved)
+        for i in decayed:
             decay = self.param_groups[self._group_of[i]]["weight_decay"]
-            self._params[i].sub_(old.mul_(size * decay))
+            self._here[i].sub_(old[i].mul_(moved[i].sqrt() * decay))
         self._updates += 1
+
+    def _admit(self, active: Sequence[int]) -> None:
+        """State for those that have none."""
+        if not (self._store.home or self._store.reduced):
+            self._new_store()  # where the model is now
+        newcomers = [i for i in active if i not in self._store.home]
+        if newcomers:
+            self._store.admit(newcomers)
+            self._publish()
 
     def _guarded(self, active: tuple[int, ...], loss: Tensor | None) -> None:
         """Make one step under the guard, by the learned optimizer or by AdamW."""
@@ -288,7 +309,7 @@ class Learned(OptimizerBase):
 
     def _set_params(self) -> None:
         self._host.last = None  # of other parameters, or of a state that is gone
-        self._store.set_params(self._params, self._group_of, self._layout)
+        self._store.set_params(self._here, self._group_of, self._layout)
 
     def _new_store(self) -> None:
         """Start afresh, where the parameters are."""

@@ -7,18 +7,22 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lo_framework.layout import Layout, sub_layout
+from lo_framework.layout import Layout
 from lo_framework.learned.base import LearnedOptimizer, State
 from lo_framework.optim.arena import Pack, form_packs, keep_plan, make_pack, stretches
+from lo_framework.optim.shards import ShardedLayout
 
 # Tensors up to this size share packs: broadcasting to their parameters costs less than a call for
 # each.
 SMALL = 2048
+# The same for parameters that are sharded, where every pack may cost a call between processes.
+SHARED = 1 << 16, 1 << 18
 
 
 @dataclass(eq=False)
@@ -41,7 +45,8 @@ class Run:
     @cached_property
     def states(self) -> list[State]:
         """Views of the columns of each tensor."""
-        bounds = [(slot.offset, slot.offset + slot.numel) for slot in self.layout.slots]
+        ends = [*accumulate(self.layout.sizes, initial=0)]
+        bounds = pairwise(ends)
         return [
             {name: x[..., begin:end] for name, x in self.state.items()} for begin, end in bounds
         ]
@@ -66,7 +71,8 @@ class Store:
 
     Attributes:
         per_tensor: names of the reduced state with one column per tensor: its last dimension
-            follows the number of tensors.
+            follows the number of tensors. In one order, as all else that becomes part of a saved
+            state: processes that gather a sharded one go through it side by side.
         leads: leading dimensions of each state per parameter, ``[*lead, *shape]``.
     """
 
@@ -83,7 +89,7 @@ class Store:
             state = learned.init_state(layout, torch.zeros(layout.size, device=device, dtype=dtype))
             shapes.append({name: x.shape for name, x in state.items()})
         names, (few, more) = learned.per_param, shapes
-        self.per_tensor = {k for k in few.keys() - {*names} if few[k] != more[k]}
+        self.per_tensor = [k for k in few if k not in names and few[k] != more[k]]
         self.leads = {k: few[k][:-1] for k in names if k in few}
         self.packs: list[Pack] = []
         self.home: dict[int, tuple[Pack, int]] = {}
@@ -91,10 +97,12 @@ class Store:
         self._plans: dict[Hashable, Plan] = {}
 
     def set_params(self, params: Sequence[Tensor], group_of: Sequence[int], layout: Layout) -> None:
-        """The whole list of parameters, longer than before when a group was added."""
+        """What lies here of all parameters; the list is longer than before when a group was
+        added.
+        """
         self.params, self.group_of, self.layout = params, group_of, layout
         self._plans.clear()
-        for name in self.per_tensor & self.reduced.keys():
+        for name in [name for name in self.per_tensor if name in self.reduced]:
             old = self.reduced.pop(name)
             self._columns(name, old)[..., : old.shape[-1]] = old
 
@@ -102,7 +110,7 @@ class Store:
         """Fresh state for tensors that have their first gradient."""
         for pack in self._packs(newcomers):
             members = list(pack.members)
-            layout = sub_layout(self.layout, members).to(self.device)
+            layout = self.layout.pick(members).to(self.device)
             flat = torch.cat([self.params[i].detach().reshape(-1) for i in members])
             fresh = self.learned.init_state(layout, flat.to(self.device, self.dtype))
             block = {name: fresh.pop(name) for name in self.learned.per_param if name in fresh}
@@ -131,12 +139,13 @@ class Store:
             formed = self._packs(saved)
         for pack in formed:
             members, block = list(pack.members), {}
-            for name in saved[members[0]].keys() - self.per_tensor:
+            names = list(saved[members[0]])
+            for name in (name for name in names if name not in self.per_tensor):
                 parts = [(saved[i][name], self.params[i].dim()) for i in members]
                 flat = [x.reshape(*x.shape[: x.dim() - dims], -1) for x, dims in parts]
                 block[name] = torch.cat([x.to(pack.device, self.dtype) for x in flat], dim=-1)
             self._settle(pack, block)
-            for name in saved[members[0]].keys() & self.per_tensor:
+            for name in (name for name in names if name in self.per_tensor):
                 columns = [saved[i][name].to(self.device, self.dtype) for i in members]
                 x = torch.stack(columns, dim=-1)
                 self._columns(name, x)[..., members] = x
@@ -149,11 +158,13 @@ class Store:
         return {name: x for name, x in self.reduced.items() if name not in self.per_tensor}
 
     def views(self, index: int) -> State:
-        """The state of one parameter as views: ``[*lead, *shape]``, and its column of the
-        per-tensor state.
+        """The state of one parameter as views: ``[*lead, *shape]`` (where that is sharded, as it
+        is), and its column of the per-tensor state.
         """
         pack, place = self.home[index]
         views = pack.views(place, self.params[index].shape)
+        if isinstance(self.layout, ShardedLayout):
+            views = {name: self.layout.shown(index, x) for name, x in views.items()}
         views.update({name: self.reduced[name][..., index] for name in self.per_tensor})
         return views
 
@@ -188,9 +199,17 @@ class Store:
 
     def _packs(self, indices: Iterable[int]) -> list[Pack]:
         """Packs without state for a set of tensors."""
-        sizes = min(SMALL, self.pack_size), self.pack_size
-        params, group_of = self.params, self.group_of
-        return form_packs(sorted(indices), params, group_of, lambda _: sizes, mix_dtypes=True)
+        is_sharded = isinstance(self.layout, ShardedLayout)
+        sizes = SHARED if is_sharded else (min(SMALL, self.pack_size), self.pack_size)
+        numels = [slot.numel for slot in self.layout.slots] if is_sharded else None
+        return form_packs(
+            sorted(indices),
+            self.params,
+            self.group_of,
+            lambda _: sizes,
+            mix_dtypes=True,
+            numels=numels,
+        )
 
     def _fit_together(self, members: Sequence[int]) -> bool:
         """Whether these tensors can share a pack."""
@@ -216,7 +235,7 @@ class Store:
                 tensors = [self.params[i] for i in members]
                 places = tuple(place[i] for i in members)
                 positions = torch.tensor(places, device=self.device)
-                layout = sub_layout(self.layout, members).to(pack.device)
+                layout = self.layout.pick(members).to(pack.device)
                 begin, end = pack.offsets[first], pack.offsets[last]
                 runs.append(Run(pack, tensors, layout, places, positions, begin, end))
         order = columns = None
@@ -225,4 +244,4 @@ class Store:
             order = torch.tensor([at[i] for i in active], device=self.device)
         if len(active) < self.layout.num:
             columns = torch.tensor(active, device=self.device)
-        return Plan(sub_layout(self.layout, active).to(self.device), runs, order, columns)
+        return Plan(self.layout.pick(active).to(self.device), runs, order, columns)

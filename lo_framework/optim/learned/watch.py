@@ -59,6 +59,8 @@ class Watch:
         those of what else has changed the parameters since, and their `firsts`.
         """
         params = [self.params[i] for i in active]
+        if not params:  # nothing lies here
+            return torch.zeros(5, dtype=torch.float64, device=self.device)
         # A compiled function can read these tensors where they lie.
         self._lies = self.old.is_cpu and in_memory(params) and not toolchain.reason()
         if self._lies:
@@ -82,6 +84,8 @@ class Watch:
         if active != self._followed:
             self.move.zero_()
             self._followed = active
+        if not active:
+            return
         params = [self.params[i] for i in active]
         if self._lies:
             _call("follow", active, params, None, *self._shape, self.old, self.move)
@@ -98,10 +102,13 @@ class Watch:
     def state(self) -> list[Tensor]:
         return [self.old, self.move, self.firsts]
 
-    def load(self, state: Sequence[Tensor]) -> None:
-        """Go on where another watch was, which may have had fewer parameters."""
+    def load(self, state: Sequence[Tensor | None]) -> None:
+        """Go on where another watch was, which may have had fewer parameters, as far as that is
+        known.
+        """
         for x, saved in zip(self.state(), state):
-            x[: len(saved)].copy_(saved)
+            if saved is not None:
+                x[: len(saved)].copy_(saved)
 
     @property
     def _shape(self) -> tuple[Tensor, Tensor, Tensor]:

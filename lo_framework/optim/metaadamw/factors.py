@@ -64,7 +64,7 @@ class FactorRule:
         last = self.last
         due = self.stale or updates % self.attend_every == 0
         if due or last is None or last.active != plan.active:
-            grads = [table.params[i].grad for i in plan.active]
+            grads = [table.here[i].grad for i in plan.active]
             alpha, beta, _ = self(table, plan, grads, updates)
             self.last = last = LastFactors(plan.active, plan.grouping.labels, alpha, beta)
             self.stale = False
@@ -78,8 +78,9 @@ class FactorRule:
         """
         network, places = self.network, plan.active
         network.spec.check(plan.grouping)
-        params = [table.params[i] for i in places]
+        params = [table.here[i] for i in places]
         stats = statistics(network, plan.order, params, grads, table.states(places))
+        stats = plan.layout.over_shards(stats)
         ages = [table.ages[i] for i in places]
         betas = [table.group(i)["betas"] for i in places]
         state = {

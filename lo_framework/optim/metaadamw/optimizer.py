@@ -14,7 +14,7 @@ told in ``docs/metaadamw.md``.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -145,6 +145,8 @@ class MetaAdamW(OptimizerBase):
         """One update from the parameters' gradients; ``closure`` recomputes them first and its
         result is returned.
         """
+        if self._starts_blank(closure):
+            return None
         result = None
         if closure is not None:
             with torch.enable_grad():
@@ -155,7 +157,7 @@ class MetaAdamW(OptimizerBase):
             self._groups_seen.look(self.param_groups, self.updates)
             plan = self.table.plan(active)
             self.network.spec.check(plan.grouping)
-            with self._full_precision():
+            with self._updating():
                 self._update(plan)
         return result
 
@@ -180,10 +182,14 @@ class MetaAdamW(OptimizerBase):
             model: for a ``loss_fn`` that writes to buffers outside a module's forward.
 
         Raises:
-            UserError: before the first step, without a needed batch, or a loss_fn that gives no
-                loss.
+            UserError: before the first step, without a needed batch, sharded parameters, or a
+                loss_fn that gives no loss.
         """
         objective = self.meta_objective
+        if self._is_sharded:
+            raise UserError(
+                "meta_step needs whole parameters: train the network without sharding them"
+            )
         if not self.updates:
             raise UserError("meta_step looks one step ahead of the last one: make a step first")
         if valid is None and objective.terms != ("gradient",):
@@ -194,7 +200,7 @@ class MetaAdamW(OptimizerBase):
         self._refresh()
         outside = as_outside(loss_fn, self._device.type)
         batches = (train_1, train_2, valid)
-        with torch.enable_grad(), self._full_precision():
+        with torch.enable_grad(), self._updating():
             result = meta_gradient(
                 self.table, self._rule, objective, outside, batches, self.updates, model
             )
@@ -279,7 +285,7 @@ class MetaAdamW(OptimizerBase):
             lr = float(group["lr"]) if on_host else group["lr"]
             rate = lr * alphas[each.token]
             shrink = rate * betas[each.token] * group["weight_decay"]
-            params = [table.params[i] for i in each.places]
+            params = [table.here[i] for i in each.places]
             if isinstance(rate, Tensor):
                 rate, shrink = rate.to(params[0].device), shrink.to(params[0].device)
             numbers = table.numbers(group, table.ages[each.places[0]] + 1, rate, shrink)
@@ -323,7 +329,13 @@ class MetaAdamW(OptimizerBase):
     def _check_saved(self, saved: ByPlace) -> None:
         for i, state in saved.items():
             refuse_missing(f"parameter {i}", ("step", *MOMENTS), state)
-        self._check_shapes(saved, dict.fromkeys(MOMENTS, ()))
+
+    def _leads(self) -> Mapping[str, tuple[int, ...]]:
+        return dict.fromkeys(MOMENTS, ())
+
+    def _make_state(self, active: tuple[int, ...]) -> None:
+        self._refresh()
+        self.table.start(active)
 
     def _restore(self, entry: dict[str, Any], saved: ByPlace) -> None:
         self.table.restore(saved)

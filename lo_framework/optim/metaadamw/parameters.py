@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from lo_framework.errors import UserError
-from lo_framework.layout import sub_layout
 from lo_framework.learned.grouping import by_key
 from lo_framework.optim.arena import keep_plan
 from lo_framework.optim.base import OptimizerBase
@@ -27,6 +26,7 @@ from lo_framework.optim.metaadamw.groups import (
 )
 from lo_framework.optim.metaadamw.published import Variant
 from lo_framework.optim.metaadamw.statistics import make_order
+from lo_framework.optim.shards import here_of
 
 # a number, or no factor: a new tensor for each
 ONE = torch.tensor(1.0, dtype=torch.float32, device="cpu")
@@ -36,8 +36,8 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 class ParameterTable:
     """
     Attributes:
-        params: all, in the order of the parameter groups; ``part``: group of each; ``ages``:
-            updates of each.
+        params: all, in the order of the parameter groups; ``here``: what lies here of each;
+            ``part``: group of each; ``ages``: updates of each.
         layout: of all, frozen ones too: what a tensor is for does not depend on who has a gradient.
         groups: the token group of each.
     """
@@ -92,6 +92,7 @@ class ParameterTable:
         groups = name_groups(self.grouping, layout, params, part, named, self.published)
         # Nothing has changed before all is known to be well.
         self.params, self.part, self.layout, self.groups = params, part, layout, groups
+        self.here = self.optimizer._here
         self.names = dict(zip(params, names)) if named else {}
         states = [self.optimizer.state.get(p) for p in params]
         self.ages = [int(state["step"]) if state else 0 for state in states]
@@ -107,13 +108,13 @@ class ParameterTable:
         return torch.float64 if double else torch.float32
 
     def start(self, places: Iterable[int]) -> tuple[dict[int, State], bool]:
-        """The states of parameters by place, made where there is none, and whether one had been
-        taken away.
+        """The states of parameters by place, what lies here of them, made where there is none, and
+        whether one had been taken away.
         """
-        states, lost = {}, False
-        for i in places:
+        made, lost = list(places), False
+        for i in made:
             p = self.params[i]
-            states[i] = state = self.optimizer.state[p]
+            state = self.optimizer.state[p]
             if not state:
                 lost, self.ages[i] = lost or self.ages[i] > 0, 0
                 dtype = torch.float64 if p.dtype == torch.float64 else torch.float32
@@ -122,7 +123,7 @@ class ParameterTable:
                     state[name] = torch.zeros_like(
                         p, dtype=dtype, memory_format=torch.preserve_format
                     )
-        return states, lost
+        return dict(zip(made, self.states(made))), lost
 
     def restore(self, saved: Mapping[int, Mapping[str, Any]]) -> None:
         """Take over saved state by places, and keep nothing of before."""
@@ -146,14 +147,20 @@ class ParameterTable:
             p = self.params[i]
             sets.setdefault((self.part[i], token, self.ages[i], p.dtype, p.device), []).append(i)
         updates = tuple(UpdateSet(key[0], key[1], tuple(places)) for key, places in sets.items())
-        order = make_order([self.params[i] for i in active])
-        return Plan(active, sub_layout(self.layout, active).to(device), grouping, order, updates)
+        order = make_order([self.here[i] for i in active])
+        return Plan(active, self.layout.pick(active).to(device), grouping, order, updates)
 
     def group(self, i: int) -> dict[str, Any]:
         return self.optimizer.param_groups[self.part[i]]
 
     def states(self, places: Sequence[int]) -> list[State]:
-        return [self.optimizer.state[self.params[i]] for i in places]
+        return [self._state_here(i) for i in places]
+
+    def _state_here(self, i: int) -> State:
+        state: State = self.optimizer.state[self.params[i]]
+        if self.here[i] is self.params[i]:
+            return state
+        return {name: here_of(x) for name, x in state.items()}
 
     def numbers(self, group: dict[str, Any], t: int, rate: Any, shrink: Any) -> Numbers:
         """The numbers of the t-th update; ``shrink`` as if the decay were decoupled."""

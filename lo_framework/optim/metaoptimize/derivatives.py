@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lo_framework.errors import UserError
-from lo_framework.optim.base import BackwardWatch
+from lo_framework.optim.backward_watch import BackwardWatch
 
 NEEDS = (
     "needs a closure that returns the loss without calling backward (or calls "

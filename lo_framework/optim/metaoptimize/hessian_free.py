@@ -15,11 +15,11 @@ from torch import Tensor
 
 from lo_framework.optim.fused import HAS_FUSED, fused_adamw, one_minus_power
 from lo_framework.optim.metaoptimize.rules import Number, Numbers, State
+from lo_framework.optim.metaoptimize.scratch import Scratch
 from lo_framework.optim.metaoptimize.store import (
     Piece,
     Plan,
     Run,
-    Scratch,
     Work,
     compute_dtype,
 )
@@ -60,7 +60,7 @@ def hessian_free_step(
         parts = weights.split(run.sizes), grads.split(run.sizes)
         for piece, state, size, stored, grad in zip(run.pieces, run.states, run.sizes, *parts):
             w, g = stored.to(dtype), grad.to(dtype)
-            if z is not None and "h" in state:
+            if z is not None and run.counts and "h" in state:
                 if piece.ids is None:
                     dots.append(torch.dot(state["h"], g).to(z.device))
                 else:

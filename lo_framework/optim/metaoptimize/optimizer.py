@@ -9,7 +9,7 @@ diagnostics are in files of their own; how to use it is told in ``docs/metaoptim
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
@@ -26,7 +26,16 @@ from lo_framework.optim.metaoptimize.rules import State, fresh, meta_step
 from lo_framework.optim.metaoptimize.settings import MetaOptimizeConfig, Settings
 from lo_framework.optim.metaoptimize.store import Store
 from lo_framework.optim.metaoptimize.trace import ExactTrace
+from lo_framework.optim.shards import (
+    counts_here,
+    is_sharded,
+    shard_of,
+    shown,
+    sum_over_processes,
+)
 from lo_framework.optim.telling import Values, counted, made, several
+
+WITHIN = ("node", "weight")  # blocks within a tensor
 
 
 class MetaOptimize(OptimizerBase):
@@ -79,7 +88,7 @@ class MetaOptimize(OptimizerBase):
         self._blocks = self._assign()
         self._begin(fresh(self._meta, self._first_beta(self._blocks.size)))
         self._store = Store(self._rows(), self._show)
-        self._store.set_params(self._params, self._group_of, self._blocks)
+        self._set_params()
 
     def _begin(self, meta_state: State) -> None:
         """Start trace and diagnostics at these log step sizes."""
@@ -94,6 +103,8 @@ class MetaOptimize(OptimizerBase):
         ``closure`` recomputes them first and its result is returned. For an exact trace it returns
         the loss and does not call backward, or calls ``backward(create_graph=True)``.
         """
+        if self._starts_blank(closure):
+            return None
         result, graph = None, list[Tensor | None]()
         if self.config.trace != "hessian-free" and (closure or self._exact):
             owner = f'MetaOptimize with trace "{self.config.trace}"'
@@ -105,7 +116,7 @@ class MetaOptimize(OptimizerBase):
         active = self._active()
         if active:
             self._groups_seen.look(self.param_groups, self._updates)
-            with self._full_precision():
+            with self._updating():
                 self._update(active, graph)
         return result
 
@@ -155,14 +166,24 @@ class MetaOptimize(OptimizerBase):
         for name in ("weight_decay", "eps"):
             if not group[name] >= 0:
                 raise UserError(f"{name} must be at least 0, got {group[name]}")
+        looks_inside = self.config.blocks in WITHIN or self.config.trace != "hessian-free"
+        if looks_inside and any(is_sharded(p) for g in self.param_groups for p in g["params"]):
+            raise UserError(
+                "of sharded parameters MetaOptimize knows whole tensors and no second derivatives: "
+                'use trace "hessian-free" and blocks "scalar", "group", "tensor" or by name'
+            )
         # The user's "betas" are called otherwise where none of them is a momentum.
         given, key = group.pop("betas", None), self._base.betas_key
         group[key] = self._base.checked_betas(group.get(key) if given is None else given, "betas")
 
-    def _entry(self) -> dict[str, Any]:
+    def _count_steps(self) -> None:
+        """Write the age of each parameter into its state."""
         for i, p in enumerate(self._params):
             if p in self.state:
                 self.state[p]["step"] = self._store.ages[i]
+
+    def _entry(self) -> dict[str, Any]:
+        self._count_steps()
         return {
             "kind": self._kind(),
             "settings": self.settings.state_dict(),
@@ -186,8 +207,21 @@ class MetaOptimize(OptimizerBase):
         return entry
 
     def _check_saved(self, saved: ByPlace) -> None:
+        for i, state in saved.items():
+            if missing := ({"step"} | self._store.rows.keys()) - state.keys():
+                raise UserError(f"this state is damaged: parameter {i} has no {min(missing)}")
+
+    def _leads(self) -> Mapping[str, tuple[int, ...]]:
         rows = self._store.rows.items()
-        self._check_shapes(saved, {name: () if num is None else (num,) for name, num in rows})
+        return {name: () if num is None else (num,) for name, num in rows}
+
+    def _make_state(self, active: tuple[int, ...]) -> None:
+        self._store.plan(active, self._meta_state["beta"].device)
+        self._count_steps()
+
+    def _forget_state(self) -> None:
+        self.state.clear()
+        self._store.restore({})
 
     def _restore(self, entry: dict[str, Any], saved: ByPlace) -> None:
         """The settings become those that were saved."""
@@ -220,6 +254,7 @@ class MetaOptimize(OptimizerBase):
             )
         broken = None
         if due:
+            z = self._over_shards(z)
             self._meta_state, bad = meta_step(
                 self._meta, old, z, s.meta_lr, s.meta_betas, s.limits, plan.active
             )
@@ -241,8 +276,27 @@ class MetaOptimize(OptimizerBase):
             rows["h"] = None
         return rows
 
+    def _set_params(self) -> None:
+        self._store.set_params(self._here, self._group_of, self._blocks, self._counts())
+
+    def _counts(self) -> list[bool] | None:
+        """Of which tensors sums over blocks take in what lies here; None where nothing is
+        sharded.
+        """
+        return counts_here(self._params, "MetaOptimize") if self._is_sharded else None
+
+    def _over_shards(self, z: Tensor) -> Tensor:
+        """Sums over blocks from those over what lies here."""
+        if not self._is_sharded:
+            return z
+        return sum_over_processes(z, self._params)
+
     def _show(self, i: int, views: State) -> None:
-        self.state[self._params[i]] = dict(views)
+        p = self._params[i]
+        shard = shard_of(p)
+        if shard is not None:
+            views = {name: shown(x, tuple(p.shape), shard) for name, x in views.items()}
+        self.state[p] = dict(views)
 
     def _exact_trace(self) -> ExactTrace | None:
         """None where no product is needed: lion's sign does not feel the Hessian, so there "l" is
@@ -272,7 +326,7 @@ class MetaOptimize(OptimizerBase):
         if self._exact is not None:
             self._exact.columns_for(blocks.size)
         self._blocks = blocks
-        self._store.set_params(self._params, self._group_of, blocks)
+        self._set_params()
         if extra:
             added = fresh(self._meta, self._first_beta(extra).to(self._meta_state["beta"].device))
             self._meta_state = {

@@ -19,6 +19,7 @@ from torch import Tensor
 from lo_framework.optim.arena import Pack, form_packs, keep_plan, stretches
 from lo_framework.optim.blocks import Blocks
 from lo_framework.optim.metaoptimize.rules import Number, Numbers, Rule, State
+from lo_framework.optim.metaoptimize.scratch import Scratch
 
 
 def sizes_of(device: torch.device) -> tuple[int, int]:
@@ -31,28 +32,6 @@ def sizes_of(device: torch.device) -> tuple[int, int]:
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     """State and arithmetic are float32, or float64 for float64 parameters."""
     return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-class Scratch:
-    """Working memory, one chunk for each device, dtype and purpose."""
-
-    def __init__(self) -> None:
-        self._memory: dict[tuple[torch.device, torch.dtype, str], Tensor] = {}
-        self._count = 0, torch.zeros((), device="cpu")
-
-    def count(self, step: int) -> Tensor:
-        """``step`` as torch's loops want it."""
-        if self._count[0] != step:
-            self._count = step, torch.tensor(float(step), device="cpu")
-        return self._count[1]
-
-    def of(self, device: torch.device, dtype: torch.dtype, size: int, purpose: str) -> Tensor:
-        """Memory ``[size]``; for the same purpose the same, as far as it goes."""
-        key = (device, dtype, purpose)
-        memory = self._memory.get(key)
-        if memory is None or memory.numel() < size:
-            memory = self._memory[key] = torch.empty(size, device=device, dtype=dtype)
-        return memory if memory.numel() == size else memory[:size]
 
 
 class Piece(NamedTuple):
@@ -99,6 +78,7 @@ class Run:
     begin: int
     end: int
     pieces: list[Piece]
+    counts: bool  # whether it enters the sums over blocks
     _sides: list[tuple[Tensor, list[Tensor]]] = field(default_factory=list, init=False)
 
     @cached_property
@@ -197,10 +177,18 @@ class Store:
         self._plans: dict[Hashable, Plan] = {}
         self._latest: tuple[Sequence[int], Plan] | None = None
 
-    def set_params(self, params: Sequence[Tensor], group_of: Sequence[int], blocks: Blocks) -> None:
-        """All parameters: those of before, and new ones after them."""
+    def set_params(
+        self,
+        params: Sequence[Tensor],
+        group_of: Sequence[int],
+        blocks: Blocks,
+        counts: Sequence[bool] | None = None,
+    ) -> None:
+        """All parameters, or what lies here of them: those of before, and new ones after them.
+        ``counts``: whether each enters the sums over blocks; None: all do.
+        """
         first = len(self.ages)
-        self.params, self.group_of, self.blocks = params, group_of, blocks
+        self.params, self.group_of, self.blocks, self.counts = params, group_of, blocks, counts
         self.ages += [0] * (len(params) - first)
         self._forget_plans()
         if self.packs:
@@ -217,7 +205,8 @@ class Store:
         def make() -> Plan:
             self._allocate(active)
             runs = self._runs(set(active))
-            owners = [piece.block for run in runs for piece in run.pieces if piece.ids is None]
+            summed = [piece for run in runs if run.counts for piece in run.pieces]
+            owners = [piece.block for piece in summed if piece.ids is None]
             mask = torch.zeros(self.blocks.size, dtype=torch.bool)
             for first, count in (self.blocks.spreads[i] for i in active):
                 mask[first : first + count] = True
@@ -292,7 +281,9 @@ class Store:
     def _packs(self, first: int) -> list[Pack]:
         """Packs without state of the parameters from ``first`` on."""
         places = range(first, len(self.params))
-        return form_packs(places, self.params, self.group_of, sizes_of, mix_dtypes=False)
+        return form_packs(
+            places, self.params, self.group_of, sizes_of, mix_dtypes=False, apart=self.counts
+        )
 
     def _runs(self, wanted: Set[int]) -> list[Run]:
         runs = []
@@ -301,9 +292,10 @@ class Store:
             for first, last in stretches(ages):
                 members, ends = pack.members[first:last], (pack.offsets[first], pack.offsets[last])
                 tensors = [self.params[i] for i in members]
-                runs.append(
-                    Run(pack, members, tensors, *ends, list(self._pieces(members, pack.device)))
-                )
+                pieces = list(self._pieces(members, pack.device))
+                counts = self.counts is None or self.counts[members[0]]
+                if pieces:  # of a tensor nothing may lie here
+                    runs.append(Run(pack, members, tensors, *ends, pieces, counts))
         return runs
 
     def _cuts(self, members: Iterable[int], chunk: int) -> Iterator[_Cut]:

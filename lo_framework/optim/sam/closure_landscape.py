@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from lo_framework.errors import UserError
-from lo_framework.optim.base import BackwardWatch, refuse_complex, refuse_sparse
+from lo_framework.optim.backward_watch import BackwardWatch
+from lo_framework.optim.refusals import refuse_complex, refuse_sparse
 from lo_framework.optim.sam.surroundings import Surroundings
 from lo_framework.regularizers.base import Batch, Landscape, Params
 

@@ -18,7 +18,8 @@ import torch
 from torch import nn
 
 from lo_framework.errors import UserError
-from lo_framework.optim.base import StateOnly, hooked
+from lo_framework.optim.base import OptimizerBase, StateOnly, hooked
+from lo_framework.optim.checkpoint import has_shards, is_blank_step, pack_entry, take_entry
 from lo_framework.optim.sam.closure_landscape import (
     ClosureLandscape,
     NotFiniteError,
@@ -40,6 +41,7 @@ from lo_framework.regularizers import Point, Regularizer, vectors
 from lo_framework.spec import canonical
 
 T = TypeVar("T")
+ENTRY = "regularizer"  # of the state
 SCALED = "call step(closure, scaler=scaler) instead"
 _STATE_HOOKS = [
     f"_optimizer_{method}_{when}_hooks"
@@ -115,6 +117,7 @@ class Regularized(InHalves, StateOnly, torch.optim.Optimizer):
             setattr(self, name, getattr(base, name))
         self.__setstate__({})
         self._passes = Passes(self)
+        self._is_blank = False  # see `_starts_blank`
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
@@ -163,6 +166,8 @@ class Regularized(InHalves, StateOnly, torch.optim.Optimizer):
                 loss). If any pass overflows, the step is skipped; call ``scaler.update()`` after
                 the step, and not ``scaler.step``.
         """
+        if self._starts_blank(closure):
+            return None  # type: ignore[return-value]
         if hasattr(self, "grad_scale"):
             for name in ("grad_scale", "found_inf"):
                 delattr(self, name)
@@ -230,14 +235,21 @@ class Regularized(InHalves, StateOnly, torch.optim.Optimizer):
         return result
 
     def state_dict(self) -> dict[str, Any]:
-        """The base optimizer's state, which can load it, and ``"regularizer"``. References, not
-        copies. Between `first_step` and `second_step` it has the weights to go back to.
+        """The base optimizer's state, which can load it, and ``"regularizer"``, which the first
+        parameter group also has, as bytes (`checkpoint`). References, not copies. Between
+        `first_step` and `second_step` it has the weights to go back to.
         """
 
+        self.param_groups[0][ENTRY] = None
+
         def add(_: torch.optim.Optimizer, result: dict[str, Any]) -> None:
-            result["regularizer"] = self._rule_state.state_dict()
+            result[ENTRY] = entry = self._rule_state.state_dict()
             if self._half is not None:
-                result["regularizer"]["half"] = self._half.state_dict()
+                entry["half"] = self._half.state_dict()
+            if has_shards(entry):  # which no process can write down alone
+                entry = {**entry, "state": {}, "left_out": True}
+                entry.pop("half", None)
+            result["param_groups"][0][ENTRY] = pack_entry(entry)
 
         with hooked(self.base.register_state_dict_post_hook(add, prepend=True)):
             return self.base.state_dict()
@@ -253,20 +265,37 @@ class Regularized(InHalves, StateOnly, torch.optim.Optimizer):
 
         def capture(_: torch.optim.Optimizer, adapted: dict[str, Any]) -> dict[str, Any]:
             nonlocal saved
-            saved = adapted.get("regularizer")
+            groups = [dict(group) for group in adapted["param_groups"]]
+            saved = take_entry(ENTRY, adapted, groups, self.title)
             if saved is not None:
                 self._rule_state.check(saved)
                 check(saved.get("half"), self._params, self.model)
-            return {key: value for key, value in adapted.items() if key != "regularizer"}
+            rest = {key: value for key, value in adapted.items() if key != ENTRY}
+            return {**rest, "param_groups": groups}
 
         def rebuild(_: torch.optim.Optimizer) -> None:
             self._rule_state.load_state_dict(saved)
             half = saved.get("half") if saved else None
             around = Surroundings(self._params, self.model, self.same_noise)
             self._half = None if half is None else loaded(half, self._params, around)
+            self._is_blank = False
 
         with hooked(
             self.base.register_load_state_dict_pre_hook(capture),
             self.base.register_load_state_dict_post_hook(rebuild, prepend=True),
         ):
             self.base.load_state_dict(state_dict)
+
+    @torch.no_grad()
+    def _starts_blank(self, closure: Any) -> bool:
+        """Whether torch makes this step before it saves or loads a state (`checkpoint`): it lets
+        the base make its state, with which no step begins.
+        """
+        was_blank, self._is_blank = self._is_blank, False
+        if closure is None and not self.state and is_blank_step(self.param_groups):
+            self._is_blank = True
+            self.param_groups[0][ENTRY] = None
+            self.base.step()
+        elif was_blank and not isinstance(self.base, OptimizerBase):  # which knows by itself
+            self.state.clear()
+        return self._is_blank

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -62,6 +63,12 @@ class RuleState:
 
     def load_state_dict(self, saved: dict[str, Any] | None) -> None:
         """None: start."""
+        if saved and saved.get("left_out"):
+            warnings.warn(
+                f"what {self.name} remembers of sharded parameters does not go through "
+                "torch.distributed.checkpoint: it starts anew",
+                stacklevel=2,
+            )
         saved = saved or {"seed": torch.initial_seed(), "steps": 0, "state": {}}
         self.seed, self.steps = saved["seed"], saved["steps"]
         self._held, self._of = dict(saved["state"]), ()

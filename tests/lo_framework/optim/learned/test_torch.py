@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR
 
-from lo_framework.layout import sub_layout
 from lo_framework.learned import make_learned
 from lo_framework.optim import Learned
 from lo_framework.spec import UserError
@@ -158,7 +157,7 @@ def test_parameters_without_gradient_take_no_part(spec: str) -> None:
     idle, present = [1, 3, 5, 6], [0, 2, 4, 7]
 
     members = present
-    layout = sub_layout(layout_of(params), members)
+    layout = layout_of(params).pick(members)
     arena = flat([params[i] for i in members])
     state = {
         n: torch.cat(

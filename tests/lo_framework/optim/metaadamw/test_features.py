@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lo_framework.layout import Layout, sub_layout
+from lo_framework.layout import Layout
 from lo_framework.learned.attention import EMBEDDING, Attention, AttentionConfig
 from lo_framework.learned.grouping import Grouping, make_grouping
 from tests.lo_framework.optim.metaadamw.reference import features as slow
@@ -176,7 +176,7 @@ def test_a_feature_of_the_whole_model_stays_when_a_tensor_has_no_gradient(scale:
     network = network_of(features="enhanced", scale=scale)
     whole = ours(network, layout, made, state, flat, 0.3)
     kept = [i for i, name in enumerate(SHAPES) if "3" not in name]
-    part = sub_layout(layout, kept)
+    part = layout.pick(kept)
     state["log_power"] = state["log_power"][:, kept]
     flat = torch.cat(
         [piece for i, piece in enumerate(flat.split(layout.sizes, -1)) if i in kept], -1
