@@ -5,7 +5,9 @@ and optimizers that it shares with the one process that they are compared with.
 from __future__ import annotations
 
 import copy
+import gc
 import math
+import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -60,11 +62,9 @@ def make(spec: str, model: nn.Module) -> torch.optim.Optimizer:
     if name in ("sam", "fsam"):
         around = SAM if name == "sam" else FSAM
         return around(torch.optim.AdamW(model.parameters(), lr=1e-2), model=model)
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = {"guard": option == "guard"}
     if option == "decay":
-        options = {"weight_decay": 0.1, "lr": 0.5}
-    elif option == "guard":
-        options = {"guard": True}
+        options |= {"weight_decay": 0.1, "lr": 0.5}
     if name == "general":
         return Learned(model, "general", num_steps=50, **options)
     dtype = next(model.parameters()).dtype
@@ -131,7 +131,9 @@ def work(
         if rank == 0:
             torch.save(found, Path(folder) / "found.pt")
     finally:
+        gc.collect()  # sharded modules are cycles, and hold the groups
         dist.destroy_process_group()
+    os._exit(0)  # gloo's threads may outlive the groups, which aborts an ordinary end
 
 
 def spawned(

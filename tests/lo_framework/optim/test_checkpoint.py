@@ -227,7 +227,7 @@ def test_an_entry_as_bytes() -> None:
 def test_a_parameter_in_two_groups_is_refused() -> None:
     model = network()
     groups = [{"params": [*model.parameters()]}, {"params": [model[0].weight]}]
-    with pytest.raises(ValueError, match="more than one parameter group"):
+    with pytest.raises(UserError, match="twice: each parameter belongs in one group"):
         Learned(groups, "general", num_steps=10)
 
 
