@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Sequence
 from functools import partial
+from statistics import median
 from typing import Any, NamedTuple
 
 import torch
@@ -53,6 +54,8 @@ BOUNDS = {  # at most so many times the time of AdamW foreach
     "Learned attention-mlp": 4.0,
 }
 LARGE = {"Learned attention-mlp": 3.0}
+UNGUARDED = "hyper-adamw", "attention-mlp", "scaled"
+GUARD = 1.05  # times the step without a guard
 COLUMNS = {
     "ms/step": "milliseconds",
     "x foreach": "time / AdamW foreach",
@@ -84,15 +87,16 @@ def optimizers() -> dict[str, Build]:
     network = NetworkConfig(layers=8, width=16)
     attending = partial(MetaAdamW, lr=1e-6, network=network)
     kinds = "hyper-adamw", "attention", "attention-mlp", "attention-mlp:hidden=16", "scaled"
+    learned = {
+        kind: partial(Learned, optimizer=make_learned(kind), num_steps=10**6) for kind in kinds
+    }
     return {
         "AdamW foreach": partial(adamw, foreach=True),
         "AdamW fused": partial(adamw, fused=True),
         "MetaOptimize adamw/lion, scalar": partial(MetaOptimize, alpha0=1e-6),
         "MetaOptimize adamw/lion, tensor": partial(MetaOptimize, alpha0=1e-6, blocks="tensor"),
-        **{
-            f"Learned {kind}": partial(Learned, optimizer=make_learned(kind), num_steps=10**6)
-            for kind in kinds
-        },
+        **{f"Learned {kind}": build for kind, build in learned.items()},
+        **{f"Learned {kind}, no guard": partial(learned[kind], guard=False) for kind in UNGUARDED},
         "MetaAdamW, 8 layers": attending,
         "MetaAdamW, 8 layers, every 10th": partial(attending, attend_every=10),
         "MetaAdamW, 8 layers as published": partial(attending, reproduce="paper"),
@@ -156,6 +160,16 @@ def judge(sizes: dict[str, Any]) -> list[dict[str, Any]]:
             ratio = size["optimizers"][label][f"time / {YARDS[0]}"]
             kept = harness.within(f"{label} at {name}, times {YARDS[0]}", ratio, bound)
             verdict = {"optimizer": label, "size": name, "ratio": ratio, "bound": bound}
+            out.append(verdict | {"fulfilled": kept})
+    for kind in UNGUARDED:
+        for name, size in sizes.items():
+            seconds = [
+                size["optimizers"][f"Learned {kind}{what}"]["seconds"]
+                for what in ("", ", no guard")
+            ]
+            ratio = median(a / b for a, b in zip(*seconds))
+            kept = harness.within(f"the guard of {kind} at {name}, times none", ratio, GUARD)
+            verdict = {"optimizer": f"{kind}, guard", "size": name, "ratio": ratio, "bound": GUARD}
             out.append(verdict | {"fulfilled": kept})
     return out
 
