@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import lo_framework as lo
 from lo_framework.optim import SAM, Learned
 from tests.lo_framework.optim.test_options import network, weights
 from tests.lo_framework.optim.tools import generator
@@ -174,7 +175,19 @@ def test_logs_of_a_lightning_module(tmp_path: Path) -> None:
     assert "learned/step_size/0.weight" in told
 
 
+def test_settings_of_a_guard(capsys: pytest.CaptureFixture[str]) -> None:
+    given = run("GuardConfig", names() | {"lo": lo})
+    assert given["strict"].is_guarded and capsys.readouterr().out == "0 False\n"
+
+
 def test_every_block_is_run() -> None:
-    ran = ("OneCycleLR", "LogOptimizer", "LightningModule", "SAMTrainer", "accelerator.prepare")
+    ran = (
+        "OneCycleLR",
+        "GuardConfig",
+        "LogOptimizer",
+        "LightningModule",
+        "SAMTrainer",
+        "accelerator.prepare",
+    )
     assert len(BLOCKS) == len(ran)
     assert all(sum(marker in block for block in BLOCKS) == 1 for marker in ran)

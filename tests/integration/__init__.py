@@ -1,0 +1,1 @@
+"""This package's optimizers in other people's training loops."""
