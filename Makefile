@@ -10,7 +10,7 @@ RUN := $(VENV)/bin/python
 DEV := $(VENV)/.installed-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help env train test test-slow campaign lint types results ci clean
+.PHONY: help env train test test-slow test-loops campaign lint types results ci clean
 .PRECIOUS: $(VENV)/.installed-%
 
 help:
@@ -18,6 +18,7 @@ help:
 	@echo "make train      meta-train on mlp and cnn into $(OUT)"
 	@echo "make test       the fast tests; ARGS=... goes to pytest"
 	@echo "make test-slow  the slow tests"
+	@echo "make test-loops the tests in transformers, accelerate, Lightning and peft, in .venv-loops"
 	@echo "make campaign   20 kills of every program that goes on after one (about 10 minutes)"
 	@echo "make lint       ruff"
 	@echo "make types      mypy"
@@ -41,6 +42,13 @@ test: env
 
 test-slow: env
 	$(RUN) -m pytest -m slow $(ARGS)
+
+# An environment of its own: what [dev] brings along breaks transformers beside a CPU build of torch.
+LOOPS := tests/integration tests/lo_framework/optim/test_loops.py
+
+test-loops:
+	$(MAKE) VENV=.venv-loops .venv-loops/.installed-loops
+	.venv-loops/bin/python -m pytest -m "slow or not slow" $(LOOPS) $(ARGS)
 
 campaign: env
 	$(RUN) -m tests.campaign $(ARGS)

@@ -1,0 +1,71 @@
+"""``python -m tests.integration`` writes docs/integrations.md: every optimizer in every loop."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import warnings
+from pathlib import Path
+
+from lo_framework.errors import UserError
+from lo_framework.eval.report.table import Table
+from lo_framework.eval.running.provenance import version
+from tests.integration.loops import BATCHES, LOOPS, NEEDS, STEPS, plain
+from tests.integration.optimizers import OPTIMIZERS
+
+DOCUMENT = Path(__file__).resolve().parents[2] / "docs/integrations.md"
+TEXT = """\
+# In every loop the steps of a plain one
+
+A small language model (an embedding, two linear layers, a LayerNorm, a head) is trained for {steps}
+steps in a plain loop and in the loops of others, by `python -m tests.integration`, which writes
+this page; `make test-loops` asserts the same. The first entry of a cell is the largest distance of
+the final weights from those of the plain loop; the second is that of a run which was saved after
+{batches} steps and went on in new objects. FSDP2, tensor parallelism and
+`torch.distributed.checkpoint` are in [distributed.md](distributed.md); recipes, and what is refused
+or said once, in [loops.md](loops.md).
+
+{table}
+
+Where SAM is refused, the loop gives it no closure: "{refusal}". The recipes for it are in
+[loops.md](loops.md#sam-without-a-closure).
+
+{versions}
+"""
+
+
+def cell(loop: str, name: str) -> str:
+    make = OPTIMIZERS[name]
+    out = []
+    with tempfile.TemporaryDirectory() as folder:
+        expected = plain(make, Path(folder), False)
+        for interrupted in (False, True):
+            try:
+                found = LOOPS[loop](make, Path(folder), interrupted)
+            except UserError as error:
+                return f"refused: {error}"
+            gap = max(float((a - b).abs().max()) for a, b in zip(found, expected, strict=True))
+            out.append(f"{gap:.0e}" if gap else "0")
+    return ", ".join(out)
+
+
+def main() -> None:
+    warnings.simplefilter("ignore")
+    table, refusal = Table("", *OPTIMIZERS), ""
+    for loop in LOOPS:
+        cells = []
+        for name in OPTIMIZERS:
+            print(f"{loop}: {name}", file=sys.stderr, flush=True)
+            text = cell(loop, name)
+            if text.startswith("refused"):
+                refusal, text = text.removeprefix("refused: "), "refused"
+            cells.append(text)
+        table.add(loop, *cells)
+    packages = ["torch", *dict.fromkeys(NEEDS.values())]
+    versions = ", ".join(f"{package} {version(package)}" for package in packages)
+    values = {"steps": STEPS, "batches": BATCHES, "refusal": refusal, "versions": versions}
+    DOCUMENT.write_text(TEXT.format(table=table.markdown(), **values), "utf-8")
+
+
+if __name__ == "__main__":
+    main()
