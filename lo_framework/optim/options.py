@@ -48,7 +48,7 @@ def refuse_unknown(group: Any, known: Collection[str], owner: str) -> None:
         hint = nearest(key, known)
         raise UserError(
             f"{owner} has no option {shown(key)} in a parameter group{hint}; known: "
-            f"{', '.join(known)}"
+            f"{', '.join(dict.fromkeys(known))}"
         )
 
 

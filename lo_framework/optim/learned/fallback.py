@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import math
 import warnings
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from lo_framework.optim.base import OptimizerBase
-from lo_framework.optim.learned.guard import Guard, GuardConfig, Signal
+from lo_framework.optim.learned.guard import PATIENCE, Guard, GuardConfig, Signal
 from lo_framework.optim.learned.watch import Watch
 from lo_framework.optim.shards import counts_here, mesh_of, sum_over_processes
 
+Verdict = Literal["go", "skip", "back"]
 LATER = 8  # steps between readings of an accelerator, which has to be waited for
 
 
@@ -32,6 +34,8 @@ class Fallback:
         self.adamw: torch.optim.AdamW | None = None
         self.watch: Watch | None = None
         self.unread: list[Tensor] = []
+        self.is_off = False  # where it had nothing good to go back to
+        self.said = set[str]()
 
     @property
     def groups(self) -> list[dict[str, Any]]:
@@ -46,11 +50,18 @@ class Fallback:
         """AdamW makes the updates at present."""
         return self.guard.remaining > 0
 
-    def before(self, active: tuple[int, ...], loss: Tensor | None) -> bool:
+    def before(self, active: tuple[int, ...], loss: Tensor | None) -> Verdict:
         """Judge the present parameters by the gradients of the ``active`` ones, and by the loss
-        where it is told. False: they went back to the snapshot, the gradients are void.
+        where it is told. "skip": these gradients are no good, the parameters are; "back": they went
+        back to the snapshot.
         """
+        if self.is_off:
+            return "go"
         watch = self._watch()
+        if self.snapshot and len(self.snapshot) < len(watch.params):
+            # Whoever came later, in a new group or no more frozen, goes back to its own start.
+            newcomers = [i for i in active if i not in self.snapshot]
+            self.snapshot |= {i: watch.params[i].detach().clone() for i in newcomers}
         counted = self._counted(active)
         sums = watch.look(counted)
         number: float = sum(watch.params[i].numel() for i in counted)
@@ -67,24 +78,32 @@ class Fallback:
             rest = sums.new_tensor([number, loss is not None])
             self.unread.append(torch.cat([sums, given.reshape(1), rest]))
             if len(self.unread) < LATER and self.snapshot:
-                return True
+                return "go"
             values, self.unread = torch.stack(self.unread).tolist(), []
         largest = max(float(group["lr"]) for group in self.groups) or 1.0
-        is_changed = False
+        is_changed, growth = False, 1.0
         for added, size, squares, others, first, value, number, known in values:
             rms = math.sqrt(squares / number) / largest if squares > 0 else 0.0
+            if others > squares:
+                # Other weights were loaded, say: what is good now is these, and no move led here.
+                is_changed, added = True, 0.0
+                self.guard.forget_losses()
             signal = Signal(added, size, first, rms, value if known else None)
             if cause := self.guard.violated(signal):
+                if 0 < self.guard.sick < PATIENCE and self._are_finite(watch.params):
+                    self._say(f"a step with {cause} is left out")
+                    return "skip"
                 self.retreat(cause)
-                return False
-            # Other weights were loaded, say: what is good now is these.
-            is_changed |= others > squares
+                return "back"
+            growth = max(1.0, size / first) if first else 1.0
         if self.guard.due or is_changed:
+            each = zip(self.params, watch.params)
             self.snapshot = {
-                i: p.detach().clone() for i, p in enumerate(watch.params) if p.requires_grad
+                i: here.detach().clone() for i, (p, here) in enumerate(each) if p.requires_grad
             }
             self.guard.keep()
-        return True
+            watch.firsts *= growth  # gradients of this size are no alarm either
+        return "go"
 
     def after(self, active: tuple[int, ...]) -> None:
         """The learned optimizer, or AdamW, has made its update."""
@@ -124,18 +143,37 @@ class Fallback:
 
     def retreat(self, cause: str) -> None:
         """Back to the snapshot, AdamW in charge; one line for the person."""
-        params = self.params
+        if not self._are_finite([*self.snapshot.values()] or self.optimizer._here):
+            self.is_off = True
+            self._say(f"{cause}, and parameters that were not finite before: the guard is off")
+            return
+        watch = self._watch()
         for i, x in self.snapshot.items():
-            params[i].copy_(x)
+            watch.params[i].copy_(x)
         self.guard.activate()
         self.adamw, self.unread = None, []
-        self._watch().begin()
+        watch.begin()
         warnings.warn(
             f"Learned: {cause} broke the guard; parameters are back at their last good snapshot "
             f"and AdamW (lr {self.guard.lr:.2g}) makes the next {self.guard.remaining} steps "
             f"(activation {self.guard.activations})",
             stacklevel=2,
         )
+
+    def _are_finite(self, tensors: Sequence[Tensor]) -> bool:
+        """Whether all numbers are, on every process."""
+        total = sum(float(x.float().abs().amax()) for x in tensors if x.numel())
+        if self.optimizer._is_sharded:
+            device = self.params[0].device
+            every = sum_over_processes(torch.tensor([total], device=device), self.params)
+            total = float(every)
+        return math.isfinite(total)
+
+    def _say(self, line: str) -> None:
+        """A line that is said once."""
+        if line not in self.said:
+            self.said.add(line)
+            warnings.warn(f"Learned: {line}", stacklevel=2)
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -154,7 +192,7 @@ class Fallback:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.guard.load_state_dict(state["guard"])
-        params = self.params
+        params = self.optimizer._here
         self.snapshot = {i: x.to(params[i]).clone() for i, x in state["snapshot"].items()}
         if not self.snapshot:
             self.guard.kept = None  # one is due

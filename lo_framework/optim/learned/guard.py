@@ -22,10 +22,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, replace
+from statistics import median_low
 from typing import Any, NamedTuple
 
 ADAMW_LR = 1e-3  # in whose steps a rise is counted, and the largest that AdamW takes over with
 STRICT = 0.25  # of the rise that is allowed, for each time that it was too much
+LEAST_LR = 1e-5  # of AdamW, however often it fails
+PATIENCE = 5  # steps in a row whose gradients are not finite, and only then go back
 RETREAT = 0.1  # what multiplies AdamW's learning rate when the guard is violated under AdamW itself
 
 
@@ -94,6 +97,7 @@ class Trend:
     first: float = 0.0
     ema: float = 0.0
     best: float = math.inf
+    recent: tuple[float, ...] = ()  # losses, over which the average mostly looks
     log_rms: float | None = None  # EMA of log(RMS update) of the learned optimizer
 
 
@@ -114,7 +118,13 @@ class Guard:
         self.length = 0  # steps of AdamW at its last turn
         self.lasted = 0  # steps of the learned optimizer since then
         self.activations = 0
+        self.sick = 0  # steps in a row whose gradients are not finite
         self.lr = ADAMW_LR  # AdamW's, of the current or last activation
+
+    @property
+    def horizon(self) -> int:
+        """How many steps the averages look back on."""
+        return max(1, round(1.0 / (1.0 - self.config.decay)))
 
     @property
     def limit(self) -> float:
@@ -134,7 +144,9 @@ class Guard:
     def violated(self, signal: Signal) -> str:
         """Take in what is known before an update. What breaks the guard, in words, or ''."""
         if not math.isfinite(signal.added + signal.size):
+            self.sick += 1
             return "a gradient that is not finite"
+        self.sick = 0
         if signal.loss is not None and not math.isfinite(signal.loss):
             return f"the training loss ({signal.loss})"
         now, c = self.now, self.config
@@ -147,10 +159,14 @@ class Guard:
         if signal.loss is None:
             return ""
         if now.seen == 0:
-            now.first = signal.loss
+            now.first = max(abs(now.first), abs(signal.loss))
         now.ema = self._averaged(now.ema if now.seen else None, signal.loss)
         now.seen += 1
-        if now.seen > c.warmup and now.ema > self.limit:
+        now.recent = (*now.recent, signal.loss)[-self.horizon :]
+        # Most of the losses, too: few examples at a step have a rare large one, which is no trend.
+        # Nor does it judge AdamW, whose steps are small: its losses are those of the data.
+        is_high = min(now.ema, median_low(now.recent)) > self.limit
+        if now.seen > c.warmup and is_high and not self.remaining:
             return f"the training loss ({signal.loss:.4g}, average limit {self.limit:.4g})"
         now.best = min(now.best, now.ema)
         return ""
@@ -167,24 +183,30 @@ class Guard:
         return self.kept is None or (self.since_kept >= self.config.every and is_calm)
 
     def keep(self) -> None:
-        """A snapshot was taken."""
+        """A snapshot was taken, at a good time: losses of that size are no alarm."""
+        if self.now.seen:
+            self.now.first = max(abs(self.now.first), abs(self.now.ema))
         self.kept = replace(self.now)
         self.since_kept = 0
 
     def activate(self) -> None:
         """Hand over to AdamW, at the trend of the snapshot that the parameters go back to."""
-        self.now = replace(self.kept) if self.kept is not None else Trend()
+        # The parameters are where they were, and nothing has moved them: there is no rise yet.
+        self.now = replace(self.kept, rise=0.0) if self.kept is not None else Trend()
         if self.remaining:
-            self.lr *= RETREAT  # AdamW itself failed
+            self.lr = max(LEAST_LR, self.lr * RETREAT)  # AdamW itself failed, and goes on
         else:
             measured = ADAMW_LR if self.now.log_rms is None else math.exp(self.now.log_rms)
             self.lr = min(measured, ADAMW_LR) if self.config.lr is None else self.config.lr
             again = self.strikes and self.lasted <= self.length
             self.strikes = self.strikes + 1 if again else 1
-            self.length = self.config.steps * 2 ** (self.strikes - 1)
+            self.remaining = self.length = self.config.steps * 2 ** (self.strikes - 1)
         self.activations += 1
-        self.remaining = self.length
         self.since_kept = self.lasted = 0
+
+    def forget_losses(self) -> None:
+        """Losses are of other parameters, or of another problem, from now on."""
+        self.now.seen, self.now.best, self.now.recent = 0, math.inf, ()
 
     def updated(self) -> bool:
         """An update was made, by whoever is in charge. True: it was AdamW's last one."""
@@ -196,6 +218,7 @@ class Guard:
         if self.remaining:
             return False
         self.since_kept = self.config.every  # before the learned optimizer's first step
+        self.forget_losses()  # which the data have now may be higher ones, at good parameters too
         return True
 
     def _averaged(self, old: float | None, new: float) -> float:

@@ -281,15 +281,26 @@ class Learned(OptimizerBase):
         """Make one step under the guard, by the learned optimizer or by AdamW."""
         fallback = self._fallback
         assert fallback is not None
-        if not fallback.before(active, loss):
-            self._new_store()
+        verdict = fallback.before(active, loss)
+        if verdict == "back":
+            self._begin_again(active)
+        if verdict != "go":
             return
-        if fallback.in_charge:
+        if is_adamw := fallback.in_charge:
             fallback.step()
             self._updates += 1
         else:
             self._update(active, loss)
         fallback.after(active)
+        if is_adamw and not fallback.in_charge:
+            self._begin_again(active)  # where AdamW has led
+
+    def _begin_again(self, active: tuple[int, ...]) -> None:
+        """Fresh state at once: while AdamW is in charge there is some to save too, without which
+        `torch.distributed.checkpoint` could not load.
+        """
+        self._new_store()
+        self._admit(active)
 
     def _as_loss(self, loss: Tensor | float) -> Tensor:
         value = torch.as_tensor(loss).detach()

@@ -47,7 +47,6 @@ class Watch:
         begins = [sum(counts[:i]) for i in range(len(counts))]
         self.counts, self.strides, self.begins = map(torch.tensor, (counts, strides, begins))
         self._parts: Parts | None = None
-        self._followed: tuple[int, ...] = ()
         self._lies = False
         self.old = self._sample(self.params, range(len(self.params)))
         self.move = torch.zeros_like(self.old)
@@ -56,7 +55,8 @@ class Watch:
     def look(self, active: tuple[int, ...]) -> Tensor:
         """``[5]``, float64, sums over the ``active`` tensors: how their last move goes along with
         their gradient (see the module), the gradient's absolute values, the squares of the move,
-        those of what else has changed the parameters since, and their `firsts`.
+        those of what else has changed the parameters since, and their `firsts`. The next move is
+        from here.
         """
         params = [self.params[i] for i in active]
         if not params:  # nothing lies here
@@ -72,7 +72,9 @@ class Watch:
         _, places, weights, owners = self._places(active)
         slope = self._sample([p.grad for p in params], active).double() * weights  # type: ignore[misc]
         move = self.move[places].double()
-        other = (self._sample(params, active) - self.old[places]).double()
+        now = self._sample(params, active)
+        other = (now - self.old[places]).double()
+        self.old[places] = now
         sizes = torch.zeros_like(self.firsts).index_add_(0, owners, slope.abs())
         self.firsts = torch.where(self.firsts == 0, sizes, self.firsts)
         first = self.firsts[torch.unique_consecutive(owners)].sum()
@@ -81,9 +83,6 @@ class Watch:
 
     def follow(self, active: tuple[int, ...]) -> None:
         """Take in the update that the optimizer has made."""
-        if active != self._followed:
-            self.move.zero_()
-            self._followed = active
         if not active:
             return
         params = [self.params[i] for i in active]

@@ -58,7 +58,7 @@ def command(tmp_path):
 
 def test_a_killed_run_resumes_to_the_same_numbers(command, tmp_path, capsys, monkeypatch):
     # drawing takes longer than the rest
-    monkeypatch.setattr(SharpnessReport, "page", lambda report: "")
+    monkeypatch.setattr(SharpnessReport, "html", lambda report: "")
     root = Path(__file__).resolve().parents[3]
     words = [sys.executable, "-c", KILLED, json.dumps(command("out"))]
     ended = subprocess.run(words, cwd=root, capture_output=True, text=True)

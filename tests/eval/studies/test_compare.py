@@ -220,6 +220,7 @@ def test_many_arms_get_a_row_each_in_place_of_curves(tmp_path):
     assert [path.name for path in TransferReport(result).save(tmp_path)] == [
         "transfer.json",
         "transfer.md",
+        "transfer.html",
         "arms.png",
     ]
     found = next(c for c in compare(result) if c.metric == "mean_loss")

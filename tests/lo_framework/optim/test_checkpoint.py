@@ -5,6 +5,7 @@ ZeroRedundancyOptimizer.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,7 +25,16 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from lo_framework.errors import UserError
-from lo_framework.optim import FSAM, SAM, Learned, LookSAM, MetaAdamW, MetaOptimize, NetworkConfig
+from lo_framework.optim import (
+    FSAM,
+    SAM,
+    GuardConfig,
+    Learned,
+    LookSAM,
+    MetaAdamW,
+    MetaOptimize,
+    NetworkConfig,
+)
 from lo_framework.optim.checkpoint import pack_entry, take_entry
 from tests.lo_framework.optim import tools
 
@@ -122,6 +132,32 @@ def test_a_resumed_run_has_the_same_bits(name: str, flat: bool, tmp_path: Path) 
     put(again, other, held, options)
     train(other, again, range(7, 14))
     assert torch.equal(weights(again), weights(model))
+
+
+@pytest.mark.filterwarnings("ignore:Learned")
+@pytest.mark.parametrize("steps", [2, 5, 7])
+def test_a_run_is_saved_and_goes_on_while_adamw_is_in_charge(steps: int, tmp_path: Path) -> None:
+    """The loss of step 1 is not finite; AdamW makes five steps; then there is one more."""
+
+    def start() -> tuple[nn.Module, Learned]:
+        model = network()
+        return model, Learned(model, "general", num_steps=40, guard=GuardConfig(steps=5))
+
+    model, optimizer = start()
+    for t in range(steps):
+        train(optimizer, model, range(t, t + 1))
+        if t == 0:
+            optimizer.step(loss=math.nan)
+    assert optimizer.guard_activations == 1
+    dcp.save({"m": get_model_state_dict(model), "o": get(model, optimizer)}, checkpoint_id=tmp_path)
+    other, its = start()
+    state = {"m": get_model_state_dict(other), "o": get(other, its)}
+    dcp.load(state, checkpoint_id=tmp_path)
+    set_model_state_dict(other, state["m"])
+    put(other, its, state["o"])
+    assert its.guard_activations == 1 and torch.equal(weights(other), weights(model))
+    train(its, other, range(steps, steps + 8))
+    assert torch.isfinite(weights(other)).all() and its._updates == steps + 8
 
 
 @pytest.mark.parametrize("name", MAKERS)

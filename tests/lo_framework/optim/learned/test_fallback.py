@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lo_framework.learned import make_learned
 from lo_framework.optim import GuardConfig, Learned
+from lo_framework.optim.learned.guard import PATIENCE
 from tests.lo_framework.optim.tools import flat, moved, parameters
 
 QUICK = GuardConfig(warmup=3, every=4, steps=6, decay=0.5)
@@ -74,9 +75,10 @@ def test_learned_optimizer_takes_over_again_with_fresh_state() -> None:
     problem(params).backward()
     with pytest.warns(UserWarning, match="nan"):
         face.step(loss=math.nan)
-    assert face.state == {} and face._updates == updates
+    assert float(face._store.reduced["step"]) == 0 and face._updates == updates
     train(face, params, QUICK.steps)
-    assert face.state == {} and face._fallback is not None and not face._fallback.in_charge
+    assert face._fallback is not None and not face._fallback.in_charge
+    assert float(face._store.reduced["step"]) == 0 and len(face.state) == len(params)
     train(face, params, 2)
     assert float(face._store.reduced["step"]) == 2 and face._updates == updates + QUICK.steps + 2  # type: ignore[union-attr]
 
@@ -102,15 +104,45 @@ def test_adamw_phase_is_adamw() -> None:
     assert torch.equal(flat(params), flat(twin))
 
 
-def test_an_update_that_is_not_finite_is_taken_back() -> None:
-    params = parameters()
-    face = Learned(params, moved("mlp"), num_steps=100, guard=True)
-    train(face, params, 3)
+def break_gradients(face: Learned, params: list[nn.Parameter]) -> None:
     for p in params:
         p.grad = torch.full_like(p, torch.nan)
-    with pytest.warns(UserWarning, match="not finite"):
-        face.step(loss=1.0)
-    assert torch.isfinite(flat(params)).all() and face.guard_activations == 1
+    face.step()
+
+
+def test_gradients_that_are_not_finite_are_left_out_unless_they_go_on() -> None:
+    params = parameters()
+    face = Learned(params, moved("mlp"), num_steps=100)
+    train(face, params, 3)
+    before, updates = flat(params), face._updates
+    with pytest.warns(UserWarning, match="is left out") as caught:
+        for _ in range(PATIENCE - 1):
+            break_gradients(face, params)
+    assert torch.equal(flat(params), before) and face._updates == updates
+    assert face.guard_activations == 0 and len(caught) == 1  # said once
+    with pytest.warns(UserWarning, match="AdamW"):
+        break_gradients(face, params)
+    assert face.guard_activations == 1
+
+
+@pytest.mark.filterwarnings("ignore:Learned")
+def test_a_batch_that_is_not_finite_now_and_then_does_not_stop_the_training() -> None:
+    params = parameters()
+    face = Learned(params, make_learned("hyper-adamw:lr=0.02"), num_steps=300)
+    start = float(problem(params).detach())
+    for t in range(300):
+        break_gradients(face, params) if t % 10 == 5 else train(face, params, 1)
+    assert face.guard_activations == 0 and float(problem(params).detach()) < 0.01 * start
+
+
+def test_where_nothing_is_good_that_is_said_once() -> None:
+    params = parameters()
+    with torch.no_grad():
+        params[0].fill_(torch.nan)
+    face = Learned(params, moved("mlp"), num_steps=100)
+    with pytest.warns(UserWarning, match="the guard is off") as caught:
+        train(face, params, 20)
+    assert len(caught) == 1
 
 
 @pytest.mark.parametrize("spec", ["attention", "mlp"])
@@ -143,11 +175,45 @@ def test_other_weights_are_no_move_of_the_optimizer() -> None:
             p.copy_(100.0 * torch.ones_like(p))
         with torch.enable_grad():
             train(face, params, 1)
-    for p in params:
-        p.grad = torch.full_like(p, torch.nan)
-    with pytest.warns(UserWarning, match="gradient that is not finite"):
-        face.step()
+    with pytest.warns(UserWarning, match="nan"):
+        face.step(loss=math.nan)
     assert (flat(params) > 90).all()
+
+
+def test_other_weights_with_a_higher_loss_stay() -> None:
+    params = parameters()
+    face = Learned(
+        params, make_learned("hyper-adamw:lr=0.01"), num_steps=100, guard=GuardConfig(warmup=2)
+    )
+    train(face, params, 10)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for p in params:
+            p.copy_(5.0 * torch.ones_like(p))
+        with torch.enable_grad():
+            train(face, params, 5)
+    assert (flat(params) > 3).all()
+
+
+@pytest.mark.parametrize("how", ["added", "unfrozen"])
+def test_parameters_that_came_after_the_snapshot_go_back_too(how: str) -> None:
+    params = parameters()
+    last = params[-1].requires_grad_(how == "added")
+    first = params[:-1] if how == "added" else params
+    face = Learned(first, moved("attention"), num_steps=100, guard=GuardConfig(every=1000))
+    train(face, params, 3)
+    if how == "added":
+        face.add_param_group({"params": [last]})
+    last.requires_grad_(True)
+    start = last.detach().clone()
+    train(face, params, 2)
+    with torch.no_grad():
+        last.fill_(torch.nan)
+    with pytest.warns(UserWarning, match="not finite"):
+        train(face, params, 1, told=False)
+    assert torch.equal(last, start) and torch.isfinite(flat(params)).all()
+    train(face, params, 5)
+    assert face.guard_activations == 1
 
 
 @pytest.mark.parametrize("bad_step", [3, 8])

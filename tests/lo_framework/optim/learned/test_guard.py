@@ -62,6 +62,28 @@ def test_a_rising_average_violates_after_the_warmup() -> None:
     assert feed(guard, [2.9]) == [True]
 
 
+def test_rare_large_losses_are_no_rise() -> None:
+    """As batches of few examples have them, once most examples are learned."""
+    guard = Guard(GuardConfig())
+    assert not any(feed(guard, [1.6] * 50 + ([0.1] * 5 + [8.0, 6.0]) * 30))
+    assert any(feed(guard, [5.0] * 12))
+
+
+def test_another_problem_does_not_stop_the_training_for_good() -> None:
+    """Losses that are high at good parameters too: of another task, or counted otherwise."""
+    guard = Guard(GuardConfig())
+    feed(guard, [1.0] * 50)
+    assert sum(feed(guard, [100.0] * 1000)) == 1
+    assert not guard.remaining
+
+
+def test_a_snapshot_that_was_rising_does_not_break_at_once() -> None:
+    guard = Guard(QUICK)
+    run(guard, [signal(added=x) for x in (0.0, 0.9 * QUICK.rise)])
+    guard.keep()
+    assert run(guard, [signal(added=2 * QUICK.rise)] + [signal()] * 6) == [True] + [False] * 6
+
+
 def test_limit_has_a_margin_near_zero_and_for_negative_losses() -> None:
     guard = Guard(GuardConfig(factor=2.0, margin=0.1))
     feed(guard, [4.0])
