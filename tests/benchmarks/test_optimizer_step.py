@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from benchmarks import optimizer_step
-from benchmarks.optimizer_step import BOUNDS, SIZES, YARDS
+from benchmarks.optimizer_step import BOUNDS, SIZES, UNGUARDED, YARDS
 
 
 @pytest.mark.parametrize(("name", "wanted"), [("0.1M", 1e5), ("1M", 1e6), ("10M", 1e7)])
@@ -50,7 +50,8 @@ def test_it_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         == rows["AdamW fused"]["memory / AdamW fused"]
         == 1
     )
-    assert [b["optimizer"] for b in content["bounds"]] == [*BOUNDS]
+    guards = [f"{kind}, guard" for kind in UNGUARDED]
+    assert [b["optimizer"] for b in content["bounds"]] == [*BOUNDS, *guards]
     out = capsys.readouterr().out
     assert (
         "x foreach" in out
