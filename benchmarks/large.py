@@ -77,6 +77,14 @@ class Transformer(nn.Module):
         return self.head(self.norm(x)).transpose(1, 2)
 
 
+def dense(*sizes: int, act: Callable[[], nn.Module] = nn.ReLU) -> nn.Module:
+    """Linear layers of these sizes, with an activation between them."""
+    layers: list[nn.Module] = []
+    for a, b in itertools.pairwise(sizes):
+        layers += [nn.Linear(a, b), act()]
+    return nn.Sequential(*layers[:-1])
+
+
 def images(name: str, sizes: Sequence[int], steps: int, folder: str) -> Problem:
     """A relu network of these layers on a set of images."""
     splits = load(name, folder).splits
@@ -86,13 +94,7 @@ def images(name: str, sizes: Sequence[int], steps: int, folder: str) -> Problem:
         index = torch.randint(len(x), (n,), generator=generator)
         return x[index].flatten(1), y[index]
 
-    def build() -> nn.Module:
-        layers: list[nn.Module] = []
-        for a, b in itertools.pairwise(sizes):
-            layers += [nn.Linear(a, b), nn.ReLU()]
-        return nn.Sequential(*layers[:-1])
-
-    return Problem(build, batch, 64, steps)
+    return Problem(partial(dense, *sizes), batch, 64, steps)
 
 
 def stories(folder: str) -> Problem:

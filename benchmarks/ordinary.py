@@ -12,21 +12,22 @@ GAN the highest loss of each net is compared with AdamW's.
 
 from __future__ import annotations
 
-import itertools
 import math
 import sys
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from functools import cache, partial
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
 
 from benchmarks import harness
+from benchmarks.large import dense
+from benchmarks.ordinary_models import PROBLEMS, Problem, digits
 from lo_framework.eval.statistics import iqm
 from lo_framework.optim import Learned
 
@@ -34,173 +35,8 @@ FIRST_SEED = 30_000
 RATE = 1e-3
 FLOOR = 0.01  # of the first loss
 MEAN, WORST, RANGE = 1.1, 1.5, 2.0  # of AdamW's final loss; of its highest loss
-WINDOW, VOCABULARY = 32, 128  # bytes
 MEASURED = 512  # rows of a final loss
-
-Batch = tuple[Tensor, Tensor]
-Loss = Callable[[nn.Module, Batch], Tensor]
-
-
-class Problem(NamedTuple):
-    build: Callable[[], nn.Module]
-    loss: Loss
-    data: Callable[[], Batch]
-    rows: int
-    steps: int
-
-
-def dense(*sizes: int, act: Callable[[], nn.Module] = nn.ReLU) -> nn.Sequential:
-    layers: list[nn.Module] = []
-    for a, b in itertools.pairwise(sizes):
-        layers += [nn.Linear(a, b), act()]
-    return nn.Sequential(*layers[:-1])
-
-
-class Residual(nn.Module):
-    """Three residual blocks with BatchNorm on images of 8x8."""
-
-    def __init__(self, width: int = 24) -> None:
-        super().__init__()
-        self.stem = nn.Conv2d(1, width, 3, padding=1, bias=False)
-        self.blocks = nn.ModuleList(self._block(width) for _ in range(3))
-        self.norm, self.head = nn.BatchNorm2d(width), nn.Linear(width, 10)
-
-    @staticmethod
-    def _block(width: int) -> nn.Module:
-        conv = partial(nn.Conv2d, width, width, 3, padding=1, bias=False)
-        return nn.Sequential(
-            nn.BatchNorm2d(width), nn.ReLU(), conv(), nn.BatchNorm2d(width), nn.ReLU(), conv()
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.stem(x.view(-1, 1, 8, 8))
-        for block in self.blocks:
-            x = x + block(x)
-        return self.head(self.norm(x).relu().mean((2, 3)))
-
-
-def convolutional() -> nn.Module:
-    return nn.Sequential(
-        nn.Unflatten(1, (1, 8, 8)),
-        *(nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
-        *(nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
-        *(nn.Flatten(), nn.Linear(128, 10)),
-    )
-
-
-@cache
-def digits() -> Batch:
-    from sklearn.datasets import load_digits
-
-    x, y = load_digits(return_X_y=True)
-    return torch.tensor(x / 16.0 - 0.5, dtype=torch.float32), torch.tensor(y)
-
-
-@cache
-def table(name: str) -> Batch:
-    from sklearn import datasets
-
-    x, y = getattr(datasets, f"load_{name}")(return_X_y=True)
-    x, y = torch.tensor(x, dtype=torch.float32), torch.tensor(y)
-    if name == "diabetes":
-        y = ((y - y.mean()) / y.std()).float()
-    return (x - x.mean(0)) / x.std(0), y
-
-
-@cache
-def windows() -> Batch:
-    """Bytes of the help texts that come with Python, below 128, in windows."""
-    from pydoc_data.topics import topics
-
-    text = "\n".join(topics[name] for name in sorted(topics)).encode("ascii", "ignore")
-    whole = torch.from_numpy(np.frombuffer(text, np.uint8).astype(np.int64))
-    rows = whole[: len(whole) // WINDOW * WINDOW].view(-1, WINDOW)
-    return rows, rows
-
-
-def gpt2() -> nn.Module:
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    config = GPT2Config(
-        vocab_size=VOCABULARY,
-        n_embd=64,
-        n_layer=2,
-        n_head=2,
-        n_positions=WINDOW,
-        resid_pdrop=0.0,
-        embd_pdrop=0.0,
-        attn_pdrop=0.0,
-        bos_token_id=0,
-        eos_token_id=0,
-    )
-    return GPT2LMHeadModel(config)
-
-
-def bert() -> nn.Module:
-    from transformers import BertConfig, BertForMaskedLM
-
-    config = BertConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=256,
-        max_position_embeddings=WINDOW,
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
-    )
-    return BertForMaskedLM(config)
-
-
-def causal(model: nn.Module, batch: Batch) -> Tensor:
-    return model(input_ids=batch[0], labels=batch[0]).loss
-
-
-def masked(model: nn.Module, batch: Batch) -> Tensor:
-    """Every seventh byte is hidden, another residue in every row."""
-    x = batch[0]
-    place = torch.arange(WINDOW) + torch.arange(len(x))[:, None]
-    hidden = place % 7 == 0
-    labels = torch.where(hidden, x, -100)
-    return model(input_ids=torch.where(hidden, 0, x), labels=labels).loss
-
-
-def classes(model: nn.Module, batch: Batch) -> Tensor:
-    return F.cross_entropy(model(batch[0]), batch[1])
-
-
-def rebuilt(model: nn.Module, batch: Batch) -> Tensor:
-    return F.mse_loss(model(batch[0]), batch[0])
-
-
-def regressed(model: nn.Module, batch: Batch) -> Tensor:
-    return F.mse_loss(model(batch[0])[:, 0], batch[1])
-
-
-PROBLEMS: dict[str, Problem] = {
-    "gpt2": Problem(gpt2, causal, windows, 16, 120),
-    "bert": Problem(bert, masked, windows, 16, 60),
-    "gpt2-50": Problem(gpt2, causal, windows, 16, 50),
-    "mlp": Problem(partial(dense, 64, 64, 10), classes, digits, 32, 200),
-    "cnn": Problem(convolutional, classes, digits, 32, 200),
-    "mlp-50": Problem(partial(dense, 64, 128, 128, 10), classes, digits, 32, 50),
-    "tanh-50": Problem(partial(dense, 64, 64, 64, 64, 10, act=nn.Tanh), classes, digits, 32, 50),
-    "residual-50": Problem(Residual, classes, digits, 32, 50),
-    "autoencoder": Problem(
-        partial(dense, 64, 64, 8, 64, 64, act=nn.GELU), rebuilt, digits, 32, 300
-    ),
-    "iris": Problem(partial(dense, 4, 32, 32, 3), classes, partial(table, "iris"), 16, 150),
-    "wine": Problem(partial(dense, 13, 32, 32, 3), classes, partial(table, "wine"), 16, 150),
-    "breast-cancer": Problem(
-        partial(dense, 30, 64, 2), classes, partial(table, "breast_cancer"), 16, 150
-    ),
-    "diabetes": Problem(
-        partial(dense, 10, 64, 64, 1), regressed, partial(table, "diabetes"), 16, 150
-    ),
-    "residual": Problem(Residual, classes, digits, 32, 200),
-}
 GAN_STEPS = 400
-
 
 # How an optimizer is made for a model that is trained for so many steps.
 Arm = Callable[[nn.Module, int], torch.optim.Optimizer]
@@ -236,9 +72,9 @@ def trained(problem: Problem, arm: Arm, seed: int) -> dict[str, float]:
         losses.append(float(loss.detach()))
     seconds = (time.perf_counter() - begun) / problem.steps
     model.eval()
-    rows = torch.randperm(len(data[0]), generator=torch.Generator().manual_seed(0))[:MEASURED]
+    fixed = torch.randperm(len(data[0]), generator=torch.Generator().manual_seed(0))[:MEASURED]
     with torch.no_grad():
-        final = float(problem.loss(model, (data[0][rows], data[1][rows])))
+        final = float(problem.loss(model, (data[0][fixed], data[1][fixed])))
     activations = getattr(optimizer, "guard_activations", 0)
     return {
         "final": final,
@@ -283,18 +119,18 @@ def ratio(run: dict[str, float], adamw: dict[str, float]) -> float:
 def summary(name: str, runs: dict[str, list[dict[str, float]]]) -> dict[str, dict[str, float]]:
     """Of every arm but AdamW's: ratios to AdamW over the seeds."""
     out = {}
-    for arm, own in runs.items():
+    for arm, results in runs.items():
         if arm == "adamw":
             continue
-        result = {"activations": sum(run["activations"] for run in own)}
+        result = {"activations": sum(run["activations"] for run in results)}
         if name == "gan":
             for who in ("judge", "maker"):
-                tops = [max(run[who] for run in each) for each in (own, runs["adamw"])]
+                tops = [max(run[who] for run in each) for each in (results, runs["adamw"])]
                 result[who] = tops[0] / tops[1] if math.isfinite(tops[0]) else math.inf
         else:
-            over = [ratio(a, b) for a, b in zip(own, runs["adamw"])]
+            over = [ratio(a, b) for a, b in zip(results, runs["adamw"])]
             result |= {"median": float(np.median(over)), "worst": max(over)}
-            result["highest"] = max(run["highest"] / run["first"] for run in own)
+            result["highest"] = max(run["highest"] / run["first"] for run in results)
         out[arm] = result
     return out
 
@@ -316,14 +152,14 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
             print(f"{name}: {arm}", file=sys.stderr, flush=True)
             runs[arm] = [one(make, FIRST_SEED + k) for k in range(args.seeds)]
         content["runs"][name], content["problems"][name] = runs, summary(name, runs)
-    found = content["problems"]
+    summaries = content["problems"]
     columns = ("median", "worst", "highest", "judge", "maker", "activations")
-    rows = (
+    lines = (
         [name, arm, *(result.get(column, "") for column in columns)]
         for name in names
-        for arm, result in found[name].items()
+        for arm, result in summaries[name].items()
     )
-    harness.print_table(("problem", "optimizer", *columns), rows)
+    harness.print_table(("problem", "optimizer", *columns), lines)
     content["over AdamW"] = {}
     for arm in [*ways][1:]:
         over = [
@@ -334,7 +170,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         for (key, value), bound in zip(total.items(), (MEAN, WORST)):
             harness.within(f"{arm}: final loss over AdamW's, {key}", value, bound)
         for who in ("judge", "maker") if "gan" in names else ():
-            harness.within(f"{arm}: highest loss of the {who}", found["gan"][arm][who], RANGE)
+            harness.within(f"{arm}: highest loss of the {who}", summaries["gan"][arm][who], RANGE)
     harness.save(args, content)
     return content
 

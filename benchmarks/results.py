@@ -118,12 +118,12 @@ def large(content: Any) -> Rows:
 def ordinary(content: Any) -> Rows:
     """Ratios to AdamW at 1e-3, and of the GAN its highest losses."""
     yield "problem", "optimizer", "final loss", "worst seed", "highest / first loss", "hand-overs"
-    for name, result in content["problems"].items():
-        for arm, found in result.items():
+    for name, arms in content["problems"].items():
+        for arm, result in arms.items():
             keys = ("judge", "maker", "") if name == "gan" else ("median", "worst", "highest")
-            values = (f"{found[key]:.3g}" if key else "" for key in keys)
+            values = (f"{result[key]:.3g}" if key else "" for key in keys)
             label = f"{name}, highest loss of judge and of maker" if name == "gan" else name
-            yield label, arm, *values, found["activations"]
+            yield label, arm, *values, result["activations"]
     for arm, total in content["over AdamW"].items():
         yield "IQM, and worst", arm, *(f"{total[key]:.3g}" for key in ("iqm", "worst")), "", ""
 

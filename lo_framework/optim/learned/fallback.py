@@ -66,8 +66,8 @@ class Fallback:
         sums = watch.look(counted)
         number: float = sum(watch.params[i].numel() for i in counted)
         if self.optimizer._is_sharded:  # all processes see alike
-            own = sums.new_tensor([number, 0.0 if loss is None else float(loss)])
-            every = sum_over_processes(torch.cat([sums, own]), self.params)
+            rest = sums.new_tensor([number, 0.0 if loss is None else float(loss)])
+            every = sum_over_processes(torch.cat([sums, rest]), self.params)
             sums, number = every[:5], float(every[5])
             loss = None if loss is None else every[6] / mesh_of(self.params).size()
         if sums.is_cpu:
@@ -185,8 +185,8 @@ class Fallback:
         }
 
     @staticmethod
-    def few(state: dict[str, Any]) -> dict[str, Any]:
-        """What of a state is small: all but samples and copies of parameters."""
+    def without_copies(state: dict[str, Any]) -> dict[str, Any]:
+        """A state without its samples and copies of parameters: what is small."""
         watched = state["watched"] and [None, None, state["watched"][2]]
         return {**state, "snapshot": {}, "adamw": None, "watched": watched, "unread": []}
 

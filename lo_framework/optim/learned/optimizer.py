@@ -229,7 +229,7 @@ class Learned(OptimizerBase):
         return self._store.leads
 
     def _packed(self, entry: dict[str, Any]) -> dict[str, Any]:
-        takeover = self._fallback and self._fallback.few(entry["takeover"])
+        takeover = self._fallback and self._fallback.without_copies(entry["takeover"])
         return {**entry, "takeover": takeover}
 
     def _make_state(self, active: tuple[int, ...]) -> None:

@@ -47,7 +47,7 @@ class Watch:
         begins = [sum(counts[:i]) for i in range(len(counts))]
         self.counts, self.strides, self.begins = map(torch.tensor, (counts, strides, begins))
         self._parts: Parts | None = None
-        self._lies = False
+        self._in_place = False
         self.old = self._sample(self.params, range(len(self.params)))
         self.move = torch.zeros_like(self.old)
         self.firsts = torch.zeros(len(self.params), dtype=torch.float64, device=self.device)
@@ -62,8 +62,8 @@ class Watch:
         if not params:  # nothing lies here
             return torch.zeros(5, dtype=torch.float64, device=self.device)
         # A compiled function can read these tensors where they lie.
-        self._lies = self.old.is_cpu and in_memory(params) and not toolchain.reason()
-        if self._lies:
+        self._in_place = self.old.is_cpu and in_memory(params) and not toolchain.reason()
+        if self._in_place:
             grads = [p.grad for p in params]
             sums = torch.empty(5, dtype=torch.float64)
             given = self.old, self.move, self.firsts, sums
@@ -86,7 +86,7 @@ class Watch:
         if not active:
             return
         params = [self.params[i] for i in active]
-        if self._lies:
+        if self._in_place:
             _call("follow", active, params, None, *self._shape, self.old, self.move)
             return
         places, now = self._places(active)[1], self._sample(params, active)
