@@ -10,7 +10,7 @@ RUN := $(VENV)/bin/python
 DEV := $(VENV)/.installed-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help env train test test-slow test-loops campaign lint types results ci clean
+.PHONY: help env train test test-slow test-loops campaign lint types docs results ci clean
 .PRECIOUS: $(VENV)/.installed-%
 
 help:
@@ -22,8 +22,9 @@ help:
 	@echo "make campaign   20 kills of every program that goes on after one (about 10 minutes)"
 	@echo "make lint       ruff"
 	@echo "make types      mypy"
-	@echo "make results    docs/results.md from results/"
-	@echo "make ci         test, lint, types: what .ci/run does"
+	@echo "make docs       the documentation site, build/site/index.html; warnings are errors"
+	@echo "make results    the tables of docs/ from results/"
+	@echo "make ci         test, lint, types, docs: what .ci/run does"
 	@echo "make clean      remove caches and build products (neither $(VENV) nor runs)"
 
 env: $(DEV)
@@ -60,10 +61,14 @@ lint: env
 types: env
 	$(RUN) -m mypy lo_framework benchmarks
 
+docs: env
+	$(RUN) -m sphinx -W --keep-going -q -b html docs build/site
+	@echo "build/site/index.html"
+
 results: env
 	$(RUN) -m benchmarks.results
 
-ci: test lint types
+ci: test lint types docs
 
 clean:
 	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

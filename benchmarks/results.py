@@ -1,8 +1,8 @@
-"""The tables of docs/results.md, from the files in results/.
+"""The tables of docs/results.md and docs/when.md, from the files in results/.
 
     python -m benchmarks.results                            # make results
 
-The document is prose with blocks between ``<!-- kind: paths -->`` and ``<!-- end -->``. A block's
+A document is prose with blocks between ``<!-- kind: paths -->`` and ``<!-- end -->``. A block's
 text comes from the tables of its kind here and from its files alone, so no number is typed; a
 test compares. It stands beside the benchmarks because both write what is read in the documents,
 and nothing that is installed needs it.
@@ -24,7 +24,7 @@ from lo_framework.eval.report.table import Table
 from lo_framework.eval.statistics import Estimate, mean, paired_difference
 
 ROOT = Path(__file__).resolve().parents[1]
-DOCUMENT = ROOT / "docs" / "results.md"
+DOCUMENTS = [ROOT / "docs" / name for name in ("results.md", "when.md")]
 BLOCK = re.compile(r"(<!-- (\w+): (.*?) -->\n).*?(<!-- end -->)", re.S)
 METRICS = ("mean_loss", "final_loss", "test_loss")
 ESTIMATORS = ("pes", "tbptt")
@@ -69,6 +69,19 @@ def score(content: Any) -> Rows:
         between = (interval(means[measure]) for measure in ("speed_up", "final", "test"))
         spike = max(p["spike"] for p in problems)
         yield name, *between, f"{worst['final']:.3g}x ({worst['problem']})", f"{spike:.3g}x"
+
+
+def problems(content: Any) -> Rows:
+    """The first optimizer's measures on each held-out problem, axis by axis."""
+    yield "axis", "problem", "what it is", "steps", "speed-up", "final loss", "test loss"
+    described = {problem["name"]: problem for problem in content["problems"]}
+    measured = content["derived"]["problems"]
+    for row in measured:
+        if row["optimizer"] == measured[0]["optimizer"]:
+            problem = described[row["problem"]]
+            what = f"{problem['optimizee']} on {problem['dataset']}"
+            ratios = (f"{row[measure]:.3g}" for measure in ("speed_up", "final", "test"))
+            yield problem["axis"], row["problem"], what, problem["steps"], *ratios
 
 
 def interval(ends: Sequence[float]) -> str:
@@ -192,6 +205,7 @@ KINDS: dict[str, tuple[Callable[[Any], Rows], ...]] = {
         for f in (
             transfer,
             score,
+            problems,
             throughput,
             families,
             programs,
@@ -248,7 +262,7 @@ def origin(paths: list[str]) -> str:
         else:
             command = (ROOT / path).with_name("command.txt").read_text("utf-8").strip()
         commands[command] = None
-    return "\n".join(["```bash", *commands, "```", *([""] if notes else []), *notes])
+    return "\n".join(["```console", *commands, "```", *([""] if notes else []), *notes])
 
 
 def block(match: re.Match[str]) -> str:
@@ -262,5 +276,6 @@ def fill(text: str) -> str:
 
 
 if __name__ == "__main__":
-    DOCUMENT.write_text(fill(DOCUMENT.read_text("utf-8")), "utf-8")
-    print(f"wrote {DOCUMENT}")
+    for document in DOCUMENTS:
+        document.write_text(fill(document.read_text("utf-8")), "utf-8")
+        print(f"wrote {document}")

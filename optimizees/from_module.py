@@ -49,7 +49,7 @@ def task_from_module(
 
     Args:
         loss_fn: gives the mean loss of a batch, 0-d.
-        data: (inputs, *targets) with rows first, or a DataLoader of such batches, which is read
+        data: ``(inputs, *targets)`` with rows first, or a DataLoader of such batches, which is read
             into memory once.
         valid, test: the like; each that is not given is 10 % of `data`, cut by a fixed permutation.
         name: what reports call the task; default the module's class name.

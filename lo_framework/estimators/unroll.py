@@ -33,7 +33,7 @@ def unroll(
     progress refers (default ``steps``). ``second_order=False`` treats the inner gradients as
     constants.
 
-    It is pure, for an outer loop of one's own:
+    It is pure, for an outer loop of one's own::
 
         import torch
         import lo_framework as lo
