@@ -52,8 +52,11 @@ class Program(SphinxDirective):
     def run(self) -> list[nodes.Node]:
         program, *words = self.arguments[0].split()
         text = io.StringIO()
-        with contextlib.redirect_stdout(text), mock.patch.dict("os.environ", COLUMNS="100"):
+        width = mock.patch.dict("os.environ", COLUMNS="100")
+        # A program ends the process once it has answered.
+        with width, contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
             PROGRAMS[program]([*words, "--help"])
+        assert text.getvalue()
         return [nodes.literal_block(text.getvalue(), text.getvalue(), language="text")]
 
 
