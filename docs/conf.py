@@ -43,8 +43,8 @@ autodoc_default_options = {"show-inheritance": True}
 python_use_unqualified_type_names = True
 
 
-class Program(SphinxDirective):
-    """``{program} eval transfer``: the text that the program's ``--help`` prints."""
+class HelpOf(SphinxDirective):
+    """``{help-of} lo-eval transfer``: the text that the program's ``--help`` prints."""
 
     required_arguments = 1
     final_argument_whitespace = True
@@ -61,4 +61,4 @@ class Program(SphinxDirective):
 
 
 def setup(app: Sphinx) -> None:
-    app.add_directive("program", Program)
+    app.add_directive("help-of", HelpOf)

@@ -131,5 +131,5 @@ def anchors(page: Path) -> set[str]:
 
 def test_every_program_is_in_the_reference() -> None:
     text = (DOCS / "api/programs.md").read_text("utf-8")
-    named = set(re.findall(r"^```{program} lo-eval (\w+)", text, re.M))
+    named = set(re.findall(r"^```{help-of} lo-eval (\w+)", text, re.M))
     assert named == {command for command, _ in COMMANDS.items()}
