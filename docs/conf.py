@@ -28,6 +28,7 @@ html_theme = "furo"
 html_title = f"lo_framework {__version__}"
 html_show_sourcelink = False
 html_theme_options = {"navigation_with_keys": True}
+html_static_path, html_css_files = ["_static"], ["wide.css"]
 
 # The anchors of headings are those that a repository's pages have, so links work in both.
 myst_heading_anchors = 3
