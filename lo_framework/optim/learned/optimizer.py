@@ -24,6 +24,7 @@ from lo_framework.optim.learned.fallback import Fallback
 from lo_framework.optim.learned.guard import GuardConfig
 from lo_framework.optim.learned.host import CPU_CHUNK, Host
 from lo_framework.optim.learned.last import quantities_of
+from lo_framework.optim.learned.memory import Lying, lying
 from lo_framework.optim.learned.store import Store
 from lo_framework.optim.options import Course
 from lo_framework.optim.shards import over_shards
@@ -165,7 +166,9 @@ class Learned(OptimizerBase):
         if active:
             self._groups_seen.look(self.param_groups, self._updates)
             with self._updating():
-                self._guarded(active, value) if self._fallback else self._update(active, value)
+                self._guarded(active, value) if self._fallback else self._update(
+                    active, value, self._lying(active)
+                )
         return result
 
     def _values(self) -> Values:
@@ -247,7 +250,12 @@ class Learned(OptimizerBase):
         if self._fallback and entry["takeover"] is not None:
             self._fallback.load_state_dict(entry["takeover"])
 
-    def _update(self, active: tuple[int, ...], loss: Tensor | None) -> None:
+    def _lying(self, active: tuple[int, ...]) -> Lying | None:
+        """Where the tensors with a gradient lie at this step."""
+        here = self._here
+        return lying(here if len(active) == len(here) else [here[i] for i in active])
+
+    def _update(self, active: tuple[int, ...], loss: Tensor | None, where: Lying | None) -> None:
         self._admit(active)
         decayed = [i for i in active if self.param_groups[self._group_of[i]]["weight_decay"]]
         old = {i: self._here[i].clone() for i in decayed}
@@ -259,6 +267,7 @@ class Learned(OptimizerBase):
             [group["lr"] for group in self.param_groups],
             loss,
             Clock(*torch.tensor(clock, device=self._host.device, dtype=self._host.dtype).unbind()),
+            where,
         )
         moved = {i: (self._here[i] - x).pow_(2).mean() for i, x in old.items()}
         if self._is_sharded:
@@ -281,7 +290,8 @@ class Learned(OptimizerBase):
         """Make one step under the guard, by the learned optimizer or by AdamW."""
         fallback = self._fallback
         assert fallback is not None
-        verdict = fallback.before(active, loss)
+        where = self._lying(active)
+        verdict = fallback.before(active, loss, where)
         if verdict == "back":
             self._begin_again(active)
         if verdict != "go":
@@ -290,7 +300,7 @@ class Learned(OptimizerBase):
             fallback.step()
             self._updates += 1
         else:
-            self._update(active, loss)
+            self._update(active, loss, where)
         fallback.after(active)
         if is_adamw and not fallback.in_charge:
             self._begin_again(active)  # where AdamW has led
