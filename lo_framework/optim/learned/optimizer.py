@@ -19,6 +19,7 @@ from lo_framework.errors import UserError, shown, whole
 from lo_framework.learned import LearnedOptimizer, fingerprint, learned_from
 from lo_framework.learned.base import Clock
 from lo_framework.optim.base import ByPlace, OptimizerBase
+from lo_framework.optim.eager import eager
 from lo_framework.optim.learned.fallback import Fallback
 from lo_framework.optim.learned.guard import GuardConfig
 from lo_framework.optim.learned.host import CPU_CHUNK, Host
@@ -135,6 +136,7 @@ class Learned(OptimizerBase):
         """
         self._observed.append(self._as_loss(loss))
 
+    @eager
     @torch.no_grad()
     def step(
         self, closure: Callable[[], Any] | None = None, *, loss: Tensor | float | None = None

@@ -25,6 +25,7 @@ from lo_framework.errors import UserError, whole
 from lo_framework.learned.attention import Attention, NetworkConfig
 from lo_framework.objectives.terms import TERMS
 from lo_framework.optim.base import ByPlace, OptimizerBase
+from lo_framework.optim.eager import eager
 from lo_framework.optim.metaadamw.adam_step import update
 from lo_framework.optim.metaadamw.factors import FactorRule
 from lo_framework.optim.metaadamw.groups import OwnGroups, Plan
@@ -140,6 +141,7 @@ class MetaAdamW(OptimizerBase):
         """Meta steps left out because their gradient was not finite."""
         return self._trainer.skipped
 
+    @eager
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One update from the parameters' gradients; ``closure`` recomputes them first and its

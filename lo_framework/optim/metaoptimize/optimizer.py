@@ -19,6 +19,7 @@ from torch import Tensor
 from lo_framework.errors import UserError, check_number, nearest
 from lo_framework.optim.base import ByPlace, OptimizerBase
 from lo_framework.optim.blocks import Blocks, assign
+from lo_framework.optim.eager import eager
 from lo_framework.optim.metaoptimize.derivatives import closure_gradients
 from lo_framework.optim.metaoptimize.diagnostics import Watch
 from lo_framework.optim.metaoptimize.hessian_free import StepSizes, hessian_free_step, reset_traces
@@ -95,6 +96,7 @@ class MetaOptimize(OptimizerBase):
         self._exact = self._exact_trace()
         self._watch = Watch(meta_state["beta"], lambda block: self._blocks.name(block))
 
+    @eager
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One update from the parameters' gradients.
