@@ -28,8 +28,10 @@ LATER = 8  # steps between readings of an accelerator, which has to be waited fo
 class Fallback:
     """Guard, watch, snapshot and AdamW of one optimizer."""
 
-    def __init__(self, config: GuardConfig, optimizer: OptimizerBase) -> None:
-        self.guard = Guard(config)
+    def __init__(
+        self, config: GuardConfig, optimizer: OptimizerBase, num_steps: int | None = None
+    ) -> None:
+        self.guard = Guard(config, num_steps)
         self.optimizer = optimizer
         self.snapshot: dict[int, Tensor] = {}
         self.adamw: torch.optim.AdamW | None = None

@@ -29,6 +29,7 @@ from typing import Any, NamedTuple
 from lo_framework.errors import UserError, check_number, number, shown, whole
 
 ADAMW_LR = 1e-3  # in whose steps a rise is counted, and the largest that AdamW takes over with
+SHORT = 75  # steps of a run; in one of fewer, steps are bolder: a rise may be as much larger
 STRICT = 0.25  # of the rise that is allowed, for each time that it was too much
 LEAST_LR = 1e-5  # of AdamW, however often it fails
 PATIENCE = 5  # steps in a row whose gradients are not finite, and only then go back
@@ -115,8 +116,9 @@ class Guard:
     ``due``, take a snapshot and ``keep()``; update; ``updated()``.
     """
 
-    def __init__(self, config: GuardConfig) -> None:
+    def __init__(self, config: GuardConfig, num_steps: int | None = None) -> None:
         self.config = config
+        self.bold = max(1.0, SHORT / num_steps) if num_steps else 1.0
         self.now = Trend()
         self.kept: Trend | None = None  # at the last snapshot
         self.since_kept = 0
@@ -146,7 +148,7 @@ class Guard:
         most = self.config.rise * self.now.unit
         if self.now.seen:
             most = min(most, self.config.jump * abs(self.now.first))
-        return most * strict
+        return most * self.bold * strict
 
     def violated(self, signal: Signal) -> str:
         """Take in what is known before an update. What breaks the guard, in words, or ''."""
@@ -234,7 +236,7 @@ class Guard:
 
     def state_dict(self) -> dict[str, Any]:
         """Plain numbers."""
-        state = {name: x for name, x in vars(self).items() if name != "config"}
+        state = {name: x for name, x in vars(self).items() if name not in ("config", "bold")}
         return {name: asdict(x) if isinstance(x, Trend) else x for name, x in state.items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

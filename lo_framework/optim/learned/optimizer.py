@@ -119,7 +119,7 @@ class Learned(OptimizerBase):
         self._read_layout()
         self._new_store()
         config = guard if isinstance(guard, GuardConfig) else GuardConfig()
-        self._fallback = Fallback(config, self) if guard else None
+        self._fallback = Fallback(config, self, self.num_steps) if guard else None
 
     @property
     def guard_activations(self) -> int:

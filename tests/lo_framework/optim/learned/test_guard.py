@@ -158,6 +158,17 @@ def test_a_loss_that_is_told_bounds_the_rise_more_closely() -> None:
         assert run(Guard(config), [signal(first), signal(first, added=30.0)]) == [False, verdict]
 
 
+@pytest.mark.parametrize(("steps", "times"), [(None, 1), (1000, 1), (75, 1), (50, 1.5), (5, 15)])
+def test_a_short_run_may_rise_by_more(steps: int | None, times: float) -> None:
+    """Its steps are bolder, by what the rule has learned of so short a run."""
+    config = GuardConfig(rise=300.0, jump=10.0)
+    for part, verdict in ((0.99, False), (1.01, True)):
+        rises = [signal(), signal(added=300.0 * times * part)]
+        assert run(Guard(config, steps), rises) == [False, verdict]
+        told = [signal(2.0), signal(2.0, added=20.0 * times * part)]
+        assert run(Guard(config, steps), told) == [False, verdict]
+
+
 def test_gradients_that_are_not_finite_violate_at_once() -> None:
     for bad in (Signal(math.nan, 1.0, 1.0, 0.1), Signal(0.0, math.inf, 1.0, 0.1)):
         assert run(Guard(GuardConfig()), [bad]) == [True]
