@@ -52,6 +52,38 @@ def whole(name: str, number: Any, least: int | None = 1) -> int:
     return result
 
 
+def number(given: Any) -> float | None:
+    """A number of any kind, or a tensor of one, as a float; None for whatever is none."""
+    if isinstance(given, str | bytes | bytearray | complex) or getattr(given, "is_complex", bool)():
+        return None
+    try:
+        return float(given)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        return None
+
+
+def check_number(
+    name: str,
+    given: Any,
+    *,
+    low: float = 0.0,
+    open_low: bool = False,
+    below: float = math.inf,
+    subject: str = "",
+) -> float:
+    """``given`` as a float; raises UserError unless it is at least ``low`` (above it, where that is
+    ``open_low``) and less than ``below``. ``subject``: what is said to be wrong, where it is more
+    than the name.
+    """
+    found = number(given)
+    if found is not None and low <= found < below and not (open_low and found == low):
+        return found
+    least = f"above {low:g}" if open_low else f"at least {low:g}"
+    most = "finite" if below == math.inf else f"below {below:g}"
+    kind = "" if found is not None else "one number, "
+    raise UserError(f"{subject or name} must be {kind}{least} and {most}, not {shown(given)}")
+
+
 def describe(error: BaseException, *, place: bool = True) -> str:
     """``TypeError: message (file.py, line 3)`` in one line; a person's error by its own words."""
     if isinstance(error, UserError):

@@ -59,7 +59,7 @@ def roles_by_shape(shapes: Mapping[str, Sequence[int]]) -> dict[str, TensorRole]
         usual = "conv" if len(shape) >= 3 else "matrix"
         for name in run:
             embeds = len(shape) == 2 and any(
-                word in name.lower() for word in ("embed", ".wte", ".wpe")
+                word in f".{name.lower()}" for word in ("embed", ".wte", ".wpe")
             )
             roles[name] = TensorRole("embedding" if embeds else usual, math.prod(shape[1:]))
     return roles

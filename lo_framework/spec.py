@@ -113,7 +113,7 @@ def read_option(config_type: type, key: str, raw: Any) -> Any:
     try:
         return convert(raw, hints(config_type)[key], text=True)
     except Mismatch as error:
-        problem = error.expected if error.value == raw else error.problem
+        problem = error.expected if error.value is raw else error.problem
         raise Mismatch(f"option {key}={shown(raw)}: {problem}") from None
 
 

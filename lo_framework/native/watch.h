@@ -1,46 +1,82 @@
 // A sample of each tensor: its last move by the optimizer, and what that did by the gradient now.
+// It lies in lines of 8 numbers, `gap` apart: a line of memory is fetched whole anyway.
+#define LINE 8
+typedef float V __attribute__((vector_size(32)));
+typedef float U __attribute__((vector_size(32), aligned(4)));
+typedef int I __attribute__((vector_size(32)));
+typedef double D __attribute__((vector_size(64)));
+#define WIDE(x) __builtin_convertvector(x, D)
+
+struct watched {
+    long tensors;
+    const long *places, *counts, *gaps, *begins; // of the tensors in the list, and of the others
+    const double *weights;                       // for how many numbers one of the sample stands
+    float *old, *move;
+    double *firsts, *sums;
+};
+
+static double total(D x)
+{
+    double sum = 0;
+    for (int k = 0; k < LINE; k++)
+        sum += x[k];
+    return sum;
+}
 
 // sums: of weight * gradient * move, weight * |gradient|, weight * move^2, weight * change^2 of
-// whatever else has changed the parameters since, and the first |gradient| of each tensor.
-void look(long tensors, const long *places, const long *params, const long *grads,
-          const long *counts, const long *strides, const long *begins, float *old,
-          const float *move, double *firsts, double *sums)
+// whatever else has changed the parameters since, the first |gradient| of each tensor, and weight.
+void look(const struct watched *w, const long *params, const long *grads)
 {
-    double along = 0, size = 0, moved = 0, changed = 0, first = 0;
-    for (long k = 0; k < tensors; k++) {
-        const long i = places[k], n = counts[i], stride = strides[i];
+    double along = 0, size = 0, moved = 0, changed = 0, first = 0, numbers = 0;
+    for (long k = 0; k < w->tensors; k++) {
+        const long i = w->places[k], n = w->counts[i], gap = w->gaps[i];
         const float *p = (const float *)params[k], *g = (const float *)grads[k];
-        const float *step = move + begins[i];
-        float *before = old + begins[i];
-        double a = 0, s = 0, m = 0, c = 0;
-        for (long j = 0; j < n; j++) {
-            const float now = p[j * stride], slope = g[j * stride], other = now - before[j];
-            a += (double)slope * step[j];
-            s += __builtin_fabsf(slope);
-            m += (double)step[j] * step[j];
-            c += (double)other * other;
-            before[j] = now;
+        const float *step = w->move + w->begins[i];
+        float *before = w->old + w->begins[i];
+        D a = {0}, s = {0}, m = {0}, c = {0};
+        long j = 0;
+        for (; j + LINE <= n; j += LINE, p += gap, g += gap) {
+            const V now = *(const U *)p, slope = *(const U *)g, by = *(const U *)(step + j);
+            const D other = WIDE(now - *(const U *)(before + j)), d = WIDE(by);
+            const V steep = (V)((I)slope & 0x7fffffff);
+            a += WIDE(slope) * d;
+            s += WIDE(steep);
+            m += d * d;
+            c += other * other;
+            *(U *)(before + j) = now;
         }
-        if (firsts[i] == 0)
-            firsts[i] = s * stride;
-        first += firsts[i];
-        along += a * stride, size += s * stride, moved += m * stride, changed += c * stride;
+        for (long r = 0; j < n; j++, r++) {
+            const double up = g[r], d = step[j], other = p[r] - before[j];
+            a[r] += up * d, s[r] += __builtin_fabs(up), m[r] += d * d, c[r] += other * other;
+            before[j] = p[r];
+        }
+        const double weight = w->weights[i], sum = total(s) * weight;
+        if (w->firsts[i] == 0)
+            w->firsts[i] = sum;
+        first += w->firsts[i], size += sum, numbers += n * weight;
+        along += total(a) * weight, moved += total(m) * weight, changed += total(c) * weight;
     }
-    sums[0] = along, sums[1] = size, sums[2] = moved, sums[3] = changed, sums[4] = first;
+    const double sums[] = {along, size, moved, changed, first, numbers};
+    for (int k = 0; k < 6; k++)
+        w->sums[k] = sums[k];
 }
 
 // The optimizer has moved the parameters.
-void follow(long tensors, const long *places, const long *params, const long *counts,
-            const long *strides, const long *begins, float *old, float *move)
+void follow(const struct watched *w, const long *params)
 {
-    for (long k = 0; k < tensors; k++) {
-        const long i = places[k], n = counts[i], stride = strides[i];
+    for (long k = 0; k < w->tensors; k++) {
+        const long i = w->places[k], n = w->counts[i], gap = w->gaps[i];
         const float *p = (const float *)params[k];
-        float *before = old + begins[i], *step = move + begins[i];
-        for (long j = 0; j < n; j++) {
-            const float now = p[j * stride];
-            step[j] = now - before[j];
-            before[j] = now;
+        float *before = w->old + w->begins[i], *step = w->move + w->begins[i];
+        long j = 0;
+        for (; j + LINE <= n; j += LINE, p += gap) {
+            const V now = *(const U *)p;
+            *(U *)(step + j) = now - *(const U *)(before + j);
+            *(U *)(before + j) = now;
+        }
+        for (long r = 0; j < n; j++, r++) {
+            step[j] = p[r] - before[j];
+            before[j] = p[r];
         }
     }
 }

@@ -101,6 +101,7 @@ class OptimizerBase(Telling, WithOptions, StateOnly, torch.optim.Optimizer):
                 raise UserError(f"{kind} needs a parameter that requires a gradient")
         self._model = model
         self._know_options(defaults)
+        self._check_values(defaults)
         super().__init__(params, defaults)
         if not self._params:
             raise UserError(f"{kind} needs at least one parameter")
@@ -171,6 +172,8 @@ class OptimizerBase(Telling, WithOptions, StateOnly, torch.optim.Optimizer):
             groups = [dict(group) for group in adapted["param_groups"]]
             entry = take_entry(self.entry, adapted, groups, type(self).__name__)
             own.update(self._check_entry(entry, groups))
+            for i, group in enumerate(groups):
+                self._check_values(group, f"parameter group {i} of this state: ")
             refuse_other_order(self, groups)
             places = [k for group in groups for k in group["params"]]
             states = {i: adapted["state"].get(k) for i, k in enumerate(places)}

@@ -16,6 +16,9 @@ from lo_framework.layout import Layout
 from lo_framework.roles import model_order, roles_by_module
 from lo_framework.spec import UserError
 
+# What torch.compile, FSDP and checkpointing of activations put into the names of a module's parts.
+WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
+
 
 def names_of(groups: Sequence[Mapping[str, Any]]) -> list[str]:
     """The parameters' names in a list of parameter groups; empty where they have none."""
@@ -50,16 +53,33 @@ def named_group(group: dict[str, Any], model: nn.Module | None, owner: str) -> d
     return {**group, "params": [(names[p], p) for p in params]}
 
 
+def plain_names(names: Sequence[str]) -> list[str]:
+    """Names as the bare model has them, without the words that wrappers put in: of `WRAPPERS`
+    anywhere, and of DataParallel and DDP ("module") in front of all.
+    """
+    paths = [[word for word in name.split(".") if word not in WRAPPERS] for name in names]
+    while paths and all(len(path) > 1 and path[0] == "module" for path in paths):
+        paths = [path[1:] for path in paths]
+    plain = [".".join(path) for path in paths]
+    return plain if all(plain) and len(set(plain)) == len(plain) else list(names)
+
+
 def layout_in(model: nn.Module, names: Sequence[str]) -> Layout:
     """The layout of a module's parameters of these names, with roles by the types of modules."""
-    shapes = {name: p.shape for name, p in model.named_parameters()}
-    return _pick(Layout.of(shapes, roles_by_module(model)), names)
+    every = [name for name, _ in model.named_parameters()]
+    plain, roles = dict(zip(every, plain_names(every))), roles_by_module(model)
+    shapes = {plain[name]: p.shape for name, p in model.named_parameters()}
+    whole = Layout.of(shapes, {plain[name]: role for name, role in roles.items()})
+    return _pick(whole, [plain[name] for name in names])
 
 
 def layout_by_names(groups: Sequence[Sequence[str]], shapes: Mapping[str, torch.Size]) -> Layout:
     """The layout of named tensors, in the order of ``shapes``, where ``groups`` are the names of
     each parameter group.
     """
+    plain = dict(zip(shapes, plain_names(list(shapes))))
+    shapes = {plain[name]: shape for name, shape in shapes.items()}
+    groups = [[plain[name] for name in names] for names in groups]
     order = model_order(groups, [name for name, shape in shapes.items() if len(shape) < 2])
     return _pick(Layout.of({name: shapes[name] for name in order}), list(shapes))
 
@@ -84,7 +104,8 @@ def refuse_other_order(
 
 
 def _bare(names: list[str]) -> list[str]:
-    """Names without the path that all of them begin with."""
+    """Names without what wrappers put in, and without the path that all of them begin with."""
+    names = plain_names(names)
     while names and len({name.partition(".")[0] for name in names}) == 1 and "." in names[0]:
         names = [name.partition(".")[2] for name in names]
     return names

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor
 
-from lo_framework.errors import UserError, nearest, shown
+from lo_framework.errors import UserError, check_number, nearest, shown
 
 # What schedulers keep in groups for themselves.
 SCHEDULERS = {
@@ -27,6 +27,7 @@ SCHEDULERS = {
 SPEED = {"foreach", "fused"}
 CYCLED = ("momentum", "betas")  # what schedulers that cycle momentum write
 SMALL = 0.01  # a multiplier below it is meant as a learning rate
+NUMBERS = ("lr", "weight_decay", "eps")  # options that are a number of at least 0
 FALLEN = 0.9  # of the highest lr so far: below it a scheduler lets it fall
 
 
@@ -172,11 +173,12 @@ class WithOptions:
     """The part of an optimizer that knows the options of its groups.
 
     Attributes:
-        multiplies: whether ``lr`` multiplies an update that has a size of its own.
+        multiplies: of what ``lr`` is a multiplier, where the update has a size of its own; empty:
+            it is a learning rate.
         group_keys: options of a parameter group beside the defaults.
     """
 
-    multiplies: ClassVar[bool] = False
+    multiplies: ClassVar[str] = ""
     group_keys: ClassVar[tuple[str, ...]] = ()
     defaults: dict[str, Any]
     param_groups: list[dict[str, Any]]
@@ -193,9 +195,21 @@ class WithOptions:
             self.defaults["momentum"] = None
 
     def _checked_options(self, group: Any) -> Any:
-        """A group as it was given. Raises UserError for an unknown option or a parameter twice."""
+        """A group as it was given. Raises UserError for an unknown option, one that cannot be, or a
+        parameter twice.
+        """
         refuse_unknown(group, self._options, type(self).__name__)
+        if isinstance(group, Mapping):
+            self._check_values(group, f"parameter group {len(self.param_groups)}: ")
         return without_repeats(group, self.param_groups, type(self).__name__)
+
+    def _check_values(self, given: Mapping[str, Any], place: str = "") -> None:
+        """Raise UserError, whose line begins with the ``place``, for an option that cannot be."""
+        for name in NUMBERS:
+            if name in given and name in self._options:
+                is_factor = name == "lr" and self.multiplies
+                what = f"lr is a multiplier of {self.multiplies}: it" if is_factor else name
+                check_number(name, given[name], subject=f"{place}{what}")
 
     def _say_small(self, groups: Sequence[Mapping[str, Any]], stacklevel: int) -> None:
         """Say that ``lr`` is a multiplier, if it is and one of a group looks like a rate."""

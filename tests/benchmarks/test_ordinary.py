@@ -47,3 +47,24 @@ def test_every_problem_has_a_loss_with_a_gradient(name: str) -> None:
     loss = problem.loss(model, (x[:8], y[:8]))
     loss.backward()
     assert loss.isfinite() and all(p.grad is not None for p in model.parameters())
+
+
+@pytest.mark.parametrize("told", [False, True])
+@pytest.mark.parametrize("steps", [5, 10, 20])
+@pytest.mark.parametrize("name", ["iris", "wine", "cnn"])
+def test_short_runs_of_the_usual_step_are_no_alarm_and_broken_ones_are(
+    name: str, steps: int, told: bool
+) -> None:
+    problem = ordinary.PROBLEMS[name]._replace(steps=steps)
+    for lr, activations in ((1.0, 0), (10.0, 1)):
+        torch.manual_seed(ordinary.FIRST_SEED)
+        model = problem.build()
+        optimizer = ordinary.Learned(model, "general", num_steps=steps, lr=lr)
+        x, y = problem.data()
+        for _ in range(steps):
+            index = torch.randint(len(x), (problem.rows,))
+            loss = problem.loss(model, (x[index], y[index]))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step(loss=loss if told else None)
+        assert optimizer.guard_activations == activations, (lr, float(loss.detach()))

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from lo_framework.optim.base import OptimizerBase
 from lo_framework.optim.learned.guard import PATIENCE, Guard, GuardConfig, Signal
+from lo_framework.optim.learned.memory import Lying, lying
 from lo_framework.optim.learned.watch import Watch
 from lo_framework.optim.shards import counts_here, mesh_of, sum_over_processes
 
@@ -27,8 +28,10 @@ LATER = 8  # steps between readings of an accelerator, which has to be waited fo
 class Fallback:
     """Guard, watch, snapshot and AdamW of one optimizer."""
 
-    def __init__(self, config: GuardConfig, optimizer: OptimizerBase) -> None:
-        self.guard = Guard(config)
+    def __init__(
+        self, config: GuardConfig, optimizer: OptimizerBase, num_steps: int | None = None
+    ) -> None:
+        self.guard = Guard(config, num_steps)
         self.optimizer = optimizer
         self.snapshot: dict[int, Tensor] = {}
         self.adamw: torch.optim.AdamW | None = None
@@ -36,6 +39,8 @@ class Fallback:
         self.unread: list[Tensor] = []
         self.is_off = False  # where it had nothing good to go back to
         self.said = set[str]()
+        self.interval = 0  # steps between readings; 0: as it is good for the device
+        self._counts: tuple[list[Tensor], list[bool]] | None = None
 
     @property
     def groups(self) -> list[dict[str, Any]]:
@@ -50,10 +55,10 @@ class Fallback:
         """AdamW makes the updates at present."""
         return self.guard.remaining > 0
 
-    def before(self, active: tuple[int, ...], loss: Tensor | None) -> Verdict:
-        """Judge the present parameters by the gradients of the ``active`` ones, and by the loss
-        where it is told. "skip": these gradients are no good, the parameters are; "back": they went
-        back to the snapshot.
+    def before(self, active: tuple[int, ...], loss: Tensor | None, where: Lying | None) -> Verdict:
+        """Judge the present parameters by the gradients of the ``active`` ones, which lie
+        ``where``, and by the loss where it is told. "skip": these gradients are no good, the
+        parameters are; "back": they went back to the snapshot.
         """
         if self.is_off:
             return "go"
@@ -62,52 +67,72 @@ class Fallback:
             # Whoever came later, in a new group or no more frozen, goes back to its own start.
             newcomers = [i for i in active if i not in self.snapshot]
             self.snapshot |= {i: watch.params[i].detach().clone() for i in newcomers}
+        rows = self._read(watch, active, loss, where)
+        return self._judged(watch, rows) if rows else "go"
+
+    def _read(
+        self, watch: Watch, active: tuple[int, ...], loss: Tensor | None, where: Lying | None
+    ) -> list[list[float]]:
+        """What has been seen since the last reading, a step a row: `Watch.look`, the loss, and
+        whether it was told. Nothing, if it is not yet time to wait for the device.
+        """
         counted = self._counted(active)
-        sums = watch.look(counted)
-        number: float = sum(watch.params[i].numel() for i in counted)
+        if counted is not active:
+            where = lying([watch.params[i] for i in counted])
+        sums = watch.look(counted, where)
         if self.optimizer._is_sharded:  # all processes see alike
-            rest = sums.new_tensor([number, 0.0 if loss is None else float(loss)])
-            every = sum_over_processes(torch.cat([sums, rest]), self.params)
-            sums, number = every[:5], float(every[5])
-            loss = None if loss is None else every[6] / mesh_of(self.params).size()
-        if sums.is_cpu:
+            mine = sums.new_tensor([0.0 if loss is None else float(loss)])
+            sums = sum_over_processes(torch.cat([sums, mine]), self.params)
+            loss = None if loss is None else sums[-1] / mesh_of(self.params).size()
+            sums = sums[:-1]
+        interval = self.interval or (1 if sums.is_cpu else LATER)
+        if interval == 1:
             told = math.nan if loss is None else float(loss)
-            values = [[*sums.tolist(), told, number, loss is not None]]
-        else:
-            given = sums.new_tensor(math.nan) if loss is None else loss.to(sums.device, sums.dtype)
-            rest = sums.new_tensor([number, loss is not None])
-            self.unread.append(torch.cat([sums, given.reshape(1), rest]))
-            if len(self.unread) < LATER and self.snapshot:
-                return "go"
-            values, self.unread = torch.stack(self.unread).tolist(), []
-        largest = max(float(group["lr"]) for group in self.groups) or 1.0
-        is_changed, growth = False, 1.0
-        for added, size, squares, others, first, value, number, known in values:
+            return [[*sums.tolist(), told, loss is not None]]
+        given = [math.nan if loss is None else loss, loss is not None]
+        rest = [torch.as_tensor(x, device=sums.device, dtype=sums.dtype) for x in given]
+        self.unread.append(torch.cat([sums, torch.stack(rest)]))
+        if len(self.unread) < interval and self.snapshot:
+            return []
+        rows, self.unread = torch.stack(self.unread).tolist(), []
+        return rows
+
+    def _judged(self, watch: Watch, rows: list[list[float]]) -> Verdict:
+        largest = max([float(group["lr"]) for group in self.groups]) or 1.0
+        guard, is_changed = self.guard, False
+        for added, size, squares, others, first, number, told, is_told in rows:
             rms = math.sqrt(squares / number) / largest if squares > 0 else 0.0
             if others > squares:
                 # Other weights were loaded, say: what is good now is these, and no move led here.
                 is_changed, added = True, 0.0
-                self.guard.forget_losses()
-            signal = Signal(added, size, first, rms, value if known else None)
-            if cause := self.guard.violated(signal):
-                if 0 < self.guard.sick < PATIENCE and self._are_finite(watch.params):
+                guard.forget_losses()
+            if cause := guard.violated(Signal(added, size, first, rms, told if is_told else None)):
+                if 0 < guard.sick < PATIENCE and self._are_finite(watch.params):
                     self._say(f"a step with {cause} is left out")
                     return "skip"
                 self.retreat(cause)
                 return "back"
-            growth = max(1.0, size / first) if first else 1.0
-        if self.guard.due or is_changed:
-            each = zip(self.params, watch.params)
-            self.snapshot = {
-                i: here.detach().clone() for i, (p, here) in enumerate(each) if p.requires_grad
-            }
-            self.guard.keep()
-            watch.firsts *= growth  # gradients of this size are no alarm either
+        if guard.due or is_changed:
+            self._take_snapshot(watch.params)
+            guard.keep()
+            if first:  # gradients of this size are no alarm either
+                watch.firsts *= max(1.0, size / first)
         return "go"
+
+    def _take_snapshot(self, params: Sequence[Tensor]) -> None:
+        """Copies of what may be trained; into the memory of those before, if there are any."""
+        each = enumerate(zip(self.params, params))
+        now = {i: here.detach() for i, (p, here) in each if p.requires_grad}
+        kept = [i for i, x in now.items() if i in self.snapshot and _are_alike(x, self.snapshot[i])]
+        if kept:
+            torch._foreach_copy_([self.snapshot[i] for i in kept], [now[i] for i in kept])
+        known = {i: self.snapshot[i] for i in kept}
+        self.snapshot = {i: known[i] if i in known else x.clone() for i, x in now.items()}
 
     def after(self, active: tuple[int, ...]) -> None:
         """The learned optimizer, or AdamW, has made its update."""
-        self._watch().follow(self._counted(active))
+        if self.watch is not None:
+            self.watch.follow(self._counted(active))
         if self.guard.updated():
             self.adamw = None
 
@@ -115,8 +140,11 @@ class Fallback:
         """Those whose sums this process takes in: of copies on several, one does."""
         if not self.optimizer._is_sharded:
             return active
-        here = counts_here(self.params, "the guard")
-        return tuple(i for i in active if here[i] and self.optimizer._here[i].numel())
+        here = self.optimizer._here  # another list when parameters come, or are moved
+        if self._counts is None or self._counts[0] is not here:
+            counts = counts_here(self.params, "the guard")
+            self._counts = here, [flag and p.numel() > 0 for flag, p in zip(counts, here)]
+        return tuple(i for i in active if self._counts[1][i])
 
     def _watch(self) -> Watch:
         """The watch over the parameters where they are now, or over what lies here of them."""
@@ -210,3 +238,8 @@ class Fallback:
         return torch.optim.AdamW(
             groups, lr=self.guard.lr, weight_decay=self.guard.config.weight_decay
         )
+
+
+def _are_alike(x: Tensor, y: Tensor) -> bool:
+    """Whether one can be copied into the other as it is."""
+    return x.shape == y.shape and x.dtype == y.dtype and x.device == y.device

@@ -26,7 +26,10 @@ from dataclasses import asdict, dataclass, replace
 from statistics import median_low
 from typing import Any, NamedTuple
 
+from lo_framework.errors import UserError, check_number, number, shown, whole
+
 ADAMW_LR = 1e-3  # in whose steps a rise is counted, and the largest that AdamW takes over with
+SHORT = 75  # steps of a run; in one of fewer, steps are bolder: a rise may be as much larger
 STRICT = 0.25  # of the rise that is allowed, for each time that it was too much
 LEAST_LR = 1e-5  # of AdamW, however often it fails
 PATIENCE = 5  # steps in a row whose gradients are not finite, and only then go back
@@ -65,14 +68,18 @@ class GuardConfig:
     weight_decay: float = 1e-2
 
     def __post_init__(self) -> None:
-        if not (self.factor > 1 and self.margin >= 0 and 0 <= self.decay < 1):
-            raise ValueError("guard: factor must be above 1, margin at least 0, decay in [0, 1)")
-        if not (self.rise > 0 and self.jump > 0):
-            raise ValueError("guard: rise and jump must be positive")
-        if self.warmup < 0 or self.every < 1 or self.steps < 1:
-            raise ValueError("guard: warmup must be at least 0, every and steps at least 1")
-        if (self.lr is not None and not self.lr > 0) or self.weight_decay < 0:
-            raise ValueError("guard: lr must be positive (or None), weight_decay at least 0")
+        """Raise UserError for a setting that cannot be."""
+        for name in ("rise", "jump"):
+            if not (number(getattr(self, name)) or 0.0) > 0:  # inf: none is too much
+                raise UserError(f"guard: {name} must be above 0, not {shown(getattr(self, name))}")
+        check_number("factor", self.factor, low=1.0, open_low=True, subject="guard: factor")
+        check_number("decay", self.decay, below=1.0, subject="guard: decay")
+        for name in ("margin", "weight_decay"):
+            check_number(name, getattr(self, name), subject=f"guard: {name}")
+        if self.lr is not None:
+            check_number("lr", self.lr, open_low=True, subject="guard: lr")
+        for name, least in (("warmup", 0), ("every", 1), ("steps", 1)):
+            whole(f"guard: {name}", getattr(self, name), least)
 
 
 class Signal(NamedTuple):
@@ -109,8 +116,9 @@ class Guard:
     ``due``, take a snapshot and ``keep()``; update; ``updated()``.
     """
 
-    def __init__(self, config: GuardConfig) -> None:
+    def __init__(self, config: GuardConfig, num_steps: int | None = None) -> None:
         self.config = config
+        self.bold = max(1.0, SHORT / num_steps) if num_steps else 1.0
         self.now = Trend()
         self.kept: Trend | None = None  # at the last snapshot
         self.since_kept = 0
@@ -140,7 +148,7 @@ class Guard:
         most = self.config.rise * self.now.unit
         if self.now.seen:
             most = min(most, self.config.jump * abs(self.now.first))
-        return most * strict
+        return most * self.bold * strict
 
     def violated(self, signal: Signal) -> str:
         """Take in what is known before an update. What breaks the guard, in words, or ''."""
@@ -228,7 +236,7 @@ class Guard:
 
     def state_dict(self) -> dict[str, Any]:
         """Plain numbers."""
-        state = {name: x for name, x in vars(self).items() if name != "config"}
+        state = {name: x for name, x in vars(self).items() if name not in ("config", "bold")}
         return {name: asdict(x) if isinstance(x, Trend) else x for name, x in state.items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

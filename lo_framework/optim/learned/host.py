@@ -22,8 +22,9 @@ from lo_framework.layout import Layout
 from lo_framework.learned.base import Clock, LearnedOptimizer, State
 from lo_framework.learned.kernels import Kernels, kernels_of, with_kernels
 from lo_framework.native import toolchain
+from lo_framework.optim.learned.memory import Lying
 from lo_framework.optim.learned.store import Plan, Run, Store
-from lo_framework.optim.learned.table import Table, in_memory
+from lo_framework.optim.learned.table import Table
 
 # Elements: a chunk's intermediates stay in the second-level cache, those of a small network too.
 CPU_CHUNK = 16384
@@ -98,10 +99,12 @@ class Host:
         multipliers: Sequence[Multiplier],
         loss: Tensor | None,
         clock: Clock,
+        where: Lying | None,
     ) -> None:
         """Update the parameters of ``plan`` and the state in ``store``, in place.
 
-        ``multipliers`` scale the update, one per parameter group.
+        ``multipliers`` scale the update, one per parameter group. ``where`` tensors lie, in the
+        plan's order, if a kernel can update them there.
         """
         works: list[Work] = []
 
@@ -114,7 +117,7 @@ class Host:
             common = store.shared()
             for work in gathered():
                 self._prepare(work, common)
-        table = self._table(plan)
+        table = self._table(plan, where)
         stats = table.means() if table is not None and self.measures else None
         if stats is None:
             stats = self._stats(gathered(), plan) if self.measures else self._nothing(plan)
@@ -129,13 +132,14 @@ class Host:
             columns_of_run = channels.index_select(-1, work.run.positions).to(device)
             self._apply(work, columns_of_run, shared.to(device))
 
-    def _table(self, plan: Plan) -> Table | None:
+    def _table(self, plan: Plan, where: Lying | None) -> Table | None:
         """The table of a plan all of whose tensors a kernel can update where they lie."""
-        if self.columns is None or not plan.runs:
+        if self.columns is None or where is None or not plan.runs:
             return None
         if plan.table is None:
             plan.table = Table(self.columns, self.learned, plan)
-        return plan.table if in_memory(plan.table.tensors) else None
+        plan.table.lie(where)
+        return plan.table
 
     def _nothing(self, plan: Plan) -> Tensor:
         return torch.zeros(0, plan.layout.num, device=self.device, dtype=self.dtype)

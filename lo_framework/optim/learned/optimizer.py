@@ -8,7 +8,6 @@ A thin class: the update rule is in ``lo_framework.learned``, its host in ``host
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -16,14 +15,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lo_framework.errors import UserError, whole
+from lo_framework.errors import UserError, shown, whole
 from lo_framework.learned import LearnedOptimizer, fingerprint, learned_from
 from lo_framework.learned.base import Clock
 from lo_framework.optim.base import ByPlace, OptimizerBase
+from lo_framework.optim.eager import eager
 from lo_framework.optim.learned.fallback import Fallback
 from lo_framework.optim.learned.guard import GuardConfig
 from lo_framework.optim.learned.host import CPU_CHUNK, Host
 from lo_framework.optim.learned.last import quantities_of
+from lo_framework.optim.learned.memory import Lying, lying
 from lo_framework.optim.learned.store import Store
 from lo_framework.optim.options import Course
 from lo_framework.optim.shards import over_shards
@@ -74,7 +75,7 @@ class Learned(OptimizerBase):
     entry = "learned"
     takes_loss = True
     reads_roles = True
-    multiplies = True
+    multiplies = "the learned update"
     log_prefix = "learned"
 
     def __init__(
@@ -96,8 +97,9 @@ class Learned(OptimizerBase):
                 f"of {learned.kind} run over it"
             )
         self.num_steps = None if num_steps is None else whole("num_steps", num_steps)
-        if chunk is not None and chunk < 1:
-            raise UserError(f"chunk must be at least 1, got {chunk}")
+        chunk = None if chunk is None else whole("chunk", chunk)
+        if not isinstance(guard, bool | GuardConfig):
+            raise UserError(f"guard must be True, False or a GuardConfig, not {shown(guard)}")
         self._fingerprint = fingerprint(learned)
         self._source = self._fingerprint
         if not isinstance(optimizer, LearnedOptimizer):
@@ -117,7 +119,7 @@ class Learned(OptimizerBase):
         self._read_layout()
         self._new_store()
         config = guard if isinstance(guard, GuardConfig) else GuardConfig()
-        self._fallback = Fallback(config, self) if guard else None
+        self._fallback = Fallback(config, self, self.num_steps) if guard else None
 
     @property
     def guard_activations(self) -> int:
@@ -134,6 +136,7 @@ class Learned(OptimizerBase):
         """
         self._observed.append(self._as_loss(loss))
 
+    @eager
     @torch.no_grad()
     def step(
         self, closure: Callable[[], Any] | None = None, *, loss: Tensor | float | None = None
@@ -165,7 +168,9 @@ class Learned(OptimizerBase):
         if active:
             self._groups_seen.look(self.param_groups, self._updates)
             with self._updating():
-                self._guarded(active, value) if self._fallback else self._update(active, value)
+                self._guarded(active, value) if self._fallback else self._update(
+                    active, value, self._lying(active)
+                )
         return result
 
     def _values(self) -> Values:
@@ -186,17 +191,6 @@ class Learned(OptimizerBase):
             f"{self._source} ({self._host.learned.kind}), {counted(self._params)}, "
             f"{made(self._updates, self.num_steps)}{guard}"
         )
-
-    def _check_group(self, group: dict[str, Any]) -> None:
-        if not 0 <= float(group["lr"]) < math.inf:
-            raise UserError(
-                "lr is a multiplier of the learned update: it must be at least 0 and finite, got "
-                f"{group['lr']}"
-            )
-        if not 0 <= group["weight_decay"] < math.inf:
-            raise UserError(
-                f"weight_decay must be at least 0 and finite, got {group['weight_decay']}"
-            )
 
     def _extend(self) -> None:
         self._read_layout()
@@ -247,7 +241,12 @@ class Learned(OptimizerBase):
         if self._fallback and entry["takeover"] is not None:
             self._fallback.load_state_dict(entry["takeover"])
 
-    def _update(self, active: tuple[int, ...], loss: Tensor | None) -> None:
+    def _lying(self, active: tuple[int, ...]) -> Lying | None:
+        """Where the tensors with a gradient lie at this step."""
+        here = self._here
+        return lying(here if len(active) == len(here) else [here[i] for i in active])
+
+    def _update(self, active: tuple[int, ...], loss: Tensor | None, where: Lying | None) -> None:
         self._admit(active)
         decayed = [i for i in active if self.param_groups[self._group_of[i]]["weight_decay"]]
         old = {i: self._here[i].clone() for i in decayed}
@@ -259,6 +258,7 @@ class Learned(OptimizerBase):
             [group["lr"] for group in self.param_groups],
             loss,
             Clock(*torch.tensor(clock, device=self._host.device, dtype=self._host.dtype).unbind()),
+            where,
         )
         moved = {i: (self._here[i] - x).pow_(2).mean() for i, x in old.items()}
         if self._is_sharded:
@@ -281,7 +281,8 @@ class Learned(OptimizerBase):
         """Make one step under the guard, by the learned optimizer or by AdamW."""
         fallback = self._fallback
         assert fallback is not None
-        verdict = fallback.before(active, loss)
+        where = self._lying(active)
+        verdict = fallback.before(active, loss, where)
         if verdict == "back":
             self._begin_again(active)
         if verdict != "go":
@@ -290,7 +291,7 @@ class Learned(OptimizerBase):
             fallback.step()
             self._updates += 1
         else:
-            self._update(active, loss)
+            self._update(active, loss, where)
         fallback.after(active)
         if is_adamw and not fallback.in_charge:
             self._begin_again(active)  # where AdamW has led

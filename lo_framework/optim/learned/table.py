@@ -12,18 +12,8 @@ from torch import Tensor
 
 from lo_framework.learned.base import LearnedOptimizer
 from lo_framework.learned.kernels import Kernels, Recipe
+from lo_framework.optim.learned.memory import Lying
 from lo_framework.optim.learned.store import Plan
-
-
-def in_memory(tensors: Sequence[Tensor]) -> bool:
-    """Whether parameters and gradients are float32 on the CPU, each one number after the other."""
-    for p in tensors:
-        g = p.grad
-        if not (p.dtype == torch.float32 and p.is_cpu and p.is_contiguous()):
-            return False
-        if g is None or not (g.dtype == torch.float32 and g.is_contiguous()):
-            return False
-    return True
 
 
 class Table:
@@ -48,6 +38,14 @@ class Table:
             for name in sorted(states[0])
         }
         self.recipes: dict[tuple[str, int, int], tuple[Recipe, Tensor, Tensor] | None] = {}
+
+    def lie(self, where: Lying) -> None:
+        """Parameters and gradients of this step lie there, in the order of the plan's layout."""
+        self.now = {
+            name: x if self.back is None else x.index_select(0, self.places)
+            for name in ("params", "grads")
+            for x in [torch.frombuffer(getattr(where, name), dtype=torch.int64)]
+        }
 
     def means(self) -> Tensor | None:
         """What the rule measures, ``[F, S]`` in the order of the plan's layout; None where there is
@@ -87,15 +85,11 @@ class Table:
         if found is None:
             return None
         recipe, rows, out = found
-        now = {
-            "params": torch.tensor([p.data_ptr() for p in self.tensors]),
-            "grads": torch.tensor([p.grad.data_ptr() for p in self.tensors]),  # type: ignore[union-attr]
-        }
         for table, names in ((rows, recipe.columns), (out, recipe.outputs)):
             first = 0
             for name in names:
-                if name in now:
-                    table[:, first] = now[name]
+                if name in self.now:
+                    table[:, first] = self.now[name]
                     first += 1
                 else:
                     first += self.addresses[name].shape[1]

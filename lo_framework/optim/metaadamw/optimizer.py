@@ -25,6 +25,7 @@ from lo_framework.errors import UserError, whole
 from lo_framework.learned.attention import Attention, NetworkConfig
 from lo_framework.objectives.terms import TERMS
 from lo_framework.optim.base import ByPlace, OptimizerBase
+from lo_framework.optim.eager import eager
 from lo_framework.optim.metaadamw.adam_step import update
 from lo_framework.optim.metaadamw.factors import FactorRule
 from lo_framework.optim.metaadamw.groups import OwnGroups, Plan
@@ -34,7 +35,7 @@ from lo_framework.optim.metaadamw.network import Network, as_learned, hyper_of, 
 from lo_framework.optim.metaadamw.parameters import (
     MOMENTS,
     ParameterTable,
-    check_settings,
+    check_betas,
 )
 from lo_framework.optim.metaadamw.preserved import as_outside
 from lo_framework.optim.metaadamw.published import Variant, find_variant
@@ -140,6 +141,7 @@ class MetaAdamW(OptimizerBase):
         """Meta steps left out because their gradient was not finite."""
         return self._trainer.skipped
 
+    @eager
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One update from the parameters' gradients; ``closure`` recomputes them first and its
@@ -257,8 +259,10 @@ class MetaAdamW(OptimizerBase):
             f"{made(self.updates, self._rule.total_steps)}, network of {weights:,} weights"
         )
 
-    def _check_group(self, group: dict[str, Any]) -> None:
-        check_settings(group)
+    def _check_values(self, given: Mapping[str, Any], place: str = "") -> None:
+        super()._check_values(given, place)
+        if "betas" in given:
+            check_betas(given["betas"], place)
 
     def _extend(self) -> None:
         self.table.gather()
@@ -322,8 +326,6 @@ class MetaAdamW(OptimizerBase):
     def _check_entry(self, entry: Any, groups: list[dict[str, Any]]) -> dict[str, Any]:
         entry, own = super()._check_entry(entry, groups), self._entry()
         check_entry(own, entry, self._trainer, len(self._params))
-        for group in groups:
-            check_settings(group)
         return entry
 
     def _check_saved(self, saved: ByPlace) -> None:

@@ -4,7 +4,6 @@ have a gradient.
 
 from __future__ import annotations
 
-import math
 import operator
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lo_framework.errors import UserError
+from lo_framework.errors import UserError, number, shown
 from lo_framework.learned.grouping import by_key
 from lo_framework.optim.arena import keep_plan
 from lo_framework.optim.base import OptimizerBase
@@ -176,13 +175,9 @@ class ParameterTable:
         torch._foreach_add_([state["step"] for state in states.values()], ONE, alpha=1.0)
 
 
-def check_settings(group: Mapping[str, Any]) -> None:
-    """Raise UserError for settings of a parameter group that cannot be."""
-    if not isinstance(group["betas"], (tuple, list)) or len(group["betas"]) != 2:
-        raise UserError(f"betas must be two numbers, not {group['betas']!r}")
-    beta1, beta2 = group["betas"]
-    if not (0 <= beta1 < 1 and 0 <= beta2 < 1):
-        raise UserError(f"betas must be in [0, 1), not {beta1} and {beta2}")
-    for name in ("lr", "eps", "weight_decay"):
-        if not 0 <= float(group[name]) < math.inf:
-            raise UserError(f"{name} must be at least 0 and finite, not {group[name]}")
+def check_betas(betas: Any, place: str) -> None:
+    """Raise UserError, whose line begins with the ``place``, unless these are two decays."""
+    if not isinstance(betas, (tuple, list)) or len(betas) != 2 or None in map(number, betas):
+        raise UserError(f"{place}betas must be two numbers, not {shown(betas)}")
+    if not all(0 <= float(beta) < 1 for beta in betas):
+        raise UserError(f"{place}betas must be in [0, 1), not {betas[0]} and {betas[1]}")

@@ -16,9 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lo_framework.errors import UserError, nearest
+from lo_framework.errors import UserError, check_number, nearest
 from lo_framework.optim.base import ByPlace, OptimizerBase
 from lo_framework.optim.blocks import Blocks, assign
+from lo_framework.optim.eager import eager
 from lo_framework.optim.metaoptimize.derivatives import closure_gradients
 from lo_framework.optim.metaoptimize.diagnostics import Watch
 from lo_framework.optim.metaoptimize.hessian_free import StepSizes, hessian_free_step, reset_traces
@@ -59,7 +60,7 @@ class MetaOptimize(OptimizerBase):
     """
 
     entry = "metaoptimize"
-    multiplies = True
+    multiplies = "the step size"
     group_keys = ("betas",)
     log_prefix = "step_size"
 
@@ -79,8 +80,7 @@ class MetaOptimize(OptimizerBase):
         self._base, self._meta = c.base_rule, c.meta_rule
         limits = c.limits(alpha0)
         meta_betas = self._meta.checked_betas(c.meta_betas, "meta_betas")
-        if not (meta_lr >= 0 and math.isfinite(meta_lr)):
-            raise UserError(f"meta_lr must be at least 0, got {meta_lr}")
+        meta_lr = check_number("meta_lr", meta_lr)
         self.settings = Settings(meta_lr, c.gamma, c.meta_every, meta_betas, limits)
         self._log_alpha0, self._updates = math.log(alpha0), 0
         defaults = {"lr": 1.0, "weight_decay": c.weight_decay, self._base.betas_key: c.betas}
@@ -96,6 +96,7 @@ class MetaOptimize(OptimizerBase):
         self._exact = self._exact_trace()
         self._watch = Watch(meta_state["beta"], lambda block: self._blocks.name(block))
 
+    @eager
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One update from the parameters' gradients.
@@ -158,14 +159,12 @@ class MetaOptimize(OptimizerBase):
             f"{counted(self._params)}, {made(self._updates, None)}"
         )
 
+    def _check_values(self, given: Mapping[str, Any], place: str = "") -> None:
+        super()._check_values(given, place)
+        for name in {"betas", self._base.betas_key} & given.keys():
+            self._base.checked_betas(given[name], "betas", place)
+
     def _check_group(self, group: dict[str, Any]) -> None:
-        if not float(group["lr"]) >= 0:
-            raise UserError(
-                f"lr is a multiplier of the step size: it must be at least 0, got {group['lr']}"
-            )
-        for name in ("weight_decay", "eps"):
-            if not group[name] >= 0:
-                raise UserError(f"{name} must be at least 0, got {group[name]}")
         looks_inside = self.config.blocks in WITHIN or self.config.trace != "hessian-free"
         if looks_inside and any(is_sharded(p) for g in self.param_groups for p in g["params"]):
             raise UserError(

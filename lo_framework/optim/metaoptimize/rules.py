@@ -12,12 +12,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
 
-from lo_framework.errors import UserError
+from lo_framework.errors import UserError, number, shown
 from lo_framework.optim.fused import one_minus_power
 
 State = dict[str, Tensor]
@@ -67,20 +67,28 @@ class Rule:
         """
         return "betas" if "m" in self.state else "decays"
 
-    def checked_betas(self, given: float | Betas | None, argument: str) -> tuple[float, ...]:
+    def checked_betas(
+        self, given: float | Betas | None, argument: str, place: str = ""
+    ) -> tuple[float, ...]:
         """``given``, or the usual ones for None.
 
         Raises:
-            UserError: not as many as the rule has, or not in [0, 1).
+            UserError: not as many as the rule has, or no numbers in [0, 1); the line begins with
+                the ``place``.
         """
         if given is None:
             return self.betas
-        betas = tuple(float(b) for b in (given if isinstance(given, Sequence) else (given,)))
+        is_list = isinstance(given, Sequence) and not isinstance(given, str | bytes)
+        given = cast("Betas", given if is_list else (given,))
+        found = [number(beta) for beta in given]
+        betas = tuple(beta for beta in found if beta is not None)
+        owner = f'{place}{"meta" if argument == "meta_betas" else "base"} "{self.name}"'
+        if len(betas) < len(found):
+            raise UserError(f"{owner} has {len(self.betas)} {argument}, not {shown(given)}")
         if len(betas) != len(self.betas):
-            owner = f'{"meta" if argument == "meta_betas" else "base"} "{self.name}"'
             raise UserError(f"{owner} has {len(self.betas)} {argument}, got {len(betas)}")
         if not all(0.0 <= b < 1.0 for b in betas):
-            raise UserError(f"{argument} must be in [0, 1), got {betas}")
+            raise UserError(f"{place}{argument} must be in [0, 1), got {betas}")
         return betas
 
     def direction(self, g: Tensor, state: State, n: Numbers) -> tuple[Tensor, State]:
@@ -168,9 +176,9 @@ def limits_of(
     Raises:
         UserError: they are not bounds, or ``alpha0`` is not positive or not within them.
     """
-    if not (alpha0 > 0 and math.isfinite(alpha0)):
-        raise UserError(f"alpha0 is a step size: it must be positive, got {alpha0}")
-    if not max_change > 0:
+    if not 0 < (number(alpha0) or 0.0) < math.inf:
+        raise UserError(f"alpha0 is a step size: it must be positive, got {shown(alpha0)}")
+    if not (number(max_change) or 0.0) > 0:
         raise UserError(f"max_change must be positive (inf for no cap), got {max_change}")
     bounds = (math.log(base.low), math.log(base.high)) if beta_bounds is None else beta_bounds
     if isinstance(bounds, str) or len(bounds) != 2 or not bounds[0] < bounds[1]:

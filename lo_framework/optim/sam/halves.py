@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
 from lo_framework.errors import UserError
+from lo_framework.optim.eager import eager
 from lo_framework.optim.sam.closure_landscape import (
     GradientLandscape,
     active_of,
@@ -195,6 +196,7 @@ class InHalves:
         self._refuse_half("begin_step()")
         self._begun = Surroundings(self._params, self.model, self.same_noise)
 
+    @eager
     @torch.no_grad()
     def first_step(self, loss: Tensor | float | None = None) -> bool:
         """After backward has put the gradients at the weights into ``.grad``: move the weights to

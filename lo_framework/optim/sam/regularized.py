@@ -20,6 +20,7 @@ from torch import nn
 from lo_framework.errors import UserError
 from lo_framework.optim.base import OptimizerBase, StateOnly, hooked
 from lo_framework.optim.checkpoint import has_shards, is_blank_step, pack_entry, take_entry
+from lo_framework.optim.eager import eager
 from lo_framework.optim.sam.closure_landscape import (
     ClosureLandscape,
     NotFiniteError,
@@ -153,6 +154,7 @@ class Regularized(InHalves, StateOnly, torch.optim.Optimizer):
                 "no parameter group"
             )
 
+    @eager
     @torch.no_grad()
     def step(
         self, closure: Callable[[], T] | None = None, *, scaler: torch.amp.GradScaler | None = None

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 
+from lo_framework.errors import UserError
 from lo_framework.optim import GuardConfig
 from lo_framework.optim.learned.guard import ADAMW_LR, RETREAT, STRICT, Guard, Signal
 from tests.lo_framework.optim.tools import generator
@@ -156,6 +158,17 @@ def test_a_loss_that_is_told_bounds_the_rise_more_closely() -> None:
         assert run(Guard(config), [signal(first), signal(first, added=30.0)]) == [False, verdict]
 
 
+@pytest.mark.parametrize(("steps", "times"), [(None, 1), (1000, 1), (75, 1), (50, 1.5), (5, 15)])
+def test_a_short_run_may_rise_by_more(steps: int | None, times: float) -> None:
+    """Its steps are bolder, by what the rule has learned of so short a run."""
+    config = GuardConfig(rise=300.0, jump=10.0)
+    for part, verdict in ((0.99, False), (1.01, True)):
+        rises = [signal(), signal(added=300.0 * times * part)]
+        assert run(Guard(config, steps), rises) == [False, verdict]
+        told = [signal(2.0), signal(2.0, added=20.0 * times * part)]
+        assert run(Guard(config, steps), told) == [False, verdict]
+
+
 def test_gradients_that_are_not_finite_violate_at_once() -> None:
     for bad in (Signal(math.nan, 1.0, 1.0, 0.1), Signal(0.0, math.inf, 1.0, 0.1)):
         assert run(Guard(GuardConfig()), [bad]) == [True]
@@ -194,7 +207,18 @@ def test_guard_state_round_trip() -> None:
     assert feed(other, [0.9] * 7 + [9.0] * 3) == feed(guard, [0.9] * 7 + [9.0] * 3)
 
 
-BAD_SETTINGS = [
+BAD_SETTINGS: list[dict[str, Any]] = [
+    {"rise": "a"},
+    {"rise": math.nan},
+    {"jump": torch.ones(2)},
+    {"factor": math.inf},
+    {"decay": "x"},
+    {"lr": "a"},
+    {"lr": math.inf},
+    {"weight_decay": None},
+    {"steps": 1.5},
+    {"every": math.nan},
+    {"warmup": "a"},
     {"factor": 1.0},
     {"decay": 1.0},
     {"steps": 0},
@@ -207,6 +231,7 @@ BAD_SETTINGS = [
 
 
 @pytest.mark.parametrize("bad", BAD_SETTINGS)
-def test_config_refuses(bad: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match="guard"):
-        GuardConfig(**bad)  # type: ignore[arg-type]
+def test_config_refuses(bad: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=f"guard: {next(iter(bad))} must be") as caught:
+        GuardConfig(**bad)
+    assert "\n" not in str(caught.value)
