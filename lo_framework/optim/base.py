@@ -29,7 +29,12 @@ from lo_framework.optim.naming import (
     refuse_other_order,
 )
 from lo_framework.optim.options import WithOptions
-from lo_framework.optim.refusals import refuse_complex, refuse_lazy, refuse_sparse
+from lo_framework.optim.refusals import (
+    refuse_complex,
+    refuse_lazy,
+    refuse_sparse,
+    were_replaced,
+)
 from lo_framework.optim.shards import (
     lend_gradients,
     localized,
@@ -267,6 +272,7 @@ class OptimizerBase(Telling, WithOptions, StateOnly, torch.optim.Optimizer):
         self._params = [p for group in self.param_groups for p in group["params"]]
         self._group_of = [g for g, group in enumerate(self.param_groups) for _ in group["params"]]
         self._here = parts_of(self._params)  # the same list where no parameter is sharded
+        self._lists = [group["params"] for group in self.param_groups]
 
     def _unique_names(self) -> list[str] | None:
         """The names of all parameters; None unless each has one of its own."""
@@ -303,8 +309,13 @@ class OptimizerBase(Telling, WithOptions, StateOnly, torch.optim.Optimizer):
         """Places of the parameters that take part in this step: those with a gradient.
 
         Raises:
-            UserError: a gradient is sparse.
+            UserError: a gradient is sparse, or a group got other parameters in the midst of a run.
         """
+        pairs = zip(self._here, self._params)
+        moved = self._is_sharded and any(x.device != p.device for x, p in pairs)
+        if were_replaced(self, self._lists) or moved:
+            self._list_params()
+            self._extend()
         active, strided = [], torch.strided
         for i, p in enumerate(self._params):
             grad = p.grad
@@ -312,9 +323,8 @@ class OptimizerBase(Telling, WithOptions, StateOnly, torch.optim.Optimizer):
                 if grad.layout is not strided:
                     refuse_sparse(grad, type(self).__name__)
                 active.append(i)
-        if self._is_sharded and any(x.device != p.device for x, p in zip(self._here, self._params)):
-            self._list_params()  # the model was moved
-            self._extend()
+        if not active:
+            self._groups_seen.say_idle()
         return tuple(active)
 
     @property

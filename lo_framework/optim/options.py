@@ -139,6 +139,14 @@ class GroupWatch:
                 key, f"{shown(key)} in a parameter group changes nothing{hint}; known: {known}"
             )
 
+    def say_idle(self) -> None:
+        """A step finds no gradient at all."""
+        self._say(
+            "idle",
+            "no parameter has a gradient, so this step changes nothing: an optimizer belongs to "
+            "one model; make it anew where the model is made anew, and after fully_shard",
+        )
+
     def _say_past(self) -> None:
         assert self.course is not None
         argument, steps, optional, _ = self.course

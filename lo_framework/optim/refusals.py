@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor
@@ -29,3 +29,20 @@ def refuse_sparse(grad: Tensor, owner: str) -> None:
         raise UserError(
             f"{owner} cannot use sparse gradients; build the embedding with sparse=False"
         )
+
+
+def were_replaced(optimizer: torch.optim.Optimizer, lists: Sequence[list[Tensor]]) -> bool:
+    """Whether groups have other lists of parameters than ``lists``: accelerate puts sharded ones
+    there when it prepares a model for FSDP2.
+
+    Raises:
+        UserError: steps were made with those of before.
+    """
+    if all(group["params"] is x for group, x in zip(optimizer.param_groups, lists)):
+        return False
+    if optimizer.state:
+        raise UserError(
+            f"{type(optimizer).__name__} got other parameters in the midst of a run: make it anew, "
+            "and shard the model before the first step"
+        )
+    return True

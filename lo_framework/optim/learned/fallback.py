@@ -18,7 +18,7 @@ from torch import Tensor
 from lo_framework.optim.base import OptimizerBase
 from lo_framework.optim.learned.guard import PATIENCE, Guard, GuardConfig, Signal
 from lo_framework.optim.learned.watch import Watch
-from lo_framework.optim.shards import counts_here, mesh_of, sum_over_processes
+from lo_framework.optim.shards import are_several, counts_here, mesh_of, sum_over_processes
 
 Verdict = Literal["go", "skip", "back"]
 LATER = 8  # steps between readings of an accelerator, which has to be waited for
@@ -70,6 +70,8 @@ class Fallback:
             every = sum_over_processes(torch.cat([sums, rest]), self.params)
             sums, number = every[:5], float(every[5])
             loss = None if loss is None else every[6] / mesh_of(self.params).size()
+        elif are_several():
+            loss = None  # of this process's own batch; gradients are averaged, and all judge alike
         if sums.is_cpu:
             told = math.nan if loss is None else float(loss)
             values = [[*sums.tolist(), told, number, loss is not None]]
