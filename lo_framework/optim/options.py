@@ -181,10 +181,12 @@ class WithOptions:
 
     Attributes:
         multiplies: whether ``lr`` multiplies an update that has a size of its own.
+        swaps: whether parameters in the groups may be replaced in the midst of a run.
         group_keys: options of a parameter group beside the defaults.
     """
 
     multiplies: ClassVar[bool] = False
+    swaps: ClassVar[bool] = False
     group_keys: ClassVar[tuple[str, ...]] = ()
     defaults: dict[str, Any]
     param_groups: list[dict[str, Any]]

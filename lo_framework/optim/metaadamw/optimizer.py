@@ -84,6 +84,7 @@ class MetaAdamW(OptimizerBase):
 
     entry = "metaadamw"
     reads_roles = True
+    swaps = True
     log_prefix = "metaadamw"
 
     def __init__(
