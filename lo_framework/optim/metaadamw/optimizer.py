@@ -25,6 +25,7 @@ from lo_framework.errors import UserError, whole
 from lo_framework.learned.attention import Attention, NetworkConfig
 from lo_framework.objectives.terms import TERMS
 from lo_framework.optim.base import ByPlace, OptimizerBase
+from lo_framework.optim.interrupts import Held
 from lo_framework.optim.metaadamw.adam_step import update
 from lo_framework.optim.metaadamw.factors import FactorRule
 from lo_framework.optim.metaadamw.groups import OwnGroups, Plan
@@ -158,7 +159,7 @@ class MetaAdamW(OptimizerBase):
             self._groups_seen.look(self.param_groups, self.updates)
             plan = self.table.plan(active)
             self.network.spec.check(plan.grouping)
-            with self._updating():
+            with Held(), self._updating():
                 self._update(plan)
         return result
 
@@ -201,7 +202,7 @@ class MetaAdamW(OptimizerBase):
         self._refresh()
         outside = as_outside(loss_fn, self._device.type)
         batches = (train_1, train_2, valid)
-        with torch.enable_grad(), self._updating():
+        with torch.enable_grad(), Held(), self._updating():
             result = meta_gradient(
                 self.table, self._rule, objective, outside, batches, self.updates, model
             )
