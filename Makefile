@@ -45,7 +45,7 @@ test-slow: env
 	$(RUN) -m pytest -m slow $(ARGS)
 
 # An environment of its own: what [dev] brings along breaks transformers beside a CPU build of torch.
-LOOPS := tests/integration tests/lo_framework/optim/test_loops.py
+LOOPS := tests/integration tests/documents/test_loops.py tests/lo_framework/optim/test_loops.py
 
 test-loops:
 	$(MAKE) VENV=.venv-loops .venv-loops/.installed-loops

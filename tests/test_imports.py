@@ -265,7 +265,7 @@ FLOORS: dict[str, list[str]] = {
         "__main__",
     ],
     f"{HOME}.optim": [
-        "naming options telling shards backward_watch refusals",
+        "naming options telling shards backward_watch interrupts refusals",
         "checkpoint",
         "base",
         "arena blocks fused",

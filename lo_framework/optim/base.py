@@ -4,7 +4,6 @@ saving and loading.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, ClassVar, NoReturn
@@ -27,9 +26,10 @@ from lo_framework.optim.naming import (
     names_in,
     names_of,
     refuse_other_order,
+    warn_of_embedding,
 )
 from lo_framework.optim.options import WithOptions
-from lo_framework.optim.refusals import refuse_complex, refuse_lazy, refuse_sparse
+from lo_framework.optim.refusals import refuse_complex, refuse_lazy, refuse_sparse, were_replaced
 from lo_framework.optim.shards import (
     lend_gradients,
     localized,
@@ -39,7 +39,6 @@ from lo_framework.optim.shards import (
     sharded,
 )
 from lo_framework.optim.telling import Telling
-from lo_framework.roles import may_hold_embedding
 from lo_framework.spec import UserError
 
 ByPlace = dict[int, dict[str, Any]]  # the state of parameters, by their places in the whole list
@@ -108,14 +107,8 @@ class OptimizerBase(Telling, WithOptions, StateOnly, torch.optim.Optimizer):
         self._is_complete = True
         self._meet_schedulers()
         self._say_small(self.param_groups, stacklevel=4)
-        nameless = self.reads_roles and not self._unique_names()
-        if nameless and may_hold_embedding([p.shape for p in self._params]):
-            warnings.warn(
-                f"{kind} has parameters without names, and the first matrix looks like an "
-                "embedding, which only its name or module can tell: give the model or "
-                "model.named_parameters()",
-                stacklevel=3,
-            )
+        if self.reads_roles and not self._unique_names():
+            warn_of_embedding(self._params, kind, stacklevel=4)
 
     @property
     def is_guarded(self) -> bool:
@@ -270,6 +263,7 @@ class OptimizerBase(Telling, WithOptions, StateOnly, torch.optim.Optimizer):
         self._params = [p for group in self.param_groups for p in group["params"]]
         self._group_of = [g for g, group in enumerate(self.param_groups) for _ in group["params"]]
         self._here = parts_of(self._params)  # the same list where no parameter is sharded
+        self._lists = [group["params"] for group in self.param_groups]
 
     def _unique_names(self) -> list[str] | None:
         """The names of all parameters; None unless each has one of its own."""
@@ -306,8 +300,13 @@ class OptimizerBase(Telling, WithOptions, StateOnly, torch.optim.Optimizer):
         """Places of the parameters that take part in this step: those with a gradient.
 
         Raises:
-            UserError: a gradient is sparse.
+            UserError: a gradient is sparse, or a group got other parameters in the midst of a run.
         """
+        pairs = zip(self._here, self._params)
+        moved = self._is_sharded and any(x.device != p.device for x, p in pairs)
+        if were_replaced(self, self._lists) or moved:
+            self._list_params()
+            self._extend()
         active, strided = [], torch.strided
         for i, p in enumerate(self._params):
             grad = p.grad
@@ -315,9 +314,8 @@ class OptimizerBase(Telling, WithOptions, StateOnly, torch.optim.Optimizer):
                 if grad.layout is not strided:
                     refuse_sparse(grad, type(self).__name__)
                 active.append(i)
-        if self._is_sharded and any(x.device != p.device for x, p in zip(self._here, self._params)):
-            self._list_params()  # the model was moved
-            self._extend()
+        if not active:
+            self._groups_seen.say_idle()
         return tuple(active)
 
     @property

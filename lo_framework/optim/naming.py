@@ -6,6 +6,7 @@ and all. Where there are names only, order is what they tell (`roles.model_order
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lo_framework.layout import Layout
-from lo_framework.roles import model_order, roles_by_module
+from lo_framework.roles import may_hold_embedding, model_order, roles_by_module
 from lo_framework.spec import UserError
 
 # What torch.compile, FSDP and checkpointing of activations put into the names of a module's parts.
@@ -109,3 +110,13 @@ def _bare(names: list[str]) -> list[str]:
     while names and len({name.partition(".")[0] for name in names}) == 1 and "." in names[0]:
         names = [name.partition(".")[2] for name in names]
     return names
+
+
+def warn_of_embedding(params: Sequence[Tensor], owner: str, stacklevel: int) -> None:
+    """Say so if one of these parameters, which have no names, may be an embedding."""
+    if may_hold_embedding([p.shape for p in params]):
+        warnings.warn(
+            f"{owner} has parameters without names, and the first matrix looks like an embedding, "
+            "which only its name or module can tell: give the model or model.named_parameters()",
+            stacklevel=stacklevel,
+        )

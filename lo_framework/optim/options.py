@@ -140,6 +140,14 @@ class GroupWatch:
                 key, f"{shown(key)} in a parameter group changes nothing{hint}; known: {known}"
             )
 
+    def say_idle(self) -> None:
+        """A step finds no gradient at all."""
+        self._say(
+            "idle",
+            "no parameter has a gradient, so this step changes nothing: an optimizer belongs to "
+            "one model; make it anew where the model is made anew, and after fully_shard",
+        )
+
     def _say_past(self) -> None:
         assert self.course is not None
         argument, steps, optional, _ = self.course
@@ -175,10 +183,12 @@ class WithOptions:
     Attributes:
         multiplies: of what ``lr`` is a multiplier, where the update has a size of its own; empty:
             it is a learning rate.
+        swaps: whether parameters in the groups may be replaced in the midst of a run.
         group_keys: options of a parameter group beside the defaults.
     """
 
     multiplies: ClassVar[str] = ""
+    swaps: ClassVar[bool] = False
     group_keys: ClassVar[tuple[str, ...]] = ()
     defaults: dict[str, Any]
     param_groups: list[dict[str, Any]]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import operator
+from collections.abc import Collection, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,3 +31,23 @@ def refuse_sparse(grad: Tensor, owner: str) -> None:
         raise UserError(
             f"{owner} cannot use sparse gradients; build the embedding with sparse=False"
         )
+
+
+def were_replaced(optimizer: Any, lists: Sequence[list[Tensor]]) -> bool:
+    """Whether groups have other parameters than ``lists``: accelerate puts sharded ones there when
+    it prepares a model for FSDP2.
+
+    Raises:
+        UserError: steps were made with those of before, and the optimizer cannot go on with others.
+    """
+    given = [group["params"] for group in optimizer.param_groups]
+    if all(map(operator.is_, given, lists)):
+        return False
+    if [[*map(id, x)] for x in given] == [[*map(id, x)] for x in lists]:
+        return False
+    if optimizer.state and not optimizer.swaps:
+        raise UserError(
+            f"{type(optimizer).__name__} got other parameters in the midst of a run: make it anew, "
+            "and shard the model before the first step"
+        )
+    return True

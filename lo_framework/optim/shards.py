@@ -132,6 +132,12 @@ def sum_over_processes(x: Tensor, params: Sequence[Tensor]) -> Tensor:
     return x
 
 
+def are_several() -> bool:
+    """Whether this process is one of several that train together."""
+    group = torch.distributed
+    return group.is_available() and group.is_initialized() and group.get_world_size() > 1
+
+
 def _placed(x: Any, placements: Sequence[Any]) -> Tensor:
     """What lies here of ``x`` once it is placed so."""
     if is_sharded(x) and x.placements != tuple(placements):

@@ -22,13 +22,13 @@ steps in a plain loop and in the loops of others, by `python -m tests.integratio
 this page; `make test-loops` asserts the same. The first entry of a cell is the largest distance of
 the final weights from those of the plain loop; the second is that of a run which was saved after
 {batches} steps and went on in new objects. FSDP2, tensor parallelism and
-`torch.distributed.checkpoint` are in [distributed.md](distributed.md); recipes, and what is refused
-or said once, in [loops.md](loops.md).
+`torch.distributed.checkpoint` are in [distributed.md](distributed.md); recipes in
+[use/](use/index.md), and what is refused or said once in [loops.md](loops.md).
 
 {table}
 
-Where SAM is refused, the loop gives it no closure: "{refusal}". The recipes for it are in
-[loops.md](loops.md#sam-without-a-closure).
+Where SAM is refused, the loop gives it no closure: "{refusal}". There it makes its step in
+[two halves](explicit.md#loops-that-run-no-closure).
 
 {versions}
 """

@@ -28,5 +28,5 @@ OPTIMIZERS: dict[str, Callable[[Any], Any]] = {
     "MetaOptimize": lambda m: MetaOptimize(m, alpha0=1e-3, blocks="tensor"),
     "SAM": lambda m: SAM(torch.optim.AdamW(m.parameters(), lr=1e-2), rho=0.05),
 }
-# Loops that give an optimizer no closure: there SAM makes its step in two halves (docs/loops.md).
+# Loops that give an optimizer no closure: there SAM makes its step in two halves (docs/use).
 NO_CLOSURE = ("transformers Trainer", "accelerate", "Lightning, manual", "DDP")

@@ -19,7 +19,7 @@ from lo_framework.optim.base import OptimizerBase
 from lo_framework.optim.learned.guard import PATIENCE, Guard, GuardConfig, Signal
 from lo_framework.optim.learned.memory import Lying, lying
 from lo_framework.optim.learned.watch import Watch
-from lo_framework.optim.shards import counts_here, mesh_of, sum_over_processes
+from lo_framework.optim.shards import are_several, counts_here, mesh_of, sum_over_processes
 
 Verdict = Literal["go", "skip", "back"]
 LATER = 8  # steps between readings of an accelerator, which has to be waited for
@@ -85,6 +85,8 @@ class Fallback:
             sums = sum_over_processes(torch.cat([sums, mine]), self.params)
             loss = None if loss is None else sums[-1] / mesh_of(self.params).size()
             sums = sums[:-1]
+        elif are_several():
+            loss = None  # of this process's own batch; gradients are averaged, and all judge alike
         interval = self.interval or (1 if sums.is_cpu else LATER)
         if interval == 1:
             told = math.nan if loss is None else float(loss)

@@ -20,6 +20,7 @@ from lo_framework.learned import LearnedOptimizer, fingerprint, learned_from
 from lo_framework.learned.base import Clock
 from lo_framework.optim.base import ByPlace, OptimizerBase
 from lo_framework.optim.eager import eager
+from lo_framework.optim.interrupts import Held
 from lo_framework.optim.learned.fallback import Fallback
 from lo_framework.optim.learned.guard import GuardConfig
 from lo_framework.optim.learned.host import CPU_CHUNK, Host
@@ -167,7 +168,7 @@ class Learned(OptimizerBase):
         active = self._active()
         if active:
             self._groups_seen.look(self.param_groups, self._updates)
-            with self._updating():
+            with Held(), self._updating():
                 self._guarded(active, value) if self._fallback else self._update(
                     active, value, self._lying(active)
                 )

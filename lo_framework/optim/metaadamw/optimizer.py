@@ -26,17 +26,14 @@ from lo_framework.learned.attention import Attention, NetworkConfig
 from lo_framework.objectives.terms import TERMS
 from lo_framework.optim.base import ByPlace, OptimizerBase
 from lo_framework.optim.eager import eager
+from lo_framework.optim.interrupts import Held
 from lo_framework.optim.metaadamw.adam_step import update
 from lo_framework.optim.metaadamw.factors import FactorRule
 from lo_framework.optim.metaadamw.groups import OwnGroups, Plan
 from lo_framework.optim.metaadamw.look_ahead import meta_gradient
 from lo_framework.optim.metaadamw.meta_loss import LossFn, MetaConfig
 from lo_framework.optim.metaadamw.network import Network, as_learned, hyper_of, make_network
-from lo_framework.optim.metaadamw.parameters import (
-    MOMENTS,
-    ParameterTable,
-    check_betas,
-)
+from lo_framework.optim.metaadamw.parameters import MOMENTS, ParameterTable, check_betas
 from lo_framework.optim.metaadamw.preserved import as_outside
 from lo_framework.optim.metaadamw.published import Variant, find_variant
 from lo_framework.optim.metaadamw.saved import check_entry, refuse_missing
@@ -85,6 +82,7 @@ class MetaAdamW(OptimizerBase):
 
     entry = "metaadamw"
     reads_roles = True
+    swaps = True
     log_prefix = "metaadamw"
 
     def __init__(
@@ -159,7 +157,7 @@ class MetaAdamW(OptimizerBase):
             self._groups_seen.look(self.param_groups, self.updates)
             plan = self.table.plan(active)
             self.network.spec.check(plan.grouping)
-            with self._updating():
+            with Held(), self._updating():
                 self._update(plan)
         return result
 
@@ -202,7 +200,7 @@ class MetaAdamW(OptimizerBase):
         self._refresh()
         outside = as_outside(loss_fn, self._device.type)
         batches = (train_1, train_2, valid)
-        with torch.enable_grad(), self._updating():
+        with torch.enable_grad(), Held(), self._updating():
             result = meta_gradient(
                 self.table, self._rule, objective, outside, batches, self.updates, model
             )

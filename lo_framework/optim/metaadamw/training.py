@@ -17,11 +17,12 @@ from lo_framework.errors import UserError
 from lo_framework.learned.attention import Attention
 from lo_framework.optim.metaadamw.network import HYPER_PART
 from lo_framework.optim.metaadamw.published import Variant
+from lo_framework.optim.shards import are_several
 
 
 def mean_over_processes(x: Tensor) -> Tensor:
     """The mean of ``x``: each process sees batches of its own, and all must learn the same."""
-    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+    if not are_several():
         return x
     x = x.clone()
     dist.all_reduce(x)

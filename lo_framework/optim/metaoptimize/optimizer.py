@@ -20,6 +20,7 @@ from lo_framework.errors import UserError, check_number, nearest
 from lo_framework.optim.base import ByPlace, OptimizerBase
 from lo_framework.optim.blocks import Blocks, assign
 from lo_framework.optim.eager import eager
+from lo_framework.optim.interrupts import Held
 from lo_framework.optim.metaoptimize.derivatives import closure_gradients
 from lo_framework.optim.metaoptimize.diagnostics import Watch
 from lo_framework.optim.metaoptimize.hessian_free import StepSizes, hessian_free_step, reset_traces
@@ -117,7 +118,7 @@ class MetaOptimize(OptimizerBase):
         active = self._active()
         if active:
             self._groups_seen.look(self.param_groups, self._updates)
-            with self._updating():
+            with Held(), self._updating():
                 self._update(active, graph)
         return result
 

@@ -251,7 +251,8 @@ class Store:
         self.packs = []
         self._forget_plans()
         self.ages = [int(saved[i]["step"]) if i in saved else 0 for i in range(len(self.params))]
-        self._allocate(list(saved))
+        if saved:  # else at the first step, where the model is then
+            self._allocate(list(saved))
         for pack in self.packs:
             for place, i in enumerate(pack.members):
                 if i in saved:

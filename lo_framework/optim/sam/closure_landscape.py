@@ -17,6 +17,7 @@ from torch import Tensor
 
 from lo_framework.errors import UserError
 from lo_framework.optim.backward_watch import BackwardWatch
+from lo_framework.optim.interrupts import Held
 from lo_framework.optim.refusals import refuse_complex, refuse_sparse
 from lo_framework.optim.sam.surroundings import Surroundings
 from lo_framework.regularizers.base import Batch, Landscape, Params
@@ -148,10 +149,12 @@ class ClosureLandscape(GradientLandscape):
         Raises:
             NotFiniteError: the loss or the gradient is infinite or NaN.
         """
-        with self.surroundings.kept():
+        with Held() as held, self.surroundings.kept():
             try:
                 assign(self.params, params)
-                loss = loss_of(self.run(), self.home)
+                with held.released():
+                    result = self.run()
+                loss = loss_of(result, self.home)
                 grad = gradients(self.params, self.home)
             finally:
                 assign(self.params, self.home)

@@ -19,6 +19,7 @@ from torch.nn.utils import get_total_norm
 
 from lo_framework.errors import UserError
 from lo_framework.optim.eager import eager
+from lo_framework.optim.interrupts import Held
 from lo_framework.optim.sam.closure_landscape import (
     GradientLandscape,
     active_of,
@@ -242,8 +243,9 @@ class InHalves:
         is_same = self._begun is not None or not self.same_noise
         seed = mixed(state.seed, state.steps)
         half = Half(here, seed, broken, is_same, around, around.keep())
-        half.begin(self.regularizer, state.steps, state.of(home), active)
-        self._half, self._begun = half, None
+        with Held():
+            half.begin(self.regularizer, state.steps, state.of(home), active)
+            self._half, self._begun = half, None
         return half.moved
 
     def second_step(self) -> None:
@@ -303,9 +305,10 @@ class InHalves:
                     "(said once)",
                     stacklevel=5,
                 )
-        self._half = None
-        grads, new = half.end(self.regularizer, state.steps, state.of(half.here.params), active)
-        set_gradients(active, grads)
-        if new is not None:
-            state.advance(new)
-        step_base(self.base, half.here.loss)
+        with Held():
+            self._half = None
+            grads, new = half.end(self.regularizer, state.steps, state.of(half.here.params), active)
+            set_gradients(active, grads)
+            if new is not None:
+                state.advance(new)
+            step_base(self.base, half.here.loss)

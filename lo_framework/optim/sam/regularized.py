@@ -21,6 +21,7 @@ from lo_framework.errors import UserError
 from lo_framework.optim.base import OptimizerBase, StateOnly, hooked
 from lo_framework.optim.checkpoint import has_shards, is_blank_step, pack_entry, take_entry
 from lo_framework.optim.eager import eager
+from lo_framework.optim.interrupts import Held
 from lo_framework.optim.sam.closure_landscape import (
     ClosureLandscape,
     NotFiniteError,
@@ -217,6 +218,7 @@ class Regularized(InHalves, StateOnly, torch.optim.Optimizer):
         # A guarded base decides about a broken loss; an overflow of scaled gradients is none.
         overflows = scaler is not None and bool(here.loss.isfinite())
         guarded = getattr(self.base, "is_guarded", False) and not overflows
+        correction = None
         try:
             if is_finite(here.loss, here.grad):
                 landscape = ClosureLandscape(
@@ -225,15 +227,17 @@ class Regularized(InHalves, StateOnly, torch.optim.Optimizer):
                 correction = self.regularizer.correction_at(
                     state.steps, landscape, here, state.of(home)
                 )
-                set_gradients(active, vectors.add(here.grad, correction.field))
-                state.advance(correction.state)
             elif not guarded:
                 raise broken_at_home(self.title)
         except NotFiniteError:
             if scaler is None:
                 raise
             return result  # and the scaler, which has seen it, lowers the scale
-        step_base(self.base, here.loss)
+        with Held():
+            if correction is not None:
+                set_gradients(active, vectors.add(here.grad, correction.field))
+                state.advance(correction.state)
+            step_base(self.base, here.loss)
         return result
 
     def state_dict(self) -> dict[str, Any]:

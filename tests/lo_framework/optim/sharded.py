@@ -282,6 +282,23 @@ def guarded(spec: str, dtype: torch.dtype, rank: int, folder: Path) -> Result:
     return {"weights": whole(model), "said": [str(each.message) for each in said]}
 
 
+def replicated(spec: str, dtype: torch.dtype, rank: int, folder: Path) -> Result:
+    """Copies under DistributedDataParallel, where one process tells a loss that has exploded."""
+    model = nn.parallel.DistributedDataParallel(network(dtype))
+    optimizer = Learned(model, "general", num_steps=50, lr=0.1, guard=GuardConfig(warmup=3))
+    for t in range(STEPS):
+        optimizer.zero_grad()
+        rows = torch.randint(13, (ROWS, 3), generator=tools.generator(t + rank))
+        loss = model(rows).square().mean()
+        loss.backward()
+        optimizer.step(loss=1e6 if t >= HALF and rank == 0 else loss.detach())
+    mine = nn.utils.parameters_to_vector(model.parameters()).detach()
+    first = mine.clone()
+    dist.broadcast(first, 0)
+    assert torch.equal(mine, first), rank
+    return {"activations": optimizer.guard_activations}
+
+
 class Named(nn.Module):
     """Parameters by the names of `tools.SHAPES`."""
 

@@ -287,22 +287,3 @@ def test_zero_redundancy_optimizer_is_refused(
         assert kind.__name__ in str(caught.value) and "\n" not in str(caught.value)
         ZeroRedundancyOptimizer(model.parameters(), torch.optim.AdamW)
     kind(model.parameters(), **options)
-
-
-def test_code_in_the_document_runs(tmp_path: Path) -> None:
-    document = Path(__file__).parents[3] / "docs" / "distributed.md"
-    (block,) = (part.split("```")[0] for part in document.read_text().split("```python\n")[1:])
-    model = nn.Sequential(nn.Linear(4, 9), nn.Linear(9, 8))
-    names = {
-        "model": model,
-        "Learned": Learned,
-        "loader": [batch(0)],
-        "loss_fn": nn.functional.mse_loss,
-        "folder": tmp_path / "checkpoint",
-    }
-    with one_process(tmp_path):
-        exec(compile(block, str(document), "exec"), names)
-        assert names["optimizer"]._updates == 1  # type: ignore[attr-defined]
-        assert type(model[0].weight).__name__ == "DTensor"
-        names.clear()
-        del model

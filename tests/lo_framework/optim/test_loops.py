@@ -1,4 +1,4 @@
-"""The recipes of docs/loops.md, in the loops that they are for."""
+"""The recipes of docs/loops.md and docs/use, in other loops than their pages have."""
 
 from __future__ import annotations
 
@@ -13,11 +13,15 @@ from torch import Tensor, nn
 
 import lo_framework as lo
 from lo_framework.optim import SAM, Learned
+from tests.documents.page import blocks
 from tests.lo_framework.optim.test_options import network, weights
 from tests.lo_framework.optim.tools import generator
 
-DOCUMENT = Path(__file__).resolve().parents[3] / "docs/loops.md"
-BLOCKS = [part.split("```")[0] for part in DOCUMENT.read_text("utf-8").split("```python\n")[1:]]
+DOCS = Path(__file__).resolve().parents[3] / "docs"
+PAGES = [
+    DOCS / name for name in ("loops.md", "use/plain.md", "use/trainer.md", "use/accelerate.md")
+]
+BLOCKS = [text for page in PAGES for kind, text, _ in blocks(page) if kind == "python"]
 
 
 def data(rows: int = 12) -> tuple[Tensor, Tensor]:
@@ -29,13 +33,14 @@ def names() -> dict[str, Any]:
     x, y = data()
     loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), batch_size=4)
     loss_fn = nn.functional.cross_entropy
-    return {"x": x, "y": y, "loader": loader, "loss_fn": loss_fn, "model": network()}
+    found = {"x": x, "y": y, "loader": loader, "loss_fn": loss_fn, "model": network()}
+    return found | {"torch": torch, "nn": nn, "lo": lo}
 
 
 def run(marker: str, given: dict[str, Any]) -> dict[str, Any]:
-    """Run the one block of the document with ``marker`` in it."""
+    """Run the one block with ``marker`` in it."""
     (block,) = [block for block in BLOCKS if marker in block]
-    exec(compile(block, str(DOCUMENT), "exec"), given)
+    exec(compile(block, marker, "exec"), given)
     return given
 
 
@@ -96,7 +101,7 @@ def trainer_of(trainer: Any, model: nn.Module, optimizer: Any, folder: Path, **o
 def test_sam_in_a_transformers_trainer(tmp_path: Path) -> None:
     """It is SAM's, and a run that is stopped and resumed ends with the same bits."""
     needs("transformers")
-    made = run("SAMTrainer", {})["SAMTrainer"]
+    made = run("class SAMTrainer", {"Trainer": sys.modules["transformers"].Trainer})["SAMTrainer"]
 
     def start(folder: str) -> tuple[nn.Module, Any]:
         model = as_the_trainer_sees_it(network())
@@ -123,7 +128,10 @@ def test_sam_in_a_transformers_trainer(tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("ignore")
 def test_sam_under_accelerate() -> None:
     needs("accelerate")
-    given = run("accelerator.prepare", names())
+    given = run(
+        "accelerator = Accelerator()",
+        names() | {"Accelerator": sys.modules["accelerate"].Accelerator},
+    )
     model = network()
     optimizer = SAM(torch.optim.AdamW(model.parameters(), lr=1e-3), rho=0.05)
     for x, y in names()["loader"]:
@@ -144,7 +152,7 @@ def test_logs_of_a_transformers_trainer(tmp_path: Path) -> None:
     needs("transformers")
     from transformers import Trainer
 
-    callback = run("LogOptimizer", {})["LogOptimizer"]
+    callback = run("class LogOptimizer", {})["LogOptimizer"]
     model = as_the_trainer_sees_it(network())
     trainer = trainer_of(Trainer, model, Learned(model, "general"), tmp_path)
     trainer.add_callback(callback(trainer))
@@ -153,41 +161,6 @@ def test_logs_of_a_transformers_trainer(tmp_path: Path) -> None:
     assert [entry["step"] for entry in told] == [2, 4, 6]
 
 
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")
-def test_logs_of_a_lightning_module(tmp_path: Path) -> None:
-    needs("lightning")
-    given = names()
-    module = run("LightningModule", given)["Module"](given["model"])
-    lightning = sys.modules["lightning"]
-    trainer = lightning.Trainer(
-        max_epochs=2,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        default_root_dir=str(tmp_path),
-    )
-    trainer.fit(module, given["loader"])
-    told = trainer.logged_metrics
-    assert float(told["learned/progress"]) == 1.0
-    assert "learned/step_size/0.weight" in told
-
-
 def test_settings_of_a_guard(capsys: pytest.CaptureFixture[str]) -> None:
-    given = run("GuardConfig", names() | {"lo": lo})
+    given = run("GuardConfig", names())
     assert given["strict"].is_guarded and capsys.readouterr().out == "0 False\n"
-
-
-def test_every_block_is_run() -> None:
-    ran = (
-        "OneCycleLR",
-        "GuardConfig",
-        "LogOptimizer",
-        "LightningModule",
-        "SAMTrainer",
-        "accelerator.prepare",
-    )
-    assert len(BLOCKS) == len(ran)
-    assert all(sum(marker in block for block in BLOCKS) == 1 for marker in ran)

@@ -330,3 +330,37 @@ def test_states_of_another_class_or_optimizer_are_refused() -> None:
                     optimizer.load_state_dict(other.state_dict())
                 assert "\n" not in str(error.value)
         assert str(optimizer.state_dict()) == before
+
+
+@pytest.mark.parametrize("kind", MAKERS)
+def test_steps_that_find_no_gradient_are_said_once(kind: str) -> None:
+    """The model was made anew, and trained by the optimizer of the one before."""
+    model = network()
+    optimizer = MAKERS[kind](model)
+    network()(torch.ones(2, 4)).sum().backward()
+    with pytest.warns(UserWarning, match="no parameter has a gradient"):
+        optimizer.step()
+    optimizer.step()
+    step(optimizer)
+
+
+@pytest.mark.parametrize("kind", MAKERS)
+def test_parameters_may_be_replaced_before_the_first_step(kind: str) -> None:
+    """As accelerate does for FSDP2, in the module and in the groups, after it has loaded the state
+    that there is: what lies here is then of another shape.
+    """
+    model, other = nn.Sequential(nn.Linear(4, 9), nn.Tanh(), nn.Linear(9, 3)), network()
+    optimizer, expected = MAKERS[kind](model), MAKERS[kind](other)
+    optimizer.load_state_dict(optimizer.state_dict())
+    model[0], model[2] = network()[0], network()[2]
+    optimizer.param_groups[0]["params"] = [*model.parameters()]
+    for t in range(4):
+        step(optimizer, t)
+        step(expected, t)
+    assert torch.equal(weights(model), weights(other))
+    assert not torch.equal(weights(model), weights(network()))
+    if kind == "metaadamw":
+        return  # which takes replaced parameters at any time
+    optimizer.param_groups[0]["params"] = [*network().parameters()]
+    with pytest.raises(UserError, match="other parameters in the midst of a run"):
+        step(optimizer)

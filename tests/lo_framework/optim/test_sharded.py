@@ -93,6 +93,12 @@ def test_all_processes_take_notice_of_one_loss(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_copies_stay_copies_whatever_loss_a_process_tells(tmp_path: Path) -> None:
+    ((_, result),) = spawned("replicated", [("any", DOUBLE)], tmp_path).items()
+    assert result["activations"] == 0
+
+
+@pytest.mark.slow
 def test_what_cannot_be_is_refused(tmp_path: Path) -> None:
     ((_, result),) = spawned("refused", [("any", SINGLE)], tmp_path).items()
     words = ["whole tensors", "whole tensors", "needs whole parameters", "other processes"]

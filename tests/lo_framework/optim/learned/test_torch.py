@@ -197,7 +197,8 @@ def test_layout_is_of_the_whole_list_and_uses_names() -> None:
 def test_step_without_any_gradient_does_nothing() -> None:
     params = parameters()
     face = Learned(params, moved("attention"), num_steps=10)
-    face.step()
+    with pytest.warns(UserWarning, match="no parameter has a gradient"):
+        face.step()
     assert face._updates == 0 and torch.equal(flat(params), flat(parameters()))
 
 

@@ -253,7 +253,8 @@ def test_empty_and_scalar_parameters() -> None:
 def test_a_step_without_any_gradient_does_nothing() -> None:
     params = parameters()
     optimizer = build(params)
-    optimizer.step()
+    with pytest.warns(UserWarning, match="no parameter has a gradient"):
+        optimizer.step()
     assert (
         optimizer.updates == 0
         and torch.equal(flat(params), flat(parameters()))
