@@ -114,7 +114,7 @@ class Fallback:
                     return "skip"
                 self.retreat(cause)
                 return "back"
-        if guard.due or is_changed:
+        if guard.due or (is_changed and guard.kept is not None):
             self._take_snapshot(watch.params)
             guard.keep()
             if first:  # gradients of this size are no alarm either
@@ -218,14 +218,14 @@ class Fallback:
     def without_copies(state: dict[str, Any]) -> dict[str, Any]:
         """A state without its samples and copies of parameters: what is small."""
         watched = state["watched"] and [None, None, state["watched"][2]]
-        return {**state, "snapshot": {}, "adamw": None, "watched": watched, "unread": []}
+        return {**state, "snapshot": {}, "adamw": None, "watched": watched}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.guard.load_state_dict(state["guard"])
         params = self.optimizer._here
         self.snapshot = {i: x.to(params[i]).clone() for i, x in state["snapshot"].items()}
         if not self.snapshot:
-            self.guard.kept = None  # one is due
+            self.guard.kept = None  # one is due as soon as all is calm
         self.adamw = self.watch = None
         if state.get("watched") is not None:
             self.watch = Watch(self.optimizer._here)

@@ -11,7 +11,7 @@ row. A rise is seen in two ways.
   told, ``jump`` times the first one is a closer bound. What both let pass and catch on ordinary
   problems is what `benchmarks.ordinary` shows.
 * The loss, where it is told, after a warm-up and while AdamW is not in charge: its exponential
-  moving average (EMA), and most of the losses that it looks back on, may not be above
+  moving average (EMA), and three in four of the losses that it looks back on, may not be above
 
       best + (factor - 1) |best| + margin |first|
 
@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, replace
-from statistics import median_low
 from typing import Any, NamedTuple
 
 from lo_framework.errors import UserError, check_number, number, shown, whole
@@ -172,9 +171,10 @@ class Guard:
         now.ema = self._averaged(now.ema if now.seen else None, signal.loss)
         now.seen += 1
         now.recent = (*now.recent, signal.loss)[-self.horizon :]
-        # Most of the losses, too: few examples at a step have a rare large one, which is no trend.
+        # Three in four of the losses, too: few examples at a step have large ones now and then,
+        # which is no trend.
         # Nor does it judge AdamW, whose steps are small: its losses are those of the data.
-        is_high = min(now.ema, median_low(now.recent)) > self.limit
+        is_high = min(now.ema, sorted(now.recent)[len(now.recent) // 4]) > self.limit
         if now.seen > c.warmup and is_high and not self.remaining:
             return f"the training loss ({signal.loss:.4g}, average limit {self.limit:.4g})"
         now.best = min(now.best, now.ema)
@@ -182,14 +182,15 @@ class Guard:
 
     @property
     def due(self) -> bool:
-        """Time for a snapshot: there is none, or it is old and training is nearer to its best than
-        to a limit.
+        """Time for a snapshot: there is none or an old one, and training is nearer to its best than
+        to a limit. (A state that was saved without copies may have been saved after a break that
+        nobody had seen yet.)
         """
         now = self.now
         is_calm = now.rise <= 0.5 * self.allowed
         if now.seen:
             is_calm &= now.ema <= 0.5 * (now.best + self.limit)
-        return self.kept is None or (self.since_kept >= self.config.every and is_calm)
+        return is_calm and (self.kept is None or self.since_kept >= self.config.every)
 
     def keep(self) -> None:
         """A snapshot was taken, at a good time: losses of that size are no alarm."""

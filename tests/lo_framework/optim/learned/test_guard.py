@@ -71,6 +71,14 @@ def test_rare_large_losses_are_no_rise() -> None:
     assert any(feed(guard, [5.0] * 12))
 
 
+def test_few_examples_at_a_step_are_no_rise() -> None:
+    """Whose losses are small and large in turn: most are above the limit, and so is the average."""
+    guard, turns = Guard(GuardConfig()), [0.02, 0.02, 0.02, 0.5, 0.6, 0.4, 0.5]
+    assert not any(feed(guard, [1.0] * 30 + [0.1] * 50 + turns * 30))
+    assert guard.now.ema > guard.limit
+    assert any(feed(guard, [0.5] * 12))
+
+
 def test_another_problem_does_not_stop_the_training_for_good() -> None:
     """Losses that are high at good parameters too: of another task, or counted otherwise."""
     guard = Guard(GuardConfig())
@@ -84,6 +92,19 @@ def test_a_snapshot_that_was_rising_does_not_break_at_once() -> None:
     run(guard, [signal(added=x) for x in (0.0, 0.9 * QUICK.rise)])
     guard.keep()
     assert run(guard, [signal(added=2 * QUICK.rise)] + [signal()] * 6) == [True] + [False] * 6
+
+
+def test_there_is_no_first_snapshot_in_the_middle_of_trouble() -> None:
+    guard = Guard(QUICK)
+    guard.now.rise = 2 * 0.9 * QUICK.rise  # halved before it is looked at
+    taken = []
+    for _ in range(3):
+        assert not guard.violated(signal())
+        taken.append(guard.due)
+        if guard.due:
+            guard.keep()
+        guard.updated()
+    assert taken == [False, True, False]
 
 
 def test_limit_has_a_margin_near_zero_and_for_negative_losses() -> None:

@@ -117,6 +117,50 @@ def test_what_was_not_yet_read_is_saved() -> None:
     assert torch.equal(flat(params), flat(twins))
 
 
+def without_copies(face: Learned) -> dict[str, Any]:
+    """The state as `torch.distributed.checkpoint` keeps it: what parameters and groups have."""
+    state = copy.deepcopy(face.state_dict())
+    del state["learned"]
+    return state
+
+
+def test_what_was_not_yet_read_goes_through_a_checkpoint() -> None:
+    """A break that nobody has seen: what is loaded is no good copy, and AdamW makes the next
+    steps.
+    """
+    broken = learned(params := parameters(), "hyper-adamw:lr=30.0")
+    train(broken, 4)
+    twins = [nn.Parameter(p.detach().clone()) for p in params]
+    resumed = learned(twins, "hyper-adamw:lr=30.0")
+    resumed.load_state_dict(without_copies(broken))
+    with pytest.warns(UserWarning, match="broke the guard"):
+        train(resumed, 1)
+    assert resumed._fallback is not None and resumed._fallback.in_charge
+    assert not resumed._fallback.snapshot and torch.equal(flat(twins), flat(params))
+    losses = train(resumed, 15)
+    assert losses[-1] < losses[0] and resumed.guard_activations == 1
+
+
+@pytest.mark.parametrize("weights_first", [True, False])
+def test_a_state_of_doubt_is_no_good_copy(weights_first: bool) -> None:
+    face = learned(params := parameters())
+    train(face, 3)
+    assert face._fallback is not None
+    face._fallback.guard.now.rise = 0.95 * face._fallback.guard.allowed
+    twins = [nn.Parameter(p.detach().clone()) for p in params]
+    resumed = learned(twins if weights_first else parameters(3))
+    resumed.load_state_dict(without_copies(face))
+    for p, x in zip(resumed._params, params):
+        p.data.copy_(x)
+    doubtful = resumed._fallback
+    assert doubtful is not None
+    taken = []
+    for _ in range(12):
+        train(resumed, 1)
+        taken.append(bool(doubtful.snapshot))
+    assert not any(taken[:3]) and all(taken[8:]) and resumed.guard_activations == 0
+
+
 def test_which_shards_count_is_asked_once_for_a_list_of_parameters(tmp_path: Path) -> None:
     store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
     torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
