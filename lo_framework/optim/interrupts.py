@@ -7,11 +7,16 @@ cell go on with the same objects in the next one.
 
 from __future__ import annotations
 
-import signal
+import importlib
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+
+# The functions under those of `signal`, which make enums of all that they get and give: a tenth of
+# the time. `python -m timeit -s "from lo_framework.optim.interrupts import Held" "with Held(): 1"`
+_signal: Any = importlib.import_module("_signal")
+SIGINT: int = _signal.SIGINT
 
 
 class Held:
@@ -21,20 +26,21 @@ class Held:
     nested: the outermost one raises.
     """
 
+    _arrived: tuple[Any, ...] | None = None
+    _usual: Any = None  # the handler, while interrupts are held
+
     def __enter__(self) -> Held:
-        self._arrived: tuple[Any, ...] | None = None
-        self._usual: Any = None
         if threading.current_thread() is threading.main_thread():
-            usual = signal.getsignal(signal.SIGINT)
+            usual = _signal.getsignal(SIGINT)
             if callable(usual):  # neither ignored nor the end of the process
                 self._usual = usual
-                signal.signal(signal.SIGINT, self._remember)
+                _signal.signal(SIGINT, self._remember)
         return self
 
     def __exit__(self, *_: object) -> None:
         usual, self._usual = self._usual, None
         if usual is not None:
-            signal.signal(signal.SIGINT, usual)
+            _signal.signal(SIGINT, usual)
             if self._arrived is not None:
                 usual(*self._arrived)
 
@@ -44,14 +50,14 @@ class Held:
         if self._usual is None:
             yield
             return
-        signal.signal(signal.SIGINT, self._usual)
+        _signal.signal(SIGINT, self._usual)
         try:
             arrived, self._arrived = self._arrived, None
             if arrived is not None:
                 self._usual(*arrived)
             yield
         finally:
-            signal.signal(signal.SIGINT, self._remember)
+            _signal.signal(SIGINT, self._remember)
 
     def _remember(self, *arrived: Any) -> None:
         self._arrived = arrived

@@ -20,7 +20,7 @@ NEEDS = {
     "plain": "",
     "ddp": "",
     "fsdp2": "",
-    "notebook": "",
+    "notebook": "tensorboard",
     "trainer": "transformers",
     "lightning": "lightning",
     "accelerate": "accelerate",
@@ -76,7 +76,7 @@ def test_the_notebook_runs_in_a_kernel(tmp_path: Path) -> None:
         cells = [
             nbformat.v4.new_code_cell(re.sub(r"^%tensorboard .*\n", "", text, flags=re.M))
             for kind, text, _ in blocks(USE / "notebook.md")
-            if kind in ("python", "setup", "ipython")
+            if kind in ("python", "setup", "text")  # of magics
         ]
         notebook = nbformat.v4.new_notebook(cells=cells)
         env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -116,4 +116,4 @@ def test_links_of_the_pages_lead_somewhere() -> None:
 
 def test_pages_are_short() -> None:
     lengths = {path.name: path.read_text("utf-8").count("\n") for path in USE.glob("*.md")}
-    assert not {name: n for name, n in lengths.items() if n > 140}
+    assert not {name: n for name, n in lengths.items() if n > 130}
