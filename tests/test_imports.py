@@ -54,7 +54,7 @@ SHORT = set(BELOW) - {"core"}
 UNPICKLERS = {"pickle", "_pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 
 # Heavy, and needed only by some commands: imported inside the functions that use them.
-LAZY = ["matplotlib", "sklearn", "higher", "tensorboard", "tqdm", "scipy", "pooch", "curvlinops"]
+LAZY = ["matplotlib", "sklearn", "higher", "tensorboard", "tqdm", "scipy", "pooch"]
 LAZY += ["huggingface_hub"]
 
 
