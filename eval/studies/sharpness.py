@@ -100,7 +100,7 @@ class SharpnessEvaluation(Evaluation[SharpnessRequest, Result]):
             }
         )
         arms = (
-            replace(one.arm, runs=tuple(measured[(*key, run.seed)] for run in one.arm.runs))
+            replace(one.arm, runs=tuple(measured[key + (run.seed,)] for run in one.arm.runs))
             for key, one in trained.items()
         )
         settings = {**asdict(self.settings), "level": asdict(self.settings.level)}
