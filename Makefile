@@ -44,7 +44,7 @@ test: env
 test-slow: env
 	$(RUN) -m pytest -m slow $(ARGS)
 
-# An environment of its own: what [dev] brings along breaks transformers beside a CPU build of torch.
+# An environment of its own: what [loops] brings is heavy, and no other test needs it.
 LOOPS := tests/integration tests/documents/test_loops.py tests/lo_framework/optim/test_loops.py
 
 test-loops:

@@ -36,7 +36,7 @@ from typing import Any, NoReturn
 from lo_framework.errors import UserError, choose, describe, nearest
 from lo_framework.malloc import keep_freed_memory
 from lo_framework.namespace import HOME
-from lo_framework.schema import Mismatch, convert, read_json, required
+from lo_framework.schema import Mismatch, convert, hints, read_json, required
 
 SIGINT, SIGPIPE, SIGTERM = 130, 141, 143  # shells report a signal's end as 128 + its number
 _SIGNALLED = 128
@@ -95,7 +95,7 @@ class Parser(argparse.ArgumentParser):
         self.required: dict[str, str] = {}
         for config in configs:
             texts = field_docs(config)
-            self.hints |= typing.get_type_hints(config, include_extras=True)
+            self.hints |= hints(config)
             for field in dataclasses.fields(config):
                 if field.init:
                     self._add(field, texts.get(field.name, ""))

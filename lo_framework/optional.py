@@ -19,7 +19,6 @@ OPTIONAL = {
     "prodigyopt": ("prodigyopt", "baselines", "the baseline prodigy"),
     "schedulefree": ("schedulefree", "baselines", "the baseline schedule-free"),
     "huggingface_hub": ("huggingface_hub", "hub", "it exchanges files with the hub"),
-    "curvlinops": ("curvlinops-for-pytorch", "sharpness", "Hessian products"),
 }
 
 

@@ -13,8 +13,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import inspect
 import json
 import math
+import sys
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -153,10 +155,26 @@ class Checked:
         check_ranges(self)
 
 
-# Types of a dataclass's fields, with what `Annotated` says of them.
-hints: Callable[[Any], dict[str, Any]] = functools.cache(
-    functools.partial(typing.get_type_hints, include_extras=True)
-)
+def _hints(config: type) -> dict[str, Any]:
+    """Types of a dataclass's fields, with what `Annotated` says of them.
+
+    Of fields alone: a class variable whose type is not said, a plain ``ClassVar``, is an error to
+    `typing.get_type_hints` of a class on Python 3.10.
+    """
+    names = {field.name for field in dataclasses.fields(config)}
+    found: dict[str, Any] = {}
+    for base in reversed(config.__mro__):
+        own = {key: x for key, x in inspect.get_annotations(base).items() if key in names}
+        found |= typing.get_type_hints(
+            types.SimpleNamespace(__annotations__=own),
+            dict(vars(base)),  # names of the module come before those of the class, as for a class
+            vars(sys.modules[base.__module__]),
+            include_extras=True,
+        )
+    return found
+
+
+hints: Callable[[Any], dict[str, Any]] = functools.cache(_hints)
 
 
 def convert(value: Any, hint: Any, *, text: bool = False) -> Any:

@@ -54,7 +54,7 @@ SHORT = set(BELOW) - {"core"}
 UNPICKLERS = {"pickle", "_pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 
 # Heavy, and needed only by some commands: imported inside the functions that use them.
-LAZY = ["matplotlib", "sklearn", "higher", "tensorboard", "tqdm", "scipy", "pooch", "curvlinops"]
+LAZY = ["matplotlib", "sklearn", "higher", "tensorboard", "tqdm", "scipy", "pooch"]
 LAZY += ["huggingface_hub"]
 
 
@@ -265,7 +265,7 @@ FLOORS: dict[str, list[str]] = {
         "__main__",
     ],
     f"{HOME}.optim": [
-        "naming options telling shards backward_watch interrupts refusals",
+        "naming options telling shards backward_watch eager interrupts refusals",
         "checkpoint",
         "base",
         "arena blocks fused",

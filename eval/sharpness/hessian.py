@@ -4,10 +4,9 @@
     top = top_eigenvalues(hessian, 3)              # .values, .vectors, .residuals
     trace(hessian).value, spectral_density(hessian).density
 
-Estimators come from curvlinops (Dangel et al. 2025, arXiv 2501.19183) and ARPACK (scipy's eigsh, a
-Lanczos iteration with full reorthogonalisation). The matrix itself is ours, not curvlinops'
-operator for modules: it is the Hessian of the very loss that all other measures see, for any task,
-exact for every size of the sample.
+Eigenvalues come from ARPACK (scipy's eigsh, a Lanczos iteration with full reorthogonalisation). The
+matrix is the Hessian of the very loss that all other measures see, for any task, exact for every
+size of the sample.
 
 All linear algebra runs in float64 on the CPU, whatever the surface computes in: a random draw is
 then the same on every device, and only the products carry float32 errors.
@@ -15,12 +14,9 @@ then the same on every device, and only the products carry float32 errors.
 
 from __future__ import annotations
 
-import importlib
 import math
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -35,6 +31,31 @@ from lo_framework.optional import require
 Product = Callable[[Tensor], Tensor]  # v [N] to A v [N], in the surface's type
 # up to this many parameters the matrix is written out: Lanczos needs more dimensions than steps
 DENSE_LIMIT = 64
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Matrix:
+    """A symmetric matrix ``[size, size]``, given by its products with vectors."""
+
+    size: int
+    product: Product
+
+    def __matmul__(self, v: Tensor) -> Tensor:
+        """Return the product with ``v [size]``, float64 on the CPU as ``v`` is.
+
+        Raises:
+            FloatingPointError: it is not finite.
+        """
+        found = self.product(v)
+        if not torch.isfinite(found).all():
+            raise FloatingPointError("a Hessian product is not finite")
+        return found
+
+    def dense(self) -> Array:
+        """The whole matrix, made exactly symmetric."""
+        rows = [self @ row for row in torch.eye(self.size, dtype=torch.float64)]
+        found = torch.stack(rows).numpy()
+        return (found + found.T) / 2
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -64,13 +85,13 @@ class Spectrum:
         return float(((self.density[1:] + self.density[:-1]) / 2 * np.diff(self.grid)).sum())
 
 
-def hessian_operator(surface: Surface, at: Tensor | None = None) -> Any:
-    """Return the Hessian at ``at`` (default: the surface's point) as an operator of curvlinops."""
+def hessian_operator(surface: Surface, at: Tensor | None = None) -> Matrix:
+    """Return the Hessian at ``at`` (default: the surface's point)."""
     point = surface.params if at is None else at
-    return _operator(lambda v: surface.hvp(point, v)[1], surface)
+    return _matrix(lambda v: surface.hvp(point, v)[1], surface)
 
 
-def ggn_operator(surface: Surface) -> Any | None:
+def ggn_operator(surface: Surface) -> Matrix | None:
     """The generalised Gauss-Newton matrix (Schraudolph 2002), positive semi-definite; for
     cross-entropy the Fisher.
 
@@ -98,10 +119,12 @@ def ggn_operator(surface: Surface) -> Any | None:
             total += share * part
         return total
 
-    return _operator(product, surface)
+    return _matrix(product, surface)
 
 
-def top_eigenvalues(operator: Any, k: int = 1, *, tol: float = 1e-6, seed: int = 0) -> Eigenpairs:
+def top_eigenvalues(
+    operator: Matrix, k: int = 1, *, tol: float = 1e-6, seed: int = 0
+) -> Eigenpairs:
     """Return the ``k`` algebraically largest eigenvalues.
 
     Args:
@@ -111,10 +134,9 @@ def top_eigenvalues(operator: Any, k: int = 1, *, tol: float = 1e-6, seed: int =
     Raises:
         FloatingPointError: a product is not finite, or Lanczos does not converge.
     """
-    size = operator.shape[0]
-    k = min(k, size)
-    if size <= max(DENSE_LIMIT, k + 1):
-        values, vectors = np.linalg.eigh(_dense(operator))
+    k = min(k, operator.size)
+    if operator.size <= max(DENSE_LIMIT, k + 1):
+        values, vectors = np.linalg.eigh(operator.dense())
         values, vectors = values[-k:], vectors[:, -k:]
     else:
         values, vectors = _lanczos(operator, k, "LA", tol, seed)
@@ -127,35 +149,39 @@ def top_eigenvalues(operator: Any, k: int = 1, *, tol: float = 1e-6, seed: int =
     )
 
 
-def trace(operator: Any, probes: int = 100, *, seed: int = 0) -> Mean:
-    """Hutchinson's estimate from Rademacher probes, with its standard error; exact where ``probes``
-    reach N.
+def trace(operator: Matrix, probes: int = 100, *, seed: int = 0) -> Mean:
+    """Hutchinson's estimate ``v^T A v`` from Rademacher probes v (Hutchinson 1989), with its
+    standard error; exact where ``probes`` reach N.
+
+    Raises:
+        FloatingPointError: a product is not finite.
     """
-    size = operator.shape[0]
+    size = operator.size
     if probes >= size:
-        return Mean(value=float(np.trace(_dense(operator))), stderr=0.0, n=size)
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        values = torch.stack([_curvlinops().hutchinson_trace(operator, 1) for _ in range(probes)])
-    if not torch.isfinite(values).all():
-        raise FloatingPointError("trace: a Hessian product is not finite")
-    return Mean.of(values)
+        return Mean(value=float(np.trace(operator.dense())), stderr=0.0, n=size)
+    generator = torch.Generator().manual_seed(seed)
+    signs = torch.empty(size, dtype=torch.float64)
+    values = []
+    for _ in range(probes):
+        v = signs.bernoulli_(0.5, generator=generator) * 2 - 1
+        values.append(v @ (operator @ v))
+    return Mean.of(torch.stack(values))
 
 
 def spectral_density(
-    operator: Any, *, probes: int = 10, steps: int = 80, points: int = 1024, seed: int = 0
+    operator: Matrix, *, probes: int = 10, steps: int = 80, points: int = 1024, seed: int = 0
 ) -> Spectrum:
-    """Stochastic Lanczos quadrature (Papyan 2020, algorithm 2; Ghorbani et al. 2019), smoothed by
-    some range / steps.
+    """Stochastic Lanczos quadrature (Papyan 2020, algorithm 2, JMLR 21; Ghorbani et al. 2019):
+    the mean over probes of their nodes, each a Gaussian of a width of some range / steps.
 
     Costs ``probes * steps`` products and some for the ends of the spectrum.
 
     Raises:
         FloatingPointError: a product is not finite, or the matrix is zero (its density is a point).
     """
-    size = operator.shape[0]
+    size = operator.size
     if size <= DENSE_LIMIT:
-        low, high = (float(x) for x in np.linalg.eigvalsh(_dense(operator))[[0, -1]])
+        low, high = (float(x) for x in np.linalg.eigvalsh(operator.dense())[[0, -1]])
     else:
         low, high = (
             float(_lanczos(operator, 1, which, 1e-2, seed)[0][0]) for which in ("SA", "LA")
@@ -163,85 +189,62 @@ def spectral_density(
     if high <= low:
         raise FloatingPointError("spectral density: all eigenvalues are one")
     steps = max(2, min(steps, size))
-    # curvlinops' Gaussians on a spectrum of length 2; the margin holds three sigma of those at its
-    # ends.
-    spread = 3 * 2 / (steps - 1) / math.sqrt(8 * math.log(3))
-    margin = max(0.05, spread / 2 / max(0.2, 1 - spread))
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        found = _curvlinops().lanczos_approximate_spectrum(
-            operator,
-            steps,
-            num_points=points,
-            num_repeats=probes,
-            boundaries=(low, high),
-            margin=margin,
-        )
-    grid, density = (x.numpy() for x in found)
-    if not np.isfinite(density).all():
-        raise FloatingPointError("spectral density: the Lanczos iteration broke down")
-    return Spectrum(grid=grid, density=density)
+    # Papyan's width, at which neighbours among `steps` nodes of an interval of length 2 meet at a
+    # third of their height; the margin holds three of them beyond the ends of the spectrum.
+    sigma = 2 / (steps - 1) / math.sqrt(8 * math.log(3))
+    margin = (high - low) * max(0.05, 3 * sigma / 2 / max(0.2, 1 - 3 * sigma))
+    grid = torch.linspace(low - margin, high + margin, points, dtype=torch.float64)
+    sigma *= float(grid[-1] - grid[0]) / 2
+    generator = torch.Generator().manual_seed(seed)
+    density = torch.zeros_like(grid)
+    for _ in range(probes):
+        nodes, weights = quadrature(operator, steps, generator)
+        density += weights @ torch.exp(-(((grid - nodes[:, None]) / sigma) ** 2) / 2)
+    density /= probes * sigma * math.sqrt(2 * math.pi)
+    return Spectrum(grid=grid.numpy(), density=density.numpy())
 
 
-def _operator(product: Product, surface: Surface) -> Any:
-    # What all of curvlinops' routines take; the base class itself is not exported.
-    base: Any = _curvlinops()._torch_base.PyTorchLinearOperator
+def quadrature(operator: Matrix, steps: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Return nodes and weights, at most ``[steps]`` each, of the spectrum as a random direction v
+    sees it: ``v^T f(A) v = sum_i weight_i f(node_i)`` for polynomials f of a degree below twice
+    their number (Golub & Welsch 1969).
 
-    class Matrix(base):
-        """Symmetric ``[N, N]``, float64 on the CPU, given by its products with vectors."""
-
-        SELF_ADJOINT = True
-        device = torch.device("cpu")
-        dtype = torch.float64
-
-        def __init__(self) -> None:
-            super().__init__([(surface.size,)], [(surface.size,)])
-
-        def _matmat(self, columns: list[Tensor]) -> list[Tensor]:
-            products = [product(v.to(surface.params)).to(columns[0]) for v in columns[0].unbind(1)]
-            return [torch.stack(products, 1)]
-
-    return Matrix()
-
-
-def _curvlinops() -> Any:
-    """The package, imported when first needed and without the deprecation warnings of its
-    dependencies.
+    Lanczos without reorthogonalisation: an eigenvalue that is found again shares its weight out.
     """
-    require("curvlinops")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return importlib.import_module("curvlinops")
+    v = torch.randn(operator.size, generator=generator, dtype=torch.float64)
+    v /= torch.linalg.vector_norm(v)
+    before, diagonal, beside = torch.zeros_like(v), [], [0.0]
+    for _ in range(steps):
+        following = operator @ v - beside[-1] * before
+        diagonal.append(float(following @ v))
+        following -= diagonal[-1] * v
+        beside.append(float(torch.linalg.vector_norm(following)))
+        if not beside[-1]:  # v lies in what few eigenvectors span: these are all
+            break
+        before, v = v, following / beside[-1]
+    middle, side = (torch.tensor(x, dtype=torch.float64) for x in (diagonal, beside[1:-1]))
+    nodes, vectors = torch.linalg.eigh(middle.diag() + side.diag(1) + side.diag(-1))
+    return nodes, vectors[0] ** 2
 
 
-def _times(operator: Any, v: Array) -> Array:
+def _matrix(product: Product, surface: Surface) -> Matrix:
+    """The matrix of products in the surface's own type and on its device."""
+    return Matrix(size=surface.size, product=lambda v: product(v.to(surface.params)).to(v))
+
+
+def _times(operator: Matrix, v: Array) -> Array:
     return (operator @ torch.from_numpy(np.ascontiguousarray(v, dtype=np.float64))).numpy()
 
 
-def _dense(operator: Any) -> Array:
-    """The whole matrix ``[N, N]``, made exactly symmetric.
-
-    Raises:
-        FloatingPointError: it is not finite.
-    """
-    matrix = (operator @ torch.eye(operator.shape[0], dtype=torch.float64)).numpy()
-    if not np.isfinite(matrix).all():
-        raise FloatingPointError("a Hessian product is not finite")
-    return (matrix + matrix.T) / 2
-
-
-def _lanczos(operator: Any, k: int, which: str, tol: float, seed: int) -> tuple[Array, Array]:
+def _lanczos(operator: Matrix, k: int, which: str, tol: float, seed: int) -> tuple[Array, Array]:
     require("scipy")
     from scipy.sparse.linalg import ArpackError, LinearOperator, eigsh
 
-    def matvec(v: Array) -> Array:
-        product = _times(operator, v.reshape(-1))
-        if not np.isfinite(product).all():
-            raise FloatingPointError("a Hessian product is not finite")
-        return product
-
-    matrix = LinearOperator(operator.shape, matvec=matvec, dtype=np.float64)
-    start = np.random.default_rng(seed).standard_normal(operator.shape[0])
+    shape = (operator.size, operator.size)
+    matrix = LinearOperator(
+        shape, matvec=lambda v: _times(operator, v.reshape(-1)), dtype=np.float64
+    )
+    start = np.random.default_rng(seed).standard_normal(operator.size)
     try:
         return eigsh(matrix, k=k, which=which, tol=tol, v0=start)
     except ArpackError as error:  # ArpackNoConvergence is one

@@ -264,7 +264,7 @@ def _slices(point: Point) -> None:
     """
     surface, slices = point.surface, point.data["slices"]
     counts = (point.level.line, point.level.plane)
-    line, plane = (np.linspace(-EXTENT, EXTENT, count) for count in counts)
+    line, plane = (np.linspace(-EXTENT, EXTENT, count, dtype=np.float64) for count in counts)
     if any(len(slot.shape) >= 2 for slot in surface.layout.slots):
         first, second = random_plane(surface.layout, surface.params, 0)
         slices["random line"] = _json(loss_line(surface, first, line))

@@ -51,7 +51,7 @@ class SharpnessEvaluation(Evaluation[SharpnessRequest, Result]):
     """
 
     def prepare(self) -> None:
-        for package in ("scipy", "curvlinops", "jinja2"):
+        for package in ("scipy", "jinja2"):
             require(package)  # at the start, not after the training of all runs
         r = self.request
         self.settings = Settings(
@@ -100,7 +100,7 @@ class SharpnessEvaluation(Evaluation[SharpnessRequest, Result]):
             }
         )
         arms = (
-            replace(one.arm, runs=tuple(measured[(*key, run.seed)] for run in one.arm.runs))
+            replace(one.arm, runs=tuple(measured[key + (run.seed,)] for run in one.arm.runs))
             for key, one in trained.items()
         )
         settings = {**asdict(self.settings), "level": asdict(self.settings.level)}

@@ -86,7 +86,6 @@ USES: dict[str, Callable[[Path], Any]] = {
     "tqdm": bar,
     "scipy": eigenvalues,
     "jinja2": eigenvalues,
-    "curvlinops": eigenvalues,
     "pooch": download,
     "huggingface_hub": share,
     "prodigyopt": baseline("prodigy"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import pytest
 
@@ -31,6 +31,7 @@ class Arm:
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
+    KINDS: ClassVar = ("fast", "slow")  # no field, and no type: an error to Python 3.10's typing
     arms: tuple[Arm, ...]
     steps: int = 1
     pair: tuple[int, str] = (0, "")

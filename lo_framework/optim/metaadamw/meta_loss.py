@@ -227,7 +227,8 @@ def slopes_ahead(
         return Slopes(stacked.detach(), slopes, torch.zeros_like(lambdas))
     leaves = [lambdas, train, valid, *gradients]
     pulled = torch.autograd.grad(total, leaves, allow_unused=True, materialize_grads=True)
-    by_lambdas, by_train, by_valid, *along = pulled
+    # Zeros of what the loss does not depend on ask for a gradient, in older releases of torch.
+    by_lambdas, by_train, by_valid, *along = (x.detach() for x in pulled)
     for point, by in ((second, by_train), (after, by_valid)):
         if (weight := float(by)) != 0:
             slopes = [a + weight * g.detach() for a, g in zip(slopes, point.grads)]

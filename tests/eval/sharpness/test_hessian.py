@@ -9,8 +9,10 @@ from torch.nn import functional as F
 
 from lo_framework.eval.sharpness import surface as surface_module
 from lo_framework.eval.sharpness.hessian import (
+    Matrix,
     ggn_operator,
     hessian_operator,
+    quadrature,
     spectral_density,
     top_eigenvalues,
     trace,
@@ -50,7 +52,7 @@ def test_hessian_and_ggn_are_exact(dtype, tolerance):
     surface = trained(small_task(hidden=(16,)), steps=30, dtype=dtype)
     assert surface.size == 195 and len(list(surface.passes())) == 2
     for operator, matrix in zip((hessian_operator(surface), ggn_operator(surface)), exact(surface)):
-        ours = (operator @ torch.eye(surface.size, dtype=F64)).numpy()
+        ours = operator.dense()
         scale = np.abs(matrix).max()
         np.testing.assert_allclose(ours, matrix, rtol=0, atol=tolerance * scale)
         values, vectors = np.linalg.eigh(matrix)
@@ -67,27 +69,27 @@ def test_ggn_is_positive_semidefinite_and_the_hessian_is_not():
     surface = trained(small_task(), steps=30)
     hessian, ggn = exact(surface)
     assert np.linalg.eigvalsh(ggn)[0] > -1e-12 > -1e-6 > np.linalg.eigvalsh(hessian)[0]
-    ours = (ggn_operator(surface) @ torch.eye(surface.size, dtype=F64)).numpy()
-    assert np.linalg.eigvalsh((ours + ours.T) / 2)[0] > -1e-12
+    assert np.linalg.eigvalsh(ggn_operator(surface).dense())[0] > -1e-12
 
 
-@pytest.mark.filterwarnings(
-    "ignore:.*torch.jit.script.*:DeprecationWarning"
-)  # torch's own forward mode
-def test_ggn_is_curvlinops_own():
-    from curvlinops import GGNLinearOperator
+def test_probes_of_signs_see_a_diagonal_exactly():
+    values = torch.arange(-30.0, 70.0, dtype=F64)
+    found = trace(Matrix(size=100, product=lambda v: values * v), probes=7)
+    assert (found.value, found.stderr, found.n) == (float(values.sum()), 0.0, 7)
 
-    surface = trained(small_task(), steps=30)
-    w = surface.layout.unflatten(surface.params)
-    net = torch.nn.Sequential(
-        torch.nn.Flatten(), torch.nn.Linear(8, 12), torch.nn.Tanh(), torch.nn.Linear(12, 3)
-    ).double()
-    for theirs, ours in zip(net.parameters(), w.values()):
-        theirs.data.copy_(ours)
-    batches = list(zip(surface.data[0].split(30), surface.data[1].split(30)))
-    theirs = GGNLinearOperator(net, torch.nn.CrossEntropyLoss(), list(net.parameters()), batches)
-    v = torch.randn(surface.size, generator=torch.Generator().manual_seed(0), dtype=F64)
-    torch.testing.assert_close(ggn_operator(surface) @ v, (theirs @ v).detach())
+
+@pytest.mark.parametrize("kinds", [range(100), [3, 1, -2], [0]])
+def test_quadrature_is_exact_for_polynomials(kinds):
+    """Also where the matrix has fewer eigenvalues than there are steps: some are found again, or
+    the iteration ends.
+    """
+    values = torch.tensor([*kinds], dtype=F64).repeat(100)[:100] / 50
+    a = Matrix(size=100, product=lambda v: values * v)
+    nodes, weights = quadrature(a, 6, torch.Generator().manual_seed(1))
+    v = torch.randn(100, generator=torch.Generator().manual_seed(1), dtype=F64)
+    square = v**2 / (v @ v)
+    for degree in range(12):
+        torch.testing.assert_close(weights @ nodes**degree, square @ values**degree)
 
 
 def test_ggn_is_not_available_without_logits():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,16 @@ from tests.lo_framework.optim.tools import generator, moved
 HOME = str(Path(lo_framework.__file__).parent)
 PLACES = 10  # of a step at which it is interrupted
 Make = Callable[[nn.Module], torch.optim.Optimizer]
+
+
+@pytest.fixture(autouse=True)
+def usual() -> Iterator[None]:
+    """What Python does with an interrupt, also where the tests run in the background: a shell lets
+    its background jobs ignore them.
+    """
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def sam(model: nn.Module) -> SAM:
