@@ -265,7 +265,7 @@ FLOORS: dict[str, list[str]] = {
         "__main__",
     ],
     f"{HOME}.optim": [
-        "naming options telling shards backward_watch refusals",
+        "naming options telling shards backward_watch eager refusals",
         "checkpoint",
         "base",
         "arena blocks fused",
