@@ -153,9 +153,10 @@ def pull(
     if not outputs:
         return tuple(torch.zeros_like(x) for x in inputs)
     tensors, seeds = zip(*outputs)
-    return torch.autograd.grad(
+    found = torch.autograd.grad(
         tensors, inputs, seeds, allow_unused=True, materialize_grads=True, retain_graph=keep or None
     )
+    return tuple(x.detach() for x in found)  # zeros ask for a gradient, in older releases of torch
 
 
 def combine(

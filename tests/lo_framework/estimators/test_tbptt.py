@@ -89,7 +89,7 @@ def assert_slopes(grad: Theta, f: Any, theta: Theta, each: bool = True) -> None:
     only.
     """
     for name, direction in directions(theta)[0 if each else -1 :]:
-        expected = slope(f, theta, direction)
+        expected = slope(f, theta, direction, h=2e-6)
         assert along(grad, direction) == pytest.approx(expected, rel=2e-5, abs=2e-9), name
 
 
