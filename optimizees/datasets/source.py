@@ -11,7 +11,7 @@ import os
 import tarfile
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
@@ -34,18 +34,19 @@ class Source:
         folders: folders below the data folder in which the files may lie; the first is where
             downloads go.
         files: names of the uncompressed files.
-        url: what the names in `sha256` are appended to.
+        url: what the names in `sha256` are appended to; "" for a set that is not downloaded.
         sha256: what to download -> its digest: the files themselves (with suffix), or one archive
             that holds them.
-        archive: name of that archive, if the set is published as one.
+        archive: name of that archive, if the set is published as one. Without suffix, it may
+            have any of `OPENERS`.
         size: the number of bytes of an uncompressed file, from its first `HEADER` bytes.
     """
 
     name: str
     folders: tuple[str, ...]
     files: tuple[str, ...]
-    url: str
-    sha256: dict[str, str]
+    url: str = ""
+    sha256: dict[str, str] = field(default_factory=dict)
     size: Callable[[bytes], int]
     archive: str = ""
 
