@@ -11,6 +11,8 @@ import torch
 from lo_framework.optimizees import (
     analytic as _analytic,  # noqa: F401 (registers its tasks)
     datasets as datasets_room,
+    language as _language,  # noqa: F401
+    sentiment as _sentiment,  # noqa: F401
 )
 from lo_framework.optimizees.datasets import Dataset
 from lo_framework.optimizees.models import cnn, gru, mlp, transformer  # noqa: F401 (register theirs)

@@ -63,6 +63,7 @@ class Task:
         vmappable: False for a loss that `torch.func.vmap` cannot take (recurrent layers, branches
             on data): copies of it run one after the other.
         scale: a typical loss, which `normalize` maps to 1.
+        note: what whoever reads its figures must know of its data; "" if nothing.
     """
 
     name: str
@@ -70,6 +71,7 @@ class Task:
     device: torch.device
     vmappable: bool = True
     scale: float = 1.0
+    note: str = ""
 
     def __init__(self, *, name: str, batch_size: int) -> None:
         self.name = name
@@ -177,8 +179,11 @@ class Model:
 class ModelTask(DataTask):
     """A functional model on a data set: the base of what it may be trained for.
 
-    A batch is (inputs [B, ...], targets). Subclasses say `sums` and `normalize`.
+    A batch is (inputs [B, ...], targets). Subclasses say `sums` and `normalize`. `metrics` looks at
+    `metric_rows` rows at a time.
     """
+
+    metric_rows: int = METRIC_ROWS
 
     def __init__(self, model: Model, dataset: Dataset, *, name: str, batch_size: int) -> None:
         super().__init__(name=name, batch_size=batch_size, data=dataset.splits)
@@ -213,7 +218,8 @@ class ModelTask(DataTask):
         # In chunks: a whole split's feature maps take gigabytes, times the vmapped tasks. Few rows
         # stay in the cache and are faster, too.
         parts = []
-        for x, y in zip(batch[0].split(METRIC_ROWS), batch[1].split(METRIC_ROWS), strict=True):
+        pieces = (rows.split(self.metric_rows) for rows in batch)
+        for x, y in zip(*pieces, strict=True):
             outputs, _ = self.model.apply(params, buffers, x)
             parts.append(self.sums(outputs, y))
         count = len(batch[1])
