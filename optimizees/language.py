@@ -1,5 +1,5 @@
-"""``wikitext``: a small GPT that tells the next word of WikiText-2, as MetaAdamW was published on it
-(`docs/papers.md`).
+"""``wikitext``: a small GPT that tells the next word of WikiText-2, as MetaAdamW was published on
+it (`docs/papers.md`).
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ class WikitextConfig(Sized):
         "paper": dict(width=128, layers=2, heads=4, context=128, vocab=10_000, batch=64)
         | {"dropout": 0.2},
         "small": dict(width=64, layers=1, heads=4, context=32, vocab=500, batch=16)
-        | {"dropout": 0.1},
+        | {"dropout": 0.0},
         "tiny": dict(width=16, layers=1, heads=2, context=16, vocab=128, batch=8)
         | {"dropout": 0.0},
     }

@@ -57,6 +57,7 @@ METRICS = (
         lower_is_better=False,
         percent=True,
     ),
+    Metric(key="test_perplexity", title="test ppl", chosen_by="valid_perplexity"),
 )
 BY_KEY = {metric.key: metric for metric in METRICS}
 

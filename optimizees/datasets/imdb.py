@@ -1,5 +1,5 @@
-"""IMDB: film reviews as files, ``aclImdb/<train|test>/<pos|neg>/<id>_<rating>.txt``, and whether the
-review is positive (ratings 7 to 10) or negative (1 to 4).
+"""IMDB: reviews of films as files, ``aclImdb/<train|test>/<pos|neg>/<id>_<rating>.txt``, which are
+positive (ratings 7 to 10) or negative (1 to 4).
 
 Source: Maas et al. 2011, Learning Word Vectors for Sentiment Analysis.
 """
@@ -126,7 +126,7 @@ def load(folder: str | None, rules: Rules, length: int, paper: bool) -> Reviews:
     return Reviews(splits=splits, vocabulary=words, count=count)
 
 
-def _rows(words: Vocabulary, reviews: Sequence[Review], length: int) -> tuple[Tensor, Tensor]:
+def _rows(words: Vocabulary, reviews: Sequence[Review], length: int) -> tuple[Tensor, ...]:
     """Words [n, length] and labels [n]; a review that has no word is one unknown word."""
     rows = torch.full((len(reviews), length), PAD_ID)
     for row, ids in zip(rows, words.encode([_line(r) for r in reviews]), strict=True):

@@ -1,5 +1,5 @@
-"""Words and their numbers: built from the lines of a training split by the `tokenizers` library, and
-kept under a digest of these lines and of the rules.
+"""Words and their numbers: built from the lines of a training split by the `tokenizers` library,
+and kept under a digest of these lines and of the rules.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""``wikitext``'s network: a small GPT (Radford et al. 2019), which tells the next word at every place."""
+"""``wikitext``'s network: a small GPT (Radford et al. 2019) that tells the word after each one."""
 
 from __future__ import annotations
 

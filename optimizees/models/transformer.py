@@ -108,18 +108,18 @@ class Transformer(Model):
         wide, ffn = self.config.width, self.config.ffn
         params = layer("patch", (wide, self.inputs), generator)
         params["position_embed.weight"] = torch.randn(self.tokens, wide, generator=generator)
-        for block in (f"blocks.{i}" for i in range(self.config.layers)):
-            params |= norm(f"{block}.norm1", wide)
+        for name in (f"blocks.{i}" for i in range(self.config.layers)):
+            params |= norm(f"{name}.norm1", wide)
             # uniform's bound is 1 / sqrt(fan in); Xavier's is sqrt(6 / (rows + columns)), here of
             # [3 D, D]
             packed = uniform((3 * wide, wide), 4 * wide, generator) * math.sqrt(6)
-            params[f"{block}.attn.qkv.weight"] = packed
-            params[f"{block}.attn.qkv.bias"] = torch.zeros(3 * wide)
-            params[f"{block}.attn.out.weight"] = uniform((wide, wide), wide, generator)
-            params[f"{block}.attn.out.bias"] = torch.zeros(wide)
-            params |= norm(f"{block}.norm2", wide)
-            params |= layer(f"{block}.mlp.up", (ffn, wide), generator)
-            params |= layer(f"{block}.mlp.down", (wide, ffn), generator)
+            params[f"{name}.attn.qkv.weight"] = packed
+            params[f"{name}.attn.qkv.bias"] = torch.zeros(3 * wide)
+            params[f"{name}.attn.out.weight"] = uniform((wide, wide), wide, generator)
+            params[f"{name}.attn.out.bias"] = torch.zeros(wide)
+            params |= norm(f"{name}.norm2", wide)
+            params |= layer(f"{name}.mlp.up", (ffn, wide), generator)
+            params |= layer(f"{name}.mlp.down", (wide, ffn), generator)
         params |= norm("norm", wide)
         params |= layer("head", (self.classes, wide), generator)
         return restarted(params, self.config, generator), {}

@@ -63,6 +63,12 @@ def download(tmp_path: Path) -> None:
         raise UserError(str(error).rpartition("; ")[2]) from error
 
 
+def words(tmp_path: Path) -> None:
+    from lo_framework.optimizees.datasets.vocabulary import Rules, vocabulary
+
+    vocabulary(["a b"], Rules(size=4))
+
+
 def share(tmp_path: Path) -> None:
     from lo_framework.learned import load
 
@@ -87,6 +93,7 @@ USES: dict[str, Callable[[Path], Any]] = {
     "scipy": eigenvalues,
     "jinja2": eigenvalues,
     "curvlinops": eigenvalues,
+    "tokenizers": words,
     "pooch": download,
     "huggingface_hub": share,
     "prodigyopt": baseline("prodigy"),

@@ -35,8 +35,9 @@ def test_numbers_of_words():
 def test_basic_english_is_that_of_torchtext():
     text = ['It\'s "A" film.<br />So, (see) it! Why? x;y:z']
     made = vocabulary(text, Rules(size=99, words="basic_english"))
-    split = "it ' s a film . so , ( see ) it ! why ? x y z".split()
-    assert made.decode(made.encode(text)[0]) == split
+    assert " ".join(made.decode(made.encode(text)[0])) == (
+        "it ' s a film . so , ( see ) it ! why ? x y z"
+    )
 
 
 def test_it_is_cached_under_a_digest_of_text_and_rules(tmp_path, monkeypatch):
