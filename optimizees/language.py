@@ -16,7 +16,7 @@ from lo_framework.optimizees.datasets.splits import Dataset
 from lo_framework.optimizees.datasets.vocabulary import Size as Words
 from lo_framework.optimizees.models.gpt import GPT, GPTSizes
 from lo_framework.optimizees.registry import register_task
-from lo_framework.optimizees.sized import Sized
+from lo_framework.optimizees.sized import Dropped, Sized
 from lo_framework.optimizees.task import Batch, Buffers, Model, ModelTask, Params, Rows
 from lo_framework.schema import Layers, Range, Width
 from lo_framework.spec import UserError
@@ -24,7 +24,6 @@ from lo_framework.spec import UserError
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-Drop = Annotated[float, Range(low=0, high=1, open_high=True)]
 LOGITS = 1 << 22  # of one piece of a split that is measured
 HALF = "trained on one half of WikiText-2's validation split, validated on the other"
 
@@ -59,9 +58,9 @@ class LanguageTask(ModelTask):
         self.streams, self.vocab = streams, vocab
         self.context = pairs["train"][0].shape[1]
         self.metric_rows = max(1, LOGITS // (self.context * vocab))
-        self.scale = self.unigram_loss("train")
+        self.scale = self.naive_loss("train")
 
-    def unigram_loss(self, split: str) -> float:
+    def naive_loss(self, split: str) -> float:
         """The loss of the predictor that knows how often each word is in the training text, and
         nothing else; words are counted once more than they occur.
         """
@@ -128,7 +127,7 @@ class WikitextConfig(Sized):
     context: Annotated[int, Range(low=1, high=1 << 12)] | None = None
     vocab: Words | None = None
     batch: Rows | None = None
-    dropout: Drop | None = None
+    dropout: Dropped | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()

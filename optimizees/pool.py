@@ -13,6 +13,7 @@ from lo_framework.optimizees import (
     datasets as datasets_room,
     language as _language,  # noqa: F401
     sentiment as _sentiment,  # noqa: F401
+    translation as _translation,  # noqa: F401
 )
 from lo_framework.optimizees.datasets import Dataset
 from lo_framework.optimizees.models import cnn, gru, mlp, transformer  # noqa: F401 (register theirs)

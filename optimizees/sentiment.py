@@ -14,11 +14,9 @@ from lo_framework.optimizees.datasets.splits import Dataset
 from lo_framework.optimizees.datasets.vocabulary import PAD_ID, Rules, Size as Words
 from lo_framework.optimizees.models.lstm import BiLSTM, LSTMSizes
 from lo_framework.optimizees.registry import register_task
-from lo_framework.optimizees.sized import Sized
+from lo_framework.optimizees.sized import Dropped, Sized
 from lo_framework.optimizees.task import ClassificationTask, Rows
 from lo_framework.schema import Layers, Range, Width
-
-Drop = Annotated[float, Range(low=0, high=1, open_high=True)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,13 +50,13 @@ class ImdbConfig(Sized):
     vocab: Words | None = None
     least: Width | None = None
     batch: Rows | None = None
-    dropout: Drop | None = None
+    dropout: Dropped | None = None
 
 
 class SentimentTask(ClassificationTask):
     """The mean cross-entropy of two classes. A batch is (words int64 [B, T], labels int64 [B])."""
 
-    def majority_loss(self, split: str) -> float:
+    def naive_loss(self, split: str) -> float:
         """The loss of the predictor that knows how often each class is in the training reviews, and
         nothing else.
         """

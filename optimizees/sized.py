@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from lo_framework.schema import Checked
+from lo_framework.schema import Checked, Range
 
 Size = Literal["paper", "small", "tiny"]
 Protocol = Literal["honest", "paper"]
+Dropped = Annotated[float, Range(low=0, high=1, open_high=True)]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated
 
 import torch
@@ -176,6 +177,15 @@ class Model:
         raise NotImplementedError
 
 
+def bounded(init: Callable[[torch.Generator], object], name: str) -> None:
+    """Refuse a model whose `init` draws more than `MAX_PARAMETERS` numbers, without the memory."""
+    try:
+        with AtMost(MAX_PARAMETERS):
+            init(torch.Generator())
+    except TooLarge:
+        raise UserError(f"{name}: the model has more than {MAX_PARAMETERS:,} parameters") from None
+
+
 class ModelTask(DataTask):
     """A functional model on a data set: the base of what it may be trained for.
 
@@ -188,13 +198,7 @@ class ModelTask(DataTask):
     def __init__(self, model: Model, dataset: Dataset, *, name: str, batch_size: int) -> None:
         super().__init__(name=name, batch_size=batch_size, data=dataset.splits)
         self.model = model
-        try:
-            with AtMost(MAX_PARAMETERS):
-                model.init(torch.Generator())
-        except TooLarge:
-            raise UserError(
-                f"{name}: the model has more than {MAX_PARAMETERS:,} parameters"
-            ) from None
+        bounded(model.init, name)
 
     def mean_loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """The mean loss of rows, 0-d."""

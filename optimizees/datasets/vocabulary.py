@@ -24,6 +24,8 @@ from lo_framework.spec import UserError, first_line
 
 PAD, UNKNOWN = "<pad>", "<unk>"
 PAD_ID, UNKNOWN_ID = 0, 1
+BEGIN, END = "<s>", "</s>"  # of a sentence
+BEGIN_ID, END_ID = 2, 3
 Size = Annotated[int, Range(low=3, high=1 << 16)]
 VERSION = 1  # of the way from rules to words
 KEEP = 16  # hexadecimal digits of a digest
@@ -44,11 +46,13 @@ class Rules(Checked):
         words: what a word is: what stands between blanks; the same in lower case with punctuation
             by itself ("basic_english", as torchtext has it); or runs of letters and of other signs,
             in lower case ("punctuated").
+        marked: `BEGIN` and `END` are words too.
     """
 
     size: Size
     least: Width = 1
     words: Literal["blanks", "basic_english", "punctuated"] = "blanks"
+    marked: bool = False
 
 
 class Vocabulary:
@@ -141,7 +145,10 @@ def _built(lines: Sequence[str], rules: Rules) -> Any:
         vocab_size=rules.size,
         min_frequency=rules.least,
         show_progress=False,
-        special_tokens=[AddedToken(word, normalized=False) for word in (PAD, UNKNOWN)],
+        special_tokens=[
+            AddedToken(word, normalized=False)
+            for word in (PAD, UNKNOWN, *((BEGIN, END) if rules.marked else ()))
+        ],
     )
     with _alone():
         # A word that is UNKNOWN already (as in WikiText) must not be learned as one.

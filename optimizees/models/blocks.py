@@ -74,10 +74,18 @@ def attend(qkv: Tensor, shape: Shape, drop: Dropout, hidden: Tensor | None = Non
     size = qkv.shape[-1] // (3 * heads)
     parts = qkv.reshape(rows, tokens, 3, heads, size).unbind(2)
     q, k, v = (part.transpose(1, 2) for part in parts)  # [B, heads, T, d]
-    scores = (q * size**-0.5) @ k.transpose(-1, -2)  # [B, heads, T, T]
+    return weighed(q, k, v, drop, hidden)
+
+
+def weighed(q: Tensor, k: Tensor, v: Tensor, drop: Dropout, hidden: Tensor | None = None) -> Tensor:
+    """What `attend` gives, [B * T, D], for queries [B, heads, T, d] and S keys and values
+    [B, heads, S, d]; `hidden` goes with [B, heads, T, S].
+    """
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
     if hidden is not None:
         scores = scores.masked_fill(hidden, -torch.inf)
-    return (drop(torch.softmax(scores, -1), 0) @ v).transpose(1, 2).reshape(-1, heads * size)
+    width = q.shape[1] * q.shape[-1]
+    return (drop(torch.softmax(scores, -1), 0) @ v).transpose(1, 2).reshape(-1, width)
 
 
 def folded(params: Params, name: str, norm: str) -> tuple[Tensor, Tensor]:

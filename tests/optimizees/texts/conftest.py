@@ -12,7 +12,7 @@ import pooch
 import pytest
 import torch
 
-from lo_framework.optimizees.datasets import imdb, wikitext
+from lo_framework.optimizees.datasets import imdb, multi30k, wikitext
 
 PACK = {"": lambda b: b, ".gz": gzip.compress, ".xz": lzma.compress}
 WORDS = [*"abcdefghij", "the", "of", "and", "<unk>", ",", "."]
@@ -23,7 +23,10 @@ def alone(tmp_path, monkeypatch):
     """No data folder in the environment, an empty cache, nothing read before."""
     monkeypatch.setattr(pooch, "os_cache", lambda name: tmp_path / "cache")
     monkeypatch.delenv("LO_DATA_DIR", raising=False)
-    for cached in (wikitext.read, wikitext.load, imdb.read, imdb.load):
+    for cached in (
+        *(wikitext.read, wikitext.load, imdb.read, imdb.load),
+        *(multi30k.read, multi30k.load),
+    ):
         cached.cache_clear()
 
 
@@ -74,6 +77,24 @@ def imdb_files(train=20, test=6):
     return files
 
 
+def multi30k_files(train=30, others=6):
+    """Files as Multi30k's by name: English says the German words in the other order."""
+    generator = torch.Generator().manual_seed(0)
+    german = ["Ein", "Mann", "geht", "im", "Wald", ",", "und"]
+    english = ["A", "man", "walks", "in", "woods", ",", "and"]
+    files = {}
+    for name, count in (("train", train), ("val", others), ("test_2016_flickr", others)):
+        lines = {"de": [], "en": []}
+        for _ in range(count):
+            length = int(torch.randint(2, 9, (), generator=generator))
+            picks = torch.randint(7, (length,), generator=generator).tolist()
+            lines["de"].append(" ".join(german[i] for i in picks) + ".")
+            lines["en"].append(" ".join(english[i] for i in reversed(picks)) + ".")
+        for language, each in lines.items():
+            files[f"{name}.{language}"] = ("\n".join(each) + "\n").encode()
+    return files
+
+
 def pack(path, files, suffix):
     """A tar of the files."""
     data = BytesIO()
@@ -88,7 +109,8 @@ def pack(path, files, suffix):
 
 @pytest.fixture
 def texts(tmp_path) -> Path:
-    """A data folder with both sets."""
+    """A data folder with all sets."""
     folder = tmp_path / "data"
+    write(folder / "multi30k", multi30k_files(), ".gz")
     write(folder / "wikitext-2", wikitext_files())
     return write(folder, imdb_files())
