@@ -116,9 +116,9 @@ class TranslationTask(DataTask):
         import sacrebleu
 
         found = self.translate(params, self.full(split)[0][:pairs])
-        return float(
-            sacrebleu.corpus_bleu(found, [self.texts[split][:pairs]], lowercase=True).score
-        )
+        wanted = [self.texts[split][:pairs]]
+        # `force`: words stand apart on purpose, and sacreBLEU would warn of it.
+        return float(sacrebleu.corpus_bleu(found, wanted, lowercase=True, force=True).score)
 
     def to(self, device: torch.device | str) -> Self:
         other = super().to(device)

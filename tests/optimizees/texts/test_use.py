@@ -48,6 +48,17 @@ def test_meta_gradients_through_second_derivatives(texts, name):
 
 
 @pytest.mark.parametrize("name", SPECS)
+def test_on_another_device(texts, name):
+    """All that a task holds goes there: masks, places, texts."""
+    task = lo.make_tasks(SPECS[name], data_dir=texts)[0].to("meta")
+    params, _ = task.init(seeded())
+    batch = task.batch("train", seeded())
+    loss, _ = task.loss(params, {}, batch, torch.tensor(0, device="meta"))
+    found = [*params.values(), *batch, *task.full("test"), loss]
+    assert {x.device.type for x in found} == {"meta"}
+
+
+@pytest.mark.parametrize("name", SPECS)
 def test_meta_training(texts, tmp_path, name):
     flags = {
         **{"out": tmp_path / "run", "optimizees": SPECS[name], "data-dir": texts},
