@@ -16,7 +16,7 @@ from lo_framework.optimizees.datasets.splits import Dataset
 from lo_framework.optimizees.datasets.vocabulary import Size as Words
 from lo_framework.optimizees.models.gpt import GPT, GPTSizes
 from lo_framework.optimizees.registry import register_task
-from lo_framework.optimizees.sized import Dropped, Sized
+from lo_framework.optimizees.sized import Dropped, Sized, Table
 from lo_framework.optimizees.task import Batch, Buffers, Model, ModelTask, Params, Rows
 from lo_framework.schema import Layers, Range, Width
 from lo_framework.spec import UserError
@@ -112,13 +112,12 @@ class WikitextConfig(Sized):
             nn.TransformerEncoderLayer has it.
     """
 
-    SIZES: ClassVar = {
-        "paper": dict(width=128, layers=2, heads=4, context=128, vocab=10_000, batch=64)
-        | {"dropout": 0.2},
-        "small": dict(width=64, layers=1, heads=4, context=32, vocab=500, batch=16)
-        | {"dropout": 0.0},
-        "tiny": dict(width=16, layers=1, heads=2, context=16, vocab=128, batch=8)
-        | {"dropout": 0.0},
+    SIZES: ClassVar[Table] = {
+        "paper": dict(
+            width=128, layers=2, heads=4, context=128, vocab=10_000, batch=64, dropout=0.2
+        ),
+        "small": dict(width=64, layers=1, heads=4, context=32, vocab=500, batch=16, dropout=0.0),
+        "tiny": dict(width=16, layers=1, heads=2, context=16, vocab=128, batch=8, dropout=0.0),
     }
 
     width: Width | None = None

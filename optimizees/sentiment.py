@@ -14,7 +14,7 @@ from lo_framework.optimizees.datasets.splits import Dataset
 from lo_framework.optimizees.datasets.vocabulary import PAD_ID, Rules, Size as Words
 from lo_framework.optimizees.models.lstm import BiLSTM, LSTMSizes
 from lo_framework.optimizees.registry import register_task
-from lo_framework.optimizees.sized import Dropped, Sized
+from lo_framework.optimizees.sized import Dropped, Sized, Table
 from lo_framework.optimizees.task import ClassificationTask, Rows
 from lo_framework.schema import Layers, Range, Width
 
@@ -34,13 +34,16 @@ class ImdbConfig(Sized):
         dropout: probability, between layers and before the head.
     """
 
-    SIZES: ClassVar = {
-        "paper": dict(embed=32, hidden=64, layers=2, length=256, vocab=25_000, least=5, batch=64)
-        | {"dropout": 0.2},
-        "small": dict(embed=32, hidden=32, layers=1, length=64, vocab=2000, least=2, batch=32)
-        | {"dropout": 0.2},
-        "tiny": dict(embed=8, hidden=8, layers=1, length=16, vocab=256, least=1, batch=16)
-        | {"dropout": 0.0},
+    SIZES: ClassVar[Table] = {
+        "paper": dict(
+            embed=32, hidden=64, layers=2, length=256, vocab=25_000, least=5, batch=64, dropout=0.2
+        ),
+        "small": dict(
+            embed=32, hidden=32, layers=1, length=64, vocab=2000, least=2, batch=32, dropout=0.2
+        ),
+        "tiny": dict(
+            embed=8, hidden=8, layers=1, length=16, vocab=256, least=1, batch=16, dropout=0.0
+        ),
     }
 
     embed: Width | None = None

@@ -9,6 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from lo_framework.schema import Checked, Range
 
 Size = Literal["paper", "small", "tiny"]
+Table = Mapping[str, Mapping[str, Any]]  # what the options are, by size
 Protocol = Literal["honest", "paper"]
 Dropped = Annotated[float, Range(low=0, high=1, open_high=True)]
 
@@ -23,7 +24,7 @@ class Sized(Checked):
         protocol: splits that share nothing, or what the paper did.
     """
 
-    SIZES: ClassVar[Mapping[str, Mapping[str, Any]]]
+    SIZES: ClassVar[Table]
 
     size: Size = "small"
     protocol: Protocol = "honest"

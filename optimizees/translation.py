@@ -23,7 +23,7 @@ from lo_framework.optimizees.datasets.vocabulary import (
 )
 from lo_framework.optimizees.models.translator import Translator, TranslatorSizes
 from lo_framework.optimizees.registry import register_task
-from lo_framework.optimizees.sized import Dropped, Sized
+from lo_framework.optimizees.sized import Dropped, Sized, Table
 from lo_framework.optimizees.task import Batch, Buffers, DataTask, Params, Rows, bounded
 from lo_framework.optional import require
 from lo_framework.schema import Layers, Range, Width
@@ -141,13 +141,23 @@ class Multi30kConfig(Sized):
         dropout: probability, after embeddings and at the places where nn.Transformer has it.
     """
 
-    SIZES: ClassVar = {
-        "paper": dict(width=256, layers=4, heads=8, length=64, vocab=10_000, batch=64)
-        | {"pairs": 29_000, "dropout": 0.2},
-        "small": dict(width=64, layers=1, heads=4, length=16, vocab=1000, batch=32)
-        | {"pairs": 5000, "dropout": 0.0},
-        "tiny": dict(width=16, layers=1, heads=2, length=8, vocab=128, batch=8)
-        | {"pairs": 1000, "dropout": 0.0},
+    SIZES: ClassVar[Table] = {
+        "paper": dict(
+            width=256,
+            layers=4,
+            heads=8,
+            length=64,
+            vocab=10_000,
+            batch=64,
+            pairs=29_000,
+            dropout=0.2,
+        ),
+        "small": dict(
+            width=64, layers=1, heads=4, length=16, vocab=1000, batch=32, pairs=5000, dropout=0.0
+        ),
+        "tiny": dict(
+            width=16, layers=1, heads=2, length=8, vocab=128, batch=8, pairs=1000, dropout=0.0
+        ),
     }
 
     width: Width | None = None

@@ -14,6 +14,7 @@ from lo_framework.inner.step import Family
 from lo_framework.learned import make_learned
 from lo_framework.meta_train.cli import main as meta_train
 from lo_framework.objectives import make_objective
+from lo_framework.optimizees import make_variations
 from tests.eval.sharpness.evaluations import optimizer_file, tiny_level
 from tests.optimizees.texts.contract import seeded
 
@@ -103,3 +104,15 @@ def test_sharpness(texts, tmp_path):
         assert arm["failure"] == ""
         for run in arm["runs"]:
             assert run["failure"] == "" and run["equal"]["failures"] == {}
+
+
+def test_options_may_be_ranges(texts):
+    """What is not given is the size's, also where others are drawn."""
+    specs = ["wikitext:size=tiny,width=8|16,context=4..9", "imdb:size=tiny,hidden=2..5"]
+    specs.append("multi30k:size=tiny,width=4|8,batch=2..6")
+    for family in make_variations(specs, data_dir=texts):
+        drawn = {family.draw(seeded(k)).name for k in range(8)}
+        assert len(drawn) > 2
+        assert all("size=tiny" in name for name in drawn)
+        named = family.named()
+        assert named.name == f"{named.name.partition(':')[0]}:size=tiny"
