@@ -11,7 +11,9 @@ import torch
 from lo_framework.optimizees import (
     analytic as _analytic,  # noqa: F401 (registers its tasks)
     datasets as datasets_room,
+    forecasting as _forecasting,  # noqa: F401
     language as _language,  # noqa: F401
+    residual as _residual,  # noqa: F401
     sentiment as _sentiment,  # noqa: F401
     translation as _translation,  # noqa: F401
 )

@@ -252,6 +252,13 @@ class ClassificationTask(ModelTask):
         hits = (outputs.argmax(-1) == targets).to(outputs.dtype).sum()
         return {"loss": F.cross_entropy(outputs, targets, reduction="sum"), "accuracy": hits}
 
+    def naive_loss(self, split: str) -> float:
+        """The loss of the predictor that knows how often each class is in the training split, and
+        nothing else; classes are counted once more than they occur.
+        """
+        counts = torch.bincount(self.full("train")[1], minlength=self.num_classes) + 1.0
+        return -float((counts / counts.sum()).log()[self.full(split)[1]].mean())
+
 
 class RegressionTask(ModelTask):
     """The mean squared error, over rows and outputs: targets are numbers [B, outputs]."""

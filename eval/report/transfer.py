@@ -42,8 +42,12 @@ ON_A_PAGE = 6000  # points of all curves on it
 LED_BY = ("final_loss", "test_loss")  # what the page opens with
 # No counts of the optimizer's own.
 MEASURED = (
-    *("train_accuracy", "valid_loss", "valid_accuracy"),
-    *("train_perplexity", "valid_perplexity"),
+    "valid_loss",
+    *(
+        f"{split}_{name}"
+        for split in ("train", "valid")
+        for name in ("accuracy", "mae", "perplexity")
+    ),
 )
 
 CURVES = (
@@ -217,7 +221,7 @@ class TransferReport(Report[Result]):
                 "test loss",
                 "full test split, after the last update",
                 True,
-                ("test acc.", "test ppl"),
+                ("test acc.", "test ppl", "test MAE"),
             ),
             Term("±", "half of the 95% interval of the mean over seeds (Student's t)"),
         ]

@@ -5,7 +5,12 @@ from __future__ import annotations
 import os
 from functools import partial
 
-from lo_framework.optimizees.datasets.cifar import CifarConfig, load_cifar10
+from lo_framework.optimizees.datasets.cifar import (
+    Cifar100Config,
+    CifarConfig,
+    load_cifar10,
+    load_cifar100,
+)
 from lo_framework.optimizees.datasets.digits import DigitsConfig, load_digits
 from lo_framework.optimizees.datasets.functions import (
     FriedmanConfig,
@@ -39,6 +44,7 @@ for _name, _config, _load in (
     ("mnist", IdxConfig, partial(load_idx, MNIST)),
     ("fashion_mnist", IdxConfig, partial(load_idx, FASHION_MNIST)),
     ("cifar10", CifarConfig, load_cifar10),
+    ("cifar100", Cifar100Config, load_cifar100),
     ("teacher", TeacherConfig, make_teacher),
     ("table", TableConfig, load_table),
     ("friedman", FriedmanConfig, make_friedman),

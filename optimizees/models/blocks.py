@@ -46,6 +46,8 @@ def block(
     drop: Dropout,
     act: str,
     hidden: Tensor | None = None,
+    *,
+    last: bool = False,
 ) -> Tensor:
     """One block on `x` [B * T, D]; nn.TransformerEncoderLayer with ``norm_first=True``.
 
@@ -55,17 +57,23 @@ def block(
 
     Args:
         hidden: bool [T, T], True where the token of a row must not see that of a column.
+        last: only the last token of each row is wanted, [B, D]; of the others nothing but keys and
+            values is computed then.
     """
     qkv = F.linear(hat(x), *folded(params, f"{name}.attn.qkv", f"{name}.norm1"))
-    seen = attend(qkv, shape, drop, hidden)
+    seen = attend(qkv, shape, drop, hidden, last=last)
+    if last:
+        x = x.reshape(shape[0], shape[1], -1)[:, -1]
     x = x + drop(linear(seen, params, f"{name}.attn.out"), 1)
     inside = ACTIVATIONS[act](F.linear(hat(x), *folded(params, f"{name}.mlp.up", f"{name}.norm2")))
     return x + drop(linear(drop(inside, 2), params, f"{name}.mlp.down"), 3)
 
 
-def attend(qkv: Tensor, shape: Shape, drop: Dropout, hidden: Tensor | None = None) -> Tensor:
+def attend(
+    qkv: Tensor, shape: Shape, drop: Dropout, hidden: Tensor | None = None, *, last: bool = False
+) -> Tensor:
     """softmax(q k^T / sqrt(d)) v for each head of d = D / heads numbers: [B * T, 3 D] to [B * T,
-    D].
+    D], or for the `last` token of each row to [B, D].
 
     Written out: torch's fused attention has no second derivative. One `unbind`, because its
     derivative is one `stack` that writes straight into the layout of `qkv`.
@@ -74,6 +82,7 @@ def attend(qkv: Tensor, shape: Shape, drop: Dropout, hidden: Tensor | None = Non
     size = qkv.shape[-1] // (3 * heads)
     parts = qkv.reshape(rows, tokens, 3, heads, size).unbind(2)
     q, k, v = (part.transpose(1, 2) for part in parts)  # [B, heads, T, d]
+    q = q[:, :, -1:] if last else q
     return weighed(q, k, v, drop, hidden)
 
 
