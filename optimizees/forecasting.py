@@ -17,7 +17,7 @@ from lo_framework.optimizees.datasets.ett import COLUMNS, load_etth1
 from lo_framework.optimizees.datasets.splits import Dataset
 from lo_framework.optimizees.models.forecaster import Forecaster, LastValue, Shape
 from lo_framework.optimizees.registry import register_task
-from lo_framework.optimizees.sized import Sized
+from lo_framework.optimizees.sized import Dropped, Sized
 from lo_framework.optimizees.task import Batch, Model, ModelTask, Rows
 from lo_framework.schema import Layers, Range, Width
 from lo_framework.spec import UserError
@@ -34,7 +34,6 @@ NOTE = "scaled by the whole series, validated on the windows that it is tested o
 Narrow = Annotated[int, Range(low=1, high=1 << 12)]
 Hours = Annotated[int, Range(low=1, high=1 << 13)]
 Heads = Annotated[int, Range(low=1, high=1 << 10)]
-Drop = Annotated[float, Range(low=0, high=1, open_high=True)]
 
 PAPER: dict[str, Any] = dict(
     window=96,
@@ -86,7 +85,7 @@ class EttConfig(Sized):
     heads: Heads | None = None
     layers: Layers | None = None
     ffn: Width | None = None
-    dropout: Drop | None = None
+    dropout: Dropped | None = None
     batch: Rows | None = None
 
     def __post_init__(self) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -15,9 +15,9 @@ from torch import Tensor
 from lo_framework.optimizees.datasets.splits import Dataset, Splits
 from lo_framework.optimizees.models.resnet import ResNet
 from lo_framework.optimizees.registry import register_task
-from lo_framework.optimizees.sized import Sized
+from lo_framework.optimizees.sized import Dropped, Sized
 from lo_framework.optimizees.task import Batch, ClassificationTask, Model, Rows
-from lo_framework.schema import Layers, Range, Width
+from lo_framework.schema import Layers, Width
 from lo_framework.spec import UserError
 
 STAGES = 6  # each has twice the channels of the one before
@@ -49,7 +49,7 @@ class ResNetConfig(Sized):
 
     width: Width | None = None
     blocks: tuple[Layers, ...] | None = None
-    dropout: Annotated[float, Range(low=0, high=1, open_high=True)] | None = None
+    dropout: Dropped | None = None
     augment: bool | None = None
     batch: Rows | None = None
 

@@ -7,8 +7,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
-import torch
-
 from lo_framework.optimizees.datasets import imdb
 from lo_framework.optimizees.datasets.splits import Dataset
 from lo_framework.optimizees.datasets.vocabulary import PAD_ID, Rules, Size as Words
@@ -58,13 +56,6 @@ class ImdbConfig(Sized):
 
 class SentimentTask(ClassificationTask):
     """The mean cross-entropy of two classes. A batch is (words int64 [B, T], labels int64 [B])."""
-
-    def naive_loss(self, split: str) -> float:
-        """The loss of the predictor that knows how often each class is in the training reviews, and
-        nothing else.
-        """
-        counts = torch.bincount(self.full("train")[1], minlength=self.num_classes) + 1.0
-        return -float((counts / counts.sum()).log()[self.full(split)[1]].mean())
 
 
 @register_task("imdb", config=ImdbConfig, reads_files=True)
