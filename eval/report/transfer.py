@@ -40,15 +40,9 @@ MANY = 8  # optimizers: more of them also get a table of ratios, and a row each 
 PANELS = 6  # more tasks than this also get a figure each
 ON_A_PAGE = 6000  # points of all curves on it
 LED_BY = ("final_loss", "test_loss")  # what the page opens with
+OWN = ("accuracy", "mae", "perplexity")  # what a task measures beside its loss
 # No counts of the optimizer's own.
-MEASURED = (
-    "valid_loss",
-    *(
-        f"{split}_{name}"
-        for split in ("train", "valid")
-        for name in ("accuracy", "mae", "perplexity")
-    ),
-)
+MEASURED = ("valid_loss", *(f"{split}_{name}" for split in ("train", "valid") for name in OWN))
 
 CURVES = (
     "Training loss of batches; baselines at their best setting for the mean loss. It is a running "
