@@ -9,6 +9,8 @@ from lo_framework.spec import UserError
 # module -> (package, extra, what it is for); [train] brings all that [eval] does
 OPTIONAL = {
     "sklearn": ("scikit-learn", "train", "it holds the digits"),
+    "tokenizers": ("tokenizers", "text", "it finds the words of texts"),
+    "sacrebleu": ("sacrebleu", "text", "BLEU of translations"),
     "pooch": ("pooch", "train", "it downloads data sets"),
     "tensorboard": ("tensorboard", "train", "a run's curves"),
     "tqdm": ("tqdm", "train", "progress bars"),

@@ -11,6 +11,11 @@ import torch
 from lo_framework.optimizees import (
     analytic as _analytic,  # noqa: F401 (registers its tasks)
     datasets as datasets_room,
+    forecasting as _forecasting,  # noqa: F401
+    language as _language,  # noqa: F401
+    residual as _residual,  # noqa: F401
+    sentiment as _sentiment,  # noqa: F401
+    translation as _translation,  # noqa: F401
 )
 from lo_framework.optimizees.datasets import Dataset
 from lo_framework.optimizees.models import cnn, gru, mlp, transformer  # noqa: F401 (register theirs)
@@ -46,14 +51,14 @@ def make_tasks(
             data, a device that is not there.
     """
     device = usable_device(device)
-    folder = None if data_dir is None else os.fspath(data_dir)
+    folder = datasets_room.folder_of(data_dir)
     for spec in specs_of(datasets, "data sets"):
         datasets_room.check(spec)  # an error even if no optimizee needs data
     tasks: dict[str, Task] = {}
     for optimizee, named in families(optimizees, datasets):
         entry, config = TASKS.parse(optimizee)
         dataset = None if named is None else datasets_room.load(named, folder)
-        task = build_task(entry, config, dataset, device)
+        task = build_task(entry, config, dataset, device, folder)
         if task.name in tasks:
             raise UserError(f'the optimizee "{task.name}" is given twice')
         tasks[task.name] = task
@@ -74,10 +79,17 @@ def families(
 
 
 def build_task(
-    entry: Entry[Task], config: Any, dataset: Dataset | None, device: torch.device
+    entry: Entry[Task],
+    config: Any,
+    dataset: Dataset | None,
+    device: torch.device,
+    folder: str | None = None,
 ) -> Task:
-    """The task of a registered optimizee with `config` on a data set, under its canonical name."""
-    task = _built(entry, config, () if dataset is None else (dataset,))
+    """The task of a registered optimizee with `config` on a data set, or on files that it reads
+    itself in the data `folder`, under its canonical name.
+    """
+    data = (folder,) if entry.facts["reads_files"] else () if dataset is None else (dataset,)
+    task = _built(entry, config, data)
     stem = canonical(entry.name, config)
     task.name = stem if dataset is None else f"{stem}/{dataset.name}"
     return task if device.type == "cpu" else task.to(device)

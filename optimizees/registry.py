@@ -21,20 +21,27 @@ def register_task(
     *,
     config: type = NoOptions,
     uses_dataset: bool = True,
+    reads_files: bool = False,
     varied: str = "",
     images: bool = False,
 ) -> Callable[[F], F]:
     """Make an optimizee available under `name` to `make_tasks` and to the command lines.
 
     The decorated function builds the task: ``build(config, dataset) -> Task``, or ``build(config)
-    -> Task`` with ``uses_dataset=False``. `config` is a frozen keyword-only dataclass; its fields
-    are the spec's options.
+    -> Task`` with ``uses_dataset=False``; with ``reads_files=True``, whose data are of no other
+    model, ``build(config, folder) -> Task``, of the data folder or None. `config` is a frozen
+    keyword-only dataclass; its fields are the spec's options.
 
     Raises:
         UserError: the name is taken, or holds a character that spec strings use.
     """
     return TASKS.register(
-        name, config=config, uses_dataset=uses_dataset, varied=varied, images=images
+        name,
+        config=config,
+        uses_dataset=uses_dataset and not reads_files,
+        reads_files=reads_files,
+        varied=varied,
+        images=images,
     )
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated
 
 import torch
@@ -63,6 +64,7 @@ class Task:
         vmappable: False for a loss that `torch.func.vmap` cannot take (recurrent layers, branches
             on data): copies of it run one after the other.
         scale: a typical loss, which `normalize` maps to 1.
+        note: what whoever reads its figures must know of its data; "" if nothing.
     """
 
     name: str
@@ -70,6 +72,7 @@ class Task:
     device: torch.device
     vmappable: bool = True
     scale: float = 1.0
+    note: str = ""
 
     def __init__(self, *, name: str, batch_size: int) -> None:
         self.name = name
@@ -174,22 +177,28 @@ class Model:
         raise NotImplementedError
 
 
+def bounded(init: Callable[[torch.Generator], object], name: str) -> None:
+    """Refuse a model whose `init` draws more than `MAX_PARAMETERS` numbers, without the memory."""
+    try:
+        with AtMost(MAX_PARAMETERS):
+            init(torch.Generator())
+    except TooLarge:
+        raise UserError(f"{name}: the model has more than {MAX_PARAMETERS:,} parameters") from None
+
+
 class ModelTask(DataTask):
     """A functional model on a data set: the base of what it may be trained for.
 
-    A batch is (inputs [B, ...], targets). Subclasses say `sums` and `normalize`.
+    A batch is (inputs [B, ...], targets). Subclasses say `sums` and `normalize`. `metrics` looks at
+    `metric_rows` rows at a time.
     """
+
+    metric_rows: int = METRIC_ROWS
 
     def __init__(self, model: Model, dataset: Dataset, *, name: str, batch_size: int) -> None:
         super().__init__(name=name, batch_size=batch_size, data=dataset.splits)
         self.model = model
-        try:
-            with AtMost(MAX_PARAMETERS):
-                model.init(torch.Generator())
-        except TooLarge:
-            raise UserError(
-                f"{name}: the model has more than {MAX_PARAMETERS:,} parameters"
-            ) from None
+        bounded(model.init, name)
 
     def mean_loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """The mean loss of rows, 0-d."""
@@ -213,7 +222,8 @@ class ModelTask(DataTask):
         # In chunks: a whole split's feature maps take gigabytes, times the vmapped tasks. Few rows
         # stay in the cache and are faster, too.
         parts = []
-        for x, y in zip(batch[0].split(METRIC_ROWS), batch[1].split(METRIC_ROWS), strict=True):
+        pieces = (rows.split(self.metric_rows) for rows in batch)
+        for x, y in zip(*pieces, strict=True):
             outputs, _ = self.model.apply(params, buffers, x)
             parts.append(self.sums(outputs, y))
         count = len(batch[1])
@@ -241,6 +251,13 @@ class ClassificationTask(ModelTask):
     def sums(self, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
         hits = (outputs.argmax(-1) == targets).to(outputs.dtype).sum()
         return {"loss": F.cross_entropy(outputs, targets, reduction="sum"), "accuracy": hits}
+
+    def naive_loss(self, split: str) -> float:
+        """The loss of the predictor that knows how often each class is in the training split, and
+        nothing else; classes are counted once more than they occur.
+        """
+        counts = torch.bincount(self.full("train")[1], minlength=self.num_classes) + 1.0
+        return -float((counts / counts.sum()).log()[self.full(split)[1]].mean())
 
 
 class RegressionTask(ModelTask):

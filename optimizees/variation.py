@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from lo_framework.errors import choose
-from lo_framework.optimizees.datasets import DATASETS, Dataset, load
+from lo_framework.optimizees.datasets import DATASETS, Dataset, folder_of, load
 from lo_framework.optimizees.pool import build_task, families, specs_of, usable_device
 from lo_framework.optimizees.ranges import TRIES, Ranged
 from lo_framework.optimizees.registry import TASKS
@@ -90,7 +90,7 @@ class Variation:
         return load(canonical(self.dataset.name, config), self.folder) if self.dataset else None
 
     def _build(self, config: Any, dataset: Dataset | None) -> Task:
-        return build_task(TASKS[self.optimizee.name], config, dataset, self.device)
+        return build_task(TASKS[self.optimizee.name], config, dataset, self.device, self.folder)
 
     def _fitted(self, config: Any, dataset: Dataset | None) -> Any:
         """A drawn network for this data: an autoencoder where the inputs are the targets."""
@@ -123,8 +123,7 @@ def make_variations(
             nothing can be built.
     """
     choose("variation", vary, VARY)
-    folder = None if data_dir is None else os.fspath(data_dir)
-    place = folder, usable_device(device)
+    place = folder_of(data_dir), usable_device(device)
     for spec in specs_of(datasets, "data sets"):
         _read_dataset(spec, "")
     made: dict[str, Variation] = {}

@@ -40,7 +40,9 @@ MANY = 8  # optimizers: more of them also get a table of ratios, and a row each 
 PANELS = 6  # more tasks than this also get a figure each
 ON_A_PAGE = 6000  # points of all curves on it
 LED_BY = ("final_loss", "test_loss")  # what the page opens with
-MEASURED = ("train_accuracy", "valid_loss", "valid_accuracy")  # no counts of the optimizer's own
+OWN = ("accuracy", "mae", "perplexity")  # what a task measures beside its loss
+# No counts of the optimizer's own.
+MEASURED = ("valid_loss", *(f"{split}_{name}" for split in ("train", "valid") for name in OWN))
 
 CURVES = (
     "Training loss of batches; baselines at their best setting for the mean loss. It is a running "
@@ -209,7 +211,12 @@ class TransferReport(Report[Result]):
         words = [
             Term("mean loss", "training batches, before each update", first=True),
             Term("final loss", "full training split, after the last update", first=True),
-            Term("test loss", "full test split, after the last update", True, ("test acc.",)),
+            Term(
+                "test loss",
+                "full test split, after the last update",
+                True,
+                ("test acc.", "test ppl", "test MAE"),
+            ),
             Term("±", "half of the 95% interval of the mean over seeds (Student's t)"),
         ]
         if any(arm.learned and arm.tuned for arm in result.arms):
@@ -253,8 +260,9 @@ def _reached(result: Result, task: str, arms: list[Arm]) -> Table:
     headers += [f"steps to {reference_of(result)}"] * bool(steps)
     headers += ["diverged", "ms/step", "grads", "state"]
     parameters = max(arm.parameters for arm in arms)
+    about = [arm.data for arm in arms if arm.data][:1]
     table = Table(
-        *headers, title=f"{task} ({parameters:,} parameters)", notes=tuple(_settings(arms))
+        *headers, title=f"{task} ({parameters:,} parameters)", notes=(*about, *_settings(arms))
     )
     for arm in arms:
         if arm.failure:

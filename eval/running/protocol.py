@@ -57,6 +57,8 @@ METRICS = (
         lower_is_better=False,
         percent=True,
     ),
+    Metric(key="test_perplexity", title="test ppl", chosen_by="valid_perplexity"),
+    Metric(key="test_mae", title="test MAE", chosen_by="valid_mae"),
 )
 BY_KEY = {metric.key: metric for metric in METRICS}
 

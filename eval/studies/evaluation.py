@@ -150,14 +150,14 @@ class Evaluation(Generic[Q, R]):
 
     def own_arm(self, task: str, label: str) -> Plan[Arm]:
         """The arm of an optimizer at its own settings."""
-        arm = Arm(task=task, optimizer=label, learned=label in self.learned)
+        arm = Arm(task=task, optimizer=label, learned=label in self.learned, data=self._note(task))
         return self.run_settings(arm, label, [{}])
 
     def tuned_arm(self, task: str, spec: str, learned: bool = False) -> Plan[Arm]:
         """The arm of a baseline, or of a learned optimizer's tuned form: tuned, then run at every
         setting that is best by some metric.
         """
-        arm = Arm(task=task, optimizer=spec, learned=learned)
+        arm = Arm(task=task, optimizer=spec, learned=learned, data=self._note(task))
         tuned = yield from self.tune(task, spec)
         if isinstance(tuned, Failure):
             return replace(arm, failure=f"tuning: {tuned.reason}")
@@ -165,6 +165,10 @@ class Evaluation(Generic[Q, R]):
         chosen = {key: distinct.index(i) for key, i in tuned.chosen.items()}
         arm = replace(arm, chosen=chosen, tuned=tuned.records(), notes=tuned.notes)
         return (yield from self.run_settings(arm, spec, [tuned.settings[i] for i in distinct]))
+
+    def _note(self, name: str) -> str:
+        """What is to be known of a task's data."""
+        return next((task.note for task in self.tasks if task.name == name), "")
 
     def tune(self, task: str, spec: str) -> Plan[Tuning | Failure]:
         """Choose the settings of what is tuned on seeds of their own."""

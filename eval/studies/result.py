@@ -46,11 +46,13 @@ class Arm(OnTask):
 
     Attributes:
         chosen: metric -> index into ``runs`` of the setting whose result is reported for it.
+        data: what is to be known of the task's data; "" if nothing.
         parameters: of the task; state_floats: numbers of optimizer state per parameter.
     """
 
     runs: tuple[Runs, ...] = ()
     chosen: dict[str, int] = field(default_factory=dict)
+    data: str = ""
     parameters: int = 0
     state_floats: float = 0.0
 

@@ -5,7 +5,12 @@ from __future__ import annotations
 import os
 from functools import partial
 
-from lo_framework.optimizees.datasets.cifar import CifarConfig, load_cifar10
+from lo_framework.optimizees.datasets.cifar import (
+    Cifar100Config,
+    CifarConfig,
+    load_cifar10,
+    load_cifar100,
+)
 from lo_framework.optimizees.datasets.digits import DigitsConfig, load_digits
 from lo_framework.optimizees.datasets.functions import (
     FriedmanConfig,
@@ -21,7 +26,7 @@ from lo_framework.optimizees.datasets.views import NUM_CLASSES, ViewOptions
 from lo_framework.registry import Registry
 from lo_framework.spec import canonical
 
-__all__ = ["DATASETS", "Dataset", "check", "load"]
+__all__ = ["DATASETS", "Dataset", "check", "folder_of", "load"]
 
 # What meta-training may draw: the usual variation beside models of rows of numbers, and beside
 # models of images. Data sets without one are kept for judging.
@@ -39,6 +44,7 @@ for _name, _config, _load in (
     ("mnist", IdxConfig, partial(load_idx, MNIST)),
     ("fashion_mnist", IdxConfig, partial(load_idx, FASHION_MNIST)),
     ("cifar10", CifarConfig, load_cifar10),
+    ("cifar100", Cifar100Config, load_cifar100),
     ("teacher", TeacherConfig, make_teacher),
     ("table", TableConfig, load_table),
     ("friedman", FriedmanConfig, make_friedman),
@@ -54,6 +60,12 @@ _drawn: dict[tuple[str, str | None], Dataset] = {}
 check = DATASETS.parse  # the entry and the config of a spec, without reading any file
 
 
+def folder_of(data_dir: str | os.PathLike[str] | None) -> str | None:
+    """The data folder: the one given, else that of ``LO_DATA_DIR``, else None."""
+    named = os.fspath(data_dir) if data_dir is not None else os.environ.get("LO_DATA_DIR")
+    return os.path.abspath(os.path.expanduser(named)) if named else None
+
+
 def load(spec: str, data_dir: str | os.PathLike[str] | None = None) -> Dataset:
     """The data set named by `spec`, from `data_dir`, else from the folder in ``LO_DATA_DIR``, else
     downloaded.
@@ -63,8 +75,7 @@ def load(spec: str, data_dir: str | os.PathLike[str] | None = None) -> Dataset:
             format.
     """
     entry, config = check(spec)
-    named = os.fspath(data_dir) if data_dir is not None else os.environ.get("LO_DATA_DIR")
-    folder = os.path.abspath(os.path.expanduser(named)) if named else None
+    folder = folder_of(data_dir)
     key = (canonical(entry.name, config), folder)
     viewed = isinstance(config, ViewOptions)
     kept = _drawn if viewed and config.seed else _loaded

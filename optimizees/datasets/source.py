@@ -1,5 +1,5 @@
 """Data files: find them in a folder, else download them with checksums; open plain, .gz and .xz, or
-from a .tar.gz.
+from a .tar.gz. Trees of many small files: from a folder, or from a tar of it.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ import lzma
 import os
 import tarfile
 import zlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -34,7 +35,7 @@ class Source:
         folders: folders below the data folder in which the files may lie; the first is where
             downloads go.
         files: names of the uncompressed files.
-        url: what the names in `sha256` are appended to.
+        url: what the names in `sha256` are appended to; "" for a set that is not downloaded.
         sha256: what to download -> its digest: the files themselves (with suffix), or one archive
             that holds them.
         archive: name of that archive, if the set is published as one.
@@ -44,8 +45,8 @@ class Source:
     name: str
     folders: tuple[str, ...]
     files: tuple[str, ...]
-    url: str
-    sha256: dict[str, str]
+    url: str = ""
+    sha256: dict[str, str] = field(default_factory=dict)
     size: Callable[[bytes], int]
     archive: str = ""
 
@@ -71,6 +72,24 @@ class Payload:
             raise UserError(
                 f"{self.where}: expected {expected:,} bytes, found {len(self.data):,}{fault}"
             )
+
+    def text(self, most: int) -> str:
+        """The bytes as UTF-8, of which there may be `most`; raises UserError for others."""
+        if self.fault:
+            raise UserError(
+                f"{self.where}: truncated or broken after {len(self.data):,} bytes ({self.fault})"
+            )
+        if len(self.data) > most:
+            raise UserError(f"{self.where}: expected at most {most:,} bytes of text, found more")
+        try:
+            text = self.data.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise UserError(
+                f"{self.where}: expected text in UTF-8, and byte {error.start:,} is none"
+            ) from None
+        if "\0" in text:
+            raise UserError(f"{self.where}: expected text, found zero bytes")
+        return text
 
 
 def fetch(source: Source, data_dir: str | None) -> dict[str, Payload]:
@@ -99,6 +118,42 @@ def fetch(source: Source, data_dir: str | None) -> dict[str, Payload]:
     return payloads
 
 
+def has(source: Source, name: str, data_dir: str | None) -> bool:
+    """Whether the file `name` lies where `fetch` looks for it; nothing is downloaded."""
+    return _find(name, source, _places(source, data_dir)) is not None
+
+
+def fetch_tree(
+    source: Source, data_dir: str | None, wanted: Callable[[str], object]
+) -> dict[str, Payload]:
+    """The files of a folder, and of its folders, by their paths in it, as far as they are `wanted`;
+    in the order of their paths.
+
+    The first place that has one of ``source.files`` is read: a folder of that name, or a .tar,
+    .tar.gz or .tar.xz. In an archive the path begins after the first part.
+
+    Raises:
+        UserError: `data_dir` is no folder; none of them is there; a file cannot be opened.
+    """
+    places = _places(source, data_dir)
+    tars = [f"{name}.tar{suffix}" for name in source.files for suffix in OPENERS]
+    for place in places:
+        for folder in (place / name for name in source.files):
+            if folder.is_dir():
+                paths = {p.relative_to(folder).as_posix(): p for p in folder.rglob("*")}
+                chosen = sorted(name for name, p in paths.items() if wanted(name) and p.is_file())
+                return {name: _read(paths[name], source) for name in chosen}
+        for archive in (place / name for name in tars):
+            if archive.is_file():
+                found = {}
+                for name, content in _members(archive):
+                    if wanted(inner := name.removeprefix("./").partition("/")[2]):
+                        found[inner] = _drain(f"{archive}/{name}", content(), source)
+                return dict(sorted(found.items()))
+    forms = "one of them, as a folder, .tar, .tar.gz or .tar.xz"
+    raise UserError(f"{_lacking(source, source.files, places, forms)}it is not downloaded")
+
+
 def _places(source: Source, data_dir: str | None) -> list[Path]:
     """Folders to look into, in order; the last one is the download cache, if there is one."""
     places: list[Path] = []
@@ -107,11 +162,17 @@ def _places(source: Source, data_dir: str | None) -> list[Path]:
         if not root.is_dir():
             raise UserError(f"{source.name}: the data folder {root} does not exist")
         places += [root / folder for folder in source.folders] + [root]
+    cache = cache_folder()
+    return [*places, cache / source.folders[0]] if cache else places
+
+
+def cache_folder() -> Path | None:
+    """What is downloaded or made from data files lies below it; None without `pooch`."""
     if optional.missing("pooch"):
-        return places
+        return None
     import pooch
 
-    return [*places, Path(pooch.os_cache("lo-framework")) / source.folders[0]]
+    return Path(pooch.os_cache("lo-framework"))
 
 
 def _find(name: str, source: Source, places: Sequence[Path]) -> Path | None:
@@ -130,10 +191,9 @@ def _download(source: Source, missing: list[str], places: Sequence[Path]) -> Non
     """Download what holds the `missing` files into the cache; into the data folder only if that is
     empty, because it is the person's own.
     """
-    looked = ", ".join(map(str, places)) or "no folder: name one with --data-dir or LO_DATA_DIR"
-    failure = (
-        f"{source.name}: missing {', '.join(missing)} (plain, .gz or .xz); looked in {looked}; "
-    )
+    failure = _lacking(source, missing, places)
+    if not source.url:
+        raise UserError(f"{failure}it is not downloaded")
     if why := optional.missing("pooch"):
         raise UserError(failure + why)
     import pooch
@@ -154,6 +214,17 @@ def _download(source: Source, missing: list[str], places: Sequence[Path]) -> Non
                     with contextlib.suppress(OSError):  # it holds what came before the failure
                         folder.rmdir()
                 raise UserError(f"{failure}download failed: {first_line(error)}") from error
+
+
+def _lacking(
+    source: Source,
+    missing: Sequence[str],
+    places: Sequence[Path],
+    forms: str = "plain, .gz or .xz",
+) -> str:
+    """The beginning of the line that says what was looked for, and where."""
+    looked = ", ".join(map(str, places)) or "no folder: name one with --data-dir or LO_DATA_DIR"
+    return f"{source.name}: missing {', '.join(missing)} ({forms}); looked in {looked}; "
 
 
 def _read(path: Path, source: Source) -> Payload:
@@ -201,9 +272,13 @@ class _Modest:
         return getattr(self.stream, name)
 
 
-def _unpack(archive: Path, names: list[str], source: Source) -> dict[str, Payload]:
-    """The members called `names`, wherever in the archive; nothing is written to disk."""
-    payloads: dict[str, Payload] = {}
+def _members(archive: Path) -> Iterator[tuple[str, Callable[[], IO[bytes]]]]:
+    """Path and content of each file in the archive, in its order; the content is to be read before
+    the next one is asked for.
+
+    Raises:
+        UserError: it is no archive, it is broken or cut off, or it holds too much.
+    """
     total = 0
     try:
         with (
@@ -214,12 +289,24 @@ def _unpack(archive: Path, names: list[str], source: Source) -> dict[str, Payloa
                 total += member.size
                 if total > _LARGEST:  # to skip it would decompress all of it
                     raise tarfile.ReadError(f"more than {_LARGEST:,} bytes")
-                name = member.name.rpartition("/")[2]
-                content = tar.extractfile(member) if name in names else None
-                if content is not None:
-                    payloads[name] = _drain(f"{archive}/{member.name}", content, source)
+                if member.isreg():
+                    yield member.name, partial(_content, tar, member)
     except _BROKEN as error:
         raise UserError(f"{archive}: broken archive: {first_line(error)}") from error
+
+
+def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> IO[bytes]:
+    content = tar.extractfile(member)
+    assert content is not None  # of a regular file
+    return content
+
+
+def _unpack(archive: Path, names: list[str], source: Source) -> dict[str, Payload]:
+    """The members called `names`, wherever in the archive; nothing is written to disk."""
+    payloads: dict[str, Payload] = {}
+    for path, content in _members(archive):
+        if (name := path.rpartition("/")[2]) in names:
+            payloads[name] = _drain(f"{archive}/{path}", content(), source)
     if absent := [name for name in names if name not in payloads]:
         raise UserError(f"{archive}: the archive does not hold {', '.join(absent)}")
     return payloads

@@ -3,7 +3,7 @@
 
 Made for vmap on a CPU, where a width of 32 spends its time in memory traffic: tokens and batch are
 one dimension of every matrix product, and what can be done to a matrix of weights is not done to
-the activations (`_folded`).
+the activations (`blocks.folded`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lo_framework.optimizees.dropout import keep_mask
+from lo_framework.optimizees.models.blocks import DROPS, Dropout, block, folded
 from lo_framework.optimizees.models.initial import (
     StartOptions,
     layer,
@@ -25,14 +25,11 @@ from lo_framework.optimizees.models.initial import (
     restarted,
     uniform,
 )
-from lo_framework.optimizees.models.mlp import ACTIVATIONS
 from lo_framework.optimizees.models.norms import hat
 from lo_framework.optimizees.registry import register_model
 from lo_framework.optimizees.task import Buffers, Model, Params, Rows
 from lo_framework.schema import Checked, Layers, Range, Width
 from lo_framework.spec import UserError
-
-DROPS = 4  # places in a block where dropout applies
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,18 +108,18 @@ class Transformer(Model):
         wide, ffn = self.config.width, self.config.ffn
         params = layer("patch", (wide, self.inputs), generator)
         params["position_embed.weight"] = torch.randn(self.tokens, wide, generator=generator)
-        for block in (f"blocks.{i}" for i in range(self.config.layers)):
-            params |= norm(f"{block}.norm1", wide)
+        for name in (f"blocks.{i}" for i in range(self.config.layers)):
+            params |= norm(f"{name}.norm1", wide)
             # uniform's bound is 1 / sqrt(fan in); Xavier's is sqrt(6 / (rows + columns)), here of
             # [3 D, D]
             packed = uniform((3 * wide, wide), 4 * wide, generator) * math.sqrt(6)
-            params[f"{block}.attn.qkv.weight"] = packed
-            params[f"{block}.attn.qkv.bias"] = torch.zeros(3 * wide)
-            params[f"{block}.attn.out.weight"] = uniform((wide, wide), wide, generator)
-            params[f"{block}.attn.out.bias"] = torch.zeros(wide)
-            params |= norm(f"{block}.norm2", wide)
-            params |= layer(f"{block}.mlp.up", (ffn, wide), generator)
-            params |= layer(f"{block}.mlp.down", (wide, ffn), generator)
+            params[f"{name}.attn.qkv.weight"] = packed
+            params[f"{name}.attn.qkv.bias"] = torch.zeros(3 * wide)
+            params[f"{name}.attn.out.weight"] = uniform((wide, wide), wide, generator)
+            params[f"{name}.attn.out.bias"] = torch.zeros(wide)
+            params |= norm(f"{name}.norm2", wide)
+            params |= layer(f"{name}.mlp.up", (ffn, wide), generator)
+            params |= layer(f"{name}.mlp.down", (wide, ffn), generator)
         params |= norm("norm", wide)
         params |= layer("head", (self.classes, wide), generator)
         return restarted(params, self.config, generator), {}
@@ -132,15 +129,17 @@ class Transformer(Model):
     ) -> tuple[Tensor, Buffers]:
         """Logits [B, C] for `x` [B, channels, height, width]; dropout only with `noise`."""
         rows, wide = len(x), self.config.width
-        drop = _Dropout(self.config.dropout, noise)
+        shape = rows, self.tokens, self.config.heads
+        drop = Dropout(self.config.dropout, noise)
         x = linear(self._patches(x), params, "patch").reshape(rows, self.tokens, wide)
         x = (x + params["position_embed.weight"]).reshape(-1, wide)  # [B * T, D]
         for i in range(self.config.layers):
-            x = self._block(x, params, f"blocks.{i}", rows, replace(drop, first=DROPS * i))
+            place = replace(drop, first=DROPS * i)
+            x = block(x, params, f"blocks.{i}", shape, place, self.config.act)
         # A mean over tokens and a gain for each feature may change places: the gain then meets one
         # token, not T.
         x = hat(x).reshape(rows, self.tokens, wide).mean(1)
-        return F.linear(x, *_folded(params, "head", "norm")), buffers
+        return F.linear(x, *folded(params, "head", "norm")), buffers
 
     def _patches(self, x: Tensor) -> Tensor:
         """[B, channels, height, width] to [B * T, P]: row by row, each patch in the order of a
@@ -150,61 +149,3 @@ class Transformer(Model):
         rows, channels, height, width = x.shape
         x = x.reshape(rows, channels, height // side, side, width // side, side)
         return x.permute(0, 2, 4, 1, 3, 5).reshape(-1, self.inputs)
-
-    def _block(self, x: Tensor, params: Params, name: str, rows: int, drop: _Dropout) -> Tensor:
-        """One block on `x` [B * T, D]."""
-        weight, bias = _folded(params, f"{name}.attn.qkv", f"{name}.norm1")
-        x = x + drop(
-            linear(
-                self._attend(F.linear(hat(x), weight, bias), rows, drop),
-                params,
-                f"{name}.attn.out",
-            ),
-            1,
-        )
-        inside = ACTIVATIONS[self.config.act](
-            F.linear(hat(x), *_folded(params, f"{name}.mlp.up", f"{name}.norm2"))
-        )
-        return x + drop(linear(drop(inside, 2), params, f"{name}.mlp.down"), 3)
-
-    def _attend(self, qkv: Tensor, rows: int, drop: _Dropout) -> Tensor:
-        """softmax(q k^T / sqrt(d)) v for each head of d = D / heads numbers: [B * T, 3 D] to [B *
-        T, D].
-
-        Written out: torch's fused attention has no second derivative. One `unbind`, because its
-        derivative is one `stack` that writes straight into the layout of `qkv`.
-        """
-        heads, size = self.config.heads, self.config.width // self.config.heads
-        parts = qkv.reshape(rows, self.tokens, 3, heads, size).unbind(2)
-        q, k, v = (part.transpose(1, 2) for part in parts)  # [B, heads, T, d]
-        weights = torch.softmax((q * size**-0.5) @ k.transpose(-1, -2), -1)  # [B, heads, T, T]
-        return (drop(weights, 0) @ v).transpose(1, 2).reshape(-1, self.config.width)
-
-
-@dataclass(frozen=True)
-class _Dropout:
-    """Counter-based dropout in places `first`, `first` + 1, ... of one forward pass."""
-
-    p: float
-    noise: Tensor | None
-    first: int = 0
-
-    def __call__(self, x: Tensor, place: int) -> Tensor:
-        if self.p == 0 or self.noise is None:
-            return x
-        return x * (
-            keep_mask(x.shape, self.p, self.noise, self.first + place).to(x.dtype) / (1 - self.p)
-        )
-
-
-def _folded(params: Params, name: str, norm: str) -> tuple[Tensor, Tensor]:
-    """Weight and bias of the linear layer `name` with the LayerNorm's gain g and bias b before it
-    taken in.
-
-    ``W (g * x + b) + c = (W * g) x + (W b + c)``: two passes over the activations less, and more
-    than that in the derivative; loss and gradient take three quarters of the time.
-    """
-    weight = params[f"{name}.weight"]
-    return weight * params[f"{norm}.weight"], weight @ params[f"{norm}.bias"] + params[
-        f"{name}.bias"
-    ]

@@ -31,6 +31,7 @@ KINDS = [
     "cnn:channels=4x4,norm=group,pool=stride",
     "cnn:channels=4x4,norm=batch",
     "transformer:width=8,ffn=8,heads=2,dropout=0.2",
+    "resnet:size=tiny,dropout=0.2,augment=1",
     "quadratic:dim=5,std=0.1",
     "rosenbrock:dim=3",
 ]
@@ -242,6 +243,17 @@ def test_soft_cap():
 def test_normalize_is_one_at_chance():
     (task,) = make_tasks("mlp")
     assert task.normalize(torch.tensor(10.0).log()) == pytest.approx(1)
+
+
+def test_the_shares_of_the_classes_are_the_naive_loss():
+    (task,) = make_tasks("mlp:hidden=none")
+    params, _ = task.init(seeded())
+    counts = task.full("train")[1].bincount() + 1.0
+    params = {"layers.0.weight": 0 * params["layers.0.weight"], "layers.0.bias": counts.log()}
+    for split in ("train", "test"):
+        metrics = task.metrics(params, {}, task.full(split))
+        assert task.naive_loss(split) == pytest.approx(float(metrics["loss"]), rel=1e-5)
+    assert task.naive_loss("train") < math.log(10) + 1e-3
 
 
 @pytest.mark.parametrize("dataset", ["digits:target=reconstruct", "teacher:target=regress"])

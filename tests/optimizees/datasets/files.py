@@ -3,6 +3,7 @@
 import gzip
 import lzma
 import struct
+from datetime import datetime, timedelta
 
 import pytest
 import torch
@@ -43,3 +44,19 @@ def fails(spec, folder):
         load(spec, folder)
     assert len(str(error.value).splitlines()) == 1
     return str(error.value)
+
+
+def ett_csv(hours, seed=0, start="2016-07-01 00:00:00"):
+    """A file as ETTh1.csv, and the numbers inside: daily waves, a drift and noise."""
+    generator = torch.Generator().manual_seed(seed)
+    time = torch.arange(hours, dtype=torch.float64)[:, None]
+    phase = torch.rand(7, generator=generator) * 6
+    values = 5 * torch.sin(time * 0.2618 + phase) + time * 0.01 + torch.arange(7)
+    values = values + torch.randn(hours, 7, generator=generator, dtype=torch.float64)
+    first = datetime.fromisoformat(start)
+    lines = ["date,HUFL,HULL,MUFL,MULL,LUFL,LULL,OT"]
+    for i, row in enumerate(values.tolist()):
+        date = first + timedelta(hours=i)
+        lines.append(f"{date:%Y-%m-%d %H:%M:%S},{','.join(f'{x:.5f}' for x in row)}")
+    read = [[float(x) for x in line.split(",")[1:]] for line in lines[1:]]
+    return "\n".join(lines).encode() + b"\n", torch.tensor(read, dtype=torch.float64)

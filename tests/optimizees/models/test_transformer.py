@@ -206,7 +206,7 @@ def test_dropout_is_where_torch_has_it(monkeypatch):
         asked.append((layer, tuple(shape), p, int(noise)))
         return torch.ones(shape, dtype=torch.bool)
 
-    monkeypatch.setattr("lo_framework.optimizees.models.transformer.keep_mask", keep)
+    monkeypatch.setattr("lo_framework.optimizees.models.blocks.keep_mask", keep)
     task.loss(params, {}, batch, torch.tensor(7))
     tokens = 4 * 4  # four rows of four patches
     places = [(4, 2, 4, 4), (tokens, 8), (tokens, 6), (tokens, 8)]
