@@ -17,7 +17,7 @@ from lo_framework.optimizees.datasets.ett import COLUMNS, load_etth1
 from lo_framework.optimizees.datasets.splits import Dataset
 from lo_framework.optimizees.models.forecaster import Forecaster, LastValue, Shape
 from lo_framework.optimizees.registry import register_task
-from lo_framework.optimizees.sized import Dropped, Sized
+from lo_framework.optimizees.sized import Dropped, Sized, Table
 from lo_framework.optimizees.task import Batch, Model, ModelTask, Rows
 from lo_framework.schema import Layers, Range, Width
 from lo_framework.spec import UserError
@@ -70,7 +70,7 @@ class EttConfig(Sized):
         batch: windows of one batch.
     """
 
-    SIZES: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+    SIZES: ClassVar[Table] = {
         "paper": PAPER,
         "small": PAPER | dict(width=32, ffn=64, dropout=0.1, batch=32),
         "tiny": PAPER

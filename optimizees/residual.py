@@ -5,9 +5,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -15,7 +14,7 @@ from torch import Tensor
 from lo_framework.optimizees.datasets.splits import Dataset, Splits
 from lo_framework.optimizees.models.resnet import ResNet
 from lo_framework.optimizees.registry import register_task
-from lo_framework.optimizees.sized import Dropped, Sized
+from lo_framework.optimizees.sized import Dropped, Sized, Table
 from lo_framework.optimizees.task import Batch, ClassificationTask, Model, Rows
 from lo_framework.schema import Layers, Width
 from lo_framework.spec import UserError
@@ -41,7 +40,7 @@ class ResNetConfig(Sized):
         batch: rows of one batch.
     """
 
-    SIZES: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+    SIZES: ClassVar[Table] = {
         "paper": dict(width=64, blocks=(2, 2, 2, 2), dropout=0.2, augment=True, batch=128),
         "small": dict(width=16, blocks=(1, 1, 1), dropout=0.2, augment=True, batch=64),
         "tiny": dict(width=4, blocks=(1, 1), dropout=0.0, augment=False, batch=16),
