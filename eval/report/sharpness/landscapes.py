@@ -5,6 +5,7 @@ Hessian.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator
 from itertools import product
 from typing import TYPE_CHECKING, Any
@@ -91,8 +92,12 @@ def plane(result: Result, task: str, name: str) -> Figure | None:
         surface = (p["x"], p["y"], height)
         drawn = axes.contourf(*surface, levels=levels, cmap="viridis", extend="max")
         thin = dict(colors="white", linestyles="solid", linewidths=0.4, alpha=0.6)
-        drawn.set_rasterized(True)  # hundreds of outlines; the rest of a picture stays sharp
-        axes.contour(*surface, levels=levels, **thin).set_rasterized(True)
+        lines = axes.contour(*surface, levels=levels, **thin)
+        with warnings.catch_warnings():
+            # matplotlib 3.10, the last one for Python 3.10, says that it will not, and does
+            warnings.filterwarnings("ignore", "Rasterization of", UserWarning)
+            for outlines in (drawn, lines):  # hundreds; the rest of a picture stays sharp
+                outlines.set_rasterized(True)
         axes.plot(0, 0, "o", color="white", markeredgecolor="black", markersize=5)
         axes.set_title(label(optimizer), fontsize=9.5)
         axes.grid(False)
