@@ -119,6 +119,7 @@ def test_the_code_of_a_card_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     (code,) = re.findall(r"```python\n(.*?)```", text, re.S)
     monkeypatch.chdir(tmp_path)
     model = torch.nn.Linear(2, 1)
+    model(torch.ones(1, 2)).sum().backward()
     exec(code, {"model": model})
     assert "has no record" in text and "Nobody has scored it" in text and "None" not in text
 
