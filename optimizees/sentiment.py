@@ -76,6 +76,6 @@ def imdb_task(config: ImdbConfig, folder: str | None) -> SentimentTask:
     task = SentimentTask(BiLSTM(sizes), data, name="imdb", batch_size=config.value("batch"))
     notes = ["validated on its test reviews"] if paper else []
     if reviews.count != imdb.WHOLE:
-        notes.insert(0, f"trained on {reviews.count:,} of IMDB's {imdb.WHOLE:,} reviews")
+        notes.insert(0, f"{reviews.count:,} of IMDB's {imdb.WHOLE:,} training reviews")
     task.note = "; ".join(notes)
     return task

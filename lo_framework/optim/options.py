@@ -3,7 +3,8 @@
 A key that a person gives is honoured or refused (`refuse_unknown`). What is written into a group
 later, by a scheduler that cycles momentum, say, cannot be refused: `GroupWatch` says it once, at
 the next step. It looks only when a group's ``lr`` is another object than at the last step, which
-schedulers make it, and at the first step; so a step costs one comparison a group.
+schedulers make it, when a group has another number of options, and at the first step; so a step
+costs two comparisons a group.
 """
 
 from __future__ import annotations
@@ -100,6 +101,7 @@ class GroupWatch:
         self.course: Course | None = None
         self._end = math.inf
         self._rates: list[Any] = []
+        self._sizes: list[int] = []
         self._highest: dict[int, float] = {}
         self._said: set[str] = set()
 
@@ -113,10 +115,10 @@ class GroupWatch:
         """
         if updates >= self._end:
             self._say_past()
-        rates = [group["lr"] for group in groups]
-        if len(rates) == len(self._rates) and all(map(operator.is_, rates, self._rates)):
+        rates, sizes = [group["lr"] for group in groups], [*map(len, groups)]
+        if sizes == self._sizes and all(map(operator.is_, rates, self._rates)):
             return
-        self._rates = rates
+        self._rates, self._sizes = rates, sizes
         for group in groups:
             for key in unknown(group, self.known):
                 self._say_ignored(key)

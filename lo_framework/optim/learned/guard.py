@@ -7,9 +7,12 @@ row. A rise is seen in two ways.
 * The gradients (`watch`), from the second step on and without the loss: what the last moves added
   to it, leaky over about ten steps, against ``rise`` times what AdamW's steps of 1e-3 would have
   gained, each, at the start of the run (1e-3 times the sum of absolute values of each tensor's
-  first gradient). That is a number of steps, whatever the scale of the loss. Where the loss is
-  told, ``jump`` times the first one is a closer bound. What both let pass and catch on ordinary
-  problems is what `benchmarks.ordinary` shows.
+  first gradient). That is a number of steps, whatever the scale of the loss. The slope at the end
+  of a move is more than the move added where the loss is curved, most so where every batch is the
+  same; what tells a break from a bold step is that gradients grow with it. So ``rise`` is for
+  gradients `GROWN` times as large as the first ones, and in proportion more for smaller ones.
+  Where the loss is told, ``jump`` times the first one is a closer bound. What both let pass and
+  catch on ordinary problems is what `benchmarks.ordinary` shows.
 * The loss, where it is told, after a warm-up and while AdamW is not in charge: its exponential
   moving average (EMA), and three in four of the losses that it looks back on, may not be above
 
@@ -28,6 +31,8 @@ from typing import Any, NamedTuple
 from lo_framework.errors import UserError, check_number, number, shown, whole
 
 ADAMW_LR = 1e-3  # in whose steps a rise is counted, and the largest that AdamW takes over with
+GROWN = 10.0  # times the first gradients, at which ``rise`` is meant
+RECENT = 0.2  # weight of a new gradient in the average that has grown
 SHORT = 75  # steps of a run; in one of fewer, steps are bolder: a rise may be as much larger
 STRICT = 0.25  # of the rise that is allowed, for each time that it was too much
 LEAST_LR = 1e-5  # of AdamW, however often it fails
@@ -40,7 +45,8 @@ class GuardConfig:
     """Settings of the guard.
 
     Attributes:
-        rise: how many of AdamW's first steps the loss may have risen lately, as gradients tell.
+        rise: how many of AdamW's first steps the loss may have risen lately, as gradients tell that
+            are ten times as large as the first; in proportion more, the smaller they are.
         jump: the same in first losses, where the loss is told.
         factor: how many times its best value the average loss may reach; above 1.
         margin: what it may add to that, as a fraction of the first loss.
@@ -55,7 +61,7 @@ class GuardConfig:
         weight_decay: AdamW's.
     """
 
-    rise: float = 800.0
+    rise: float = 1400.0
     jump: float = 10.0
     factor: float = 2.0
     margin: float = 0.05
@@ -100,6 +106,7 @@ class Trend:
 
     unit: float = 0.0  # of a rise
     rise: float = 0.0
+    growth: float | None = None  # average of the gradients' sizes, over those of the first
     seen: int = 0  # losses
     first: float = 0.0
     ema: float = 0.0
@@ -144,7 +151,7 @@ class Guard:
     def allowed(self) -> float:
         """The rise above which the guard is violated: soon after AdamW's turn it is less."""
         strict = STRICT**self.strikes if self.lasted <= self.length else 1.0
-        most = self.config.rise * self.now.unit
+        most = self.config.rise * self.now.unit * GROWN / (self.now.growth or GROWN)
         if self.now.seen:
             most = min(most, self.config.jump * abs(self.now.first))
         return most * self.bold * strict
@@ -161,6 +168,10 @@ class Guard:
         if signal.rms > 0 and not self.remaining and self.lasted:
             now.log_rms = self._averaged(now.log_rms, math.log(signal.rms))
         now.unit = ADAMW_LR * signal.first
+        if signal.first > 0:
+            growth = signal.size / signal.first
+            old = growth if now.growth is None else now.growth
+            now.growth = (1.0 - RECENT) * old + RECENT * growth
         now.rise = max(0.0, c.decay * now.rise + signal.added)
         if now.rise > self.allowed > 0:
             return f"the loss, which rises by the gradients ({now.rise:.3g})"

@@ -93,8 +93,8 @@ def test_in_the_paper_test_reviews_validate(texts):
     task = make(f"{TINY},protocol=paper", texts)
     assert all(torch.equal(a, b) for a, b in zip(task.full("valid"), task.full("test")))
     assert len(task.full("train")[0]) == 20
-    assert task.note == ("trained on 20 of IMDB's 25,000 reviews; validated on its test reviews")
-    assert make(TINY, texts).note == "trained on 20 of IMDB's 25,000 reviews"
+    assert task.note == ("20 of IMDB's 25,000 training reviews; validated on its test reviews")
+    assert make(TINY, texts).note == "20 of IMDB's 25,000 training reviews"
 
 
 def reference(sizes, params):

@@ -79,7 +79,7 @@ def test_transfer_shows_the_tasks_own_metric_and_says_what_the_data_are(texts, t
     shown = capsys.readouterr().out
     assert "test ppl" in shown and "test acc." in shown
     assert "trained on one half of WikiText-2's validation split" in shown
-    assert "trained on 20 of IMDB's 25,000 reviews" in shown
+    assert "20 of IMDB's 25,000 training reviews" in shown
     arms = json.loads((out / "transfer.json").read_text())["arms"]
     for arm in arms:
         for runs in arm["runs"]:

@@ -10,15 +10,16 @@ import torch
 
 from lo_framework.errors import UserError
 from lo_framework.optim import GuardConfig
-from lo_framework.optim.learned.guard import ADAMW_LR, RETREAT, STRICT, Guard, Signal
+from lo_framework.optim.learned.guard import ADAMW_LR, GROWN, RETREAT, STRICT, Guard, Signal
 from tests.lo_framework.optim.tools import generator
 
 QUICK = GuardConfig(warmup=3, every=4, steps=6, decay=0.5)
 
 
 def signal(loss: float | None = None, *, added: float = 0.0, rms: float = 0.01) -> Signal:
-    """Where AdamW's first step would have gained 1."""
-    return Signal(added=added, size=5.0, first=1.0 / ADAMW_LR, rms=rms, loss=loss)
+    """Where AdamW's first step would have gained 1, and gradients have grown."""
+    first = 1.0 / ADAMW_LR
+    return Signal(added=added, size=GROWN * first, first=first, rms=rms, loss=loss)
 
 
 def run(guard: Guard, signals: list[Signal]) -> list[bool]:
@@ -171,6 +172,15 @@ def test_a_rise_by_the_gradients_violates_without_a_loss_from_the_second_step() 
     assert any(run(Guard(config), [signal(added=35.0)] * 30))
     never = run(Guard(config), [Signal(5.0, 0.0, 0.0, 0.01)] * 9)
     assert not any(never)  # no gradient so far: there is no unit
+
+
+@pytest.mark.parametrize("growth", [0.5, 1.0, 20.0])
+def test_a_rise_counts_for_more_where_gradients_have_grown(growth: float) -> None:
+    first = 1.0 / ADAMW_LR
+    begun = Signal(added=0.0, size=growth * first, first=first, rms=0.01)
+    for part, verdict in ((0.99, False), (1.01, True)):
+        rise = begun._replace(added=300.0 * GROWN / growth * part)
+        assert run(Guard(GuardConfig(rise=300.0)), [begun, rise]) == [False, verdict]
 
 
 def test_a_loss_that_is_told_bounds_the_rise_more_closely() -> None:
