@@ -9,8 +9,9 @@ row. A rise is seen in two ways.
   gained, each, at the start of the run (1e-3 times the sum of absolute values of each tensor's
   first gradient). That is a number of steps, whatever the scale of the loss. The slope at the end
   of a move is more than the move added where the loss is curved, most so where every batch is the
-  same; what tells a break from a bold step is that gradients grow with it. So ``rise`` is for
-  gradients `GROWN` times as large as the first ones, and in proportion more for smaller ones.
+  same; what tells a break from a bold step is that gradients grow with it. So where they are not
+  yet `GROWN` times as large as the first ones, the loss may rise by as much more (but not soon
+  after a break).
   Where the loss is told, ``jump`` times the first one is a closer bound. What both let pass and
   catch on ordinary problems is what `benchmarks.ordinary` shows.
 * The loss, where it is told, after a warm-up and while AdamW is not in charge: its exponential
@@ -31,7 +32,7 @@ from typing import Any, NamedTuple
 from lo_framework.errors import UserError, check_number, number, shown, whole
 
 ADAMW_LR = 1e-3  # in whose steps a rise is counted, and the largest that AdamW takes over with
-GROWN = 10.0  # times the first gradients, at which ``rise`` is meant
+GROWN = 16.0  # times the first gradients: less than that may be a bold step
 RECENT = 0.2  # weight of a new gradient in the average that has grown
 SHORT = 75  # steps of a run; in one of fewer, steps are bolder: a rise may be as much larger
 STRICT = 0.25  # of the rise that is allowed, for each time that it was too much
@@ -45,8 +46,8 @@ class GuardConfig:
     """Settings of the guard.
 
     Attributes:
-        rise: how many of AdamW's first steps the loss may have risen lately, as gradients tell that
-            are ten times as large as the first; in proportion more, the smaller they are.
+        rise: how many of AdamW's first steps the loss may have risen lately, as gradients tell that have
+            grown to 16 times the first; in proportion more, the smaller they are.
         jump: the same in first losses, where the loss is told.
         factor: how many times its best value the average loss may reach; above 1.
         margin: what it may add to that, as a fraction of the first loss.
@@ -61,7 +62,7 @@ class GuardConfig:
         weight_decay: AdamW's.
     """
 
-    rise: float = 1400.0
+    rise: float = 800.0
     jump: float = 10.0
     factor: float = 2.0
     margin: float = 0.05
@@ -150,11 +151,15 @@ class Guard:
     @property
     def allowed(self) -> float:
         """The rise above which the guard is violated: soon after AdamW's turn it is less."""
-        strict = STRICT**self.strikes if self.lasted <= self.length else 1.0
-        most = self.config.rise * self.now.unit * GROWN / (self.now.growth or GROWN)
+        most = self.config.rise * self.now.unit
+        if self.strikes and self.lasted <= self.length:
+            factor = STRICT**self.strikes
+        else:
+            factor = max(1.0, GROWN / (self.now.growth or GROWN))
         if self.now.seen:
-            most = min(most, self.config.jump * abs(self.now.first))
-        return most * self.bold * strict
+            most = min(most * max(1.0, factor), self.config.jump * abs(self.now.first))
+            factor = min(1.0, factor)
+        return most * self.bold * factor
 
     def violated(self, signal: Signal) -> str:
         """Take in what is known before an update. What breaks the guard, in words, or ''."""
