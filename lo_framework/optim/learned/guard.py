@@ -46,8 +46,8 @@ class GuardConfig:
     """Settings of the guard.
 
     Attributes:
-        rise: how many of AdamW's first steps the loss may have risen lately, as gradients tell that have
-            grown to 16 times the first; in proportion more, the smaller they are.
+        rise: how many of AdamW's first steps the loss may have risen lately, as gradients tell that
+            have grown to 16 times the first; in proportion more, the smaller they are.
         jump: the same in first losses, where the loss is told.
         factor: how many times its best value the average loss may reach; above 1.
         margin: what it may add to that, as a fraction of the first loss.
