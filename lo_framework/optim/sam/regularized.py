@@ -265,13 +265,19 @@ class Regularized(InHalves, StateOnly, torch.optim.Optimizer):
         regularizer starts.
 
         Raises:
-            UserError: the state is of another regularizer.
+            UserError: the state is of another regularizer, or around another class of optimizer.
         """
         saved: Any = None
 
         def capture(_: torch.optim.Optimizer, adapted: dict[str, Any]) -> dict[str, Any]:
             nonlocal saved
             groups = [dict(group) for group in adapted["param_groups"]]
+            foreign = {kind.entry for kind in OptimizerBase.__subclasses__()}
+            if (foreign - {getattr(self.base, "entry", None)}) & adapted.keys():
+                raise UserError(
+                    "this state is of another optimizer class, not of "
+                    f"{self.title} around {type(self.base).__name__}"
+                )
             saved = take_entry(ENTRY, adapted, groups, self.title)
             if saved is not None:
                 self._rule_state.check(saved)

@@ -18,7 +18,18 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR, StepLR
 
-from lo_framework.optim import ASAM, FSAM, GAM, GSAM, SAM, GuardConfig, Learned, LookSAM
+from lo_framework.optim import (
+    ASAM,
+    FSAM,
+    GAM,
+    GSAM,
+    SAM,
+    GuardConfig,
+    Learned,
+    LookSAM,
+    MetaAdamW,
+    MetaOptimize,
+)
 from lo_framework.spec import UserError
 from tests.lo_framework.optim.sam import tools
 from tests.lo_framework.optim.tools import moved
@@ -80,6 +91,16 @@ def test_state_is_exchanged_with_the_bare_base() -> None:
     assert len(calls) == 2 and float(optimizer.state[next(model.parameters())]["step"]) == 4
     plain.load_state_dict(optimizer.state_dict())
     assert float(plain.state[next(model.parameters())]["step"]) == 4
+
+
+@pytest.mark.parametrize("other", [MetaAdamW, MetaOptimize])
+def test_state_around_another_class_is_refused(other: Any) -> None:
+    model = nn.Linear(3, 2)
+    optimizer, saved = SAM(torch.optim.AdamW(model.parameters())), other(model).state_dict()
+    before = optimizer.state_dict()
+    with pytest.raises(UserError, match="another optimizer class, not of SAM around AdamW"):
+        optimizer.load_state_dict(saved)
+    assert optimizer.state_dict()["param_groups"] == before["param_groups"]
 
 
 def test_state_of_something_else_is_refused() -> None:
