@@ -25,6 +25,7 @@ from lo_framework.eval.statistics import Estimate, mean, paired_difference
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = [ROOT / "docs" / name for name in ("results.md", "when.md")]
+GENERAL = "results/general/config.json"  # of the run that `curve` is of
 BLOCK = re.compile(r"(<!-- (\w+): (.*?) -->\n).*?(<!-- end -->)", re.S)
 METRICS = ("mean_loss", "final_loss", "test_loss")
 ESTIMATORS = ("pes", "tbptt")
@@ -77,7 +78,7 @@ def curve(content: Any) -> Rows:
     yield "outer steps after quick", *heads
     place = Path(content["provenance"]["command"][-1]).name
     for name, *measures in itertools.islice(score(content), 1, None):
-        known = {"quick": "0", "general": "600"}
+        known = {"quick": "0", "general": str(read(GENERAL)["outer_steps"])}
         yield known.get(name, place.lstrip("0")), *measures
 
 

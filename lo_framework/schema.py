@@ -314,3 +314,9 @@ def _shallow(value: Any, depth: int = MAX_DEPTH) -> Any:
         for part in value.values() if isinstance(value, Mapping) else value:
             _shallow(part, depth - 1)
     return value
+
+
+def check_heads(width: int, heads: int) -> None:
+    """Raise ValueError unless every head has the same share of the width."""
+    if width % heads:
+        raise ValueError(f"width ({width}) must be a multiple of heads ({heads})")

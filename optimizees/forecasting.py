@@ -19,7 +19,7 @@ from lo_framework.optimizees.models.forecaster import Forecaster, LastValue, Sha
 from lo_framework.optimizees.registry import register_task
 from lo_framework.optimizees.sized import Dropped, Sized, Table
 from lo_framework.optimizees.task import Batch, Model, ModelTask, Rows
-from lo_framework.schema import Layers, Range, Width
+from lo_framework.schema import Layers, Range, Width, check_heads
 from lo_framework.spec import UserError
 
 if TYPE_CHECKING:
@@ -90,9 +90,7 @@ class EttConfig(Sized):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        width, heads = self.value("width"), self.value("heads")
-        if width % heads:
-            raise ValueError(f"width ({width}) must be a multiple of heads ({heads})")
+        check_heads(self.value("width"), self.value("heads"))
 
     def value(self, option: str) -> Any:
         if self.protocol == "paper" and getattr(self, option) is None and option in self.PUBLISHED:

@@ -17,8 +17,16 @@ from lo_framework.optimizees.datasets.vocabulary import Size as Words
 from lo_framework.optimizees.models.gpt import GPT, GPTSizes
 from lo_framework.optimizees.registry import register_task
 from lo_framework.optimizees.sized import Dropped, Sized, Table
-from lo_framework.optimizees.task import Batch, Buffers, Model, ModelTask, Params, Rows
-from lo_framework.schema import Layers, Range, Width
+from lo_framework.optimizees.task import (
+    Batch,
+    Buffers,
+    Model,
+    ModelTask,
+    Params,
+    Rows,
+    frequency_loss,
+)
+from lo_framework.schema import Layers, Range, Width, check_heads
 from lo_framework.spec import UserError
 
 if TYPE_CHECKING:
@@ -62,11 +70,9 @@ class LanguageTask(ModelTask):
 
     def naive_loss(self, split: str) -> float:
         """The loss of the predictor that knows how often each word is in the training text, and
-        nothing else; words are counted once more than they occur.
+        nothing else.
         """
-        counts = torch.bincount(self.full("train")[1].flatten(), minlength=self.vocab) + 1.0
-        logs = (counts / counts.sum()).log()
-        return -float(logs[self.full(split)[1]].mean())
+        return frequency_loss(self.full("train")[1], self.full(split)[1], self.vocab)
 
     def batch(self, split: str, generator: torch.Generator, lead: tuple[int, ...] = ()) -> Batch:
         if split not in self.streams:
@@ -130,9 +136,7 @@ class WikitextConfig(Sized):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        width, heads = self.value("width"), self.value("heads")
-        if width % heads:
-            raise ValueError(f"width ({width}) must be a multiple of heads ({heads})")
+        check_heads(self.value("width"), self.value("heads"))
 
 
 @register_task("wikitext", config=WikitextConfig, reads_files=True)

@@ -54,14 +54,10 @@ class ImdbConfig(Sized):
     dropout: Dropped | None = None
 
 
-class SentimentTask(ClassificationTask):
-    """The mean cross-entropy of two classes. A batch is (words int64 [B, T], labels int64 [B])."""
-
-
 @register_task("imdb", config=ImdbConfig, reads_files=True)
-def imdb_task(config: ImdbConfig, folder: str | None) -> SentimentTask:
-    """The task on the files in `folder`; under ``protocol=paper`` the test reviews validate, and
-    the network reads the padding too.
+def imdb_task(config: ImdbConfig, folder: str | None) -> ClassificationTask:
+    """The task on the files in `folder`, whose batches are (words int64 [B, T], labels int64 [B]);
+    under ``protocol=paper`` the test reviews validate, and the network reads the padding too.
     """
     paper = config.protocol == "paper"
     rules = Rules(size=config.value("vocab"), least=config.value("least"), words="basic_english")
@@ -73,7 +69,7 @@ def imdb_task(config: ImdbConfig, folder: str | None) -> SentimentTask:
         **{key: config.value(key) for key in ("embed", "hidden", "layers", "dropout")},
     )
     data = Dataset(name="imdb", splits=reviews.splits, num_classes=len(imdb.SIDES))
-    task = SentimentTask(BiLSTM(sizes), data, name="imdb", batch_size=config.value("batch"))
+    task = ClassificationTask(BiLSTM(sizes), data, name="imdb", batch_size=config.value("batch"))
     notes = ["validated on its test reviews"] if paper else []
     if reviews.count != imdb.WHOLE:
         notes.insert(0, f"{reviews.count:,} of IMDB's {imdb.WHOLE:,} training reviews")

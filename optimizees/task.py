@@ -254,10 +254,18 @@ class ClassificationTask(ModelTask):
 
     def naive_loss(self, split: str) -> float:
         """The loss of the predictor that knows how often each class is in the training split, and
-        nothing else; classes are counted once more than they occur.
+        nothing else.
         """
-        counts = torch.bincount(self.full("train")[1], minlength=self.num_classes) + 1.0
-        return -float((counts / counts.sum()).log()[self.full(split)[1]].mean())
+        return frequency_loss(self.full("train")[1], self.full(split)[1], self.num_classes)
+
+
+def frequency_loss(trained: Tensor, asked: Tensor, classes: int) -> float:
+    """The mean cross-entropy on `asked` of the predictor that knows how often each class is in
+    `trained`, and nothing else; both int64 of any shape. Classes are counted once more than they
+    occur.
+    """
+    counts = torch.bincount(trained.flatten(), minlength=classes) + 1.0
+    return -float((counts / counts.sum()).log()[asked].mean())
 
 
 class RegressionTask(ModelTask):

@@ -24,9 +24,17 @@ from lo_framework.optimizees.datasets.vocabulary import (
 from lo_framework.optimizees.models.translator import Translator, TranslatorSizes
 from lo_framework.optimizees.registry import register_task
 from lo_framework.optimizees.sized import Dropped, Sized, Table
-from lo_framework.optimizees.task import Batch, Buffers, DataTask, Params, Rows, bounded
+from lo_framework.optimizees.task import (
+    Batch,
+    Buffers,
+    DataTask,
+    Params,
+    Rows,
+    bounded,
+    frequency_loss,
+)
 from lo_framework.optional import require
-from lo_framework.schema import Layers, Range, Width
+from lo_framework.schema import Layers, Range, Width, check_heads
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -59,11 +67,11 @@ class TranslationTask(DataTask):
 
     def naive_loss(self, split: str) -> float:
         """The loss of the predictor that knows how often each word is in the English training
-        sentences, and nothing else; words are counted once more than they occur.
+        sentences, and nothing else.
         """
         trained, asked = (self.full(part)[1][:, 1:] for part in ("train", split))
-        counts = torch.bincount(trained[trained != PAD_ID], minlength=len(self.english)) + 1.0
-        return -float((counts / counts.sum()).log()[asked[asked != PAD_ID]].mean())
+        words = len(self.english)
+        return frequency_loss(trained[trained != PAD_ID], asked[asked != PAD_ID], words)
 
     def init(self, generator: torch.Generator) -> tuple[Params, Buffers]:
         return self._here(self.model.init(generator)[0]), {}
@@ -94,7 +102,7 @@ class TranslationTask(DataTask):
 
     def translate(self, params: Params, source: Tensor) -> list[str]:
         """The most probable word after word, up to `END`, for each row of `source` int64 [n, S]."""
-        found: list[str] = []
+        sentences: list[str] = []
         with torch.no_grad():
             for rows in source.split(64):
                 memory = self.model.encode(params, rows)
@@ -107,18 +115,18 @@ class TranslationTask(DataTask):
                         break
                 for row in words[:, 1:].tolist():
                     kept = row[: row.index(END_ID)] if END_ID in row else row
-                    found.append(" ".join(self.english.decode(kept)))
-        return found
+                    sentences.append(" ".join(self.english.decode(kept)))
+        return sentences
 
     def bleu(self, params: Params, split: str, pairs: int | None = None) -> float:
         """Corpus BLEU of `translate` in lower case, on the first `pairs` of a split, 0 to 100."""
         require("sacrebleu")
         import sacrebleu
 
-        found = self.translate(params, self.full(split)[0][:pairs])
+        translations = self.translate(params, self.full(split)[0][:pairs])
         wanted = [self.texts[split][:pairs]]
         # `force`: words stand apart on purpose, and sacreBLEU would warn of it.
-        return float(sacrebleu.corpus_bleu(found, wanted, lowercase=True, force=True).score)
+        return float(sacrebleu.corpus_bleu(translations, wanted, lowercase=True, force=True).score)
 
     def to(self, device: torch.device | str) -> Self:
         other = super().to(device)
@@ -171,9 +179,7 @@ class Multi30kConfig(Sized):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        width, heads = self.value("width"), self.value("heads")
-        if width % heads:
-            raise ValueError(f"width ({width}) must be a multiple of heads ({heads})")
+        check_heads(self.value("width"), self.value("heads"))
 
 
 @register_task("multi30k", config=Multi30kConfig, reads_files=True)

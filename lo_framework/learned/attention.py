@@ -24,7 +24,7 @@ from lo_framework.learned.encoder import Block, layer_norm, matrix, xavier
 from lo_framework.learned.group_features import FeatureSpec, group_features, measured
 from lo_framework.learned.grouping import GROUPINGS, KEYS, Grouping, make_grouping
 from lo_framework.learned.hyper_adamw import FACTORS, HYPER, HyperAdamW, HyperAdamWConfig
-from lo_framework.schema import Layers, NotNegative, Range, Seed, Width
+from lo_framework.schema import Layers, NotNegative, Range, Seed, Width, check_heads
 
 EMBEDDING = 4  # numbers of a group's embedding
 PUBLISHED_HEAD = 4  # rows for alpha, beta, lambda1, lambda2
@@ -103,8 +103,7 @@ class AttentionConfig(NetworkConfig, HyperAdamWConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.width % self.heads:
-            raise ValueError(f"width ({self.width}) must be a multiple of heads ({self.heads})")
+        check_heads(self.width, self.heads)
         choose("grouping", self.grouping, GROUPINGS)
         if self.encoder == "published" and (self.head != "bounded" or self.width < self.inputs):
             raise ValueError(

@@ -30,7 +30,7 @@ from lo_framework.learned.controller import WARM_UP, Controller, agreement, log_
 from lo_framework.learned.hyper_adamw import logit
 from lo_framework.learned.law import FAN, POWERS, hats, log_law
 from lo_framework.learned.orthogonal import is_wide, orthogonalised
-from lo_framework.schema import Checked, Positive, Range, Seed, Share, Width
+from lo_framework.schema import Checked, Positive, Range, Seed, Share, Width, check_heads
 
 KNOTS = (0.0, 0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 1.0)  # of progress
 STEPS = (0.0, 1.0, 3.0, 10.0, WARM_UP)
@@ -86,8 +86,7 @@ class ScaledConfig(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.width % self.heads:
-            raise ValueError(f"width ({self.width}) must be a multiple of heads ({self.heads})")
+        check_heads(self.width, self.heads)
 
 
 def _logit(x: float) -> float:

@@ -28,7 +28,7 @@ from lo_framework.optimizees.models.initial import (
 from lo_framework.optimizees.models.norms import hat
 from lo_framework.optimizees.registry import register_model
 from lo_framework.optimizees.task import Buffers, Model, Params, Rows
-from lo_framework.schema import Checked, Layers, Range, Width
+from lo_framework.schema import Checked, Layers, Range, Width, check_heads
 from lo_framework.spec import UserError
 
 
@@ -58,8 +58,7 @@ class TransformerConfig(Checked, StartOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.width % self.heads:
-            raise ValueError(f"width ({self.width}) must be a multiple of heads ({self.heads})")
+        check_heads(self.width, self.heads)
 
 
 @register_model(

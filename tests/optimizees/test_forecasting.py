@@ -5,17 +5,19 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
-from lo_framework.optimizees import forecasting, make_tasks, make_variations
+from lo_framework.optimizees import forecasting, make_variations
 from lo_framework.optimizees.datasets import ett
 from lo_framework.optimizees.models.forecaster import Forecaster, Shape, sinusoids
 from lo_framework.spec import UserError
-from tests.optimizees.datasets.files import ett_csv, write
-from tests.optimizees.texts.contract import (
+from tests.optimizees.contract import (
+    make,
+    renamed,
     roles,
     same_bits_twice,
     seeded,
     vmapped_equals_looped,
 )
+from tests.optimizees.datasets.files import ett_csv, write
 
 HOURS, MONTH = 330, 15  # 180, 60, 60 hours and 30 that are not used
 TINY = "ett:size=tiny,window=6,horizon=3,batch=4"
@@ -30,11 +32,6 @@ def values(tmp_path, monkeypatch):
     data, numbers = ett_csv(HOURS)
     write(tmp_path / "ETT-small", {"ETTh1.csv": data})
     return numbers
-
-
-def make(spec, folder):
-    (task,) = make_tasks(spec, data_dir=folder)
-    return task
 
 
 def hours(task, split):
@@ -160,14 +157,7 @@ SHAPE = Shape(window=9, horizon=4, features=3, width=8, heads=2, layers=2, ffn=1
 def test_it_is_torchs_transformer():
     """Values and derivatives; the last block computes the last token only."""
     model, reference = Forecaster(SHAPE), Reference(SHAPE)
-    params, _ = model.init(seeded())
-    for k, v in params.items():  # gains of 1 and biases of 0 would hide a mistake
-        params[k] = v + 0.2 * torch.randn(v.shape, generator=seeded(len(k)))
-    theirs = {}
-    for name, value in params.items():
-        for a, b in NAMES.items():
-            name = name.replace(a, b)
-        theirs[name] = value
+    params, theirs = renamed(model.init(seeded())[0], NAMES)
     assert list(theirs) and set(theirs) == {name for name, _ in reference.named_parameters()}
     x = torch.randn(5, 9, 3, generator=seeded(1))
     torch.testing.assert_close(model.apply(params, {}, x)[0], functional_call(reference, theirs, x))

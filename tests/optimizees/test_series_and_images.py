@@ -4,32 +4,29 @@ transfer, sharpness; and trained on real files.
 
 from __future__ import annotations
 
-import json
 import math
 
 import pytest
 import torch
 
-from lo_framework.estimators import Truncation, make_estimator
 from lo_framework.eval.baselines import make_baseline, make_thetas
-from lo_framework.eval.cli import main
 from lo_framework.inner.rollout import rollout
-from lo_framework.inner.step import Family
-from lo_framework.learned import make_learned
-from lo_framework.meta_train.cli import main as meta_train
-from lo_framework.objectives import make_objective
 from lo_framework.optimizees import forecasting, make_tasks
 from lo_framework.optimizees.datasets import ett
-from tests.eval.sharpness.evaluations import optimizer_file, tiny_level
+from tests.optimizees.contract import (
+    make,
+    meta_gradients_are_those_of_any_engine,
+    meta_trains,
+    seeded,
+    sharpness_is_measured,
+    transferred,
+)
 from tests.optimizees.datasets.files import ett_csv, write
-from tests.optimizees.texts.contract import seeded
 
 SPECS = (
     "ett:size=tiny,window=5,horizon=2,width=4,ffn=4,dropout=0.1,batch=2",
     "resnet:size=tiny,width=2,dropout=0.1,augment=1,batch=2",
 )
-FLAGS = [*("--steps", "3", "--seeds", "2", "--tuning-seeds", "1", "--grid-size", "2")]
-FLAGS += ["--progress", "none", "--workers", "1"]
 
 
 @pytest.fixture
@@ -44,65 +41,28 @@ def folder(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("spec", SPECS)
 def test_meta_gradients_through_second_derivatives(folder, spec):
-    """By the plain engine and by the recording one: the same bits."""
-    (task,) = make_tasks(spec, data_dir=folder)
-    learned, found = make_learned("hyper-adamw"), []
-    for engine in ("eager", "graph"):
-        estimator = make_estimator(
-            "tbptt",
-            Family(task, learned, engine),
-            make_objective("valid"),
-            Truncation(unroll_length=3, episode=(3, 3)),
-            2,
-        )
-        theta = learned.theta()
-        found.append(estimator.estimate(theta, estimator.init_state(theta, seeded()))[0].grad)
-    assert any(v.any() for v in found[0].values())
-    for key, value in found[0].items():
-        assert torch.isfinite(value).all()
-        assert torch.equal(value, found[1][key]), key
+    meta_gradients_are_those_of_any_engine(make(spec, folder))
 
 
 def test_meta_training(folder, tmp_path):
-    flags = {
-        **{"out": tmp_path / "run", "optimizees": ",".join(SPECS), "data-dir": folder},
-        **{"learned": "hyper-adamw", "outer-steps": 2, "unroll-length": 3, "episode-length": 3},
-        **{"num-tasks": 2, "shards": 2, "workers": 1, "probes": "none"},
-    }
-    words = [str(x) for key, value in flags.items() for x in (f"--{key}", value)]
-    assert meta_train([*words, "--no-evaluate"]) == 0
-    assert (tmp_path / "run" / "optimizer.safetensors").is_file()
+    meta_trains(",".join(SPECS), folder, tmp_path / "run")
 
 
 def test_transfer_shows_the_tasks_own_metric(folder, tmp_path, capsys):
-    out = tmp_path / "out"
-    specs = ["--optimizees", ",".join(SPECS), "--data-dir", str(folder)]
-    file = str(optimizer_file(tmp_path / "run"))
-    assert main(["transfer", "--learned", file, *specs, *FLAGS, "--out", str(out)]) == 0
+    content = transferred(",".join(SPECS), folder, tmp_path / "out")
     shown = capsys.readouterr().out
     assert "test MAE" in shown and "test acc." in shown
-    for arm in json.loads((out / "transfer.json").read_text())["arms"]:
+    for arm in content["arms"]:
         series = arm["task"].startswith("ett")
         for runs in arm["runs"]:
             assert ("test_mae" in runs["metrics"]) == series
             assert ("test_accuracy" in runs["metrics"]) != series
         assert ("test_mae" in arm["chosen"]) == series
-    assert main(["report", str(out)]) == 0
 
 
 def test_sharpness(folder, tmp_path):
     """Batch normalisation is in evaluation mode there: a row's loss is a function of the row."""
-    out = tmp_path / "out"
-    specs = ["--optimizees", ",".join(SPECS), "--data-dir", str(folder)]
-    more = ["--radii", "0.01", "--baselines", "adamw"]
-    file = str(optimizer_file(tmp_path / "run"))
-    with tiny_level():
-        done = main(["sharpness", "--learned", file, *specs, *FLAGS, *more, "--out", str(out)])
-    assert done == 0
-    for arm in json.loads((out / "sharpness.json").read_text())["arms"]:
-        assert arm["failure"] == ""
-        for run in arm["runs"]:
-            assert run["failure"] == "" and run["equal"]["failures"] == {}
+    sharpness_is_measured(",".join(SPECS), folder, tmp_path / "out")
     (task,) = make_tasks(SPECS[1])
     params, buffers = task.init(seeded())
     x, y = task.full("valid")

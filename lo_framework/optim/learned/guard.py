@@ -150,16 +150,16 @@ class Guard:
 
     @property
     def allowed(self) -> float:
-        """The rise above which the guard is violated: soon after AdamW's turn it is less."""
-        most = self.config.rise * self.now.unit
-        if self.strikes and self.lasted <= self.length:
-            factor = STRICT**self.strikes
-        else:
-            factor = max(1.0, GROWN / (self.now.growth or GROWN))
-        if self.now.seen:
-            most = min(most * max(1.0, factor), self.config.jump * abs(self.now.first))
-            factor = min(1.0, factor)
-        return most * self.bold * factor
+        """The rise above which the guard is violated: less soon after AdamW's turn, more where
+        gradients have not grown.
+        """
+        now, c = self.now, self.config
+        is_soon = self.strikes > 0 and self.lasted <= self.length
+        growth = GROWN if is_soon else now.growth or GROWN
+        most = c.rise * now.unit * max(1.0, GROWN / growth)
+        if now.seen:
+            most = min(most, c.jump * abs(now.first))
+        return most * self.bold * (STRICT**self.strikes if is_soon else 1.0)
 
     def violated(self, signal: Signal) -> str:
         """Take in what is known before an update. What breaks the guard, in words, or ''."""

@@ -13,7 +13,7 @@ from lo_framework.optimizees.datasets.splits import Dataset
 from lo_framework.optimizees.models.resnet import ResNet
 from lo_framework.optimizees.residual import ResNetConfig, build_resnet, shifted
 from lo_framework.spec import UserError
-from tests.optimizees.texts.contract import same_bits_twice
+from tests.optimizees.contract import same_bits_twice
 
 
 def seeded(seed=0):

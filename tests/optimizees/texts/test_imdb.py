@@ -6,35 +6,21 @@ import pytest
 import torch
 from torch import nn
 
-import lo_framework as lo
 from lo_framework.optimizees.datasets import imdb
 from lo_framework.optimizees.datasets.vocabulary import Rules
 from lo_framework.optimizees.models.lstm import BiLSTM, LSTMSizes
-from lo_framework.spec import UserError
-from tests.optimizees.texts.conftest import PACK, imdb_files, pack, write
-from tests.optimizees.texts.contract import (
+from tests.optimizees.contract import (
+    make,
+    refused,
     roles,
     same_bits_twice,
     seeded,
     vmapped_equals_looped,
 )
+from tests.optimizees.texts.conftest import PACK, imdb_files, pack, write
 
 TINY = "imdb:size=tiny,length=6,batch=3,hidden=5,embed=4"
 RULES = Rules(size=30, words="basic_english")
-
-
-def make(spec, folder):
-    (task,) = lo.make_tasks(spec, data_dir=folder)
-    return task
-
-
-def refused(spec, folder):
-    before = sorted(folder.rglob("*"))
-    with pytest.raises(UserError) as error:
-        make(spec, folder)
-    assert "\n" not in str(error.value)
-    assert sorted(folder.rglob("*")) == before
-    return str(error.value)
 
 
 @pytest.mark.parametrize("suffix", list(PACK))

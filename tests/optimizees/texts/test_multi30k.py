@@ -9,36 +9,23 @@ import pytest
 import torch
 from torch import nn
 
-import lo_framework as lo
 from lo_framework.optimizees.datasets import multi30k
 from lo_framework.optimizees.datasets.vocabulary import Rules
 from lo_framework.optimizees.models.translator import Translator, TranslatorSizes
 from lo_framework.optional import missing
 from lo_framework.spec import UserError
-from tests.optimizees.texts.conftest import PACK, multi30k_files, write
-from tests.optimizees.texts.contract import (
+from tests.optimizees.contract import (
+    make,
+    refused,
     roles,
     same_bits_twice,
     seeded,
     vmapped_equals_looped,
 )
+from tests.optimizees.texts.conftest import PACK, multi30k_files, write
 
 TINY = "multi30k:size=tiny,width=6,length=5,batch=3"
 RULES = Rules(size=99, least=2, words="punctuated", marked=True)
-
-
-def make(spec, folder):
-    (task,) = lo.make_tasks(spec, data_dir=folder)
-    return task
-
-
-def refused(folder):
-    before = sorted(folder.rglob("*"))
-    with pytest.raises(UserError) as error:
-        make(TINY, folder)
-    assert "\n" not in str(error.value)
-    assert sorted(folder.rglob("*")) == before
-    return str(error.value)
 
 
 @pytest.mark.parametrize("suffix", list(PACK))
@@ -254,7 +241,7 @@ def test_files_that_are_refused(tmp_path, change, words):
     files = multi30k_files()
     change(files)
     write(tmp_path / "data" / "multi30k", files)
-    line = refused(tmp_path / "data")
+    line = refused(TINY, tmp_path / "data")
     assert all(word in line for word in words), line
 
 

@@ -2,50 +2,30 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 import torch
 
 import lo_framework as lo
-from lo_framework.estimators import Truncation, make_estimator
-from lo_framework.eval.cli import main
-from lo_framework.inner.step import Family
-from lo_framework.learned import make_learned
-from lo_framework.meta_train.cli import main as meta_train
-from lo_framework.objectives import make_objective
 from lo_framework.optimizees import make_variations
-from tests.eval.sharpness.evaluations import optimizer_file, tiny_level
-from tests.optimizees.texts.contract import seeded
+from tests.optimizees.contract import (
+    make,
+    meta_gradients_are_those_of_any_engine,
+    meta_trains,
+    seeded,
+    sharpness_is_measured,
+    transferred,
+)
 
 SPECS = {
     "wikitext": "wikitext:size=tiny,width=4,context=5,vocab=12,batch=2,dropout=0.1",
     "imdb": "imdb:size=tiny,embed=3,hidden=3,length=5,vocab=12,batch=2,dropout=0.1",
     "multi30k": "multi30k:size=tiny,width=4,length=4,vocab=12,batch=2,dropout=0.1",
 }
-FLAGS = [*("--steps", "3", "--seeds", "2", "--tuning-seeds", "1", "--grid-size", "2")]
-FLAGS += ["--progress", "none", "--workers", "1"]
 
 
 @pytest.mark.parametrize("name", SPECS)
 def test_meta_gradients_through_second_derivatives(texts, name):
-    """By the plain engine and by the recording one: the same bits."""
-    (task,) = lo.make_tasks(SPECS[name], data_dir=texts)
-    learned, found = make_learned("hyper-adamw"), []
-    for engine in ("eager", "graph"):
-        estimator = make_estimator(
-            "tbptt",
-            Family(task, learned, engine),
-            make_objective("valid"),
-            Truncation(unroll_length=3, episode=(3, 3)),
-            2,
-        )
-        theta = learned.theta()
-        found.append(estimator.estimate(theta, estimator.init_state(theta, seeded()))[0].grad)
-    assert any(v.any() for v in found[0].values())
-    for key, value in found[0].items():
-        assert torch.isfinite(value).all()
-        assert torch.equal(value, found[1][key]), key
+    meta_gradients_are_those_of_any_engine(make(SPECS[name], texts))
 
 
 @pytest.mark.parametrize("name", SPECS)
@@ -61,27 +41,16 @@ def test_on_another_device(texts, name):
 
 @pytest.mark.parametrize("name", SPECS)
 def test_meta_training(texts, tmp_path, name):
-    flags = {
-        **{"out": tmp_path / "run", "optimizees": SPECS[name], "data-dir": texts},
-        **{"learned": "hyper-adamw", "outer-steps": 2, "unroll-length": 3, "episode-length": 3},
-        **{"num-tasks": 2, "shards": 1, "workers": 1, "probes": "none"},
-    }
-    words = [str(x) for key, value in flags.items() for x in (f"--{key}", value)]
-    assert meta_train([*words, "--no-evaluate"]) == 0
-    assert (tmp_path / "run" / "optimizer.safetensors").is_file()
+    meta_trains(SPECS[name], texts, tmp_path / "run")
 
 
 def test_transfer_shows_the_tasks_own_metric_and_says_what_the_data_are(texts, tmp_path, capsys):
-    out = tmp_path / "out"
-    specs = ["--optimizees", ",".join(SPECS.values()), "--data-dir", str(texts)]
-    file = str(optimizer_file(tmp_path / "run"))
-    assert main(["transfer", "--learned", file, *specs, *FLAGS, "--out", str(out)]) == 0
+    content = transferred(",".join(SPECS.values()), texts, tmp_path / "out")
     shown = capsys.readouterr().out
     assert "test ppl" in shown and "test acc." in shown
     assert "trained on one half of WikiText-2's validation split" in shown
     assert "20 of IMDB's 25,000 training reviews" in shown
-    arms = json.loads((out / "transfer.json").read_text())["arms"]
-    for arm in arms:
+    for arm in content["arms"]:
         for runs in arm["runs"]:
             measured = runs["metrics"]
             if not arm["task"].startswith("imdb"):
@@ -89,21 +58,10 @@ def test_transfer_shows_the_tasks_own_metric_and_says_what_the_data_are(texts, t
                 expected = torch.tensor(measured["test_perplexity"])
                 torch.testing.assert_close(losses.exp(), expected)
             assert ("test_perplexity" in measured) != arm["task"].startswith("imdb")
-    assert main(["report", str(out)]) == 0
 
 
 def test_sharpness(texts, tmp_path):
-    out = tmp_path / "out"
-    specs = ["--optimizees", ",".join(SPECS.values()), "--data-dir", str(texts)]
-    more = ["--radii", "0.01", "--baselines", "adamw"]
-    file = str(optimizer_file(tmp_path / "run"))
-    with tiny_level():
-        done = main(["sharpness", "--learned", file, *specs, *FLAGS, *more, "--out", str(out)])
-    assert done == 0
-    for arm in json.loads((out / "sharpness.json").read_text())["arms"]:
-        assert arm["failure"] == ""
-        for run in arm["runs"]:
-            assert run["failure"] == "" and run["equal"]["failures"] == {}
+    sharpness_is_measured(",".join(SPECS.values()), texts, tmp_path / "out")
 
 
 def test_options_may_be_ranges(texts):

@@ -12,29 +12,18 @@ from lo_framework.optimizees.datasets import wikitext
 from lo_framework.optimizees.language import cut_windows
 from lo_framework.optimizees.models.gpt import GPT, GPTSizes
 from lo_framework.spec import UserError
-from tests.optimizees.texts.conftest import PACK, wikitext_files, write
-from tests.optimizees.texts.contract import (
+from tests.optimizees.contract import (
+    make,
+    refused,
+    renamed,
     roles,
     same_bits_twice,
     seeded,
     vmapped_equals_looped,
 )
+from tests.optimizees.texts.conftest import PACK, wikitext_files, write
 
 TINY = "wikitext:size=tiny,context=6,batch=3,vocab=12"
-
-
-def make(spec, folder):
-    (task,) = lo.make_tasks(spec, data_dir=folder)
-    return task
-
-
-def refused(spec, folder):
-    before = sorted(folder.rglob("*"))
-    with pytest.raises(UserError) as error:
-        make(spec, folder)
-    assert "\n" not in str(error.value)
-    assert sorted(folder.rglob("*")) == before
-    return str(error.value)
 
 
 @pytest.mark.parametrize("suffix", list(PACK))
@@ -148,14 +137,7 @@ NAMES = {
 def test_it_is_torchs_transformer():
     sizes = GPTSizes(vocab=11, context=7, width=8, layers=2, heads=2, ffn=12, dropout=0.3)
     model, reference = GPT(sizes), Reference(sizes)
-    params, _ = model.init(seeded())
-    for k, v in params.items():  # gains of 1 and biases of 0 would hide a mistake
-        params[k] = v + 0.2 * torch.randn(v.shape, generator=seeded(len(k)))
-    theirs = {}
-    for name, value in params.items():
-        for a, b in NAMES.items():
-            name = name.replace(a, b)
-        theirs[name] = value
+    params, theirs = renamed(model.init(seeded())[0], NAMES)
     assert set(theirs) == {name for name, _ in reference.named_parameters()}
     for length in (7, 4):
         x = torch.randint(11, (5, length), generator=seeded(1))
