@@ -12,11 +12,9 @@ root.
 
 from __future__ import annotations
 
-import gc
 import json
 import math
 import os
-import re
 import resource
 import statistics
 import subprocess
@@ -29,6 +27,7 @@ import torch
 
 from benchmarks import harness
 from benchmarks.harness import Estimation
+from lo_framework.memory import memory_of
 
 ALLOCATOR = {
     "MALLOC_ARENA_MAX": "1",
@@ -47,18 +46,7 @@ def measure(steps: int, **point: Any) -> dict[str, float]:
     torch.set_num_threads(1)
     Estimation(steps=4, **point)()
     estimate = Estimation(steps=steps, **point)
-    gc.collect()
-    before = status("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # VmHWM begins again at what is held now
-    estimate()
-    # The system may have taken pages back meanwhile: there is no peak below what was held.
-    return {"before": before, "peak": max(before, status("VmHWM"), status("VmRSS"))}
-
-
-def status(field: str) -> float:
-    """A size of this process in bytes, from ``/proc``."""
-    (kib,) = re.findall(rf"^{field}:\s*(\d+) kB$", Path("/proc/self/status").read_text(), re.M)
-    return 1024.0 * int(kib)
+    return memory_of(estimate, torch.device("cpu"))._asdict()
 
 
 def child(tree: Path | None = None, **point: Any) -> float:

@@ -244,7 +244,7 @@ def arrows(graph: dict[str, set[str]], package: str) -> dict[str, set[str]]:
 # The rooms of a package from the ground up; a room imports from lower floors only.
 FLOORS: dict[str, list[str]] = {
     HOME: [
-        "namespace errors allocation malloc",
+        "namespace errors allocation malloc memory",
         "native schema",
         "spec",
         "optional plugin registry processes",

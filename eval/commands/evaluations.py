@@ -59,6 +59,11 @@ examples:
           --at-reference metaadamw,metaadamw:online=false,head_scale=0.1 --scaled 0.5,0.75,1.25,1.5
       is it MetaAdamW's rule, its training, or the learning rate that it changes?
 
+  python -m eval compare --optimizees wikitext --arms muon,sam,learned:general --data-dir data \\
+          --tuning-seeds 1 --grid-size 5 --choose-by validation --costs
+      five settings each, one of them reported; general as it is, and with a tuned step; time and
+      memory of a step, each measured in a process of its own
+
 DIR gets transfer.json, transfer.html, transfer.md and curves.png, as `eval transfer` writes them
 (`eval report` shows them again; arms.png where there are too many for curves), and cells/ (finished
 parts: a killed run continues when the same command is given again). Nothing but measured times

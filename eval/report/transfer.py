@@ -14,6 +14,7 @@ import numpy as np
 from lo_framework.eval.baselines import setting_label
 from lo_framework.eval.report import numbers
 from lo_framework.eval.report.base import Report
+from lo_framework.eval.report.costs import costs_table, costs_words
 from lo_framework.eval.report.curves import Curve, Panel, draw_curves
 from lo_framework.eval.report.drawing import png
 from lo_framework.eval.report.page import Part, Section, Term, picture
@@ -45,10 +46,19 @@ OWN = ("accuracy", "mae", "perplexity")  # what a task measures beside its loss
 MEASURED = ("valid_loss", *(f"{split}_{name}" for split in ("train", "valid") for name in OWN))
 
 CURVES = (
-    "Training loss of batches; baselines at their best setting for the mean loss. It is a running "
+    "Training loss of batches; of baselines at their setting for the mean loss. It is a running "
     "mean where the legend says so, and the legend counts what diverged."
 )
 FOREST = "Mean of each optimizer in parts of the reference's, with 95% intervals; left is better."
+BEST_SETTING = (
+    "a baseline's number is from the setting that was best for that metric on the tuning seeds; "
+    "settings for test loss and test accuracy are chosen by validation data, and test data choose "
+    "nothing"
+)
+ONE_SETTING = (
+    "all numbers of a baseline are from one setting, the one with the best {} on the tuning seeds; "
+    "test data choose nothing"
+)
 BESIDE_BASELINES = (
     Term(
         "better, worse",
@@ -56,12 +66,6 @@ BESIDE_BASELINES = (
         "where a loss is not finite); no correction for many tests",
         True,
         ("verdict",),
-    ),
-    Term(
-        "best setting",
-        "a baseline's number is from the setting that was best for that metric on the tuning "
-        "seeds; settings for test loss and test accuracy are chosen by validation data, and test "
-        "data choose nothing",
     ),
     Term(
         "difference",
@@ -72,12 +76,6 @@ BESIDE_BASELINES = (
     ),
     Term("ratio", "of the two means: below 1x is a lower loss", False, ("ratio [95%]",)),
     Term("wins", "seeds on which it is better than the other; a tie counts one half"),
-)
-COSTS = (
-    Term("diverged", "runs behind the final loss that are no longer finite"),
-    Term("ms/step", "wall time, noisy: seeds run side by side in one process"),
-    Term("grads", "gradient evaluations per step"),
-    Term("state", "numbers kept per parameter"),
 )
 
 
@@ -140,6 +138,8 @@ class TransferReport(Report[Result]):
             if not all(arm.failure for arm in arms):
                 tables[task] = [_reached(result, task, arms)]
                 tables[task] += [_differences(compared[task])] if task in compared else []
+                costs = costs_table(result, task)
+                tables[task] += [costs] if costs else []
         return tables
 
     def sections(self) -> list[Section]:
@@ -226,14 +226,15 @@ class TransferReport(Report[Result]):
             )
             words.append(Term("step tuned", meaning, first=True))
         if result.baselines:
-            words += BESIDE_BASELINES
+            meaning = ONE_SETTING.format(result.chosen_by) if result.chosen_by else BEST_SETTING
+            words += [Term("best setting", meaning), *BESIDE_BASELINES]
         if reference is not None:
             meaning = (
                 f"median batches to a training loss (mean of {width}) <= {reference}'s last; "
                 "never reached: counted"
             )
             words.append(Term(f"steps to {reference}", meaning))
-        return [*words, *COSTS]
+        return [*words, *costs_words(result)]
 
 
 def panels(result: Result) -> list[Panel]:

@@ -57,7 +57,7 @@ class Cell:
 
         Losses of a diverged run are infinite and its accuracies nan.
         """
-        watch = _Watch(on_step, task.device)
+        watch = Watch(on_step, task.device)
         family = Family(task, optimizer)
         runs = len(self.thetas) * len(self.seeds)
         chunk = -(-runs // -(-runs // CHUNK))  # equal chunks: 20 runs are 10 + 10, not 16 + 4
@@ -137,6 +137,11 @@ def roll(
     return rollout(task, optimizer, where, seeds, steps, chunk=chunk, **told)
 
 
+def arrays_of(theta: Theta) -> dict[str, Array]:
+    """``theta`` as a cell has it."""
+    return {name: x.detach().cpu().numpy() for name, x in theta.items()}
+
+
 def plan_cells(
     task: str,
     optimizer: str,
@@ -150,12 +155,11 @@ def plan_cells(
     per_cell = max(1, CHUNK // len(seeds))
     cells = -(-len(thetas) // per_cell)
     bounds = [i * len(thetas) // cells for i in range(cells + 1)]
-    arrays = [{name: x.detach().cpu().numpy() for name, x in theta.items()} for theta in thetas]
     return [
         Cell(
             task=task,
             optimizer=optimizer,
-            thetas=tuple(arrays[a:b]),
+            thetas=tuple(map(arrays_of, thetas[a:b])),
             seeds=tuple(seeds),
             steps=steps,
             splits=splits,
@@ -188,7 +192,7 @@ def _state_floats(family: Family) -> float:
     )
 
 
-class _Watch:
+class Watch:
     """Times steps as they finish. The median interval, so that a pause of a busy machine does not
     count.
     """

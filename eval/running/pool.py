@@ -124,11 +124,13 @@ def drive(
     workers: int = 1,
     progress: Progress | None = None,
     store: CellStore | None = None,
+    alone: bool = False,
 ) -> dict[Any, R]:
     """Run all plans to their end; results by the same names, in the same order.
 
     What ``store`` has of an earlier run is not computed again; it is handed every outcome but
-    failures, as they come.
+    failures, as they come. ``alone``: one cell at a time, each in a fresh process, so that costs
+    can be measured.
     """
     progress = progress or Progress(mode="none")
     results: dict[Any, R] = {}
@@ -156,11 +158,13 @@ def drive(
 
     for name in plans:
         advance(name, None)
-    source = (
-        _here(queue, workshop, progress)
-        if workers == 1 and not _elsewhere(workshop)
-        else _there(queue, workshop, workers, progress)
-    )
+    ranks = _elsewhere(workshop)
+    if alone:
+        source = _alone(queue, workshop, progress)
+    elif workers == 1 and not ranks:
+        source = _here(queue, workshop, progress)
+    else:
+        source = _there(queue, workshop, workers, progress, ranks)
     with single_thread(), closing(source):
         for (name, i, cell), outcome in source:
             if store is not None and not isinstance(outcome, Failure):
@@ -181,7 +185,18 @@ def _here(queue: deque[Item], workshop: Workshop, progress: Progress) -> Source:
         yield item, workshop.compute(item[2], progress.advance)
 
 
-def _there(queue: deque[Item], workshop: Workshop, workers: int, progress: Progress) -> Source:
+def _alone(queue: deque[Item], workshop: Workshop, progress: Progress) -> Source:
+    while queue:
+        yield from _there(deque([queue.popleft()]), workshop, 1, progress)
+
+
+def _there(
+    queue: deque[Item],
+    workshop: Workshop,
+    workers: int,
+    progress: Progress,
+    ranks: tuple[Rank, ...] = (),
+) -> Source:
     """Compute them in processes: idle ones get the next cell; one that dies costs its cell and is
     replaced.
 
@@ -192,7 +207,6 @@ def _there(queue: deque[Item], workshop: Workshop, workers: int, progress: Progr
         raise UserError(
             "more than one worker needs tasks that their names can build again; use workers=1"
         )
-    ranks = _elsewhere(workshop)
     busy: dict[Any, tuple[Peer, Item]] = {}  # by pipe
     idle: list[Peer] = [rank.begin(_serve, workshop.recipe) for rank in ranks]
     workers = len(ranks) + 1 if ranks else workers

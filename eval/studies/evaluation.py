@@ -24,7 +24,7 @@ from lo_framework.eval.running.learned_files import Source, load_learned
 from lo_framework.eval.running.plan import data_digest
 from lo_framework.eval.running.pool import Plan, Recipe, Workshop, drive
 from lo_framework.eval.running.progress import Progress
-from lo_framework.eval.running.protocol import METRICS
+from lo_framework.eval.running.protocol import BY_KEY, METRICS, Metric
 from lo_framework.eval.running.provenance import provenance
 from lo_framework.eval.running.scaled import SUFFIX, Scaled
 from lo_framework.eval.running.store import CellStore
@@ -69,6 +69,7 @@ class Evaluation(Generic[Q, R]):
         grids: label -> the settings over which it is tuned.
         reported, chosen_on: seeds that are reported, and seeds that choose settings.
         work: about how many task-steps there are.
+        metrics: what settings are chosen for; where it is one, its choice is reported for all.
 
     Raises:
         UserError: whatever can be known to be wrong before anything is computed.
@@ -76,6 +77,7 @@ class Evaluation(Generic[Q, R]):
 
     labels: Sequence[str]
     work: int
+    metrics: Sequence[Metric] = METRICS
 
     def __init__(
         self,
@@ -112,6 +114,10 @@ class Evaluation(Generic[Q, R]):
     def compute(self, drive: Drive[Any]) -> R:
         """Run the cells, by one or several calls of ``drive``; returns the result."""
         raise NotImplementedError
+
+    def with_costs(self, result: R, drive: Drive[Any]) -> R:
+        """``result`` with what ``drive`` measures of each arm, in processes of their own."""
+        return result
 
     def plan(self) -> dict[str, Any]:
         """Return JSON values that decide the numbers, beside cells, data and code."""
@@ -158,22 +164,33 @@ class Evaluation(Generic[Q, R]):
         setting that is best by some metric.
         """
         arm = Arm(task=task, optimizer=spec, learned=learned, data=self._note(task))
-        tuned = yield from self.tune(task, spec)
+        tuned = yield from self.tune(task, spec, self.metrics)
         if isinstance(tuned, Failure):
             return replace(arm, failure=f"tuning: {tuned.reason}")
-        distinct = sorted(set(tuned.chosen.values()))
-        chosen = {key: distinct.index(i) for key, i in tuned.chosen.items()}
+        settings = tuned.chosen
+        if len(self.metrics) == 1:
+            settings = dict.fromkeys(BY_KEY, *settings.values())
+        distinct = sorted(set(settings.values()))
+        chosen = {key: distinct.index(i) for key, i in settings.items()}
         arm = replace(arm, chosen=chosen, tuned=tuned.records(), notes=tuned.notes)
         return (yield from self.run_settings(arm, spec, [tuned.settings[i] for i in distinct]))
+
+    def best_arm(self, task: str, label: str) -> Plan[Arm]:
+        """The arm of what is tuned, or of an optimizer as it is where there is nothing to tune."""
+        if label in self.grids:
+            return self.tuned_arm(task, label, learned=label in self.scaled)
+        return self.own_arm(task, label)
 
     def _note(self, name: str) -> str:
         """What is to be known of a task's data."""
         return next((task.note for task in self.tasks if task.name == name), "")
 
-    def tune(self, task: str, spec: str) -> Plan[Tuning | Failure]:
-        """Choose the settings of what is tuned on seeds of their own."""
+    def tune(
+        self, task: str, spec: str, metrics: Sequence[Metric] = METRICS
+    ) -> Plan[Tuning | Failure]:
+        """Choose the settings of what is tuned, for each of ``metrics``, on seeds of their own."""
         tuning = (self.grids[spec], self.chosen_on, self.request.steps)
-        return tune(task, spec, self.optimizers[spec], *tuning)
+        return tune(task, spec, self.optimizers[spec], *tuning, metrics=metrics)
 
     def run_settings(self, arm: Arm, name: str, settings: Sequence[Setting]) -> Plan[Arm]:
         """``arm`` with its runs at ``settings``, each in a cell of its own, so that costs compare.
@@ -229,12 +246,15 @@ class Evaluation(Generic[Q, R]):
         """Compute everything that ``store`` does not have; ``command`` is for the record."""
         workers = self.request.workers
         tasks = {task.name: task for task in self.tasks}
-        recipe = self._recipe() if workers > 1 or others() else None
+        costs = getattr(self.request, "costs", False)
+        recipe = self._recipe() if workers > 1 or others() or costs else None
         workshop = Workshop(tasks=tasks, optimizers=dict(self.optimizers), recipe=recipe)
         progress = progress or Progress(mode="none")
         progress.begin(len(tasks) * self.work)
         driven = partial(drive, workshop=workshop, workers=workers, progress=progress, store=store)
         result: Any = self.compute(driven)
+        if costs:
+            result = self.with_costs(result, partial(driven, alone=True))
         return replace(result, provenance=provenance(command))
 
     def check(self) -> None:

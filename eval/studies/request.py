@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from lo_framework.errors import UserError, shown
 from lo_framework.schema import Range, check_ranges
 
+LEARNED = "learned:"  # an arm that is no baseline
 Steps = Annotated[int, Range(low=1, high=10**8)]
 Seeds = Annotated[int, Range(low=1, high=10_000)]
 Several = Annotated[int, Range(low=1, high=1000)]
@@ -90,7 +91,9 @@ class CompareRequest(TunedRequest):
     """Baselines against each other."""
 
     arms: str = "none"
-    """baselines, each tuned"""
+    """baselines, each tuned, and learned:FILE or learned:general, as it is and step tuned"""
+    step_scales: str = field(default="0.25,0.5,1,2,4", metadata={"metavar": "FACTORS"})
+    """multiples of a learned step, of which a row of its own has the best, or none"""
     reference: str = "adamw"
     """what all are compared with"""
     at_reference: str = "none"
@@ -99,8 +102,22 @@ class CompareRequest(TunedRequest):
     """the reference at these multiples of its learning rate"""
     against: str = ""
     """arms that others are compared with too"""
+    choose_by: Literal["metric", "validation"] = "metric"
+    """the setting reported: the best one for each metric, or the one with the best validation
+    loss for all, which takes fewer runs"""
+    costs: bool = False
+    """also measure time and memory of each optimizer's step, alone in a fresh process"""
     out: str = "runs/compare"
     """folder of the results"""
+
+    @property
+    def learned(self) -> list[str]:
+        """What the words ``learned:...`` of the arms name."""
+        words = map(str.strip, self.arms.split(","))
+        names = [x.removeprefix(LEARNED) for x in words if x.startswith(LEARNED)]
+        if "" in names:
+            raise UserError("--arms: learned: needs a file or a name after it, as learned:general")
+        return names
 
 
 @dataclass(frozen=True, kw_only=True)

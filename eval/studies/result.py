@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from lo_framework.errors import shown
 from lo_framework.eval.baselines import Setting
+from lo_framework.eval.running.costs import Cost
 from lo_framework.eval.running.envelope import (
     Arms,
     Curves,
@@ -46,6 +47,7 @@ class Arm(OnTask):
 
     Attributes:
         chosen: metric -> index into ``runs`` of the setting whose result is reported for it.
+        cost: of a step, in a process of its own; None: not measured.
         data: what is to be known of the task's data; "" if nothing.
         parameters: of the task; state_floats: numbers of optimizer state per parameter.
     """
@@ -55,6 +57,7 @@ class Arm(OnTask):
     data: str = ""
     parameters: int = 0
     state_floats: float = 0.0
+    cost: Cost | None = None
 
     def of(self, metric: str) -> Runs | None:
         """The runs that are reported for ``metric``; None if it was not measured."""
@@ -68,11 +71,17 @@ class Arm(OnTask):
 
 @dataclass(frozen=True, kw_only=True)
 class Result(Arms[Arm]):
-    """A whole evaluation."""
+    """A whole evaluation.
+
+    Attributes:
+        chosen_by: what one setting of each optimizer was chosen by, for every metric; "": each
+            metric has its own.
+    """
 
     arms: tuple[Arm, ...]
     steps: int
     report_seeds: tuple[int, ...]
+    chosen_by: str = ""
 
     def check(self) -> None:
         """Raise ValueError: an arm is missing, or its numbers do not fit seeds and steps."""

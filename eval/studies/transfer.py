@@ -8,7 +8,6 @@ the one of the optimizer as it is.
 
 from __future__ import annotations
 
-from lo_framework.eval.running.pool import Plan
 from lo_framework.eval.studies.evaluation import Drive, Evaluation, specs_of
 from lo_framework.eval.studies.request import TransferRequest
 from lo_framework.eval.studies.result import Arm, Result
@@ -26,7 +25,7 @@ class TransferEvaluation(Evaluation[TransferRequest, Result]):
         self.work = runs * self.request.steps
 
     def compute(self, drive: Drive[Arm]) -> Result:
-        arms = drive(self.each(self.labels, self._arm))
+        arms = drive(self.each(self.labels, self.best_arm))
         return Result(
             tasks=self.names,
             learned=tuple(self.compared),
@@ -37,8 +36,3 @@ class TransferEvaluation(Evaluation[TransferRequest, Result]):
             report_seeds=self.reported,
             files=self.files,
         )
-
-    def _arm(self, task: str, label: str) -> Plan[Arm]:
-        if label in self.grids:
-            return self.tuned_arm(task, label, learned=label in self.scaled)
-        return self.own_arm(task, label)

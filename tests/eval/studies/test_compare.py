@@ -100,6 +100,51 @@ def test_a_tuned_arm_and_its_frozen_twin(tmp_path, capsys):
     assert data["provenance"]["command"][:4] == ["python", "-m", "eval", "compare"]
 
 
+def test_a_learned_arm_is_there_as_it_is_and_with_its_step_tuned():
+    result = compared("learned:general", "sgdm", scaled="")
+    (task,) = result.tasks
+    assert result.optimizers == ("sgdm", "general", "general (step tuned)", "adamw")
+    assert result.files == {"general": "general"}
+    alone, tuned = (result.arm(task, label) for label in result.optimizers[1:3])
+    assert alone.learned and tuned.learned and not alone.tuned
+    assert [one["setting"]["scale"] for one in tuned.tuned] == [0.25, 0.5, 1.0, 2.0, 4.0]
+    assert not any(arm.cost for arm in result.arms)
+
+
+def test_one_setting_for_all_metrics_is_the_one_with_the_best_validation_loss():
+    options = {"arms": "sgdm", "scaled": "", "steps": 20}
+    one, own = compared_as(choose_by="validation", **options), compared_as(**options)
+    (task,) = one.tasks
+    for label in one.optimizers:
+        arm, other = one.arm(task, label), own.arm(task, label)
+        assert len(arm.runs) == 1 and set(arm.chosen.values()) == {0}
+        assert arm.chosen.keys() == other.chosen.keys()
+        np.testing.assert_array_equal(arm.values("test_loss"), other.values("test_loss"))
+        scores = [np.mean(each["scores"]["valid_loss"]) for each in arm.tuned]
+        assert arm.runs[0].setting == arm.tuned[int(np.argmin(scores))]["setting"]
+    words = {term.word: term.meaning for term in TransferReport(one).words()}
+    assert "one setting" in words["best setting"] and "validation loss" in words["best setting"]
+    assert TransferReport(own).words() != TransferReport(one).words()
+
+
+def test_costs_are_measured_of_every_arm_and_once(tmp_path, capsys):
+    arms = ["--arms", "sgdm,learned:general", "--scaled", "0.5", "--step-scales", "none"]
+    words = ["compare", *arms, "--costs", *RUN, *QUIET, "--out", str(tmp_path / "out")]
+    assert main(words) == 0
+    text = capsys.readouterr().out
+    result = TransferReport.load(tmp_path / "out").result
+    assert result.optimizers == ("sgdm", "general", "adamw lr x0.5", "adamw")
+    assert all(arm.cost.seconds > 0 and arm.cost.bytes >= 0 for arm in result.arms)
+    table = text.partition(f"{result.tasks[0]}: what a step costs")[2]
+    header, _, *lines = table.strip().split("\n")[:6]
+    assert "seconds to adamw" in header and "MiB alone" in header
+    assert [line.split("  ")[0] for line in lines] == list(result.optimizers)
+    assert lines[-1].split()[3] == "1"  # the reference in parts of itself
+    assert main(words) == 0
+    again = TransferReport.load(tmp_path / "out").result
+    assert [arm.cost for arm in again.arms] == [arm.cost for arm in result.arms]
+
+
 @pytest.mark.parametrize(
     ("words", "wanted"),
     [
@@ -110,6 +155,9 @@ def test_a_tuned_arm_and_its_frozen_twin(tmp_path, capsys):
         (["--scaled", "0.5,-1"], "positive factors"),
         (["--scaled", "half"], "positive factors"),
         (["--at-reference", "sgdm", "--against", "sgdm"], "there is no such arm"),
+        (["--arms", "learned:generl"], "general"),
+        (["--arms", "learned:"], "learned"),
+        (["--arms", "learned:general,learned:general"], "given twice"),
         ([], "nothing to compare"),
     ],
 )
