@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lo_framework.optimizees.datasets import wikitext
+from lo_framework.optimizees.datasets.source import in_part
 from lo_framework.optimizees.datasets.splits import Dataset
 from lo_framework.optimizees.datasets.vocabulary import Size as Words
 from lo_framework.optimizees.models.gpt import GPT, GPTSizes
@@ -166,7 +167,8 @@ def wikitext_task(config: WikitextConfig, folder: str | None) -> LanguageTask:
         batch_size=config.value("batch"),
         vocab=len(text.vocabulary),
     )
-    task.note = HALF if text.trained != "train" else ""
+    halved = [HALF] if text.trained != "train" else []
+    task.note = "; ".join([*in_part("WikiText-2", text.counts, wikitext.WHOLE, "lines"), *halved])
     return task
 
 

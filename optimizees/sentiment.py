@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
 from lo_framework.optimizees.datasets import imdb
+from lo_framework.optimizees.datasets.source import in_part
 from lo_framework.optimizees.datasets.splits import Dataset
 from lo_framework.optimizees.datasets.vocabulary import PAD_ID, Rules, Size as Words
 from lo_framework.optimizees.models.lstm import BiLSTM, LSTMSizes
@@ -70,8 +71,7 @@ def imdb_task(config: ImdbConfig, folder: str | None) -> ClassificationTask:
     )
     data = Dataset(name="imdb", splits=reviews.splits, num_classes=len(imdb.SIDES))
     task = ClassificationTask(BiLSTM(sizes), data, name="imdb", batch_size=config.value("batch"))
-    notes = ["validated on its test reviews"] if paper else []
-    if reviews.count != imdb.WHOLE:
-        notes.insert(0, f"{reviews.count:,} of IMDB's {imdb.WHOLE:,} training reviews")
+    notes = in_part("IMDB", {"train": reviews.count}, {"train": imdb.WHOLE}, "reviews")
+    notes += ["validated on its test reviews"] if paper else []
     task.note = "; ".join(notes)
     return task

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lo_framework.optimizees.datasets import multi30k
+from lo_framework.optimizees.datasets.source import in_part
 from lo_framework.optimizees.datasets.vocabulary import (
     BEGIN_ID,
     END_ID,
@@ -35,6 +36,7 @@ from lo_framework.optimizees.task import (
 )
 from lo_framework.optional import require
 from lo_framework.schema import Layers, Range, Width, check_heads
+from lo_framework.spec import UserError
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -205,9 +207,17 @@ def multi30k_task(config: Multi30kConfig, folder: str | None) -> TranslationTask
     task = TranslationTask(
         Translator(sizes), data.splits, english, texts, batch_size=config.value("batch")
     )
+    counts = {part: len(each) for part, each in texts.items()}
+    if config.pairs is not None and config.pairs > counts["train"]:
+        raise UserError(
+            f"multi30k: pairs={config.pairs}, and the training files have {counts['train']:,}; "
+            "ask for at most as many"
+        )
+    notes = in_part("Multi30k", counts, multi30k.WHOLE, "pairs")
     if paper:
         target = data.splits["train"][1]
         unknown = (target == UNKNOWN_ID).sum()
         share = float(unknown / (unknown + (target > END_ID).sum()))
-        task.note = f"English in the German vocabulary: {share:.0%} of its words are unknown"
+        notes.append(f"English in the German vocabulary: {share:.0%} of its words are unknown")
+    task.note = "; ".join(notes)
     return task

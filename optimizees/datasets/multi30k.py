@@ -25,6 +25,7 @@ from lo_framework.optimizees.datasets.vocabulary import (
 from lo_framework.spec import UserError
 
 PARTS = {"train": "train", "valid": "val", "test": "test_2016_flickr"}
+WHOLE = {"train": 29_000, "valid": 1_014, "test": 1_000}  # pairs of each
 FROM, TO = "de", "en"
 LARGEST = 1 << 26  # bytes of a file; the largest has 2 million
 

@@ -154,6 +154,16 @@ def fetch_tree(
     raise UserError(f"{_lacking(source, source.files, places, forms)}it is not downloaded")
 
 
+def in_part(owner: str, there: dict[str, int], whole: dict[str, int], unit: str) -> list[str]:
+    """Notes on files that hold another number of `unit` than was published, by split."""
+    names = {"train": "training", "valid": "validation", "test": "test"}
+    return [
+        f"{count:,} of {owner}'s {whole[part]:,} {names[part]} {unit}"
+        for part, count in there.items()
+        if count != whole[part]
+    ]
+
+
 def _places(source: Source, data_dir: str | None) -> list[Path]:
     """Folders to look into, in order; the last one is the download cache, if there is one."""
     places: list[Path] = []

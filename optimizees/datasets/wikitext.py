@@ -16,6 +16,7 @@ from lo_framework.optimizees.datasets.vocabulary import Rules, Vocabulary, vocab
 from lo_framework.spec import UserError
 
 FILES = {part: f"wiki.{part}.tokens" for part in ("train", "valid", "test")}
+WHOLE = {"train": 36_718, "valid": 3_760, "test": 4_358}  # lines of each
 LARGEST = 1 << 26  # bytes; the training split has 11 million
 END = "<eos>"  # a word at the end of every line
 TITLE = re.compile(r" = [^=\n]*[^=\s][^=\n]* = ")  # of an article
@@ -32,19 +33,25 @@ Trained = Literal["train", "half of valid"]
 
 @dataclass(frozen=True, kw_only=True)
 class Corpus:
-    """The lines of three splits, and of which file the training lines are."""
+    """The lines of three splits, of which file the training lines are, and how many lines each file
+    has.
+    """
 
     lines: dict[str, Lines]
     trained: Trained
+    counts: dict[str, int]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Streams:
-    """Word numbers of each line of each split, and the vocabulary, of the training split alone."""
+    """Word numbers of each line of each split, and the vocabulary, of the training split alone; the
+    rest as in `Corpus`.
+    """
 
     ids: dict[str, list[list[int]]]
     vocabulary: Vocabulary
     trained: Trained
+    counts: dict[str, int]
 
 
 @functools.lru_cache(maxsize=2)
@@ -59,11 +66,12 @@ def read(folder: str | None) -> Corpus:
     source = replace(WIKITEXT, files=tuple(FILES.values())) if whole else WIKITEXT
     parsed = {name: parse(payload) for name, payload in fetch(source, folder).items()}
     lines = {part: parsed[name] for part, name in FILES.items() if name in parsed}
+    counts = {part: len(each) for part, each in lines.items()}
     if whole:
-        return Corpus(lines=lines, trained="train")
+        return Corpus(lines=lines, trained="train", counts=counts)
     train, valid = halves(lines["valid"])
     both = {"train": train, "valid": valid}
-    return Corpus(lines={**both, "test": lines["test"]}, trained="half of valid")
+    return Corpus(lines={**both, "test": lines["test"]}, trained="half of valid", counts=counts)
 
 
 def parse(payload: Payload) -> Lines:
@@ -116,7 +124,7 @@ def load(folder: str | None, size: int, ends: bool) -> Streams:
     lines = {part: _ended(each) if ends else each for part, each in corpus.lines.items()}
     words = vocabulary(lines["train"], Rules(size=size))
     ids = {part: words.encode(each) for part, each in lines.items()}
-    return Streams(ids=ids, vocabulary=words, trained=corpus.trained)
+    return Streams(ids=ids, vocabulary=words, trained=corpus.trained, counts=corpus.counts)
 
 
 def _ended(lines: Sequence[str]) -> Lines:

@@ -61,13 +61,28 @@ def test_each_language_has_the_words_of_its_own_training_sentences(tmp_path):
 
 def test_in_the_paper_english_is_looked_up_in_german(texts):
     task = make(f"{TINY},protocol=paper", texts)
-    assert re.fullmatch(
-        r"English in the German vocabulary: \d+% of its words are unknown", task.note
+    assert re.search(
+        r"; English in the German vocabulary: \d+% of its words are unknown$", task.note
     )
     share = (task.full("train")[1] == 1).sum() / (task.full("train")[1] > 3).sum()
     assert share > 1  # "." and "," are the words that both have
     params, _ = task.init(seeded())
     assert "target_embed.weight" not in params
+
+
+def test_a_part_of_the_files_is_noted_and_not_taken_for_the_whole(texts, monkeypatch):
+    there = {part: len(each["de"]) for part, each in multi30k.read(str(texts)).items()}
+    wanted = [
+        f"{there[part]} of Multi30k's {count} {word} pairs"
+        for part, count, word in (
+            *(("train", "29,000", "training"), ("valid", "1,014", "validation")),
+            ("test", "1,000", "test"),
+        )
+    ]
+    assert make(TINY, texts).note == "; ".join(wanted)
+    line = refused(f"multi30k:size=tiny,pairs={there['train'] + 1}", texts)
+    assert f"pairs={there['train'] + 1}" in line and f"have {there['train']}" in line
+    monkeypatch.setattr(multi30k, "WHOLE", there)
     assert make(TINY, texts).note == ""
 
 

@@ -46,15 +46,20 @@ def test_half_of_the_validation_split_trains_where_the_training_split_is_absent(
     }
     assert titles["train"] == {f" = Valid article {k} = " for k in range(3)}
     assert titles["valid"] == {f" = Valid article {k} = " for k in range(3, 6)}
-    assert make(TINY, texts).note.startswith("trained on one half of WikiText-2's validation split")
+    assert make(TINY, texts).note == (
+        "78 of WikiText-2's 3,760 validation lines; 78 of WikiText-2's 4,358 test lines; "
+        "trained on one half of WikiText-2's validation split, validated on the other"
+    )
 
 
-def test_the_training_split_is_used_where_it_is(tmp_path):
+def test_the_training_split_is_used_where_it_is(tmp_path, monkeypatch):
     write(tmp_path, wikitext_files(("train", "valid", "test")))
     corpus = wikitext.read(str(tmp_path))
     assert corpus.trained == "train"
     assert " = Train article 5 = " in corpus.lines["train"]
     assert " = Valid article 0 = " in corpus.lines["valid"]
+    assert make(TINY, tmp_path).note.startswith("78 of WikiText-2's 36,718 training lines; 78 of")
+    monkeypatch.setattr(wikitext, "WHOLE", corpus.counts)
     assert make(TINY, tmp_path).note == ""
 
 
