@@ -115,6 +115,9 @@ class RunConfig:
     absorb: str = ""
     """How: batch=own|independent, attached=true, when=every|last|end|late, last=20, strength=1,
     through=value|field."""
+    score: Literal["plain", "regularized"] = "plain"
+    """What is best by validation: the plain held-out loss, or with what the regularizer that is
+    absorbed adds to it at the end of an episode."""
     learn_rho: str = ""
     """Learn its radius on held-out loss at twice the cost: phase=10,sigma=0.3,lr=1."""
     control: str = "none"
@@ -149,6 +152,8 @@ class RunConfig:
         return asdict(self)
 
     def _check_regularizer(self) -> None:
+        if self.score == "regularized" and self.regularizer == "none":
+            raise UserError("--score regularized is with what is absorbed: give --regularizer")
         if self.regularizer == "none" and self.control == "none":
             for name in ("absorb", "learn_rho"):
                 if getattr(self, name):
@@ -170,6 +175,11 @@ class RunConfig:
                 f"{estimator.name} does not"
             )
 
+        if self.score == "regularized" and not absorption.regularizer.has_value:
+            raise UserError(
+                "--score regularized needs a regularizer with a scalar value; "
+                f"{self.regularizer} is only a field"
+            )
         if self.learn_rho:
             _ = absorption.radius, self.radius
             if not self.scored_by.only_held_out:

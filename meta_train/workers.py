@@ -10,12 +10,16 @@ from dataclasses import replace
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple, TypeVar
 
+import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_map, tree_map_only
 
 from lo_framework import ranks
+from lo_framework.episode import Place
 from lo_framework.estimators.base import MetaGradient
-from lo_framework.inner.rollout import rollout
+from lo_framework.flat_task import FlatTask
+from lo_framework.inner.rollout import Rollout, rollout
+from lo_framework.inner.step import Family
 from lo_framework.learned.base import Theta
 from lo_framework.meta_train.config import Program, RunConfig
 from lo_framework.meta_train.growth import Stage
@@ -126,14 +130,27 @@ class ShardHost:
                     problem.steps,
                     splits=("train", "valid"),
                 )
+            valid = done.final["valid.loss"][0]
+            if self.config.score == "regularized":
+                valid = valid + self._rise(Family(problem.task, learned), done)
             start = done.train[0, :, :EARLY]
             out[unit] = {
                 "mean": done.train.mean(-1)[0].tolist(),
                 "final": done.final["train.loss"][0].tolist(),
-                "valid": done.final["valid.loss"][0].tolist(),
+                "valid": valid.tolist(),
                 "rise": (start.amax(-1) / start[:, 0].clamp_min(1e-12)).tolist(),
             }
         return out
+
+    def _rise(self, family: Family, done: Rollout) -> Tensor:
+        """What the absorbed regularizer adds to the validation loss ``[S]`` where runs ended."""
+        assert self.config.absorption is not None
+        params, buffers = tree_map(lambda x: x[0], (done.params, done.buffers))
+        batch = tuple(x.expand(len(params), *x.shape) for x in family.task.full("valid"))
+        noise = torch.zeros(len(params), dtype=torch.int64, device=params.device)
+        place = Place(params, buffers, batch, noise)
+        rise = self.config.absorption.rise(FlatTask(family.task, family.layout), place)
+        return torch.where(torch.isfinite(rise), rise, torch.inf)  # of a run that diverged
 
     def dump(self) -> dict[int, Tensors]:
         """Everything the shards here carry, on the CPU."""

@@ -138,6 +138,16 @@ class Absorption:
         moved = (direction * params).sum(-1)
         return value + (moved - moved.detach()), memory
 
+    def rise(self, flat: FlatTask, place: Place) -> Tensor:
+        """``strength`` times R - L ``[K]`` at ``place``, for judging; of what keeps a state, as in
+        its first step.
+        """
+        memory = self.init_state(place.params[0])
+        memories = {name: x.expand(len(place.params), *x.shape) for name, x in memory.items()}
+        at = corrected(flat, lambda theta: self.regularizer, place, (), memories, {})
+        (rise,) = at.rise
+        return self.config.strength * rise
+
     def _direction(
         self, flat: FlatTask, place: Place, known: Known, memory: State
     ) -> tuple[Tensor, Tensor, State]:

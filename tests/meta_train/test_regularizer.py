@@ -13,12 +13,14 @@ import pytest
 import torch
 
 from lo_framework.absorb.absorption import decompose
+from lo_framework.inner.rollout import rollout
+from lo_framework.inner.step import Family
 from lo_framework.learned import load_optimizer
 from lo_framework.meta_train.config import RadiusConfig
 from lo_framework.meta_train.growth import Stage
 from lo_framework.meta_train.outer import Radius
 from lo_framework.meta_train.presets import compute_factor
-from lo_framework.meta_train.workers import ShardHost, WorkerSetup
+from lo_framework.meta_train.workers import ShardHost, Unit, WorkerSetup
 from lo_framework.optim import Learned, Regularized
 from lo_framework.spec import UserError
 from tests.meta_train.test_bad_input import refused
@@ -211,3 +213,47 @@ def test_bad_input(
     settings: dict[str, Any], expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert expected in refused(command(tmp_path / "run", **settings), tmp_path / "run", capsys)
+
+
+def test_the_score_has_the_regularized_validation_loss() -> None:
+    settings = {**REAL, "regularizer": "sam:rho=0.5", "absorb": "strength=3"}
+    stage, found = Stage("hyper-adamw", {}), {}
+    learned = stage.build()
+    theta = learned.theta()
+    for how in ("plain", "regularized"):
+        host = ShardHost(WorkerSetup(tiny(**settings, score=how)), [])
+        (found[how],) = host.validate(stage, [theta], [Unit(0, 0, 0)]).values()
+    plain, raised = found["plain"], found["regularized"]
+    for name in ("mean", "final", "rise"):
+        assert plain[name] == raised[name]
+    problem = host.problems[0]
+    task, seeds = problem.task, problem.seeds[:8]
+    done = rollout(task, learned, [theta], seeds, problem.steps, splits=("valid",))
+    layout, batch = Family(task, learned).layout, task.full("valid")
+    for s, params in enumerate(done.params[0]):
+        w = params.requires_grad_()
+
+        def loss(w: torch.Tensor) -> torch.Tensor:
+            return task.loss(layout.unflatten(w), {}, batch, torch.tensor(0))[0]
+
+        (g,) = torch.autograd.grad(loss(w), w)
+        rise = loss(w + 0.5 * g / g.norm()) - loss(w)
+        change = raised["valid"][s] - plain["valid"][s]
+        assert change == pytest.approx(3 * rise.item(), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("settings", "wanted"),
+    [
+        ({}, "give --regularizer"),
+        ({"control": "sam"}, "give --regularizer"),
+        ({"regularizer": "gam:exact=false"}, "scalar value"),
+    ],
+)
+def test_a_regularized_score_needs_a_value(settings: dict[str, str], wanted: str) -> None:
+    with pytest.raises(UserError, match=wanted):
+        tiny(score="regularized", **settings)
+
+
+def test_gsam_is_scored_by_the_loss_that_it_shares_with_sam() -> None:
+    assert tiny(score="regularized", regularizer="gsam").absorption is not None
