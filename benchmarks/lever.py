@@ -1,0 +1,198 @@
+"""What makes an absorbed regularizer show? One factor at a time around one way of absorbing SAM
+into a learned optimizer, on validation problems, against the same optimizer without.
+
+    python -m benchmarks.lever [--names base,late,...] [--learned attention-mlp] [--workers 2]
+
+Each name is a run of ``python -m meta_train --preset specialist`` and one of ``python -m eval
+sharpness`` on its optimizer and its plain twin. Names joined by ``+`` are crossed, as
+``late+rho-0.5``. Runs lie in ``--runs``; a killed run goes on when the command is given again, and
+a name that is finished is not run again. The table has, at matched training loss, the log ratio to
+the twin (below 0 is flatter, or a lower loss), mean over problems and seeds with its 95% interval.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks import harness
+from lo_framework.eval.sharpness.metrics import EQUAL, MATCHED
+from lo_framework.eval.sharpness.result import FILE, Result
+from lo_framework.eval.statistics import Array, Estimate, mean_interval
+from lo_framework.spec import UserError
+
+POOL = ("--optimizees", "mlp,mlp-relu", "--datasets", "digits,mnist:size=8")
+# Neither shapes of the pool nor cells of any table that is reported.
+PROBLEMS = ("--optimizees", "mlp:hidden=40,mlp-relu:hidden=24x24", "--datasets", "digits")
+CURVATURE = "l2.curvature@0.1"
+MEASURED = {
+    CURVATURE: "curvature part, r = .1",
+    "top_eigenvalue": "top eigenvalue",
+    "test_loss": "test loss",
+    "train_loss": "train loss",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Way:
+    """A way to absorb; ``regularizer`` "none" is the plain twin, ``control`` that with the
+    regularizer's meta-compute.
+    """
+
+    regularizer: str = "sam"
+    rho: float = 0.2
+    strength: float = 5.0
+    when: str = "every"
+    batch: str = "own"
+    episode: int = 200
+    score: str = "plain"
+    control: bool = False
+
+    def options(self) -> list[str]:
+        """The words of its run."""
+        length = ["--episode-length", str(self.episode)]
+        if self.regularizer == "none":
+            return length
+        given = "--control" if self.control else "--regularizer"
+        absorb = f"strength={self.strength:g},when={self.when},batch={self.batch}"
+        words = [given, f"{self.regularizer}:rho={self.rho:g}", "--absorb", absorb]
+        return [*length, *words, "--score", self.score]
+
+    @property
+    def twin(self) -> str:
+        """The name of the plain run that it is compared with."""
+        return "none" if self.episode == Way().episode else f"none+episode-{self.episode}"
+
+
+WAYS: dict[str, dict[str, Any]] = {
+    "none": {"regularizer": "none"},
+    "base": {},
+    "control": {"control": True},
+    "strength-1": {"strength": 1.0},
+    "strength-20": {"strength": 20.0},
+    "rho-0.05": {"rho": 0.05},
+    "rho-0.5": {"rho": 0.5},
+    "asam": {"regularizer": "asam", "rho": 0.5},
+    "late": {"when": "late"},
+    "end": {"when": "end"},
+    "episode-1000": {"episode": 1000},
+    "independent": {"batch": "independent"},
+    "regularized": {"score": "regularized"},
+}
+
+
+def way_of(name: str) -> Way:
+    """Raises UserError: a part of the name is unknown."""
+    way = Way()
+    for part in name.split("+"):
+        if part not in WAYS:
+            raise UserError(f"unknown name {part!r}; known: {', '.join(WAYS)}")
+        way = replace(way, **WAYS[part])
+    return way
+
+
+def train(name: str, args: Any) -> Path:
+    """The optimizer of the run ``name``, which is made or goes on unless it is there."""
+    kept = args.out / "lever" / f"{args.learned}-{name}.safetensors"
+    if not kept.exists():
+        folder = args.runs / f"{args.learned}-{name}"
+        words = ["--preset", "specialist", "--learned", args.learned, *POOL]
+        words += [*way_of(name).options(), "--seed", str(args.seed), "--workers", str(args.workers)]
+        words += ["--outer-steps", str(args.outer_steps)] * bool(args.outer_steps)
+        run("meta_train", *words, "--no-evaluate", "--resume", "--out", str(folder))
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(folder / "optimizer.safetensors", kept)
+    return kept
+
+
+def measure(name: str, args: Any) -> Result:
+    """Its optimizer and the twin's on the validation problems."""
+    files = [train(each, args) for each in (way_of(name).twin, name)]
+    folder = args.runs / f"sharpness-{args.learned}-{name}"
+    words = ["--learned", ",".join(map(str, files)), *PROBLEMS, "--baselines", "none"]
+    words += ["--steps", str(args.steps), "--seeds", str(args.seeds), "--probe", "none"]
+    run("eval", "sharpness", *words, "--workers", str(args.workers), "--out", str(folder))
+    return FILE.load(folder)
+
+
+def run(program: str, *words: str) -> None:
+    """Raises SystemExit with its code where the program fails, after its own line."""
+    print(f"python -m {program} {' '.join(words)}", file=sys.stderr, flush=True)
+    done = subprocess.run([sys.executable, "-m", program, *words], stdout=subprocess.DEVNULL)
+    if done.returncode:
+        raise SystemExit(done.returncode)
+
+
+def log_ratios(result: Result, key: str, place: str) -> Array:
+    """``log(run / twin)``, problem by problem and seed by seed; nan where one of the two has no
+    number, or none above zero.
+    """
+    twin, own = result.learned
+    with np.errstate(invalid="ignore", divide="ignore"):
+        logs = [
+            np.log(result.arm(task, own).values(key, place))
+            - np.log(result.arm(task, twin).values(key, place))
+            for task in result.tasks
+        ]
+    return np.where(np.isfinite(logs), logs, math.nan).ravel()
+
+
+def summary(result: Result) -> dict[str, Any]:
+    """Of every number at both places: mean, interval, and how many pairs are left out."""
+    found: dict[str, Any] = {}
+    for place in (EQUAL, MATCHED):
+        for key in MEASURED:
+            logs = log_ratios(result, key, place)
+            known = logs[np.isfinite(logs)]
+            low: dict[str, float] = {}
+            if known.size > 1:
+                e = mean_interval(known)
+                low = {"value": e.value, "low": e.low, "high": e.high}
+            found.setdefault(place, {})[key] = {**low, "pairs": known.size, "of": logs.size}
+    return found
+
+
+def cell(found: dict[str, Any]) -> str:
+    """``-0.22 [-0.31, -0.13]``, and how many pairs are left out."""
+    if "value" not in found:
+        return "never"
+    e = Estimate(value=found["value"], low=found["low"], high=found["high"], n=found["pairs"])
+    lost = found["of"] - found["pairs"]
+    return f"{e}" + f" ({lost} of {found['of']} left out)" * bool(lost)
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    names = ",".join(name for name in WAYS if name != "none")
+    options: dict[str, Any] = {"names": names, "learned": "attention-mlp", "runs": "runs/lever"}
+    options |= {"workers": 2, "seed": 0, "outer_steps": (2, 0), "steps": (5, 200), "seeds": (2, 5)}
+    args, content = harness.begin("lever", __doc__, argv, **options)
+    args.runs = Path(args.runs)
+    try:
+        ways = {name: way_of(name) for name in args.names.split(",")}
+    except UserError as error:
+        args.error(str(error))
+    content |= {"learned": args.learned, "pool": POOL, "problems": PROBLEMS, "ways": {}}
+    for name, way in ways.items():
+        settings = {field.name: getattr(way, field.name) for field in fields(way)}
+        content["ways"][name] = {"settings": settings, **summary(measure(name, args))}
+        rows = [
+            [n, *(cell(w[MATCHED][key]) for key in MEASURED)] for n, w in content["ways"].items()
+        ]
+        harness.print_table(["log ratio to the twin", *MEASURED.values()], rows)
+        path = args.out / f"lever-{args.learned}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(content, indent=1) + "\n")  # what is finished, at every name
+    return content
+
+
+if __name__ == "__main__":
+    main()
