@@ -30,7 +30,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 def choose(kind: str, name: Any, known: Collection[str]) -> str:
     """``name``, one of the ``known`` ones. Raises UserError, which names the nearest of them."""
-    if name not in known:
+    if not isinstance(name, str) or name not in known:
         hint = nearest(str(name), known)
         raise UserError(f"unknown {kind} {shown(name)}{hint}; known: {', '.join(known) or 'none'}")
     return str(name)
@@ -82,6 +82,22 @@ def check_number(
     most = "finite" if below == math.inf else f"below {below:g}"
     kind = "" if found is not None else "one number, "
     raise UserError(f"{subject or name} must be {kind}{least} and {most}, not {shown(given)}")
+
+
+def numbers(given: Any) -> tuple[float, ...] | None:
+    """A list of numbers of any kind as floats; None for whatever is none."""
+    if not isinstance(given, Iterable) or isinstance(given, str | bytes | bytearray):
+        return None
+    found = [number(x) for x in given]
+    return None if None in found else tuple(x for x in found if x is not None)
+
+
+def check_numbers(name: str, given: Any, example: str) -> tuple[float, ...]:
+    """``given`` as floats; raises UserError unless it is a list of numbers, as the ``example``."""
+    found = numbers(given)
+    if found is None:
+        raise UserError(f"{name} must be numbers, as {example}, not {shown(given)}")
+    return found
 
 
 def describe(error: BaseException, *, place: bool = True) -> str:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lo_framework.errors import UserError, choose, first_line
+from lo_framework.errors import UserError, check_numbers, choose, first_line
 from lo_framework.objectives.terms import (
     TERMS,
     TINY_LOSS,
@@ -102,9 +102,9 @@ class MetaConfig:
         if order == "usual":
             order = "exact" if variant.published else "difference"
         weighting = self.weighting
-        if len(self.weights):
-            weighting += f":weights={'x'.join(repr(float(w)) for w in self.weights)}"
-        priorities = tuple(self.priorities)
+        if weights := check_numbers("weights", self.weights, "(1.0, 0.3, 0.3)"):
+            weighting += f":weights={'x'.join(map(repr, weights))}"
+        priorities = check_numbers("priorities", self.priorities, "(2.0, 5.0, 1.0)")
         weighted = make_weighting(weighting, priorities or None)
         if self.objective != "combined":
             if priorities:

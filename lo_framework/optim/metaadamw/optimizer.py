@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lo_framework.errors import UserError, whole
+from lo_framework.errors import UserError, shown, whole
 from lo_framework.learned.attention import Attention, NetworkConfig
 from lo_framework.objectives.terms import TERMS
 from lo_framework.optim.base import ByPlace, OptimizerBase
@@ -102,6 +102,8 @@ class MetaAdamW(OptimizerBase):
         reproduce: str | Variant = "none",
     ) -> None:
         self.variant = find_variant(reproduce)
+        if not isinstance(meta, MetaConfig):
+            raise UserError(f"meta must be a MetaConfig, not {shown(meta)}")
         self.meta_objective = meta.build(self.variant)
         self.meta_every = whole("meta_every", meta.meta_every)
         if total_steps is not None:

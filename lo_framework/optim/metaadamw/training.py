@@ -5,7 +5,6 @@ published: SGD).
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from lo_framework.errors import UserError
+from lo_framework.errors import check_number
 from lo_framework.learned.attention import Attention
 from lo_framework.optim.metaadamw.network import HYPER_PART
 from lo_framework.optim.metaadamw.published import Variant
@@ -62,9 +61,7 @@ class NetworkTrainer:
 
     def __init__(self, network: Attention, variant: Variant, lr: float) -> None:
         """``lr`` 0: the usual one of the variant."""
-        self.lr = lr or variant.meta_lr
-        if not 0 < self.lr < math.inf:
-            raise UserError(f"meta_lr must be at least 0 and finite, not {self.lr}")
+        self.lr = check_number("meta_lr", lr) or variant.meta_lr
         self.network, self.variant = network, variant
         weights = dict(network.named_parameters())
         self.params = [weights[name] for name in trained_names(network, variant)]

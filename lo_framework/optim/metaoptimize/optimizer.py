@@ -77,6 +77,8 @@ class MetaOptimize(OptimizerBase):
         for name in options.keys() - set(known):
             hint = " (alpha0 is the step size)" if name == "lr" else nearest(name, known)
             raise UserError(f"MetaOptimize has no option {name}{hint}; known: {', '.join(known)}")
+        if not isinstance(config, MetaOptimizeConfig | None):
+            raise UserError(f"config must be a MetaOptimizeConfig, not {type(config).__name__}")
         self.config = c = replace(config or MetaOptimizeConfig(), **options)
         self._base, self._meta = c.base_rule, c.meta_rule
         limits = c.limits(alpha0)

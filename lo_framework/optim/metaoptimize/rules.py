@@ -17,7 +17,7 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor
 
-from lo_framework.errors import UserError, number, shown
+from lo_framework.errors import UserError, number, numbers, shown
 from lo_framework.optim.fused import one_minus_power
 
 State = dict[str, Tensor]
@@ -180,13 +180,14 @@ def limits_of(
         raise UserError(f"alpha0 is a step size: it must be positive, got {shown(alpha0)}")
     if not (number(max_change) or 0.0) > 0:
         raise UserError(f"max_change must be positive (inf for no cap), got {max_change}")
-    bounds = (math.log(base.low), math.log(base.high)) if beta_bounds is None else beta_bounds
-    if isinstance(bounds, str) or len(bounds) != 2 or not bounds[0] < bounds[1]:
+    wide = (math.log(base.low), math.log(base.high))
+    bounds = wide if beta_bounds is None else numbers(beta_bounds)
+    if bounds is None or len(bounds) != 2 or not bounds[0] < bounds[1]:
         raise UserError(
             "beta_bounds must be (low, high) of the log step size with low < high, or None, "
-            f"got {beta_bounds}"
+            f"got {shown(beta_bounds)}"
         )
-    low, high = (float(x) for x in bounds)
+    low, high = bounds
     slack = 1e-9 * max(1.0, *(abs(x) for x in (low, high) if math.isfinite(x)), 0.0)
     # The logarithm of a bound given as a step size rounds.
     if not low - slack <= math.log(alpha0) <= high + slack:

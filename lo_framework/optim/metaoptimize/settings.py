@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from lo_framework.errors import UserError, choose, whole
+from lo_framework.errors import UserError, choose, number, shown, whole
 from lo_framework.optim.blocks import Spec
 from lo_framework.optim.metaoptimize.rules import BASES, MAX_CHANGE, METAS, Limits, Rule, limits_of
 
@@ -71,8 +71,9 @@ class MetaOptimizeConfig:
         choose("meta", self.meta, METAS)
         choose("trace", self.trace, TRACES)
         choose("products", self.products, PRODUCTS)
-        if not 0 <= self.gamma <= 1:
-            raise UserError(f"gamma must be in [0, 1], got {self.gamma}")
+        gamma = number(self.gamma)
+        if gamma is None or not 0 <= gamma <= 1:
+            raise UserError(f"gamma must be in [0, 1], got {shown(self.gamma)}")
         whole("meta_every", self.meta_every)
         if self.trace in ("l", "2x2") and self.base == "rmsprop":
             raise UserError(
