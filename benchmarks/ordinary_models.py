@@ -81,6 +81,14 @@ def table(name: str) -> Batch:
 
 
 @cache
+def unscaled() -> Batch:
+    """Diabetes with its targets as they are, 25 to 346."""
+    from sklearn.datasets import load_diabetes
+
+    return table("diabetes")[0], torch.tensor(load_diabetes().target, dtype=torch.float32)
+
+
+@cache
 def windows() -> Batch:
     """Bytes of the help texts that come with Python, below 128, in windows."""
     from pydoc_data.topics import topics
@@ -169,6 +177,10 @@ PROBLEMS: dict[str, Problem] = {
     ),
     "diabetes": Problem(
         partial(dense, 10, 64, 64, 1), regressed, partial(table, "diabetes"), 16, 150
+    ),
+    "unscaled": Problem(partial(dense, 10, 64, 64, 1), regressed, unscaled, 32, 100),
+    "full-batch": Problem(
+        partial(dense, 10, 64, 64, 1), regressed, partial(table, "diabetes"), 442, 100
     ),
     "residual": Problem(Residual, classes, digits, 32, 200),
 }

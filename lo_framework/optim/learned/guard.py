@@ -7,11 +7,14 @@ row. A rise is seen in two ways.
 * The gradients (`watch`), from the second step on and without the loss: what the last moves added
   to it, leaky over about ten steps, against ``rise`` times what AdamW's steps of 1e-3 would have
   gained, each, at the start of the run (1e-3 times the sum of absolute values of each tensor's
-  first gradient). That is a number of steps, whatever the scale of the loss. The slope at the end
-  of a move is more than the move added where the loss is curved, most so where every batch is the
-  same; what tells a break from a bold step is that gradients grow with it. So where they are not
-  yet `GROWN` times as large as the first ones, the loss may rise by as much more (but not soon
-  after a break).
+  first gradient). That is a number of steps, whatever the scale of the loss; where the first
+  gradients are small beside what is to be learned (targets in the hundreds), `AGAIN` times what
+  gradients say that the loss has fallen is more. The slope at the end of a move is more than the
+  move added where the loss is curved, most so where every batch is the same; what tells a break
+  from a bold step is that gradients grow with it, and stay large. So where they are not yet
+  `GROWN` times as large as the first ones, the loss may rise by as much more; and where they are,
+  the guard waits `DOUBT` steps for them to come back to what they were before the step (not soon
+  after a break, nor after another such step, nor at `FAR` times the rise that is allowed).
   Where the loss is told, ``jump`` times the first one is a closer bound. What both let pass and
   catch on ordinary problems is what `benchmarks.ordinary` shows.
 * The loss, where it is told, after a warm-up and while AdamW is not in charge: its exponential
@@ -33,6 +36,11 @@ from lo_framework.errors import UserError, check_number, number, shown, whole
 
 ADAMW_LR = 1e-3  # in whose steps a rise is counted, and the largest that AdamW takes over with
 GROWN = 16.0  # times the first gradients: less than that may be a bold step
+AGAIN = 2.0  # times what was won so far
+DOUBT = 3  # steps in which gradients may come back after a bold one
+BACK = 2.0  # times what they were before it
+FAR = 5.0  # times a rise that is too much: no bold step
+RESTED = 10  # steps from one such step to the next, twice as many each time
 RECENT = 0.2  # weight of a new gradient in the average that has grown
 SHORT = 75  # steps of a run; in one of fewer, steps are bolder: a rise may be as much larger
 STRICT = 0.25  # of the rise that is allowed, for each time that it was too much
@@ -107,7 +115,12 @@ class Trend:
 
     unit: float = 0.0  # of a rise
     rise: float = 0.0
+    fall: float = 0.0  # all that moves have won, as gradients tell
     growth: float | None = None  # average of the gradients' sizes, over those of the first
+    doubt: int = 0  # steps that are left for gradients to come back
+    calm: float = 0.0  # growth before the step that is in doubt
+    rest: int = 0  # steps until another one can be in doubt
+    forgiven: int = 0  # such steps so far
     seen: int = 0  # losses
     first: float = 0.0
     ema: float = 0.0
@@ -154,12 +167,17 @@ class Guard:
         gradients have not grown.
         """
         now, c = self.now, self.config
-        is_soon = self.strikes > 0 and self.lasted <= self.length
-        growth = GROWN if is_soon else now.growth or GROWN
-        most = c.rise * now.unit * max(1.0, GROWN / growth)
+        growth = GROWN if self.is_soon else now.growth or GROWN
+        won = 0.0 if self.is_soon else AGAIN * now.fall
+        most = max(c.rise * now.unit, won) * max(1.0, GROWN / growth)
         if now.seen:
             most = min(most, c.jump * abs(now.first))
-        return most * self.bold * (STRICT**self.strikes if is_soon else 1.0)
+        return most * self.bold * (STRICT**self.strikes if self.is_soon else 1.0)
+
+    @property
+    def is_soon(self) -> bool:
+        """Whether the learned optimizer has lasted no longer than AdamW had, since its turn."""
+        return self.strikes > 0 and self.lasted <= self.length
 
     def violated(self, signal: Signal) -> str:
         """Take in what is known before an update. What breaks the guard, in words, or ''."""
@@ -173,13 +191,14 @@ class Guard:
         if signal.rms > 0 and not self.remaining and self.lasted:
             now.log_rms = self._averaged(now.log_rms, math.log(signal.rms))
         now.unit = ADAMW_LR * signal.first
+        growth = signal.size / signal.first if signal.first > 0 else 0.0
+        before = growth if now.growth is None else now.growth
         if signal.first > 0:
-            growth = signal.size / signal.first
-            old = growth if now.growth is None else now.growth
-            now.growth = (1.0 - RECENT) * old + RECENT * growth
+            now.growth = (1.0 - RECENT) * before + RECENT * growth
         now.rise = max(0.0, c.decay * now.rise + signal.added)
-        if now.rise > self.allowed > 0:
+        if self._broken(growth, before):
             return f"the loss, which rises by the gradients ({now.rise:.3g})"
+        now.fall += max(0.0, -signal.added)
         if signal.loss is None:
             return ""
         if now.seen == 0:
@@ -196,6 +215,27 @@ class Guard:
         now.best = min(now.best, now.ema)
         return ""
 
+    def _broken(self, growth: float, before: float) -> bool:
+        """Whether the rise is too much, and no bold step from which the gradients come back."""
+        now = self.now
+        now.rest = max(0, now.rest - 1)
+        if now.rise > FAR * self.allowed > 0:
+            return True
+        if now.doubt:
+            if growth <= BACK * now.calm:
+                now.rise, now.doubt, now.growth = 0.0, 0, now.calm
+                now.rest = RESTED * 2**now.forgiven
+                now.forgiven += 1
+                return False
+            now.doubt -= 1
+            return not now.doubt
+        if not now.rise > self.allowed > 0:
+            return False
+        if self.is_soon or now.rest:
+            return True
+        now.doubt, now.calm = DOUBT, before
+        return False
+
     @property
     def due(self) -> bool:
         """Time for a snapshot: there is none or an old one, and training is nearer to its best than
@@ -203,7 +243,7 @@ class Guard:
         nobody had seen yet.)
         """
         now = self.now
-        is_calm = now.rise <= 0.5 * self.allowed
+        is_calm = now.rise <= 0.5 * self.allowed and not now.doubt
         if now.seen:
             is_calm &= now.ema <= 0.5 * (now.best + self.limit)
         return is_calm and (self.kept is None or self.since_kept >= self.config.every)

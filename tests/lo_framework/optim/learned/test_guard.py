@@ -10,7 +10,18 @@ import torch
 
 from lo_framework.errors import UserError
 from lo_framework.optim import GuardConfig
-from lo_framework.optim.learned.guard import ADAMW_LR, GROWN, RETREAT, STRICT, Guard, Signal
+from lo_framework.optim.learned.guard import (
+    ADAMW_LR,
+    AGAIN,
+    DOUBT,
+    FAR,
+    GROWN,
+    RESTED,
+    RETREAT,
+    STRICT,
+    Guard,
+    Signal,
+)
 from tests.lo_framework.optim.tools import generator
 
 QUICK = GuardConfig(warmup=3, every=4, steps=6, decay=0.5)
@@ -92,7 +103,7 @@ def test_a_snapshot_that_was_rising_does_not_break_at_once() -> None:
     guard = Guard(QUICK)
     run(guard, [signal(added=x) for x in (0.0, 0.9 * QUICK.rise)])
     guard.keep()
-    assert run(guard, [signal(added=2 * QUICK.rise)] + [signal()] * 6) == [True] + [False] * 6
+    assert run(guard, [signal(added=6 * QUICK.rise)] + [signal()] * 6) == [True] + [False] * 6
 
 
 def test_there_is_no_first_snapshot_in_the_middle_of_trouble() -> None:
@@ -166,12 +177,52 @@ def test_learning_rate_is_the_geometric_mean_of_recent_updates() -> None:
 
 def test_a_rise_by_the_gradients_violates_without_a_loss_from_the_second_step() -> None:
     config = GuardConfig(rise=300.0)
-    assert run(Guard(config), [signal(), signal(added=299.0)]) == [False, False]
-    assert run(Guard(config), [signal(), signal(added=301.0)]) == [False, True]
+    assert run(Guard(config), [signal(), signal(added=FAR * 299.0)]) == [False, False]
+    assert run(Guard(config), [signal(), signal(added=FAR * 301.0)]) == [False, True]
     assert not any(run(Guard(config), [signal(added=29.0)] * 100))  # forgotten after ten steps
-    assert any(run(Guard(config), [signal(added=35.0)] * 30))
+    assert any(run(Guard(config), [signal(added=35.0)] * 80))
     never = run(Guard(config), [Signal(5.0, 0.0, 0.0, 0.01)] * 9)
     assert not any(never)  # no gradient so far: there is no unit
+
+
+def grown(times: float, added: float = 0.0) -> Signal:
+    """Gradients so many times as large as the first ones."""
+    each = signal(added=added)
+    return each._replace(size=times * each.first)
+
+
+def test_a_bold_step_is_forgiven_once_gradients_come_back() -> None:
+    guard = Guard(GuardConfig(rise=300.0))
+    bold = [grown(20.0, added=2 * 300.0), grown(70.0), grown(25.0)]
+    assert not any(run(guard, [grown(20.0), *bold]))
+    assert (guard.now.rise, guard.now.doubt) == (0.0, 0)
+    assert guard.now.growth == pytest.approx(20.0)
+    assert any(run(guard, bold))  # at once: it is soon after the other
+    again = Guard(GuardConfig(rise=300.0))
+    assert not any(run(again, [grown(20.0), *bold, *[grown(20.0)] * RESTED, *bold]))
+
+
+def test_a_rise_after_which_gradients_stay_large_is_a_break() -> None:
+    guard = Guard(GuardConfig(rise=300.0))
+    large = [grown(20.0), grown(20.0, added=2 * 300.0), *[grown(50.0)] * DOUBT]
+    assert run(guard, large) == [False, False, *[False] * (DOUBT - 1), True]
+    assert guard.activations == 1
+
+
+def test_no_snapshot_is_taken_in_doubt() -> None:
+    guard = Guard(GuardConfig(rise=300.0, every=1))
+    run(guard, [grown(20.0), grown(20.0, added=2 * 300.0), grown(70.0)])
+    assert guard.now.doubt and not guard.due
+    run(guard, [grown(20.0)])
+    assert not guard.now.doubt and guard.kept is not None and guard.kept.rise == 0.0
+
+
+def test_what_was_won_may_be_lost_again() -> None:
+    """Where the first gradients are small beside what is to be learned, in steps of AdamW's."""
+    for part, doubt in ((0.99, 0), (1.01, DOUBT)):
+        guard = Guard(GuardConfig(rise=300.0))
+        run(guard, [signal(added=-1000.0)] * 5 + [signal(added=AGAIN * 5000.0 * part)])
+        assert guard.now.doubt == doubt and not guard.activations
 
 
 @pytest.mark.parametrize("growth", [0.5, 1.0, 50.0])
@@ -179,14 +230,15 @@ def test_the_loss_may_rise_by_more_where_gradients_have_not_grown(growth: float)
     first = 1.0 / ADAMW_LR
     begun = Signal(added=0.0, size=growth * first, first=first, rms=0.01)
     for part, verdict in ((0.99, False), (1.01, True)):
-        rise = begun._replace(added=300.0 * max(1.0, GROWN / growth) * part)
+        rise = begun._replace(added=FAR * 300.0 * max(1.0, GROWN / growth) * part)
         assert run(Guard(GuardConfig(rise=300.0)), [begun, rise]) == [False, verdict]
 
 
 def test_a_loss_that_is_told_bounds_the_rise_more_closely() -> None:
     config = GuardConfig(rise=300.0, jump=10.0)
     for first, verdict in ((2.0, True), (4.0, False), (1000.0, False)):
-        assert run(Guard(config), [signal(first), signal(first, added=30.0)]) == [False, verdict]
+        told = [signal(first), signal(first, added=FAR * 30.0)]
+        assert run(Guard(config), told) == [False, verdict]
 
 
 @pytest.mark.parametrize(("steps", "times"), [(None, 1), (1000, 1), (75, 1), (50, 1.5), (5, 15)])
@@ -194,9 +246,9 @@ def test_a_short_run_may_rise_by_more(steps: int | None, times: float) -> None:
     """Its steps are bolder, by what the rule has learned of so short a run."""
     config = GuardConfig(rise=300.0, jump=10.0)
     for part, verdict in ((0.99, False), (1.01, True)):
-        rises = [signal(), signal(added=300.0 * times * part)]
+        rises = [signal(), signal(added=FAR * 300.0 * times * part)]
         assert run(Guard(config, steps), rises) == [False, verdict]
-        told = [signal(2.0), signal(2.0, added=20.0 * times * part)]
+        told = [signal(2.0), signal(2.0, added=FAR * 20.0 * times * part)]
         assert run(Guard(config, steps), told) == [False, verdict]
 
 
@@ -207,7 +259,7 @@ def test_gradients_that_are_not_finite_violate_at_once() -> None:
 
 def test_who_breaks_again_soon_waits_longer_and_is_judged_by_more() -> None:
     guard = Guard(GuardConfig(steps=4, rise=300.0))
-    breaks = [signal(), signal(added=301.0)]
+    breaks = [signal(), signal(added=FAR * 301.0)]
     run(guard, breaks)
     assert (guard.remaining, guard.strikes) == (4, 1)
     run(guard, [signal()] * 4)
@@ -216,10 +268,8 @@ def test_who_breaks_again_soon_waits_longer_and_is_judged_by_more() -> None:
     assert (guard.remaining, guard.strikes) == (8, 2)
     run(guard, [signal()] * (8 + 9))  # and longer than AdamW
     assert run(guard, [signal(added=299.0)]) == [False]
-    assert run(guard, [signal(added=100.0)]) == [True] and (guard.remaining, guard.strikes) == (
-        4,
-        1,
-    )
+    assert run(guard, [signal(added=FAR * 300.0)]) == [True]
+    assert (guard.remaining, guard.strikes) == (4, 1)
 
 
 def test_the_learned_optimizer_starts_from_a_snapshot_after_adamw() -> None:
