@@ -20,14 +20,20 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from lo_framework.eval.baselines import setting_label
+from lo_framework.eval.report.numbers import mean_of
 from lo_framework.eval.report.table import Table
+from lo_framework.eval.running.protocol import BY_KEY
 from lo_framework.eval.statistics import Estimate, mean, paired_difference
+from lo_framework.eval.studies.comparison import compare, matched_steps
+from lo_framework.eval.studies.result import FILE, Arm
 
 ROOT = Path(__file__).resolve().parents[1]
-DOCUMENTS = [ROOT / "docs" / name for name in ("results.md", "when.md")]
+DOCUMENTS = [ROOT / "docs" / name for name in ("results.md", "when.md", "papers.md")]
 GENERAL = "results/general/config.json"  # of the run that `curve` is of
 BLOCK = re.compile(r"(<!-- (\w+): (.*?) -->\n).*?(<!-- end -->)", re.S)
 METRICS = ("mean_loss", "final_loss", "test_loss")
+OWN_METRICS = ("test_accuracy", "test_perplexity", "test_mae")
 ESTIMATORS = ("pes", "tbptt")
 COSTS = ("time", "memory")
 MEASURES = {"λ max": "top_eigenvalue", "h(.1)": "l2.gap(0.1)", "test loss": "test_loss"}
@@ -59,6 +65,39 @@ def transfer(content: Any) -> Rows:
             form = optimizer + " (step tuned)" * c["learned"].endswith("(step tuned)")
             setting = task, content["steps"], form, metric.replace("_", " ")
             yield *setting, tuned, str(difference), f"{c['ratio']:.3g}", wins, c["verdict"]
+
+
+def compared(content: Any) -> Rows:
+    """Every arm of a comparison, and what its step costs beside the reference's."""
+    heads = "problem", "optimizer", "setting", "final loss", "test loss", "test metric"
+    yield *heads, "ratio of test losses", "verdict", "steps to AdamW's loss", "time", "memory"
+    result = FILE.read(json.dumps(content))
+    pairs = {(c.task, c.learned): c for c in compare(result) if c.metric == "test_loss"}
+    for task in result.tasks:
+        steps, base = matched_steps(result, task), result.arm(task, result.baselines[0])
+        for label in (*result.baselines, *result.learned):
+            arm, pair = result.arm(task, label), pairs.get((task, label))
+            if arm.failure:
+                yield task, label, "FAILED", *[""] * 8
+                continue
+            numbers = [means(arm, key) for key in ("final_loss", "test_loss")]
+            own = [means(arm, key) for key in OWN_METRICS if key in arm.chosen]
+            verdict = ("1", "") if pair is None else (f"{pair.ratio:.3g}", pair.verdict)
+            costs = [times(arm, base, name) for name in ("seconds", "bytes")]
+            setting = setting_label(arm.runs[0].setting) if arm.runs[0].setting else "as it is"
+            yield task, label, setting, *numbers, *own[:1], *verdict, steps.get(label), *costs
+
+
+def means(arm: Arm, key: str) -> str:
+    """Mean over seeds and half of its interval."""
+    values = arm.values(key)
+    return "-" if values is None else mean_of(values, BY_KEY[key])
+
+
+def times(arm: Arm, base: Arm, name: str) -> str:
+    """A cost in parts of the reference's."""
+    own, other = (None if each.cost is None else getattr(each.cost, name) for each in (arm, base))
+    return f"{own / other:.2f}x" if own and other else "-"
 
 
 def score(content: Any) -> Rows:
@@ -223,6 +262,7 @@ KINDS: dict[str, tuple[Callable[[Any], Rows], ...]] = {
             programs,
             large,
             ordinary,
+            compared,
             memory,
             costs,
             robustness,
