@@ -1,4 +1,4 @@
-"""The tables of docs/results.md and docs/when.md, from the files in results/.
+"""The tables of docs/results.md, docs/when.md and docs/papers.md, from the files in results/.
 
     python -m benchmarks.results                            # make results
 
