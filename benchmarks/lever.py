@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -28,6 +27,7 @@ from benchmarks import harness
 from lo_framework.eval.sharpness.metrics import EQUAL, MATCHED
 from lo_framework.eval.sharpness.result import FILE, Result
 from lo_framework.eval.statistics import Array, Estimate, mean_interval
+from lo_framework.files.atomic import atomic_write_bytes, atomic_write_text
 from lo_framework.spec import UserError
 
 POOL = ("--optimizees", "mlp,mlp-relu", "--datasets", "digits,mnist:size=8")
@@ -109,8 +109,7 @@ def train(name: str, args: Any) -> Path:
         words += [*way_of(name).options(), "--seed", str(args.seed), "--workers", str(args.workers)]
         words += ["--outer-steps", str(args.outer_steps)] * bool(args.outer_steps)
         run("meta_train", *words, "--no-evaluate", "--resume", "--out", str(folder))
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(folder / "optimizer.safetensors", kept)
+        atomic_write_bytes(kept, (folder / "optimizer.safetensors").read_bytes())
     return kept
 
 
@@ -136,10 +135,10 @@ def log_ratios(result: Result, key: str, place: str) -> Array:
     """``log(run / twin)``, problem by problem and seed by seed; nan where one of the two has no
     number, or none above zero.
     """
-    twin, own = result.learned
+    twin, absorbed = result.learned
     with np.errstate(invalid="ignore", divide="ignore"):
         logs = [
-            np.log(result.arm(task, own).values(key, place))
+            np.log(result.arm(task, absorbed).values(key, place))
             - np.log(result.arm(task, twin).values(key, place))
             for task in result.tasks
         ]
@@ -147,27 +146,27 @@ def log_ratios(result: Result, key: str, place: str) -> Array:
 
 
 def summary(result: Result) -> dict[str, Any]:
-    """Of every number at both places: mean, interval, and how many pairs are left out."""
-    found: dict[str, Any] = {}
-    for place in (EQUAL, MATCHED):
+    """Mean, interval, and how many pairs there are, of every number at both places."""
+    measured: dict[str, Any] = {EQUAL: {}, MATCHED: {}}
+    for place, by_key in measured.items():
         for key in MEASURED:
             logs = log_ratios(result, key, place)
             known = logs[np.isfinite(logs)]
-            low: dict[str, float] = {}
+            by_key[key] = {"pairs": known.size, "of": logs.size}
             if known.size > 1:
-                e = mean_interval(known)
-                low = {"value": e.value, "low": e.low, "high": e.high}
-            found.setdefault(place, {})[key] = {**low, "pairs": known.size, "of": logs.size}
-    return found
+                mean = mean_interval(known)
+                by_key[key] |= {"value": mean.value, "low": mean.low, "high": mean.high}
+    return measured
 
 
-def cell(found: dict[str, Any]) -> str:
+def cell(ratio: dict[str, Any]) -> str:
     """``-0.22 [-0.31, -0.13]``, and how many pairs are left out."""
-    if "value" not in found:
+    if "value" not in ratio:
         return "never"
-    e = Estimate(value=found["value"], low=found["low"], high=found["high"], n=found["pairs"])
-    lost = found["of"] - found["pairs"]
-    return f"{e}" + f" ({lost} of {found['of']} left out)" * bool(lost)
+    ends = {name: ratio[name] for name in ("value", "low", "high")}
+    lost = ratio["of"] - ratio["pairs"]
+    words = f" ({lost} of {ratio['of']} left out)" if lost else ""
+    return f"{Estimate(**ends, n=ratio['pairs'])}{words}"
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
@@ -189,8 +188,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         ]
         harness.print_table(["log ratio to the twin", *MEASURED.values()], rows)
         path = args.out / f"lever-{args.learned}.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(content, indent=1) + "\n")  # what is finished, at every name
+        atomic_write_text(path, json.dumps(content, indent=1) + "\n")  # after every name
     return content
 
 

@@ -68,3 +68,15 @@ def test_short_runs_of_the_usual_step_are_no_alarm_and_broken_ones_are(
             loss.backward()
             optimizer.step(loss=loss if told else None)
         assert optimizer.guard_activations == activations, (lr, float(loss.detach()))
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("name", ["unscaled", "full-batch"])
+def test_targets_in_the_hundreds_and_the_same_rows_at_every_step_are_no_alarm(
+    name: str, seed: int
+) -> None:
+    ways, first = ordinary.arms("general"), ordinary.FIRST_SEED + seed
+    adamw, guarded = (
+        ordinary.trained(ordinary.PROBLEMS[name], ways[arm], first) for arm in ("adamw", "guarded")
+    )
+    assert guarded["activations"] == 0 and ordinary.ratio(guarded, adamw) < 0.5

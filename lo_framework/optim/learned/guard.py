@@ -264,8 +264,7 @@ class Guard:
         else:
             measured = ADAMW_LR if self.now.log_rms is None else math.exp(self.now.log_rms)
             self.lr = min(measured, ADAMW_LR) if self.config.lr is None else self.config.lr
-            again = self.strikes and self.lasted <= self.length
-            self.strikes = self.strikes + 1 if again else 1
+            self.strikes = self.strikes + 1 if self.is_soon else 1
             self.remaining = self.length = self.config.steps * 2 ** (self.strikes - 1)
         self.activations += 1
         self.since_kept = self.lasted = 0

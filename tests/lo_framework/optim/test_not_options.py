@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+from functools import partial
 from typing import Any
 
 import pytest
@@ -22,20 +23,23 @@ def options(of: Any) -> list[str]:
     return [name for name in inspect.signature(of).parameters if name not in ANY]
 
 
+def configured(argument: str, config: Any, name: str, value: Any) -> tuple[dict[str, Any], Any]:
+    return {argument: config(**{name: value})}, MetaAdamW
+
+
 def makers() -> list[tuple[str, Any]]:
-    found: list[tuple[str, Any]] = []
+    cases: list[tuple[str, Any]] = []
     for name in options(Learned):
         rest = {} if name == "optimizer" else {"optimizer": "quick"}
-        found.append((f"Learned {name}", lambda x, n=name, r=rest: ({n: x, **r}, Learned)))
+        cases.append((f"Learned {name}", lambda x, n=name, r=rest: ({n: x, **r}, Learned)))
     for name in options(MetaAdamW):
-        found.append((f"MetaAdamW {name}", lambda x, n=name: ({n: x}, MetaAdamW)))
+        cases.append((f"MetaAdamW {name}", lambda x, n=name: ({n: x}, MetaAdamW)))
     for name in dict.fromkeys([*options(MetaOptimize), *options(MetaOptimizeConfig)]):
-        found.append((f"MetaOptimize {name}", lambda x, n=name: ({n: x}, MetaOptimize)))
+        cases.append((f"MetaOptimize {name}", lambda x, n=name: ({n: x}, MetaOptimize)))
     for argument, config in (("meta", MetaConfig), ("network", NetworkConfig)):
         for name in options(config):
-            made = lambda x, n=name, a=argument, c=config: ({a: c(**{n: x})}, MetaAdamW)  # noqa: E731
-            found.append((f"{config.__name__} {name}", made))
-    return found
+            cases.append((f"{config.__name__} {name}", partial(configured, argument, config, name)))
+    return cases
 
 
 @pytest.mark.parametrize(("name", "make"), makers(), ids=[name for name, _ in makers()])
