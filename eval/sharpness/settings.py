@@ -80,6 +80,7 @@ _STANDARD = Level(
 )
 EFFORTS = {
     "quick": Level(),
+    "balls": Level(rows=1024, relative=(0.01, 0.05), adaptive=(0.25, 1.0)),
     "standard": _STANDARD,
     "full": replace(
         _STANDARD,
