@@ -24,7 +24,7 @@ from typing import Any
 
 from benchmarks import harness, nine_cells_page, nine_cells_verdict
 from benchmarks.lever import POOL, Way, way_of
-from benchmarks.nine_cells_verdict import ABSORBED
+from benchmarks.nine_cells_verdict import ABSORBED, BASELINES
 from lo_framework.eval.sharpness.metrics import PLACES
 from lo_framework.eval.sharpness.result import FILE, Arm
 from lo_framework.files.atomic import atomic_write_bytes, atomic_write_text
@@ -40,9 +40,17 @@ BEYOND = {
     "wide/mnist": ("mlp:hidden=256x256", "mnist:size=8"),
 }
 CELLS = NINE | BEYOND
+TRAINED = ("mlp/mnist", "mlp-relu/mnist")  # of `POOL`; the others are new to what is learned
+PARTS = {
+    "the nine cells": [*NINE],
+    "meta-trained on": [*TRAINED],
+    "new data": [x for x in NINE if x.startswith("mlp") and x not in TRAINED],
+    "new architecture": ["cnn/mnist"],
+    "both new": ["cnn/fashion_mnist", "cnn/cifar10"],
+    **{name: [name] for name in BEYOND},
+}
 FIRST = ("none", "control", *ABSORBED)  # of the first kind of learned optimizer
 SECOND = ("none", "sam")
-BASELINES = "baselines"
 KEPT = (
     *("train_loss", "test_loss", "test_accuracy", "gradient_norm", "weight_norm"),
     *("top_eigenvalue", "trace"),
@@ -226,7 +234,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
             except Failed as failure:
                 print(f"{cell}, {group.name}: {failure}", file=sys.stderr, flush=True)
                 content["failed"][f"{cell}, {group.name}"] = str(failure)
-            content |= nine_cells_verdict.of(args.out, args.learned, args.second, NINE)
+            content |= nine_cells_verdict.of(args.out, args.learned, args.second, NINE, PARTS)
             nine_cells_page.write(content, args.out, (args.learned, args.second))
             atomic_write_text(args.out / "verdict.json", json.dumps(content, indent=1) + "\n")
     print("\n".join(nine_cells_page.summary(content)), flush=True)

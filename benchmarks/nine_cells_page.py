@@ -13,7 +13,9 @@ import numpy as np
 
 from benchmarks.nine_cells_verdict import (
     ABSORBED,
+    BASELINES,
     CURVATURE,
+    GAIN,
     RATIOS,
     REFERENCES,
     TEST,
@@ -63,9 +65,9 @@ def rows_of(cell: Cell, kinds: Sequence[str]) -> Iterator[tuple[str, str, Sequen
     for kind in kinds:
         if groups := of_kind(cell, kind):
             yield from ((kind, arm, groups) for arm in groups[0]["arms"])
-    if "baselines" in cell:
-        group = cell["baselines"]
-        yield from (("baselines", arm, [group]) for arm in group["arms"])
+    if BASELINES in cell:
+        group = cell[BASELINES]
+        yield from ((BASELINES, arm, [group]) for arm in group["arms"])
 
 
 def numbers(groups: Sequence[Any], arm: str, place: str, key: str) -> dict[str, Any]:
@@ -106,10 +108,20 @@ def absolute(cell: Cell, kinds: Sequence[str], place: str) -> Table:
 
 def ratios(content: Mapping[str, Any]) -> Table:
     """Every ratio of one problem, or over all."""
-    table = Table("absorbed", "beside", *RATIOS.values(), words=2)
+    table = Table("absorbed", "beside", *RATIOS.values(), GAIN, words=2)
     for arm, by_reference in content.items():
         for reference, by_key in by_reference.items():
-            table.add(arm, reference, *(shown(by_key[key]) for key in RATIOS))
+            table.add(arm, reference, *(shown(by_key[key]) for key in (*RATIOS, GAIN)))
+    return table
+
+
+def transfer(together: Mapping[str, Any]) -> Table:
+    """Flatness and accuracy beside the plain twin, by what is new to the optimizer."""
+    keys = {**FOREST, GAIN: GAIN}
+    table = Table("problems", "absorbed", *keys.values(), words=2)
+    for part, content in together.items():
+        for arm, by_reference in content.items():
+            table.add(part, arm, *(shown(by_reference["none"][key]) for key in keys))
     return table
 
 
@@ -186,7 +198,7 @@ def write(content: Mapping[str, Any], folder: Path, kinds: Sequence[str]) -> Non
     caption = "Mean and 95% interval; short lines are meta-seeds; dotted: a fifth lower."
     between = [
         Section("What holds", [verdicts(content), *picture(figure, caption)]),
-        Section("Log ratios over the nine cells", [ratios(content["overall"])]),
+        Section("Does it transfer?", [transfer(content["together"])]),
         Section("Absorbed, or merely slower?", [probes(content)]),
         *(Section(name, [ratios(x["ratios"])]) for name, x in content["cells"].items()),
     ]

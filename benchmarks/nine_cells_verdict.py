@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from lo_framework.eval.sharpness.matched import at_equal, shared_levels
 from lo_framework.eval.sharpness.metrics import EQUAL, MATCHED
 from lo_framework.eval.statistics import Array, Estimate, hierarchical_bootstrap
 
+BASELINES = "baselines"  # the group of AdamW and the explicit regularizers
 ABSORBED = ("sam", "gsam", "gam")
 REFERENCES = ("none", "control")
 CURVATURE, TEST, ACCURACY = "l2.curvature@0.1", "test_loss", "test_accuracy"
@@ -34,6 +35,7 @@ RATIOS = {
     "trace": "trace",
     TEST: "test loss",
 }
+GAIN = "test accuracy, points"
 LOWER = math.log(0.8)  # asked of the curvature part
 ENOUGH, ENOUGH_ACCURATE = 6, 3  # cells of the nine
 MARGIN = 0.5  # points of accuracy that may be lost to AdamW with the regularizer itself
@@ -72,6 +74,14 @@ def log_ratios(groups: Iterable[Any], arm: str, reference: str, key: str) -> Arr
             for group in groups
         ]
     return np.where(np.isfinite(logs), logs, math.nan)
+
+
+def gains(groups: Iterable[Any], arm: str, reference: str) -> Array:
+    """``[M, S]``: points of test accuracy that are won, at equal steps."""
+    pairs = (
+        (values(group, name, EQUAL, ACCURACY) for name in (arm, reference)) for group in groups
+    )
+    return np.array([100.0 * (mine - theirs) for mine, theirs in pairs])
 
 
 def told(differences: Array, level: float = 0.95) -> dict[str, Any]:
@@ -116,16 +126,32 @@ def probe_of(group: Any, arm: str, reference: str, along: str) -> Array:
     return np.array(differences)
 
 
+def compared(problems: Sequence[Sequence[Any]], arm: str, reference: str) -> dict[str, Any]:
+    """Every ratio, and the accuracy that is won, over ``problems``: a group a meta-seed of each."""
+
+    def over(each: Callable[..., Array], *names: str) -> dict[str, Any]:
+        return told(np.stack([each(groups, arm, reference, *names) for groups in problems], axis=1))
+
+    return {**{key: over(log_ratios, key) for key in RATIOS}, GAIN: over(gains)}
+
+
+def all_compared(problems: Sequence[Sequence[Any]]) -> dict[str, Any]:
+    """Regularizer -> reference -> `compared`, of the problems that all meta-seeds have done."""
+    most = max((len(groups) for groups in problems), default=0)
+    full = [groups for groups in problems if len(groups) == most > 0]
+    return {
+        arm: {reference: compared(full, arm, reference) for reference in REFERENCES}
+        for arm in (ABSORBED if full else ())
+    }
+
+
 def of_cell(cell: Cell, learned: str, second: str) -> dict[str, Any]:
     """Ratios, accuracies, probe and verdicts of one problem."""
     first, other = of_kind(cell, learned), of_kind(cell, second)
-    content: dict[str, Any] = {"ratios": {}, "probe": {}, "accuracy": {}, "verdicts": {}}
-    baselines = cell.get("baselines")
-    for arm in ABSORBED if first else ():
-        by_reference = content["ratios"][arm] = {
-            reference: {key: told(log_ratios(first, arm, reference, key)) for key in RATIOS}
-            for reference in REFERENCES
-        }
+    content: dict[str, Any] = {"ratios": all_compared([first]), "probe": {}, "accuracy": {}}
+    content["verdicts"] = {}
+    explicit = {name.split(":")[0]: name for name in cell.get(BASELINES, {"arms": ()})["arms"]}
+    for arm, by_reference in content["ratios"].items():
         content["probe"][arm] = {
             along: told(np.array([probe_of(group, arm, "none", along) for group in first]))
             for along in SIDES
@@ -134,39 +160,29 @@ def of_cell(cell: Cell, learned: str, second: str) -> dict[str, Any]:
             "flatter": all(holds(x[CURVATURE], LOWER) for x in by_reference.values()),
             "lower test loss": all(holds(x[TEST]) for x in by_reference.values()),
         }
-        explicit = [x for x in (baselines or {"arms": ()})["arms"] if x.split(":")[0] == arm]
-        if explicit:
-            theirs = values(baselines, explicit[0], EQUAL, ACCURACY)
-            points = np.array([values(g, arm, EQUAL, ACCURACY) - theirs for g in first])
-            gain = content["accuracy"][arm] = told(100.0 * points, level=0.9)
+        if arm in explicit:
+            theirs = values(cell[BASELINES], explicit[arm], EQUAL, ACCURACY)
+            mine = np.array([values(group, arm, EQUAL, ACCURACY) for group in first])
+            gain = content["accuracy"][arm] = told(100.0 * (mine - theirs), level=0.9)
             verdict["no less accurate"] = "low" in gain and gain["low"] > -MARGIN
     if other:
-        label = content["ratios"][f"{second} sam"] = {}
-        label["none"] = {key: told(log_ratios(other, "sam", "none", key)) for key in RATIOS}
+        content["ratios"][f"{second} sam"] = {"none": compared([other], "sam", "none")}
     return content
 
 
-def overall(cells: Mapping[str, Cell], learned: str) -> dict[str, Any]:
-    """The ratios of each regularizer over all problems at once."""
-    content: dict[str, Any] = {}
-    by_cell = [groups for cell in cells.values() if (groups := of_kind(cell, learned))]
-    most = max((len(groups) for groups in by_cell), default=0)
-    full = [groups for groups in by_cell if len(groups) == most]
-    for arm in ABSORBED if full else ():
-        content[arm] = {
-            reference: {
-                key: told(
-                    np.stack([log_ratios(groups, arm, reference, key) for groups in full], axis=1)
-                )
-                for key in RATIOS
-            }
-            for reference in REFERENCES
-        }
-    return content
+def of(
+    folder: Path,
+    learned: str,
+    second: str,
+    nine: Iterable[str],
+    parts: Mapping[str, Iterable[str]],
+) -> dict[str, Any]:
+    """Everything, from the files in ``folder``.
 
-
-def of(folder: Path, learned: str, second: str, nine: Iterable[str]) -> dict[str, Any]:
-    """Everything, from the files in ``folder``; ``nine``: the problems that targets are about."""
+    Args:
+        nine: the problems that targets are about.
+        parts: problems that are taken together, by what they have in common.
+    """
     cells = load(folder)
     content = {name: of_cell(cell, learned, second) for name, cell in cells.items()}
     targets = {}
@@ -181,8 +197,11 @@ def of(folder: Path, learned: str, second: str, nine: Iterable[str]) -> dict[str
             "measured": len(verdicts),
             "met": both >= ENOUGH and accurate >= ENOUGH_ACCURATE,
         }
-    of_nine = {name: cells[name] for name in nine if name in cells}
-    return {"cells": content, "overall": overall(of_nine, learned), "targets": targets}
+    together = {
+        part: all_compared([of_kind(cells[name], learned) for name in names if name in cells])
+        for part, names in parts.items()
+    }
+    return {"cells": content, "together": together, "targets": targets}
 
 
 def shown(difference: Mapping[str, Any]) -> str:

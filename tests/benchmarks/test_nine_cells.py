@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from argparse import Namespace
@@ -103,6 +104,18 @@ def test_pairs_without_a_number_are_left_out_and_counted() -> None:
     assert (told["left out"], told["of"]) == (2, 9) and told["value"] == pytest.approx(-math.log(2))
     assert verdict.shown(told).endswith(", 2 of 9 left out)")
     assert verdict.shown(verdict.told(np.full((3, 2), math.nan))) == "never"
+
+
+def test_problems_are_taken_together_by_what_is_new() -> None:
+    (nine, *parts) = nine_cells.PARTS.values()
+    assert sorted(itertools.chain(*parts)) == sorted([*nine, *nine_cells.BEYOND])
+    halves = [[twins(f"a-b-{s}", factor, 0.8) for s in range(3)] for factor in (0.5, 2.0)]
+    together = verdict.all_compared([*halves, halves[0][:1]])  # one that is not finished
+    trace = together["gam"]["none"]["trace"]
+    assert (trace["value"], trace["of"]) == (pytest.approx(0.0), 18)
+    assert -math.log(2) < trace["low"] < -0.3 and 0.3 < trace["high"] < math.log(2)
+    assert together["gam"]["control"][verdict.GAIN]["value"] == pytest.approx(-10.0)
+    assert verdict.all_compared([]) == verdict.all_compared([[]]) == {}
 
 
 def test_the_probe_is_compared_at_equal_loss_and_path() -> None:
