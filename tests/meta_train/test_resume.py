@@ -1,12 +1,11 @@
-"""--resume, --max-seconds, folders that already hold a run, and disks that are full."""
+"""--resume, --max-seconds, and folders that already hold a run."""
 
 from __future__ import annotations
 
 import itertools
 import json
-import shutil
 import signal
-from dataclasses import MISSING, asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,51 +13,21 @@ from typing import Any
 import pytest
 import torch
 
-from lo_framework.files import checkpoint
 from lo_framework.files.checkpoint import load_latest_state, save_state
-from lo_framework.files.lock import exclusive
 from lo_framework.learned import load_optimizer
 from lo_framework.meta_train.cli import main
-from lo_framework.meta_train.folder import StateRecord
 from lo_framework.meta_train.presets import make_config
 from lo_framework.meta_train.trainer import Trainer
-from lo_framework.meta_train.workers import Workers
-from lo_framework.spec import UserError
 from tests.meta_train.tools import (
     TINY,
-    Forker,
     command,
     final_state,
     metrics,
+    refused,
     same_run,
     snapshot,
     train,
 )
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run as the command line makes it; tests copy it."""
-    out = tmp_path_factory.mktemp("finished") / "run"
-    assert main(command(out)) == 0
-    return out
-
-
-@pytest.fixture
-def run(finished: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(finished, tmp_path / "run"))
-
-
-def refused(capsys: pytest.CaptureFixture[str], argv: list[str]) -> str:
-    """The one line of a command that ends with exit code 2."""
-    assert main(argv) == 2
-    captured = capsys.readouterr()
-    assert (
-        captured.out == ""
-        and captured.err.startswith("meta_train: ")
-        and captured.err.count("\n") == 1
-    )
-    return captured.err
 
 
 def test_without_a_checkpoint_it_starts_over(finished: Path, tmp_path: Path) -> None:
@@ -140,27 +109,6 @@ def test_nor_one_with_a_part_of_a_run(
     assert snapshot(other) == before
 
 
-def test_a_damaged_newest_state_falls_back(
-    run: Path, finished: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    newest = run / "state" / "state-0000000004.safetensors"
-    whole = newest.read_bytes()
-    newest.write_bytes(whole[: len(whole) // 2])
-    assert main(command(run, "--resume")) == 0
-    assert "continuing from step 2" in capsys.readouterr().err
-    same_run(run, finished)
-
-
-def test_two_damaged_states_are_refused(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for state in (run / "state").iterdir():
-        damaged = bytearray(state.read_bytes())
-        damaged[len(damaged) // 2] ^= 1
-        state.write_bytes(bytes(damaged))
-    before = snapshot(run)
-    refused(capsys, command(run, "--resume"))
-    assert snapshot(run) == before
-
-
 def test_metrics_are_cut_back_to_the_checkpoint(run: Path, finished: Path) -> None:
     """Steps after the last checkpoint, and a line that a kill tore, are written again."""
     (run / "state" / "state-0000000004.safetensors").unlink()
@@ -210,83 +158,6 @@ def test_a_run_that_was_not_cut_is_repeatable(run: Path) -> None:
     assert load_optimizer(run / "optimizer.safetensors").summary["repeatable"] is True
 
 
-def test_a_full_disk_while_saving(
-    tmp_path: Path,
-    finished: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    """The last state goes to a disk that refuses: the one before stays, and the run goes on from it
-    later.
-    """
-    out, write = tmp_path / "run", checkpoint.atomic_write_bytes
-
-    def full(path: Path, data: bytes) -> None:
-        if str(path).endswith("state-0000000004.safetensors"):
-            raise UserError(f"cannot write {str(path)!r}: No space left on device")
-        write(path, data)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "atomic_write_bytes", full)
-        assert main(command(out)) == 2
-    last = capsys.readouterr().err.splitlines()[-1]
-    assert last.startswith("meta_train: cannot write") and "No space left" in last
-    state = load_latest_state(out / "state")
-    assert state is not None and state.step == 2
-    assert main(command(out, "--resume")) == 0
-    same_run(out, finished)
-
-
-@pytest.mark.parametrize("limit", [500, 1500, 4000])
-def test_a_disk_that_takes_no_more_bytes(
-    forker: Forker, finished: Path, tmp_path: Path, limit: int
-) -> None:
-    """Whichever file meets the limit first (a log, the curves, a state): exit code 2, one last
-    line, resume works.
-    """
-    out = tmp_path / "run"
-    assert forker.run(command(out), file_limit=limit) == 2, forker.printed()
-    assert forker.printed().splitlines()[-1].startswith("meta_train: cannot write"), (
-        forker.printed()
-    )
-    assert forker.run(command(out, "--resume")) == 0, forker.printed()
-    same_run(out, finished)
-
-
-def test_an_out_that_cannot_be_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    file = tmp_path / "file"
-    file.write_text("mine")
-    for out in (file, file / "run"):
-        for flags in ([], ["--resume"]):
-            refused(capsys, command(out, *flags))
-    assert file.read_text() == "mine"
-
-
-def test_no_process_and_no_open_file_after_an_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A run that fails while it starts closes what it opened; warnings of unclosed files are errors
-    here.
-    """
-    closed: list[Workers] = []
-    close = Workers.close
-
-    def noted(workers: Workers) -> None:
-        closed.append(workers)
-        close(workers)
-
-    def fail(*_: Any) -> None:
-        raise UserError("no")
-
-    monkeypatch.setattr(Workers, "close", noted)
-    monkeypatch.setattr("lo_framework.meta_train.trainer.tuned_start", fail)
-    with pytest.raises(UserError, match="no"):
-        train(tmp_path / "run")
-    assert closed
-    monkeypatch.undo()
-    train(tmp_path / "run", resume=True)
-
-
 def test_ctrl_c_ends_with_130(
     tmp_path: Path,
     finished: Path,
@@ -316,95 +187,6 @@ def test_ctrl_c_ends_with_130(
     assert json.loads((out / "config.json").read_text())["seed"] == 0
     assert main(command(out, "--resume")) == 0
     same_run(out, finished)
-
-
-def test_two_runs_cannot_share_a_folder(tmp_path: Path) -> None:
-    with exclusive(tmp_path), pytest.raises(UserError, match="another process"):
-        train(tmp_path)
-    train(tmp_path)
-
-
-@pytest.mark.parametrize("damage", ["lost", "damaged", "another"])
-def test_the_optimizer_of_a_finished_run_is_made_again(
-    run: Path, finished: Path, damage: str, tmp_path: Path
-) -> None:
-    file = run / "optimizer.safetensors"
-    if damage == "lost":
-        file.unlink()
-    elif damage == "damaged":
-        file.write_bytes(file.read_bytes()[:-1])
-    else:
-        train(tmp_path / "other", seed=5)
-        shutil.copy(tmp_path / "other" / "optimizer.safetensors", file)
-    assert main(command(run, "--resume")) == 0
-    assert file.read_bytes() == (finished / "optimizer.safetensors").read_bytes()
-
-
-def test_a_folder_that_vanishes_ends_the_run(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """In one line, and nothing is written to where it was."""
-    out, validate = tmp_path / "run", Trainer._validate
-
-    def emptied(self: Trainer) -> Any:
-        shutil.rmtree(out)
-        return validate(self)
-
-    monkeypatch.setattr(Trainer, "_validate", emptied)
-    assert main(command(out)) == 2
-    line = capsys.readouterr().err.splitlines()[-1]
-    assert line.startswith("meta_train: the run's folder") and str(out) in line
-    assert not out.exists() or not list(out.iterdir())
-
-
-FORGED: list[tuple[str, Any]] = [
-    # those with a default are missing in states of older releases
-    *(
-        (field.name, None)
-        for field in fields(StateRecord)
-        if field.default_factory is MISSING and field.default is MISSING
-    ),
-    ("resumed", [1]),
-    ("curve", [["x"]]),
-    ("config", []),
-    ("finished", "yes"),
-    ("stage", 7),
-    ("stage", -1),
-    ("outer_done", 10**9),
-    ("outer_done", 1),
-    ("start_lr", "x"),
-    ("reference", []),
-    ("reference", [{}]),
-    ("incumbent", {}),
-    ("stages", [["hyper-adamw", 0, 4, 5]]),
-    ("kind", "no-such-kind"),
-    ("theta", None),
-    ("shard", None),
-    ("adam", None),
-]
-
-
-@pytest.mark.parametrize(("field", "value"), FORGED)
-def test_forged_states_are_refused(
-    run: Path, capsys: pytest.CaptureFixture[str], field: str, value: Any
-) -> None:
-    """With a right digest: fields that are missing or wrong, tensors that are not there."""
-    step, tensors, meta, _ = load_latest_state(run / "state") or pytest.fail()
-    shutil.rmtree(run / "state")
-    meta["finished"] = False
-    if field == "kind":
-        meta["incumbent"]["kind"] = value
-    elif field in ("theta", "shard", "adam"):
-        start = {"theta": "outer.theta", "shard": "shard.1", "adam": "incumbent"}[field]
-        tensors = {name: x for name, x in tensors.items() if not name.startswith(start)}
-    elif value is None:
-        del meta[field]
-    else:
-        meta[field] = value
-    save_state(run / "state", step, tensors, meta)
-    assert main(command(run, "--resume")) == 2
-    told = capsys.readouterr().err
-    assert told.count("\n") == 1 and told.startswith("meta_train: ") and "--debug" not in told
 
 
 def test_a_run_goes_on_without_its_settings_being_said_again(run: Path, finished: Path) -> None:

@@ -12,10 +12,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
 from lo_framework.files.checkpoint import load_latest_state
+from lo_framework.meta_train.cli import main
 from lo_framework.meta_train.config import Program, RunConfig
 from lo_framework.meta_train.incumbent import Incumbent
 from lo_framework.meta_train.presets import make_config
@@ -265,3 +267,15 @@ def until_step(out: Path, step: int, seconds: float = 60.0) -> None:
             return
         time.sleep(0.005)
     raise AssertionError(f"no step {step} in {seconds} s")
+
+
+def refused(capsys: pytest.CaptureFixture[str], argv: list[str]) -> str:
+    """The one line of a command that ends with exit code 2."""
+    assert main(argv) == 2
+    captured = capsys.readouterr()
+    assert (
+        captured.out == ""
+        and captured.err.startswith("meta_train: ")
+        and captured.err.count("\n") == 1
+    )
+    return captured.err
