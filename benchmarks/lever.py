@@ -1,13 +1,15 @@
 """What makes an absorbed regularizer show? One factor at a time around one way of absorbing SAM
 into a learned optimizer, on validation problems, against the same optimizer without.
 
-    python -m benchmarks.lever [--names base,late,...] [--learned attention-mlp] [--workers 2]
+    python -m benchmarks.lever [--names base,late,...] [--learned attention-mlp] [--seed 0]
 
 Each name is a run of ``python -m meta_train --preset specialist`` and one of ``python -m eval
 sharpness`` on its optimizer and its plain twin. Names joined by ``+`` are crossed, as
-``late+rho-0.5``. Runs lie in ``--runs``; a killed run goes on when the command is given again, and
-a name that is finished is not run again. The table has, at matched training loss, the log ratio to
-the twin (below 0 is flatter, or a lower loss), mean over problems and seeds with its 95% interval.
+``late+rho-0.5``. Runs lie in ``--runs``; a killed run goes on when the command is given again,
+names that are finished are not run again, and one that fails is told and costs no other. The table
+has, at matched training loss, the log ratio to the twin (below 0 is flatter, or a lower loss), mean
+over problems and seeds with its 95% interval. It is of one meta-seed: what another one changes,
+``none`` with another ``--seed`` says.
 """
 
 from __future__ import annotations
@@ -34,6 +36,7 @@ POOL = ("--optimizees", "mlp,mlp-relu", "--datasets", "digits,mnist:size=8")
 # Neither shapes of the pool nor cells of any table that is reported.
 PROBLEMS = ("--optimizees", "mlp:hidden=40,mlp-relu:hidden=24x24", "--datasets", "digits")
 CURVATURE = "l2.curvature@0.1"
+INTERRUPTED = (130, 141, 143)
 MEASURED = {
     CURVATURE: "curvature part, r = .1",
     "top_eigenvalue": "top eigenvalue",
@@ -65,7 +68,8 @@ class Way:
         given = "--control" if self.control else "--regularizer"
         absorb = f"strength={self.strength:g},when={self.when},batch={self.batch}"
         words = [given, f"{self.regularizer}:rho={self.rho:g}", "--absorb", absorb]
-        return [*length, *words, "--score", self.score]
+        # A control absorbs nothing that could be scored.
+        return [*length, *words, *(["--score", self.score] if not self.control else [])]
 
     @property
     def twin(self) -> str:
@@ -82,6 +86,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "rho-0.05": {"rho": 0.05},
     "rho-0.5": {"rho": 0.5},
     "asam": {"regularizer": "asam", "rho": 0.5},
+    "even": {"regularizer": "even_sam"},
     "late": {"when": "late"},
     "end": {"when": "end"},
     "episode-1000": {"episode": 1000},
@@ -102,33 +107,69 @@ def way_of(name: str) -> Way:
 
 def train(name: str, args: Any) -> Path:
     """The optimizer of the run ``name``, which is made or goes on unless it is there."""
-    kept = args.out / "lever" / f"{args.learned}-{name}.safetensors"
+    file = f"{args.learned}-{name}-{args.seed}"
+    return trained(file, args.learned, way_of(name), args.seed, args.out / "lever", args)
+
+
+def trained(name: str, kind: str, way: Way, seed: int, place: Path, args: Any) -> Path:
+    """The optimizer ``place/name.safetensors``, which is made or goes on unless it is there.
+
+    Raises:
+        Failed: the run failed.
+    """
+    kept = place / f"{name}.safetensors"
     if not kept.exists():
-        folder = args.runs / f"{args.learned}-{name}"
-        words = ["--preset", "specialist", "--learned", args.learned, *POOL]
-        words += [*way_of(name).options(), "--seed", str(args.seed), "--workers", str(args.workers)]
+        folder = args.runs / name
+        words = ["--preset", "specialist", "--learned", kind, *POOL, *way.options()]
         words += ["--outer-steps", str(args.outer_steps)] * bool(args.outer_steps)
+        words += ["--seed", str(seed), "--workers", str(args.workers)]
         run("meta_train", *words, "--no-evaluate", "--resume", "--out", str(folder))
         atomic_write_bytes(kept, (folder / "optimizer.safetensors").read_bytes())
     return kept
 
 
 def measure(name: str, args: Any) -> Result:
-    """Its optimizer and the twin's on the validation problems."""
+    """Its optimizer and the twin's on the validation problems. Raises Failed."""
     files = [train(each, args) for each in (way_of(name).twin, name)]
-    folder = args.runs / f"sharpness-{args.learned}-{name}"
+    folder = args.runs / f"sharpness-{args.learned}-{name}-{args.seed}"
     words = ["--learned", ",".join(map(str, files)), *PROBLEMS, "--baselines", "none"]
     words += ["--steps", str(args.steps), "--seeds", str(args.seeds), "--probe", "none"]
-    run("eval", "sharpness", *words, "--workers", str(args.workers), "--out", str(folder))
+    words += ["--effort", args.effort, "--workers", str(args.workers), "--out", str(folder)]
+    run("eval", "sharpness", *words)
     return FILE.load(folder)
 
 
+class Failed(Exception):
+    """A program failed; its last line says why."""
+
+
 def run(program: str, *words: str) -> None:
-    """Raises SystemExit with its code where the program fails, after its own line."""
+    """Raises Failed; SystemExit with its code where it was interrupted."""
     print(f"python -m {program} {' '.join(words)}", file=sys.stderr, flush=True)
-    done = subprocess.run([sys.executable, "-m", program, *words], stdout=subprocess.DEVNULL)
-    if done.returncode:
-        raise SystemExit(done.returncode)
+    command = [sys.executable, "-m", program, *words]
+    pipes: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, **pipes) as process:
+        assert process.stderr is not None
+        last = ""
+        for line in process.stderr:
+            print(line, end="", file=sys.stderr, flush=True)
+            last = line.strip() or last
+    if process.returncode < 0 or process.returncode in INTERRUPTED:
+        raise SystemExit(process.returncode if process.returncode > 0 else 128 - process.returncode)
+    if process.returncode:
+        raise Failed(last or f"{program}: exit code {process.returncode}")
+
+
+def check_alike(path: Path, now: dict[str, Any]) -> None:
+    """Raises UserError: what lies beside ``path`` is of a run with another setting."""
+    before = json.loads(path.read_text("utf-8")) if path.exists() else now
+    for name, value in now.items():
+        if before.get(name) != value:
+            raise UserError(
+                f"{path.parent} has parts of a run with {name} {before.get(name)}, not {value}: "
+                "give the same, or another --out"
+            )
+    atomic_write_text(path, json.dumps(now, indent=1) + "\n")
 
 
 def log_ratios(result: Result, key: str, place: str) -> Array:
@@ -173,21 +214,30 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     names = ",".join(name for name in WAYS if name != "none")
     options: dict[str, Any] = {"names": names, "learned": "attention-mlp", "runs": "runs/lever"}
     options |= {"workers": 2, "seed": 0, "outer_steps": (2, 0), "steps": (5, 200), "seeds": (2, 5)}
+    options |= {"effort": ("quick", "balls")}
     args, content = harness.begin("lever", __doc__, argv, **options)
     args.runs = Path(args.runs)
+    alike = {name: getattr(args, name) for name in ("steps", "seeds", "outer_steps", "effort")}
     try:
         ways = {name: way_of(name) for name in args.names.split(",")}
+        check_alike(args.out / "lever" / "settings.json", {**alike, "pool": " ".join(POOL)})
     except UserError as error:
         args.error(str(error))
-    content |= {"learned": args.learned, "pool": POOL, "problems": PROBLEMS, "ways": {}}
+    path = args.out / f"lever-{args.learned}-{args.seed}.json"
+    before = json.loads(path.read_text("utf-8"))["ways"] if path.exists() else {}
+    content |= {"learned": args.learned, "seed": args.seed, "pool": POOL, "problems": PROBLEMS}
+    content |= {"ways": before, "failed": {}}
     for name, way in ways.items():
         settings = {field.name: getattr(way, field.name) for field in fields(way)}
-        content["ways"][name] = {"settings": settings, **summary(measure(name, args))}
+        try:
+            content["ways"][name] = {"settings": settings, **summary(measure(name, args))}
+        except Failed as failure:
+            print(f"{name}: {failure}", file=sys.stderr, flush=True)
+            content["failed"][name] = str(failure)
         rows = [
             [n, *(cell(w[MATCHED][key]) for key in MEASURED)] for n, w in content["ways"].items()
         ]
         harness.print_table(["log ratio to the twin", *MEASURED.values()], rows)
-        path = args.out / f"lever-{args.learned}.json"
         atomic_write_text(path, json.dumps(content, indent=1) + "\n")  # after every name
     return content
 

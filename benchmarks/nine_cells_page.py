@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +13,14 @@ import numpy as np
 
 from benchmarks.nine_cells_verdict import (
     ABSORBED,
-    BASELINES,
     CURVATURE,
     GAIN,
     RATIOS,
     REFERENCES,
     TEST,
     Cell,
+    Groups,
     load,
-    of_kind,
     shown,
     told,
     values,
@@ -30,24 +29,27 @@ from lo_framework.eval.report.drawing import COLOURS, canvas, outer_labels, png
 from lo_framework.eval.report.page import Page, Section, Term, picture, render
 from lo_framework.eval.report.table import Table
 from lo_framework.eval.sharpness.metrics import EQUAL, MATCHED, PLACES
+from lo_framework.eval.statistics import Estimate
 from lo_framework.files.atomic import atomic_write_bytes, atomic_write_text
+from lo_framework.learned import load_optimizer
 
+RADII = ("0.001", "0.005", "0.05", "0.1")
 COLUMNS = {
     "test_accuracy": "test acc.",
     "test_loss": "test loss",
     "train_loss": "train loss",
-    "l2.gap@0.1": "h(.1)",
-    "l2.curvature@0.05": "curv. part (.05)",
-    CURVATURE: "curv. part (.1)",
-    "l2.first_order@0.1": "R1(.1)",
-    "l2, relative.gap@0.01 ‖w‖": "h(.01 ‖w‖)",
-    "adaptive l2.gap@1": "adaptive h(1)",
+    **{f"l2.gap@{r}": f"h({r})" for r in RADII},
+    **{f"l2.curvature@{r}": f"curvature part ({r})" for r in RADII},
+    **{f"l2.first_order@{r}": f"R1({r})" for r in RADII[2:]},
+    **{f"l2, relative.gap@{r} ‖w‖": f"h({r} ‖w‖)" for r in ("0.01", "0.05")},
+    **{f"adaptive l2.gap@{r}": f"adaptive h({r})" for r in ("0.25", "1")},
     "top_eigenvalue": "λ max",
     "trace": "tr H",
 }
 WORDS = [
     Term("none", "the plain twin: meta-trained alike, without a regularizer", first=True),
-    Term("control", "the plain twin with the meta-compute that SAM would take", first=True),
+    Term("control", "the plain twin with the meta-compute that GAM takes", first=True),
+    Term("null", "plain twins of other meta-seeds beside that of the first"),
     Term("h(r)", "the largest rise of the training loss within radius r"),
     Term("curvature part", "h(r) − r‖∇L‖: what the slope does not explain", first=True),
     Term("R1(r)", "r times the largest gradient norm within radius r"),
@@ -55,99 +57,137 @@ WORDS = [
     Term("matched", "where the training loss is at most that of the worst of the group's last"),
     Term("a ratio", "mean of the logarithm of run / reference; −0.22 is 20% lower", first=True),
     Term("in brackets", "95%, of meta-seeds, tasks and inner seeds; then each meta-seed's mean"),
+    Term(
+        "the probe", "cosine of update and correction, both without their part along the gradient"
+    ),
+]
+CAUTIONS = [
+    "Three meta-seeds: an interval over them is nearly their range, and each is printed.",
+    "All cells are of the same few optimizers, so cells that hold are no independent events.",
 ]
 FOREST = {CURVATURE: "curvature part, r = .1", TEST: "test loss"}
 PROBE = {"loss": "at equal loss", "path": "at equal path length"}
+RESAMPLES = 400  # of the many intervals of plain numbers
 
 
-def rows_of(cell: Cell, kinds: Sequence[str]) -> Iterator[tuple[str, str, Sequence[Any]]]:
-    """Group, arm, and what was kept of it by each meta-seed."""
-    for kind in kinds:
-        if groups := of_kind(cell, kind):
-            yield from ((kind, arm, groups) for arm in groups[0]["arms"])
-    if BASELINES in cell:
-        group = cell[BASELINES]
-        yield from ((BASELINES, arm, [group]) for arm in group["arms"])
+def rows_of(cell: Cell) -> Iterator[tuple[str, str, Groups]]:
+    """Group (of all meta-seeds), arm, and what was kept of it by each meta-seed."""
+    by_name: dict[str, dict[int, Any]] = {}
+    for name, group in cell.items():
+        start, _, seed = name.rpartition("-")
+        if seed.isdecimal():
+            by_name.setdefault(start, {})[int(seed)] = group
+        else:
+            by_name[name] = {0: group}
+    for name, groups in by_name.items():
+        yield from ((name, arm, groups) for arm in next(iter(groups.values()))["arms"])
 
 
-def numbers(groups: Sequence[Any], arm: str, place: str, key: str) -> dict[str, Any]:
+def numbers(groups: Groups, arm: str, place: str, key: str) -> dict[str, Any]:
     """Mean and interval over meta-seeds and seeds."""
-    return told(np.array([values(group, arm, place, key) for group in groups]))
+    rows = np.array([values(group, arm, place, key) for group in groups.values()])
+    return told(rows, resamples=RESAMPLES)
 
 
-def table_csv(cells: Mapping[str, Cell], kinds: Sequence[str]) -> str:
+def table_csv(cells: Mapping[str, Cell]) -> str:
     """Every number that was measured: a row for each problem, place, optimizer and key."""
     stream = io.StringIO()
     rows = csv.writer(stream, lineterminator="\n")
     rows.writerow(["cell", "place", "group", "optimizer", "key", "mean", "low", "high", "n"])
     for name, cell in cells.items():
-        for group, arm, groups in rows_of(cell, kinds):
+        for group, arm, groups in rows_of(cell):
             for place in (EQUAL, MATCHED):
-                for key in dict.fromkeys(k for g in groups for k in g["arms"][arm][place]):
+                arms = [g["arms"].get(arm, {}).get(place, {}) for g in groups.values()]
+                for key in dict.fromkeys(key for each in arms for key in each):
                     x = numbers(groups, arm, place, key)
                     if "value" in x:
                         ends = (f"{x[end]:.5g}" for end in ("value", "low", "high"))
-                        rows.writerow(
-                            [name, place, group, arm, key, *ends, x["of"] - x["left out"]]
-                        )
+                        count = x["of"] - x["left out"]
+                        rows.writerow([name, place, group, arm, key, *ends, count])
     return stream.getvalue()
 
 
-def absolute(cell: Cell, kinds: Sequence[str], place: str) -> Table:
+def absolute(cell: Cell, place: str) -> Table:
     """What every optimizer comes to on a problem."""
     table = Table("group", "optimizer", *COLUMNS.values(), title=PLACES[place], words=2)
     before = ""
-    for group, arm, groups in rows_of(cell, kinds):
+    for group, arm, groups in rows_of(cell):
         if before not in ("", group):
             table.rule()
         before = group
-        found = (numbers(groups, arm, place, key).get("value") for key in COLUMNS)
-        table.add(group, arm, *found)
+        found = [numbers(groups, arm, place, key) for key in COLUMNS]
+        table.add(group, arm, *(interval(x) for x in found))
     return table
 
 
-def ratios(content: Mapping[str, Any]) -> Table:
+def interval(x: Mapping[str, Any]) -> str:
+    if "value" not in x:
+        return "-"
+    return str(Estimate(value=x["value"], low=x["low"], high=x["high"], n=x["of"]))
+
+
+def ratios(content: Mapping[str, Any], place: str) -> Table:
     """Every ratio of one problem, or over all."""
-    table = Table("absorbed", "beside", *RATIOS.values(), GAIN, words=2)
+    table = Table("absorbed", "beside", *RATIOS.values(), GAIN, title=PLACES[place], words=2)
     for arm, by_reference in content.items():
-        for reference, by_key in by_reference.items():
-            table.add(arm, reference, *(shown(by_key[key]) for key in (*RATIOS, GAIN)))
+        for name, by_place in by_reference.items():
+            table.add(arm, name, *(shown(x) for x in (*by_place[place].values(), by_place[GAIN])))
     return table
 
 
 def transfer(together: Mapping[str, Any]) -> Table:
     """Flatness and accuracy beside the plain twin, by what is new to the optimizer."""
-    keys = {**FOREST, GAIN: GAIN}
-    table = Table("problems", "absorbed", *keys.values(), words=2)
+    table = Table("problems", "absorbed", "count", *FOREST.values(), GAIN, words=2)
     for part, content in together.items():
         for arm, by_reference in content.items():
-            table.add(part, arm, *(shown(by_reference["none"][key]) for key in keys))
+            found = by_reference["none"]
+            each = [*(found[MATCHED][key] for key in FOREST), found[GAIN]]
+            table.add(part, arm, found[GAIN]["cells"], *map(shown, each))
     return table
 
 
 def verdicts(content: Mapping[str, Any]) -> Table:
-    """What holds, problem by problem."""
+    """What holds, problem by problem; a cell that failed is told here."""
     names = ("flatter", "lower test loss", "no less accurate")
-    table = Table("problem", "absorbed", *names, "accuracy, points beside the explicit", words=2)
+    table = Table("problem", "absorbed", *names, words=2)
     for name, cell in content["cells"].items():
         for arm, verdict in cell["verdicts"].items():
-            gain = cell["accuracy"].get(arm)
-            words = shown(gain) if gain else "-"
-            table.add(name, arm, *(verdict.get(x, "-") for x in names), words)
+            table.add(name, arm, *(verdict.get(x, "-") for x in names))
+    for name in content["failed"]:
+        cell, _, group = name.partition(", ")
+        table.add(cell, group, "FAILED", "", "")
+    return table
+
+
+def accuracies(content: Mapping[str, Any]) -> Table:
+    """Points beside AdamW with SAM, which evaluates two gradients a step; 90% intervals."""
+    table = Table("problem", "absorbed - explicit", "points [90%]", words=2)
+    for name, cell in content["cells"].items():
+        for pair, won in cell["accuracy"].items():
+            table.add(name, pair, shown(won))
     return table
 
 
 def probes(content: Mapping[str, Any]) -> Table:
-    """Whether updates point along the correction more than the plain twin's do."""
-    table = Table("problem", "absorbed", *PROBE.values(), words=2)
+    """Whether updates point along the correction more than the plain twin's (AdamW's) do."""
+    table = Table("problem", "optimizer", *PROBE.values(), words=2)
     for name, cell in content["cells"].items():
-        for arm, sides in cell["probe"].items():
-            table.add(name, arm, *(shown(sides[side]) for side in PROBE))
+        for label, sides in cell["probe"].items():
+            table.add(name, label, *(shown(sides[side]) for side in PROBE))
+    return table
+
+
+def trained(folder: Path) -> Table:
+    """Which step of each meta-training was kept; a score of 1 is the untrained start's."""
+    table = Table("optimizer", "outer steps", "kept from step", "score", words=1)
+    for path in sorted((folder / "optimizers").glob("*.safetensors")):
+        summary = load_optimizer(path).summary
+        table.add(path.stem, *(summary.get(x) for x in ("steps", "found_at_step", "score")))
     return table
 
 
 def forest(content: Mapping[str, Any]) -> Any:
-    """Each problem's ratios to the twin and to the control, with each meta-seed as a point."""
+    """Each problem's ratios to the twin and to the control, with each meta-seed as a line."""
     cells = {name: cell["ratios"] for name, cell in content["cells"].items() if cell["verdicts"]}
     if not cells:
         return None
@@ -155,14 +195,16 @@ def forest(content: Mapping[str, Any]) -> Any:
     figure, grid = canvas(4, 2, panel, (1.6, 0.6), sharey=True)
     places = [(key, reference) for key in FOREST for reference in REFERENCES]
     for axes, (key, reference) in zip(grid, places, strict=True):
+        labelled = set()
         for k, arm in enumerate(ABSORBED):
             for i, by_arm in enumerate(cells.values()):
-                x, y = by_arm[arm][reference][key], i + 0.24 * (k - 1)
+                x = by_arm[arm][reference][MATCHED][key] if arm in by_arm else {}
                 if "value" not in x:
                     continue
+                y, words = i + 0.24 * (k - 1), None if arm in labelled else arm
+                labelled.add(arm)
                 ends = [[x["value"] - x["low"]], [x["high"] - x["value"]]]
                 style = dict(color=COLOURS[k], markersize=4, linewidth=1.3)
-                words = arm if i == 0 else None
                 axes.errorbar([x["value"]], [y], xerr=ends, fmt="o", label=words, **style)
                 means = [m for m in x["meta_seeds"] if m is not None]
                 axes.plot(means, [y] * len(means), "|", color=COLOURS[k], markersize=7)
@@ -186,39 +228,51 @@ def summary(content: Mapping[str, Any]) -> list[str]:
         lines.append(
             f"{arm}: on {target['flatter and lower test loss']} of {target['measured']} cells a "
             f"curvature part lower by a fifth and a lower test loss hold "
-            f"(flatter alone: {target['flatter']}); no less accurate than AdamW with it on "
+            f"(flatter alone: {target['flatter']}); no less accurate than AdamW with SAM on "
             f"{target['no less accurate']}; the target is {'met' if target['met'] else 'missed'}"
         )
     return lines
 
 
-def write(content: Mapping[str, Any], folder: Path, kinds: Sequence[str]) -> None:
+def write(content: Mapping[str, Any], folder: Path) -> None:
     """``nine_cells.html``, ``nine_cells.png`` and ``table.csv`` into ``folder``."""
     cells, figure = load(folder), forest(content)
     caption = "Mean and 95% interval; short lines are meta-seeds; dotted: a fifth lower."
-    between = [
-        Section("What holds", [verdicts(content), *picture(figure, caption)]),
-        Section("Does it transfer?", [transfer(content["together"])]),
-        Section("Absorbed, or merely slower?", [probes(content)]),
-        *(Section(name, [ratios(x["ratios"])]) for name, x in content["cells"].items()),
-    ]
-    each = [
-        Section(f"{name}: numbers", [absolute(cell, kinds, place) for place in PLACES])
+    inside = [
+        f"{name}, {group}: {line}"
         for name, cell in cells.items()
+        for group, kept in cell.items()
+        for line in kept["failures"]
     ]
-    settings = ", ".join(f"{name} {x}" for name, x in content["settings"].items())
     page = Page(
         title="Nine cells: can regularizers be learned?",
-        lead=f"{len(cells)} problems, {', '.join(kinds)}",
+        lead=f"{len(cells)} problems",
         summary=summary(content),
-        cautions=["Three meta-seeds: an interval over them is wide, and each is printed."],
-        failures=[f"{name}: {why}" for name, why in content["failed"].items()],
+        cautions=CAUTIONS,
+        failures=[*(f"{name}: {why}" for name, why in content["failed"].items()), *inside],
         command=content["command"],
-        origin=[settings, f"commit {content.get('commit')}"],
+        origin=[
+            ", ".join(f"{name} {x}" for name, x in content["settings"].items()),
+            f"commit {content.get('commit')}",
+        ],
         words=WORDS,
-        sections=[*between, *each],
+        sections=[
+            Section("What holds", [verdicts(content), *picture(figure, caption)]),
+            Section("Does it transfer?", [transfer(content["together"])]),
+            Section("Accuracy beside explicit SAM", [accuracies(content)]),
+            Section("Absorbed, or merely slower?", [probes(content)]),
+            Section("What was trained", [trained(folder)]),
+            *(
+                Section(name, [ratios(x["ratios"], place) for place in (MATCHED, EQUAL)])
+                for name, x in content["cells"].items()
+            ),
+            *(
+                Section(f"{name}: numbers", [absolute(cell, place) for place in PLACES])
+                for name, cell in cells.items()
+            ),
+        ],
     )
     atomic_write_text(folder / "nine_cells.html", render(page))
-    atomic_write_text(folder / "table.csv", table_csv(cells, kinds))
+    atomic_write_text(folder / "table.csv", table_csv(cells))
     if figure is not None:
         atomic_write_bytes(folder / "nine_cells.png", png(figure, 110))

@@ -1,13 +1,16 @@
 """What the nine cells say: pure numbers from the files of `benchmarks.nine_cells`.
 
 A ratio is the logarithm of a run's number over that of another optimizer's run of the same
-meta-seed and inner seed, at matched training loss: below 0 is flatter, or a lower loss. A pair of
-which one has no number, or none above 0, is left out and counted. Intervals draw meta-seeds first,
-then tasks, then inner seeds (`hierarchical_bootstrap`).
+meta-seed and inner seed: below 0 is flatter, or a lower loss. Each regularizer is matched in
+training loss with its plain twin and the control alone, so that no slower one moves the place where
+they are looked at; the training loss is among the ratios, as runs do not match to the last digit. A
+pair of which one has no number, or none above 0, is left out and counted. Intervals draw
+meta-seeds first, then tasks, then inner seeds (`hierarchical_bootstrap`).
 
-A difference *holds* where the means of all meta-seeds have its sign and the interval excludes 0;
-the target asks for a curvature part that is lower by a fifth than the plain twin's and than the
-control's, and for a lower test loss than both.
+A difference *holds* where the means of three or more meta-seeds have its sign, its interval
+excludes 0, and at most a tenth of the pairs is left out. The target asks for a curvature part that
+is lower by a fifth than the plain twin's and than the control's, and for a lower test loss than
+both. All nine cells are of the same few optimizers: that six of nine hold is nearly one event.
 """
 
 from __future__ import annotations
@@ -21,10 +24,11 @@ from typing import Any
 import numpy as np
 
 from lo_framework.eval.sharpness.matched import at_equal, shared_levels
-from lo_framework.eval.sharpness.metrics import EQUAL, MATCHED
+from lo_framework.eval.sharpness.metrics import EQUAL, MATCHED, PLACES
 from lo_framework.eval.statistics import Array, Estimate, hierarchical_bootstrap
 
 BASELINES = "baselines"  # the group of AdamW and the explicit regularizers
+NULL = "null"  # plain twins of different meta-seeds: what a meta-seed alone changes
 ABSORBED = ("sam", "gsam", "gam")
 REFERENCES = ("none", "control")
 CURVATURE, TEST, ACCURACY = "l2.curvature@0.1", "test_loss", "test_accuracy"
@@ -34,15 +38,18 @@ RATIOS = {
     "top_eigenvalue": "top eigenvalue",
     "trace": "trace",
     TEST: "test loss",
+    "train_loss": "train loss",
 }
 GAIN = "test accuracy, points"
 LOWER = math.log(0.8)  # asked of the curvature part
 ENOUGH, ENOUGH_ACCURATE = 6, 3  # cells of the nine
-MARGIN = 0.5  # points of accuracy that may be lost to AdamW with the regularizer itself
+LEAST_SEEDS, MOST_LOST = 3, 0.1
+MARGIN = 0.5  # points of accuracy that may be lost to AdamW with SAM
 SIDES = {"loss": True, "path": False}  # what the probe is compared at equal values of, and falling
 PROBED = "cosine_orthogonal"
 
 Cell = Mapping[str, Mapping[str, Any]]  # of one problem: group -> what its file holds
+Groups = Mapping[int, Any]  # meta-seed -> group
 
 
 def load(folder: Path) -> dict[str, dict[str, Any]]:
@@ -54,37 +61,35 @@ def load(folder: Path) -> dict[str, dict[str, Any]]:
     return cells
 
 
-def of_kind(cell: Cell, kind: str) -> list[Any]:
-    """What was kept of a kind of learned optimizer, a meta-seed each."""
-    return [cell[name] for name in sorted(cell) if name.rpartition("-")[0] == kind]
+def of_kind(cell: Cell, kind: str, arm: str) -> dict[int, Any]:
+    """The groups of one regularizer in a kind of learned optimizer, by meta-seed."""
+    start = f"{kind}-{arm}-"
+    return {int(name[len(start) :]): cell[name] for name in cell if name.startswith(start)}
 
 
 def values(group: Any, arm: str, place: str, key: str) -> Array:
-    """``[S]``; nan for what is missing."""
-    given = group["arms"].get(arm, {}).get(place, {}).get(key, [])
-    return np.array([math.nan if x is None else x for x in given], dtype=np.float64)
+    """``[S]``; nan for what is missing, and an accuracy of 0 for what diverged."""
+    content = group["arms"].get(arm, {})
+    given = content.get(place, {}).get(key) or [None] * group["seeds"]
+    lost = content.get("diverged") or [False] * group["seeds"]
+    missing = [0.0 if key == ACCURACY and is_lost else math.nan for is_lost in lost]
+    return np.array([m if x is None else x for x, m in zip(given, missing)], dtype=np.float64)
 
 
-def log_ratios(groups: Iterable[Any], arm: str, reference: str, key: str) -> Array:
-    """``[M, S]``, at matched training loss."""
+def log_ratio(group: Any, arm: str, reference: str, place: str, key: str) -> Array:
+    """``[S]``."""
     with np.errstate(invalid="ignore", divide="ignore"):
-        logs = [
-            np.log(values(group, arm, MATCHED, key))
-            - np.log(values(group, reference, MATCHED, key))
-            for group in groups
-        ]
+        logs = np.log(values(group, arm, place, key)) - np.log(values(group, reference, place, key))
     return np.where(np.isfinite(logs), logs, math.nan)
 
 
-def gains(groups: Iterable[Any], arm: str, reference: str) -> Array:
-    """``[M, S]``: points of test accuracy that are won, at equal steps."""
-    pairs = (
-        (values(group, name, EQUAL, ACCURACY) for name in (arm, reference)) for group in groups
-    )
-    return np.array([100.0 * (mine - theirs) for mine, theirs in pairs])
+def gain(group: Any, arm: str, reference: str) -> Array:
+    """``[S]``: points of test accuracy that are won, at equal steps."""
+    mine, theirs = (values(group, name, EQUAL, ACCURACY) for name in (arm, reference))
+    return 100.0 * (mine - theirs)
 
 
-def told(differences: Array, level: float = 0.95) -> dict[str, Any]:
+def told(differences: Array, level: float = 0.95, resamples: int = 2000) -> dict[str, Any]:
     """Mean, interval, the means of the meta-seeds and what was left out, of ``[M, S]`` or
     ``[M, T, S]``.
     """
@@ -92,18 +97,23 @@ def told(differences: Array, level: float = 0.95) -> dict[str, Any]:
     known = np.isfinite(x)
     means = [float(row[ok].mean()) if ok.any() else None for row, ok in zip(x, known)]
     content: dict[str, Any] = {"meta_seeds": means, "left out": int((~known).sum()), "of": x.size}
+    content["cells"] = x.shape[1]
     if not known.any():
         return content
-    ends = hierarchical_bootstrap(x, level=level)
+    ends = hierarchical_bootstrap(x, level=level, resamples=resamples)
     return content | {"value": ends.value, "low": ends.low, "high": ends.high}
 
 
+def enough(difference: Mapping[str, Any]) -> bool:
+    """Whether there are as many meta-seeds and pairs as a claim needs."""
+    means = [x for x in difference["meta_seeds"] if x is not None]
+    few_lost = difference["left out"] <= MOST_LOST * difference["of"]
+    return len(means) >= LEAST_SEEDS and few_lost and "low" in difference
+
+
 def holds(difference: Mapping[str, Any], most: float = 0.0) -> bool:
-    """Whether it is below 0 for all of three or more meta-seeds, with its interval, and at most
-    ``most``.
-    """
-    means = difference["meta_seeds"]
-    if len(means) < 3 or "high" not in difference or any(x is None or x >= 0 for x in means):
+    """Whether it is below 0 for every meta-seed, with its interval, and at most ``most``."""
+    if not enough(difference) or any(x is None or x >= 0 for x in difference["meta_seeds"]):
         return False
     return bool(difference["high"] < 0 and difference["value"] <= most)
 
@@ -112,62 +122,97 @@ def probe_of(group: Any, arm: str, reference: str, along: str) -> Array:
     """``[S]``: how much more the update of ``arm`` points along the correction than the
     reference's, mean over the levels of loss or path length that both come to.
     """
-    differences = []
+    differences = np.full(group["seeds"], math.nan)
     runs = (group["arms"].get(name, {}).get("probe", []) for name in (arm, reference))
-    for pair in zip(*runs):
+    for i, pair in enumerate(zip(*runs)):
         if not all(run[PROBED] for run in pair):
-            differences.append(math.nan)
             continue
         xs, curves = ([np.array(run[key], float) for run in pair] for key in (along, PROBED))
         levels = shared_levels(xs, falling=SIDES[along])
         both = [at_equal(x, y, levels, falling=SIDES[along])[0] for x, y in zip(xs, curves)]
         gap = both[0] - both[1]
-        differences.append(float(np.nanmean(gap)) if np.isfinite(gap).any() else math.nan)
-    return np.array(differences)
+        differences[i] = np.nanmean(gap) if np.isfinite(gap).any() else math.nan
+    return differences
 
 
-def compared(problems: Sequence[Sequence[Any]], arm: str, reference: str) -> dict[str, Any]:
-    """Every ratio, and the accuracy that is won, over ``problems``: a group a meta-seed of each."""
+def stacked(problems: Sequence[Groups], each: Callable[[Any], Array]) -> Array:
+    """``[M, T, S]`` of ``each`` group; nan where a problem lacks a meta-seed of the others."""
+    seeds = sorted({seed for groups in problems for seed in groups})
+    known = next(iter(problems[0].values()))
+    empty = np.full(known["seeds"], math.nan)
+    rows = [[each(p[seed]) if seed in p else empty for p in problems] for seed in seeds]
+    return np.array(rows)
 
-    def over(each: Callable[..., Array], *names: str) -> dict[str, Any]:
-        return told(np.stack([each(groups, arm, reference, *names) for groups in problems], axis=1))
 
-    return {**{key: over(log_ratios, key) for key in RATIOS}, GAIN: over(gains)}
-
-
-def all_compared(problems: Sequence[Sequence[Any]]) -> dict[str, Any]:
-    """Regularizer -> reference -> `compared`, of the problems that all meta-seeds have done."""
-    most = max((len(groups) for groups in problems), default=0)
-    full = [groups for groups in problems if len(groups) == most > 0]
-    return {
-        arm: {reference: compared(full, arm, reference) for reference in REFERENCES}
-        for arm in (ABSORBED if full else ())
+def compared(problems: Sequence[Groups], arm: str, reference: str) -> dict[str, Any]:
+    """Place -> every ratio, and the accuracy that is won, over ``problems`` that are not empty."""
+    content: dict[str, Any] = {
+        place: {
+            key: told(stacked(problems, lambda g: log_ratio(g, arm, reference, place, key)))  # noqa: B023
+            for key in RATIOS
+        }
+        for place in PLACES
     }
+    return content | {GAIN: told(stacked(problems, lambda g: gain(g, arm, reference)))}
+
+
+def all_compared(cells: Iterable[Cell], kind: str) -> dict[str, Any]:
+    """Regularizer -> reference -> what `compared` gives."""
+    content = {}
+    every = [*cells]
+    for arm in ABSORBED:
+        if problems := [groups for cell in every if (groups := of_kind(cell, kind, arm))]:
+            content[arm] = {name: compared(problems, arm, name) for name in REFERENCES}
+    return content
 
 
 def of_cell(cell: Cell, learned: str, second: str) -> dict[str, Any]:
-    """Ratios, accuracies, probe and verdicts of one problem."""
-    first, other = of_kind(cell, learned), of_kind(cell, second)
-    content: dict[str, Any] = {"ratios": all_compared([first]), "probe": {}, "accuracy": {}}
-    content["verdicts"] = {}
-    explicit = {name.split(":")[0]: name for name in cell.get(BASELINES, {"arms": ()})["arms"]}
-    for arm, by_reference in content["ratios"].items():
-        content["probe"][arm] = {
-            along: told(np.array([probe_of(group, arm, "none", along) for group in first]))
-            for along in SIDES
+    """Ratios, accuracies, probes and verdicts of one problem."""
+    ratios, accuracy, verdicts = all_compared([cell], learned), {}, {}
+    baselines = cell.get(BASELINES)
+    explicit = [name for name in (baselines or {"arms": ()})["arms"] if name.startswith("sam:")]
+    for arm, by_reference in ratios.items():
+        at = [x[MATCHED] for x in by_reference.values()]
+        verdict = verdicts[arm] = {
+            "flatter": all(holds(x[CURVATURE], LOWER) for x in at),
+            "lower test loss": all(holds(x[TEST]) for x in at),
         }
-        verdict = content["verdicts"][arm] = {
-            "flatter": all(holds(x[CURVATURE], LOWER) for x in by_reference.values()),
-            "lower test loss": all(holds(x[TEST]) for x in by_reference.values()),
-        }
-        if arm in explicit:
-            theirs = values(cell[BASELINES], explicit[arm], EQUAL, ACCURACY)
-            mine = np.array([values(group, arm, EQUAL, ACCURACY) for group in first])
-            gain = content["accuracy"][arm] = told(100.0 * (mine - theirs), level=0.9)
-            verdict["no less accurate"] = "low" in gain and gain["low"] > -MARGIN
-    if other:
-        content["ratios"][f"{second} sam"] = {"none": compared([other], "sam", "none")}
-    return content
+        groups, no_less = of_kind(cell, learned, arm).values(), []
+        for name in explicit:
+            theirs = values(baselines, name, EQUAL, ACCURACY)
+            mine = np.array([values(group, arm, EQUAL, ACCURACY) for group in groups])
+            won = accuracy[f"{arm} - {name}"] = told(100.0 * (mine - theirs), level=0.9)
+            no_less.append(enough(won) and won["low"] > -MARGIN)
+        if explicit:
+            verdict["no less accurate"] = all(no_less)
+    if other := of_kind(cell, second, "sam"):
+        ratios[f"{second} sam"] = {"none": compared([other], "sam", "none")}
+    if NULL in cell:
+        first, *others = cell[NULL]["arms"]
+        ratios[NULL] = {x: compared([{0: cell[NULL]}], x, first) for x in others}
+    probes = {label: dict(each) for label, each in probes_of(cell, learned, second)}
+    return {"ratios": ratios, "probe": probes, "accuracy": accuracy, "verdicts": verdicts}
+
+
+def probes_of(
+    cell: Cell, learned: str, second: str
+) -> Iterable[tuple[str, list[tuple[str, dict[str, Any]]]]]:
+    """What every optimizer's update has more of than its reference's; AdamW with SAM, which
+    surely points there, beside AdamW shows what the probe can see.
+    """
+    pairs = [(of_kind(cell, learned, arm), arm, "none", arm) for arm in ABSORBED]
+    pairs += [(of_kind(cell, learned, "sam"), "control", "none", "control")]
+    pairs += [(of_kind(cell, second, "sam"), "sam", "none", f"{second} sam")]
+    if BASELINES in cell:
+        explicit = [x for x in cell[BASELINES]["arms"] if ":" in x]
+        pairs += [({0: cell[BASELINES]}, x, "adamw", f"AdamW + {x}") for x in explicit]
+    for groups, arm, reference, label in pairs:
+        if groups:
+            by_side = [
+                (side, told(stacked([groups], lambda g: probe_of(g, arm, reference, side))))  # noqa: B023
+                for side in SIDES
+            ]
+            yield label, by_side
 
 
 def of(
@@ -194,11 +239,11 @@ def of(
             "flatter": sum(v.get("flatter", False) for v in verdicts),
             "flatter and lower test loss": both,
             "no less accurate": accurate,
-            "measured": len(verdicts),
+            "measured": len([v for v in verdicts if v]),
             "met": both >= ENOUGH and accurate >= ENOUGH_ACCURATE,
         }
     together = {
-        part: all_compared([of_kind(cells[name], learned) for name in names if name in cells])
+        part: all_compared([cells[name] for name in names if name in cells], learned)
         for part, names in parts.items()
     }
     return {"cells": content, "together": together, "targets": targets}

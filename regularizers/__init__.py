@@ -13,6 +13,7 @@ it anything that satisfies `Landscape`.
 
 from lo_framework.regularizers import (  # noqa: F401 (each registers itself)
     asam,
+    even_sam,
     fsam,
     gam,
     gradient_norm,

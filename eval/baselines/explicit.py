@@ -1,4 +1,4 @@
-"""AdamW around explicit SAM, ASAM, GSAM, GAM, LookSAM or Friendly SAM as baselines:
+"""AdamW around explicit SAM, ASAM, even SAM, GSAM, GAM, LookSAM or Friendly SAM as baselines:
 ``"sam:rho=0.1"``.
 
 They pay for their perturbations at every step, which is what a learned optimizer that has absorbed
@@ -20,6 +20,7 @@ from lo_framework.regularizers import REGULARIZERS, Regularizer
 EXPLICIT: dict[str, dict[str, Any]] = {
     "sam": {},
     "asam": {},
+    "even_sam": {},
     "gsam": {},
     "gam": {"exact": False},
     "looksam": {},

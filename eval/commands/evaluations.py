@@ -188,7 +188,7 @@ def sharpness() -> Loaded:
     is measured after its last step, and at its first step whose training loss is at most that
     of the worst optimizer's last step on the same seed: near a minimum, small sharpness mostly
     means that training has come far. The sample of the training data is the same for all.
-    Baselines are tuned as in `eval transfer`, by the final loss.
+    Baselines are tuned as in `eval transfer`, by the final loss in training or in validation.
     """
     from lo_framework.eval.report.sharpness.page import SharpnessReport
     from lo_framework.eval.studies.sharpness import SharpnessEvaluation

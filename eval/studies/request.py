@@ -173,9 +173,11 @@ class SharpnessRequest(LearnedRequest):
     radii: str = "0.001,0.005,0.05,0.1"
     """l2 radii of the neighbourhoods"""
     effort: str = "quick"
-    """quick, standard, full: how much is measured"""
+    """quick, balls, standard, full: how much is measured"""
     probe: str = field(default="sam:rho=0.05", metadata={"metavar": "SPEC"})
     """regularizer that updates are compared with, or none"""
+    choose_by: Literal["training", "validation"] = "training"
+    """the loss that chooses a baseline's setting on the tuning seeds, at the end of its runs"""
     out: str = "runs/sharpness"
     """folder of the results"""
 

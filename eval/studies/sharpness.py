@@ -29,10 +29,10 @@ from lo_framework.learned.sources import find
 from lo_framework.optional import require
 from lo_framework.spec import UserError
 
-CHOSEN_BY = "final_loss"
+CHOSEN_BY = {"training": "final_loss", "validation": "test_loss"}  # metrics, see protocol.py
 # options that decide the numbers as they are given
 PLANNED = (
-    *("steps", "seeds", "effort", "probe"),
+    *("steps", "seeds", "effort", "probe", "choose_by"),
     *("baselines", "tuning_seeds", "grid_size", "seed_offset"),
 )
 
@@ -125,7 +125,7 @@ class SharpnessEvaluation(Evaluation[SharpnessRequest, Result]):
             tuned = yield from self.tune(task, label)
             if isinstance(tuned, Failure):
                 return _Trained(replace(arm, failure=f"tuning: {tuned.reason}"))
-            setting = tuned.settings[tuned.chosen[CHOSEN_BY]]
+            setting = tuned.settings[tuned.chosen[CHOSEN_BY[self.request.choose_by]]]
             (theta,) = make_thetas(optimizer, [setting])
             records = tuple(plain(tuned.records()))  # no scores of a diverged run
             arm = replace(arm, setting=setting, tuned=records, notes=tuned.notes)

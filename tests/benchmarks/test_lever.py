@@ -94,7 +94,15 @@ def test_a_finished_name_is_not_run_again(
     words += ["--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]
     first = lever.main(words)
     assert "meta_train" in capfd.readouterr().err
-    data = json.loads((tmp_path / "out" / "lever-hyper-adamw.json").read_text())
+    data = json.loads((tmp_path / "out" / "lever-hyper-adamw-0.json").read_text())
     assert data["ways"] == first["ways"] and data["ways"]["strength-20"]["settings"]["rho"] == 0.2
     again = lever.main(words)
     assert "-m meta_train" not in capfd.readouterr().err and again["ways"] == first["ways"]
+    # A way that fails costs no other, and those of earlier calls stay.
+    monkeypatch.setattr(lever, "POOL", ("--optimizees", "nothing"))
+    (tmp_path / "out" / "lever" / "settings.json").unlink()
+    third = lever.main([*words, "--names", "strength-1,strength-20"])
+    assert "nothing" in third["failed"]["strength-1"] and third["ways"] == first["ways"]
+    with pytest.raises(SystemExit):
+        lever.main([*words, "--steps", "9"])
+    assert "steps 5, not 9" in capfd.readouterr().err

@@ -14,28 +14,50 @@ import numpy as np
 import pytest
 
 from benchmarks import nine_cells, nine_cells_page, nine_cells_verdict as verdict
-from benchmarks.lever import way_of
+from benchmarks.lever import WAYS, way_of
+from lo_framework.absorb.absorption import make_regularizer
+from lo_framework.eval.sharpness.metrics import MATCHED
 from lo_framework.learned import make_learned, save_optimizer
 from lo_framework.meta_train.presets import make_config
 
 ARGS = Namespace(meta_seeds=3, learned="attention-mlp", second="lstm")
 
 
-def test_every_group_is_of_twins_and_every_run_can_be() -> None:
-    found = [*nine_cells.groups(ARGS)]
-    assert [group.name for group in found if group.baselines] == ["baselines"]
-    assert sum(len(group.arms) for group in found if not group.baselines) == 3 * (5 + 2)
+def test_every_group_is_matched_with_its_twins() -> None:
+    groups = [*nine_cells.groups(ARGS)]
+    assert [group.name for group in groups if group.baselines] == ["baselines"]
+    for group in groups[1:10]:
+        assert [*group.members][:2] == ["none", "control"] and group.probe in group.members
+        assert group.name == f"attention-mlp-{group.probe}-{group.members[group.probe][1]}"
+    made = {(group.kind, *member) for group in groups for member in group.members.values()}
+    assert len(made) == 3 * (5 + 2) and {seed for *_, seed in made} == {1, 2, 3}
     assert len(nine_cells.NINE) == 9
-    way = way_of("late+rho-0.5")
-    for arm in nine_cells.FIRST:
+
+
+@pytest.mark.parametrize("name", [name for name in WAYS if name not in ("none", "control")])
+def test_every_way_makes_runs_that_can_be(name: str) -> None:
+    way = way_of(name)
+    for arm in ("none", "control", "sam", "gsam", "gam"):
         words = nine_cells.way_to(arm, way).options()
         options = {w[2:].replace("-", "_"): x for w, x in zip(words[::2], words[1::2], strict=True)}
         config = make_config("specialist", **options)
         assert (config.absorption is None) == (arm in ("none", "control"))
         if config.absorption is not None:
-            assert (
-                config.regularizer == f"{arm}:rho=0.5" and config.absorption.config.when == "late"
-            )
+            regularizer = way.regularizer if arm == "sam" else arm
+            assert config.regularizer == f"{regularizer}:rho={way.rho:g}"
+            assert config.absorption.config.when == way.when
+
+
+def test_the_control_computes_no_less_than_any_regularizer() -> None:
+    costs = {name: make_regularizer(name).cost.total for name in verdict.ABSORBED}
+    assert max(costs, key=costs.__getitem__) == nine_cells.COSTLIEST
+
+
+def test_meta_seeds_begin_with_other_weights() -> None:
+    one, two = (make_learned(nine_cells.seeded("attention-mlp", seed)).theta() for seed in (1, 2))
+    assert any(not one[name].equal(two[name]) for name in one)
+    assert nine_cells.seeded("lstm:hidden=8", 3) == "lstm:hidden=8,seed=3"
+    assert nine_cells.seeded("hyper-adamw", 3) == "hyper-adamw"
 
 
 def group(name: str, **arms: dict[str, list[float]]) -> dict[str, Any]:
@@ -44,21 +66,21 @@ def group(name: str, **arms: dict[str, list[float]]) -> dict[str, Any]:
         arm: {"equal": numbers, "matched": numbers, "probe": [], "setting": {}}
         for arm, numbers in arms.items()
     }
-    return {"cell": "mlp/mnist", "group": name, "arms": made}
+    return {"cell": "mlp/mnist", "group": name, "seeds": 3, "arms": made, "failures": []}
 
 
-def twins(name: str, factor: float, accuracy: float = 0.9) -> dict[str, Any]:
-    """Three seeds in which each regularizer makes everything ``factor`` times as large."""
+def twins(seed: int, factor: float, accuracy: float = 0.9, arm: str = "sam") -> dict[str, Any]:
+    """Three inner seeds in which the regularizer makes everything ``factor`` times as large."""
     base = np.array([1.0, 2.0, 3.0])
     plain = {key: [*base] for key in verdict.RATIOS} | {"test_accuracy": [0.9] * 3}
     less = {key: [*(factor * base)] for key in verdict.RATIOS} | {"test_accuracy": [accuracy] * 3}
-    absorbed = dict.fromkeys(("sam", "gsam", "gam"), less)
-    return group(name, none=plain, control=plain, **absorbed)
+    arms = {"none": plain, "control": plain, arm: less}
+    return json.loads(json.dumps(group(f"a-b-{arm}-{seed}", **arms)))
 
 
-def baselines(accuracy: float) -> dict[str, Any]:
-    arm = {"test_accuracy": [accuracy] * 3}
-    return group("baselines", **{f"{name}:rho=0.2": arm for name in verdict.ABSORBED})
+def baselines(*accuracies: float) -> dict[str, Any]:
+    arms = {f"sam:rho={k}": {"test_accuracy": [x] * 3} for k, x in enumerate(accuracies)}
+    return group("baselines", adamw={"test_accuracy": [0.9] * 3}, **arms)
 
 
 def cell_of(*groups: dict[str, Any]) -> dict[str, Any]:
@@ -70,63 +92,89 @@ def judged(*groups: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_a_difference_holds_where_all_meta_seeds_agree_and_the_interval_does() -> None:
-    lower = [twins(f"a-b-{s}", factor) for s, factor in enumerate((0.7, 0.75, 0.78))]
+    lower = [twins(s, factor) for s, factor in enumerate((0.7, 0.75, 0.78))]
     assert judged(*lower) == {"flatter": True, "lower test loss": True}
-    assert not judged(*lower[:2])["flatter"]  # two meta-seeds are too few
-    mixed = [*lower[:2], twins("a-b-2", 1.05)]
+    assert judged(*lower[:2]) == {"flatter": False, "lower test loss": False}  # too few
+    mixed = [*lower[:2], twins(2, 1.05)]
     assert judged(*mixed) == {"flatter": False, "lower test loss": False}
-    little = [twins(f"a-b-{s}", factor) for s, factor in enumerate((0.9, 0.91, 0.95))]
+    little = [twins(s, factor) for s, factor in enumerate((0.9, 0.91, 0.95))]
     assert judged(*little) == {"flatter": False, "lower test loss": True}  # not by a fifth
-    (first, _, last) = verdict.of_cell(cell_of(*lower), "a-b", "lstm")["ratios"]["sam"]["none"][
-        "trace"
-    ]["meta_seeds"]
-    assert (first, last) == pytest.approx((math.log(0.7), math.log(0.78)))
+    ratios = verdict.of_cell(cell_of(*lower), "a-b", "lstm")["ratios"]["sam"]["none"][MATCHED]
+    expected = [math.log(x) for x in (0.7, 0.75, 0.78)]
+    assert ratios["trace"]["meta_seeds"] == pytest.approx(expected)
 
 
 def test_the_control_counts_as_much_as_the_twin() -> None:
-    lower = [twins(f"a-b-{s}", 0.7) for s in range(3)]
+    lower = [twins(s, 0.7) for s in range(3)]
     for each in lower:
         each["arms"]["control"] = each["arms"]["sam"]
     assert judged(*lower) == {"flatter": False, "lower test loss": False}
 
 
-@pytest.mark.parametrize(("theirs", "kept"), [(0.9, True), (0.904, True), (0.906, False)])
-def test_accuracy_may_be_half_a_point_lower(theirs: float, kept: bool) -> None:
-    groups = [twins(f"a-b-{s}", 0.7) for s in range(3)]
-    assert judged(*groups, baselines(theirs))["no less accurate"] is kept
+@pytest.mark.parametrize(
+    ("theirs", "kept"), [((0.9,), True), ((0.904,), True), ((0.906,), False), ((0.8, 0.91), False)]
+)
+def test_accuracy_may_be_half_a_point_lower(theirs: tuple[float, ...], kept: bool) -> None:
+    groups = [twins(s, 0.7) for s in range(3)]
+    assert judged(*groups, baselines(*theirs))["no less accurate"] is kept
+    assert judged(*groups[:2], baselines(0.5))["no less accurate"] is False  # too few
 
 
-def test_pairs_without_a_number_are_left_out_and_counted() -> None:
-    groups = [twins(f"a-b-{s}", 0.5) for s in range(3)]
-    groups[0]["arms"]["sam"] = json.loads(json.dumps(groups[0]["arms"]["sam"]))
+def test_what_diverged_has_no_accuracy_and_is_no_pair() -> None:
+    groups = [twins(s, 0.7) for s in range(3)]
+    arm = groups[0]["arms"]["sam"]
+    arm |= {"diverged": [True] * 3, "equal": {}, "matched": {}}  # on no seed a number
+    told = verdict.of_cell(cell_of(*groups), "a-b", "lstm")["ratios"]["sam"]["none"]
+    assert told[verdict.GAIN]["meta_seeds"] == pytest.approx([-90.0, 0.0, 0.0])
+    assert told[MATCHED]["trace"]["meta_seeds"][0] is None
+    assert judged(*groups, baselines(0.9)) == {
+        "flatter": False,
+        "lower test loss": False,
+        "no less accurate": False,
+    }
+
+
+def test_pairs_without_a_number_are_left_out_counted_and_not_many() -> None:
+    groups = [twins(s, 0.5) for s in range(3)]
     groups[0]["arms"]["sam"]["matched"]["trace"] = [None, -1.0, 1.5]
-    told = verdict.of_cell(cell_of(*groups), "a-b", "lstm")["ratios"]["sam"]["none"]["trace"]
-    assert (told["left out"], told["of"]) == (2, 9) and told["value"] == pytest.approx(-math.log(2))
-    assert verdict.shown(told).endswith(", 2 of 9 left out)")
+    told = verdict.of_cell(cell_of(*groups), "a-b", "lstm")["ratios"]["sam"]["none"][MATCHED]
+    trace = told["trace"]
+    assert (trace["left out"], trace["of"]) == (2, 9)
+    assert trace["value"] == pytest.approx(-math.log(2))
+    assert not verdict.holds(trace) and verdict.holds(told["top_eigenvalue"])
+    assert verdict.shown(trace).endswith(", 2 of 9 left out)")
     assert verdict.shown(verdict.told(np.full((3, 2), math.nan))) == "never"
+
+
+def test_meta_seeds_are_told_apart_where_some_are_missing() -> None:
+    cells = [cell_of(twins(1, 0.5), twins(3, 0.25)), cell_of(twins(2, 2.0), twins(3, 0.25))]
+    trace = verdict.all_compared(cells, "a-b")["sam"]["none"][MATCHED]["trace"]
+    expected = [math.log(x) for x in (0.5, 2.0, 0.25)]
+    assert trace["meta_seeds"] == pytest.approx(expected) and trace["left out"] == 6
 
 
 def test_problems_are_taken_together_by_what_is_new() -> None:
     (nine, *parts) = nine_cells.PARTS.values()
     assert sorted(itertools.chain(*parts)) == sorted([*nine, *nine_cells.BEYOND])
-    halves = [[twins(f"a-b-{s}", factor, 0.8) for s in range(3)] for factor in (0.5, 2.0)]
-    together = verdict.all_compared([*halves, halves[0][:1]])  # one that is not finished
-    trace = together["gam"]["none"]["trace"]
-    assert (trace["value"], trace["of"]) == (pytest.approx(0.0), 18)
-    assert -math.log(2) < trace["low"] < -0.3 and 0.3 < trace["high"] < math.log(2)
+    halves = [cell_of(*(twins(s, factor, 0.8, "gam") for s in range(3))) for factor in (0.5, 2.0)]
+    together = verdict.all_compared([*halves, {}], "a-b")  # and one that is not finished
+    trace = together["gam"]["none"][MATCHED]["trace"]
+    assert (trace["value"], trace["of"], trace["cells"]) == (pytest.approx(0.0), 18, 2)
+    # One resample in four is of one of the two problems alone.
+    assert trace["low"] == pytest.approx(-math.log(2)) == -trace["high"]
     assert together["gam"]["control"][verdict.GAIN]["value"] == pytest.approx(-10.0)
-    assert verdict.all_compared([]) == verdict.all_compared([[]]) == {}
+    assert verdict.all_compared([], "a-b") == verdict.all_compared([{}], "a-b") == {}
 
 
 def test_the_probe_is_compared_at_equal_loss_and_path() -> None:
-    one = group("a-b-0", none={}, sam={})
+    one = group("a-b-sam-0", none={}, sam={})
     loss = [*np.geomspace(2.0, 0.1, 20)]
     for arm, cosine in (("none", 0.1), ("sam", 0.4)):
         run = {"loss": loss, "path": [*range(20)], "cosine_orthogonal": [cosine] * 19 + [None]}
         one["arms"][arm]["probe"] = [run, {"loss": [], "path": [], "cosine_orthogonal": []}]
     for along in verdict.SIDES:
         found = verdict.probe_of(one, "sam", "none", along)
-        assert found[0] == pytest.approx(0.3) and math.isnan(found[1])
+        assert found[0] == pytest.approx(0.3) and np.isnan(found[1:]).all()
 
 
 WORDS = ["--quick", "--workers", "1", "--learned", "hyper-adamw", "--second", "attention"]
@@ -136,14 +184,18 @@ WORDS = ["--quick", "--workers", "1", "--learned", "hyper-adamw", "--second", "a
 def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Options of a run whose optimizers are there already."""
     cells = {"a": ("mlp:hidden=4,batch=8", "digits"), "b": ("mlp:hidden=4", "nowhere")}
-    monkeypatch.setattr(nine_cells, "CELLS", cells)
-    monkeypatch.setattr(nine_cells, "NINE", cells)
+    for name in ("CELLS", "NINE"):
+        monkeypatch.setattr(nine_cells, name, cells)
+    monkeypatch.setattr(nine_cells, "PARTS", {"all": [*cells]})
     folder = tmp_path / "nine_cells" / "optimizers"
     folder.mkdir(parents=True)
-    for kind, arms in (("hyper-adamw", nine_cells.FIRST), ("attention", nine_cells.SECOND)):
+    for kind, arms in (
+        ("hyper-adamw", ("none", "control", *verdict.ABSORBED)),
+        ("attention", ("none", "sam")),
+    ):
         for arm in arms:
             rule = make_learned(kind)
-            path, config = folder / f"{kind}-{arm}-0.safetensors", asdict(rule.config)
+            path, config = folder / f"{kind}-{arm}-1.safetensors", asdict(rule.config)
             save_optimizer(path, rule.theta(), kind=kind, config=config, summary={})
     places = ["--runs", str(tmp_path / "runs"), "--out", str(tmp_path), "--meta-seeds", "1"]
     return [*WORDS, *places, "--cells", "a,b"]
@@ -155,8 +207,8 @@ def test_a_failed_cell_is_told_and_the_others_are_kept(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    first = next(nine_cells.groups(ARGS))
-    group = replace(first, name="hyper-adamw-0", kind="hyper-adamw")
+    group = [*nine_cells.groups(ARGS)][1]
+    group = replace(group, name="hyper-adamw-sam-1", kind="hyper-adamw")
     monkeypatch.setattr(nine_cells, "groups", lambda args: [group])
     content = nine_cells.main(tiny)
     assert [*content["cells"]] == ["a"]
@@ -165,9 +217,9 @@ def test_a_failed_cell_is_told_and_the_others_are_kept(
     folder = tmp_path / "nine_cells"
     assert json.loads((folder / "verdict.json").read_text())["targets"] == content["targets"]
     page = (folder / "nine_cells.html").read_text()
-    assert "nowhere" in page and "<svg" in page
+    assert "nowhere" in page and "FAILED" in page and "<svg" in page
     table = (folder / "table.csv").read_text().splitlines()
-    assert table[0].startswith("cell,place,group") and len(table) > 100
+    assert table[0].startswith("cell,place,group") and len(table) > 60
     # Given again: what is finished is not run again, and another setting is refused by name.
     before = {path: path.stat().st_mtime_ns for path in (folder / "cells").iterdir()}
     again = nine_cells.main([*tiny, "--cells", "a"])
@@ -184,23 +236,42 @@ def test_a_failed_cell_is_told_and_the_others_are_kept(
 
 
 def test_unknown_names_are_refused(tiny: list[str], capfd: pytest.CaptureFixture[str]) -> None:
-    for words in (["--cells", "mlp"], ["--way", "latest"]):
+    for words, said in (
+        (["--cells", "mlp"], "unknown cell 'mlp'"),
+        (["--way", "latest"], "unknown name 'latest'"),
+        (["--way", "late+control"], "late+control absorbs nothing"),
+    ):
         with pytest.raises(SystemExit) as stopped:
             nine_cells.main([*tiny, *words])
-        assert stopped.value.code == 2 and "unknown" in capfd.readouterr().err
+        assert stopped.value.code == 2 and said in capfd.readouterr().err
+
+
+def test_a_training_that_failed_is_not_tried_for_every_cell(
+    tiny: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(nine_cells.lever, "POOL", ("--optimizees", "nothing"))
+    for path in (tmp_path / "nine_cells" / "optimizers").iterdir():
+        path.unlink()
+    content = nine_cells.main(tiny)
+    tried = [x for x in capfd.readouterr().err.splitlines() if x.startswith("python -m meta_train")]
+    assert len(tried) == 2  # the first of each kind
+    assert len(content["failed"]) == 2 * 6 and not content["cells"]
 
 
 @pytest.mark.slow
 def test_optimizers_that_are_not_there_are_made_and_baselines_tuned(
     tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(nine_cells, "POOL", ("--optimizees", "mlp:hidden=4,batch=8"))
-    (tmp_path / "nine_cells" / "optimizers" / "hyper-adamw-gam-0.safetensors").unlink()
+    monkeypatch.setattr(nine_cells.lever, "POOL", ("--optimizees", "mlp:hidden=4,batch=8"))
+    (tmp_path / "nine_cells" / "optimizers" / "hyper-adamw-gam-1.safetensors").unlink()
     content = nine_cells.main([*tiny, "--cells", "a"])
     assert not content["failed"]
-    assert {"gam", "attention sam"} <= {*content["cells"]["a"]["ratios"]}
-    assert len(content["cells"]["a"]["accuracy"]["gam"]["meta_seeds"]) == 1
-
-
-def test_words_of_the_page_are_those_of_its_tables() -> None:
-    assert set(verdict.RATIOS) >= set(nine_cells_page.FOREST)
+    cell = content["cells"]["a"]
+    assert {"gam", "attention sam"} <= {*cell["ratios"]} and "sam - sam:rho=0.05" in cell[
+        "accuracy"
+    ]
+    assert {"AdamW + sam:rho=0.05", "control", "gsam"} <= {*cell["probe"]}
+    assert nine_cells_page.summary(content)[0].startswith("sam: on 0 of 1 cells")

@@ -154,6 +154,27 @@ def test_gsam_splits_meta_gradients_unless_told_otherwise() -> None:
     assert all(torch.equal(explicit[0][name], explicit[1][name]) for name in PARAMS)
 
 
+def test_even_sam() -> None:
+    u = normalized(G)
+    both = plus(grad(LOSS, plus(W, u, RHO)), grad(LOSS, plus(W, u, -RHO)))
+    made = field(make_regularizer(f"even_sam:rho={RHO}"), LANDSCAPE, PARAMS)
+    assert_close(made, [0.5 * x for x in both])
+
+
+def test_even_sam_sees_the_curvature_along_the_gradient_and_not_the_slope() -> None:
+    """R - L - rho^2 u'Hu / 2 is of fourth order; SAM's gap is rho ||g|| first of all."""
+    u = normalized(G)
+    curvature, errors = inner(u, hessian_times(LOSS, W, u)), []
+    for rho in (0.1, 0.05):
+        made = correct(make_regularizer(f"even_sam:rho={rho}"), LANDSCAPE, PARAMS)
+        assert made.rise is not None
+        errors.append(abs(made.rise - 0.5 * rho**2 * curvature))
+    assert errors[0] / errors[1] == pytest.approx(16, rel=0.1)
+    sam = correct(make_regularizer("sam:rho=0.05"), LANDSCAPE, PARAMS)
+    assert sam.rise is not None
+    torch.testing.assert_close(sam.rise, 0.05 * length(G) + made.rise, rtol=0.02, atol=0)
+
+
 def test_gradient_norm() -> None:
     lam, r = 0.06, 0.2
     expected = plus([(1 - lam / r) * x for x in G], grad(LOSS, plus(W, normalized(G), r)), lam / r)

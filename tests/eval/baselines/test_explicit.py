@@ -49,7 +49,15 @@ def test_equals_the_wrapper_around_torch_adamw(name: str) -> None:
 
 def test_costs_and_grids() -> None:
     costs = {name: gradients_per_step(make_baseline(name)) for name in EXPLICIT}
-    assert costs == {"sam": 2, "asam": 2, "gsam": 2, "gam": 4, "looksam": 1.2, "fsam": 2}
+    assert costs == {
+        "sam": 2,
+        "asam": 2,
+        "even_sam": 3,
+        "gsam": 2,
+        "gam": 4,
+        "looksam": 1.2,
+        "fsam": 2,
+    }
     assert (
         gradients_per_step(make_baseline("gam:exact=true")) == 8
         and gradients_per_step(make_baseline("adamw")) == 1
