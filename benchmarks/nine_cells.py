@@ -143,7 +143,7 @@ def measure(cell: str, group: Group, args: Any) -> dict[str, Any]:
     labels = dict(zip(result.learned, group.members, strict=True))
     labels |= {name: name for name in result.baselines}
     return {
-        "command": ["python", "-m", "eval", "sharpness", *words],
+        "command": ["lo-eval", "sharpness", *words],
         "seeds": args.seeds,
         "parameters": max([r.train["parameters"] for a in result.arms for r in a.runs if r.train]),
         "arms": {name: kept_of(result.arm(task, label)) for label, name in labels.items()},

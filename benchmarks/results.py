@@ -185,7 +185,9 @@ def ordinary(content: Any) -> Rows:
         for arm, result in arms.items():
             keys = ("judge", "maker", "") if name == "gan" else ("median", "worst", "highest")
             values = (f"{result[key]:.3g}" if key else "" for key in keys)
-            label = f"{name}, highest loss of judge and of maker" if name == "gan" else name
+            label = (
+                f"{name}, highest loss of discriminator and of generator" if name == "gan" else name
+            )
             yield label, arm, *values, result["activations"]
     for arm, total in content["over AdamW"].items():
         yield "IQM, and worst", arm, *(f"{total[key]:.3g}" for key in ("iqm", "worst")), "", ""

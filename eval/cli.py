@@ -1,4 +1,4 @@
-"""The command line of program 2: ``python -m eval COMMAND`` or ``lo-eval COMMAND``."""
+"""The command line of program 2: ``lo-eval COMMAND``, in a checkout ``python -m eval`` too."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from lo_framework.registry import Entry
 
 EXAMPLES = """\
 examples:
-  python -m eval transfer --learned runs/latest/optimizer.safetensors --optimizees mlp,cnn
-  python -m eval ablation --optimizees mlp,cnn
-  python -m eval report runs/transfer
+  lo-eval transfer --learned runs/latest/optimizer.safetensors --optimizees mlp,cnn
+  lo-eval ablation --optimizees mlp,cnn
+  lo-eval report runs/transfer
 
-`python -m eval COMMAND --help` explains a command and its options, with examples.
+`lo-eval COMMAND --help` explains a command and its options, with examples.
 """
 FAILED = "nothing worked; where something did, the code is 0, and what failed is named"
 
@@ -39,7 +39,7 @@ def _run(words: list[str]) -> int:
         named = [after for word, after in pairwise(words) if word == "--plugin"]
         load_plugins([*named, *(w[9:] for w in words if w.startswith("--plugin="))])
     entry = COMMANDS.find(words[0])
-    name, examples = f"python -m eval {entry.name}", entry.facts["examples"]
+    name, examples = f"lo-eval {entry.name}", entry.facts["examples"]
     about = dict(description=_help(entry), examples=examples, failed=FAILED)
     parser = commandline.Parser(name, entry.config, **about)
     request = entry.config(**parser.read(words[1:]))
@@ -49,7 +49,7 @@ def _run(words: list[str]) -> int:
 def _without_command(words: list[str]) -> int:
     about = (f"  {name:12} {_help(entry).splitlines()[0]}" for name, entry in COMMANDS.items())
     parser = commandline.Parser(
-        "python -m eval COMMAND",
+        "lo-eval COMMAND",
         description="\n".join(["Judge optimizers against tuned baselines.\n\ncommands:", *about]),
         examples=EXAMPLES,
         failed=FAILED,

@@ -10,7 +10,7 @@ from typing import Any
 from lo_framework.errors import choose
 from lo_framework.meta_train.config import RunConfig
 
-# They count steps, never seconds, so that a run can be repeated; figures are in the README.
+# They count steps, never seconds, so that a run can be repeated; figures are in docs/results.md.
 PRESETS: dict[str, dict[str, Any]] = {
     "quick": {},
     "small": {

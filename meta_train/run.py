@@ -48,7 +48,7 @@ DEATHS = 3  # of workers without a checkpoint between them: another start would 
 
 def train(
     tasks: str | Task | Sequence[str | Task],
-    learned: str | LearnedOptimizer | type[LearnedOptimizer] = "attention-mlp",
+    learned: str | LearnedOptimizer | type[LearnedOptimizer] = "scaled",
     *,
     out: str | os.PathLike[str] | None = None,
     preset: str = "quick",

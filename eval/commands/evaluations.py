@@ -14,18 +14,18 @@ from lo_framework.eval.studies.request import (
 
 ABLATION_EXAMPLES = """\
 examples:
-  python -m eval ablation --out runs/ablation
+  lo-eval ablation --out runs/ablation
       MetaOptimize on mlp and digits, 500 steps, 5 seeds: base x meta (from a small and a large step
       size), gamma x meta_lr, meta_every x blocks
 
-  python -m eval ablation --panels gamma-meta_lr,meta_every-blocks --optimizees mlp,cnn --workers 2
+  lo-eval ablation --panels gamma-meta_lr,meta_every-blocks --optimizees mlp,cnn --workers 2
       two of the panels, two problems
 
-  python -m eval ablation --baseline torch-metaoptimize:base=lion,lr=1e-4,meta_lr=0.03 \\
+  lo-eval ablation --baseline torch-metaoptimize:base=lion,lr=1e-4,meta_lr=0.03 \\
           --panel meta_lr=0.01/0.03/0.1,lr=1e-6/1e-5/1e-4
       a panel of your own: rows, then columns; further single values are fixed (,blocks=node)
 
-  python -m eval ablation --baseline adamw:cosine=1 --panel lr=0.003/0.01/0.03,weight_decay=0/0.1
+  lo-eval ablation --baseline adamw:cosine=1 --panel lr=0.003/0.01/0.03,weight_decay=0/0.1
       any baseline of `eval transfer` will do
 
 DIR gets ablation.json (every number of every seed), ablation.csv (a row for each cell), ablation.md
@@ -52,14 +52,14 @@ def ablation() -> Loaded:
 
 COMPARE_EXAMPLES = """\
 examples:
-  python -m eval compare --arms metaoptimize,sgdm --seeds 10
+  lo-eval compare --arms metaoptimize,sgdm --seeds 10
       two optimizers against tuned AdamW on mlp and cnn
 
-  python -m eval compare --arms metaadamw,metaadamw:online=false,head_scale=0.1 \\
+  lo-eval compare --arms metaadamw,metaadamw:online=false,head_scale=0.1 \\
           --at-reference metaadamw,metaadamw:online=false,head_scale=0.1 --scaled 0.5,0.75,1.25,1.5
       is it MetaAdamW's rule, its training, or the learning rate that it changes?
 
-  python -m eval compare --optimizees wikitext --arms muon,sam,learned:general --data-dir data \\
+  lo-eval compare --optimizees wikitext --arms muon,sam,learned:general --data-dir data \\
           --tuning-seeds 1 --grid-size 5 --choose-by validation --costs
       five settings each, one of them reported; general as it is, and with a tuned step; time and
       memory of a step, each measured in a process of its own
@@ -89,15 +89,15 @@ def compare() -> Loaded:
 
 ROBUSTNESS_EXAMPLES = """\
 examples:
-  python -m eval robustness --out runs/robustness
+  lo-eval robustness --out runs/robustness
       mlp on digits, 1000 steps, 5 seeds: MetaOptimize at three meta step sizes and AdamW with a
       constant one, from step sizes 1e-7 to 1e-2
 
-  python -m eval robustness --optimizers adamw,metaoptimize:base=lion,meta_lr=0.03 \\
+  lo-eval robustness --optimizers adamw,metaoptimize:base=lion,meta_lr=0.03 \\
           --lrs 1e-5,1e-4,1e-3
       other optimizers (any baselines of `eval transfer`), three step sizes
 
-  python -m eval robustness --optimizees mlp,cnn --datasets digits,fashion_mnist:size=8 \\
+  lo-eval robustness --optimizees mlp,cnn --datasets digits,fashion_mnist:size=8 \\
           --data-dir data --seeds 10 --per-decade 1 --workers 2
       four problems, ten seeds, a step size per decade
 
@@ -124,16 +124,16 @@ def robustness() -> Loaded:
 
 SCORE_EXAMPLES = """\
 examples:
-  python -m eval score runs/latest/optimizer.safetensors general --workers 2
+  lo-eval score runs/latest/optimizer.safetensors general --workers 2
       the shipped suite at three seeds, against tuned AdamW's stored results; beside a trained
       optimizer the one that is shipped
 
-  python -m eval score runs/a/optimizer.safetensors runs/b/optimizer.safetensors \\
+  lo-eval score runs/a/optimizer.safetensors runs/b/optimizer.safetensors \\
           --baselines adamw:lr=0.01,cosine=1 --seeds 5
       two optimizers, and AdamW at one setting for all problems
 
-  python -m eval score --tune --suite mine.json
-  python -m eval score --verify --suite mine.json FILE
+  lo-eval score --tune --suite mine.json
+  lo-eval score --verify --suite mine.json FILE
       a suite of your own: tuned AdamW's results go into mine.adamw.json; later runs check them
 
 A suite is a JSON file: {"problems": [{"name": "wide", "axis": "width",
@@ -163,14 +163,14 @@ def score() -> Loaded:
 
 SHARPNESS_EXAMPLES = """\
 examples:
-  python -m eval sharpness --learned runs/latest/optimizer.safetensors --out runs/sharpness
+  lo-eval sharpness --learned runs/latest/optimizer.safetensors --out runs/sharpness
       mlp on digits: 200 steps, 5 seeds, against tuned AdamW; a few minutes
 
-  python -m eval sharpness --learned runs/a/optimizer.safetensors,runs/sam/optimizer.safetensors \\
+  lo-eval sharpness --learned runs/a/optimizer.safetensors,runs/sam/optimizer.safetensors \\
           --optimizees mlp,cnn --baselines adamw,sgdm --effort standard --workers 4
       two learned optimizers, more variants of sharpness, four processes
 
-  python -m eval sharpness --learned FILE --radii 0.01,0.1,1 --probe sam:rho=0.1
+  lo-eval sharpness --learned FILE --radii 0.01,0.1,1 --probe sam:rho=0.1
       other radii; does the update point along the SAM correction with radius 0.1?
 
 DIR gets sharpness.json (every number of every seed), sharpness.html (one page with all tables and
@@ -198,22 +198,22 @@ def sharpness() -> Loaded:
 
 TRANSFER_EXAMPLES = """\
 examples:
-  python -m eval transfer --learned runs/latest/optimizer.safetensors --out runs/transfer
+  lo-eval transfer --learned runs/latest/optimizer.safetensors --out runs/transfer
       mlp and cnn on digits: 200 steps, 5 seeds, against tuned AdamW and SGD with momentum
 
-  python -m eval transfer --learned runs/a/optimizer.safetensors,runs/b/optimizer.safetensors \\
+  lo-eval transfer --learned runs/a/optimizer.safetensors,runs/b/optimizer.safetensors \\
           --steps 1000 --seeds 10 --workers 4
       two learned optimizers, five times as long as they were meta-trained for
 
-  python -m eval transfer --learned FILE --optimizees mlp:hidden=64x64,act=relu,cnn:norm=batch \\
+  lo-eval transfer --learned FILE --optimizees mlp:hidden=64x64,act=relu,cnn:norm=batch \\
           --datasets digits,mnist:size=8 --data-dir data
       two optimizees x two data sets that it never saw
 
-  python -m eval transfer --learned FILE --baselines adamw:weight_decay=0.1,sgdm:lr=0.1
+  lo-eval transfer --learned FILE --baselines adamw:weight_decay=0.1,sgdm:lr=0.1
       options of a baseline hold for its whole grid; one that is usually tuned (lr, cosine) is
       then left as given
 
-  python -m eval transfer --learned FILE --baselines adamw,adamw:law=true,muon --step-scales none
+  lo-eval transfer --learned FILE --baselines adamw,adamw:law=true,muon --step-scales none
       Muon beside AdamW, and AdamW untuned; the learned optimizer as it is, without a tuned step
 
 DIR gets transfer.json (every number of every seed), transfer.html (one page with all tables and

@@ -12,14 +12,14 @@ from lo_framework.plugin import load_plugins
 
 EXAMPLES = """\
 examples:
-  python -m eval report runs/transfer
+  lo-eval report runs/transfer
       reads runs/transfer/transfer.json, writes transfer.html, transfer.md and curves.png beside
       it
 
-  python -m eval report runs/sharpness
+  lo-eval report runs/sharpness
       reads runs/sharpness/sharpness.json, writes sharpness.html beside it
 
-  python -m eval report runs/compare runs/ablation --join runs/report.md
+  lo-eval report runs/compare runs/ablation --join runs/report.md
       eval compare, eval robustness and eval ablation too; several as one page, with ratios over
       the tasks of all
 """

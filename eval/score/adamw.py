@@ -158,7 +158,7 @@ def usable(
         fault = "not there" if there is None else there.differs(origin_now)
         faults += [f"{name} ({fault})"] if fault else []
     own = "" if suite == SHIPPED else f" --suite {suite}"
-    again = f"run `python -m eval score --tune{own} --seeds {len(seeds)}`"
+    again = f"run `lo-eval score --tune{own} --seeds {len(seeds)}`"
     if faults:
         more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
         listed = ", ".join(faults[:3]) + more

@@ -3,7 +3,7 @@
     study = Study(baseline="my-optimizer:lr=0.001", panels=(Panel(...),), marks=(Mark(...),))
     register_study(study)
 
-makes ``python -m eval ablation --baseline my-optimizer`` know what to vary and which counts to mark
+makes ``lo-eval ablation --baseline my-optimizer`` know what to vary and which counts to mark
 in the cells.
 """
 

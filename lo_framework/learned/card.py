@@ -131,7 +131,7 @@ def _scores(found: Found) -> str:
     made = ", ".join(f"{key} {_cell(x)}" for key, x in where if x)
     titles = [title for title, _ in _MEASURES.values()]
     return (
-        f"`python -m eval score`: {len(problems)} problem{'s' * (len(problems) != 1)} "
+        f"`lo-eval score`: {len(problems)} problem{'s' * (len(problems) != 1)} "
         f"that it never saw, {len(content.report_seeds)} seeds, nothing tuned,\n"
         f"against AdamW tuned on each problem{f' ({made})' if made else ''}.\n"
         "Interquartile means over problems, with 95% intervals:\n\n"

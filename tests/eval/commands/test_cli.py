@@ -69,7 +69,7 @@ def test_transfer_and_report(file, tmp_path, capsys):
     assert all(str(path) in shown.out for path in out.iterdir() if path.is_file())
     assert shown.err == ""
     data = json.loads((out / "transfer.json").read_text())
-    assert data["provenance"]["command"][3:5] == ["transfer", "--learned"]
+    assert data["provenance"]["command"][1:3] == ["transfer", "--learned"]
     assert (
         data["files"] == {"hyper-adamw": str(file)} and data["derived"]["comparisons"][0]["verdict"]
     )
@@ -240,7 +240,7 @@ def test_help_teaches(name, capsys):
     with pytest.raises(SystemExit) as stop:
         main([name, "--help"])
     text = capsys.readouterr().out
-    assert stop.value.code == 0 and f"python -m eval {name}" in text and "example" in text
+    assert stop.value.code == 0 and f"lo-eval {name}" in text and "example" in text
     assert max(len(line) for line in text.splitlines()) <= 100
 
 

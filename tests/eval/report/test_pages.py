@@ -51,7 +51,7 @@ def transfer(seeds: int = 2, steps: int = 400) -> TransferReport:
             tuning_seeds=(10000,),
             report_seeds=tuple(range(20000, 20000 + seeds)),
             steps=steps,
-            provenance={"command": ["python", "-m", "eval", "transfer"], "commit": "c0ffee"},
+            provenance={"command": ["lo-eval", "transfer"], "commit": "c0ffee"},
         )
     )
 

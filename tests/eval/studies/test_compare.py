@@ -97,7 +97,7 @@ def test_a_tuned_arm_and_its_frozen_twin(tmp_path, capsys):
     again = capsys.readouterr()
     assert "finished cells of an earlier run" in again.err
     data = json.loads((out / "transfer.json").read_text())
-    assert data["provenance"]["command"][:4] == ["python", "-m", "eval", "compare"]
+    assert data["provenance"]["command"][:2] == ["lo-eval", "compare"]
 
 
 def test_a_learned_arm_is_there_as_it_is_and_with_its_step_tuned():
