@@ -247,33 +247,3 @@ def test_estimates_print_as_many_digits_as_the_interval_has(value, low, high, te
 
 def test_estimates_print_divergences():
     assert str(st.mean_interval([1.0, NAN])) == "inf [-inf, inf] (1 of 2 diverged)"
-
-
-def test_hierarchical_bootstrap_draws_the_outer_level_first():
-    # All spread is between meta-seeds: an interval over the runs alone would be narrow.
-    x = np.repeat(np.array([-1.0, 0.0, 1.0])[:, None, None], 4, axis=1) * np.ones(50)
-    estimate = st.hierarchical_bootstrap(x)
-    assert (estimate.value, estimate.n) == (0.0, 600)
-    assert estimate.low == -1.0 and estimate.high == 1.0  # one draw in 27 is of the worst alone
-    flat = st.hierarchical_bootstrap(x.reshape(1, 1, -1))
-    assert flat.high - flat.low < 0.3
-
-
-def test_hierarchical_bootstrap_of_one_level_is_the_percentile_bootstraps():
-    x = np.random.default_rng(0).normal(size=200)
-    estimate = st.hierarchical_bootstrap(x[None, None])
-    half = 1.96 * x.std() / math.sqrt(200)
-    assert estimate.value == pytest.approx(x.mean())
-    assert estimate.low == pytest.approx(x.mean() - half, abs=0.15 * half)
-    assert estimate.high == pytest.approx(x.mean() + half, abs=0.15 * half)
-    one_sided = st.hierarchical_bootstrap(x[None, None], level=0.9)
-    assert estimate.low < one_sided.low < one_sided.high < estimate.high
-
-
-def test_hierarchical_bootstrap_leaves_out_what_is_missing():
-    x = np.array([[[1.0, NAN, 3.0]], [[NAN, NAN, 2.0]]])
-    estimate = st.hierarchical_bootstrap(x)
-    assert (estimate.value, estimate.n) == (2.0, 3) and 1.0 <= estimate.low <= estimate.high <= 3.0
-    for nothing in ([[[NAN]]], [1.0, 2.0]):
-        with pytest.raises(ValueError, match="meta-seeds, tasks, seeds"):
-            st.hierarchical_bootstrap(nothing)
