@@ -3,7 +3,7 @@ into a learned optimizer, on validation problems, against the same optimizer wit
 
     python -m benchmarks.lever [--names base,late,...] [--learned attention-mlp] [--seed 0]
 
-Each name is a run of ``python -m meta_train --preset specialist`` and one of ``python -m eval
+Each name is a run of ``python -m meta_train --preset specialist`` and one of ``lo-eval
 sharpness`` on its optimizer and its plain twin. Names joined by ``+`` are crossed, as
 ``late+rho-0.5``. Runs lie in ``--runs``; a killed run goes on when the command is given again,
 names that are finished are not run again, and one that fails is told and costs no other. The table
@@ -139,7 +139,7 @@ def measure(name: str, args: Any) -> Result:
     return FILE.load(folder)
 
 
-class Failed(Exception):
+class Failed(UserError):
     """A program failed; its last line says why."""
 
 
@@ -231,7 +231,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         settings = {field.name: getattr(way, field.name) for field in fields(way)}
         try:
             content["ways"][name] = {"settings": settings, **summary(measure(name, args))}
-        except Failed as failure:
+        except UserError as failure:
             print(f"{name}: {failure}", file=sys.stderr, flush=True)
             content["failed"][name] = str(failure)
         rows = [

@@ -228,7 +228,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
             try:
                 kept = {"cell": cell, "group": group.name, **measure(cell, group, args)}
                 atomic_write_text(path, json.dumps(kept, ensure_ascii=False) + "\n")
-            except Failed as failure:
+            except UserError as failure:
                 print(f"{cell}, {group.name}: {failure}", file=sys.stderr, flush=True)
                 content["failed"][f"{cell}, {group.name}"] = str(failure)
         if missing or group is every[-1]:  # what was there already is told once, at the end

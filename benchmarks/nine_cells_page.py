@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.lever import CURVATURE
 from benchmarks.nine_cells_verdict import (
     ABSORBED,
-    CURVATURE,
     GAIN,
     RATIOS,
     REFERENCES,

@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.lever import CURVATURE
 from lo_framework.eval.sharpness.matched import at_equal, shared_levels
 from lo_framework.eval.sharpness.metrics import EQUAL, MATCHED, PLACES
 from lo_framework.eval.statistics import Array, Estimate
@@ -31,7 +32,7 @@ BASELINES = "baselines"  # the group of AdamW and the explicit regularizers
 NULL = "null"  # plain twins of different meta-seeds: what a meta-seed alone changes
 ABSORBED = ("sam", "gsam", "gam")
 REFERENCES = ("none", "control")
-CURVATURE, TEST, ACCURACY = "l2.curvature@0.1", "test_loss", "test_accuracy"
+TEST, ACCURACY = "test_loss", "test_accuracy"
 RATIOS = {
     CURVATURE: "curvature part, r = .1",
     "adaptive l2.curvature@1": "curvature part, adaptive r = 1",
@@ -77,7 +78,7 @@ def values(group: Any, arm: str, place: str, key: str) -> Array:
 
 
 def log_ratio(group: Any, arm: str, reference: str, place: str, key: str) -> Array:
-    """``[S]``."""
+    """``[S]``: nan where one of the two has no number, or none above 0."""
     with np.errstate(invalid="ignore", divide="ignore"):
         logs = np.log(values(group, arm, place, key)) - np.log(values(group, reference, place, key))
     return np.where(np.isfinite(logs), logs, math.nan)
@@ -116,7 +117,8 @@ def hierarchical_bootstrap(
     means = np.where(known, drawn, 0.0).sum(axis=-1)[counts > 0] / counts[counts > 0]
     order, tail = np.sort(means), 0.5 * (1.0 - level)
     low, high = order[math.floor(tail * means.size)], order[-1 - math.floor(tail * means.size)]
-    value, n = float(np.nanmean(np.where(np.isfinite(x), x, np.nan))), int(np.isfinite(x).sum())
+    here = x[np.isfinite(x)]
+    value, n = float(here.mean()), int(here.size)
     return Estimate(value=value, low=float(low), high=float(high), n=n, level=level)
 
 
@@ -166,25 +168,27 @@ def probe_of(group: Any, arm: str, reference: str, along: str) -> Array:
     return differences
 
 
-def stacked(problems: Sequence[Groups], each: Callable[[Any], Array]) -> Array:
-    """``[M, T, S]`` of ``each`` group; nan where a problem lacks a meta-seed of the others."""
+def stacked(problems: Sequence[Groups], each: Callable[..., Array], *names: str) -> Array:
+    """``[M, T, S]`` of ``each(group, *names)``; nan where a problem lacks a meta-seed that others
+    have.
+    """
     seeds = sorted({seed for groups in problems for seed in groups})
     known = next(iter(problems[0].values()))
     empty = np.full(known["seeds"], math.nan)
-    rows = [[each(p[seed]) if seed in p else empty for p in problems] for seed in seeds]
-    return np.array(rows)
+    return np.array(
+        [[each(p[seed], *names) if seed in p else empty for p in problems] for seed in seeds]
+    )
 
 
 def compared(problems: Sequence[Groups], arm: str, reference: str) -> dict[str, Any]:
     """Place -> every ratio, and the accuracy that is won, over ``problems`` that are not empty."""
     content: dict[str, Any] = {
         place: {
-            key: told(stacked(problems, lambda g: log_ratio(g, arm, reference, place, key)))  # noqa: B023
-            for key in RATIOS
+            key: told(stacked(problems, log_ratio, arm, reference, place, key)) for key in RATIOS
         }
         for place in PLACES
     }
-    return content | {GAIN: told(stacked(problems, lambda g: gain(g, arm, reference)))}
+    return content | {GAIN: told(stacked(problems, gain, arm, reference))}
 
 
 def all_compared(cells: Iterable[Cell], kind: str) -> dict[str, Any]:
@@ -240,8 +244,7 @@ def probes_of(
     for groups, arm, reference, label in pairs:
         if groups:
             by_side = [
-                (side, told(stacked([groups], lambda g: probe_of(g, arm, reference, side))))  # noqa: B023
-                for side in SIDES
+                (side, told(stacked([groups], probe_of, arm, reference, side))) for side in SIDES
             ]
             yield label, by_side
 

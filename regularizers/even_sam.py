@@ -22,16 +22,14 @@ from lo_framework.regularizers.base import (
     Params,
     Point,
     State,
-    frozen,
     register_regularizer,
 )
-from lo_framework.regularizers.sam import SAM, SAMConfig
+from lo_framework.regularizers.sam import SAM
 
 
 @register_regularizer
 class EvenSAM(SAM):
     name = "even_sam"
-    Config = SAMConfig
     RANGES: ClassVar = {"rho": (0.05, 1.0)}
     cost = Cost(3)
 
@@ -43,8 +41,6 @@ class EvenSAM(SAM):
         return Correction(vectors.sub(mean, here.grad), 0.5 * (loss + back_loss) - here.loss, state)
 
     def value(self, landscape: Landscape, params: Params, *, attached: bool = False) -> Tensor:
-        _, grad = landscape.gradient(params)
-        start = (params, grad) if attached else (frozen(params), frozen(grad))
-        step = self.perturbation(*start)
+        step = self.step_from(landscape, params, attached)
         ahead, back = (landscape.loss(f(params, step)) for f in (vectors.add, vectors.sub))
         return 0.5 * (ahead + back)

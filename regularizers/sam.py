@@ -56,7 +56,10 @@ class SAM(Regularizer):
         return Correction(vectors.sub(grad, here.grad), loss - here.loss, state)
 
     def value(self, landscape: Landscape, params: Params, *, attached: bool = False) -> Tensor:
+        return landscape.loss(vectors.add(params, self.step_from(landscape, params, attached)))
+
+    def step_from(self, landscape: Landscape, params: Params, attached: bool) -> Params:
+        """The perturbation at ``params``; a constant of them unless ``attached``."""
         _, grad = landscape.gradient(params)
         # Not the step is frozen but what it is made of: rho may be a tensor to differentiate in.
-        start = (params, grad) if attached else (frozen(params), frozen(grad))
-        return landscape.loss(vectors.add(params, self.perturbation(*start)))
+        return self.perturbation(*(x if attached else frozen(x) for x in (params, grad)))

@@ -75,6 +75,7 @@ class _Settings:
     effort: str
     probe: str
     level: dict[str, Any]
+    choose_by: str = "training"  # of baselines; files of before have no other
 
 
 Point = Annotated[dict[str, Any], Via(_Point, asdict)]

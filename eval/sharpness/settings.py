@@ -78,6 +78,8 @@ _STANDARD = Level(
     line=51,
     plane=31,
 )
+# What chooses a baseline's setting -> in words.
+CHOICES = {"training": "final training loss", "validation": "validation loss"}
 EFFORTS = {
     "quick": Level(),
     "balls": Level(rows=1024, relative=(0.01, 0.05), adaptive=(0.25, 1.0)),

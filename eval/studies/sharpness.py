@@ -104,6 +104,7 @@ class SharpnessEvaluation(Evaluation[SharpnessRequest, Result]):
             for key, one in trained.items()
         )
         settings = {**asdict(self.settings), "level": asdict(self.settings.level)}
+        settings["choose_by"] = self.request.choose_by
         return Result(
             tasks=self.names,
             learned=tuple(self.learned),

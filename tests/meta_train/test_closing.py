@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import lo_framework as lo
 from lo_framework.meta_train import closing
 from lo_framework.meta_train.cli import main
+from lo_framework.meta_train.config import Program, RunConfig
 from tests.meta_train.tools import command, snapshot
 
 
@@ -68,3 +71,9 @@ def test_a_killed_evaluation_is_done_again(
         assert main(with_evaluation(tmp_path / "run")) == 130
     assert main(with_evaluation(tmp_path / "run", "--resume")) == 0
     assert len(evaluations) == 2
+
+
+def test_the_function_trains_what_the_command_trains() -> None:
+    defaults = {name: p.default for name, p in inspect.signature(lo.train).parameters.items()}
+    assert defaults["learned"] == RunConfig().learned
+    assert defaults["preset"] == Program().preset

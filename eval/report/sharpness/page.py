@@ -18,6 +18,7 @@ from lo_framework.eval.report.text import table_of_values
 from lo_framework.eval.sharpness.comparison import HIGHER, LOWER, compare, pairs
 from lo_framework.eval.sharpness.metrics import EQUAL, PLACES
 from lo_framework.eval.sharpness.result import FILE, Result
+from lo_framework.eval.sharpness.settings import CHOICES
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -70,7 +71,8 @@ class SharpnessReport(Report[Result]):
         ]
         if result.baselines:
             tuned = (
-                f"{numbers.seeds(result.tuning_seeds)}, at their best setting for the final loss"
+                f"{numbers.seeds(result.tuning_seeds)}, at their best setting for the "
+                f"{CHOICES[s['choose_by']]}"
             )
             lines.append(f"baselines tuned on each task with {tuned}")
         diverged = sum(arm.diverged for arm in result.arms)

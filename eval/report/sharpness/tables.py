@@ -12,6 +12,7 @@ from lo_framework.eval.report.table import Table
 from lo_framework.eval.sharpness.comparison import SAME, Comparison, side_by_side
 from lo_framework.eval.sharpness.metrics import EQUAL, FIRST, LAST, PLACES, metrics_at
 from lo_framework.eval.sharpness.result import Arm, Result
+from lo_framework.eval.sharpness.settings import CHOICES
 from lo_framework.eval.statistics import Array, mean_interval
 
 FEW_PAIRS = 3  # more are summed up, and their tables folded
@@ -202,11 +203,12 @@ def costs(result: Result) -> Table:
 
 def settings_of(result: Result) -> list[str]:
     """Name the setting that every baseline ran at, and what tuning had to do for it."""
+    chosen_by = CHOICES[result.settings["choose_by"]]
     return [
         f"{arm.task}, {arm.optimizer}: {line}"
         for arm in result.arms
         if arm.setting
-        for line in (f"{setting_label(arm.setting)} (best final loss on tuning seeds)", *arm.notes)
+        for line in (f"{setting_label(arm.setting)} (best {chosen_by} on tuning seeds)", *arm.notes)
     ]
 
 

@@ -222,7 +222,14 @@ def test_names_are_text_on_the_page(name: str) -> None:
 
     def page(label: str) -> str:
         arm = sharpness.Arm(task=label, optimizer=label, learned=True, failure=label)
-        settings = dict(steps=1, radii=[0.1], effort=label, probe=label, level={label: label})
+        settings = dict(
+            steps=1,
+            radii=[0.1],
+            effort=label,
+            probe=label,
+            level={label: label},
+            choose_by="training",
+        )
         made = dict(tasks=(label,), learned=(label,), baselines=(), arms=(arm,), seeds=(1,))
         found = sharpness.Result(**made, settings=settings, tuning_seeds=(), files={label: label})
         return SharpnessReport(found).html()
