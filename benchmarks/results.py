@@ -25,7 +25,7 @@ from lo_framework.eval.report.numbers import mean_of
 from lo_framework.eval.report.table import Table
 from lo_framework.eval.running.protocol import BY_KEY
 from lo_framework.eval.statistics import Estimate, mean, paired_difference
-from lo_framework.eval.studies.comparison import compare, matched_steps
+from lo_framework.eval.studies.comparison import BETTER, WORSE, Comparison, compare, matched_steps
 from lo_framework.eval.studies.result import FILE, Arm
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -86,6 +86,29 @@ def compared(content: Any) -> Rows:
             costs = [times(arm, base, name) for name in ("seconds", "bytes")]
             setting = setting_label(arm.runs[0].setting) if arm.runs[0].setting else "as it is"
             yield task, label, setting, *numbers, *own[:1], *verdict, steps.get(label), *costs
+
+
+def overview(content: Any) -> Rows:
+    """Every arm's ratio of test losses to the reference's; what is significant is said."""
+    result = FILE.read(json.dumps(content))
+    yield "ratio of test losses", *result.tasks
+    pairs = {(c.task, c.learned): c for c in compare(result) if c.metric == "test_loss"}
+    for label in (*result.baselines, *result.learned):
+        told = [pairs.get((task, label)) for task in result.tasks]
+        ratios = [None if c is None else f"{c.ratio:.3g}{marked(c)}" for c in told]
+        yield label, *(["1"] * len(told) if label == result.baselines[0] else ratios)
+
+
+def marked(c: Comparison) -> str:
+    """The verdict, where it is one."""
+    return f" {c.verdict}" if c.verdict in (BETTER, WORSE) else ""
+
+
+def beside(parts: Sequence[Sequence[tuple[Any, ...]]]) -> list[tuple[Any, ...]]:
+    """One table of several whose first columns are alike."""
+    return [
+        (alike[0][0], *(x for row in alike for x in row[1:])) for alike in zip(*parts, strict=True)
+    ]
 
 
 def means(arm: Arm, key: str) -> str:
@@ -264,13 +287,13 @@ KINDS: dict[str, tuple[Callable[[Any], Rows], ...]] = {
             programs,
             large,
             ordinary,
-            compared,
             memory,
             costs,
             robustness,
             sharpness,
         )
     },
+    "compared": (overview, compared),
     "steps": (meta_steps, steps),
     "origin": (),
     "report": (),
@@ -287,6 +310,8 @@ def tables(kind: str, paths: list[str]) -> Iterator[str]:
     """A table in Markdown from all files, for every table of the kind."""
     for make in KINDS[kind]:
         parts = [[*make(read(path))] for path in paths]
+        if make is overview:
+            parts = [beside(parts)]
         table = Table(*parts[0][0])
         rows = [row for _, *rest in parts for row in rest]
         for row in sorted(rows, key=lambda row: int(row[0])) if make is curve else rows:

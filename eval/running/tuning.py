@@ -36,6 +36,11 @@ class Grid:
     settings: tuple[Setting, ...]
     fixed: tuple[str, ...]
 
+    @property
+    def has_choice(self) -> bool:
+        """Whether there is more than one setting to try, extensions included."""
+        return len(self.settings) > 1 or ("lr" in self.settings[0] and "lr" not in self.fixed)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Tuning:
@@ -43,7 +48,7 @@ class Tuning:
 
     Attributes:
         settings: all that were tried, G of them, extensions last.
-        scores: name -> ``[G, S]`` on the tuning seeds.
+        scores: name -> ``[G, S]`` on the tuning seeds; none where there was nothing to choose.
         chosen: metric -> index of its best setting.
         notes: what happened at the edges, for people.
     """
@@ -119,8 +124,12 @@ def tune(
     last: int = 0,
 ) -> Plan[Tuning | Failure]:
     """Try the grid; extend it by one learning rate, at most twice, where a best setting is at its
-    edge; choose for each of ``metrics``; ``last`` is that of the cells.
+    edge; choose for each of ``metrics``; ``last`` is that of the cells. A grid without a choice
+    costs no run.
     """
+    if not grid.has_choice:
+        only = {metric.key: 0 for metric in metrics}
+        return Tuning(settings=grid.settings, scores={}, chosen=only, notes=())
     settings: list[Setting] = []
     scores: dict[str, Array] = {}
     chosen: dict[str, int] = {}

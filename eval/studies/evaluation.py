@@ -234,7 +234,8 @@ class Evaluation(Generic[Q, R]):
     @property
     def tuning_runs(self) -> int:
         """How many runs tuning takes per task, if no grid is extended."""
-        return sum(len(grid.settings) for grid in self.grids.values()) * len(self.chosen_on)
+        sizes = (len(grid.settings) for grid in self.grids.values() if grid.has_choice)
+        return sum(sizes) * len(self.chosen_on)
 
     def run(
         self,

@@ -139,13 +139,9 @@ class ScoreEvaluation(Evaluation[ScoreRequest, Scores]):
         return self._tuned(name, label, target)
 
     def _tuned(self, name: str, spec: str, target: Array | None) -> Plan[Scored]:
-        """A baseline, or a learned optimizer's tuned form, at its best settings; tuned unless its
-        spec leaves nothing to choose.
-        """
+        """A baseline, or a learned optimizer's tuned form, at its best settings."""
         arm = Scored(task=name, optimizer=spec, learned=spec in self.scaled)
         grid = self.grids[spec]
-        if len(grid.settings) == 1:
-            return (yield from self._run(arm, {LAST.key: grid.settings[0]}, target))
         told = (self.trained[name], spec, self.optimizers[spec], grid, self.chosen_on)
         tuning = yield from tune(*told, self.steps[name], metrics=CHOSEN, last=WIDTH)
         if isinstance(tuning, Failure):

@@ -27,8 +27,9 @@ the final weights from those of the plain loop; the second is that of a run whic
 
 {table}
 
-Where SAM is refused, the loop gives it no closure: "{refusal}". There it makes its step in
-[two halves](explicit.md#loops-that-run-no-closure).
+"no closure": the loop calls `step()` without one, as many loops under DDP do, and SAM refuses that:
+"{refusal}". There it makes its step in [two halves](explicit.md#loops-that-run-no-closure).
+In a DDP loop of your own it takes a closure as elsewhere ([use/ddp.md](use/ddp.md)).
 
 {versions}
 """
@@ -58,7 +59,7 @@ def main() -> None:
             print(f"{loop}: {name}", file=sys.stderr, flush=True)
             text = cell(loop, name)
             if text.startswith("refused"):
-                refusal, text = text.removeprefix("refused: "), "refused"
+                refusal, text = text.removeprefix("refused: "), "no closure"
             cells.append(text)
         table.add(loop, *cells)
     packages = ["torch", *dict.fromkeys(NEEDS.values())]

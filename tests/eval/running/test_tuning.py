@@ -154,6 +154,16 @@ def test_a_fixed_rate_is_not_extended():
     assert rounds == [[0.01, 0.01]]
 
 
+def test_where_nothing_is_to_be_chosen_nothing_is_run():
+    grid = make_grid("adamw:lr=0.01,cosine=1")
+    plan = tune("task", "adamw", make_baseline("adamw"), grid, (1,), 5)
+    with pytest.raises(StopIteration) as stop:
+        next(plan)
+    tuned = stop.value.value
+    assert tuned.settings == grid.settings and set(tuned.chosen.values()) == {0}
+    assert not grid.has_choice and make_grid("adamw:cosine=1", 1).has_choice
+
+
 def test_a_failed_cell_ends_the_tuning():
     plan = tune("task", "adamw", make_baseline("adamw"), RATES, (1,), 5)
     next(plan)
