@@ -86,6 +86,13 @@ def flat(params: Sequence[Tensor]) -> Tensor:
     return torch.cat([p.detach().reshape(-1) for p in params])
 
 
+def after(spec: str, steps: int, **options: object) -> Tensor:
+    """The parameters after so many steps of a learned optimizer of that kind."""
+    params = parameters()
+    run(Learned(params, moved(spec), num_steps=10, **options), params, range(steps))  # type: ignore[arg-type]
+    return flat(params)
+
+
 def flat_grads(params: Sequence[nn.Parameter]) -> Tensor:
     return torch.cat([p.grad.reshape(-1) for p in params if p.grad is not None])
 
