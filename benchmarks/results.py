@@ -95,13 +95,14 @@ def overview(content: Any) -> Rows:
     pairs = {(c.task, c.learned): c for c in compare(result) if c.metric == "test_loss"}
     for label in (*result.baselines, *result.learned):
         told = [pairs.get((task, label)) for task in result.tasks]
-        ratios = [None if c is None else f"{c.ratio:.3g}{marked(c)}" for c in told]
+        ratios = [None if c is None else marked(c) for c in told]
         yield label, *(["1"] * len(told) if label == result.baselines[0] else ratios)
 
 
 def marked(c: Comparison) -> str:
-    """The verdict, where it is one."""
-    return f" {c.verdict}" if c.verdict in (BETTER, WORSE) else ""
+    """The ratio, with the verdict where it is one and more than rounding."""
+    ratio = f"{c.ratio:.3f}"
+    return f"{ratio} {c.verdict}" if c.verdict in (BETTER, WORSE) and ratio != "1.000" else ratio
 
 
 def beside(parts: Sequence[Sequence[tuple[Any, ...]]]) -> list[tuple[Any, ...]]:
