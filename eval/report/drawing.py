@@ -136,9 +136,12 @@ def png(figure: Figure, dpi: int) -> bytes:
 
 
 def label(name: str) -> str:
-    """Return a name that is not mathematics (as between dollars) and not too long for a picture."""
+    """Return a name that is not mathematics (as between dollars) and not too long for a picture: of
+    a longer one both ends, as specs that differ in one option mostly do so in the last.
+    """
     shown = visible(name)
-    shown = shown if len(shown) <= LONGEST else f"{shown[: LONGEST - 1]}…"
+    half = LONGEST // 2
+    shown = shown if len(shown) <= LONGEST else f"{shown[: half - 1]}…{shown[-half:]}"
     # matplotlib leaves names with a first underscore out of legends
     return " " * shown.startswith("_") + shown.replace("$", r"\$")
 

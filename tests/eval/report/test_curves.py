@@ -10,7 +10,7 @@ import pytest
 from matplotlib.colors import to_hex
 
 from lo_framework.eval.report.curves import Curve, Panel, draw_curves
-from lo_framework.eval.report.drawing import COLOURS, looks, png
+from lo_framework.eval.report.drawing import COLOURS, LONGEST, label, looks, png
 from lo_framework.eval.statistics import iqm
 
 STEPS = np.arange(0, 100, 10)
@@ -138,3 +138,11 @@ def test_bad_input():
         draw_curves(
             [Panel(title="t", curves=[Curve(label="adamw", steps=STEPS, values=runs()[0])])]
         )
+
+
+def test_long_names_that_differ_at_their_ends_differ_in_a_legend() -> None:
+    long = "metaadamw:" + ",".join(f"option{i}=value" for i in range(9))
+    short, other = label(long), label(f"{long},online=false")
+    assert short != other and len(other) == LONGEST
+    assert other.startswith("metaadamw:option0") and other.endswith("online=false")
+    assert label("adamw") == "adamw"
