@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.results_compared import beside, compared, overview
+from benchmarks.results_compared import Rows, beside, compared, overview
 from lo_framework.eval.report.table import Table
 from lo_framework.eval.statistics import Estimate, mean, paired_difference
 
@@ -33,7 +33,6 @@ ESTIMATORS = ("pes", "tbptt")
 COSTS = ("time", "memory")
 MEASURES = {"λ max": "top_eigenvalue", "h(.1)": "l2.gap(0.1)", "test loss": "test_loss"}
 ABSORBED = ("sam", "gsam", "gam")
-Rows = Iterator[tuple[Any, ...]]
 
 
 def transfer(content: Any) -> Rows:
