@@ -2,9 +2,9 @@
 
 A key that a person gives is honoured or refused (`refuse_unknown`). What is written into a group
 later, by a scheduler that cycles momentum, say, cannot be refused: `GroupWatch` says it once, at
-the next step. It looks only when a group's ``lr`` is another object than at the last step, which
-schedulers make it, when a group has another number of options, and at the first step; so a step
-costs two comparisons a group.
+the next step. A number that cannot be, as an ``lr`` that is nan, is refused there. It looks only
+when a group's ``lr`` is another object than at the last step, which schedulers make it, when a
+group has another number of options, and at the first step; so a step costs two comparisons a group.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ SPEED = {"foreach", "fused"}
 CYCLED = ("momentum", "betas")  # what schedulers that cycle momentum write
 SMALL = 0.01  # a multiplier below it is meant as a learning rate
 NUMBERS = ("lr", "weight_decay", "eps")  # options that are a number of at least 0
+ROUNDING = 1e-9  # a schedule that falls to 0 may end so far below it
 FALLEN = 0.9  # of the highest lr so far: below it a scheduler lets it fall
 
 
@@ -112,20 +113,34 @@ class GroupWatch:
     def look(self, groups: Sequence[Mapping[str, Any]], updates: int) -> None:
         """Before a step, after ``updates`` others. Nobody waits for an ``lr`` that is on an
         accelerator: it is not followed, nor is a tensor that a scheduler writes into.
+
+        Raises:
+            UserError: a number in a group cannot be; it is looked at again at the next step.
         """
         if updates >= self._end:
             self._say_past()
         rates, sizes = [group["lr"] for group in groups], [*map(len, groups)]
         if sizes == self._sizes and all(map(operator.is_, rates, self._rates)):
             return
-        self._rates, self._sizes = rates, sizes
-        for group in groups:
+        for i, group in enumerate(groups):
+            self._check_numbers(group, f"{self.owner}, parameter group {i}: ")
             for key in unknown(group, self.known):
                 self._say_ignored(key)
+        self._rates, self._sizes = rates, sizes
         if self.course is not None and self.course.schedule:
             for i, rate in enumerate(rates):
                 if not isinstance(rate, Tensor) or rate.device.type == "cpu":
                     self._follow(i, float(rate))
+
+    def _check_numbers(self, group: Mapping[str, Any], place: str) -> None:
+        for name in NUMBERS:
+            value = group.get(name) if name in self.known else None
+            if not (
+                value is None
+                or (isinstance(value, float) and -ROUNDING <= value < math.inf)
+                or (isinstance(value, Tensor) and value.device.type != "cpu")
+            ):
+                check_number(name, value, subject=place + name)
 
     def _say_ignored(self, key: str) -> None:
         if key in CYCLED:

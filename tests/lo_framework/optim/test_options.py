@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
 from itertools import product
 from typing import Any
 
@@ -23,45 +22,9 @@ from torch.optim.swa_utils import SWALR
 from lo_framework.learned import make_learned
 from lo_framework.optim import SAM, Learned, MetaAdamW, MetaOptimize
 from lo_framework.spec import UserError
-from tests.lo_framework.optim.tools import generator, moved
+from tests.lo_framework.optim.option_tools import MAKERS, network, step, train, weights
+from tests.lo_framework.optim.tools import moved
 
-Make = Callable[..., torch.optim.Optimizer]
-
-
-def network(seed: int = 0) -> nn.Sequential:
-    model = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3))
-    g = generator(seed)
-    with torch.no_grad():
-        for p in model.parameters():
-            p.copy_(0.5 * torch.randn(p.shape, generator=g))
-    return model
-
-
-def step(optimizer: torch.optim.Optimizer, t: int = 0) -> None:
-    def closure() -> float:
-        for group in optimizer.param_groups:
-            for i, p in enumerate(group["params"]):
-                p.grad = torch.randn(p.shape, generator=generator(100 * t + i))
-        return 1.0
-
-    optimizer.step(closure)
-
-
-def train(optimizer: torch.optim.Optimizer, scheduler: Any, steps: int) -> None:
-    for t in range(steps):
-        step(optimizer, t)
-        scheduler.step()
-
-
-def weights(model: nn.Module) -> torch.Tensor:
-    return torch.cat([p.detach().reshape(-1).clone() for p in model.parameters()])
-
-
-MAKERS: dict[str, Make] = {
-    "learned": lambda params, **options: Learned(params, moved("scaled"), **options),
-    "metaadamw": MetaAdamW,
-    "metaoptimize": MetaOptimize,
-}
 OWN = {
     "learned": {"lr": 0.5, "weight_decay": 0.1},
     "metaadamw": {"lr": 0.5, "weight_decay": 0.1, "betas": (0.8, 0.9), "eps": 1e-6},
@@ -127,21 +90,6 @@ def test_what_schedulers_and_wrappers_keep_in_groups_passes(kind: str) -> None:
     twin.add_param_group({"params": list(model[2].named_parameters())})
     twin.load_state_dict(optimizer.state_dict())
     step(twin)
-
-
-@pytest.mark.parametrize("kind", MAKERS)
-def test_what_is_written_into_a_group_later_is_said_once(kind: str) -> None:
-    optimizer = MAKERS[kind](network())
-    step(optimizer)
-    for t in range(3):
-        optimizer.param_groups[0]["weigth_decay"] = 0.1
-        optimizer.param_groups[0]["lr"] = 1.0 + t
-        if t:
-            step(optimizer, t)
-            continue
-        with pytest.warns(UserWarning, match='"weigth_decay".*changes nothing.*weight_decay') as s:
-            step(optimizer)
-        assert len(s) == 1
 
 
 CYCLES = {
