@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -107,8 +108,13 @@ def way_of(name: str) -> Way:
 
 def train(name: str, args: Any) -> Path:
     """The optimizer of the run ``name``, which is made or goes on unless it is there."""
-    file = f"{args.learned}-{name}-{args.seed}"
+    file = f"{worded(args.learned)}-{name}-{args.seed}"
     return trained(file, args.learned, way_of(name), args.seed, args.out / "lever", args)
+
+
+def worded(spec: str) -> str:
+    """``mlp-features-39`` for ``mlp:features=39``: for names of files."""
+    return re.sub("[:=,]", "-", spec)
 
 
 def trained(name: str, kind: str, way: Way, seed: int, place: Path, args: Any) -> Path:
@@ -131,7 +137,7 @@ def trained(name: str, kind: str, way: Way, seed: int, place: Path, args: Any) -
 def measure(name: str, args: Any) -> Result:
     """Its optimizer and the twin's on the validation problems. Raises Failed."""
     files = [train(each, args) for each in (way_of(name).twin, name)]
-    folder = args.runs / f"sharpness-{args.learned}-{name}-{args.seed}"
+    folder = args.runs / f"sharpness-{worded(args.learned)}-{name}-{args.seed}"
     words = ["--learned", ",".join(map(str, files)), *PROBLEMS, "--baselines", "none"]
     words += ["--steps", str(args.steps), "--seeds", str(args.seeds), "--probe", "none"]
     words += ["--effort", args.effort, "--workers", str(args.workers), "--out", str(folder)]
@@ -223,7 +229,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         check_alike(args.out / "lever" / "settings.json", {**alike, "pool": " ".join(POOL)})
     except UserError as error:
         args.error(str(error))
-    path = args.out / f"lever-{args.learned}-{args.seed}.json"
+    path = args.out / f"lever-{worded(args.learned)}-{args.seed}.json"
     before = json.loads(path.read_text("utf-8"))["ways"] if path.exists() else {}
     content |= {"learned": args.learned, "seed": args.seed, "pool": POOL, "problems": PROBLEMS}
     content |= {"ways": before, "failed": {}}

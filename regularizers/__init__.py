@@ -21,6 +21,7 @@ from lo_framework.regularizers import (  # noqa: F401 (each registers itself)
     hessian_trace,
     label_noise,
     looksam,
+    s2sam,
     sam,
     vectors,
     weight_decay,

@@ -109,6 +109,8 @@ class Regularizer:
         needs_hvp: uses second derivatives of the loss, which no closure can give.
         stochastic: draws numbers (from the landscape's noise seed).
         without_hvp: what to do where there are no second derivatives.
+        is_ahead: G is the gradient at w plus `ahead`, which is known before the step, so that a
+            loop that takes its only gradient there pays nothing.
     """
 
     name: ClassVar[str]
@@ -117,6 +119,7 @@ class Regularizer:
     has_value: bool = False
     needs_hvp: bool = False
     stochastic: bool = False
+    is_ahead: bool = False
     without_hvp: str = "choose a regularizer that does not"
 
     def __init__(self, config: Any) -> None:
@@ -146,6 +149,14 @@ class Regularizer:
     ) -> Correction:
         """The `correction` of a loop that knows its step number, from 0: it runs what is due."""
         return self.correction(landscape, here, state)
+
+    def ahead(self, state: State) -> Params:
+        """Of a rule that `is_ahead`: how far from the weights this step's gradient is taken."""
+        raise NotImplementedError
+
+    def after(self, grad: Params, state: State) -> State:
+        """Of a rule that `is_ahead`: its state after the gradient ``grad`` there."""
+        raise NotImplementedError
 
     def meta_split(self) -> tuple[Regularizer, float] | None:
         """For rules that decompose gradients (GSAM), absorbed: ``(other, alpha)`` says to pull

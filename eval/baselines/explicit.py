@@ -1,8 +1,8 @@
-"""AdamW around explicit SAM, ASAM, even SAM, GSAM, GAM, LookSAM or Friendly SAM as baselines:
-``"sam:rho=0.1"``.
+"""AdamW around explicit SAM, ASAM, even SAM, GSAM, GAM, LookSAM, Friendly or single-step SAM as
+baselines: ``"sam:rho=0.1"``.
 
-They pay for their perturbations at every step, which is what a learned optimizer that has absorbed
-them does not. Tuned over AdamW's grid like AdamW itself; the regularizer's own settings stay as
+All but the last pay for their perturbations at every step, which is what a learned optimizer that
+has absorbed them does not. Tuned over AdamW's grid like AdamW itself; the regularizer's own settings stay as
 given.
 """
 
@@ -25,6 +25,7 @@ EXPLICIT: dict[str, dict[str, Any]] = {
     "gam": {"exact": False},
     "looksam": {},
     "fsam": {},
+    "s2sam": {},
 }
 
 

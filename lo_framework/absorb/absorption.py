@@ -37,7 +37,7 @@ Known = tuple[Tensor, Tensor] | tuple[()]  # loss and gradient at a point, if th
 LossFn = Callable[[Params, Batch, Tensor], Tensor]
 _WORD = 0xFFFFFFFF
 _SALT = 0x5A17  # or stream 0 would repeat the words of the first dropout layer
-_ARENA = "params"  # a regularizer sees the flat arena of a task as one tensor
+ARENA = "params"  # a regularizer sees the flat arena of a task as one tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +114,7 @@ class Absorption:
 
     def init_state(self, params: Tensor) -> State:
         """The regularizer's state at ``params [N]``."""
-        return self.regularizer.init_state({_ARENA: params})
+        return self.regularizer.init_state({ARENA: params})
 
     def penalty(
         self, flat: FlatTask, place: Place, known: Known, memory: State, pairs: bool
@@ -174,7 +174,7 @@ class Absorption:
 
     def _attached(self, flat: FlatTask, place: Place) -> Tensor:
         def both(place: Place) -> tuple[Tensor, Tensor]:
-            landscape, here = _landscape(flat, place), {_ARENA: place.params}
+            landscape, here = _landscape(flat, place), {ARENA: place.params}
             return landscape.loss(here), self.regularizer.value(landscape, here, attached=True)
 
         loss, risen = over_tasks(flat.task, both)(place)
@@ -206,13 +206,13 @@ def corrected(
     """
 
     def one(place: Place, known: Known, memory: State, theta: Theta) -> Corrected:
-        landscape, here = _landscape(flat, place), {_ARENA: place.params}
-        loss, grad = (known[0], {_ARENA: known[1]}) if known else landscape.gradient(here)
+        landscape, here = _landscape(flat, place), {ARENA: place.params}
+        loss, grad = (known[0], {ARENA: known[1]}) if known else landscape.gradient(here)
         rule = regularizer(theta)
         assert rule is not None
         step = rule.correction(landscape, Point(here, loss, grad), memory)
         rise = () if step.rise is None else (step.rise,)
-        return Corrected(loss, grad[_ARENA], step.field[_ARENA], rise, step.state)
+        return Corrected(loss, grad[ARENA], step.field[ARENA], rise, step.state)
 
     return over_tasks(flat.task, one)(place, known, memory, theta)
 
@@ -221,7 +221,7 @@ def _landscape(flat: FlatTask, place: Place) -> FunctionalLandscape:
     """One task's, with the buffers as they are: only the plain pass moves them."""
 
     def loss(params: dict[str, Tensor], batch: Batch, noise: Tensor) -> Tensor:
-        return flat.loss(params[_ARENA], place.buffers, batch, noise)[0]
+        return flat.loss(params[ARENA], place.buffers, batch, noise)[0]
 
     return FunctionalLandscape(loss, place.batch, place.noise)
 

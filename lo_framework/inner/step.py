@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.func import functional_call, vmap
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_map, tree_unflatten
 
-from lo_framework.absorb.absorption import Absorption, corrected
+from lo_framework.absorb.absorption import ARENA, Absorption, corrected
 from lo_framework.episode import NOTHING, After, Carry, Draw, Losses, Need, Place
 from lo_framework.flat_task import FlatTask, is_transformed, is_watched, over_tasks
 from lo_framework.inner.engine import Choice, Engine
@@ -81,7 +81,7 @@ class Family:
         """Fresh states of the regularizers, by ``explicit.`` and ``absorbed.`` names."""
         explicit, memory = self.learned.explicit(self.learned.theta()), State()
         if explicit is not None:
-            start = vmap(lambda p: explicit.init_state({"params": p}))(params)
+            start = vmap(lambda p: explicit.init_state({ARENA: p}))(params)
             memory |= _named("explicit", start)
         if self.absorption is not None:
             memory |= _named("absorbed", vmap(self.absorption.init_state)(params))
@@ -125,7 +125,9 @@ class _Step:
     def __post_init__(self) -> None:
         family, learned = self.family, self.family.learned
         self.learned, self.absorption = learned, family.absorption
-        self.explicit = learned.explicit(learned.theta()) is not None
+        rule = learned.explicit(learned.theta())
+        self.ahead = rule is not None and rule.is_ahead
+        self.explicit = rule is not None and not rule.is_ahead
         self.flat = FlatTask(family.task, family.layout)
         self.updated = over_tasks(family.task, self._update)
         # On a CPU, and where nothing is recorded, it costs nothing to look at a number.
@@ -137,9 +139,13 @@ class _Step:
 
     def _run(self, theta: Theta, carry: Carry, draw: Draw) -> tuple[Carry, Losses]:
         start = Place(carry.params, carry.buffers, draw.train, draw.noise)
-        loss, grads, new_buffers = self.flat.gradients(start, through=self.second_order)
+        memory = dict(carry.memory)
+        if self.ahead:
+            loss, grads, new_buffers, memory = self._gradients_ahead(theta, start, memory)
+        else:
+            loss, grads, new_buffers = self.flat.gradients(start, through=self.second_order)
         # An absorbed regularizer looks at the plain loss and gradient, before any correction.
-        plain, memory = (loss.detach(), grads.detach()), dict(carry.memory)
+        plain = loss.detach(), grads.detach()
         if self.explicit:
             grads, memory = self._correct(theta, start, (loss, grads), memory)
         # In first-order mode the loss comes without a graph: d loss / d params is the gradient at
@@ -184,7 +190,7 @@ class _Step:
             penalty, new = self.absorption.penalty(
                 self.flat,
                 end if later else start,
-                () if later else plain,
+                () if later or self.ahead else plain,
                 _group(memory, "absorbed"),
                 self.pairs,
             )
@@ -219,6 +225,32 @@ class _Step:
             self.flat, self.learned.explicit, start, known, _group(memory, "explicit"), theta
         )
         return known[1] + found.field, memory | _named("explicit", found.state)
+
+    def _gradients_ahead(
+        self, theta: Theta, start: Place, memory: State
+    ) -> tuple[Tensor, Tensor, State, State]:
+        """Losses, gradients and buffers where the learned optimizer wants its only gradients, and
+        the new memory. Where that is may depend on theta: see `_correct`.
+        """
+
+        def ahead(theta: Theta, state: State) -> Tensor:
+            rule = self.learned.explicit(theta)
+            assert rule is not None
+            return rule.ahead(state)[ARENA]
+
+        def after(theta: Theta, grads: Tensor, state: State) -> State:
+            rule = self.learned.explicit(theta)
+            assert rule is not None
+            return rule.after({ARENA: grads}, state)
+
+        task, state = self.family.task, _group(memory, "explicit")
+        params = start.params if self.second_order else start.params.detach()
+        seen = start._replace(params=params + over_tasks(task, ahead)(theta, state))
+        loss, grads, buffers = self.flat.gradients(seen, through=True)
+        memory |= _named("explicit", over_tasks(task, after)(theta, grads, state))
+        if not self.second_order:
+            loss, buffers = loss.detach(), {name: x.detach() for name, x in buffers.items()}
+        return loss, grads, buffers, memory
 
     def _look(self, start: Tensor, end: Place, draw: Draw, seen: Tensor, alive: Tensor) -> After:
         """Look a second time at ``end`` (on held-out data), where the step from ``start [K, N]``

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,8 @@ from lo_framework.layout import DEPTH_THIRDS, Layout
 from lo_framework.learned import adamw_rule
 from lo_framework.learned.base import Clock, LearnedOptimizer, State, Theta, register_learned, zeros
 from lo_framework.learned.law import hats
+from lo_framework.regularizers import Regularizer
+from lo_framework.regularizers.s2sam import S2SAM
 from lo_framework.regularizers.sam import SAM, SAMConfig
 from lo_framework.roles import ROLES
 from lo_framework.schema import Checked, NotNegative, Positive, Share
@@ -38,7 +40,7 @@ class HyperAdamWConfig(Checked):
     """Start values (torch's defaults) and the gain from theta to log space.
 
     ``sam_rho`` above 0: the rule works on explicit SAM's gradients, and that radius is where the
-    learned one starts.
+    learned one starts. ``sam_gradients``: 2 is SAM, 1 single-step SAM, which needs one a step.
     """
 
     lr: Positive = 1e-3
@@ -48,6 +50,7 @@ class HyperAdamWConfig(Checked):
     eps: Positive = 1e-8
     gain: Positive = 10.0
     sam_rho: NotNegative = 0.0
+    sam_gradients: Literal[1, 2] = 2
 
 
 def logit(x: float) -> float:
@@ -88,14 +91,15 @@ class HyperAdamW(LearnedOptimizer):
     def outer_scale(self, name: str) -> float:
         return 1.0 if name in FACTORS else super().outer_scale(name)
 
-    def explicit(self, theta: Theta) -> SAM | None:
+    def explicit(self, theta: Theta) -> Regularizer | None:
         """Explicit SAM whose radius is a meta-parameter. It is learned well only on held-out data:
         on the training loss, the best radius is 0.
         """
         if not self.config.sam_rho:
             return None
         rho = self.config.sam_rho * torch.exp(self.config.gain * theta["log_rho"])
-        return SAM(SAMConfig(rho=self.config.sam_rho), rho=rho)
+        rule = S2SAM if self.config.sam_gradients == 1 else SAM
+        return rule(SAMConfig(rho=self.config.sam_rho), rho=rho)
 
     def init_state(self, layout: Layout, params: Tensor) -> State:
         return {

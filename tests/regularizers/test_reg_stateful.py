@@ -117,6 +117,16 @@ def test_fsam_with_the_whole_average_taken_out_has_one_direction() -> None:
     assert not all(torch.allclose(new[name], old[name], rtol=1e-8) for name in START)
 
 
+def test_s2sam() -> None:
+    before: Vectors = []
+
+    def direction(step: int, loss: Callable[[Vectors], Tensor], w: Vectors) -> Vectors:
+        before[:] = grad(loss, plus(w, normalized(before), RHO) if step else w)
+        return list(before)
+
+    assert_close(descend(f"s2sam:rho={RHO}"), dict(zip(START, slow(direction))), 1e-10)
+
+
 def test_the_first_step_of_fsam_is_sam() -> None:
     landscape = landscape_of(BATCHES[0])
     here = at(landscape, START)

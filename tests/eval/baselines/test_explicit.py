@@ -57,12 +57,14 @@ def test_costs_and_grids() -> None:
         "gam": 4,
         "looksam": 1.2,
         "fsam": 2,
+        "s2sam": 1,
     }
     assert (
         gradients_per_step(make_baseline("gam:exact=true")) == 8
         and gradients_per_step(make_baseline("adamw")) == 1
     )
     assert gradients_per_step(make_learned("hyper-adamw:sam_rho=0.1")) == 2
+    assert gradients_per_step(make_learned("hyper-adamw:sam_rho=0.1,sam_gradients=1")) == 1
     assert all(grid_of(name) == grid_of("adamw") for name in EXPLICIT)
 
 

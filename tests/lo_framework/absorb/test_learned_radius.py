@@ -28,12 +28,13 @@ from tests.lo_framework.small_tasks import (
 TASK, LENGTH, NUM = TinyNet(), 4, 2
 
 
+@pytest.mark.parametrize("gradients", [2, 1])
 @pytest.mark.parametrize("engine", ["eager", "graph"])
-def test_a_learned_radius_has_the_slope_of_the_score(engine: str) -> None:
+def test_a_learned_radius_has_the_slope_of_the_score(engine: str, gradients: int) -> None:
     """Also at a truncation's first step, whose parameters do not depend on theta; and in first
     order.
     """
-    learned = doubled("hyper-adamw:lr=0.02,sam_rho=0.3")
+    learned = doubled(f"hyper-adamw:lr=0.02,sam_rho=0.3,sam_gradients={gradients}")
     theta = learned.theta()
     found = {}
     for spec in ("tbptt", "tbptt:second_order=false"):

@@ -165,9 +165,11 @@ def test_transforms_in_transforms() -> None:
 @pytest.mark.parametrize(
     "spec", [None, "sam:rho=0.3", "gsam:rho=0.1,alpha=0.4,space=params", "attached"]
 )
-def test_a_step_under_a_transform(spec: str | None, engine: str) -> None:
+@pytest.mark.parametrize("gradients", [2, 1])
+def test_a_step_under_a_transform(spec: str | None, engine: str, gradients: int) -> None:
     """With an absorbed regularizer, explicit ones, and whatever engine: the step itself."""
-    task, learned = TinyNet(), learned_of("hyper-adamw:lr=0.05,sam_rho=0.05")
+    task = TinyNet()
+    learned = learned_of(f"hyper-adamw:lr=0.05,sam_rho=0.05,sam_gradients={gradients}")
     absorption = spec and make_absorption(
         "sam:rho=0.3" if spec == "attached" else spec, "attached=true" if spec == "attached" else ""
     )
