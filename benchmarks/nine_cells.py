@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import harness, lever, nine_cells_page, nine_cells_verdict
-from benchmarks.lever import Failed, Way, check_alike, run, trained, way_of
+from benchmarks.lever import Failed, Way, check_alike, run, trained, way_of, worded
 from benchmarks.nine_cells_verdict import ABSORBED, BASELINES, NULL, PROBED
 from lo_framework.eval.sharpness.metrics import PLACES
 from lo_framework.eval.sharpness.result import FILE, Arm
@@ -85,11 +85,11 @@ def groups(args: Any) -> Iterator[Group]:
     for arm in ABSORBED:
         for seed in seeds:
             members = {name: (name, seed) for name in ("none", "control", arm)}
-            name = f"{args.learned}-{arm}-{seed}"
+            name = f"{worded(args.learned)}-{arm}-{seed}"
             yield Group(name=name, kind=args.learned, members=members, probe=arm)
     for seed in seeds:
         members = {name: (name, seed) for name in both}
-        yield Group(name=f"{args.second}-sam-{seed}", kind=args.second, members=members)
+        yield Group(name=f"{worded(args.second)}-sam-{seed}", kind=args.second, members=members)
     members = {f"none-{seed}": ("none", seed) for seed in seeds}
     yield Group(name=NULL, kind=args.learned, members=members)
 
@@ -112,7 +112,7 @@ def train(kind: str, arm: str, seed: int, args: Any) -> Path:
     """The optimizer, which is made or goes on unless it is there. Raises Failed, and at once where
     that has failed before.
     """
-    name = f"{kind}-{arm}-{seed}"
+    name = f"{worded(kind)}-{arm}-{seed}"
     if name not in args.failed:
         try:
             way, place = way_to(arm, way_of(args.way)), args.out / "optimizers"
@@ -217,6 +217,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     except UserError as error:
         args.error(str(error))
     content["failed"] = {}
+    kinds = worded(args.learned), worded(args.second)
     every = [*groups(args)]
     for group in every:
         missing = False
@@ -232,7 +233,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
                 print(f"{cell}, {group.name}: {failure}", file=sys.stderr, flush=True)
                 content["failed"][f"{cell}, {group.name}"] = str(failure)
         if missing or group is every[-1]:  # what was there already is told once, at the end
-            content |= nine_cells_verdict.of(args.out, args.learned, args.second, NINE, PARTS)
+            content |= nine_cells_verdict.of(args.out, *kinds, NINE, PARTS)
             nine_cells_page.write(content, args.out)
             atomic_write_text(args.out / "verdict.json", json.dumps(content, indent=1) + "\n")
     print("\n".join(nine_cells_page.summary(content)), flush=True)

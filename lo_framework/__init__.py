@@ -36,6 +36,7 @@ if TYPE_CHECKING:
         FSAM as FSAM,
         GAM as GAM,
         GSAM as GSAM,
+        S2SAM as S2SAM,
         SAM as SAM,
         GuardConfig as GuardConfig,
         Learned as Learned,
@@ -63,6 +64,7 @@ _HOMES = {
     "optim": (
         "ASAM",
         "FSAM",
+        "S2SAM",
         "GAM",
         "GSAM",
         "SAM",

@@ -66,8 +66,9 @@ class Mixture(Regularizer):
 
     @property
     def cost(self) -> Cost:
-        """The plain gradient is shared."""
+        """The plain gradient is shared; one that is ahead by itself does without."""
         gradients, hvps = map(sum, zip(*(part.cost for part in self.parts)))
+        gradients += sum(part.is_ahead for part in self.parts)
         return Cost(gradients - (len(self.parts) - 1), hvps)
 
     def init_state(self, params: Params) -> State:

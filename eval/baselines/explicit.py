@@ -2,8 +2,8 @@
 baselines: ``"sam:rho=0.1"``.
 
 All but the last pay for their perturbations at every step, which is what a learned optimizer that
-has absorbed them does not. Tuned over AdamW's grid like AdamW itself; the regularizer's own settings stay as
-given.
+has absorbed them does not. Tuned over AdamW's grid like AdamW itself; the regularizer's own
+settings stay as given.
 """
 
 from __future__ import annotations

@@ -5,13 +5,14 @@ explicit regularizers.
 from lo_framework.optim.learned import GuardConfig, Learned
 from lo_framework.optim.metaadamw import MetaAdamW, MetaConfig, NetworkConfig
 from lo_framework.optim.metaoptimize import MetaOptimize, MetaOptimizeConfig
-from lo_framework.optim.sam import ASAM, FSAM, GAM, GSAM, SAM, LookSAM, Regularized
+from lo_framework.optim.sam import ASAM, FSAM, GAM, GSAM, S2SAM, SAM, LookSAM, Regularized
 
 __all__ = [
     "ASAM",
     "FSAM",
     "GAM",
     "GSAM",
+    "S2SAM",
     "SAM",
     "GuardConfig",
     "Learned",

@@ -20,6 +20,7 @@ from torch.nn.utils import get_total_norm
 from lo_framework.errors import UserError
 from lo_framework.optim.eager import eager
 from lo_framework.optim.interrupts import Held
+from lo_framework.optim.sam.ahead import Ahead, StepsAhead
 from lo_framework.optim.sam.closure_landscape import (
     GradientLandscape,
     active_of,
@@ -34,7 +35,6 @@ from lo_framework.optim.sam.closure_landscape import (
     set_gradients,
     step_base,
 )
-from lo_framework.optim.sam.rule_state import RuleState
 from lo_framework.optim.sam.surroundings import Kept, Surroundings
 from lo_framework.regularizers import vectors
 from lo_framework.regularizers.base import Correction, Params, Point, Regularizer, State
@@ -136,8 +136,12 @@ class Half:
         }
 
 
-def loaded(saved: Mapping[str, Any], params: Sequence[Tensor], around: Surroundings) -> Half:
-    """What `Half.state_dict` has saved, for an optimizer of ``params``, all of them."""
+def loaded(
+    saved: Mapping[str, Any], params: Sequence[Tensor], around: Surroundings
+) -> Half | Ahead:
+    """What was saved of a half-made step, for an optimizer of ``params``, all of them."""
+    if saved.keys() == {"params"}:
+        return Ahead.of(saved, params)
     home, grad = (
         {name: x.to(params[int(name)].device).clone() for name, x in saved[key].items()}
         for key in ("params", "grad")
@@ -160,7 +164,7 @@ def check(
     """Raise UserError unless a saved half, if there is one, is of such parameters and buffers."""
     modules = model.modules() if model else ()
     num = sum(1 for m in modules for _ in m.named_buffers(recurse=False))
-    if saved and len(saved["buffers"]) != num:
+    if saved and len(saved.get("buffers", range(num))) != num:
         raise UserError(
             "this state was saved between first_step and second_step of another model: it has "
             f"{len(saved['buffers'])} buffers and not {num}; give the same model="
@@ -177,18 +181,15 @@ def _are_zero(grads: Iterable[Tensor]) -> bool:
     return bool(get_total_norm([*grads]) == 0)
 
 
-class InHalves:
+class InHalves(StepsAhead):
     """The methods of `Regularized` that make a step in halves."""
 
-    title: str
-    base: torch.optim.Optimizer
-    regularizer: Regularizer
     model: nn.Module | None
     same_noise: bool
-    _rule_state: RuleState
     _begun: Surroundings | None = None  # the noise of a step that is to come
-    _half: Half | None = None
+    _half: Half | Ahead | None = None
     _has_warned = False
+    _told: Tensor | float | None = None  # the loss, by second_step
 
     def begin_step(self) -> None:
         """Call it before the first pass of a step in halves where the model draws random numbers
@@ -209,6 +210,9 @@ class InHalves:
             loss_fn(model(x), y).backward()
             optimizer.second_step()
 
+        With a rule that is ahead (`S2SAM`) there is no backward before it: one comes after it, and
+        where the base looks at the loss, it is told to `second_step`.
+
         Args:
             loss: what backward was run on, where the base looks at it (`Learned`).
 
@@ -222,6 +226,10 @@ class InHalves:
             FloatingPointError: loss or gradient is not finite. Nothing has changed.
         """
         self._refuse_half("first_step()")
+        if self.regularizer.is_ahead:
+            with Held():
+                self._half = self._go_ahead()
+            return True
         cost = self.regularizer.cost
         if cost.gradients > 2 or cost.hvps:
             raise UserError(
@@ -248,9 +256,12 @@ class InHalves:
             self._half, self._begun = half, None
         return half.moved
 
-    def second_step(self) -> None:
+    def second_step(self, loss: Tensor | float | None = None) -> None:
         """After the second backward: the weights go back, and the base steps from the regularizer's
         gradient. ``step()`` without a closure is the same, for loops that call that.
+
+        Args:
+            loss: of a rule that is ahead, what backward was run on, where the base looks at it.
 
         Raises:
             UserError: no `first_step` came before, or no backward since it. Nothing has changed.
@@ -259,14 +270,14 @@ class InHalves:
         """
         if self._half is None:
             raise UserError("second_step() comes after first_step() and a second backward")
-        self.step()
+        self._told = loss
+        try:
+            self.step()
+        finally:
+            self._told = None
 
     def step(self) -> Any:
         raise NotImplementedError
-
-    @property
-    def _params(self) -> list[Tensor]:
-        return [p for group in self.base.param_groups for p in group["params"]]
 
     def _refuse_half(self, what: str) -> None:
         if self._half is not None:
@@ -280,6 +291,11 @@ class InHalves:
         half, params = self._half, self._params
         if half is None:
             return False
+        if isinstance(half, Ahead):
+            self._refuse_no_loss(self._told)
+            if all(p.grad is None for p in params):
+                raise UserError("second_step() needs gradients: run backward after first_step()")
+            return True
         grads = [params[int(name)].grad for name in half.here.params]
         there = [grad for grad in grads if grad is not None]
         if half.moved and (
@@ -295,6 +311,13 @@ class InHalves:
         """The second half, and the base's step."""
         half, state, params = self._half, self._rule_state, self._params
         assert half is not None
+        if isinstance(half, Ahead):
+            loss = None if self._told is None else loss_of(self._told, half.home)
+            with Held():
+                self._half = None
+                half.back(params)
+                self._end_ahead(half, loss)
+            return
         active = {name: params[int(name)] for name in half.here.params}
         if half.moved and not (half.is_same or self._has_warned):
             self._has_warned = half.surroundings.has_drawn(half.kept)

@@ -103,6 +103,16 @@ class LookSAM(_Named):
     rule = rules.looksam.LookSAM
 
 
+class S2SAM(_Named):
+    """Single-step SAM: the gradient where that of the step before points. One pass; the loss that
+    ``step`` returns is the one there.
+
+    Options: ``rho`` (0.05), the radius.
+    """
+
+    rule = rules.s2sam.S2SAM
+
+
 class FSAM(_Named):
     """Friendly SAM: perturbs along what is particular to the batch. Two passes.
 

@@ -4,8 +4,9 @@
     loss = optimizer.step(closure)
 
 A step runs the closure at the weights w, lets the regularizer run it at other points, and gives the
-base optimizer the gradient plus the correction, at w. Loops without a closure make it in two halves
-(``halves``). The classes by name (`SAM`, ...) are in ``named``.
+base optimizer the gradient plus the correction, at w; a rule that is ahead has one pass (`ahead`).
+Loops without a closure make a step in two halves (``halves``). The classes by name (`SAM`, ...) are
+in ``named``.
 """
 
 from __future__ import annotations
@@ -209,6 +210,8 @@ class Regularized(InHalves, StateOnly, torch.optim.Optimizer):
         state = self._rule_state
         surroundings = Surroundings(self._params, self.model, self.same_noise)
         run = self._passes.of(closure, scaler, self.title)
+        if self.regularizer.is_ahead:
+            return self._step_ahead(run, scaled=scaler is not None)
         result = run()
         active = active_of(self._params, self.title)
         if not active:

@@ -82,6 +82,12 @@ def looksam(slow: Slow, loss: LossFn, g: Tensor, rho: float, k: int, alpha: floa
     return g + alpha * g.norm() / g_v.norm() * g_v
 
 
+def s2sam(slow: Slow, loss: LossFn, g: Tensor, rho: float) -> Tensor:
+    before = slow.memory.get("G")
+    slow.memory["G"] = slow.grad_at(loss, 0.0 if before is None else rho * before / before.norm())
+    return slow.memory["G"]
+
+
 def fsam(slow: Slow, loss: LossFn, g: Tensor, rho: float, sigma: float, lam: float) -> Tensor:
     if slow.steps == 0:
         slow.memory["m"], d = g, g

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lo_framework.optim import ASAM, FSAM, GAM, GSAM, SAM, LookSAM, Regularized
+from lo_framework.optim import ASAM, FSAM, GAM, GSAM, S2SAM, SAM, LookSAM, Regularized
 from tests.lo_framework.optim.tools import generator
 
 LossFn = Callable[[], Tensor]
 Face = Callable[..., Regularized]
-FACES: list[Face] = [SAM, ASAM, GSAM, GAM, LookSAM, FSAM]
+FACES: list[Face] = [SAM, ASAM, GSAM, GAM, LookSAM, FSAM, S2SAM]
 
 
 def network(dtype: torch.dtype = torch.float64, seed: int = 0) -> nn.Sequential:
