@@ -58,12 +58,14 @@ class Way:
     when: str = "every"
     batch: str = "own"
     episode: int = 200
+    unroll: int = 50
     score: str = "plain"
     control: bool = False
 
     def options(self) -> list[str]:
         """The words of its run."""
         length = ["--episode-length", str(self.episode)]
+        length += ["--unroll-length", str(self.unroll)] * (self.unroll != Way.unroll)
         if self.regularizer == "none":
             return length
         given = "--control" if self.control else "--regularizer"
@@ -75,7 +77,12 @@ class Way:
     @property
     def twin(self) -> str:
         """The name of the plain run that it is compared with."""
-        return "none" if self.episode == Way().episode else f"none+episode-{self.episode}"
+        changed = [
+            f"+{name}-{getattr(self, name)}"
+            for name in ("episode", "unroll")
+            if getattr(self, name) != getattr(Way, name)
+        ]
+        return "none" + "".join(changed)
 
 
 WAYS: dict[str, dict[str, Any]] = {
@@ -91,6 +98,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "late": {"when": "late"},
     "end": {"when": "end"},
     "episode-1000": {"episode": 1000},
+    "unroll-200": {"unroll": 200},
     "independent": {"batch": "independent"},
     "regularized": {"score": "regularized"},
 }

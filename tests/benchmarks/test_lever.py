@@ -25,7 +25,8 @@ def test_every_way_is_one_factor_off_the_base_and_a_run_that_can_be() -> None:
         assert different == set(changed) and (len(changed) == 1 or name in ("base", "asam"))
         words = way.options()
         options = {w[2:].replace("-", "_"): x for w, x in zip(words[::2], words[1::2], strict=True)}
-        config = make_config("specialist", **options)
+        length = {k: int(x) for k, x in options.items() if k == "unroll_length"}
+        config = make_config("specialist", **{**options, **length})
         assert config.episode == (way.episode, way.episode)
         assert (config.absorption is None) == (way.regularizer == "none" or way.control)
         if config.absorption is not None:
@@ -37,6 +38,7 @@ def test_names_are_crossed_and_compared_with_the_twin_of_their_length() -> None:
     assert (way.when, way.rho, way.episode) == ("late", 0.5, 1000)
     assert lever.way_of(way.twin).options() == ["--episode-length", "1000"]
     assert lever.way_of("base").twin == "none"
+    assert lever.way_of("unroll-200+episode-1000").twin == "none+episode-1000+unroll-200"
     with pytest.raises(UserError, match="unknown name 'latest'"):
         lever.way_of("base+latest")
 
