@@ -1,4 +1,4 @@
-"""The tables of docs/results.md, docs/when.md and docs/papers.md, from the files in results/.
+"""The tables of docs/results.md, when.md, papers.md and nine_cells.md, from the files in results/.
 
     python -m benchmarks.results                            # make results
 
@@ -21,11 +21,14 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.results_compared import Rows, beside, compared, overview
+from benchmarks.results_flat import ceiling, incentive, lever
 from lo_framework.eval.report.table import Table
 from lo_framework.eval.statistics import Estimate, mean, paired_difference
 
 ROOT = Path(__file__).resolve().parents[1]
-DOCUMENTS = [ROOT / "docs" / name for name in ("results.md", "when.md", "papers.md")]
+DOCUMENTS = [
+    ROOT / "docs" / name for name in ("results.md", "when.md", "papers.md", "nine_cells.md")
+]
 GENERAL = "results/general/config.json"  # of the run that `curve` is of
 BLOCK = re.compile(r"(<!-- (\w+): (.*?) -->\n).*?(<!-- end -->)", re.S)
 METRICS = ("mean_loss", "final_loss", "test_loss")
@@ -229,6 +232,9 @@ KINDS: dict[str, tuple[Callable[[Any], Rows], ...]] = {
             costs,
             robustness,
             sharpness,
+            ceiling,
+            incentive,
+            lever,
         )
     },
     "compared": (overview, compared),
