@@ -3,16 +3,16 @@
     python -m benchmarks.incentive [--quick] [--out results]
 
 A learned optimizer that absorbs a regularizer is scored by L + strength (R - L), step by step. Here
-AdamW with single-step SAM is scored so, over radii that it may take: it is as flat as one that
-absorbs well. What is printed is the loss on held-out data and, for several R, the gap R - L on
-training batches, each the mean over an episode. Where the gap does not fall with the radius, no
-strength can teach an optimizer to be flat; where it does, ``needed`` is the least strength at which
-the best of these radii is not the smallest.
+AdamW is scored so, by two settings that make it flat: its learning rate, and the radius of
+single-step SAM. What is printed is the loss on held-out data and, for several R, the gap R - L on
+training batches, each the mean over an episode. ``needed`` is the least strength at which the
+setting with the least held-out loss is not the best any more: where no setting has a smaller gap,
+no strength can teach an optimizer to be flat.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -28,15 +28,22 @@ from lo_framework.objectives import make_objective
 from lo_framework.optimizees import make_tasks
 
 PROBLEMS = {"mlp on digits": "mlp", "mlp-relu on digits": "mlp-relu"}
-RADII = (0.01, 0.1, 0.2, 0.3, 0.5)
 ABSORBED = ("sam:rho=0.05", "sam:rho=0.5", "even_sam:rho=0.5")
-LEARNED = "hyper-adamw:lr=0.03,sam_gradients=1,sam_rho="
+LEARNED = "hyper-adamw:sam_gradients=1,lr={},sam_rho={}"
+RATE, RADIUS = 0.03, 0.01  # where the other is what changes
+SETTINGS = {
+    **{f"radius {x:g}": (RATE, x) for x in (RADIUS, 0.1, 0.2, 0.3, 0.5)},
+    **{f"rate {x:g}": (x, RADIUS) for x in (0.003, 0.01, RATE, 0.1, 0.2)},
+}
 
 
 @torch.no_grad()
-def followed(optimizee: str, radius: float, absorbed: str, args: Any) -> tuple[float, float]:
+def followed(optimizee: str, setting: str, absorbed: str, args: Any) -> tuple[float, float]:
     """Held-out loss and gap, means over an episode of ``args.steps`` and ``args.tasks`` runs."""
-    (task,), learned = make_tasks(optimizee, "digits"), make_learned(f"{LEARNED}{radius}")
+    (task,), learned = (
+        make_tasks(optimizee, "digits"),
+        make_learned(LEARNED.format(*SETTINGS[setting])),
+    )
     family = Family(task, learned, absorption=make_absorption(absorbed))
     truncation = Truncation(unroll_length=args.steps, episode=(args.steps, args.steps))
     unroller = Unroller(family, make_objective("valid"), truncation, args.tasks)
@@ -51,37 +58,32 @@ def followed(optimizee: str, radius: float, absorbed: str, args: Any) -> tuple[f
     return held, gap
 
 
-def needed(by_radius: Mapping[float, tuple[float, float]]) -> float | None:
-    """The least strength with which a larger radius than the smallest has the best score; None
-    where none has.
+def needed(found: Iterable[tuple[float, float]]) -> float | None:
+    """The least strength with which another setting than that of the least held-out loss has the
+    best score; None where none has a smaller gap.
     """
-    (held, gap), *others = (by_radius[radius] for radius in sorted(by_radius))
-    return min((max(h - held, 0.0) / (gap - g) for h, g in others if g < gap), default=None)
+    (held, gap), *others = sorted(found)
+    return min(((h - held) / (gap - g) for h, g in others if g < gap), default=None)
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     options: dict[str, Any] = {"steps": (5, 200), "tasks": (2, 64), "seed": 1}
     args, content = harness.begin("incentive", __doc__, argv, **options)
     content |= {"steps": args.steps, "tasks": args.tasks, "learned": LEARNED, "problems": {}}
-    rows = []
-    for label, optimizee in PROBLEMS.items():
-        of_problem: dict[str, Any] = {}
-        for absorbed in ABSORBED:
-            by_radius = {radius: followed(optimizee, radius, absorbed, args) for radius in RADII}
-            of_problem[absorbed] = {
-                "needed": needed(by_radius),
-                "radii": {
-                    f"{radius:g}": {"held": held, "gap": gap}
-                    for radius, (held, gap) in by_radius.items()
-                },
-            }
-            gaps = (f"{gap:.4f}" for _, gap in by_radius.values())
-            strength = of_problem[absorbed]["needed"]
-            rows.append([label, absorbed, *gaps, strength or "never"])
-        content["problems"][label] = of_problem
-        losses = (f"{held:.3f}" for held, _ in by_radius.values())
-        rows.append([label, "held-out loss", *losses, ""])
-    harness.print_table(["problem", "gap of", *map(str, RADII), "needed"], rows)
+    for kind in ("radius", "rate"):
+        settings, rows = [name for name in SETTINGS if name.startswith(kind)], []
+        for label, optimizee in PROBLEMS.items():
+            of_problem = content["problems"].setdefault(label, {}).setdefault(kind, {})
+            for absorbed in ABSORBED:
+                found = {x: followed(optimizee, x, absorbed, args) for x in settings}
+                told = {x: {"held": held, "gap": gap} for x, (held, gap) in found.items()}
+                strength = needed(found.values())
+                of_problem[absorbed] = {"needed": strength, "settings": told}
+                gaps = (f"{gap:.4f}" for _, gap in found.values())
+                rows.append([label, absorbed, *gaps, "never" if strength is None else strength])
+            losses = (f"{held:.3f}" for held, _ in found.values())
+            rows.append([label, "held-out loss", *losses, ""])
+        harness.print_table(["problem", "gap of", *settings, "needed"], rows)
     harness.save(args, content)
     return content
 

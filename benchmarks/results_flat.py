@@ -27,17 +27,30 @@ def lever(content: Any) -> Rows:
 
 
 def incentive(content: Any) -> Rows:
-    """The gap of each regularizer by radius, and the loss on held-out data."""
-    problems = content["problems"]
-    radii = [*next(iter(next(iter(problems.values())).values()))["radii"]]
-    yield "problem", "mean over an episode", *(f"radius {r}" for r in radii), "needed strength"
+    """The gap of each regularizer by a setting, and the loss on held-out data."""
+    yield from _incentive(content, "radius")
+
+
+def incentive_of_rates(content: Any) -> Rows:
+    yield from _incentive(content, "rate")
+
+
+def _incentive(content: Any, kind: str) -> Rows:
+    problems = {label: by_kind[kind] for label, by_kind in content["problems"].items()}
+    settings = [*next(iter(next(iter(problems.values())).values()))["settings"]]
+    yield "problem", "mean over an episode", *settings, "needed strength"
     for problem, by_absorbed in problems.items():
         for absorbed, each in by_absorbed.items():
-            gaps = (f"{at['gap']:.4f}" for at in each["radii"].values())
+            gaps = (f"{at['gap']:.4f}" for at in each["settings"].values())
             strength = each["needed"]
             words = "none will do" if strength is None else f"{strength:.3g}"
             yield problem, f"gap of {absorbed}", *gaps, words
-        yield problem, "held-out loss", *(f"{at['held']:.3f}" for at in each["radii"].values()), ""
+        yield (
+            problem,
+            "held-out loss",
+            *(f"{at['held']:.3f}" for at in each["settings"].values()),
+            "",
+        )
 
 
 def ceiling(content: Any) -> Rows:
