@@ -1,14 +1,15 @@
-"""Can regularizers be learned? Optimizers that absorbed SAM, GSAM and GAM beside their plain twins,
-the twins with more meta-compute, and AdamW with the regularizers explicitly, on nine cells.
+"""Can regularizers be learned? Optimizers that absorbed even SAM, SAM, GSAM and GAM beside their
+plain twins, the twins with more meta-compute, and AdamW with the regularizers explicitly, on nine
+cells.
 
     python -m benchmarks.nine_cells --way base [--workers 2] [--cells mlp/mnist,...]
 
-``--way`` names how to absorb, as `benchmarks.lever` knows it. Everything is meta-trained three
-times, from other weights and on other episodes, on `lever.POOL`; used on {mlp, mlp-relu, cnn} x
-{mnist, fashion_mnist, cifar10} at 8 x 8 pixels, and on a transformer and a wider net; measured by
-`eval sharpness`. One command does it all, and goes on when it is given again: ``OUT/optimizers``
-and ``OUT/cells`` keep what is finished. A cell that fails is told in its place, and tried again the
-next time. What it says is `benchmarks.nine_cells_verdict` and shown by
+``--way`` names how to absorb, as `benchmarks.lever` knows it; what is absorbed is all four.
+Everything is meta-trained three times, from other weights and on other episodes, on `lever.POOL`;
+used on {mlp, mlp-relu, cnn} x {mnist, fashion_mnist, cifar10} at 8 x 8 pixels, and on a transformer
+and a wider net; measured by `eval sharpness`. One command does it all, and goes on when it is given
+again: ``OUT/optimizers`` and ``OUT/cells`` keep what is finished. A cell that fails is told in its
+place, and tried again the next time. What it says is `benchmarks.nine_cells_verdict` and shown by
 `benchmarks.nine_cells_page`, after each group.
 """
 
@@ -16,7 +17,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,9 @@ PARTS = {
     "both new": ["cnn/fashion_mnist", "cnn/cifar10"],
     **{name: [name] for name in BEYOND},
 }
+SECOND = "sam"  # of the second kind
 COSTLIEST = "gam"  # the control has its meta-compute, which is more than that of the others
+EXPLICIT = ("s2sam",)  # beside those that are absorbed
 USUAL_RHO = 0.05  # of explicit SAM, beside the radius that is absorbed
 KEPT = (
     *("train_loss", "test_loss", "test_accuracy", "gradient_norm", "weight_norm"),
@@ -72,33 +75,39 @@ class Group:
     name: str
     kind: str
     members: dict[str, tuple[str, int]]
-    probe: str = "sam"
+    probe: str = SECOND
     baselines: bool = False
 
 
 def groups(args: Any) -> Iterator[Group]:
-    """Of each cell, the most telling first: what explicit regularizers can do."""
+    """The most telling ones first."""
     seeds = range(1, args.meta_seeds + 1)  # 0 is that of `lever`, by which the way was chosen
-    both = ("none", "sam")
-    beside = {name: (name, 1) for name in both}
-    yield Group(name=BASELINES, kind=args.learned, members=beside, baselines=True)
-    for arm in ABSORBED:
-        for seed in seeds:
-            members = {name: (name, seed) for name in ("none", "control", arm)}
-            name = f"{worded(args.learned)}-{arm}-{seed}"
-            yield Group(name=name, kind=args.learned, members=members, probe=arm)
+    first, *others = ABSORBED
+    yield from _regularized(first, seeds, args.learned)
+    beside = {name: (name, 1) for name in ("none", first)}
+    yield Group(name=BASELINES, kind=args.learned, members=beside, probe=first, baselines=True)
+    for arm in others:
+        yield from _regularized(arm, seeds, args.learned)
     for seed in seeds:
-        members = {name: (name, seed) for name in both}
-        yield Group(name=f"{worded(args.second)}-sam-{seed}", kind=args.second, members=members)
+        members = {name: (name, seed) for name in ("none", SECOND)}
+        yield Group(
+            name=f"{worded(args.second)}-{SECOND}-{seed}", kind=args.second, members=members
+        )
     members = {f"none-{seed}": ("none", seed) for seed in seeds}
     yield Group(name=NULL, kind=args.learned, members=members)
 
 
+def _regularized(arm: str, seeds: Iterable[int], kind: str) -> Iterator[Group]:
+    for seed in seeds:
+        members = {name: (name, seed) for name in ("none", "control", arm)}
+        yield Group(name=f"{worded(kind)}-{arm}-{seed}", kind=kind, members=members, probe=arm)
+
+
 def way_to(arm: str, way: Way) -> Way:
-    """How the optimizer ``arm`` is trained: "sam" is the way itself, the others are like it."""
+    """How the optimizer ``arm`` is trained: like the way, with a regularizer of its own."""
     if arm == "control":
         return replace(way, regularizer=COSTLIEST, control=True)
-    return way if arm == "sam" else replace(way, regularizer=arm)
+    return replace(way, regularizer=arm)
 
 
 def seeded(kind: str, seed: int) -> str:
@@ -129,11 +138,10 @@ def measure(cell: str, group: Group, args: Any) -> dict[str, Any]:
     model, data = CELLS[cell]
     radii = dict.fromkeys((way.rho, USUAL_RHO))
     explicit = [*(f"sam:rho={rho:g}" for rho in radii)]
-    explicit += [f"{name}:rho={way.rho:g}" for name in ABSORBED[1:]]
-    probe = way.regularizer if group.probe == "sam" else group.probe
+    explicit += [f"{name}:rho={way.rho:g}" for name in (*EXPLICIT, *ABSORBED) if name != "sam"]
     words = ["--learned", ",".join(map(str, files)), "--optimizees", model, "--datasets", data]
     words += ["--baselines", ",".join(["adamw", *explicit]) if group.baselines else "none"]
-    words += ["--probe", f"{probe}:rho={way.rho:g}", "--effort", args.effort]
+    words += ["--probe", f"{group.probe}:rho={way.rho:g}", "--effort", args.effort]
     words += ["--steps", str(args.steps), "--seeds", str(args.seeds)]
     words += ["--tuning-seeds", str(args.tuning_seeds), "--grid-size", str(args.grid_size)]
     words += ["--choose-by", "validation"]
