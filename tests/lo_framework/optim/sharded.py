@@ -29,6 +29,7 @@ from torch.distributed.checkpoint.state_dict import (
 from lo_framework.errors import UserError
 from lo_framework.optim import (
     FSAM,
+    S2SAM,
     SAM,
     GuardConfig,
     Learned,
@@ -59,9 +60,8 @@ def make(spec: str, model: nn.Module) -> torch.optim.Optimizer:
     if name == "metaoptimize":
         chosen = {"blocks": option} if option else {}
         return MetaOptimize(model.named_parameters(), alpha0=1e-3, meta_lr=1e-2, **chosen)
-    if name in ("sam", "fsam"):
-        around = SAM if name == "sam" else FSAM
-        return around(torch.optim.AdamW(model.parameters(), lr=1e-2), model=model)
+    if name in (kinds := {"sam": SAM, "fsam": FSAM, "s2sam": S2SAM}):
+        return kinds[name](torch.optim.AdamW(model.parameters(), lr=1e-2), model=model)
     options: dict[str, Any] = {"guard": option == "guard"}
     if option == "decay":
         options |= {"weight_decay": 0.1, "lr": 0.5}
