@@ -59,6 +59,7 @@ class Way:
     batch: str = "own"
     episode: int = 200
     unroll: int = 50
+    outer: int = 100
     score: str = "plain"
     control: bool = False
 
@@ -66,6 +67,7 @@ class Way:
         """The words of its run."""
         length = ["--episode-length", str(self.episode)]
         length += ["--unroll-length", str(self.unroll)] * (self.unroll != Way.unroll)
+        length += ["--outer-steps", str(self.outer)] * (self.outer != Way.outer)
         if self.regularizer == "none":
             return length
         given = "--control" if self.control else "--regularizer"
@@ -79,7 +81,7 @@ class Way:
         """The name of the plain run that it is compared with."""
         changed = [
             f"+{name}-{getattr(self, name)}"
-            for name in ("episode", "unroll")
+            for name in ("episode", "unroll", "outer")
             if getattr(self, name) != getattr(Way, name)
         ]
         return "none" + "".join(changed)
@@ -100,6 +102,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "end": {"when": "end"},
     "episode-1000": {"episode": 1000},
     "unroll-200": {"unroll": 200},
+    "outer-300": {"outer": 300},
     "independent": {"batch": "independent"},
     "regularized": {"score": "regularized"},
 }

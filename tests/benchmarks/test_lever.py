@@ -25,7 +25,8 @@ def test_every_way_is_one_factor_off_the_base_and_a_run_that_can_be() -> None:
         assert different == set(changed) and (len(changed) == 1 or name in ("base", "asam"))
         words = way.options()
         options = {w[2:].replace("-", "_"): x for w, x in zip(words[::2], words[1::2], strict=True)}
-        length = {k: int(x) for k, x in options.items() if k == "unroll_length"}
+        counts = ("unroll_length", "outer_steps")
+        length = {k: int(x) for k, x in options.items() if k in counts}
         config = make_config("specialist", **{**options, **length})
         assert config.episode == (way.episode, way.episode)
         assert (config.absorption is None) == (way.regularizer == "none" or way.control)

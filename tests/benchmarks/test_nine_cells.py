@@ -40,7 +40,8 @@ def test_every_way_makes_runs_that_can_be(name: str) -> None:
     for arm in ("none", "control", *verdict.ABSORBED):
         words = nine_cells.way_to(arm, way).options()
         options = {w[2:].replace("-", "_"): x for w, x in zip(words[::2], words[1::2], strict=True)}
-        length = {k: int(x) for k, x in options.items() if k == "unroll_length"}
+        counts = ("unroll_length", "outer_steps")
+        length = {k: int(x) for k, x in options.items() if k in counts}
         config = make_config("specialist", **{**options, **length})
         assert (config.absorption is None) == (arm in ("none", "control"))
         if config.absorption is not None:
