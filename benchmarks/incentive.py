@@ -28,7 +28,7 @@ from lo_framework.objectives import make_objective
 from lo_framework.optimizees import make_tasks
 
 PROBLEMS = {"mlp on digits": "mlp", "mlp-relu on digits": "mlp-relu"}
-ABSORBED = ("sam:rho=0.05", "sam:rho=0.5", "even_sam:rho=0.5")
+ABSORBED = ("sam:rho=0.05", "sam:rho=0.2", "sam:rho=0.5", "even_sam:rho=0.5")
 LEARNED = "hyper-adamw:sam_gradients=1,lr={},sam_rho={}"
 RATE, RADIUS = 0.03, 0.01  # where the other is what changes
 SETTINGS = {

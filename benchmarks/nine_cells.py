@@ -203,6 +203,8 @@ def settings_of(args: Any) -> dict[str, Any]:
     names = "learned", "second", "steps", "seeds", "effort", "outer_steps", "tuning_seeds"
     given = {name: getattr(args, name) for name in (*names, "grid_size")}
     way = way_of(args.way)
+    if way.regularizer not in ("none", "sam"):
+        raise UserError(f"--way {args.way} names a regularizer; here all of them are absorbed")
     if way.control or way.regularizer == "none":
         raise UserError(f"--way {args.way} absorbs nothing; the twins are made anyway")
     return {**given, **asdict(way), "pool": " ".join(lever.POOL)}

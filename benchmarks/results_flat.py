@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 
 from benchmarks.lever import CURVATURE, MEASURED, cell
-from lo_framework.eval.sharpness.metrics import MATCHED
-from lo_framework.eval.statistics import mean_interval
+from lo_framework.eval.sharpness.metrics import EQUAL, MATCHED
+from lo_framework.eval.statistics import Array, mean_interval
 
 Rows = Iterator[tuple[Any, ...]]
 REFERENCE = "adamw"
+TRAINED = "train loss, equal steps"  # what it costs: who is flat and trains badly stands out
 # Columns of a CSV file of `lo-eval sharpness`; each a log ratio to tuned AdamW.
 COLUMNS = {"l2.curvature(0.1)": MEASURED[CURVATURE]} | {
     key: label for key, label in MEASURED.items() if key != CURVATURE
@@ -20,10 +21,11 @@ COLUMNS = {"l2.curvature(0.1)": MEASURED[CURVATURE]} | {
 
 
 def lever(content: Any) -> Rows:
-    """Every way to absorb beside the plain twin, at matched training loss."""
-    yield "learned optimizer", "way", *MEASURED.values()
+    """Every way to absorb beside the plain twin, at matched training loss, and what it costs."""
+    yield "learned optimizer", "way", *MEASURED.values(), TRAINED
     for name, way in content["ways"].items():
-        yield content["learned"], name, *(cell(way[MATCHED][key]) for key in MEASURED)
+        told = (cell(way[MATCHED][key]) for key in MEASURED)
+        yield content["learned"], name, *told, cell(way[EQUAL]["train_loss"])
 
 
 def incentive(content: Any) -> Rows:
@@ -54,22 +56,31 @@ def _incentive(content: Any, kind: str) -> Rows:
 
 
 def ceiling(content: Any) -> Rows:
-    """Every optimizer beside tuned AdamW at matched training loss, paired by seed."""
-    yield "problem", "optimizer", *COLUMNS.values()
-    rows = {(r["task"], r["optimizer"], r["seed"]): r for r in content if r["place"] == MATCHED}
+    """Every optimizer beside tuned AdamW at matched training loss, paired by seed; at which step
+    that is, and what it costs.
+    """
+    yield "problem", "optimizer", "step", *COLUMNS.values(), TRAINED
+    rows = {(r["task"], r["optimizer"], r["place"], r["seed"]): r for r in content}
     seeds = dict.fromkeys(seed for *_, seed in rows)
-    for task, optimizer in dict.fromkeys((task, optimizer) for task, optimizer, _ in rows):
-        if optimizer == REFERENCE:
-            continue
-        told = []
-        for column in COLUMNS:
-            pairs = [
-                (rows[task, optimizer, s].get(column), rows[task, REFERENCE, s].get(column))
-                for s in seeds
-            ]
-            known = [(float(a), float(b)) for a, b in pairs if a and b]
-            logs = np.array([np.log(a / b) for a, b in known if a > 0 and b > 0])
-            lost = len(pairs) - len(logs)
-            words = f" ({lost} of {len(pairs)} left out)" if lost else ""
-            told.append(f"{mean_interval(logs)}{words}")
-        yield task, optimizer, *told
+
+    def column(task: str, optimizer: str, place: str, key: str) -> Array:
+        found = (rows.get((task, optimizer, place, seed), {}).get(key) for seed in seeds)
+        return np.array([float(x) if x else np.nan for x in found])
+
+    def ratio(task: str, optimizer: str, place: str, key: str) -> str:
+        with np.errstate(invalid="ignore", divide="ignore"):
+            logs = np.log(column(task, optimizer, place, key) / column(task, REFERENCE, place, key))
+        known = logs[np.isfinite(logs)]
+        lost = len(logs) - len(known)
+        words = f" ({lost} of {len(logs)} left out)" if lost else ""
+        return f"{mean_interval(known)}{words}"
+
+    for task, optimizer in dict.fromkeys((task, optimizer) for task, optimizer, *_ in rows):
+        at = f"{np.nanmean(column(task, optimizer, MATCHED, 'step')):.0f}"
+        told = (
+            [ratio(task, optimizer, MATCHED, key) for key in COLUMNS]
+            + [ratio(task, optimizer, EQUAL, "train_loss")]
+            if optimizer != REFERENCE
+            else [""] * (len(COLUMNS) + 1)
+        )
+        yield task, optimizer, at, *told

@@ -86,19 +86,25 @@ def compute_factor(config: RunConfig) -> float:
     """How many times the gradient evaluations of the plain run the regularized one takes
     (``--control``).
 
-    Plain, per inner step: the gradient, whatever the objective adds (the held-out loss with its
-    pull-back, say), and under second-order TBPTT the Hessian-vector product that pulls back through
-    the gradient.
+    Plain, per inner step: the gradient, what the learned optimizer's own explicit regularizer adds,
+    whatever the objective adds (the held-out loss with its pull-back, say), and under second-order
+    TBPTT the Hessian-vector product that pulls back through the gradient.
     """
     from lo_framework.estimators import ESTIMATORS
+    from lo_framework.learned import make_learned
     from lo_framework.regularizers.base import HVP_COST
 
     absorption = config.absorption_of(config.control)
     estimator, settings = ESTIMATORS.parse(config.estimator)
     unrolled = bool(estimator.facts.get("unrolls"))
     second_order = bool(getattr(settings, "second_order", False))
-    plain = 1.0 + config.scored_by.cost(unrolled=unrolled) + HVP_COST * second_order
-    extra = absorption.regularizer.cost.total - (0.0 if absorption.independent else 1.0)
+    learned = make_learned(config.learned)
+    explicit = learned.explicit(learned.theta())
+    own = 1.0 if explicit is None else explicit.cost.total
+    plain = own + config.scored_by.cost(unrolled=unrolled) + HVP_COST * second_order
+    # The plain gradient where the penalty is taken, if the step has it.
+    known = not (absorption.independent or (explicit is not None and explicit.is_ahead))
+    extra = absorption.regularizer.unrolled_cost.total - known
     if absorption.alpha and unrolled:  # GSAM pulls back twice: so much, as measured
         extra += 2.0
     length, when = sum(config.episode) / 2, absorption.config.when

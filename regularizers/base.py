@@ -134,6 +134,12 @@ class Regularizer:
     def cost(self) -> Cost:
         raise NotImplementedError
 
+    @property
+    def unrolled_cost(self) -> Cost:
+        """Cost inside an unroll, where the plain gradient is there and all steps are alike."""
+        gradients, hvps = self.cost
+        return Cost(gradients + self.is_ahead, hvps)
+
     def init_state(self, params: Params) -> State:
         """State that it carries from step to step: tensors only. Most carry nothing."""
         return {}

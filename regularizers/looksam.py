@@ -59,10 +59,13 @@ class LookSAM(Regularizer):
 
     @property
     def cost(self) -> Cost:
-        """Cost in a loop that evaluates what is due. `correction` has no branch, so it always pays
-        2.
-        """
+        """Cost in a loop that evaluates what is due."""
         return Cost(1 + 1 / self.config.k)
+
+    @property
+    def unrolled_cost(self) -> Cost:
+        """`correction` has no branch, so it always pays 2."""
+        return Cost(2)
 
     def init_state(self, params: Params) -> State:
         return fresh("g_v", params)

@@ -66,9 +66,8 @@ class Mixture(Regularizer):
 
     @property
     def cost(self) -> Cost:
-        """The plain gradient is shared; one that is ahead by itself does without."""
-        gradients, hvps = map(sum, zip(*(part.cost for part in self.parts)))
-        gradients += sum(part.is_ahead for part in self.parts)
+        """The plain gradient is shared."""
+        gradients, hvps = map(sum, zip(*(part.unrolled_cost for part in self.parts)))
         return Cost(gradients - (len(self.parts) - 1), hvps)
 
     def init_state(self, params: Params) -> State:

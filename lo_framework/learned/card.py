@@ -47,16 +47,23 @@ _USE = """\
 ```python
 import lo_framework as lo
 optimizer = lo.Learned(model, "{name}", num_steps=1000)  # the steps of this training
-optimizer.step()  # after loss.backward(), as with every torch.optim.Optimizer
+{step}
 ```
 
 On the hub, where the file is called `{file}`, `{hub}owner/name` takes the place of the path;
 that needs `pip install 'lo-framework[hub]'`. Nothing in the file is unpickled, and damage is
 noticed."""
 
+_STEP = "optimizer.step()  # after loss.backward(), as with every torch.optim.Optimizer"
+_STEP_EXPLICIT = """\
+optimizer = lo.Regularized(optimizer, optimizer.explicit)
+optimizer.step(closure)"""
+
 _EXPLICIT = """
 It was meta-trained on the gradients of explicit {name}:
-`optimizer = lo.Regularized(optimizer, optimizer.explicit)` comes before the first step."""
+`optimizer = lo.Regularized(optimizer, optimizer.explicit)` comes before the first step, and a step
+is `optimizer.step(closure)`, where closure() zeroes the gradients, computes the loss, runs backward
+and returns the loss."""
 
 _NOT_FOR = """\
 * It is an optimizer: it trains networks of yours and predicts nothing itself.
@@ -74,7 +81,8 @@ def model_card(
     run = summary.get("run")
     run = run if isinstance(run, Mapping) else {}
     explicit = learned.explicit(learned.theta())
-    use = _USE.format(name=name, file=HUB_FILE, hub=HUB)
+    step = _STEP if explicit is None else _STEP_EXPLICIT
+    use = _USE.format(name=name, file=HUB_FILE, hub=HUB, step=step)
     if explicit is not None:
         use += "\n" + _EXPLICIT.format(name=explicit.name)
     pool = f" ({_pool(run)})" if _pool(run) else ""

@@ -20,6 +20,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from lo_framework.errors import UserError
 from lo_framework.layout import DEPTH_THIRDS, Layout
 from lo_framework.learned import adamw_rule
 from lo_framework.learned.base import Clock, LearnedOptimizer, State, Theta, register_learned, zeros
@@ -51,6 +52,11 @@ class HyperAdamWConfig(Checked):
     gain: Positive = 10.0
     sam_rho: NotNegative = 0.0
     sam_gradients: Literal[1, 2] = 2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.sam_gradients == 1 and not self.sam_rho:
+            raise UserError("sam_gradients=1 needs a radius: sam_rho above 0, as sam_rho=0.05")
 
 
 def logit(x: float) -> float:

@@ -3,8 +3,9 @@
 A key that a person gives is honoured or refused (`refuse_unknown`). What is written into a group
 later, by a scheduler that cycles momentum, say, cannot be refused: `GroupWatch` says it once, at
 the next step. A number that cannot be, as an ``lr`` that is nan, is refused there. It looks only
-when a group's ``lr`` is another object than at the last step, which schedulers make it, when a
-group has another number of options, and at the first step; so a step costs two comparisons a group.
+when a number of a group (`NUMBERS`) is another object than at the last step, which schedulers make
+``lr``, when a group has another number of options, and at the first step; so a step costs a few
+comparisons of identities a group.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor
 
-from lo_framework.errors import UserError, check_number, nearest, shown
+from lo_framework.errors import UserError, check_number, nearest, number, shown
 
 # What schedulers keep in groups for themselves.
 SCHEDULERS = {
@@ -99,6 +100,7 @@ class GroupWatch:
 
     def __init__(self, owner: str, known: Collection[str]) -> None:
         self.owner, self.known = owner, known
+        self._numbers = [name for name in NUMBERS if name in known]
         self.course: Course | None = None
         self._end = math.inf
         self._rates: list[Any] = []
@@ -119,7 +121,8 @@ class GroupWatch:
         """
         if updates >= self._end:
             self._say_past()
-        rates, sizes = [group["lr"] for group in groups], [*map(len, groups)]
+        rates: list[Any] = [g.get(name) for name in self._numbers for g in groups]  # lr first
+        sizes = [*map(len, groups)]
         if sizes == self._sizes and all(map(operator.is_, rates, self._rates)):
             return
         for i, group in enumerate(groups):
@@ -128,18 +131,17 @@ class GroupWatch:
                 self._say_ignored(key)
         self._rates, self._sizes = rates, sizes
         if self.course is not None and self.course.schedule:
-            for i, rate in enumerate(rates):
+            for i, rate in enumerate(rates[: len(groups)]):
                 if not isinstance(rate, Tensor) or rate.device.type == "cpu":
                     self._follow(i, float(rate))
 
     def _check_numbers(self, group: Mapping[str, Any], place: str) -> None:
-        for name in NUMBERS:
-            value = group.get(name) if name in self.known else None
-            if not (
-                value is None
-                or (isinstance(value, float) and -ROUNDING <= value < math.inf)
-                or (isinstance(value, Tensor) and value.device.type != "cpu")
-            ):
+        for name in self._numbers:
+            value = group.get(name, 0.0)
+            if isinstance(value, Tensor) and value.device.type != "cpu":
+                continue
+            found = number(value)
+            if found is None or not -ROUNDING <= found < math.inf:
                 check_number(name, value, subject=place + name)
 
     def _say_ignored(self, key: str) -> None:

@@ -271,6 +271,7 @@ def test_unknown_names_are_refused(tiny: list[str], capfd: pytest.CaptureFixture
         (["--cells", "mlp"], "unknown cell 'mlp'"),
         (["--way", "latest"], "unknown name 'latest'"),
         (["--way", "late+control"], "late+control absorbs nothing"),
+        (["--way", "late+even"], "late+even names a regularizer"),
     ):
         with pytest.raises(SystemExit) as stopped:
             nine_cells.main([*tiny, *words])

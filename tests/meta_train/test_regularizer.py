@@ -155,6 +155,12 @@ def test_control_gets_the_same_meta_compute(tmp_path: Path) -> None:
         1 + 1 / 2 / 5
     )
     assert compute_factor(tiny(control="gam:exact=false", estimator="pes")) == pytest.approx(5 / 2)
+    assert compute_factor(tiny(control="looksam")) == pytest.approx(6 / 5)  # in an unroll it is SAM
+    assert compute_factor(tiny(control="s2sam")) == pytest.approx(6 / 5)
+    ahead = "hyper-adamw:sam_rho=0.1,sam_gradients=1"  # which has no gradient at its weights
+    assert compute_factor(tiny(control="sam", learned=ahead)) == pytest.approx(7 / 5)
+    both = "hyper-adamw:sam_rho=0.1"
+    assert compute_factor(tiny(control="sam", learned=both)) == pytest.approx(7 / 6)
     train(tmp_path, **REAL, control="sam", outer_steps=2)
     assert len(metrics(tmp_path)) == 3
 
@@ -205,6 +211,8 @@ def test_a_learned_radius_moves_and_the_face_asks_for_its_wrapper(tmp_path: Path
         ({"regularizer": "fsam", "absorb": "attached=true"}, "scalar value"),
         ({"learned": "hyper-adamw:sam_rho=0.05", "objective": "train"}, "held-out"),
         ({"learned": "hyper-adamw:sam_rho=-1"}, "sam_rho"),
+        ({"learned": "hyper-adamw:sam_gradients=1"}, "sam_rho above 0"),
+        ({"learned": "hyper-adamw:sam_rho=0.1,sam_gradients=3"}, "sam_gradients"),
         ({"engine": "grpah"}, '"graph"'),
         ({"learned": "hyper-adamw:sam_rho=0.05", "inner_backend": "higher"}, "sam_rho"),
     ],

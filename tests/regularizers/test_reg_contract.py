@@ -267,4 +267,6 @@ def test_cost_of_those_that_are_not_counted_like_this() -> None:
     assert make_regularizer("label_noise").cost == (2, 0)
     assert make_regularizer("hessian_trace:probes=3").cost == (1, 6)
     assert make_regularizer("sam+weight_decay+gam").cost == (3, 2)
+    assert make_regularizer("sam+s2sam+looksam").cost == (4, 0)
+    assert make_regularizer("s2sam").unrolled_cost == make_regularizer("looksam").unrolled_cost
     assert make_regularizer("gam").cost.total == 8

@@ -16,13 +16,13 @@ from torch import Tensor
 from lo_framework.errors import UserError
 from lo_framework.optim.interrupts import Held
 from lo_framework.optim.sam.closure_landscape import (
-    active_of,
     assign,
     broken_at_home,
     copies,
     gradients,
     is_finite,
     loss_of,
+    refuse_mixed,
     step_base,
 )
 from lo_framework.optim.sam.rule_state import RuleState
@@ -65,6 +65,7 @@ class StepsAhead:
 
     def _go_ahead(self) -> Ahead:
         params = {str(i): p for i, p in enumerate(self._params) if p.requires_grad and p.numel()}
+        refuse_mixed(params.values(), self.title)
         home = copies(params)
         ahead = self.regularizer.ahead(self._rule_state.of(home)) if home else {}
         assign(params, vectors.add(home, ahead))
@@ -79,7 +80,7 @@ class StepsAhead:
                     result = run()
             finally:
                 ahead.back(self._params)
-            if any(p.grad is not None for p in self._params):
+            if ahead.home and any(p.grad is not None for p in self._params):
                 self._end_ahead(ahead, loss_of(result, ahead.home), scaled)
         return result
 
@@ -89,19 +90,31 @@ class StepsAhead:
         Raises:
             NotFiniteError: the loss or gradient is not finite. Nothing has changed.
         """
-        active = active_of(self._params, self.title)
-        # A parameter that has been unfrozen since did not move.
-        home = {name: ahead.home.get(name, p.detach()) for name, p in active.items()}
-        grads = gradients(active, home)
+        params = {name: self._params[int(name)] for name in ahead.home}
+        grads = gradients(params, ahead.home)  # 0 where there is none: it points nowhere
         known = next(iter(grads.values())).new_zeros(()) if loss is None else loss
-        if is_finite(known, grads):
-            state = self._rule_state
-            state.advance(self.regularizer.after(grads, state.of(home)))
-        elif scaled and bool(known.isfinite()):
+        finite = is_finite(known, grads)
+        if not finite and scaled and bool(known.isfinite()):
             return
-        elif not getattr(self.base, "is_guarded", False):
+        if not (finite or getattr(self.base, "is_guarded", False)):
             raise broken_at_home(self.title)
         step_base(self.base, known)
+        if finite:
+            state = self._rule_state
+            state.advance(self.regularizer.after(grads, state.of(ahead.home)))
+
+    def _clear_old(self) -> None:
+        """No gradients before the pass. Raises UserError if there are some that are not 0: of a
+        backward at the weights, which nobody needs.
+        """
+        old = [p.grad for p in self._params if p.grad is not None]
+        if old and bool(torch.nn.utils.get_total_norm(old) != 0):
+            raise UserError(
+                f"{self.title} has one backward a step: zero_grad(), first_step(), backward, "
+                "second_step(); there are gradients before first_step() already"
+            )
+        for p in self._params:
+            p.grad = None
 
     def _refuse_no_loss(self, loss: Any) -> None:
         if loss is None and getattr(self.base, "takes_loss", False):

@@ -8,7 +8,7 @@ and the model's buffers where the model is known.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any, NoReturn, TypeVar
 
@@ -177,13 +177,18 @@ def active_of(params: Sequence[Tensor], owner: str) -> dict[str, Tensor]:
         UserError: one is complex, or they are on several devices.
     """
     active = {str(i): p for i, p in enumerate(params) if p.grad is not None and p.numel()}
-    refuse_complex(active.values(), owner)
-    devices = sorted({str(p.device) for p in active.values()})
+    refuse_mixed(active.values(), owner)
+    return active
+
+
+def refuse_mixed(params: Collection[Tensor], owner: str) -> None:
+    """Raise UserError if a parameter is complex, or they are on several devices."""
+    refuse_complex(params, owner)
+    devices = sorted({str(p.device) for p in params})
     if len(devices) > 1:
         raise UserError(
             f"{owner} needs all parameters on one device; these are on {', '.join(devices)}"
         )
-    return active
 
 
 def copies(params: Mapping[str, Tensor]) -> Params:

@@ -227,6 +227,7 @@ class InHalves(StepsAhead):
         """
         self._refuse_half("first_step()")
         if self.regularizer.is_ahead:
+            self._clear_old()
             with Held():
                 self._half = self._go_ahead()
             return True
@@ -332,6 +333,6 @@ class InHalves(StepsAhead):
             self._half = None
             grads, new = half.end(self.regularizer, state.steps, state.of(half.here.params), active)
             set_gradients(active, grads)
+            step_base(self.base, half.here.loss)
             if new is not None:
                 state.advance(new)
-            step_base(self.base, half.here.loss)

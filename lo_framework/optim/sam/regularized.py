@@ -161,11 +161,12 @@ class Regularized(InHalves, StateOnly, torch.optim.Optimizer):
     def step(
         self, closure: Callable[[], T] | None = None, *, scaler: torch.amp.GradScaler | None = None
     ) -> T:
-        """One step; returns what the closure returned at the current weights.
+        """One step; returns what the closure returned at the current weights (of a rule that is
+        ahead, at those ahead).
 
         Args:
             closure: zeroes the gradients, computes the loss, runs backward, returns the loss. It is
-                run several times.
+                run as often as the regularizer wants a gradient.
             scaler: by which the closure scales the loss before backward (it returns the unscaled
                 loss). If any pass overflows, the step is skipped; call ``scaler.update()`` after
                 the step, and not ``scaler.step``.
@@ -239,8 +240,9 @@ class Regularized(InHalves, StateOnly, torch.optim.Optimizer):
         with Held():
             if correction is not None:
                 set_gradients(active, vectors.add(here.grad, correction.field))
-                state.advance(correction.state)
             step_base(self.base, here.loss)
+            if correction is not None:  # not before: the base may refuse to step
+                state.advance(correction.state)
         return result
 
     def state_dict(self) -> dict[str, Any]:

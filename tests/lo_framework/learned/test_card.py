@@ -128,6 +128,7 @@ def test_an_explicit_one_says_how_it_is_stepped(tmp_path: Path) -> None:
     lo.save(make_learned("hyper-adamw:sam_rho=0.05"), tmp_path / "x.safetensors", card=True)
     text = (tmp_path / "README.md").read_text("utf-8")
     assert "`optimizer = lo.Regularized(optimizer, optimizer.explicit)`" in text
+    assert "optimizer.step(closure)" in text and "after loss.backward()" not in text
 
 
 def test_the_record_goes_along(tmp_path: Path) -> None:

@@ -171,3 +171,76 @@ def test_halves_out_of_order_are_refused() -> None:
         optimizer.first_step()
     tools.loss_fn(model, 0)().backward()
     optimizer.second_step()
+
+
+def test_what_has_no_gradient_points_nowhere() -> None:
+    """A parameter that was used once stays where it is, and has no share in the radius."""
+    used, once = nn.Parameter(torch.ones(2)), nn.Parameter(torch.full((2,), 5.0))
+    optimizer = S2SAM(torch.optim.SGD([used, once], lr=0.0), rho=1.0)
+    seen = []
+    for t in range(4):
+
+        def closure(t: int = t) -> torch.Tensor:
+            optimizer.zero_grad()
+            seen.append((used.detach().clone(), once.detach().clone()))
+            loss = used.sum() + (once.sum() if t == 0 else 0.0)
+            loss.backward()
+            return loss
+
+        optimizer.step(closure)
+    half, whole = torch.full((2,), 0.5), torch.full((2,), 0.5**0.5)
+    for place, expected in zip(
+        seen[1:], ((half, half), (whole, 0.0 * whole), (whole, 0.0 * whole))
+    ):
+        torch.testing.assert_close(place[0], 1.0 + expected[0])
+        torch.testing.assert_close(place[1], 5.0 + expected[1])
+
+
+def test_a_backward_at_the_weights_is_refused() -> None:
+    """SAM's loop would add the gradient at the weights to the one ahead."""
+    model = tools.network()
+    optimizer = around(model)
+    tools.loss_fn(model, 0)().backward()
+    before = bits(model)
+    with pytest.raises(UserError, match="one backward a step"):
+        optimizer.first_step()
+    assert_same(bits(model), before)
+    optimizer.zero_grad(set_to_none=False)
+    half(optimizer, model, 0)
+    optimizer.second_step()
+
+
+def test_parameters_that_it_cannot_move_are_untouched() -> None:
+    strange = nn.Parameter(torch.tensor([1.0 + 2.0j]))
+    optimizer = S2SAM(torch.optim.SGD([nn.Parameter(torch.ones(2)), strange], lr=0.1))
+    for call in (optimizer.first_step, lambda: optimizer.step(lambda: torch.tensor(1.0))):
+        with pytest.raises(UserError, match="complex"):
+            call()
+    assert strange.item() == 1.0 + 2.0j
+
+
+def test_a_step_that_the_base_refuses_leaves_the_rule_as_it_was() -> None:
+    model = tools.network(torch.float32)
+    optimizer = S2SAM(Learned(model, moved("scaled")), rho=0.1)
+    tools.train(optimizer, model, [0, 1])
+    optimizer.param_groups[0]["lr"] = float("nan")
+    before, entry = bits(model), copy.deepcopy(optimizer.state_dict()["regularizer"])
+    with pytest.raises(UserError, match="lr must be"):
+        tools.train(optimizer, model, [2])
+    assert_same(bits(model), before)
+    assert repr(optimizer.state_dict()["regularizer"]) == repr(entry)
+
+
+def test_nothing_to_train_is_no_error() -> None:
+    model = tools.network()
+    optimizer = around(model)
+    tools.train(optimizer, model, [0])
+    model.requires_grad_(False)
+    before = bits(model)
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad(set_to_none=False)
+        return tools.loss_fn(model, 1)()
+
+    optimizer.step(closure)
+    assert_same(bits(model), before)
