@@ -181,11 +181,14 @@ class Regularized(InHalves, StateOnly, torch.optim.Optimizer):
             self._refuse_half("step(closure)")
             self._begun = None
         elif (scaler is not None and scaler.is_enabled()) or not self._is_due():
+            is_ahead = self.regularizer.is_ahead
             raise UserError(
                 f"{self.title} needs a closure: step(closure), where closure() zeroes the "
                 "gradients, computes the loss, runs backward and returns the loss; with a "
                 f"gradient scaler {SCALED} of scaler.step; without a closure, first_step() and "
-                "second_step(), each after a backward of an unscaled loss"
+                "second_step(), "
+                + ("a backward between them" if is_ahead else "each after a backward")
+                + " of an unscaled loss"
             )
         arguments: Any = ((self, closure), {"scaler": scaler})
         for before in self._optimizer_step_pre_hooks.values():

@@ -164,6 +164,8 @@ def test_halves_out_of_order_are_refused() -> None:
     optimizer = around(model)
     with pytest.raises(UserError, match="comes after first_step"):
         optimizer.second_step()
+    with pytest.raises(UserError, match="a backward between them of an unscaled loss"):
+        optimizer.step()
     optimizer.first_step()
     with pytest.raises(UserError, match="needs gradients: run backward after first_step"):
         optimizer.second_step()
