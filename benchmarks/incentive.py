@@ -38,12 +38,10 @@ SETTINGS = {
 
 
 @torch.no_grad()
-def followed(optimizee: str, setting: str, absorbed: str, args: Any) -> tuple[float, float]:
+def loss_and_gap(optimizee: str, setting: str, absorbed: str, args: Any) -> tuple[float, float]:
     """Held-out loss and gap, means over an episode of ``args.steps`` and ``args.tasks`` runs."""
-    (task,), learned = (
-        make_tasks(optimizee, "digits"),
-        make_learned(LEARNED.format(*SETTINGS[setting])),
-    )
+    (task,) = make_tasks(optimizee, "digits")
+    learned = make_learned(LEARNED.format(*SETTINGS[setting]))
     family = Family(task, learned, absorption=make_absorption(absorbed))
     truncation = Truncation(unroll_length=args.steps, episode=(args.steps, args.steps))
     unroller = Unroller(family, make_objective("valid"), truncation, args.tasks)
@@ -58,11 +56,11 @@ def followed(optimizee: str, setting: str, absorbed: str, args: Any) -> tuple[fl
     return held, gap
 
 
-def needed(found: Iterable[tuple[float, float]]) -> float | None:
+def needed(losses_and_gaps: Iterable[tuple[float, float]]) -> float | None:
     """The least strength with which another setting than that of the least held-out loss has the
     best score; None where none has a smaller gap.
     """
-    (held, gap), *others = sorted(found)
+    (held, gap), *others = sorted(losses_and_gaps)
     return min(((h - held) / (gap - g) for h, g in others if g < gap), default=None)
 
 
@@ -71,19 +69,19 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     args, content = harness.begin("incentive", __doc__, argv, **options)
     content |= {"steps": args.steps, "tasks": args.tasks, "learned": LEARNED, "problems": {}}
     for kind in ("radius", "rate"):
-        settings, rows = [name for name in SETTINGS if name.startswith(kind)], []
+        settings, lines = [name for name in SETTINGS if name.startswith(kind)], []
         for label, optimizee in PROBLEMS.items():
-            of_problem = content["problems"].setdefault(label, {}).setdefault(kind, {})
+            by_absorbed = content["problems"].setdefault(label, {}).setdefault(kind, {})
             for absorbed in ABSORBED:
-                found = {x: followed(optimizee, x, absorbed, args) for x in settings}
-                told = {x: {"held": held, "gap": gap} for x, (held, gap) in found.items()}
-                strength = needed(found.values())
-                of_problem[absorbed] = {"needed": strength, "settings": told}
-                gaps = (f"{gap:.4f}" for _, gap in found.values())
-                rows.append([label, absorbed, *gaps, "never" if strength is None else strength])
-            losses = (f"{held:.3f}" for held, _ in found.values())
-            rows.append([label, "held-out loss", *losses, ""])
-        harness.print_table(["problem", "gap of", *settings, "needed"], rows)
+                pairs = {x: loss_and_gap(optimizee, x, absorbed, args) for x in settings}
+                strength = needed(pairs.values())
+                numbers = {x: {"held": held, "gap": gap} for x, (held, gap) in pairs.items()}
+                by_absorbed[absorbed] = {"needed": strength, "settings": numbers}
+                gaps = (f"{gap:.4f}" for _, gap in pairs.values())
+                lines.append([label, absorbed, *gaps, "never" if strength is None else strength])
+            losses = (f"{held:.3f}" for held, _ in pairs.values())
+            lines.append([label, "held-out loss", *losses, ""])
+        harness.print_table(["problem", "gap of", *settings, "needed"], lines)
     harness.save(args, content)
     return content
 

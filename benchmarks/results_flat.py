@@ -24,8 +24,8 @@ def lever(content: Any) -> Rows:
     """Every way to absorb beside the plain twin, at matched training loss, and what it costs."""
     yield "learned optimizer", "way", *MEASURED.values(), TRAINED
     for name, way in content["ways"].items():
-        told = (cell(way[MATCHED][key]) for key in MEASURED)
-        yield content["learned"], name, *told, cell(way[EQUAL]["train_loss"])
+        ratios = (cell(way[MATCHED][key]) for key in MEASURED)
+        yield content["learned"], name, *ratios, cell(way[EQUAL]["train_loss"])
 
 
 def incentive(content: Any) -> Rows:
@@ -60,12 +60,12 @@ def ceiling(content: Any) -> Rows:
     that is, and what it costs.
     """
     yield "problem", "optimizer", "step", *COLUMNS.values(), TRAINED
-    rows = {(r["task"], r["optimizer"], r["place"], r["seed"]): r for r in content}
-    seeds = dict.fromkeys(seed for *_, seed in rows)
+    runs = {(r["task"], r["optimizer"], r["place"], r["seed"]): r for r in content}
+    seeds = dict.fromkeys(seed for *_, seed in runs)
 
     def column(task: str, optimizer: str, place: str, key: str) -> Array:
-        found = (rows.get((task, optimizer, place, seed), {}).get(key) for seed in seeds)
-        return np.array([float(x) if x else np.nan for x in found])
+        texts = (runs.get((task, optimizer, place, seed), {}).get(key) for seed in seeds)
+        return np.array([float(x) if x else np.nan for x in texts])
 
     def ratio(task: str, optimizer: str, place: str, key: str) -> str:
         with np.errstate(invalid="ignore", divide="ignore"):
@@ -75,12 +75,10 @@ def ceiling(content: Any) -> Rows:
         words = f" ({lost} of {len(logs)} left out)" if lost else ""
         return f"{mean_interval(known)}{words}"
 
-    for task, optimizer in dict.fromkeys((task, optimizer) for task, optimizer, *_ in rows):
+    for task, optimizer in dict.fromkeys((task, optimizer) for task, optimizer, *_ in runs):
         at = f"{np.nanmean(column(task, optimizer, MATCHED, 'step')):.0f}"
-        told = (
-            [ratio(task, optimizer, MATCHED, key) for key in COLUMNS]
-            + [ratio(task, optimizer, EQUAL, "train_loss")]
-            if optimizer != REFERENCE
-            else [""] * (len(COLUMNS) + 1)
-        )
-        yield task, optimizer, at, *told
+        ratios = [""] * (len(COLUMNS) + 1)
+        if optimizer != REFERENCE:
+            ratios = [ratio(task, optimizer, MATCHED, key) for key in COLUMNS]
+            ratios.append(ratio(task, optimizer, EQUAL, "train_loss"))
+        yield task, optimizer, at, *ratios

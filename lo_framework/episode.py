@@ -7,6 +7,7 @@ Tensors have the K tasks in front. An empty tuple stands for what a step does no
 from __future__ import annotations
 
 import enum
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -69,6 +70,9 @@ class Losses(NamedTuple):
     held: Tensor  # [K] held-out loss after it (zeros if none was asked for)
     penalty: Tensor  # [K] of the absorbed regularizer, times its weight, and of what is imitated
     after: After | tuple[()] = ()
+
+
+Step = Callable[[Theta, Carry, Draw], tuple[Carry, Losses]]
 
 
 class Need(enum.Flag):

@@ -100,8 +100,8 @@ def compute_factor(config: RunConfig) -> float:
     second_order = bool(getattr(settings, "second_order", False))
     learned = make_learned(config.learned)
     explicit = learned.explicit(learned.theta())
-    own = 1.0 if explicit is None else explicit.cost.total
-    plain = own + config.scored_by.cost(unrolled=unrolled) + HVP_COST * second_order
+    gradients = 1.0 if explicit is None else explicit.cost.total
+    plain = gradients + config.scored_by.cost(unrolled=unrolled) + HVP_COST * second_order
     # The plain gradient where the penalty is taken, if the step has it.
     known = not (absorption.independent or (explicit is not None and explicit.is_ahead))
     extra = absorption.regularizer.unrolled_cost.total - known

@@ -12,8 +12,6 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from torch import Tensor
-
 from lo_framework.regularizers import vectors
 from lo_framework.regularizers.base import (
     Correction,
@@ -21,29 +19,22 @@ from lo_framework.regularizers.base import (
     Landscape,
     Params,
     Point,
-    Regularizer,
     State,
     register_regularizer,
     restored,
     stored,
 )
-from lo_framework.regularizers.sam import SAMConfig
+from lo_framework.regularizers.sam import WithRadius
 
 
 @register_regularizer
-class S2SAM(Regularizer):
+class S2SAM(WithRadius):
     """The only gradient of a step is taken `ahead` of the weights."""
 
     name = "s2sam"
-    Config = SAMConfig
     RANGES: ClassVar = {"rho": (0.01, 1.0)}
     cost = Cost(1)
     is_ahead = True
-
-    def __init__(self, config: SAMConfig, rho: Tensor | None = None) -> None:
-        super().__init__(config)
-        # a tensor where it is a meta-parameter
-        self.rho: Tensor | float = config.rho if rho is None else rho
 
     def init_state(self, params: Params) -> State:
         return stored("before", {name: x.new_zeros(x.shape) for name, x in params.items()})

@@ -34,18 +34,22 @@ class SAMConfig(Checked):
     rho: Positive = 0.05
 
 
-@register_regularizer
-class SAM(Regularizer):
-    name = "sam"
+class WithRadius(Regularizer):
+    """A regularizer with a radius, ``rho``: a tensor where it is a meta-parameter."""
+
     Config = SAMConfig
-    RANGES: ClassVar = {"rho": (0.01, 0.5)}
-    cost = Cost(2)
-    has_value = True
 
     def __init__(self, config: SAMConfig, rho: Tensor | None = None) -> None:
         super().__init__(config)
-        # a tensor where it is a meta-parameter
         self.rho: Tensor | float = config.rho if rho is None else rho
+
+
+@register_regularizer
+class SAM(WithRadius):
+    name = "sam"
+    RANGES: ClassVar = {"rho": (0.01, 0.5)}
+    cost = Cost(2)
+    has_value = True
 
     def perturbation(self, params: Params, grad: Params) -> Params:
         return vectors.scaled(vectors.unit(grad), self.rho)

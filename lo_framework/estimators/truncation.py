@@ -24,9 +24,9 @@ from torch import Tensor
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.utils._pytree import tree_map
 
-from lo_framework.episode import Carry, Draw, Need, canonical
+from lo_framework.episode import Carry, Draw, Need, Step, canonical
 from lo_framework.estimators.state import UnrollState
-from lo_framework.inner.step import Family, Step
+from lo_framework.inner.step import Family
 from lo_framework.learned.base import Clock, Theta
 from lo_framework.objectives import Objective
 from lo_framework.optimizees.task import Batch, Task

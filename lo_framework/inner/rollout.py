@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from lo_framework.episode import NOTHING, Carry, Draw, Need
+from lo_framework.episode import NOTHING, Carry, Draw, Need, Step
 from lo_framework.flat_task import over_tasks
 from lo_framework.inner.engine import AUTO, resolved
-from lo_framework.inner.step import Family, Step
+from lo_framework.inner.step import Family
 from lo_framework.learned.base import Clock, LearnedOptimizer, State, Theta
 from lo_framework.learned.kernels import identity
 from lo_framework.native.active import kernels

@@ -8,20 +8,19 @@ left out without touching the others.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.func import functional_call, vmap
-from torch.utils._pytree import TreeSpec, tree_flatten, tree_map, tree_unflatten
+from torch.utils._pytree import tree_map
 
 from lo_framework.absorb.absorption import ARENA, Absorption, corrected
-from lo_framework.episode import NOTHING, After, Carry, Draw, Losses, Need, Place
-from lo_framework.flat_task import FlatTask, is_transformed, is_watched, over_tasks
+from lo_framework.episode import NOTHING, After, Carry, Draw, Losses, Need, Place, Step
+from lo_framework.flat_task import FlatTask, is_watched, over_tasks
 from lo_framework.inner.engine import Choice, Engine
-from lo_framework.inner.graph import Flat, Recorder
+from lo_framework.inner.recorded import Chosen, Recorded
 from lo_framework.inner.teacher import Teacher
 from lo_framework.layout import Layout
 from lo_framework.learned.base import LearnedOptimizer, State, Theta
@@ -29,8 +28,6 @@ from lo_framework.learned.kernels import with_kernels
 from lo_framework.native.active import kernels
 from lo_framework.objectives.terms import cosine
 from lo_framework.optimizees.task import Task
-
-Step = Callable[[Theta, Carry, Draw], tuple[Carry, Losses]]
 
 
 class Family:
@@ -106,8 +103,8 @@ class Family:
         step = _Step(self, needs, second_order, differentiable, pairs)
         if self.engine.how == "eager" or not self.task.vmappable:
             return step
-        recorded = _Recorded(step, "graph" if self.choice else self.engine.how)
-        return recorded if self.choice is None else _Chosen(step, recorded, self.choice)
+        recorded = Recorded(step, "graph" if self.choice else self.engine.how)
+        return recorded if self.choice is None else Chosen(step, recorded, self.choice)
 
 
 @dataclass(eq=False)
@@ -281,47 +278,6 @@ class _Step:
         return After(
             *(_where(alive, *both) for both in zip((before, loss, squares, cosines), worst))
         )
-
-
-@dataclass(eq=False)
-class _Chosen:
-    """A step as ``choice`` says at present."""
-
-    eager: Step
-    recorded: Step
-    choice: Choice
-
-    def __call__(self, theta: Theta, carry: Carry, draw: Draw) -> tuple[Carry, Losses]:
-        step = self.recorded if self.choice.how == "graph" else self.eager
-        return step(theta, carry, draw)
-
-
-class _Recorded:
-    """A step by recordings of it, one for each structure of its arguments; see ``graph``."""
-
-    def __init__(self, step: Step, engine: str) -> None:
-        self.step, self.engine = step, engine
-        self.recorders: dict[Any, Recorder] = {}
-        self.results: dict[Any, TreeSpec] = {}  # known once the step has run
-
-    def __call__(self, theta: Theta, carry: Carry, draw: Draw) -> tuple[Carry, Losses]:
-        if is_transformed():
-            return self.step(theta, carry, draw)
-        flat, spec = tree_flatten((theta, carry, draw))
-        # All that can differ between the structures that one step is given. A TreeSpec would do,
-        # but takes longer to compare than to make.
-        names = map(tuple, (theta, carry.buffers, carry.state, carry.memory))
-        key = (*names, len(flat))
-        if key not in self.recorders:
-            step, results = self.step, self.results  # not self, which would outlive its last use
-
-            def function(flat: Flat) -> list[Tensor]:
-                leaves, results[key] = tree_flatten(step(*tree_unflatten(flat, spec)))
-                return leaves
-
-            self.recorders[key] = Recorder(function, self.engine)
-        recorded = self.recorders[key](flat)
-        return tree_unflatten(recorded, self.results[key])
 
 
 def _named(group: str, state: State) -> State:

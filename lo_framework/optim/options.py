@@ -140,8 +140,8 @@ class GroupWatch:
             value = group.get(name, 0.0)
             if isinstance(value, Tensor) and value.device.type != "cpu":
                 continue
-            found = number(value)
-            if found is None or not -ROUNDING <= found < math.inf:
+            x = number(value)
+            if x is None or not -ROUNDING <= x < math.inf:
                 check_number(name, value, subject=place + name)
 
     def _say_ignored(self, key: str) -> None:

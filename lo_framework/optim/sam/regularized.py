@@ -37,7 +37,8 @@ from lo_framework.optim.sam.closure_landscape import (
     set_gradients,
     step_base,
 )
-from lo_framework.optim.sam.halves import InHalves, check, loaded
+from lo_framework.optim.sam.half import check, loaded
+from lo_framework.optim.sam.halves import InHalves
 from lo_framework.optim.sam.rule_state import RuleState
 from lo_framework.optim.sam.surroundings import Surroundings
 from lo_framework.regularizers import Point, Regularizer, vectors
@@ -212,10 +213,10 @@ class Regularized(InHalves, StateOnly, torch.optim.Optimizer):
     def _step(self, closure: Callable[[], T], *, scaler: torch.amp.GradScaler | None = None) -> T:
         scaler = scaler if scaler is not None and scaler.is_enabled() else None
         state = self._rule_state
-        surroundings = Surroundings(self._params, self.model, self.same_noise)
         run = self._passes.of(closure, scaler, self.title)
         if self.regularizer.is_ahead:
             return self._step_ahead(run, scaled=scaler is not None)
+        surroundings = Surroundings(self._params, self.model, self.same_noise)
         result = run()
         active = active_of(self._params, self.title)
         if not active:

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 from torch.func import functional_call, grad_and_value
 
-from lo_framework.episode import Carry, Draw, Losses, Need, tile_theta
+from lo_framework.episode import Carry, Draw, Losses, Need, Step, tile_theta
 from lo_framework.estimators.truncation import Unroller
 from lo_framework.flat_task import over_tasks
-from lo_framework.inner.step import Family, Step
+from lo_framework.inner.step import Family
 from lo_framework.learned import LearnedOptimizer
 from lo_framework.learned.base import Clock
 from lo_framework.objectives import make_objective
