@@ -92,6 +92,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "base": {},
     "control": {"control": True},
     "strength-1": {"strength": 1.0},
+    "strength-10": {"strength": 10.0},
     "strength-20": {"strength": 20.0},
     "strength-50": {"strength": 50.0},
     "rho-0.05": {"rho": 0.05},

@@ -84,8 +84,17 @@ class Half:
                 self.moved = True
         self.surroundings.before_pass()
 
+    def moving(self, params: Sequence[Tensor]) -> Params:
+        """Those of all ``params`` that the step is about, by their places."""
+        return {name: params[int(name)] for name in self.here.params}
+
+    def back(self, params: Sequence[Tensor]) -> None:
+        """Weights and surroundings as before."""
+        assign(self.moving(params), self.here.params)
+        self.surroundings.put_back(self.kept)
+
     def end(
-        self, rule: Regularizer, step: int, state: State, params: Params
+        self, rule: Regularizer, step: int, state: State, params: Sequence[Tensor]
     ) -> tuple[Params, State | None]:
         """Weights and surroundings as before; the gradient of the step, and the rule's new state,
         None for a broken step.
@@ -93,11 +102,10 @@ class Half:
         Raises:
             NotFiniteError: the second gradient is not finite.
         """
-        second = gradients(params, self.here.params) if self.moved else None
-        memory = [p.grad for p in params.values()]
-        assign(params, self.here.params)
-        self.surroundings.put_back(self.kept)
-        for p, grad in zip(params.values(), memory):
+        second = gradients(self.moving(params), self.here.params) if self.moved else None
+        memory = [p.grad for p in params]
+        self.back(params)
+        for p, grad in zip(params, memory):
             p.grad = grad
         if self.broken:
             return self.here.grad, None

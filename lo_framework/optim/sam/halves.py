@@ -132,6 +132,25 @@ class InHalves(StepsAhead):
         finally:
             self._loss = None
 
+    @eager
+    @torch.no_grad()
+    def cancel_step(self) -> None:
+        """The way back from `first_step`, where no second half is wanted: the second loss is not
+        finite, or the pass was interrupted. Weights and state are as before the step, buffers as
+        `first_step` left them, ``.grad`` is cleared, and the next step may begin.
+
+        Raises:
+            UserError: no `first_step` came before.
+        """
+        half = self._half
+        if half is None:
+            raise UserError("cancel_step() comes after first_step(); no step is half made")
+        with Held():
+            self._half = None
+            half.back(self._params)
+            for p in self._params:
+                p.grad = None
+
     def step(self) -> Any:
         raise NotImplementedError
 
@@ -139,7 +158,7 @@ class InHalves(StepsAhead):
         if self._half is not None:
             raise UserError(
                 f"{what} in the midst of a step: after first_step() come a backward and "
-                "second_step()"
+                "second_step(), or cancel_step()"
             )
 
     def _is_due(self) -> bool:
@@ -174,7 +193,6 @@ class InHalves(StepsAhead):
                 half.back(params)
                 self._end_ahead(half, loss)
             return
-        active = {name: params[int(name)] for name in half.here.params}
         if half.moved and not (half.is_same or self._has_warned):
             self._has_warned = half.surroundings.has_drawn(half.kept)
             if self._has_warned:
@@ -186,8 +204,8 @@ class InHalves(StepsAhead):
                 )
         with Held():
             self._half = None
-            grads, new = half.end(self.regularizer, state.steps, state.of(half.here.params), active)
-            set_gradients(active, grads)
+            grads, new = half.end(self.regularizer, state.steps, state.of(half.here.params), params)
+            set_gradients(half.moving(params), grads)
             step_base(self.base, half.here.loss)
             if new is not None:
                 state.advance(new)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import copy
 import io
+import math
 import warnings
 from collections.abc import Sequence
 from functools import partial
@@ -22,6 +23,7 @@ from lo_framework.optim import (
     FSAM,
     GAM,
     GSAM,
+    S2SAM,
     SAM,
     GuardConfig,
     Learned,
@@ -218,6 +220,43 @@ def test_halves_in_another_order_are_refused_and_change_nothing() -> None:
     tools.train(reference, alone, [0])
     assert torch.equal(tools.weights(model), tools.weights(alone))
     refused("first_step", optimizer.step)
+
+
+def first_half(optimizer: Regularized, model: nn.Module, t: int) -> None:
+    optimizer.zero_grad()
+    if not isinstance(optimizer, S2SAM):
+        optimizer.begin_step()
+        tools.loss_fn(model, t)().backward()
+    optimizer.first_step()
+
+
+@pytest.mark.parametrize("face", ["sam", "looksam", "s2sam"])
+def test_a_cancelled_step_has_not_been(face: str) -> None:
+    """Also after its second pass, and where that gave nothing finite."""
+    faces = {**FACES, "s2sam": S2SAM}
+    runs = []
+    for cancels in (False, True):
+        model = noisy()
+        optimizer = faces[face](torch.optim.AdamW(model.parameters(), lr=0.1), model=model)
+        torch.manual_seed(3)
+        for t in range(4):
+            if cancels:
+                before, noise = copy.deepcopy(model.state_dict()), torch.get_rng_state()
+                first_half(optimizer, model, t)
+                (tools.loss_fn(model, t)() * math.nan).backward()
+                optimizer.cancel_step()
+                for name, p in model.named_parameters():
+                    assert p.grad is None and torch.equal(p, before[name])
+                model.load_state_dict(before)  # the pass has moved running statistics
+                torch.set_rng_state(noise)
+            first_half(optimizer, model, t)
+            tools.loss_fn(model, t)().backward()
+            optimizer.second_step()
+        weights = [x.tolist() for x in model.state_dict().values()]
+        runs.append([weights, str(optimizer.state_dict())])
+    assert runs[0] == runs[1]
+    with pytest.raises(UserError, match="no step is half made"):
+        optimizer.cancel_step()
 
 
 @pytest.mark.parametrize("face", [GAM, partial(Regularized, regularizer=TWO)])
