@@ -37,6 +37,7 @@ POOL = ("--optimizees", "mlp,mlp-relu", "--datasets", "digits,mnist:size=8")
 # Neither shapes of the pool nor cells of any table that is reported.
 PROBLEMS = ("--optimizees", "mlp:hidden=40,mlp-relu:hidden=24x24", "--datasets", "digits")
 CURVATURE = "l2.curvature@0.1"
+WHOLE = ("--num-tasks", "4", "--outer-steps", "60", "--outer-lr", "0.005", "--keep", "last")
 INTERRUPTED = (130, 141, 143)
 MEASURED = {
     CURVATURE: "curvature part, r = .1",
@@ -49,7 +50,8 @@ MEASURED = {
 @dataclass(frozen=True, kw_only=True)
 class Way:
     """A way to absorb; ``regularizer`` "none" is the plain twin, ``control`` that with the
-    regularizer's meta-compute.
+    regularizer's meta-compute. ``whole`` differentiates through whole episodes, half as many at a
+    time, in fewer and smaller outer steps, and never goes back to an incumbent.
     """
 
     regularizer: str = "sam"
@@ -58,16 +60,15 @@ class Way:
     when: str = "every"
     batch: str = "own"
     episode: int = 200
-    unroll: int = 50
-    outer: int = 100
+    whole: bool = False
     score: str = "plain"
     control: bool = False
 
     def options(self) -> list[str]:
         """The words of its run."""
         length = ["--episode-length", str(self.episode)]
-        length += ["--unroll-length", str(self.unroll)] * (self.unroll != Way.unroll)
-        length += ["--outer-steps", str(self.outer)] * (self.outer != Way.outer)
+        if self.whole:
+            length += ["--unroll-length", str(self.episode), *WHOLE]
         if self.regularizer == "none":
             return length
         given = "--control" if self.control else "--regularizer"
@@ -79,12 +80,8 @@ class Way:
     @property
     def twin(self) -> str:
         """The name of the plain run that it is compared with."""
-        changed = [
-            f"+{name}-{getattr(self, name)}"
-            for name in ("episode", "unroll", "outer")
-            if getattr(self, name) != getattr(Way, name)
-        ]
-        return "none" + "".join(changed)
+        episode = f"+episode-{self.episode}" * (self.episode != Way.episode)
+        return "none" + episode + "+whole" * self.whole
 
 
 WAYS: dict[str, dict[str, Any]] = {
@@ -102,8 +99,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "late": {"when": "late"},
     "end": {"when": "end"},
     "episode-1000": {"episode": 1000},
-    "unroll-200": {"unroll": 200},
-    "outer-300": {"outer": 300},
+    "whole": {"whole": True},
     "independent": {"batch": "independent"},
     "regularized": {"score": "regularized"},
 }

@@ -13,6 +13,7 @@ import pytest
 from benchmarks import lever
 from lo_framework.eval.sharpness.metrics import EQUAL, MATCHED
 from lo_framework.eval.sharpness.result import Arm, Result, SeedRun
+from lo_framework.meta_train.cli import read
 from lo_framework.meta_train.presets import make_config
 from lo_framework.spec import UserError
 
@@ -23,11 +24,7 @@ def test_every_way_is_one_factor_off_the_base_and_a_run_that_can_be() -> None:
         way = lever.way_of(name)
         different = {key for key, x in asdict(way).items() if x != base[key]}
         assert different == set(changed) and (len(changed) == 1 or name in ("base", "asam"))
-        words = way.options()
-        options = {w[2:].replace("-", "_"): x for w, x in zip(words[::2], words[1::2], strict=True)}
-        counts = ("unroll_length", "outer_steps")
-        length = {k: int(x) for k, x in options.items() if k in counts}
-        config = make_config("specialist", **{**options, **length})
+        config = make_config("specialist", **read(way.options())[1])
         assert config.episode == (way.episode, way.episode)
         assert (config.absorption is None) == (way.regularizer == "none" or way.control)
         if config.absorption is not None:
@@ -39,7 +36,9 @@ def test_names_are_crossed_and_compared_with_the_twin_of_their_length() -> None:
     assert (way.when, way.rho, way.episode) == ("late", 0.5, 1000)
     assert lever.way_of(way.twin).options() == ["--episode-length", "1000"]
     assert lever.way_of("base").twin == "none"
-    assert lever.way_of("unroll-200+episode-1000").twin == "none+episode-1000+unroll-200"
+    assert lever.way_of("whole+episode-1000").twin == "none+episode-1000+whole"
+    words = lever.way_of("none+episode-1000+whole").options()
+    assert words[words.index("--unroll-length") + 1] == "1000"
     with pytest.raises(UserError, match="unknown name 'latest'"):
         lever.way_of("base+latest")
 

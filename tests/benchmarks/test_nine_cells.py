@@ -18,6 +18,7 @@ from benchmarks.lever import WAYS, way_of
 from lo_framework.absorb.absorption import make_regularizer
 from lo_framework.eval.sharpness.metrics import MATCHED
 from lo_framework.learned import make_learned, save_optimizer
+from lo_framework.meta_train.cli import read
 from lo_framework.meta_train.presets import make_config
 
 ARGS = Namespace(meta_seeds=3, learned="attention-mlp", second="lstm")
@@ -38,11 +39,7 @@ def test_every_group_is_matched_with_its_twins() -> None:
 def test_every_way_makes_runs_that_can_be(name: str) -> None:
     way = way_of(name)
     for arm in ("none", "control", *verdict.ABSORBED):
-        words = nine_cells.way_to(arm, way).options()
-        options = {w[2:].replace("-", "_"): x for w, x in zip(words[::2], words[1::2], strict=True)}
-        counts = ("unroll_length", "outer_steps")
-        length = {k: int(x) for k, x in options.items() if k in counts}
-        config = make_config("specialist", **{**options, **length})
+        config = make_config("specialist", **read(nine_cells.way_to(arm, way).options())[1])
         assert (config.absorption is None) == (arm in ("none", "control"))
         if config.absorption is not None:
             assert config.regularizer == f"{arm}:rho={way.rho:g}"
