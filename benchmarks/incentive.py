@@ -39,7 +39,9 @@ SETTINGS = {
 
 @torch.no_grad()
 def loss_and_gap(optimizee: str, setting: str, absorbed: str, args: Any) -> tuple[float, float]:
-    """Held-out loss and gap, means over an episode of ``args.steps`` and ``args.tasks`` runs."""
+    """Held-out loss and gap, both normalized as in the score of meta-training (1 is the loss of a
+    guess); means over an episode of ``args.steps`` and ``args.tasks`` runs.
+    """
     (task,) = make_tasks(optimizee, "digits")
     learned = make_learned(LEARNED.format(*SETTINGS[setting]))
     family = Family(task, learned, absorption=make_absorption(absorbed))
@@ -51,9 +53,10 @@ def loss_and_gap(optimizee: str, setting: str, absorbed: str, args: Any) -> tupl
     for t in range(args.steps):
         draw, _ = unroller.draw(state, t)
         carry, losses = step(theta, carry, draw)
-        sums += torch.stack([losses.held.mean(), losses.penalty.mean()])
-    held, gap = (sums / args.steps).tolist()
-    return held, gap
+        held = task.normalize(losses.held)  # as the penalty is
+        sums += torch.stack([held.mean(), losses.penalty.mean()])
+    mean, gap = (sums / args.steps).tolist()
+    return mean, gap
 
 
 def needed(losses_and_gaps: Iterable[tuple[float, float]]) -> float | None:
