@@ -9,7 +9,7 @@ import numpy as np
 
 from benchmarks.lever import CURVATURE, MEASURED, cell
 from lo_framework.eval.sharpness.metrics import EQUAL, MATCHED
-from lo_framework.eval.statistics import Array, mean_interval
+from lo_framework.eval.statistics import Array, Estimate, mean_interval
 
 Rows = Iterator[tuple[Any, ...]]
 REFERENCE = "adamw"
@@ -53,6 +53,22 @@ def _incentive(content: Any, kind: str) -> Rows:
             *(f"{at['held']:.3f}" for at in each["settings"].values()),
             "",
         )
+
+
+def horizon(content: Any) -> Rows:
+    """Slopes by the logarithm of a radius, by the steps that a meta-gradient sees."""
+    problems = content["problems"]
+    lengths = [*next(iter(problems.values()))]
+    yield "problem", "slope of", *(f"{length} steps" for length in lengths)
+    for problem, by_length in problems.items():
+        for what in by_length[lengths[0]]:
+            yield problem, what, *(_slope(by_length[n][what], content["seeds"]) for n in lengths)
+
+
+def _slope(at: dict[str, Any], seeds: int) -> str:
+    needed = at["needed"]
+    words = "" if needed is None else f"; from {needed:.2g}"
+    return f"{Estimate(value=at['value'], low=at['low'], high=at['high'], n=seeds)}{words}"
 
 
 def ceiling(content: Any) -> Rows:

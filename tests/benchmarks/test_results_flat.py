@@ -1,11 +1,13 @@
-"""The table of what can be flat: ratios by seed, what is missing, and the step of the match."""
+"""Tables of what can be flat (ratios by seed, what is missing, and the step of the match) and of
+what a meta-gradient must see.
+"""
 
 from __future__ import annotations
 
 import math
 from typing import Any
 
-from benchmarks.results_flat import COLUMNS, TRAINED, ceiling
+from benchmarks.results_flat import COLUMNS, TRAINED, ceiling, horizon
 
 
 def run(optimizer: str, place: str, seed: int, x: float) -> dict[str, Any]:
@@ -31,3 +33,18 @@ def test_ratios_are_of_pairs_and_what_is_missing_is_counted() -> None:
     assert curvature.startswith(half) and curvature.endswith("(2 of 4 left out)")
     assert all(x.startswith(half) and x.endswith("(1 of 4 left out)") for x in others)
     assert trained.startswith(twice) and "left out" not in trained
+
+
+def test_slopes_stand_by_the_steps_that_are_seen_and_with_the_strength_that_is_needed() -> None:
+    at = {"value": -0.02, "low": -0.03, "high": -0.01}
+    by_length = {
+        "25": {"held-out loss": {**at, "needed": None}},
+        "200": {"held-out loss": {**at, "needed": 1.08}},
+    }
+    head, row = horizon({"seeds": 4, "problems": {"mlp": by_length}})
+    assert head[2:] == ("25 steps", "200 steps")
+    assert row == (
+        "mlp",
+        "held-out loss",
+        *["-0.020 [-0.030, -0.010]" + x for x in ("", "; from 1.1")],
+    )
