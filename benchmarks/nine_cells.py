@@ -51,7 +51,7 @@ PARTS = {
     **{name: [name] for name in BEYOND},
 }
 # What `lever` says is flat and trains.
-WAY, LEARNED = "rho-0.5+strength-20+whole", "attention:sam_rho=0.1,sam_gradients=1"
+WAY, LEARNED = "rho-0.5+whole", "attention:sam_rho=0.1,sam_gradients=1"
 SECOND = "sam"  # of the second kind
 COSTLIEST = "gam"  # the control has its meta-compute, which is more than that of the others
 # With radii that train: one that does not would move the loss at which all are compared.

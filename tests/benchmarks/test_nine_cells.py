@@ -255,7 +255,7 @@ def test_a_failed_cell_is_told_and_the_others_are_kept(
     assert before == {path: path.stat().st_mtime_ns for path in (folder / "cells").iterdir()}
     assert again["cells"] == content["cells"]
     for words, said in (
-        (["--way", "rho-0.5+whole"], "strength 20.0, not 5.0"),
+        (["--way", "rho-0.5+strength-1+whole"], "strength 5.0, not 1.0"),
         (["--steps", "7"], "steps 5, not 7"),
     ):
         with pytest.raises(SystemExit) as stopped:
