@@ -37,7 +37,8 @@ POOL = ("--optimizees", "mlp,mlp-relu", "--datasets", "digits,mnist:size=8")
 # Neither shapes of the pool nor cells of any table that is reported.
 PROBLEMS = ("--optimizees", "mlp:hidden=40,mlp-relu:hidden=24x24", "--datasets", "digits")
 CURVATURE = "l2.curvature@0.1"
-WHOLE = ("--num-tasks", "4", "--outer-steps", "60", "--outer-lr", "0.005", "--keep", "last")
+LAST = ("--outer-lr", "0.005", "--keep", "last")
+WHOLE = ("--num-tasks", "4", "--outer-steps", "60")
 INTERRUPTED = (130, 141, 143)
 MEASURED = {
     CURVATURE: "curvature part, r = .1",
@@ -50,8 +51,9 @@ MEASURED = {
 @dataclass(frozen=True, kw_only=True)
 class Way:
     """A way to absorb; ``regularizer`` "none" is the plain twin, ``control`` that with the
-    regularizer's meta-compute. ``whole`` differentiates through whole episodes, half as many at a
-    time, in fewer and smaller outer steps, and never goes back to an incumbent.
+    regularizer's meta-compute. ``last`` makes smaller outer steps and never goes back to an
+    incumbent; ``whole`` does so too, and differentiates through whole episodes, half as many at a
+    time.
     """
 
     regularizer: str = "sam"
@@ -60,6 +62,7 @@ class Way:
     when: str = "every"
     batch: str = "own"
     episode: int = 200
+    last: bool = False
     whole: bool = False
     score: str = "plain"
     control: bool = False
@@ -69,6 +72,8 @@ class Way:
         length = ["--episode-length", str(self.episode)]
         if self.whole:
             length += ["--unroll-length", str(self.episode), *WHOLE]
+        if self.last or self.whole:
+            length += LAST
         if self.regularizer == "none":
             return length
         given = "--control" if self.control else "--regularizer"
@@ -81,7 +86,7 @@ class Way:
     def twin(self) -> str:
         """The name of the plain run that it is compared with."""
         episode = f"+episode-{self.episode}" * (self.episode != Way.episode)
-        return "none" + episode + "+whole" * self.whole
+        return "none" + episode + "+last" * self.last + "+whole" * self.whole
 
 
 WAYS: dict[str, dict[str, Any]] = {
@@ -99,6 +104,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "late": {"when": "late"},
     "end": {"when": "end"},
     "episode-1000": {"episode": 1000},
+    "last": {"last": True},
     "whole": {"whole": True},
     "independent": {"batch": "independent"},
     "regularized": {"score": "regularized"},

@@ -38,7 +38,8 @@ def test_names_are_crossed_and_compared_with_the_twin_of_their_length() -> None:
     assert lever.way_of("base").twin == "none"
     assert lever.way_of("whole+episode-1000").twin == "none+episode-1000+whole"
     words = lever.way_of("none+episode-1000+whole").options()
-    assert words[words.index("--unroll-length") + 1] == "1000"
+    assert words[words.index("--unroll-length") + 1] == "1000" and words[-2:] == ["--keep", "last"]
+    assert lever.way_of("last").twin == "none+last"
     with pytest.raises(UserError, match="unknown name 'latest'"):
         lever.way_of("base+latest")
 
