@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.results_compared import Rows, beside, compared, overview
-from benchmarks.results_flat import ceiling, horizon, incentive, incentive_of_rates, lever
+from benchmarks.results_flat import ceiling, cells, horizon, incentive, incentive_of_rates, lever
 from lo_framework.eval.report.table import Table
 from lo_framework.eval.statistics import Estimate, mean, paired_difference
 
@@ -233,6 +233,7 @@ KINDS: dict[str, tuple[Callable[[Any], Rows], ...]] = {
             robustness,
             sharpness,
             ceiling,
+            cells,
             horizon,
             lever,
         )

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.lever import CURVATURE, MEASURED, cell
+from benchmarks.nine_cells_verdict import GAIN, shown
 from lo_framework.eval.sharpness.metrics import EQUAL, MATCHED
 from lo_framework.eval.statistics import Array, Estimate, mean_interval
 
@@ -26,6 +27,17 @@ def lever(content: Any) -> Rows:
     for name, way in content["ways"].items():
         ratios = (cell(way[MATCHED][key]) for key in MEASURED)
         yield content["learned"], name, *ratios, cell(way[EQUAL]["train_loss"])
+
+
+def cells(content: Any) -> Rows:
+    """Each problem of the nine cells: the absorbed regularizers beside twin and control."""
+    yield "problem", "absorbed", "beside", *MEASURED.values(), TRAINED, GAIN
+    for problem, of_problem in content["cells"].items():
+        for absorbed, by_reference in of_problem["ratios"].items():
+            for reference, by_place in by_reference.items():
+                matched = (shown(by_place[MATCHED][key]) for key in MEASURED)
+                rest = by_place[EQUAL]["train_loss"], by_place[GAIN]
+                yield problem, absorbed, reference, *matched, *map(shown, rest)
 
 
 def incentive(content: Any) -> Rows:
