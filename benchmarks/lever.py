@@ -193,26 +193,28 @@ def check_alike(path: Path, now: dict[str, Any]) -> None:
     atomic_write_text(path, json.dumps(now, indent=1) + "\n")
 
 
-def log_ratios(result: Result, key: str, place: str) -> Array:
-    """``log(run / twin)``, problem by problem and seed by seed; nan where one of the two has no
-    number, or none above zero.
+def log_ratios(result: Result, task: str, key: str, place: str) -> Array:
+    """``log(run / twin)``, seed by seed; nan where one of the two has no number, or none above
+    zero.
     """
-    twin, absorbed = result.learned
+    twin, absorbed = (result.arm(task, each).values(key, place) for each in result.learned)
     with np.errstate(invalid="ignore", divide="ignore"):
-        logs = [
-            np.log(result.arm(task, absorbed).values(key, place))
-            - np.log(result.arm(task, twin).values(key, place))
-            for task in result.tasks
-        ]
-    return np.where(np.isfinite(logs), logs, math.nan).ravel()
+        logs = np.log(absorbed) - np.log(twin)
+    return np.where(np.isfinite(logs), logs, math.nan)
 
 
 def summary(result: Result) -> dict[str, Any]:
+    """What `over` gives for all problems, and for each alone."""
+    alone = {task: over(result, [task]) for task in result.tasks}
+    return over(result, result.tasks) | {"problems": alone}
+
+
+def over(result: Result, tasks: Sequence[str]) -> dict[str, Any]:
     """Mean, interval, and how many pairs there are, of every number at both places."""
     measured: dict[str, Any] = {EQUAL: {}, MATCHED: {}}
     for place, by_key in measured.items():
         for key in MEASURED:
-            logs = log_ratios(result, key, place)
+            logs = np.concatenate([log_ratios(result, task, key, place) for task in tasks])
             known = logs[np.isfinite(logs)]
             by_key[key] = {"pairs": known.size, "of": logs.size}
             if known.size > 1:

@@ -10,7 +10,7 @@ used on {mlp, mlp-relu, cnn} x {mnist, fashion_mnist, cifar10} at 8 x 8 pixels, 
 and a wider net; measured by `eval sharpness`. One command does it all, and goes on when it is given
 again: ``OUT/optimizers`` and ``OUT/cells`` keep what is finished. A cell that fails is told in its
 place, and tried again the next time. What it says is `benchmarks.nine_cells_verdict` and shown by
-`benchmarks.nine_cells_page`, after each group.
+`benchmarks.nine_cells_page`, after each group; ``--cells none`` runs nothing and says it anew.
 """
 
 from __future__ import annotations
@@ -220,7 +220,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     options |= {"runs": "runs/nine_cells"}
     args, content = harness.begin("nine_cells", __doc__, argv, **options)
     args.runs, args.out, args.failed = Path(args.runs), args.out / "nine_cells", {}
-    chosen = args.cells.split(",")
+    chosen = [] if args.cells == "none" else args.cells.split(",")
     if unknown := [cell for cell in chosen if cell not in CELLS]:
         args.error(f"unknown cell {unknown[0]!r}; known: {', '.join(CELLS)}")
     try:

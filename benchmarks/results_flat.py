@@ -22,11 +22,15 @@ COLUMNS = {"l2.curvature(0.1)": MEASURED[CURVATURE]} | {
 
 
 def lever(content: Any) -> Rows:
-    """Every way to absorb beside the plain twin, at matched training loss, and what it costs."""
-    yield "learned optimizer", "way", *MEASURED.values(), TRAINED
+    """Every way to absorb beside the plain twin, at matched training loss, and what it costs;
+    problem by problem where that was kept.
+    """
+    yield "learned optimizer", "way", "problem", *MEASURED.values(), TRAINED
     for name, way in content["ways"].items():
-        ratios = (cell(way[MATCHED][key]) for key in MEASURED)
-        yield content["learned"], name, *ratios, cell(way[EQUAL]["train_loss"])
+        for problem, measured in way.get("problems", {"both": way}).items():
+            ratios = (cell(measured[MATCHED][key]) for key in MEASURED)
+            cost = cell(measured[EQUAL]["train_loss"])
+            yield content["learned"], name, problem, *ratios, cost
 
 
 def cells(content: Any) -> Rows:

@@ -77,9 +77,11 @@ def result_of(*pairs: tuple[float, float]) -> Result:
 
 def test_ratios_are_of_pairs_and_what_has_no_logarithm_is_counted() -> None:
     result = result_of((1.0, 0.5), (2.0, 1.0), (1.0, -1.0), (1.0, math.nan))
-    logs = lever.log_ratios(result, lever.CURVATURE, MATCHED)
+    logs = lever.log_ratios(result, "mlp", lever.CURVATURE, MATCHED)
     np.testing.assert_allclose(logs, [math.log(0.5), math.log(0.5), math.nan, math.nan])
-    found = lever.summary(result)[EQUAL][lever.CURVATURE]
+    summary = lever.summary(result)
+    found = summary[EQUAL][lever.CURVATURE]
+    assert summary["problems"] == {"mlp": {place: summary[place] for place in (EQUAL, MATCHED)}}
     assert (found["pairs"], found["of"]) == (2, 4)
     assert found["value"] == pytest.approx(math.log(0.5))
     assert lever.cell(found).endswith("(2 of 4 left out)")

@@ -254,6 +254,8 @@ def test_a_failed_cell_is_told_and_the_others_are_kept(
     assert "-m eval" not in capfd.readouterr().err and not again["failed"]
     assert before == {path: path.stat().st_mtime_ns for path in (folder / "cells").iterdir()}
     assert again["cells"] == content["cells"]
+    told = nine_cells.main([*tiny, "--cells", "none"])
+    assert told["cells"] == content["cells"] and "-m eval" not in capfd.readouterr().err
     for words, said in (
         (["--way", "rho-0.5+strength-1+whole"], "strength 5.0, not 1.0"),
         (["--steps", "7"], "steps 5, not 7"),
