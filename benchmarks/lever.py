@@ -8,8 +8,8 @@ sharpness`` on its optimizer and its plain twin. Names joined by ``+`` are cross
 ``late+rho-0.5``. Runs lie in ``--runs``; a killed run goes on when the command is given again,
 names that are finished are not run again, and one that fails is told and costs no other. The table
 has, at matched training loss, the log ratio to the twin (below 0 is flatter, or a lower loss), mean
-over problems and seeds with its 95% interval. It is of one meta-seed: what another one changes,
-``none`` with another ``--seed`` says.
+over problems and seeds with its 95% interval; the JSON has each problem too. All is of one
+meta-seed.
 """
 
 from __future__ import annotations

@@ -267,6 +267,7 @@ def of(
     targets = {}
     for arm in ABSORBED:
         verdicts = [content[x]["verdicts"].get(arm, {}) for x in nine if x in content]
+        seeds = [s for x in nine if (s := of_kind(cells.get(x, {}), learned, arm))]
         both = sum(v.get("flatter", False) and v.get("lower test loss", False) for v in verdicts)
         accurate = sum(v.get("no less accurate", False) for v in verdicts)
         targets[arm] = {
@@ -274,6 +275,7 @@ def of(
             "flatter and lower test loss": both,
             "no less accurate": accurate,
             "measured": len([v for v in verdicts if v]),
+            "meta_seeds": min(map(len, seeds), default=0),
             "met": both >= ENOUGH and accurate >= ENOUGH_ACCURATE,
         }
     together = {

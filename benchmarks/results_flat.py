@@ -1,4 +1,6 @@
-"""Tables of docs/nine_cells.md: what can be flat, what pays, and the lever."""
+"""Tables of docs/nine_cells.md: what can be flat, what pays, what must be seen, the lever and the
+cells.
+"""
 
 from __future__ import annotations
 
@@ -23,11 +25,11 @@ COLUMNS = {"l2.curvature(0.1)": MEASURED[CURVATURE]} | {
 
 def lever(content: Any) -> Rows:
     """Every way to absorb beside the plain twin, at matched training loss, and what it costs;
-    problem by problem where that was kept.
+    problem by problem.
     """
     yield "learned optimizer", "way", "problem", *MEASURED.values(), TRAINED
     for name, way in content["ways"].items():
-        for problem, measured in way.get("problems", {"both": way}).items():
+        for problem, measured in way["problems"].items():
             ratios = (cell(measured[MATCHED][key]) for key in MEASURED)
             cost = cell(measured[EQUAL]["train_loss"])
             yield content["learned"], name, problem, *ratios, cost

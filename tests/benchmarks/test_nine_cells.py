@@ -305,4 +305,5 @@ def test_optimizers_that_are_not_there_are_made_and_baselines_tuned(
         "accuracy"
     ]
     assert {"AdamW + sam:rho=0.05", "control", "gsam"} <= {*cell["probe"]}
-    assert nine_cells_page.summary(content)[0].startswith("sam: on 0 of 1 cells")
+    said = nine_cells_page.summary(content)[0]
+    assert said.startswith("even_sam: on 0 of 1 cells") and "1 of 3 meta-seeds" in said

@@ -136,8 +136,9 @@ class InHalves(StepsAhead):
     @torch.no_grad()
     def cancel_step(self) -> None:
         """The way back from `first_step`, where no second half is wanted: the second loss is not
-        finite, or the pass was interrupted. Weights and state are as before the step, buffers as
-        `first_step` left them, ``.grad`` is cleared, and the next step may begin.
+        finite, or the pass was interrupted. Weights and state are as before the step, ``.grad`` of
+        its parameters is cleared, and the next step may begin. Buffers are as `first_step` found
+        them where ``model=`` is given, but those that the one pass of `S2SAM` has moved.
 
         Raises:
             UserError: no `first_step` came before.
