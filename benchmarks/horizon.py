@@ -60,7 +60,7 @@ def slope(
     for _ in range(math.ceil(args.steps / seen)):
         estimate, state = estimator.estimate(theta, state)
         parts.append(float(estimate.grad["log_rho"]) / learned.config.gain)
-    return float(np.mean(parts))
+    return sum(parts) * seen / args.steps  # each is over `seen` steps, of which the last may lack
 
 
 def needed(loss: float, gap: float) -> float | None:

@@ -204,12 +204,12 @@ def log_ratios(result: Result, task: str, key: str, place: str) -> Array:
 
 
 def summary(result: Result) -> dict[str, Any]:
-    """What `over` gives for all problems, and for each alone."""
-    alone = {task: over(result, [task]) for task in result.tasks}
-    return over(result, result.tasks) | {"problems": alone}
+    """The ratios over all problems, and for each alone."""
+    alone = {task: ratios_over(result, [task]) for task in result.tasks}
+    return ratios_over(result, result.tasks) | {"problems": alone}
 
 
-def over(result: Result, tasks: Sequence[str]) -> dict[str, Any]:
+def ratios_over(result: Result, tasks: Sequence[str]) -> dict[str, Any]:
     """Mean, interval, and how many pairs there are, of every number at both places."""
     measured: dict[str, Any] = {EQUAL: {}, MATCHED: {}}
     for place, by_key in measured.items():

@@ -50,7 +50,7 @@ PARTS = {
     "both new": ["cnn/fashion_mnist", "cnn/cifar10"],
     **{name: [name] for name in BEYOND},
 }
-# What `lever` says is flat and trains.
+# Of what `lever` tried, that which is flatter at the least price.
 WAY, LEARNED = "rho-0.5+whole", "attention:sam_rho=0.1,sam_gradients=1"
 SECOND = "sam"  # of the second kind
 COSTLIEST = "gam"  # the control has its meta-compute, which is more than that of the others

@@ -84,8 +84,8 @@ def horizon(content: Any) -> Rows:
 
 
 def _slope(at: dict[str, Any], seeds: int) -> str:
-    needed = at["needed"]
-    words = "" if needed is None else f"; from {needed:.2g}"
+    is_told = at["needed"] is not None and at["high"] < 0
+    words = f"; from {at['needed']:.2g}" if is_told else ""
     return f"{Estimate(value=at['value'], low=at['low'], high=at['high'], n=seeds)}{words}"
 
 

@@ -102,10 +102,11 @@ class Half:
         Raises:
             NotFiniteError: the second gradient is not finite.
         """
-        second = gradients(self.moving(params), self.here.params) if self.moved else None
-        memory = [p.grad for p in params]
+        moving = self.moving(params)
+        second = gradients(moving, self.here.params) if self.moved else None
+        memory = [p.grad for p in moving.values()]
         self.back(params)
-        for p, grad in zip(params, memory):
+        for p, grad in zip(moving.values(), memory):
             p.grad = grad
         if self.broken:
             return self.here.grad, None

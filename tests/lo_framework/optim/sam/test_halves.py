@@ -222,6 +222,33 @@ def test_halves_in_another_order_are_refused_and_change_nothing() -> None:
     refused("first_step", optimizer.step)
 
 
+def test_a_parameter_of_the_second_pass_alone_takes_no_part() -> None:
+    """It had no gradient at the weights, so there is nothing to correct, as with a closure."""
+
+    def backward(optimizer: Any, pair: Sequence[Tensor], uses_both: Any) -> Tensor:
+        optimizer.zero_grad()
+        loss = (pair[0] ** 4).sum() + (pair[1].pow(2).sum() if next(uses_both) else 0.0)
+        loss.backward()
+        return loss
+
+    results = []
+    for by_closure in (True, False):
+        torch.manual_seed(0)
+        pair = [nn.Parameter(torch.randn(3, dtype=torch.float64)) for _ in range(2)]
+        optimizer = SAM(torch.optim.SGD(pair, lr=0.1), rho=0.5)
+        run = partial(backward, optimizer, pair, iter((False, True)))
+        if by_closure:
+            optimizer.step(run)
+        else:
+            run()
+            optimizer.first_step()
+            run()
+            optimizer.second_step()
+        assert pair[1].grad is None
+        results.append([p.tolist() for p in pair])
+    assert results[0] == results[1]
+
+
 def first_half(optimizer: Regularized, model: nn.Module, t: int) -> None:
     optimizer.zero_grad()
     if not isinstance(optimizer, S2SAM):
