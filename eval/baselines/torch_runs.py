@@ -32,6 +32,7 @@ from lo_framework.eval.baselines.registry import Setting, TunedOptimizer, settin
 from lo_framework.inner.rollout import _INIT, _TRAIN, seeded
 from lo_framework.layout import Layout
 from lo_framework.learned.base import Clock, State, Theta
+from lo_framework.native.active import usual_kernels
 from lo_framework.optimizees.task import Batch, Buffers, Task
 from lo_framework.optional import require
 from lo_framework.spec import UserError
@@ -204,7 +205,10 @@ def torch_rollout(
     step on, and no step is made any more.
     """
     told = splits, on_step, on_carry
-    runs = [_run(task, baseline, theta, seed, steps, *told) for theta in thetas for seed in seeds]
+    with usual_kernels():
+        runs = [
+            _run(task, baseline, theta, seed, steps, *told) for theta in thetas for seed in seeds
+        ]
     shape = (len(thetas), len(seeds))
 
     def table(rows: Iterable[Mapping[str, float]]) -> dict[str, Tensor]:

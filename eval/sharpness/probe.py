@@ -35,6 +35,7 @@ from lo_framework.eval.sharpness.settings import NO_PROBE, Settings
 from lo_framework.eval.sharpness.surface import sample
 from lo_framework.eval.statistics import Array
 from lo_framework.layout import Layout
+from lo_framework.native.active import usual_kernels
 from lo_framework.optimizees.task import Batch, Buffers, Task
 from lo_framework.regularizers import vectors
 from lo_framework.regularizers.base import Params, Point, Regularizer, State
@@ -253,7 +254,8 @@ class Watcher:
 @torch.no_grad()
 def whole_loss(task: Task, layout: Layout, flat: Tensor, buffers: Buffers, data: Batch) -> Tensor:
     """Return the evaluation-mode loss (0-d) on all of ``data``."""
-    return task.metrics(layout.unflatten(flat), buffers, data)["loss"]
+    with usual_kernels():
+        return task.metrics(layout.unflatten(flat), buffers, data)["loss"]
 
 
 def check_probe(spec: str) -> str:

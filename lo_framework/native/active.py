@@ -5,8 +5,10 @@ not know the engine.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
+
+from lo_framework.native import toolchain
 
 _ACTIVE: ContextVar[bool] = ContextVar("native kernels", default=False)
 
@@ -23,3 +25,8 @@ def kernels(allowed: bool) -> Iterator[None]:
         yield
     finally:
         _ACTIVE.reset(token)
+
+
+def usual_kernels() -> AbstractContextManager[None]:
+    """Inside, kernels are used where they can be compiled; for whoever chooses no engine."""
+    return kernels(not toolchain.reason())

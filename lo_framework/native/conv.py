@@ -215,12 +215,14 @@ class _Bilinear(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, y: Tensor, s: Tensor | None, geometry: list[int], relative: int | None
     ) -> Any:
-        ctx.geometry, ctx.relative = geometry, relative or CONV
+        ctx.geometry, ctx.relative, ctx.chooses = geometry, relative or CONV, relative is None
         if relative is not None:
             ctx.save_for_backward(x, y, s)
+            ctx.save_for_forward(x, y, s)
             return _OPERATORS[relative](x, y, s, geometry)
         largest, s = max_op(x, y, geometry)
         ctx.save_for_backward(x, y, s)
+        ctx.save_for_forward(x, y, s)
         ctx.mark_non_differentiable(s)
         return largest, s
 
@@ -232,6 +234,14 @@ class _Bilinear(torch.autograd.Function):
             for derivative, wanted in zip(_DERIVATIVES[ctx.relative], needed)
         ]
         return (*made, None, None, None)
+
+    @staticmethod
+    def jvp(ctx: Any, dx: Tensor | None, dy: Tensor | None, *_: Any) -> Any:
+        x, y, s = ctx.saved_tensors
+        moved = [(dx, y)] if dx is not None else []
+        moved += [(x, dy)] if dy is not None else []
+        found = sum(_apply(ctx.geometry, s, ctx.relative, *pair) for pair in moved)
+        return (found, None) if ctx.chooses else found
 
 
 def _apply(geometry: list[int], s: Tensor | None, relative: int, x: Tensor, y: Tensor) -> Tensor:

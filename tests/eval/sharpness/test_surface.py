@@ -4,11 +4,14 @@ input says so.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 
 from lo_framework.eval.sharpness import surface as module
 from lo_framework.eval.sharpness.surface import Surface
+from lo_framework.native import conv as kernel, toolchain
 from lo_framework.optimizees import make_tasks
 from lo_framework.spec import UserError
 from tests.eval.sharpness.problems import F64, function_surface, generator, small_task, trained
@@ -41,6 +44,25 @@ def test_loss_is_the_tasks_and_derivatives_are_autograds(spec):
     torch.testing.assert_close(products, exact)
     along = surface.curvature_along(some[0], v[0])
     torch.testing.assert_close(along, v[0] @ exact[0] / (v[0] @ v[0]))
+
+
+@pytest.mark.skipif(bool(toolchain.reason()), reason=toolchain.reason())
+@pytest.mark.parametrize("spec", ["cnn:channels=4x6", "cnn:channels=4,pool=avg,norm=batch"])
+def test_convolutions_go_through_the_kernel_and_are_the_plain_ones(spec, monkeypatch):
+    task = make_tasks(spec, "digits", None, "cpu")[0]
+    surface = trained(task, steps=3, lr=0.1, rows=70, dtype=torch.float32)
+    some = points(surface, 3)
+    v = torch.randn(3, surface.size, generator=generator(1))
+    calls, run = [], kernel.conv3x3
+    monkeypatch.setattr(kernel, "conv3x3", lambda *a, **k: calls.append(1) or run(*a, **k))
+    with_kernel = (surface.losses(some), *surface.gradients(some), *surface.hvps(some, v))
+    assert calls
+    monkeypatch.setattr(module, "usual_kernels", nullcontext)
+    calls.clear()
+    plain = (surface.losses(some), *surface.gradients(some), *surface.hvps(some, v))
+    assert not calls
+    for a, b in zip(with_kernel, plain):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5 * float(b.abs().max()))
 
 
 @pytest.mark.parametrize("numbers", [8 * 17, 8 * 100, 8 * 200])

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.func import vmap
 from torch.nn import functional as F
 
@@ -89,6 +90,32 @@ def test_maximum_of_a_convolution_and_its_derivatives(case: tuple[int, ...]) -> 
     for plain, found in zip(*results):
         scale = float(plain.detach().abs().max())
         torch.testing.assert_close(found, plain, rtol=2e-5, atol=2e-5 * scale)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, of its forward mode
+@pytest.mark.parametrize("largest", [False, True])
+def test_forward_mode_over_reverse_is_reverse_over_reverse(largest: bool) -> None:
+    """A baseline of somebody's own, which evaluations run with kernels, may take it."""
+    generator = torch.Generator().manual_seed(2)
+    x, w, dx, dw = (
+        torch.randn(shape, generator=generator)
+        for shape in ((2, 6, 6, 20), (3, 2, 3, 3), (2, 6, 6, 20), (3, 2, 3, 3))
+    )
+    apply = largest3x3 if largest else conv3x3
+
+    def gradients(*inputs: Tensor) -> tuple[Tensor, ...]:
+        y = apply(*inputs, 1, None)
+        return torch.autograd.grad(torch.sin(y).sum(), inputs, create_graph=True)
+
+    with kernels(True), forward_ad.dual_level():
+        duals = [forward_ad.make_dual(t.clone().requires_grad_(), d) for t, d in ((x, dx), (w, dw))]
+        found = [forward_ad.unpack_dual(t).tangent for t in gradients(*duals)]
+    with kernels(False):
+        plain = [t.clone().requires_grad_() for t in (x, w)]
+        along = sum((g * d).sum() for g, d in zip(gradients(*plain), (dx, dw)))
+        wanted = torch.autograd.grad(along, plain)
+    for a, b in zip(found, wanted):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
 
 
 def test_the_largest_is_chosen_as_torch_does() -> None:
