@@ -10,6 +10,7 @@ and nothing that is installed needs it.
 
 from __future__ import annotations
 
+import argparse
 import csv
 import itertools
 import json
@@ -301,6 +302,9 @@ def fill(text: str) -> str:
 
 
 if __name__ == "__main__":
+    # There are no options: one that is given is refused.
+    kept = argparse.RawDescriptionHelpFormatter
+    argparse.ArgumentParser(description=__doc__, formatter_class=kept).parse_args()
     for document in DOCUMENTS:
         document.write_text(fill(document.read_text("utf-8")), "utf-8")
         print(f"wrote {document}")

@@ -43,6 +43,7 @@ class InHalves(StepsAhead):
     same_noise: bool
     _begun: Surroundings | None = None  # the noise of a step that is to come
     _half: Half | Ahead | None = None
+    _versions: tuple[int, ...] = ()  # of the parameters, once the first half has moved them
     _has_warned = False
     _loss: Tensor | float | None = None  # the loss, by second_step
 
@@ -85,6 +86,7 @@ class InHalves(StepsAhead):
             self._clear_old()
             with Held():
                 self._half = self._go_ahead()
+                self._versions = self._versions_now()
             return True
         cost = self.regularizer.cost
         if cost.gradients > 2 or cost.hvps:
@@ -110,6 +112,7 @@ class InHalves(StepsAhead):
         with Held():
             half.begin(self.regularizer, state.steps, state.of(home), active)
             self._half, self._begun = half, None
+            self._versions = self._versions_now()
         return half.moved
 
     def second_step(self, loss: Tensor | float | None = None) -> None:
@@ -154,6 +157,24 @@ class InHalves(StepsAhead):
 
     def step(self) -> Any:
         raise NotImplementedError
+
+    def _versions_now(self) -> tuple[int, ...]:
+        return tuple(p._version for p in self._params)
+
+    def _give_up_half(self) -> None:
+        """A state is loaded that does not go on with the half-made step, if there is one. Weights
+        are not the state's: they may have been loaded before, or be loaded after it.
+        """
+        half, self._half = self._half, None
+        if isinstance(half, Half) and not half.moved:
+            return
+        if half is not None and self._versions == self._versions_now():
+            warnings.warn(
+                f"{self.title}: a state was loaded in the midst of a step, and the weights are "
+                "still where first_step() has moved them: load the model's weights too, or call "
+                "cancel_step() before load_state_dict()",
+                stacklevel=2,
+            )
 
     def _refuse_half(self, what: str) -> None:
         if self._half is not None:

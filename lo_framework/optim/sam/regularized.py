@@ -297,8 +297,11 @@ class Regularized(InHalves, StateOnly, torch.optim.Optimizer):
         def rebuild(_: torch.optim.Optimizer) -> None:
             self._rule_state.load_state_dict(saved)
             half = saved.get("half") if saved else None
-            around = Surroundings(self._params, self.model, self.same_noise)
-            self._half = None if half is None else loaded(half, self._params, around)
+            if half is None:
+                self._give_up_half()
+            else:
+                around = Surroundings(self._params, self.model, self.same_noise)
+                self._half, self._versions = loaded(half, self._params, around), ()
             self._is_blank = False
 
         with hooked(

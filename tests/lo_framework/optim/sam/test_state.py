@@ -13,6 +13,7 @@ from torch import nn
 
 from lo_framework.optim import (
     FSAM,
+    S2SAM,
     SAM,
     LookSAM,
     MetaAdamW,
@@ -110,3 +111,29 @@ def test_state_of_something_else_is_refused() -> None:
     for copier in (copy.deepcopy, pickle.dumps):
         with pytest.raises(TypeError, match="FSAM is copied and saved through state_dict"):
             copier(fsam)
+
+
+@pytest.mark.parametrize("face", [SAM, S2SAM])
+def test_weights_left_ahead_by_a_loaded_state_are_said(face: Any) -> None:
+    """A loop that is stopped between the halves and goes back to an older state."""
+    model = tools.network()
+    optimizer = face(tools.BASES["adamw"](model.parameters()))
+    weights, saved = copy.deepcopy(model.state_dict()), copy.deepcopy(optimizer.state_dict())
+
+    def first_half() -> None:
+        optimizer.zero_grad()
+        if face is SAM:
+            tools.loss_fn(model, 0)().backward()
+        optimizer.first_step()
+
+    first_half()
+    model.load_state_dict(weights)
+    optimizer.load_state_dict(saved)  # no warning, which would be an error
+    first_half()
+    optimizer.cancel_step()
+    optimizer.load_state_dict(saved)
+    first_half()
+    with pytest.warns(UserWarning, match="load the model's weights too, or call cancel_step"):
+        optimizer.load_state_dict(saved)
+    model.load_state_dict(weights)
+    first_half()
