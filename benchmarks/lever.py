@@ -31,6 +31,7 @@ from lo_framework.eval.sharpness.metrics import EQUAL, MATCHED
 from lo_framework.eval.sharpness.result import FILE, Result
 from lo_framework.eval.statistics import Array, Estimate, mean_interval
 from lo_framework.files.atomic import atomic_write_bytes, atomic_write_text
+from lo_framework.meta_train.beginning import spec_of
 from lo_framework.spec import UserError
 
 POOL = ("--optimizees", "mlp,mlp-relu", "--datasets", "digits,mnist:size=8")
@@ -39,6 +40,8 @@ PROBLEMS = ("--optimizees", "mlp:hidden=40,mlp-relu:hidden=24x24", "--datasets",
 CURVATURE = "l2.curvature@0.1"
 LAST = ("--outer-lr", "0.005", "--keep", "last")
 WHOLE = ("--num-tasks", "4", "--outer-steps", "60")
+TUNED = ("--vary", "none", "--probes", "none", "--outer-steps", "150", "--outer-lr", "0.001")
+GENERAL = "general"  # the shipped optimizer, and the preset that it was made by
 INTERRUPTED = (130, 141, 143)
 MEASURED = {
     CURVATURE: "curvature part, r = .1",
@@ -53,7 +56,8 @@ class Way:
     """A way to absorb; ``regularizer`` "none" is the plain twin, ``control`` that with the
     regularizer's meta-compute. ``last`` makes smaller outer steps and never goes back to an
     incumbent; ``whole`` does so too, and differentiates through whole episodes, half as many at a
-    time.
+    time. ``tuned`` goes on from the shipped ``general``, as that was trained itself: by PES, over
+    whole episodes.
     """
 
     regularizer: str = "sam"
@@ -64,12 +68,25 @@ class Way:
     episode: int = 200
     last: bool = False
     whole: bool = False
+    tuned: bool = False
     score: str = "plain"
     control: bool = False
 
+    def beginning(self, kind: str) -> list[str]:
+        """The words of what a run with a learned optimizer of that kind begins with. Raises
+        UserError: it cannot go on from ``general``.
+        """
+        if not self.tuned:
+            return ["--preset", "specialist", "--learned", kind]
+        if kind != (wanted := spec_of(GENERAL).partition(":")[0]):
+            raise UserError(f"`tuned` goes on from {GENERAL}, which is {wanted} and not {kind}")
+        return ["--preset", GENERAL, "--start", GENERAL]
+
     def options(self) -> list[str]:
-        """The words of its run."""
+        """The words of the rest of its run."""
         length = ["--episode-length", str(self.episode)]
+        if self.tuned:
+            length += TUNED
         if self.whole:
             length += ["--unroll-length", str(self.episode), *WHOLE]
         if self.last or self.whole:
@@ -86,7 +103,8 @@ class Way:
     def twin(self) -> str:
         """The name of the plain run that it is compared with."""
         episode = f"+episode-{self.episode}" * (self.episode != Way.episode)
-        return "none" + episode + "+last" * self.last + "+whole" * self.whole
+        parts = ["+last"] * self.last + ["+whole"] * self.whole + ["+tuned"] * self.tuned
+        return "".join(["none", episode, *parts])
 
 
 WAYS: dict[str, dict[str, Any]] = {
@@ -106,6 +124,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "episode-1000": {"episode": 1000},
     "last": {"last": True},
     "whole": {"whole": True},
+    "tuned": {"tuned": True},
     "independent": {"batch": "independent"},
     "regularized": {"score": "regularized"},
 }
@@ -136,12 +155,13 @@ def trained(name: str, kind: str, way: Way, seed: int, place: Path, args: Any) -
     """The optimizer ``place/name.safetensors``, which is made or goes on unless it is there.
 
     Raises:
+        UserError: the way is not for this kind.
         Failed: the run failed.
     """
     kept = place / f"{name}.safetensors"
     if not kept.exists():
         folder = args.runs / name
-        words = ["--preset", "specialist", "--learned", kind, *POOL, *way.options()]
+        words = [*way.beginning(kind), *POOL, *way.options()]
         words += ["--outer-steps", str(args.outer_steps)] * bool(args.outer_steps)
         words += ["--seed", str(seed), "--workers", str(args.workers)]
         run("meta_train", *words, "--no-evaluate", "--resume", "--out", str(folder))

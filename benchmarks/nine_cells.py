@@ -4,12 +4,13 @@ cells.
 
     python -m benchmarks.nine_cells [--workers 2] [--cells mlp/mnist,...]
 
-``--way`` names how to absorb, as `benchmarks.lever` knows it; what is absorbed is all four.
-Everything is meta-trained three times, from other weights and on other episodes, on `lever.POOL`;
-used on {mlp, mlp-relu, cnn} x {mnist, fashion_mnist, cifar10} at 8 x 8 pixels, and on a transformer
-and a wider net; measured by `eval sharpness`. One command does it all, and goes on when it is given
-again: ``OUT/optimizers`` and ``OUT/cells`` keep what is finished. A cell that fails is told in its
-place, and tried again the next time. What it says is `benchmarks.nine_cells_verdict` and shown by
+``--way`` names how to absorb, as `benchmarks.lever` knows it, and ``--second-way`` how ``--second``
+does; what is absorbed is all four. Everything is meta-trained three times on `lever.POOL`, on other
+episodes and, where no optimizer is gone on from, from other weights; used on {mlp, mlp-relu, cnn} x
+{mnist, fashion_mnist, cifar10} at 8 x 8 pixels, and on a transformer and a wider net; measured by
+`eval sharpness`. One command does it all, and goes on when it is given again: ``OUT/optimizers``
+and ``OUT/cells`` keep what is finished. A cell that fails is told in its place, and tried again the
+next time. What it says is `benchmarks.nine_cells_verdict` and shown by
 `benchmarks.nine_cells_page`, after each group; ``--cells none`` runs nothing and says it anew.
 """
 
@@ -51,7 +52,8 @@ PARTS = {
     **{name: [name] for name in BEYOND},
 }
 # Of what `lever` tried, that which is flatter at the least price.
-WAY, LEARNED = "rho-0.5+whole", "attention:sam_rho=0.1,sam_gradients=1"
+WAY, LEARNED = "rho-0.5+tuned", "scaled"
+SECOND_WAY = "rho-0.5+whole"
 SECOND = "sam"  # of the second kind
 COSTLIEST = "gam"  # the control has its meta-compute, which is more than that of the others
 # With radii that train: one that does not would move the loss at which all are compared.
@@ -122,6 +124,10 @@ def seeded(kind: str, seed: int) -> str:
     return f"{kind}{',' if ':' in kind else ':'}seed={seed}"
 
 
+def way_for(kind: str, args: Any) -> Way:
+    return way_of(args.way if kind == args.learned else args.second_way)
+
+
 def train(kind: str, arm: str, seed: int, args: Any) -> Path:
     """The optimizer, which is made or goes on unless it is there. Raises Failed, and at once where
     that has failed before.
@@ -129,8 +135,9 @@ def train(kind: str, arm: str, seed: int, args: Any) -> Path:
     name = f"{worded(kind)}-{arm}-{seed}"
     if name not in args.failed:
         try:
-            way, place = way_to(arm, way_of(args.way)), args.out / "optimizers"
-            return trained(name, seeded(kind, seed), way, seed, place, args)
+            way, place = way_to(arm, way_for(kind, args)), args.out / "optimizers"
+            spec = kind if way.tuned else seeded(kind, seed)
+            return trained(name, spec, way, seed, place, args)
         except Failed as failure:
             args.failed[name] = f"{name}: {failure}"
     raise Failed(args.failed[name])
@@ -139,7 +146,8 @@ def train(kind: str, arm: str, seed: int, args: Any) -> Path:
 def measure(cell: str, group: Group, args: Any) -> dict[str, Any]:
     """What is kept of one group on one cell. Raises Failed."""
     files = [train(group.kind, *member, args) for member in group.members.values()]
-    folder, way = args.runs / f"{cell.replace('/', '-')}-{group.name}", way_of(args.way)
+    folder = args.runs / f"{cell.replace('/', '-')}-{group.name}"
+    way = way_for(group.kind, args)
     model, data = CELLS[cell]
     words = ["--learned", ",".join(map(str, files)), "--optimizees", model, "--datasets", data]
     words += ["--baselines", ",".join(["adamw", *EXPLICIT]) if group.baselines else "none"]
@@ -204,16 +212,25 @@ def settings_of(args: Any) -> dict[str, Any]:
     """What must be alike in all parts of one run. Raises UserError: a way that cannot be."""
     names = "learned", "second", "steps", "seeds", "effort", "outer_steps", "tuning_seeds"
     given = {name: getattr(args, name) for name in (*names, "grid_size")}
-    way = way_of(args.way)
-    if way.regularizer not in ("none", "sam"):
-        raise UserError(f"--way {args.way} names a regularizer; here all of them are absorbed")
-    if way.control or way.regularizer == "none":
-        raise UserError(f"--way {args.way} absorbs nothing; the twins are made anyway")
-    return {**given, **asdict(way), "pool": " ".join(lever.POOL)}
+    ways = {}
+    for option, kind in (("way", args.learned), ("second_way", args.second)):
+        name = getattr(args, option)
+        way = way_of(name)
+        told = f"--{option.replace('_', '-')} {name}"
+        if way.regularizer not in ("none", "sam"):
+            raise UserError(f"{told} names a regularizer; here all of them are absorbed")
+        if way.control or way.regularizer == "none":
+            raise UserError(f"{told} absorbs nothing; the twins are made anyway")
+        way.beginning(kind)
+        ways[option] = asdict(way)
+    if args.learned == args.second:
+        raise UserError(f"--learned and --second are both {args.second}; name another --second")
+    return {**given, **ways.pop("way"), **ways, "pool": " ".join(lever.POOL)}
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     options: dict[str, Any] = {"way": WAY, "learned": LEARNED, "second": "lstm"}
+    options |= {"second_way": SECOND_WAY}
     options |= {"cells": ",".join(CELLS), "meta_seeds": (2, 3), "seeds": (2, 20)}
     options |= {"steps": (5, 200), "outer_steps": (2, 0), "effort": ("quick", "balls")}
     options |= {"tuning_seeds": (1, 3), "grid_size": (2, 5), "workers": 2}

@@ -24,7 +24,8 @@ def test_every_way_is_one_factor_off_the_base_and_a_run_that_can_be() -> None:
         way = lever.way_of(name)
         different = {key for key, x in asdict(way).items() if x != base[key]}
         assert different == set(changed) and (len(changed) == 1 or name in ("base", "asam"))
-        config = make_config("specialist", **read(way.options())[1])
+        program, given, _ = read([*way.beginning("scaled"), *way.options()])
+        config = make_config(program.preset, **given)
         assert config.episode == (way.episode, way.episode)
         assert (config.absorption is None) == (way.regularizer == "none" or way.control)
         if config.absorption is not None:
@@ -42,6 +43,19 @@ def test_names_are_crossed_and_compared_with_the_twin_of_their_length() -> None:
     assert lever.way_of("last").twin == "none+last"
     with pytest.raises(UserError, match="unknown name 'latest'"):
         lever.way_of("base+latest")
+
+
+def test_a_tuned_rule_goes_on_from_the_shipped_one_and_so_does_its_twin() -> None:
+    way = lever.way_of("even+rho-0.5+tuned")
+    assert way.twin == "none+tuned"
+    words = [*way.beginning("scaled"), *way.options()]
+    program, given, _ = read(words)
+    config = make_config(program.preset, **given)
+    assert (config.start, config.vary, config.probes) == ("general", "none", "none")
+    assert config.learned.startswith("scaled") and config.estimator.startswith("pes")
+    assert config.absorption is not None and config.regularizer == "even_sam:rho=0.5"
+    with pytest.raises(UserError, match="which is scaled and not lstm"):
+        way.beginning("lstm")
 
 
 def point(curvature: float) -> dict[str, object]:

@@ -39,7 +39,9 @@ def test_every_group_is_matched_with_its_twins() -> None:
 def test_every_way_makes_runs_that_can_be(name: str) -> None:
     way = way_of(name)
     for arm in ("none", "control", *verdict.ABSORBED):
-        config = make_config("specialist", **read(nine_cells.way_to(arm, way).options())[1])
+        words = [*way.beginning("scaled"), *nine_cells.way_to(arm, way).options()]
+        program, given, _ = read(words)
+        config = make_config(program.preset, **given)
         assert (config.absorption is None) == (arm in ("none", "control"))
         if config.absorption is not None:
             assert config.regularizer == f"{arm}:rho={way.rho:g}"
@@ -206,6 +208,7 @@ def test_hierarchical_bootstrap_leaves_out_what_is_missing():
 
 
 WORDS = ["--quick", "--workers", "1", "--learned", "hyper-adamw", "--second", "attention"]
+WORDS += ["--way", "rho-0.5+whole"]
 
 
 @pytest.fixture
@@ -271,6 +274,9 @@ def test_unknown_names_are_refused(tiny: list[str], capfd: pytest.CaptureFixture
         (["--way", "latest"], "unknown name 'latest'"),
         (["--way", "late+control"], "late+control absorbs nothing"),
         (["--way", "late+even"], "late+even names a regularizer"),
+        (["--second-way", "control"], "--second-way control absorbs nothing"),
+        (["--way", "tuned"], "goes on from general, which is scaled and not hyper-adamw"),
+        (["--second", "hyper-adamw"], "--learned and --second are both hyper-adamw"),
     ):
         with pytest.raises(SystemExit) as stopped:
             nine_cells.main([*tiny, *words])
