@@ -17,6 +17,7 @@ next time. What it says is `benchmarks.nine_cells_verdict` and shown by
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -25,11 +26,13 @@ from typing import Any
 
 from benchmarks import harness, lever, nine_cells_page, nine_cells_verdict
 from benchmarks.lever import Failed, Way, check_alike, run, trained, way_of, worded
-from benchmarks.nine_cells_verdict import ABSORBED, BASELINES, NULL, PROBED
+from benchmarks.nine_cells_verdict import ABSORBED, BASELINES, LARGER, NULL, PROBED
+from lo_framework.absorb.absorption import make_regularizer
 from lo_framework.eval.sharpness.metrics import PLACES
 from lo_framework.eval.sharpness.result import FILE, Arm
 from lo_framework.files.atomic import atomic_write_text
-from lo_framework.learned import make_learned
+from lo_framework.learned import load, make_learned, save_optimizer
+from lo_framework.learned.scaled import OFFSETS, Scaled
 from lo_framework.spec import UserError
 
 NINE = {
@@ -52,15 +55,17 @@ PARTS = {
     **{name: [name] for name in BEYOND},
 }
 # Of what `lever` tried, that which is flatter at the least price.
-WAY, LEARNED = "rho-0.5+tuned", "scaled"
+WAY, LEARNED = "rho-0.5+strength-10+tuned", "scaled"
 SECOND_WAY = "rho-0.5+whole"
 SECOND = "sam"  # of the second kind
-COSTLIEST = "gam"  # the control has its meta-compute, which is more than that of the others
+CONTROL = "control-"  # and the regularizer whose meta-compute it has
 # With radii that train: one that does not would move the loss at which all are compared.
 EXPLICIT = (
     *("sam:rho=0.05", "sam:rho=0.2", "gsam:rho=0.2", "gam:rho=0.2", "even_sam:rho=0.5"),
     *("s2sam:rho=0.1", "s2sam:rho=0.2"),
 )
+# Steps that are merely larger are flatter too; so much larger, they cost what absorbing costs.
+FACTOR = 1.6
 KEPT = (
     *("train_loss", "test_loss", "test_accuracy", "gradient_norm", "weight_norm"),
     *("top_eigenvalue", "trace"),
@@ -106,15 +111,38 @@ def groups(args: Any) -> Iterator[Group]:
 
 def _regularized(arm: str, seeds: Iterable[int], kind: str) -> Iterator[Group]:
     for seed in seeds:
-        members = {name: (name, seed) for name in ("none", "control", arm)}
+        arms = {"none": "none", "control": control_of(arm), arm: arm}
+        if arm == ABSORBED[0] and is_scaled(kind):
+            arms[LARGER] = LARGER
+        members = {label: (name, seed) for label, name in arms.items()}
         yield Group(name=f"{worded(kind)}-{arm}-{seed}", kind=kind, members=members, probe=arm)
+
+
+def is_scaled(kind: str) -> bool:
+    return kind.partition(":")[0] == Scaled.kind
+
+
+def with_larger_steps(source: Path, target: Path) -> Path:
+    """``target``, which is the `Scaled` of ``source`` with steps `FACTOR` times as large."""
+    if not target.exists():
+        rule = load(source)
+        assert isinstance(rule, Scaled)
+        theta = {name: x.clone() for name, x in rule.theta().items()}
+        theta["default"][OFFSETS.index("log_lr")] += math.log(FACTOR) / rule.config.gain
+        config = asdict(rule.config)
+        save_optimizer(target, theta, kind=rule.kind, config=config, summary={})
+    return target
+
+
+def control_of(arm: str) -> str:
+    """The plain twin with the meta-compute of ``arm``; arms that cost the same have the same."""
+    costs = {name: make_regularizer(name).cost.total for name in ABSORBED}
+    return CONTROL + next(name for name in ABSORBED if costs[name] == costs[arm])
 
 
 def way_to(arm: str, way: Way) -> Way:
     """How the optimizer ``arm`` is trained: like the way, with a regularizer of its own."""
-    if arm == "control":
-        return replace(way, regularizer=COSTLIEST, control=True)
-    return replace(way, regularizer=arm)
+    return replace(way, regularizer=arm.removeprefix(CONTROL), control=arm.startswith(CONTROL))
 
 
 def seeded(kind: str, seed: int) -> str:
@@ -132,10 +160,12 @@ def train(kind: str, arm: str, seed: int, args: Any) -> Path:
     """The optimizer, which is made or goes on unless it is there. Raises Failed, and at once where
     that has failed before.
     """
-    name = f"{worded(kind)}-{arm}-{seed}"
+    name, place = f"{worded(kind)}-{arm}-{seed}", args.out / "optimizers"
+    if arm == LARGER:
+        return with_larger_steps(train(kind, "none", seed, args), place / f"{name}.safetensors")
     if name not in args.failed:
         try:
-            way, place = way_to(arm, way_for(kind, args)), args.out / "optimizers"
+            way = way_to(arm, way_for(kind, args))
             spec = kind if way.tuned else seeded(kind, seed)
             return trained(name, spec, way, seed, place, args)
         except Failed as failure:

@@ -49,7 +49,8 @@ COLUMNS = {
 }
 WORDS = [
     Term("none", "the plain twin: meta-trained alike, without a regularizer", first=True),
-    Term("control", "the plain twin with the meta-compute that GAM takes", first=True),
+    Term("control", "the plain twin with the meta-compute that the regularizer takes", first=True),
+    Term("larger-steps", "the plain twin with all steps multiplied by 1.6, which nobody learned"),
     Term("null", "plain twins of other meta-seeds beside that of the first"),
     Term("h(r)", "the largest rise of the training loss within radius r"),
     Term("curvature part", "h(r) − r‖∇L‖: what the slope does not explain", first=True),

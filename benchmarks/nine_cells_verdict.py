@@ -32,6 +32,7 @@ BASELINES = "baselines"  # the group of AdamW and the explicit regularizers
 NULL = "null"  # plain twins of different meta-seeds: what a meta-seed alone changes
 ABSORBED = ("even_sam", "sam", "gsam", "gam")
 REFERENCES = ("none", "control")
+LARGER = "larger-steps"  # the plain twin with those; beside the first regularizer alone
 TEST, ACCURACY = "test_loss", "test_accuracy"
 RATIOS = {
     CURVATURE: "curvature part, r = .1",
@@ -197,7 +198,9 @@ def all_compared(cells: Iterable[Cell], kind: str) -> dict[str, Any]:
     every = [*cells]
     for arm in ABSORBED:
         if problems := [groups for cell in every if (groups := of_kind(cell, kind, arm))]:
-            content[arm] = {name: compared(problems, arm, name) for name in REFERENCES}
+            has_larger = all(LARGER in g["arms"] for groups in problems for g in groups.values())
+            names = [*REFERENCES, *[LARGER] * has_larger]
+            content[arm] = {name: compared(problems, arm, name) for name in names}
     return content
 
 
@@ -207,7 +210,7 @@ def of_cell(cell: Cell, learned: str, second: str) -> dict[str, Any]:
     baselines = cell.get(BASELINES)
     explicit = [name for name in (baselines or {"arms": ()})["arms"] if name.startswith("sam:")]
     for arm, by_reference in ratios.items():
-        at = [x[MATCHED] for x in by_reference.values()]
+        at = [by_reference[name][MATCHED] for name in REFERENCES]
         verdict = verdicts[arm] = {
             "flatter": all(holds(x[CURVATURE], LOWER) for x in at),
             "lower test loss": all(holds(x[TEST]) for x in at),

@@ -12,14 +12,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from benchmarks import nine_cells, nine_cells_page, nine_cells_verdict as verdict
 from benchmarks.lever import WAYS, way_of
-from lo_framework.absorb.absorption import make_regularizer
 from lo_framework.eval.sharpness.metrics import MATCHED
 from lo_framework.learned import make_learned, save_optimizer
 from lo_framework.meta_train.cli import read
 from lo_framework.meta_train.presets import make_config
+from lo_framework.optim import Learned
 
 ARGS = Namespace(meta_seeds=3, learned="attention-mlp", second="lstm")
 
@@ -31,26 +32,55 @@ def test_every_group_is_matched_with_its_twins() -> None:
         assert [*group.members][:2] == ["none", "control"] and group.probe in group.members
         assert group.name == f"attention-mlp-{group.probe}-{group.members[group.probe][1]}"
     made = {(group.kind, *member) for group in groups for member in group.members.values()}
-    assert len(made) == 3 * (6 + 2) and {seed for *_, seed in made} == {1, 2, 3}
+    # of the first kind none, four arms and the controls of even SAM, of SAM and GSAM, and of GAM
+    assert len(made) == 3 * (8 + 2) and {seed for *_, seed in made} == {1, 2, 3}
     assert len(nine_cells.NINE) == 9
 
 
 @pytest.mark.parametrize("name", [name for name in WAYS if name not in ("none", "control")])
 def test_every_way_makes_runs_that_can_be(name: str) -> None:
     way = way_of(name)
-    for arm in ("none", "control", *verdict.ABSORBED):
+    for arm in ("none", "control-gam", *verdict.ABSORBED):
         words = [*way.beginning("scaled"), *nine_cells.way_to(arm, way).options()]
         program, given, _ = read(words)
         config = make_config(program.preset, **given)
-        assert (config.absorption is None) == (arm in ("none", "control"))
+        assert (config.absorption is None) == (arm in ("none", "control-gam"))
         if config.absorption is not None:
             assert config.regularizer == f"{arm}:rho={way.rho:g}"
             assert config.absorption.config.when == way.when
 
 
-def test_the_control_computes_no_less_than_any_regularizer() -> None:
-    costs = {name: make_regularizer(name).cost.total for name in verdict.ABSORBED}
-    assert max(costs, key=costs.__getitem__) == nine_cells.COSTLIEST
+def test_each_control_has_the_meta_compute_of_its_regularizer() -> None:
+    way = way_of(nine_cells.WAY)
+
+    def steps(arm: str, **more: str) -> int:
+        words = [*way.beginning("scaled"), *nine_cells.way_to(arm, way).options()]
+        return make_config("general", **read(words)[1] | more).outer_steps
+
+    for arm in verdict.ABSORBED:
+        own = steps(arm, regularizer="none", control=f"{arm}:rho={way.rho:g}")
+        assert steps("none") == steps(arm) < steps(nine_cells.control_of(arm)) == own
+
+
+def test_larger_steps_are_the_twins_times_a_factor(tmp_path: Path) -> None:
+    source = tmp_path / "none.safetensors"
+    rule = make_learned("scaled")
+    save_optimizer(source, rule.theta(), kind="scaled", config=asdict(rule.config), summary={})
+    larger = nine_cells.with_larger_steps(source, tmp_path / "larger.safetensors")
+    moves = []
+    for path in (source, larger):
+        torch.manual_seed(0)
+        model = torch.nn.Linear(8, 4)
+        before = model.weight.detach().clone()
+        model(torch.ones(3, 8)).square().sum().backward()
+        Learned(model, str(path), num_steps=10).step()
+        moves.append(model.weight.detach() - before)
+    torch.testing.assert_close(moves[1], nine_cells.FACTOR * moves[0], rtol=1e-4, atol=1e-6)
+    (first, second) = (
+        next(iter(nine_cells.groups(Namespace(meta_seeds=1, learned=kind, second="lstm"))))
+        for kind in ("scaled", "hyper-adamw")
+    )
+    assert {*first.members} - {*second.members} == {verdict.LARGER}
 
 
 def test_meta_seeds_begin_with_other_weights() -> None:
@@ -207,6 +237,7 @@ def test_hierarchical_bootstrap_leaves_out_what_is_missing():
             verdict.hierarchical_bootstrap(np.array(nothing))
 
 
+CONTROLS = {nine_cells.control_of(arm) for arm in verdict.ABSORBED}
 WORDS = ["--quick", "--workers", "1", "--learned", "hyper-adamw", "--second", "attention"]
 WORDS += ["--way", "rho-0.5+whole"]
 
@@ -221,7 +252,7 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     folder = tmp_path / "nine_cells" / "optimizers"
     folder.mkdir(parents=True)
     for kind, arms in (
-        ("hyper-adamw", ("none", "control", *verdict.ABSORBED)),
+        ("hyper-adamw", ("none", *CONTROLS, *verdict.ABSORBED)),
         ("attention", ("none", "sam")),
     ):
         for arm in arms:
