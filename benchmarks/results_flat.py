@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.lever import CURVATURE, MEASURED, cell
-from benchmarks.nine_cells_verdict import GAIN, shown
+from benchmarks.nine_cells_verdict import GAIN, RATIOS, shown
 from lo_framework.eval.sharpness.metrics import EQUAL, MATCHED
 from lo_framework.eval.statistics import Array, Estimate, mean_interval
 
@@ -37,11 +37,12 @@ def lever(content: Any) -> Rows:
 
 def cells(content: Any) -> Rows:
     """Each problem of the nine cells: the absorbed regularizers beside twin and control."""
-    yield "problem", "absorbed", "beside", *MEASURED.values(), TRAINED, GAIN
+    keys = [key for key in RATIOS if key != "trace"]  # which goes with the top eigenvalue
+    yield "problem", "absorbed", "beside", *(RATIOS[key] for key in keys), TRAINED, GAIN
     for problem, of_problem in content["cells"].items():
         for absorbed, by_reference in of_problem["ratios"].items():
             for reference, by_place in by_reference.items():
-                matched = (shown(by_place[MATCHED][key]) for key in MEASURED)
+                matched = (shown(by_place[MATCHED][key]) for key in keys)
                 rest = by_place[EQUAL]["train_loss"], by_place[GAIN]
                 yield problem, absorbed, reference, *matched, *map(shown, rest)
 
