@@ -119,6 +119,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "rho-0.5": {"rho": 0.5},
     "asam": {"regularizer": "asam", "rho": 0.5},
     "even": {"regularizer": "even_sam"},
+    "even-asam": {"regularizer": "even_asam", "rho": 0.5},
     "late": {"when": "late"},
     "end": {"when": "end"},
     "episode-1000": {"episode": 1000},

@@ -58,7 +58,7 @@ def one(stacked: Params, k: int) -> Params:
 
 
 def test_all_that_the_room_promises_is_there() -> None:
-    sams = "asam even_sam fsam gam gradient_norm gsam"
+    sams = "asam even_asam even_sam fsam gam gradient_norm gsam"
     promised = f"{sams} hessian_trace label_noise looksam s2sam sam weight_decay"
     assert promised.split() == SHIPPED
 

@@ -161,6 +161,14 @@ def test_even_sam() -> None:
     assert_close(made, [0.5 * x for x in both])
 
 
+@pytest.mark.parametrize("eta", [0.0, 0.3])
+def test_even_asam(eta: float) -> None:
+    _, e = asam_step(eta)
+    both = plus(grad(LOSS, plus(W, e)), grad(LOSS, plus(W, e, -1.0)))
+    regularizer = make_regularizer(f"even_asam:rho={RHO},eta={eta}")
+    assert_close(field(regularizer, LANDSCAPE, PARAMS), [0.5 * x for x in both])
+
+
 def test_even_sam_sees_the_curvature_along_the_gradient_and_not_the_slope() -> None:
     """R - L - rho^2 u'Hu / 2 is of fourth order; SAM's gap is rho ||g|| first of all."""
     u = normalized(G)

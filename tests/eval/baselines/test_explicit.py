@@ -52,6 +52,7 @@ def test_costs_and_grids() -> None:
     assert costs == {
         "sam": 2,
         "asam": 2,
+        "even_asam": 3,
         "even_sam": 3,
         "gsam": 2,
         "gam": 4,
