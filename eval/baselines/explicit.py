@@ -21,6 +21,7 @@ EXPLICIT: dict[str, dict[str, Any]] = {
     "sam": {},
     "asam": {},
     "even_sam": {},
+    "even_asam": {},
     "gsam": {},
     "gam": {"exact": False},
     "looksam": {},
