@@ -49,6 +49,8 @@ MEASURED = {
     "test_loss": "test loss",
     "train_loss": "train loss",
 }
+# Which larger weights do not lower. Ways that were measured before it was have none.
+ADAPTIVE = {"adaptive l2.curvature@1": "curvature part, adaptive r = 1"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -234,7 +236,7 @@ def ratios_over(result: Result, tasks: Sequence[str]) -> dict[str, Any]:
     """Mean, interval, and how many pairs there are, of every number at both places."""
     measured: dict[str, Any] = {EQUAL: {}, MATCHED: {}}
     for place, by_key in measured.items():
-        for key in MEASURED:
+        for key in MEASURED | ADAPTIVE:
             logs = np.concatenate([log_ratios(result, task, key, place) for task in tasks])
             known = logs[np.isfinite(logs)]
             by_key[key] = {"pairs": known.size, "of": logs.size}

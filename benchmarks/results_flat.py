@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.lever import CURVATURE, MEASURED, cell
+from benchmarks.lever import ADAPTIVE, CURVATURE, MEASURED, cell
 from benchmarks.nine_cells_verdict import GAIN, RATIOS, shown
 from lo_framework.eval.sharpness.metrics import EQUAL, MATCHED
 from lo_framework.eval.statistics import Array, Estimate, mean_interval
@@ -27,10 +27,11 @@ def lever(content: Any) -> Rows:
     """Every way to absorb beside the plain twin, at matched training loss, and what it costs;
     problem by problem.
     """
-    yield "learned optimizer", "way", "problem", *MEASURED.values(), TRAINED
+    keys = MEASURED | ADAPTIVE
+    yield "learned optimizer", "way", "problem", *keys.values(), TRAINED
     for name, way in content["ways"].items():
         for problem, measured in way["problems"].items():
-            ratios = (cell(measured[MATCHED][key]) for key in MEASURED)
+            ratios = (cell(at[key]) if key in (at := measured[MATCHED]) else "" for key in keys)
             cost = cell(measured[EQUAL]["train_loss"])
             yield content["learned"], name, problem, *ratios, cost
 

@@ -23,7 +23,9 @@ def test_every_way_is_one_factor_off_the_base_and_a_run_that_can_be() -> None:
     for name, changed in lever.WAYS.items():
         way = lever.way_of(name)
         different = {key for key, x in asdict(way).items() if x != base[key]}
-        assert different == set(changed) and (len(changed) == 1 or name in ("base", "asam", "even-asam"))
+        assert different == set(changed) and (
+            len(changed) == 1 or name in ("base", "asam", "even-asam")
+        )
         program, given, _ = read([*way.beginning("scaled"), *way.options()])
         config = make_config(program.preset, **given)
         assert config.episode == (way.episode, way.episode)
