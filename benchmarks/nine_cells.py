@@ -1,11 +1,11 @@
-"""Can regularizers be learned? Optimizers that absorbed even SAM, SAM, GSAM and GAM beside their
-plain twins, the twins with more meta-compute, and AdamW with the regularizers explicitly, on nine
-cells.
+"""Can regularizers be learned? Optimizers that absorbed even SAM, even ASAM, SAM, GSAM and GAM
+beside their plain twins, the twins with more meta-compute, and AdamW with the regularizers
+explicitly, on nine cells.
 
     python -m benchmarks.nine_cells [--workers 2] [--cells mlp/mnist,...]
 
 ``--way`` names how to absorb, as `benchmarks.lever` knows it, and ``--second-way`` how ``--second``
-does; what is absorbed is all four. Everything is meta-trained three times on `lever.POOL`, on other
+does; what is absorbed is all five. Everything is meta-trained three times on `lever.POOL`, on other
 episodes and, where no optimizer is gone on from, from other weights; used on {mlp, mlp-relu, cnn} x
 {mnist, fashion_mnist, cifar10} at 8 x 8 pixels, and on a transformer and a wider net; measured by
 `eval sharpness`. One command does it all, and goes on when it is given again: ``OUT/optimizers``

@@ -30,7 +30,7 @@ from lo_framework.eval.statistics import Array, Estimate
 
 BASELINES = "baselines"  # the group of AdamW and the explicit regularizers
 NULL = "null"  # plain twins of different meta-seeds: what a meta-seed alone changes
-ABSORBED = ("even_sam", "sam", "gsam", "gam")
+ABSORBED = ("even_sam", "even_asam", "sam", "gsam", "gam")
 REFERENCES = ("none", "control")
 LARGER = "larger-steps"  # the plain twin with those; beside the first regularizer alone
 TEST, ACCURACY = "test_loss", "test_accuracy"

@@ -28,12 +28,12 @@ ARGS = Namespace(meta_seeds=3, learned="attention-mlp", second="lstm")
 def test_every_group_is_matched_with_its_twins() -> None:
     groups = [*nine_cells.groups(ARGS)]
     assert [group.name for group in groups if group.baselines] == ["baselines"]
-    for group in groups[:3] + groups[4:13]:
+    for group in groups[:3] + groups[4:16]:
         assert [*group.members][:2] == ["none", "control"] and group.probe in group.members
         assert group.name == f"attention-mlp-{group.probe}-{group.members[group.probe][1]}"
     made = {(group.kind, *member) for group in groups for member in group.members.values()}
-    # of the first kind none, four arms and the controls of even SAM, of SAM and GSAM, and of GAM
-    assert len(made) == 3 * (8 + 2) and {seed for *_, seed in made} == {1, 2, 3}
+    # of the first kind none, five arms and the controls of even SAM, of SAM and GSAM, and of GAM
+    assert len(made) == 3 * (9 + 2) and {seed for *_, seed in made} == {1, 2, 3}
     assert len(nine_cells.NINE) == 9
 
 
@@ -326,7 +326,7 @@ def test_a_training_that_failed_is_not_tried_for_every_cell(
     content = nine_cells.main(tiny)
     tried = [x for x in capfd.readouterr().err.splitlines() if x.startswith("python -m meta_train")]
     assert len(tried) == 2  # the first of each kind
-    assert len(content["failed"]) == 2 * 7 and not content["cells"]
+    assert len(content["failed"]) == 2 * 8 and not content["cells"]
 
 
 @pytest.mark.slow
