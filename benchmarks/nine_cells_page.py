@@ -203,7 +203,8 @@ def forest(content: Mapping[str, Any]) -> Any:
                 x = by_arm[arm][reference][MATCHED][key] if arm in by_arm else {}
                 if "value" not in x:
                     continue
-                y, words = i + 0.2 * (k - 1.5), None if arm in labelled else arm
+                y = i + 0.8 * ((k + 0.5) / len(ABSORBED) - 0.5)
+                words = None if arm in labelled else arm
                 labelled.add(arm)
                 ends = [[x["value"] - x["low"]], [x["high"] - x["value"]]]
                 style = dict(color=COLOURS[k], markersize=4, linewidth=1.3)
@@ -219,7 +220,8 @@ def forest(content: Mapping[str, Any]) -> Any:
         axes.grid(axis="x", alpha=0.3)
         axes.set_title(f"{FOREST[key]}, beside {reference}", fontsize=10)
     outer_labels(grid, 2, "log ratio; left is lower")
-    grid[0].legend(fontsize=8)
+    handles, names = grid[0].get_legend_handles_labels()
+    figure.legend(handles, names, fontsize=8, ncols=len(names), loc="outside upper center")
     return figure
 
 
