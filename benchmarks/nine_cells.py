@@ -54,7 +54,7 @@ PARTS = {
     "both new": ["cnn/fashion_mnist", "cnn/cifar10"],
     **{name: [name] for name in BEYOND},
 }
-# Of what `lever` tried, that which is flatter at the least price.
+# Of what `lever` tried, that which is flatter at the least price, on one meta-seed.
 WAY, LEARNED = "rho-0.5+strength-10+tuned", "scaled"
 SECOND_WAY = "rho-0.5+whole"
 SECOND = "sam"  # of the second kind
@@ -64,8 +64,9 @@ EXPLICIT = (
     *("sam:rho=0.05", "sam:rho=0.2", "gsam:rho=0.2", "gam:rho=0.2", "even_sam:rho=0.5"),
     *("s2sam:rho=0.1", "s2sam:rho=0.2"),
 )
-# Steps that are merely larger are flatter too; so much larger, they cost what absorbing costs.
-FACTOR = 1.6
+FACTOR = (
+    1.6  # steps that are merely larger are flatter too; so much larger, they cost about as much
+)
 KEPT = (
     *("train_loss", "test_loss", "test_accuracy", "gradient_norm", "weight_norm"),
     *("top_eigenvalue", "trace"),
@@ -96,6 +97,10 @@ def groups(args: Any) -> Iterator[Group]:
     seeds = range(1, args.meta_seeds + 1)  # 0 is that of `lever`, by which the way was chosen
     first, *others = ABSORBED
     yield from _regularized(first, seeds, args.learned)
+    for seed in seeds if is_scaled(args.learned) else ():
+        members = {arm: (arm, seed) for arm in ("none", first, LARGER)}
+        name = f"{worded(args.learned)}-{LARGER}-{seed}"
+        yield Group(name=name, kind=args.learned, members=members, probe=first)
     beside = {name: (name, 1) for name in ("none", first)}
     yield Group(name=BASELINES, kind=args.learned, members=beside, probe=first, baselines=True)
     for arm in others:
@@ -112,8 +117,6 @@ def groups(args: Any) -> Iterator[Group]:
 def _regularized(arm: str, seeds: Iterable[int], kind: str) -> Iterator[Group]:
     for seed in seeds:
         arms = {"none": "none", "control": control_of(arm), arm: arm}
-        if arm == ABSORBED[0] and is_scaled(kind):
-            arms[LARGER] = LARGER
         members = {label: (name, seed) for label, name in arms.items()}
         yield Group(name=f"{worded(kind)}-{arm}-{seed}", kind=kind, members=members, probe=arm)
 

@@ -32,7 +32,7 @@ BASELINES = "baselines"  # the group of AdamW and the explicit regularizers
 NULL = "null"  # plain twins of different meta-seeds: what a meta-seed alone changes
 ABSORBED = ("even_sam", "even_asam", "sam", "gsam", "gam")
 REFERENCES = ("none", "control")
-LARGER = "larger-steps"  # the plain twin with those; beside the first regularizer alone
+LARGER = "larger-steps"  # the plain twin with those; a group beside the first regularizer alone
 TEST, ACCURACY = "test_loss", "test_accuracy"
 RATIOS = {
     CURVATURE: "curvature part, r = .1",
@@ -198,9 +198,7 @@ def all_compared(cells: Iterable[Cell], kind: str) -> dict[str, Any]:
     every = [*cells]
     for arm in ABSORBED:
         if problems := [groups for cell in every if (groups := of_kind(cell, kind, arm))]:
-            has_larger = all(LARGER in g["arms"] for groups in problems for g in groups.values())
-            names = [*REFERENCES, *[LARGER] * has_larger]
-            content[arm] = {name: compared(problems, arm, name) for name in names}
+            content[arm] = {name: compared(problems, arm, name) for name in REFERENCES}
     return content
 
 
@@ -210,7 +208,7 @@ def of_cell(cell: Cell, learned: str, second: str) -> dict[str, Any]:
     baselines = cell.get(BASELINES)
     explicit = [name for name in (baselines or {"arms": ()})["arms"] if name.startswith("sam:")]
     for arm, by_reference in ratios.items():
-        at = [by_reference[name][MATCHED] for name in REFERENCES]
+        at = [x[MATCHED] for x in by_reference.values()]
         verdict = verdicts[arm] = {
             "flatter": all(holds(x[CURVATURE], LOWER) for x in at),
             "lower test loss": all(holds(x[TEST]) for x in at),
@@ -223,6 +221,10 @@ def of_cell(cell: Cell, learned: str, second: str) -> dict[str, Any]:
             no_less.append(enough(won) and won["low"] > -MARGIN)
         if explicit:
             verdict["no less accurate"] = all(no_less)
+    if larger := of_kind(cell, learned, LARGER):
+        pairs = {ABSORBED[0]: LARGER, LARGER: "none"}
+        made = {arm: {name: compared([larger], arm, name)} for arm, name in pairs.items()}
+        ratios = {arm: ratios.get(arm, {}) | made.get(arm, {}) for arm in ratios | made}
     if other := of_kind(cell, second, "sam"):
         ratios[f"{second} sam"] = {"none": compared([other], "sam", "none")}
     if NULL in cell:

@@ -76,11 +76,27 @@ def test_larger_steps_are_the_twins_times_a_factor(tmp_path: Path) -> None:
         Learned(model, str(path), num_steps=10).step()
         moves.append(model.weight.detach() - before)
     torch.testing.assert_close(moves[1], nine_cells.FACTOR * moves[0], rtol=1e-4, atol=1e-6)
-    (first, second) = (
-        next(iter(nine_cells.groups(Namespace(meta_seeds=1, learned=kind, second="lstm"))))
-        for kind in ("scaled", "hyper-adamw")
-    )
-    assert {*first.members} - {*second.members} == {verdict.LARGER}
+
+
+def test_larger_steps_are_matched_in_a_group_of_their_own() -> None:
+    """Where they are the slowest they would move the loss at which all others are compared."""
+    scaled = [*nine_cells.groups(Namespace(meta_seeds=3, learned="scaled", second="lstm"))]
+    larger = [group for group in scaled if verdict.LARGER in group.members]
+    assert [group.name for group in larger] == [f"scaled-larger-steps-{s}" for s in (1, 2, 3)]
+    assert all([*group.members] == ["none", "even_sam", verdict.LARGER] for group in larger)
+    assert len(scaled) == len([*nine_cells.groups(ARGS)]) + 3
+    made = [twins(s, 0.5, arm="even_sam") for s in range(3)]
+    beside = [json.loads(json.dumps(group)) for group in made]
+    for s, group in enumerate(beside):
+        group["group"] = f"a-b-{verdict.LARGER}-{s}"
+        group["arms"][verdict.LARGER] = group["arms"].pop("control")
+    ratios = verdict.of_cell(cell_of(*made, *beside), "a-b", "lstm")["ratios"]
+    assert [*ratios["even_sam"]] == ["none", "control", verdict.LARGER]
+    least = ratios["even_sam"][verdict.LARGER][MATCHED]["trace"]["value"]
+    assert least == pytest.approx(-math.log(2))
+    assert ratios[verdict.LARGER]["none"][MATCHED]["trace"]["value"] == pytest.approx(0.0)
+    alone = verdict.of_cell(cell_of(*beside), "a-b", "lstm")
+    assert [*alone["ratios"]] == ["even_sam", verdict.LARGER] and not alone["verdicts"]
 
 
 def test_meta_seeds_begin_with_other_weights() -> None:
