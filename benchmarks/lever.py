@@ -3,13 +3,12 @@ into a learned optimizer, on validation problems, against the same optimizer wit
 
     python -m benchmarks.lever [--names base,late,...] [--learned attention-mlp] [--seed 0]
 
-Each name is a run of ``python -m meta_train --preset specialist`` and one of ``lo-eval
-sharpness`` on its optimizer and its plain twin. Names joined by ``+`` are crossed, as
-``late+rho-0.5``. Runs lie in ``--runs``; a killed run goes on when the command is given again,
-names that are finished are not run again, and one that fails is told and costs no other. The table
-has, at matched training loss, the log ratio to the twin (below 0 is flatter, or a lower loss), mean
-over problems and seeds with its 95% interval; the JSON has each problem too. All is of one
-meta-seed.
+Each name is a run of ``python -m meta_train`` and one of ``lo-eval sharpness`` on its optimizer
+and its plain twin. Names joined by ``+`` are crossed, as ``late+rho-0.5``. Runs lie in ``--runs``;
+a killed run goes on when the command is given again, names that are finished are not run again, and
+one that fails is told and costs no other. The table has, at matched training loss, the log ratio to
+the twin (below 0 is flatter, or a lower loss), mean over problems and seeds with its 95% interval;
+the JSON has each problem too. All is of one meta-seed.
 """
 
 from __future__ import annotations
