@@ -17,7 +17,6 @@ next time. What it says is `benchmarks.nine_cells_verdict` and shown by
 from __future__ import annotations
 
 import json
-import math
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -25,14 +24,14 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import harness, lever, nine_cells_page, nine_cells_verdict
+from benchmarks.larger_steps import is_scaled, with_larger_steps
 from benchmarks.lever import Failed, Way, check_alike, run, trained, way_of, worded
 from benchmarks.nine_cells_verdict import ABSORBED, BASELINES, LARGER, NULL, PROBED
 from lo_framework.absorb.absorption import make_regularizer
 from lo_framework.eval.sharpness.metrics import PLACES
 from lo_framework.eval.sharpness.result import FILE, Arm
 from lo_framework.files.atomic import atomic_write_text
-from lo_framework.learned import load, make_learned, save_optimizer
-from lo_framework.learned.scaled import OFFSETS, Scaled
+from lo_framework.learned import make_learned
 from lo_framework.spec import UserError
 
 NINE = {
@@ -63,9 +62,6 @@ CONTROL = "control-"  # and the regularizer whose meta-compute it has
 EXPLICIT = (
     *("sam:rho=0.05", "sam:rho=0.2", "gsam:rho=0.2", "gam:rho=0.2", "even_sam:rho=0.5"),
     *("s2sam:rho=0.1", "s2sam:rho=0.2"),
-)
-FACTOR = (
-    1.6  # steps that are merely larger are flatter too; so much larger, they cost about as much
 )
 KEPT = (
     *("train_loss", "test_loss", "test_accuracy", "gradient_norm", "weight_norm"),
@@ -121,22 +117,6 @@ def _regularized(arm: str, seeds: Iterable[int], kind: str) -> Iterator[Group]:
         yield Group(name=f"{worded(kind)}-{arm}-{seed}", kind=kind, members=members, probe=arm)
 
 
-def is_scaled(kind: str) -> bool:
-    return kind.partition(":")[0] == Scaled.kind
-
-
-def with_larger_steps(source: Path, target: Path) -> Path:
-    """``target``, which is the `Scaled` of ``source`` with steps `FACTOR` times as large."""
-    if not target.exists():
-        rule = load(source)
-        assert isinstance(rule, Scaled)
-        theta = {name: x.clone() for name, x in rule.theta().items()}
-        theta["default"][OFFSETS.index("log_lr")] += math.log(FACTOR) / rule.config.gain
-        config = asdict(rule.config)
-        save_optimizer(target, theta, kind=rule.kind, config=config, summary={})
-    return target
-
-
 def control_of(arm: str) -> str:
     """The plain twin with the meta-compute of ``arm``; arms that cost the same have the same."""
     costs = {name: make_regularizer(name).cost.total for name in ABSORBED}
@@ -156,6 +136,7 @@ def seeded(kind: str, seed: int) -> str:
 
 
 def way_for(kind: str, args: Any) -> Way:
+    """Of the first kind, or of the second."""
     return way_of(args.way if kind == args.learned else args.second_way)
 
 

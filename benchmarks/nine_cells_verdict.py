@@ -222,9 +222,8 @@ def of_cell(cell: Cell, learned: str, second: str) -> dict[str, Any]:
         if explicit:
             verdict["no less accurate"] = all(no_less)
     if larger := of_kind(cell, learned, LARGER):
-        pairs = {ABSORBED[0]: LARGER, LARGER: "none"}
-        made = {arm: {name: compared([larger], arm, name)} for arm, name in pairs.items()}
-        ratios = {arm: ratios.get(arm, {}) | made.get(arm, {}) for arm in ratios | made}
+        ratios.setdefault(ABSORBED[0], {})[LARGER] = compared([larger], ABSORBED[0], LARGER)
+        ratios[LARGER] = {"none": compared([larger], LARGER, "none")}
     if other := of_kind(cell, second, "sam"):
         ratios[f"{second} sam"] = {"none": compared([other], "sam", "none")}
     if NULL in cell:

@@ -31,6 +31,7 @@ from lo_framework.eval.sharpness.settings import Level, Settings
 from lo_framework.eval.sharpness.slices import Slice, loss_line, loss_plane, random_plane
 from lo_framework.eval.sharpness.surface import Surface
 from lo_framework.layout import Layout
+from lo_framework.native.active import usual_kernels
 from lo_framework.optimizees.task import Buffers, Task
 
 SAMPLE_SEED = 0  # the same rows for every run of every optimizer
@@ -105,7 +106,8 @@ def measure_point(
     point = Point(surface, settings)
     data, here = point.data, surface.gradient_here
     for split in SPLITS:
-        metrics = task.metrics(layout.unflatten(params), buffers, task.full(split))
+        with usual_kernels():
+            metrics = task.metrics(layout.unflatten(params), buffers, task.full(split))
         data["values"] |= {f"{split}_{name}": number(x) for name, x in metrics.items()}
     data["values"] |= {
         "sample_loss": number(surface.loss_here),

@@ -238,10 +238,10 @@ class _Bilinear(torch.autograd.Function):
     @staticmethod
     def jvp(ctx: Any, dx: Tensor | None, dy: Tensor | None, *_: Any) -> Any:
         x, y, s = ctx.saved_tensors
-        moved = [(dx, y)] if dx is not None else []
-        moved += [(x, dy)] if dy is not None else []
-        found = sum(_apply(ctx.geometry, s, ctx.relative, *pair) for pair in moved)
-        return (found, None) if ctx.chooses else found
+        products = [(dx, y)] if dx is not None else []
+        products += [(x, dy)] if dy is not None else []
+        tangent = sum(_apply(ctx.geometry, s, ctx.relative, *pair) for pair in products)
+        return (tangent, None) if ctx.chooses else tangent
 
 
 def _apply(geometry: list[int], s: Tensor | None, relative: int, x: Tensor, y: Tensor) -> Tensor:
