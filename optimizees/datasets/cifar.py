@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lo_framework.optimizees.datasets.source import Payload, Source, fetch
-from lo_framework.optimizees.datasets.splits import Splits, check_labels, image_splits
+from lo_framework.optimizees.datasets.splits import Rows, Splits, check_labels, image_splits
 from lo_framework.schema import Checked, Width
 
 RECORDS = 10_000  # in each of the six files
@@ -54,11 +54,12 @@ CIFAR100 = Source(
 
 @dataclass(frozen=True, kw_only=True)
 class CifarConfig(Checked):
-    """Options of ``cifar10``. `size`: average the images down to size x size; `grey`: one channel
-    of luma.
+    """Options of ``cifar10``. `size`: average the images down to size x size; `rows`: keep so many
+    training images; `grey`: one channel of luma.
     """
 
     size: Width | None = None
+    rows: Rows | None = None
     grey: bool = False
 
 
@@ -89,7 +90,8 @@ def load_cifar10(config: CifarConfig, data_dir: str | None) -> Splits:
     """
     parsed = {name: parse(payload) for name, payload in fetch(CIFAR10, data_dir).items()}
     train = tuple(torch.cat([parsed[name][i] for name in TRAIN]) for i in range(2))
-    return image_splits(train, parsed[TEST], owner="cifar10", size=config.size, grey=config.grey)
+    test, size, rows = parsed[TEST], config.size, config.rows
+    return image_splits(train, test, owner="cifar10", size=size, rows=rows, grey=config.grey)
 
 
 def load_cifar100(config: Cifar100Config, data_dir: str | None) -> Splits:
@@ -109,7 +111,8 @@ def load_cifar100(config: Cifar100Config, data_dir: str | None) -> Splits:
         parse(payloads[name], count=count, labels=2, at=labels[config.classes], most=config.classes)
         for name, count in files.items()
     )
-    return image_splits(train, test, owner="cifar100", size=config.size, grey=config.grey)
+    size, rows, grey = config.size, config.rows, config.grey
+    return image_splits(train, test, owner="cifar100", size=size, rows=rows, grey=grey)
 
 
 def parse(

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from lo_framework.optimizees.datasets.source import Payload, Source, fetch
-from lo_framework.optimizees.datasets.splits import Splits, check_labels, image_splits
+from lo_framework.optimizees.datasets.splits import Rows, Splits, check_labels, image_splits
 from lo_framework.schema import Checked, Width
 from lo_framework.spec import UserError
 
@@ -77,9 +77,12 @@ LABEL_DIGESTS = {
 
 @dataclass(frozen=True, kw_only=True)
 class IdxConfig(Checked):
-    """Options of ``mnist`` and ``fashion_mnist``. `size`: average images down to size x size."""
+    """Options of ``mnist`` and ``fashion_mnist``. `size`: average images down to size x size;
+    `rows`: keep so many training images, a small set, which is soon overfitted.
+    """
 
     size: Width | None = None
+    rows: Rows | None = None
 
 
 def load_idx(source: Source, config: IdxConfig, data_dir: str | None) -> Splits:
@@ -107,7 +110,7 @@ def load_idx(source: Source, config: IdxConfig, data_dir: str | None) -> Splits:
                 f"found {len(x):,}"
             )
         parts.append((x, y))
-    return image_splits(*parts, owner=source.name, size=config.size)
+    return image_splits(*parts, owner=source.name, size=config.size, rows=config.rows)
 
 
 def parse(payload: Payload, magic: int, *, dims: int) -> Tensor:

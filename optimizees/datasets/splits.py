@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lo_framework.schema import Range
 from lo_framework.spec import UserError
 
 SPLIT_SEED = 0
+Rows = Annotated[int, Range(low=10, high=1 << 20)]  # training images that are kept
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601 weights of red, green and blue
 # images converted at a time: the float copy of a whole colour set at full size would double the
 # peak
@@ -72,14 +75,19 @@ def image_splits(
     *,
     owner: str,
     size: int | None,
+    rows: int | None = None,
     grey: bool = False,
 ) -> Splits:
     """The three splits of a data set with a published test split: valid is 10 % cut from train,
     never from test. All are cut from bytes, of which `to_images` then makes images: cutting floats
     takes 4x the memory.
 
+    Args:
+        rows: training images that are kept, the first of them; valid and test are whole.
+
     Raises:
-        UserError: fewer than ten rows, of which nothing can be cut, or a `size` above the images'.
+        UserError: fewer than ten rows, of which nothing can be cut, a `size` above the images', or
+            more `rows` than there are.
     """
     if len(train[0]) < 10:
         raise UserError(
@@ -87,6 +95,10 @@ def image_splits(
             "one is for validation"
         )
     valid, rest = cut(train, len(train[0]) // 10)
+    if rows is not None:
+        if rows > len(rest[0]):
+            raise UserError(f"{owner}: rows={rows} is more than its {len(rest[0])} training images")
+        rest = tuple(x[:rows] for x in rest)
     return {
         name: (to_images(pixels, size=size, grey=grey, owner=owner), labels)
         for name, (pixels, labels) in (("train", rest), ("valid", valid), ("test", test))

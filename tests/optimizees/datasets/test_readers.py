@@ -59,6 +59,21 @@ def test_size_is_area_average(tmp_path):
     torch.testing.assert_close(small[:, 0], want)
 
 
+@pytest.mark.parametrize("name", ["mnist", "cifar10"])
+def test_few_rows_are_the_first_of_training(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(cifar, "RECORDS", 4)
+    write(tmp_path, cifar_files() if name == "cifar10" else idx_files()[0])
+    every, few = load(name, tmp_path).splits, load(f"{name}:rows=11", tmp_path).splits
+    for split, kept in {"train": 11, "valid": None, "test": None}.items():
+        for x, y in zip(few[split], every[split], strict=True):
+            assert torch.equal(x, y[:kept])
+    most = len(every["train"][0])
+    assert f"{name}: rows={most + 1} is more than its {most} training images" in fails(
+        f"{name}:rows={most + 1}", tmp_path
+    )
+    assert "at least 10" in fails(f"{name}:rows=9", tmp_path)
+
+
 def test_grey_keeps_range():
     pixels = torch.tensor([[255, 255, 255], [0, 0, 0], [255, 0, 0]], dtype=torch.uint8).reshape(
         3, 3, 1, 1
