@@ -229,20 +229,25 @@ def forest(content: Mapping[str, Any]) -> Any:
 def summary(content: Mapping[str, Any]) -> list[str]:
     """What came out, in sentences."""
     lines = []
-    for arm, target in content["targets"].items():
-        if not target["measured"]:
-            lines.append(f"{arm}: not measured yet")
-            continue
-        seeds, verdict = target["meta_seeds"], "met" if target["met"] else "missed"
-        if seeds < LEAST_SEEDS:
-            verdict = f"not decided: {seeds} of {LEAST_SEEDS} meta-seeds"
-        lines.append(
-            f"{arm}: on {target['flatter and lower test loss']} of {target['measured']} cells a "
-            f"curvature part lower by a fifth and a lower test loss hold "
-            f"(flatter alone: {target['flatter']}); no less accurate than AdamW with SAM on "
-            f"{target['no less accurate']}; the target is {verdict}"
-        )
+    for name, by_arm in content["targets"].items():
+        measured = {arm: target for arm, target in by_arm.items() if target["measured"]}
+        lines += [f"{name}, {arm}: {told_of(target)}" for arm, target in measured.items()]
+        if missing := [arm for arm in by_arm if arm not in measured]:
+            lines.append(f"{name}, not measured yet: {', '.join(missing)}")
     return lines
+
+
+def told_of(target: Mapping[str, Any]) -> str:
+    """What came out of one target."""
+    seeds, verdict = target["meta_seeds"], "met" if target["met"] else "missed"
+    if seeds < LEAST_SEEDS:
+        verdict = f"not decided: {seeds} of {LEAST_SEEDS} meta-seeds"
+    return (
+        f"on {target['flatter and lower test loss']} of {target['measured']} cells a curvature "
+        "part lower by a fifth and a lower test loss hold "
+        f"(flatter alone: {target['flatter']}); no less accurate than AdamW with SAM on "
+        f"{target['no less accurate']}; the target is {verdict}"
+    )
 
 
 def write(content: Mapping[str, Any], folder: Path) -> None:

@@ -10,7 +10,8 @@ meta-seeds first, then tasks, then inner seeds (`hierarchical_bootstrap`).
 A difference *holds* where the means of three or more meta-seeds have its sign, its interval
 excludes 0, and at most a tenth of the pairs is left out. The target asks for a curvature part that
 is lower by a fifth than the plain twin's and than the control's, and for a lower test loss than
-both. All nine cells are of the same few optimizers: that six of nine hold is nearly one event.
+both. It is asked of nine cells with all rows and of nine with few. All are of the same few
+optimizers: that six of nine hold is nearly one event.
 """
 
 from __future__ import annotations
@@ -253,21 +254,10 @@ def probes_of(
             yield label, by_side
 
 
-def of(
-    folder: Path,
-    learned: str,
-    second: str,
-    nine: Iterable[str],
-    parts: Mapping[str, Iterable[str]],
+def targets_of(
+    content: Mapping[str, Any], cells: Mapping[str, Cell], learned: str, nine: Sequence[str]
 ) -> dict[str, Any]:
-    """Everything, from the files in ``folder``.
-
-    Args:
-        nine: the problems that targets are about.
-        parts: problems that are taken together, by what they have in common.
-    """
-    cells = load(folder)
-    content = {name: of_cell(cell, learned, second) for name, cell in cells.items()}
+    """Regularizer -> on how many of ``nine`` problems what is asked of it holds."""
     targets = {}
     for arm in ABSORBED:
         verdicts = [content[x]["verdicts"].get(arm, {}) for x in nine if x in content]
@@ -282,6 +272,25 @@ def of(
             "meta_seeds": min(map(len, seeds), default=0),
             "met": both >= ENOUGH and accurate >= ENOUGH_ACCURATE,
         }
+    return targets
+
+
+def of(
+    folder: Path,
+    learned: str,
+    second: str,
+    sets: Mapping[str, Sequence[str]],
+    parts: Mapping[str, Iterable[str]],
+) -> dict[str, Any]:
+    """Everything, from the files in ``folder``.
+
+    Args:
+        sets: nine problems each that a target is about.
+        parts: problems that are taken together, by what they have in common.
+    """
+    cells = load(folder)
+    content = {name: of_cell(cell, learned, second) for name, cell in cells.items()}
+    targets = {name: targets_of(content, cells, learned, nine) for name, nine in sets.items()}
     together = {
         part: all_compared([cells[name] for name in names if name in cells], learned)
         for part, names in parts.items()

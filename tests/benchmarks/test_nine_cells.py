@@ -29,7 +29,10 @@ def test_every_group_is_matched_with_its_twins() -> None:
     made = {(group.kind, *member) for group in groups for member in group.members.values()}
     # of the first kind none, five arms and the controls of even SAM, of SAM and GSAM, and of GAM
     assert len(made) == 3 * (9 + 2) and {seed for *_, seed in made} == {1, 2, 3}
-    assert len(nine_cells.NINE) == 9
+    assert [len(nine) for nine in nine_cells.SETS.values()] == [9, 9]
+    assert sorted(x for nine in nine_cells.SETS.values() for x in nine) == sorted(
+        nine_cells.CELLS.keys() - nine_cells.BEYOND.keys()
+    )
 
 
 @pytest.mark.parametrize("name", [name for name in WAYS if name not in ("none", "control")])
@@ -98,9 +101,9 @@ WORDS += ["--way", "rho-0.5+whole"]
 def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Options of a run whose optimizers are there already."""
     cells = {"a": ("mlp:hidden=4,batch=8", "digits"), "b": ("mlp:hidden=4", "nowhere")}
-    for name in ("CELLS", "NINE"):
-        monkeypatch.setattr(nine_cells, name, cells)
-    monkeypatch.setattr(nine_cells, "PARTS", {"all": [*cells]})
+    monkeypatch.setattr(nine_cells, "CELLS", cells)
+    for name in ("SETS", "PARTS"):
+        monkeypatch.setattr(nine_cells, name, {"all": [*cells]})
     folder = tmp_path / "nine_cells" / "optimizers"
     folder.mkdir(parents=True)
     for kind, arms in (
@@ -195,4 +198,4 @@ def test_optimizers_that_are_not_there_are_made_and_baselines_tuned(
     ]
     assert {"AdamW + sam:rho=0.05", "control", "gsam"} <= {*cell["probe"]}
     said = nine_cells_page.summary(content)[0]
-    assert said.startswith("even_sam: on 0 of 1 cells") and "1 of 3 meta-seeds" in said
+    assert said.startswith("all, even_sam: on 0 of 1 cells") and "1 of 3 meta-seeds" in said

@@ -108,7 +108,7 @@ def test_meta_seeds_are_told_apart_where_some_are_missing() -> None:
 
 
 def test_problems_are_taken_together_by_what_is_new() -> None:
-    (nine, *parts) = nine_cells.PARTS.values()
+    nine, _few, *parts = nine_cells.PARTS.values()
     assert sorted(itertools.chain(*parts)) == sorted([*nine, *nine_cells.BEYOND])
     halves = [cell_of(*(twins(s, factor, 0.8, "gam") for s in range(3))) for factor in (0.5, 2.0)]
     together = verdict.all_compared([*halves, {}], "a-b")  # and one that is not finished
