@@ -63,10 +63,13 @@ def measure(
     chunks = {
         n: range(math.ceil(len(workers.problems[n].seeds) / VALIDATION_CHUNK)) for n in numbers
     }
-    # Some problems are expensive, some are cheap: every worker gets its share of each.
     units = [Unit(t, n, c) for n in numbers for t in range(len(thetas)) for c in chunks[n]]
-    shares = [(stage, thetas, units[worker :: workers.num]) for worker in range(workers.num)]
-    merged = ChainMap(*workers.call(ShardHost.validate, shares))
+    took = {n: workers.seconds.get((stage.kind, n), workers.problems[n].steps) for n in numbers}
+    shares = shared(units, [took[unit.problem] for unit in units], workers.num)
+    merged = ChainMap(*workers.call(ShardHost.validate, [(stage, thetas, x) for x in shares]))
+    for unit, losses in merged.items():
+        key, (seconds,) = (stage.kind, unit.problem), losses["seconds"]
+        workers.seconds[key] = min(seconds, workers.seconds.get(key, seconds))
 
     def mean(theta: int, problem: int, name: str) -> float:
         losses = [x for c in chunks[problem] for x in merged[Unit(theta, problem, c)][name]]
@@ -76,6 +79,19 @@ def measure(
         [{name: mean(theta, problem, name) for name in metrics} for problem in numbers]
         for theta in range(len(thetas))
     ]
+
+
+def shared(units: list[Unit], costs: list[float], num: int) -> list[list[Unit]]:
+    """What each of ``num`` workers does, so that all end soon: the dearest first, each to whom has
+    the least to do.
+    """
+    shares: list[list[Unit]] = [[] for _ in range(num)]
+    loads = [0.0] * num
+    for cost, unit in sorted(zip(costs, units), key=lambda each: -each[0]):
+        least = loads.index(min(loads))
+        shares[least].append(unit)
+        loads[least] += cost
+    return shares
 
 
 def score(quality: Quality, reference: Quality) -> float:

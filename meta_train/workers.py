@@ -4,6 +4,7 @@ thread each.
 
 from __future__ import annotations
 
+import time
 import traceback
 from collections.abc import Callable
 from dataclasses import replace
@@ -114,11 +115,13 @@ class ShardHost:
         self, stage: Stage, thetas: list[Theta], units: list[Unit]
     ) -> dict[Unit, dict[str, list[float]]]:
         """Full episodes on fixed seeds. Per unit and seed: mean training, final training and final
-        validation loss, and how far the loss rises early on, as a ratio to the first.
+        validation loss, and how far the loss rises early on, as a ratio to the first; what the unit
+        took, in seconds.
         """
         learned = stage.build().to(self.config.device)
         out = {}
         for unit in units:
+            started = time.perf_counter()
             problem, first = self.problems[unit.problem], unit.chunk * VALIDATION_CHUNK
             theta = {name: x.to(self.config.device) for name, x in thetas[unit.theta].items()}
             with named(problem.name):
@@ -139,6 +142,7 @@ class ShardHost:
                 "final": done.final["train.loss"][0].tolist(),
                 "valid": valid.tolist(),
                 "rise": (start.amax(-1) / start[:, 0].clamp_min(1e-12)).tolist(),
+                "seconds": [time.perf_counter() - started],
             }
         return out
 
@@ -176,6 +180,7 @@ class Workers:
 
     def __init__(self, setup: WorkerSetup, shards: int) -> None:
         self.config, self.shards = setup.config, shards
+        self.seconds: dict[tuple[str, int], float] = {}  # least of a unit, by kind and problem
         # Objects of a script's own are in this process alone.
         self.ranks = () if setup.pool else ranks.others()
         self.num = len(self.ranks) + 1 if self.ranks else min(setup.program.workers, shards)

@@ -185,3 +185,5 @@ def test_over_tasks_takes_nested_arguments() -> None:
     for task in (TinyNet(), Stubborn()):
         total, rest = over_tasks(task, f)(a, b)
         assert total.tolist() == [1, 2, 3] and rest["y"].tolist() == [0, 1, 2]
+        total, rest = over_tasks(task, f)({"x": a["x"][2:]}, (b[0][:1], ()))  # without vmap
+        assert total.tolist() == [3] and rest["y"].tolist() == [2]
