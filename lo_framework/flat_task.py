@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.func import grad_and_value, vmap
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from lo_framework.episode import Place
 from lo_framework.layout import Layout
@@ -27,18 +27,24 @@ def over_tasks(
     task: Task, function: Callable[..., Any], chunk_size: int | None = None
 ) -> Callable[..., Any]:
     """Lift ``function`` of one task's tensors to tensors with K tasks in front, ``chunk_size`` of
-    them at once. A single task needs no ``vmap``: without one, operations cost half as much.
+    them at once. One task alone needs no ``vmap``, in which every operation costs more.
     """
-    together = vmap(function, chunk_size=chunk_size)
+
+    def looped(*arguments: Any) -> Any:
+        leaves, spec = tree_flatten(arguments)
+        rows = [
+            function(*tree_unflatten([x[k] for x in leaves], spec)) for k in range(len(leaves[0]))
+        ]
+        return tree_map(lambda *parts: torch.stack(parts), *rows)
+
+    together = vmap(function, chunk_size=chunk_size) if task.vmappable else looped
 
     def lifted(*arguments: Any) -> Any:
         leaves, spec = tree_flatten(arguments)
-        if task.vmappable and len(leaves[0]) > 1:
+        if len(leaves[0]) > 1:
             return together(*arguments)
-        each = zip(*(x.unbind() for x in leaves), strict=True)
-        tasks = [tree_flatten(function(*tree_unflatten(x, spec))) for x in each]
-        made = [torch.stack(parts) for parts in zip(*(x for x, _ in tasks))]
-        return tree_unflatten(made, tasks[0][1])
+        found = function(*tree_unflatten([x.squeeze(0) for x in leaves], spec))
+        return tree_map(lambda x: x.unsqueeze(0), found)
 
     return lifted
 
