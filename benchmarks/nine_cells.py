@@ -25,9 +25,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import harness, lever, nine_cells_page, nine_cells_verdict
-from benchmarks.larger_steps import is_scaled, with_larger_steps
 from benchmarks.lever import Failed, Way, check_alike, run, trained, way_of, worded
-from benchmarks.nine_cells_verdict import ABSORBED, BASELINES, LARGER, NULL, PROBED
+from benchmarks.nine_cells_verdict import ABSORBED, BASELINES, NULL, PROBED
+from benchmarks.other_steps import BESIDE, FACTORS, is_scaled, with_steps
 from lo_framework.absorb.absorption import make_regularizer
 from lo_framework.eval.sharpness.metrics import PLACES
 from lo_framework.eval.sharpness.result import FILE, Arm
@@ -100,10 +100,11 @@ def groups(args: Any) -> Iterator[Group]:
     seeds = range(1, args.meta_seeds + 1)  # 0 is that of `lever`, by which the way was chosen
     first, *others = ABSORBED
     yield from _regularized(first, seeds, args.learned)
-    for seed in seeds if is_scaled(args.learned) else ():
-        members = {arm: (arm, seed) for arm in ("none", first, LARGER)}
-        name = f"{worded(args.learned)}-{LARGER}-{seed}"
-        yield Group(name=name, kind=args.learned, members=members, probe=first)
+    for name, arm in BESIDE.items() if is_scaled(args.learned) else ():
+        for seed in seeds:
+            members = {label: (label, seed) for label in ("none", arm, name)}
+            label = f"{worded(args.learned)}-{name}-{seed}"
+            yield Group(name=label, kind=args.learned, members=members, probe=arm)
     beside = {name: (name, 1) for name in ("none", first)}
     yield Group(name=BASELINES, kind=args.learned, members=beside, probe=first, baselines=True)
     for arm in others:
@@ -152,8 +153,9 @@ def train(kind: str, arm: str, seed: int, args: Any) -> Path:
     that has failed before.
     """
     name, place = f"{worded(kind)}-{arm}-{seed}", args.out / "optimizers"
-    if arm == LARGER:
-        return with_larger_steps(train(kind, "none", seed, args), place / f"{name}.safetensors")
+    if arm in FACTORS:
+        twin = train(kind, "none", seed, args)
+        return with_steps(twin, place / f"{name}.safetensors", FACTORS[arm])
     if name not in args.failed:
         try:
             way = way_to(arm, way_for(kind, args))

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.larger_steps import FACTOR
 from benchmarks.lever import CURVATURE
 from benchmarks.nine_cells_verdict import (
     ABSORBED,
@@ -27,6 +26,7 @@ from benchmarks.nine_cells_verdict import (
     told,
     values,
 )
+from benchmarks.other_steps import FACTORS
 from lo_framework.eval.report.drawing import COLOURS, canvas, outer_labels, png
 from lo_framework.eval.report.page import Page, Section, Term, picture, render
 from lo_framework.eval.report.table import Table
@@ -51,7 +51,10 @@ COLUMNS = {
 WORDS = [
     Term("none", "the plain twin: meta-trained alike, without a regularizer", first=True),
     Term("control", "the plain twin with the meta-compute that the regularizer takes", first=True),
-    Term("larger-steps", f"the plain twin with all steps multiplied by {FACTOR:g}, not learned"),
+    *(
+        Term(name, f"the plain twin with all steps multiplied by {factor:g}, not learned")
+        for name, factor in FACTORS.items()
+    ),
     Term("null", "plain twins of other meta-seeds beside that of the first"),
     Term("h(r)", "the largest rise of the training loss within radius r"),
     Term("curvature part", "h(r) − r‖∇L‖: what the slope does not explain", first=True),

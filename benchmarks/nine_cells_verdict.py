@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.lever import CURVATURE
+from benchmarks.other_steps import BESIDE
 from lo_framework.eval.sharpness.matched import at_equal, shared_levels
 from lo_framework.eval.sharpness.metrics import EQUAL, MATCHED, PLACES
 from lo_framework.eval.statistics import Array, Estimate
@@ -33,7 +34,6 @@ BASELINES = "baselines"  # the group of AdamW and the explicit regularizers
 NULL = "null"  # plain twins of different meta-seeds: what a meta-seed alone changes
 ABSORBED = ("even_sam", "even_asam", "sam", "gsam", "gam")
 REFERENCES = ("none", "control")
-LARGER = "larger-steps"  # the plain twin with those; a group beside the first regularizer alone
 TEST, ACCURACY = "test_loss", "test_accuracy"
 RATIOS = {
     CURVATURE: "curvature part, r = .1",
@@ -222,9 +222,10 @@ def of_cell(cell: Cell, learned: str, second: str) -> dict[str, Any]:
             no_less.append(enough(won) and won["low"] > -MARGIN)
         if explicit:
             verdict["no less accurate"] = all(no_less)
-    if larger := of_kind(cell, learned, LARGER):
-        ratios.setdefault(ABSORBED[0], {})[LARGER] = compared([larger], ABSORBED[0], LARGER)
-        ratios[LARGER] = {"none": compared([larger], LARGER, "none")}
+    for name, arm in BESIDE.items():
+        if several := of_kind(cell, learned, name):
+            ratios.setdefault(arm, {})[name] = compared([several], arm, name)
+            ratios[name] = {"none": compared([several], name, "none")}
     if other := of_kind(cell, second, "sam"):
         ratios[f"{second} sam"] = {"none": compared([other], "sam", "none")}
     if NULL in cell:

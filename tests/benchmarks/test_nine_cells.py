@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import larger_steps, nine_cells, nine_cells_page, nine_cells_verdict as verdict
+from benchmarks import nine_cells, nine_cells_page, nine_cells_verdict as verdict, other_steps
 from benchmarks.lever import WAYS, way_of
 from lo_framework.learned import make_learned, save_optimizer
 from lo_framework.meta_train.cli import read
@@ -60,29 +60,31 @@ def test_each_control_has_the_meta_compute_of_its_regularizer() -> None:
         assert steps("none") == steps(arm) < steps(nine_cells.control_of(arm)) == own
 
 
-def test_larger_steps_are_the_twins_times_a_factor(tmp_path: Path) -> None:
+@pytest.mark.parametrize("factor", other_steps.FACTORS.values())
+def test_other_steps_are_the_twins_times_a_factor(tmp_path: Path, factor: float) -> None:
     source = tmp_path / "none.safetensors"
     rule = make_learned("scaled")
     save_optimizer(source, rule.theta(), kind="scaled", config=asdict(rule.config), summary={})
-    larger = larger_steps.with_larger_steps(source, tmp_path / "larger.safetensors")
+    other = other_steps.with_steps(source, tmp_path / "other.safetensors", factor)
     moves = []
-    for path in (source, larger):
+    for path in (source, other):
         torch.manual_seed(0)
         model = torch.nn.Linear(8, 4)
         before = model.weight.detach().clone()
         model(torch.ones(3, 8)).square().sum().backward()
         Learned(model, str(path), num_steps=10).step()
         moves.append(model.weight.detach() - before)
-    torch.testing.assert_close(moves[1], larger_steps.FACTOR * moves[0], rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(moves[1], factor * moves[0], rtol=1e-4, atol=1e-6)
 
 
-def test_larger_steps_are_matched_in_a_group_of_their_own() -> None:
+def test_other_steps_are_matched_in_a_group_of_their_own() -> None:
     """Where they are the slowest they would move the loss at which all others are compared."""
     scaled = [*nine_cells.groups(Namespace(meta_seeds=3, learned="scaled", second="lstm"))]
-    larger = [group for group in scaled if verdict.LARGER in group.members]
-    assert [group.name for group in larger] == [f"scaled-larger-steps-{s}" for s in (1, 2, 3)]
-    assert all([*group.members] == ["none", "even_sam", verdict.LARGER] for group in larger)
-    assert len(scaled) == len([*nine_cells.groups(ARGS)]) + 3
+    for name, absorbed in other_steps.BESIDE.items():
+        groups = [group for group in scaled if name in group.members]
+        assert [group.name for group in groups] == [f"scaled-{name}-{s}" for s in (1, 2, 3)]
+        assert all([*group.members] == ["none", absorbed, name] for group in groups)
+    assert len(scaled) == len([*nine_cells.groups(ARGS)]) + 6
 
 
 def test_meta_seeds_begin_with_other_weights() -> None:

@@ -165,12 +165,12 @@ def test_larger_steps_are_compared_in_the_group_that_has_them() -> None:
     made = [twins(s, 0.5, arm="even_sam") for s in range(3)]
     beside = [json.loads(json.dumps(group)) for group in made]
     for s, group in enumerate(beside):
-        group["group"] = f"a-b-{verdict.LARGER}-{s}"
-        group["arms"][verdict.LARGER] = group["arms"].pop("control")
+        group["group"] = f"a-b-larger-steps-{s}"
+        group["arms"]["larger-steps"] = group["arms"].pop("control")
     ratios = verdict.of_cell(cell_of(*made, *beside), "a-b", "lstm")["ratios"]
-    assert [*ratios["even_sam"]] == ["none", "control", verdict.LARGER]
-    least = ratios["even_sam"][verdict.LARGER][MATCHED]["trace"]["value"]
+    assert [*ratios["even_sam"]] == ["none", "control", "larger-steps"]
+    least = ratios["even_sam"]["larger-steps"][MATCHED]["trace"]["value"]
     assert least == pytest.approx(-math.log(2))
-    assert ratios[verdict.LARGER]["none"][MATCHED]["trace"]["value"] == pytest.approx(0.0)
+    assert ratios["larger-steps"]["none"][MATCHED]["trace"]["value"] == pytest.approx(0.0)
     alone = verdict.of_cell(cell_of(*beside), "a-b", "lstm")
-    assert [*alone["ratios"]] == ["even_sam", verdict.LARGER] and not alone["verdicts"]
+    assert [*alone["ratios"]] == ["even_sam", "larger-steps"] and not alone["verdicts"]
