@@ -27,7 +27,8 @@ def over_tasks(
     task: Task, function: Callable[..., Any], chunk_size: int | None = None
 ) -> Callable[..., Any]:
     """Lift ``function`` of one task's tensors to tensors with K tasks in front, ``chunk_size`` of
-    them at once. One task alone needs no ``vmap``, in which every operation costs more.
+    them at once. One task alone needs no ``vmap``, in which every operation costs more, but for the
+    first time: what ``vmap`` refuses (random operations, say) is refused for one task as for many.
     """
 
     def looped(*arguments: Any) -> Any:
@@ -39,10 +40,16 @@ def over_tasks(
 
     together = vmap(function, chunk_size=chunk_size) if task.vmappable else looped
 
+    checked = not task.vmappable
+
     def lifted(*arguments: Any) -> Any:
+        nonlocal checked
         leaves, spec = tree_flatten(arguments)
         if len(leaves[0]) > 1:
             return together(*arguments)
+        if not checked:
+            together(*arguments)
+            checked = True
         found = function(*tree_unflatten([x.squeeze(0) for x in leaves], spec))
         return tree_map(lambda x: x.unsqueeze(0), found)
 

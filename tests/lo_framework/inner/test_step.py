@@ -187,3 +187,10 @@ def test_over_tasks_takes_nested_arguments() -> None:
         assert total.tolist() == [1, 2, 3] and rest["y"].tolist() == [0, 1, 2]
         total, rest = over_tasks(task, f)({"x": a["x"][2:]}, (b[0][:1], ()))  # without vmap
         assert total.tolist() == [3] and rest["y"].tolist() == [2]
+
+
+def test_one_task_may_draw_as_little_as_many() -> None:
+    for num in (1, 2):
+        drawing = over_tasks(TinyNet(), lambda x: x + torch.rand_like(x))
+        with pytest.raises(RuntimeError, match="random"):
+            drawing(torch.ones(num))
