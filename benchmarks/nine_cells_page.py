@@ -234,13 +234,13 @@ def summary(content: Mapping[str, Any]) -> list[str]:
     lines = []
     for name, by_arm in content["targets"].items():
         measured = {arm: target for arm, target in by_arm.items() if target["measured"]}
-        lines += [f"{name}, {arm}: {told_of(target)}" for arm, target in measured.items()]
+        lines += [f"{name}, {arm}: {outcome(target)}" for arm, target in measured.items()]
         if missing := [arm for arm in by_arm if arm not in measured]:
             lines.append(f"{name}, not measured yet: {', '.join(missing)}")
     return lines
 
 
-def told_of(target: Mapping[str, Any]) -> str:
+def outcome(target: Mapping[str, Any]) -> str:
     """What came out of one target."""
     seeds, verdict = target["meta_seeds"], "met" if target["met"] else "missed"
     if seeds < LEAST_SEEDS:

@@ -50,8 +50,8 @@ def over_tasks(
         if not checked:
             together(*arguments)
             checked = True
-        found = function(*tree_unflatten([x.squeeze(0) for x in leaves], spec))
-        return tree_map(lambda x: x.unsqueeze(0), found)
+        outputs = function(*tree_unflatten([x.squeeze(0) for x in leaves], spec))
+        return tree_map(lambda x: x.unsqueeze(0), outputs)
 
     return lifted
 

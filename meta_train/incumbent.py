@@ -65,7 +65,7 @@ def measure(
     }
     units = [Unit(t, n, c) for n in numbers for t in range(len(thetas)) for c in chunks[n]]
     took = {n: workers.seconds.get((stage.kind, n), workers.problems[n].steps) for n in numbers}
-    shares = shared(units, [took[unit.problem] for unit in units], workers.num)
+    shares = balanced(units, [took[unit.problem] for unit in units], workers.num)
     merged = ChainMap(*workers.call(ShardHost.validate, [(stage, thetas, x) for x in shares]))
     for unit, losses in merged.items():
         key, (seconds,) = (stage.kind, unit.problem), losses["seconds"]
@@ -81,9 +81,9 @@ def measure(
     ]
 
 
-def shared(units: list[Unit], costs: list[float], num: int) -> list[list[Unit]]:
-    """What each of ``num`` workers does, so that all end soon: the dearest first, each to whom has
-    the least to do.
+def balanced(units: list[Unit], costs: list[float], num: int) -> list[list[Unit]]:
+    """Share ``units`` out among ``num`` workers so that all end at nearly the same time: the
+    costliest first, each to the worker that has the least to do.
     """
     shares: list[list[Unit]] = [[] for _ in range(num)]
     loads = [0.0] * num

@@ -13,7 +13,7 @@ import pytest
 from lo_framework.meta_train.cli import main
 from lo_framework.meta_train.config import Program
 from lo_framework.meta_train.growth import Stage
-from lo_framework.meta_train.incumbent import shared
+from lo_framework.meta_train.incumbent import balanced
 from lo_framework.meta_train.workers import ShardHost, Unit, Workers, WorkerSetup
 from lo_framework.processes import Died
 from lo_framework.spec import UserError
@@ -55,9 +55,9 @@ def test_errors_of_workers(tmp_path: Path) -> None:
 
 def test_validation_is_shared_so_that_all_workers_end_soon() -> None:
     units = [Unit(0, problem, 0) for problem in range(6)]
-    shares = shared(units, [2.3, 1.0, 1.5, 1.0, 2.25, 0.3], 2)
+    shares = balanced(units, [2.3, 1.0, 1.5, 1.0, 2.25, 0.3], 2)
     assert [[unit.problem for unit in share] for share in shares] == [[0, 1, 3], [4, 2, 5]]
-    assert shared(units, [1.0] * 6, 7) == [*([unit] for unit in units), []]
+    assert balanced(units, [1.0] * 6, 7) == [*([unit] for unit in units), []]
 
 
 def test_shares_of_the_shards() -> None:
