@@ -5,7 +5,7 @@
    A map may be seen through windows of 2x2 pixels, one of which is chosen for each number: then
    windows[q * 4 + j] are the pixels of window q, and choice[q][] is a j. */
 
-typedef int8_t J __attribute__((vector_size(16), aligned(1)));
+typedef int8_t J __attribute__((vector_size(LANES), aligned(1)));
 INLINE I chosen(const int8_t *p) { return __builtin_convertvector(*(const J *)p, I); }
 
 /* `larger`: the first is, or it is NaN. */
@@ -40,20 +40,20 @@ INLINE Weights four(const float *w, long o, long O, long os, long cs) {
   return f;
 }
 
-/* s[i] = sum over c, t of w[i][c][t] in[c][near[t]][], for 64 rows of the batch. */
-INLINE void neighbours(V s[4][VECTORS], const Weights *w, long C, long taps, const int32_t *near,
+/* s[i] = sum over c, t of w[i][c][t] in[c][near[t]][], for a tile of the batch. */
+INLINE void neighbours(V s[4][TILE], const Weights *w, long C, long taps, const int32_t *near,
                        const float *in, long in_map, long in_pixel) {
   const float *w0 = w->row[0], *w1 = w->row[1], *w2 = w->row[2], *w3 = w->row[3];
-  UNROLL for (int i = 0; i < 4; i++) UNROLL for (int v = 0; v < VECTORS; v++) s[i][v] = splat(0);
+  UNROLL for (int i = 0; i < 4; i++) UNROLL for (int v = 0; v < TILE; v++) s[i][v] = splat(0);
   for (long t = 0; t < taps; t++) {
     if (near[t] < 0) continue;
     const float *x = in + near[t] * in_pixel;
     for (long c = 0; c < C; c++, x += in_map) {
-      V a[VECTORS];
-      UNROLL for (int v = 0; v < VECTORS; v++) a[v] = at(x + v * LANES);
+      V a[TILE];
+      UNROLL for (int v = 0; v < TILE; v++) a[v] = at(x + v * LANES);
       const long k = c * w->cs + t;
       const V f0 = splat(w0[k]), f1 = splat(w1[k]), f2 = splat(w2[k]), f3 = splat(w3[k]);
-      UNROLL for (int v = 0; v < VECTORS; v++) {
+      UNROLL for (int v = 0; v < TILE; v++) {
         s[0][v] += f0 * a[v];
         s[1][v] += f1 * a[v];
         s[2][v] += f2 * a[v];
@@ -70,13 +70,14 @@ static void gather_block(long O, long C, long P, long taps, const int32_t *table
                          long out_map, long out_pixel) {
   for (long o = 0; o < O; o += 4) {
     const Weights f = four(w, o, O, os, cs);
-    for (long p = 0; p < P; p++) {
-      V s[4][VECTORS];
-      neighbours(s, &f, C, taps, table + p * taps, in, in_map, in_pixel);
-      for (long i = 0; i < f.rows; i++)
-        UNROLL for (int v = 0; v < VECTORS; v++)
-          put(out + (o + i) * out_map + p * out_pixel + v * LANES, s[i][v]);
-    }
+    for (long p = 0; p < P; p++)
+      for (long from = 0; from < BLOCK; from += TILE * LANES) {
+        V s[4][TILE];
+        neighbours(s, &f, C, taps, table + p * taps, in + from, in_map, in_pixel);
+        for (long i = 0; i < f.rows; i++)
+          UNROLL for (int v = 0; v < TILE; v++)
+            put(out + (o + i) * out_map + p * out_pixel + from + v * LANES, s[i][v]);
+      }
   }
 }
 
@@ -88,44 +89,48 @@ static void windows_block(long O, long C, long W, long taps, const int32_t *tabl
                           long out_map, long out_pixel) {
   for (long o = 0; o < O; o += 4) {
     const Weights f = four(w, o, O, os, cs);
-    for (long q = 0; q < W; q++) {
-      const long place = o * out_map + q * out_pixel;
-      V best[4][VECTORS];
-      I which[4][VECTORS];
-      for (int j = 0; j < 4; j++) {
-        V s[4][VECTORS];
-        neighbours(s, &f, C, taps, table + windows[q * 4 + j] * taps, in, in_map, in_pixel);
-        UNROLL for (int i = 0; i < 4; i++) {
-          if (i == f.rows) break;
-          UNROLL for (int v = 0; v < VECTORS; v++) {
-            if (j == 0) {
-              best[i][v] = s[i][v];
-              which[i][v] = choosing ? (I){0} : chosen(choice + place + i * out_map + v * LANES);
-              continue;
+    for (long q = 0; q < W; q++)
+      for (long from = 0; from < BLOCK; from += TILE * LANES) {
+        const long place = o * out_map + q * out_pixel + from;
+        V best[4][TILE];
+        I which[4][TILE];
+        for (int j = 0; j < 4; j++) {
+          V s[4][TILE];
+          const int32_t *near = table + windows[q * 4 + j] * taps;
+          neighbours(s, &f, C, taps, near, in + from, in_map, in_pixel);
+          UNROLL for (int i = 0; i < 4; i++) {
+            if (i == f.rows) break;
+            UNROLL for (int v = 0; v < TILE; v++) {
+              if (j == 0) {
+                best[i][v] = s[i][v];
+                which[i][v] =
+                    choosing ? (I){0} : chosen(choice + place + i * out_map + v * LANES);
+                continue;
+              }
+              const M now = choosing ? larger(s[i][v], best[i][v]) : equal(which[i][v], j);
+              best[i][v] = choose(now, s[i][v], best[i][v]);
+              if (choosing) which[i][v] = number(now, j, which[i][v]);
             }
-            const M now = choosing ? larger(s[i][v], best[i][v]) : equal(which[i][v], j);
-            best[i][v] = choose(now, s[i][v], best[i][v]);
-            if (choosing) which[i][v] = number(now, j, which[i][v]);
           }
         }
+        for (long i = 0; i < f.rows; i++)
+          UNROLL for (int v = 0; v < TILE; v++) {
+            const long to = place + i * out_map + v * LANES;
+            put(out + to, best[i][v]);
+            if (choosing) *(J *)(choice + to) = __builtin_convertvector(which[i][v], J);
+          }
       }
-      for (long i = 0; i < f.rows; i++)
-        UNROLL for (int v = 0; v < VECTORS; v++) {
-          const long to = place + i * out_map + v * LANES;
-          put(out + to, best[i][v]);
-          if (choosing) *(J *)(choice + to) = __builtin_convertvector(which[i][v], J);
-        }
-    }
   }
 }
 
 /* In a block of 64 rows, maps lie a cache line further apart than their pixels take: at a power of
    two the lines of all maps would fall into the same few places of the cache. */
-#define APART(pixels) ((pixels) * BLOCK + LANES)
+#define LINE 16
+#define APART(pixels) ((pixels) * BLOCK + LINE)
 #define FEW 4 /* maps, which are read where they lie */
 
 /* dw[o][c][t] += sum over p and 64 rows of d[o][p][] in[c][table[p][t]][], lane by lane: 4 output
-   maps by 4 input maps at a time, or, where there are few of those, by 3 taps. */
+   maps by as many input maps as fit at a time, or, where there are few of those, by 3 taps. */
 static void weights_block(long O, long C, long P, long taps, const int32_t *table, const float *d,
                           long d_map, long d_pixel, const float *in, long in_map, long in_pixel,
                           V *dw) {
@@ -158,29 +163,29 @@ static void weights_block(long O, long C, long P, long taps, const int32_t *tabl
         }
       continue;
     }
-    for (long c = 0; c < C; c += 4) {
-      const long maps = C - c < 4 ? C - c : 4;
-      const float *x0 = in + c * in_map, *x1 = x0 + (maps > 1) * in_map,
-                  *x2 = x0 + (maps > 2) * 2 * in_map, *x3 = x0 + (maps > 3) * 3 * in_map;
+    for (long c = 0; c < C; c += TILE) {
+      const long maps = C - c < TILE ? C - c : TILE;
+      const float *from[TILE];
+      UNROLL for (int j = 0; j < TILE; j++) from[j] = in + (c + (j < maps ? j : 0)) * in_map;
       for (long t = 0; t < taps; t++) {
-        V s[4][4];
-        UNROLL for (int i = 0; i < 4; i++) UNROLL for (int j = 0; j < 4; j++) s[i][j] = splat(0);
+        V s[4][TILE];
+        UNROLL for (int i = 0; i < 4; i++) UNROLL for (int j = 0; j < TILE; j++) s[i][j] = splat(0);
         for (long p = 0; p < P; p++) {
           const long near = table[p * taps + t];
           if (near < 0) continue;
-          UNROLL for (int v = 0; v < VECTORS; v++) {
-            const long q = p * d_pixel + v * LANES, r = near * in_pixel + v * LANES;
+          UNROLL for (int v = 0; v < BLOCK; v += LANES) {
+            const long q = p * d_pixel + v, r = near * in_pixel + v;
             const V a = at(d0 + q), b = at(d1 + q), e = at(d2 + q), f = at(d3 + q);
-            const V x[4] = {at(x0 + r), at(x1 + r), at(x2 + r), at(x3 + r)};
-            UNROLL for (int j = 0; j < 4; j++) {
-              s[0][j] += a * x[j];
-              s[1][j] += b * x[j];
-              s[2][j] += e * x[j];
-              s[3][j] += f * x[j];
+            UNROLL for (int j = 0; j < TILE; j++) {
+              const V x = at(from[j] + r);
+              s[0][j] += a * x;
+              s[1][j] += b * x;
+              s[2][j] += e * x;
+              s[3][j] += f * x;
             }
           }
         }
-        UNROLL for (int i = 0; i < 4; i++) UNROLL for (int j = 0; j < 4; j++)
+        UNROLL for (int i = 0; i < 4; i++) UNROLL for (int j = 0; j < TILE; j++)
           if (i < rows && j < maps) dw[((o + i) * C + c + j) * taps + t] += s[i][j];
       }
     }

@@ -29,7 +29,7 @@ from lo_framework.native.operators import levels, operator, over_vmaps
 
 TAPS = 9
 _BLOCK = 64  # of prelude.h
-_LANES = 16
+_LINE = 16  # numbers of a cache line, and of the widest vector
 
 
 class Geometry(NamedTuple):
@@ -95,7 +95,7 @@ def _packed(x: Tensor) -> Tensor:
 
 def _apart(maps: int, pixels: int) -> int:
     """Numbers of a block of maps, as `APART` in conv.h."""
-    return maps * (pixels * _BLOCK + _LANES)
+    return maps * (pixels * _BLOCK + _LINE)
 
 
 def _conv(x: Tensor, w: Tensor, s: Tensor | None, geometry: list[int]) -> Tensor:
@@ -159,8 +159,8 @@ def _pairs(d: Tensor, x: Tensor, s: Tensor | None, geometry: list[int]) -> Tenso
     out, pixels, inputs = d.shape[1], math.prod(shape.out), shape.height * shape.width
     dw = x.new_empty(num, out, maps, 3, 3)
     scratch = x.new_empty(_apart(maps, inputs) + _apart(out, pixels))
-    lanes = torch.empty(out * maps * TAPS * _LANES + _LANES)
-    shift = (-lanes.data_ptr() // 4) % _LANES  # vectors lie on their own boundaries
+    lanes = torch.empty(out * maps * TAPS * _LINE + _LINE)
+    shift = (-lanes.data_ptr() // 4) % _LINE  # vectors lie on their own boundaries
     sizes = (num, out, maps, pixels, inputs, rows, TAPS, tables(shape)[0].data_ptr())
     pointers = (d.data_ptr(), d.stride(0), x.data_ptr(), x.stride(0), dw.data_ptr())
     room = (scratch.data_ptr(), lanes[shift:].data_ptr())

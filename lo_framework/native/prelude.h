@@ -1,43 +1,65 @@
-/* Vectors of 16 floats, blocks of 64 columns, and what the generated code calls. Comparisons give
-   masks of all or no bits; a masked value is chosen bit by bit, so that NaN never spreads. */
+/* Vectors as wide as this processor's, blocks of 64 columns, and what the generated code calls.
+   Comparisons give masks of all or no bits; a masked value is chosen bit by bit, so that NaN never
+   spreads. */
 #include <math.h>
-#ifdef __AVX512F__
+#if defined(__AVX__)
 #include <immintrin.h>
 #endif
 #include <stdint.h>
 #include <string.h>
 
+/* So many vectors of each of four rows are summed at once (TILE), all in registers, of which
+   AVX-512 and ARM have 32 and others 16. Wider vectors than the processor's would live in memory. */
+#if defined(__AVX512F__)
 #define LANES 16
-#define VECTORS 4
-#define BLOCK (LANES * VECTORS)
-typedef float V __attribute__((vector_size(64)));
-typedef int32_t I __attribute__((vector_size(64)));
-typedef float U __attribute__((vector_size(64), aligned(4)));
+#define TILE 4
+#elif defined(__AVX__)
+#define LANES 8
+#define TILE 2
+#else
+#define LANES 4
+#ifdef __aarch64__
+#define TILE 4
+#else
+#define TILE 2
+#endif
+#endif
+#define BLOCK 64
+#define VECTORS (BLOCK / LANES)
+typedef float V __attribute__((vector_size(4 * LANES)));
+typedef int32_t I __attribute__((vector_size(4 * LANES)));
+typedef float U __attribute__((vector_size(4 * LANES), aligned(4)));
 #define UNROLL _Pragma("GCC unroll 4")
 #define INLINE static inline __attribute__((always_inline))
 
-INLINE V splat(float x) { return (V){x, x, x, x, x, x, x, x, x, x, x, x, x, x, x, x}; }
+INLINE V splat(float x) { return x - (V){0}; } /* -0 stays -0 */
 INLINE V at(const float *p) { return *(const U *)p; }
 INLINE void put(float *p, V x) { *(U *)p = x; }
-INLINE V pick(I mask, V a, V b) { return (V)((mask & (I)a) | (~mask & (I)b)); }
 INLINE I ordered(V x) { return x == x; }
 
-INLINE V v_abs(V x) { return (V)((I)x & 0x7fffffff); }
-#ifdef __AVX512F__
+#if defined(__AVX512F__)
 INLINE V v_sqrt(V x) { return (V)_mm512_sqrt_ps((__m512)x); }
 /* Of two numbers one of which is NaN, these give the second operand. */
 INLINE V v_max(V a, V b) { return (V)_mm512_max_ps((__m512)b, (__m512)a); }
 INLINE V v_min(V a, V b) { return (V)_mm512_min_ps((__m512)b, (__m512)a); }
+INLINE V pick(I mask, V a, V b) { return (V)((mask & (I)a) | (~mask & (I)b)); }
+#elif defined(__AVX__)
+INLINE V v_sqrt(V x) { return (V)_mm256_sqrt_ps((__m256)x); }
+INLINE V v_max(V a, V b) { return (V)_mm256_max_ps((__m256)b, (__m256)a); }
+INLINE V v_min(V a, V b) { return (V)_mm256_min_ps((__m256)b, (__m256)a); }
+INLINE V pick(I mask, V a, V b) {
+  return (V)_mm256_blendv_ps((__m256)b, (__m256)a, (__m256)mask);
+}
 #else
+INLINE V pick(I mask, V a, V b) { return (V)((mask & (I)a) | (~mask & (I)b)); }
 INLINE V v_sqrt(V x) {
-  float a[LANES];
-  put(a, x);
-  for (int i = 0; i < LANES; i++) a[i] = sqrtf(a[i]);
-  return at(a);
+  UNROLL for (int i = 0; i < LANES; i++) x[i] = sqrtf(x[i]);
+  return x;
 }
 INLINE V v_max(V a, V b) { return pick((a >= b) | ~ordered(a), a, b); } /* NaN stays */
 INLINE V v_min(V a, V b) { return pick((a <= b) | ~ordered(a), a, b); }
 #endif
+INLINE V v_abs(V x) { return (V)((I)x & 0x7fffffff); }
 INLINE V v_round(V x) { /* to the nearest integer, |x| < 2^22 */
   const float magic = 12582912.0f;
   return (x + magic) - magic;
@@ -97,29 +119,31 @@ INLINE V v_tanh(V x) {
 static void __attribute__((noinline)) product(int A, int B, const float *w, const float *const *x,
                                               float *const *y) {
   int a = 0;
-  for (; a + 4 <= A; a += 4, w += 4 * B) {
-    V s[4][VECTORS];
-    UNROLL for (int i = 0; i < 4; i++) UNROLL for (int v = 0; v < VECTORS; v++) s[i][v] = splat(0);
-    for (int b = 0; b < B; b++) {
-      V c[VECTORS];
-      UNROLL for (int v = 0; v < VECTORS; v++) c[v] = at(x[b] + v * LANES);
-      UNROLL for (int i = 0; i < 4; i++) {
-        const V f = splat(w[i * B + b]);
-        UNROLL for (int v = 0; v < VECTORS; v++) s[i][v] += f * c[v];
+  for (; a + 4 <= A; a += 4, w += 4 * B)
+    for (int at_v = 0; at_v < BLOCK; at_v += TILE * LANES) {
+      V s[4][TILE];
+      UNROLL for (int i = 0; i < 4; i++) UNROLL for (int v = 0; v < TILE; v++) s[i][v] = splat(0);
+      for (int b = 0; b < B; b++) {
+        V c[TILE];
+        UNROLL for (int v = 0; v < TILE; v++) c[v] = at(x[b] + at_v + v * LANES);
+        UNROLL for (int i = 0; i < 4; i++) {
+          const V f = splat(w[i * B + b]);
+          UNROLL for (int v = 0; v < TILE; v++) s[i][v] += f * c[v];
+        }
       }
+      UNROLL for (int i = 0; i < 4; i++) UNROLL for (int v = 0; v < TILE; v++)
+        put(y[a + i] + at_v + v * LANES, s[i][v]);
     }
-    UNROLL for (int i = 0; i < 4; i++) UNROLL for (int v = 0; v < VECTORS; v++)
-      put(y[a + i] + v * LANES, s[i][v]);
-  }
-  for (; a < A; a++, w += B) {
-    V s[VECTORS];
-    UNROLL for (int v = 0; v < VECTORS; v++) s[v] = splat(0);
-    for (int b = 0; b < B; b++) {
-      const V f = splat(w[b]);
-      UNROLL for (int v = 0; v < VECTORS; v++) s[v] += f * at(x[b] + v * LANES);
+  for (; a < A; a++, w += B)
+    for (int at_v = 0; at_v < BLOCK; at_v += TILE * LANES) {
+      V s[TILE];
+      UNROLL for (int v = 0; v < TILE; v++) s[v] = splat(0);
+      for (int b = 0; b < B; b++) {
+        const V f = splat(w[b]);
+        UNROLL for (int v = 0; v < TILE; v++) s[v] += f * at(x[b] + at_v + v * LANES);
+      }
+      UNROLL for (int v = 0; v < TILE; v++) put(y[a] + at_v + v * LANES, s[v]);
     }
-    UNROLL for (int v = 0; v < VECTORS; v++) put(y[a] + v * LANES, s[v]);
-  }
 }
 
 /* total[a][b] += x[a][] y[b][] over a block, lane by lane. */
@@ -128,33 +152,32 @@ static void __attribute__((noinline)) outer(int A, int B, const float *const *x,
   int a = 0;
   for (; a + 4 <= A; a += 4) {
     int b = 0;
-    for (; b + 4 <= B; b += 4) {
-      V s[4][4];
-      UNROLL for (int i = 0; i < 4; i++) UNROLL for (int j = 0; j < 4; j++)
+    for (; b + TILE <= B; b += TILE) {
+      V s[4][TILE];
+      UNROLL for (int i = 0; i < 4; i++) UNROLL for (int j = 0; j < TILE; j++)
         s[i][j] = total[(a + i) * B + b + j];
-      UNROLL for (int v = 0; v < VECTORS; v++) {
-        V c[4];
-        UNROLL for (int j = 0; j < 4; j++) c[j] = at(y[b + j] + v * LANES);
+      for (int v = 0; v < BLOCK; v += LANES) {
+        V c[TILE];
+        UNROLL for (int j = 0; j < TILE; j++) c[j] = at(y[b + j] + v);
         UNROLL for (int i = 0; i < 4; i++) {
-          const V d = at(x[a + i] + v * LANES);
-          UNROLL for (int j = 0; j < 4; j++) s[i][j] += d * c[j];
+          const V d = at(x[a + i] + v);
+          UNROLL for (int j = 0; j < TILE; j++) s[i][j] += d * c[j];
         }
       }
-      UNROLL for (int i = 0; i < 4; i++) UNROLL for (int j = 0; j < 4; j++)
+      UNROLL for (int i = 0; i < 4; i++) UNROLL for (int j = 0; j < TILE; j++)
         total[(a + i) * B + b + j] = s[i][j];
     }
     for (; b < B; b++)
       UNROLL for (int i = 0; i < 4; i++) {
         V s = total[(a + i) * B + b];
-        UNROLL for (int v = 0; v < VECTORS; v++)
-          s += at(x[a + i] + v * LANES) * at(y[b] + v * LANES);
+        for (int v = 0; v < BLOCK; v += LANES) s += at(x[a + i] + v) * at(y[b] + v);
         total[(a + i) * B + b] = s;
       }
   }
   for (; a < A; a++)
     for (int b = 0; b < B; b++) {
       V s = total[a * B + b];
-      UNROLL for (int v = 0; v < VECTORS; v++) s += at(x[a] + v * LANES) * at(y[b] + v * LANES);
+      for (int v = 0; v < BLOCK; v += LANES) s += at(x[a] + v) * at(y[b] + v);
       total[a * B + b] = s;
     }
 }
