@@ -63,16 +63,16 @@ def measure(
     chunks = {
         n: range(math.ceil(len(workers.problems[n].seeds) / VALIDATION_CHUNK)) for n in numbers
     }
-    units = [Unit(t, n, c) for n in numbers for t in range(len(thetas)) for c in chunks[n]]
+    units = [Unit(n, c) for n in numbers for c in chunks[n]]
     took = {n: workers.seconds.get((stage.kind, n), workers.problems[n].steps) for n in numbers}
     shares = balanced(units, [took[unit.problem] for unit in units], workers.num)
     merged = ChainMap(*workers.call(ShardHost.validate, [(stage, thetas, x) for x in shares]))
-    for unit, losses in merged.items():
-        key, (seconds,) = (stage.kind, unit.problem), losses["seconds"]
-        workers.seconds[key] = min(seconds, workers.seconds.get(key, seconds))
+    for unit, (_, seconds) in merged.items():
+        key, each = (stage.kind, unit.problem), seconds / len(thetas)
+        workers.seconds[key] = min(each, workers.seconds.get(key, each))
 
     def mean(theta: int, problem: int, name: str) -> float:
-        losses = [x for c in chunks[problem] for x in merged[Unit(theta, problem, c)][name]]
+        losses = [x for c in chunks[problem] for x in merged[Unit(problem, c)][0][name][theta]]
         return sum(losses) / len(losses)
 
     return [

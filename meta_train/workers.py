@@ -57,9 +57,8 @@ class WorkerSetup(NamedTuple):
 
 
 class Unit(NamedTuple):
-    """A piece of validation: one theta on one problem for a few seeds."""
+    """A piece of validation: all thetas on one problem for a few seeds."""
 
-    theta: int
     problem: int
     chunk: int
 
@@ -113,48 +112,49 @@ class ShardHost:
 
     def validate(
         self, stage: Stage, thetas: list[Theta], units: list[Unit]
-    ) -> dict[Unit, dict[str, list[float]]]:
-        """Full episodes on fixed seeds. Per unit and seed: mean training, final training and final
-        validation loss, and how far the loss rises early on, as a ratio to the first; what the unit
-        took, in seconds.
+    ) -> dict[Unit, tuple[dict[str, list[list[float]]], float]]:
+        """Full episodes on fixed seeds. Per unit: mean training, final training and final
+        validation loss, and how far the loss rises early on, as a ratio to the first, of each theta
+        from each seed; and what the unit took, in seconds.
         """
         learned = stage.build().to(self.config.device)
+        here = [tree_map(lambda x: x.to(self.config.device), theta) for theta in thetas]
         out = {}
         for unit in units:
             started = time.perf_counter()
             problem, first = self.problems[unit.problem], unit.chunk * VALIDATION_CHUNK
-            theta = {name: x.to(self.config.device) for name, x in thetas[unit.theta].items()}
             with named(problem.name):
                 done = rollout(
                     problem.task,
                     learned,
-                    [theta],
+                    here,
                     problem.seeds[first : first + VALIDATION_CHUNK],
                     problem.steps,
                     splits=("train", "valid"),
                 )
-            valid = done.final["valid.loss"][0]
+            valid = done.final["valid.loss"]
             if self.config.score == "regularized":
                 valid = valid + self._rise(Family(problem.task, learned), done)
-            start = done.train[0, :, :EARLY]
-            out[unit] = {
-                "mean": done.train.mean(-1)[0].tolist(),
-                "final": done.final["train.loss"][0].tolist(),
+            start = done.train[..., :EARLY]
+            losses = {
+                "mean": done.train.mean(-1).tolist(),
+                "final": done.final["train.loss"].tolist(),
                 "valid": valid.tolist(),
-                "rise": (start.amax(-1) / start[:, 0].clamp_min(1e-12)).tolist(),
-                "seconds": [time.perf_counter() - started],
+                "rise": (start.amax(-1) / start[..., 0].clamp_min(1e-12)).tolist(),
             }
+            out[unit] = losses, time.perf_counter() - started
         return out
 
     def _rise(self, family: Family, done: Rollout) -> Tensor:
-        """What the absorbed regularizer adds to the validation loss ``[S]`` where runs ended."""
+        """What the absorbed regularizer adds to the validation loss ``[C, S]`` where runs ended."""
         assert self.config.absorption is not None
-        params, buffers = tree_map(lambda x: x[0], (done.params, done.buffers))
+        params, buffers = tree_map(lambda x: x.flatten(0, 1), (done.params, done.buffers))
         batch = tuple(x.expand(len(params), *x.shape) for x in family.task.full("valid"))
         noise = torch.zeros(len(params), dtype=torch.int64, device=params.device)
         place = Place(params, buffers, batch, noise)
         rise = self.config.absorption.rise(FlatTask(family.task, family.layout), place)
-        return torch.where(torch.isfinite(rise), rise, torch.inf)  # of a run that diverged
+        rise = torch.where(torch.isfinite(rise), rise, torch.inf)  # of a run that diverged
+        return rise.reshape(done.alive.shape)
 
     def dump(self) -> dict[int, Tensors]:
         """Everything the shards here carry, on the CPU."""

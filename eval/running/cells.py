@@ -18,14 +18,10 @@ import torch
 
 from lo_framework.eval.baselines.torch_runs import TorchBaseline, TorchRollout, torch_rollout
 from lo_framework.eval.statistics import Array
-from lo_framework.inner.rollout import Rollout, rollout
+from lo_framework.inner.rollout import CHUNK, Rollout, rollout
 from lo_framework.inner.step import Family
 from lo_framework.learned.base import LearnedOptimizer, Theta
 from lo_framework.optimizees.task import Task
-
-# Settings x seeds in one vmap. CPU, AdamW, task-steps/s at 4 / 8 / 16 / 48: mlp/digits 600 / 2160 /
-# 3720 / 6830, cnn/digits 200 / 430 / 470 / 390; more also costs memory.
-CHUNK = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,10 +55,8 @@ class Cell:
         """
         watch = Watch(on_step, task.device)
         family = Family(task, optimizer)
-        runs = len(self.thetas) * len(self.seeds)
-        chunk = -(-runs // -(-runs // CHUNK))  # equal chunks: 20 runs are 10 + 10, not 16 + 4
         rest = (self.thetas, self.seeds, self.steps)
-        rolled = roll(task, optimizer, *rest, splits=self.splits, chunk=chunk, on_step=watch)
+        rolled = roll(task, optimizer, *rest, splits=self.splits, on_step=watch)
         if isinstance(rolled, TorchRollout):
             state_floats, extra = rolled.state_numel / family.layout.size, rolled.extra
         else:
@@ -124,8 +118,6 @@ def roll(
     thetas: Sequence[dict[str, Array]],
     seeds: Sequence[int],
     steps: int,
-    *,
-    chunk: int = 1,
     **told: Any,
 ) -> Rollout | TorchRollout:
     """Run episodes, vmapped or as torch optimizers; ``told``: splits and callbacks of either."""
@@ -134,7 +126,7 @@ def roll(
     ]
     if isinstance(optimizer, TorchBaseline):
         return torch_rollout(task, optimizer, where, seeds, steps, **told)
-    return rollout(task, optimizer, where, seeds, steps, chunk=chunk, **told)
+    return rollout(task, optimizer, where, seeds, steps, **told)
 
 
 def arrays_of(theta: Theta) -> dict[str, Array]:

@@ -230,7 +230,7 @@ def test_the_score_has_the_regularized_validation_loss() -> None:
     theta = learned.theta()
     for how in ("plain", "regularized"):
         host = ShardHost(WorkerSetup(tiny(**settings, score=how)), [])
-        (found[how],) = host.validate(stage, [theta], [Unit(0, 0, 0)]).values()
+        ((found[how], _),) = host.validate(stage, [theta], [Unit(0, 0)]).values()
     plain, raised = found["plain"], found["regularized"]
     for name in ("mean", "final", "rise"):
         assert plain[name] == raised[name]
@@ -246,7 +246,7 @@ def test_the_score_has_the_regularized_validation_loss() -> None:
 
         (g,) = torch.autograd.grad(loss(w), w)
         rise = loss(w + 0.5 * g / g.norm()) - loss(w)
-        change = raised["valid"][s] - plain["valid"][s]
+        change = raised["valid"][0][s] - plain["valid"][0][s]
         assert change == pytest.approx(3 * rise.item(), rel=1e-4)
 
 

@@ -54,7 +54,7 @@ def test_errors_of_workers(tmp_path: Path) -> None:
 
 
 def test_validation_is_shared_so_that_all_workers_end_soon() -> None:
-    units = [Unit(0, problem, 0) for problem in range(6)]
+    units = [Unit(problem, 0) for problem in range(6)]
     shares = balanced(units, [2.3, 1.0, 1.5, 1.0, 2.25, 0.3], 2)
     assert [[unit.problem for unit in share] for share in shares] == [[0, 1, 3], [4, 2, 5]]
     assert balanced(units, [1.0] * 6, 7) == [*([unit] for unit in units), []]

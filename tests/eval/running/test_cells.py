@@ -78,7 +78,7 @@ def test_steps_are_told():
 
 @pytest.mark.parametrize(
     ("thetas", "seeds", "sizes"),
-    [(16, 3, [4, 4, 4, 4]), (1, 40, [1]), (7, 16, [1] * 7), (5, 8, [1, 2, 2])],
+    [(16, 3, [8, 8]), (1, 40, [1]), (7, 16, [1, 2, 2, 2]), (3, 32, [1] * 3)],
 )
 def test_cells_hold_whole_settings_and_fill_a_vmap(thetas, seeds, sizes):
     cells = plan_cells(
