@@ -15,7 +15,10 @@ from lo_framework.native import toolchain
 from lo_framework.native.active import kernels
 from lo_framework.optimizees.models.conv import conv3x3, gather_matrix, largest3x3
 
-pytestmark = pytest.mark.skipif(bool(toolchain.reason()), reason=toolchain.reason())
+pytestmark = [
+    pytest.mark.skipif(bool(toolchain.reason()), reason=toolchain.reason()),
+    pytest.mark.usefixtures("vectors"),
+]
 
 K = 2
 # channels in, height, width, channels out, rows, stride
