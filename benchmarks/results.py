@@ -126,6 +126,16 @@ def families(content: Any) -> Rows:
             yield name, engine, speed, *(f"{x:.2f}" if x else "" for x in ratios)
 
 
+def kernels(content: Any) -> Rows:
+    """Kernels beside plain code, one case a row."""
+    parts = next(iter(content["cases"].values()))
+    heads = ("{}, ms", "{}, times as fast as plain")
+    yield "kernel", *(head.format(part) for part in parts for head in heads)
+    for label, row in content["cases"].items():
+        pairs = (x for part in row.values() for x in (part["kernel, ms"], part["times as fast"]))
+        yield label, *(f"{x:.2g}" for x in pairs)
+
+
 def programs(content: Any) -> Rows:
     yield "program", "times as fast"
     names = {"evaluation": "eval transfer, here over the peer", "ranks": "two ranks over one"}
@@ -226,6 +236,7 @@ KINDS: dict[str, tuple[Callable[[Any], Rows], ...]] = {
             problems,
             throughput,
             families,
+            kernels,
             programs,
             large,
             ordinary,

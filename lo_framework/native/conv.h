@@ -63,15 +63,21 @@ INLINE void neighbours(V s[4][TILE], const Weights *w, long C, long taps, const 
   }
 }
 
-/* out[o][p][] = sum over c, t of w[o][c][t] in[c][table[p][t]][], for 64 rows of the batch; `os`
-   and `cs` are the strides of w over o and c. */
-static void gather_block(long O, long C, long P, long taps, const int32_t *table, const float *w,
-                         long os, long cs, const float *in, long in_map, long in_pixel, float *out,
-                         long out_map, long out_pixel) {
+/* How much of a block must be computed for the rows of the batch from `begin` on. */
+INLINE long span_of(long rows, long begin, long step) {
+  const long left = rows - begin < BLOCK ? rows - begin : BLOCK;
+  return (left + step - 1) / step * step;
+}
+
+/* out[o][p][] = sum over c, t of w[o][c][t] in[c][table[p][t]][], for `span` rows of the batch, at
+   most 64; `os` and `cs` are the strides of w over o and c. */
+static void gather_block(long span, long O, long C, long P, long taps, const int32_t *table,
+                         const float *w, long os, long cs, const float *in, long in_map,
+                         long in_pixel, float *out, long out_map, long out_pixel) {
   for (long o = 0; o < O; o += 4) {
     const Weights f = four(w, o, O, os, cs);
     for (long p = 0; p < P; p++)
-      for (long from = 0; from < BLOCK; from += TILE * LANES) {
+      for (long from = 0; from < span; from += TILE * LANES) {
         V s[4][TILE];
         neighbours(s, &f, C, taps, table + p * taps, in + from, in_map, in_pixel);
         for (long i = 0; i < f.rows; i++)
@@ -83,14 +89,14 @@ static void gather_block(long O, long C, long P, long taps, const int32_t *table
 
 /* The same, seen through `W` windows: the number that `choice` says, or (`choosing`) the first of
    the largest, whose place is written there. NaN is the largest. */
-static void windows_block(long O, long C, long W, long taps, const int32_t *table,
+static void windows_block(long span, long O, long C, long W, long taps, const int32_t *table,
                           const int32_t *windows, const float *w, long os, long cs, const float *in,
                           long in_map, long in_pixel, int choosing, int8_t *choice, float *out,
                           long out_map, long out_pixel) {
   for (long o = 0; o < O; o += 4) {
     const Weights f = four(w, o, O, os, cs);
     for (long q = 0; q < W; q++)
-      for (long from = 0; from < BLOCK; from += TILE * LANES) {
+      for (long from = 0; from < span; from += TILE * LANES) {
         const long place = o * out_map + q * out_pixel + from;
         V best[4][TILE];
         I which[4][TILE];
@@ -129,11 +135,12 @@ static void windows_block(long O, long C, long W, long taps, const int32_t *tabl
 #define APART(pixels) ((pixels) * BLOCK + LINE)
 #define FEW 4 /* maps, which are read where they lie */
 
-/* dw[o][c][t] += sum over p and 64 rows of d[o][p][] in[c][table[p][t]][], lane by lane: 4 output
-   maps by as many input maps as fit at a time, or, where there are few of those, by 3 taps. */
-static void weights_block(long O, long C, long P, long taps, const int32_t *table, const float *d,
-                          long d_map, long d_pixel, const float *in, long in_map, long in_pixel,
-                          V *dw) {
+/* dw[o][c][t] += sum over p and `span` rows of d[o][p][] in[c][table[p][t]][], lane by lane: 4
+   output maps by as many input maps as fit at a time, or, where there are few of those, by 3
+   taps. */
+static void weights_block(long span, long O, long C, long P, long taps, const int32_t *table,
+                          const float *d, long d_map, long d_pixel, const float *in, long in_map,
+                          long in_pixel, V *dw) {
   for (long o = 0; o < O; o += 4) {
     const long rows = O - o < 4 ? O - o : 4;
     const float *d0 = d + o * d_map, *d1 = d0 + (rows > 1) * d_map,
@@ -146,7 +153,7 @@ static void weights_block(long O, long C, long P, long taps, const int32_t *tabl
           for (long p = 0; p < P; p++) {
             const int32_t *near = table + p * taps + t;
             const float *base = in + c * in_map;
-            for (int v = 0; v < BLOCK; v += LANES) {
+            for (long v = 0; v < span; v += LANES) {
               const long q = p * d_pixel + v;
               const V a = at(d0 + q), b = at(d1 + q), e = at(d2 + q), f = at(d3 + q);
               UNROLL for (int j = 0; j < 3; j++) if (near[j] >= 0) {
@@ -173,7 +180,7 @@ static void weights_block(long O, long C, long P, long taps, const int32_t *tabl
         for (long p = 0; p < P; p++) {
           const long near = table[p * taps + t];
           if (near < 0) continue;
-          UNROLL for (int v = 0; v < BLOCK; v += LANES) {
+          UNROLL for (long v = 0; v < span; v += LANES) {
             const long q = p * d_pixel + v, r = near * in_pixel + v;
             const V a = at(d0 + q), b = at(d1 + q), e = at(d2 + q), f = at(d3 + q);
             UNROLL for (int j = 0; j < TILE; j++) {
@@ -260,11 +267,14 @@ void gather(long K, long O, long C, long P, long Q, long B, long taps, const int
     for (long b = 0; b < B; b += BLOCK) {
       const int8_t *places = choice ? choice + k * C * W * B : 0;
       const Maps x = maps_of(in, places, C, W, Q, windows, B, b, scratch);
+      const long span = span_of(B, b, TILE * LANES);
       if (b + BLOCK <= B) {
-        gather_block(O, C, P, taps, table, w, os, cs, x.at, x.map, x.pixel, out + b, P * B, B);
+        gather_block(span, O, C, P, taps, table, w, os, cs, x.at, x.map, x.pixel, out + b, P * B,
+                     B);
         continue;
       }
-      gather_block(O, C, P, taps, table, w, os, cs, x.at, x.map, x.pixel, made, P * BLOCK, BLOCK);
+      gather_block(span, O, C, P, taps, table, w, os, cs, x.at, x.map, x.pixel, made, P * BLOCK,
+                   BLOCK);
       for (long m = 0; m < O * P; m++)
         memcpy(out + m * B + b, made + m * BLOCK, (B - b) * sizeof(float));
     }
@@ -279,15 +289,16 @@ void pooled(long K, long O, long C, long W, long Q, long B, long taps, const int
   for (long k = 0; k < K; k++, w += w_step, in += in_step, out += O * W * B, choice += O * W * B)
     for (long b = 0; b < B; b += BLOCK) {
       const Maps x = maps_of(in, 0, C, W, Q, windows, B, b, scratch);
+      const long span = span_of(B, b, TILE * LANES);
       if (b + BLOCK <= B) {
-        windows_block(O, C, W, taps, table, windows, w, os, cs, x.at, x.map, x.pixel, choosing,
-                      choice + b, out + b, W * B, B);
+        windows_block(span, O, C, W, taps, table, windows, w, os, cs, x.at, x.map, x.pixel,
+                      choosing, choice + b, out + b, W * B, B);
         continue;
       }
       memset(picked, 0, O * W * BLOCK);
       for (long m = 0; m < O * W && !choosing; m++)
         memcpy(picked + m * BLOCK, choice + m * B + b, B - b);
-      windows_block(O, C, W, taps, table, windows, w, os, cs, x.at, x.map, x.pixel, choosing,
+      windows_block(span, O, C, W, taps, table, windows, w, os, cs, x.at, x.map, x.pixel, choosing,
                     picked, made, W * BLOCK, BLOCK);
       for (long m = 0; m < O * W; m++) {
         memcpy(out + m * B + b, made + m * BLOCK, (B - b) * sizeof(float));
@@ -308,7 +319,8 @@ void weights(long K, long O, long C, long P, long Q, long B, long taps, const in
     for (long b = 0; b < B; b += BLOCK) {
       const Maps x = maps_of(in, 0, C, W, Q, windows, B, b, scratch);
       const Maps e = maps_of(d, places, O, W, P, windows, B, b, scratch + C * APART(Q));
-      weights_block(O, C, P, taps, table, e.at, e.map, e.pixel, x.at, x.map, x.pixel, total);
+      weights_block(span_of(B, b, LANES), O, C, P, taps, table, e.at, e.map, e.pixel, x.at, x.map,
+                    x.pixel, total);
     }
     for (long i = 0; i < O * C * taps; i++) dw[i] = sum(total[i]);
   }
