@@ -74,6 +74,19 @@ def test_accuracy_may_be_half_a_point_lower(theirs: tuple[float, ...], kept: boo
     assert judged(*groups[:2], baselines(0.5))["no less accurate"] is False  # too few
 
 
+def test_beside_explicit_regularizers() -> None:
+    first, base = verdict.ABSORBED[0], np.array([1.0, 2.0, 3.0])
+    arms = {"none": 1.0, first: 0.5, "adamw": 1.0, "sam:rho=0.2": 0.25}
+    made = {n: {key: [*(f * base)] for key in verdict.RATIOS} for n, f in arms.items()}
+    explicit = group("baselines", **made)
+    absorbed = [twins(s, 0.7, arm=first) for s in range(3)]
+    told = verdict.of_cell(cell_of(*absorbed, explicit), "a-b", "lstm")["ratios"][first]
+    assert [*told] == ["none", "control", "adamw", "sam:rho=0.2"]
+    for name, factor in (("adamw", 0.5), ("sam:rho=0.2", 2.0)):
+        assert told[name][MATCHED][verdict.CURVATURE]["value"] == pytest.approx(np.log(factor))
+    assert verdict.of_cell(cell_of(explicit), "a-b", "lstm")["ratios"] == {}
+
+
 def test_what_diverged_has_no_accuracy_and_is_no_pair() -> None:
     groups = [twins(s, 0.7) for s in range(3)]
     arm = groups[0]["arms"]["sam"]
