@@ -1,11 +1,12 @@
 """What the nine cells say: pure numbers from the files of `benchmarks.nine_cells`.
 
-A ratio is the logarithm of a run's number over that of another optimizer's run of the same
-meta-seed and inner seed: below 0 is flatter, or a lower loss. Each regularizer is matched in
-training loss with its plain twin and the control alone, so that no slower one moves the place where
-they are looked at (AdamW and the explicit regularizers are matched all together); the training loss is among the ratios, as runs do not match to the last digit. A
-pair of which one has no number, or none above 0, is left out and counted. Intervals draw
-meta-seeds first, then tasks, then inner seeds (`hierarchical_bootstrap`).
+A ratio is the logarithm of a run's number over that of another optimizer's run of the same meta-
+seed and inner seed: below 0 is flatter, or a lower loss. Each regularizer is matched in training
+loss with its plain twin and the control alone, so that no slower one moves the place where they are
+looked at (AdamW and the explicit regularizers are matched all together); the training loss is among
+the ratios, as runs do not match to the last digit. A pair of which one has no number, or none above
+0, is left out and counted. Intervals draw meta-seeds first, then tasks, then inner seeds
+(`hierarchical_bootstrap`).
 
 A difference *holds* where the means of three or more meta-seeds have its sign, its interval
 excludes 0, and at most a tenth of the pairs is left out. The target asks for a curvature part that
