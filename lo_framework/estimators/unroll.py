@@ -40,7 +40,7 @@ def unroll(
 
         (task,) = lo.make_tasks("mlp")
         learned = lo.make_learned("hyper-adamw")
-        outer = torch.optim.Adam(learned.parameters(), lr=0.03)
+        outer = torch.optim.Adam(learned.parameters(), lr=0.01)
         score = torch.func.grad_and_value(lo.unroll)
         for i in range(20):
             slope, loss = score(learned.theta(), task, learned, steps=20, seed=i, num_tasks=4)

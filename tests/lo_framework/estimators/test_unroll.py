@@ -196,7 +196,7 @@ def test_a_step_under_a_transform(spec: str | None, engine: str, gradients: int)
 def test_an_outer_loop_of_ones_own_learns() -> None:
     """The loop of the module's docstring."""
     (task,), learned = make_tasks("mlp"), make_learned("hyper-adamw")
-    outer, losses = torch.optim.Adam(learned.parameters(), lr=0.03), []
+    outer, losses = torch.optim.Adam(learned.parameters(), lr=0.01), []
     score = grad_and_value(unroll)
     for i in range(15):
         slope, loss = score(learned.theta(), task, learned, steps=20, seed=i, num_tasks=4)
