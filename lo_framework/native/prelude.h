@@ -10,7 +10,7 @@
 
 /* So many vectors of each of four rows are summed at once (TILE), all in registers, of which
    AVX-512 and ARM have 32 and others 16. Wider vectors than the processor's would lie in memory:
-   on AVX2 that made every kernel three to ten times slower. */
+   on AVX2 that made kernels up to eight times slower. */
 #if defined(__AVX512F__)
 #define LANES 16
 #define TILE 4
