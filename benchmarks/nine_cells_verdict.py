@@ -1,11 +1,11 @@
 """What the nine cells say: pure numbers from the files of `benchmarks.nine_cells`.
 
-A ratio is the logarithm of a run's number over that of another optimizer's run of the same meta-
-seed and inner seed: below 0 is flatter, or a lower loss. Each regularizer is matched in training
-loss with its plain twin and the control alone, so that no slower one moves the place where they are
-looked at (AdamW and the explicit regularizers are matched all together); the training loss is among
-the ratios, as runs do not match to the last digit. A pair of which one has no number, or none above
-0, is left out and counted. Intervals draw meta-seeds first, then tasks, then inner seeds
+A ratio is the logarithm of a run's number over that of another optimizer's run of the same
+meta-seed and inner seed: below 0 is flatter, or a lower loss. Each regularizer is matched in
+training loss with its plain twin and the control alone, so that no slower one moves the place where
+they are looked at (AdamW and the explicit regularizers are matched all together); the training loss
+is among the ratios, as runs do not match to the last digit. A pair of which one has no number, or
+none above 0, is left out and counted. Intervals draw meta-seeds first, then tasks, then inner seeds
 (`hierarchical_bootstrap`).
 
 A difference *holds* where the means of three or more meta-seeds have its sign, its interval
@@ -226,6 +226,7 @@ def of_cell(cell: Cell, learned: str, second: str) -> dict[str, Any]:
     if baselines is not None and (first := ABSORBED[0]) in ratios:
         others = [name for name in baselines["arms"] if name not in ("none", first)]
         ratios[first] |= {name: compared([{1: baselines}], first, name) for name in others}
+        ratios["none"] = {"adamw": compared([{1: baselines}], "none", "adamw")}
     for name, arm in BESIDE.items():
         if several := of_kind(cell, learned, name):
             ratios.setdefault(arm, {})[name] = compared([several], arm, name)

@@ -28,9 +28,10 @@ from lo_framework.native.active import kernels
 from lo_framework.optimizees.task import Batch, Task
 
 WORTH_RECORDING = 300  # steps
-# Runs in one vmap. Task-steps/s at 8 / 16 / 32 / 64 (AVX2, digits): AdamW on mlp 2860 / 3900 / 5360
-# / 6310, on cnn 1080 / 1130 / 1270 / 1120; `scaled` on mlp 1380 / 2200 / 3600 / 4770, on cnn 580 /
-# 850 / 1070 / 1040. More also costs memory.
+# Runs in one vmap. Task-steps/s at 8 / 16 / 32 / 64, of `rollout` from 64 seeds on digits (AVX2;
+# 100 steps of mlp, 40 of cnn): AdamW on mlp 2860 / 3900 / 5360 / 6310, on cnn 1080 / 1130 / 1270 /
+# 1120; `scaled` on mlp 1380 / 2200 / 3600 / 4770, on cnn 580 / 850 / 1070 / 1040. More also costs
+# memory.
 CHUNK = 32
 # Separate streams for initial parameters, training batches and held-out batches of one seed.
 _INIT, _TRAIN, _HELD = 0x1D1, 0x7A1, 0x4E1D

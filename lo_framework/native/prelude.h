@@ -10,7 +10,7 @@
 
 /* So many vectors of each of four rows are summed at once (TILE), all in registers, of which
    AVX-512 and ARM have 32 and others 16. Wider vectors than the processor's would lie in memory:
-   on AVX2 that made kernels up to eight times slower. */
+   on AVX2 that made most kernels slower than plain code. */
 #if defined(__AVX512F__)
 #define LANES 16
 #define TILE 4
@@ -37,22 +37,24 @@ INLINE V splat(float x) { return x - (V){0}; } /* -0 stays -0 */
 INLINE V at(const float *p) { return *(const U *)p; }
 INLINE void put(float *p, V x) { *(U *)p = x; }
 INLINE I ordered(V x) { return x == x; }
+INLINE V pick(I mask, V a, V b) {
+#if defined(__AVX__) && !defined(__AVX512F__)
+  return (V)_mm256_blendv_ps((__m256)b, (__m256)a, (__m256)mask);
+#else
+  return (V)((mask & (I)a) | (~mask & (I)b));
+#endif
+}
 
 #if defined(__AVX512F__)
 INLINE V v_sqrt(V x) { return (V)_mm512_sqrt_ps((__m512)x); }
 /* Of two numbers one of which is NaN, these give the second operand. */
 INLINE V v_max(V a, V b) { return (V)_mm512_max_ps((__m512)b, (__m512)a); }
 INLINE V v_min(V a, V b) { return (V)_mm512_min_ps((__m512)b, (__m512)a); }
-INLINE V pick(I mask, V a, V b) { return (V)((mask & (I)a) | (~mask & (I)b)); }
 #elif defined(__AVX__)
 INLINE V v_sqrt(V x) { return (V)_mm256_sqrt_ps((__m256)x); }
 INLINE V v_max(V a, V b) { return (V)_mm256_max_ps((__m256)b, (__m256)a); }
 INLINE V v_min(V a, V b) { return (V)_mm256_min_ps((__m256)b, (__m256)a); }
-INLINE V pick(I mask, V a, V b) {
-  return (V)_mm256_blendv_ps((__m256)b, (__m256)a, (__m256)mask);
-}
 #else
-INLINE V pick(I mask, V a, V b) { return (V)((mask & (I)a) | (~mask & (I)b)); }
 INLINE V v_sqrt(V x) {
   UNROLL for (int i = 0; i < LANES; i++) x[i] = sqrtf(x[i]);
   return x;
@@ -121,29 +123,29 @@ static void __attribute__((noinline)) product(int A, int B, const float *w, cons
                                               float *const *y) {
   int a = 0;
   for (; a + 4 <= A; a += 4, w += 4 * B)
-    for (int at_v = 0; at_v < BLOCK; at_v += TILE * LANES) {
+    for (int from = 0; from < BLOCK; from += TILE * LANES) {
       V s[4][TILE];
       UNROLL for (int i = 0; i < 4; i++) UNROLL for (int v = 0; v < TILE; v++) s[i][v] = splat(0);
       for (int b = 0; b < B; b++) {
         V c[TILE];
-        UNROLL for (int v = 0; v < TILE; v++) c[v] = at(x[b] + at_v + v * LANES);
+        UNROLL for (int v = 0; v < TILE; v++) c[v] = at(x[b] + from + v * LANES);
         UNROLL for (int i = 0; i < 4; i++) {
           const V f = splat(w[i * B + b]);
           UNROLL for (int v = 0; v < TILE; v++) s[i][v] += f * c[v];
         }
       }
       UNROLL for (int i = 0; i < 4; i++) UNROLL for (int v = 0; v < TILE; v++)
-        put(y[a + i] + at_v + v * LANES, s[i][v]);
+        put(y[a + i] + from + v * LANES, s[i][v]);
     }
   for (; a < A; a++, w += B)
-    for (int at_v = 0; at_v < BLOCK; at_v += TILE * LANES) {
+    for (int from = 0; from < BLOCK; from += TILE * LANES) {
       V s[TILE];
       UNROLL for (int v = 0; v < TILE; v++) s[v] = splat(0);
       for (int b = 0; b < B; b++) {
         const V f = splat(w[b]);
-        UNROLL for (int v = 0; v < TILE; v++) s[v] += f * at(x[b] + at_v + v * LANES);
+        UNROLL for (int v = 0; v < TILE; v++) s[v] += f * at(x[b] + from + v * LANES);
       }
-      UNROLL for (int v = 0; v < TILE; v++) put(y[a] + at_v + v * LANES, s[v]);
+      UNROLL for (int v = 0; v < TILE; v++) put(y[a] + from + v * LANES, s[v]);
     }
 }
 

@@ -80,7 +80,9 @@ def test_beside_explicit_regularizers() -> None:
     made = {n: {key: [*(f * base)] for key in verdict.RATIOS} for n, f in arms.items()}
     explicit = group("baselines", **made)
     absorbed = [twins(s, 0.7, arm=first) for s in range(3)]
-    told = verdict.of_cell(cell_of(*absorbed, explicit), "a-b", "lstm")["ratios"][first]
+    ratios = verdict.of_cell(cell_of(*absorbed, explicit), "a-b", "lstm")["ratios"]
+    told, twin = ratios[first], ratios["none"]["adamw"]
+    assert twin[MATCHED][verdict.CURVATURE]["value"] == 0.0
     assert [*told] == ["none", "control", "adamw", "sam:rho=0.2"]
     for name, factor in (("adamw", 0.5), ("sam:rho=0.2", 2.0)):
         assert told[name][MATCHED][verdict.CURVATURE]["value"] == pytest.approx(np.log(factor))
