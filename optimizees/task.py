@@ -32,7 +32,7 @@ Batch = tuple[Tensor, ...]
 Rows = Annotated[int, Range(low=1, high=1 << 20)]  # of one batch
 
 SPLITS = ("train", "valid", "test")
-METRIC_ROWS = 256
+METRIC_ROWS, METRIC_NUMBERS = (256, 1024), 1 << 18  # of one piece of a split that is measured
 MAX_PARAMETERS = 1 << 28  # of one copy of a model; 1 GB
 _KNEE, _CAP = 1.5, 10.0
 
@@ -190,14 +190,17 @@ class ModelTask(DataTask):
     """A functional model on a data set: the base of what it may be trained for.
 
     A batch is (inputs [B, ...], targets). Subclasses say `sums` and `normalize`. `metrics` looks at
-    `metric_rows` rows at a time.
+    `metric_rows` rows at a time: so many that their inputs are `METRIC_NUMBERS` numbers, and within
+    `METRIC_ROWS`.
     """
-
-    metric_rows: int = METRIC_ROWS
 
     def __init__(self, model: Model, dataset: Dataset, *, name: str, batch_size: int) -> None:
         super().__init__(name=name, batch_size=batch_size, data=dataset.splits)
         self.model = model
+        least, most = METRIC_ROWS
+        row = dataset.splits["train"][0][0]
+        most = most if row.is_floating_point() else least  # a token becomes many numbers
+        self.metric_rows = max(least, min(most, METRIC_NUMBERS // max(1, row.numel())))
         bounded(model.init, name)
 
     def mean_loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -219,8 +222,8 @@ class ModelTask(DataTask):
         return self.mean_loss(outputs, batch[1]), buffers
 
     def metrics(self, params: Params, buffers: Buffers, batch: Batch) -> dict[str, Tensor]:
-        # In chunks: a whole split's feature maps take gigabytes, times the vmapped tasks. Few rows
-        # stay in the cache and are faster, too.
+        # In chunks: a whole split's feature maps take gigabytes, times the vmapped tasks. Of wide
+        # rows few stay in the cache and are faster; of narrow ones a call costs more than its work.
         parts = []
         pieces = (rows.split(self.metric_rows) for rows in batch)
         for x, y in zip(*pieces, strict=True):

@@ -27,8 +27,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lo_framework.eval.sharpness.replayed import replayed
 from lo_framework.layout import Layout
-from lo_framework.native.active import usual_kernels
 from lo_framework.optimizees.task import Batch, Buffers, Task
 from lo_framework.spec import UserError
 
@@ -92,9 +92,7 @@ class Surface:
         self.data = tuple(_cast(x, dtype) for x in sample(data, rows, seed))
         self.used = Evaluations()
         self._share = 1.0
-        on_cpu = self.params.device.type == "cpu"
-        slow = on_cpu and any(slot.role == "conv" for slot in layout.slots)
-        self._together = task.vmappable and not slow
+        self._problem = replayed(task, layout)
         try:
             self.loss_here, self.gradient_here = self.gradient(self.params)
         except RuntimeError as error:
@@ -138,20 +136,18 @@ class Surface:
     def losses(self, flats: Tensor) -> Tensor:
         """Map ``[K, N]`` to losses ``[K]``."""
         self.used.losses += self._share * len(flats)
-        with torch.no_grad():
-            parts = [
-                sum(w * self._raw(some, b) for w, b in self.passes())
-                for some in flats.split(self._points)
-            ]
-        return torch.cat([torch.as_tensor(part) for part in parts])
+        losses = torch.zeros(len(flats)).to(flats)
+        for part, weight, batch in self._parts(flats):
+            losses[part] += weight * self._problem.losses(flats[part], self.buffers, batch)
+        return losses
 
     def gradients(self, flats: Tensor) -> tuple[Tensor, Tensor]:
         """Map ``[K, N]`` to losses ``[K]`` and gradients ``[K, N]``."""
         self.used.gradients += self._share * len(flats)
         losses, grads = torch.zeros(len(flats)).to(flats), torch.zeros_like(flats)
-        for part, weight, at, loss in self._attached(flats):
-            (grad,) = torch.autograd.grad(loss.sum(), at)
-            losses[part] += weight * loss.detach()
+        for part, weight, batch in self._parts(flats):
+            loss, grad = self._problem.slopes(flats[part].detach(), self.buffers, batch)
+            losses[part] += weight * loss
             grads[part] += weight * grad
         return losses, grads
 
@@ -166,8 +162,9 @@ class Surface:
             v = v(self.gradients(flats)[1])  # the direction belongs to the gradient over all passes
         self.used.hvps += self._share * len(flats)
         grads, products = torch.zeros_like(flats), torch.zeros_like(flats)
-        for part, weight, at, loss in self._attached(flats):
-            (grad,) = torch.autograd.grad(loss.sum(), at, create_graph=True)
+        for part, weight, batch in self._parts(flats):
+            at = flats[part].detach().requires_grad_()
+            _, grad = self._problem.slopes(at, self.buffers, batch)
             grads[part] += weight * grad.detach()
             if not grad.requires_grad:  # a loss linear in the parameters has no curvature
                 continue
@@ -200,7 +197,7 @@ class Surface:
     @property
     def _points(self) -> int:
         """Points of one pass."""
-        return max(1, self._rows_at_once // self.rows) if self._together else 1
+        return max(1, self._rows_at_once // self.rows) if self._problem.together else 1
 
     def passes(self) -> Iterator[tuple[float, Batch]]:
         """Yield the sample in parts whose activations fit into memory, with their shares."""
@@ -209,30 +206,11 @@ class Surface:
             part = tuple(x[start : start + step] for x in self.data)
             yield len(part[0]) / self.rows, part
 
-    def _raw(self, flats: Tensor, batch: Batch) -> Tensor:
-        """Losses ``[K]`` of one pass."""
-        with usual_kernels():
-            if len(flats) == 1:
-                return self._one(flats[0], batch)[None]
-            return torch.func.vmap(lambda flat: self._one(flat, batch))(flats)
-
-    def _one(self, flat: Tensor, batch: Batch) -> Tensor:
-        return self.task.metrics(self.layout.unflatten(flat), self.buffers, batch)["loss"]
-
-    def _attached(self, flats: Tensor) -> Iterator[tuple[Tensor, float, Tensor, Tensor]]:
-        """Yield, pass by pass: which points, the share of the rows, the points as leaves of the
-        graph, and their losses on these rows.
-        """
+    def _parts(self, flats: Tensor) -> Iterator[tuple[Tensor, float, Batch]]:
+        """Yield, pass by pass: which points, the share of the rows, and these rows."""
         for part in torch.arange(len(flats)).split(self._points):
-            at = flats[part].detach().requires_grad_()
             for weight, batch in self.passes():
-                losses = self._raw(at, batch)
-                if not losses.requires_grad:
-                    raise UserError(
-                        f"{self.task.name}: the loss depends on no parameter, "
-                        "there is nothing to measure"
-                    )
-                yield part, weight, at, losses
+                yield part, weight, batch
 
 
 def _cast(x: Tensor, dtype: torch.dtype) -> Tensor:

@@ -26,6 +26,12 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from lo_framework.spec import UserError
 
 Flat = Sequence[Tensor]
+
+
+class CannotRecord(UserError):
+    """What was to be recorded changes a tensor in place."""
+
+
 _aten = torch.ops.aten
 _SAME = (  # change nothing if shape, strides and dtype stay
     _aten.expand,
@@ -196,7 +202,7 @@ def _out_of_place(graph: fx.Graph) -> None:
             or _is_view(written)
             or any(_is_view(user) for user in written.users if user is not node)
         ):
-            raise UserError(
+            raise CannotRecord(
                 f"this task cannot be recorded, because it changes a tensor in place ({name}); "
                 "use engine eager"
             )

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -21,11 +20,13 @@ from torch.utils._pytree import tree_map
 from lo_framework.episode import NOTHING, Carry, Draw, Need, Step
 from lo_framework.flat_task import over_tasks
 from lo_framework.inner.engine import AUTO, resolved
+from lo_framework.inner.recorded import Recorded
 from lo_framework.inner.step import Family
 from lo_framework.learned.base import Clock, LearnedOptimizer, State, Theta
 from lo_framework.learned.kernels import identity
 from lo_framework.native.active import kernels
 from lo_framework.optimizees.task import Batch, Task
+from lo_framework.recent import Recent
 
 WORTH_RECORDING = 300  # steps
 # Runs in one vmap. Task-steps/s at 8 / 16 / 32 / 64, of `rollout` from 64 seeds on digits (AVX2;
@@ -61,8 +62,7 @@ class _Use:
     step: Step | None = None
 
 
-_USED: OrderedDict[Hashable, _Use] = OrderedDict()
-MOST_USED = 16
+_USED: Recent[Hashable, _Use] = Recent(16)
 
 
 def _usual(task: Task, learned: LearnedOptimizer, needs: Need, steps: int) -> tuple[Family, Step]:
@@ -70,17 +70,15 @@ def _usual(task: Task, learned: LearnedOptimizer, needs: Need, steps: int) -> tu
     compiled; recorded where rollouts of the same problem and rule, which evaluations make one
     after the other, have so many steps that it pays. That changes no bit.
     """
-    key = (id(task), identity(learned), needs)
-    use = _USED.setdefault(key, _Use(task))
-    _USED.move_to_end(key)
-    while len(_USED) > MOST_USED:
-        _USED.popitem(last=False)
+    use = _USED.of((id(task), identity(learned), needs), lambda: _Use(task))
     few = use.steps + steps <= WORTH_RECORDING
     use.steps += steps
     engine = resolved(AUTO, device=task.device.type, varied=few).replace("best", "graph")
     if use.family is None or use.step is None or use.engine != engine:
         use.engine, use.family = engine, Family(task, learned, engine)
         use.step = use.family.step(needs)
+        if isinstance(use.step, Recorded):
+            use.step.asked = False
     return use.family, use.step
 
 

@@ -103,7 +103,8 @@ class Family:
         step = _Step(self, needs, second_order, differentiable, pairs)
         if self.engine.how == "eager" or not self.task.vmappable:
             return step
-        recorded = Recorded(step, "graph" if self.choice else self.engine.how)
+        how = "graph" if self.choice else self.engine.how
+        recorded = Recorded(step, how, asked=self.choice is None)
         return recorded if self.choice is None else Chosen(step, recorded, self.choice)
 
 

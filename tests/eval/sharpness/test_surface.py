@@ -9,7 +9,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 
-from lo_framework.eval.sharpness import surface as module
+from lo_framework.eval.sharpness import replayed, surface as module
 from lo_framework.eval.sharpness.surface import Surface
 from lo_framework.native import conv as kernel, toolchain
 from lo_framework.optimizees import make_tasks
@@ -57,7 +57,7 @@ def test_convolutions_go_through_the_kernel_and_are_the_plain_ones(spec, monkeyp
     monkeypatch.setattr(kernel, "conv3x3", lambda *a, **k: calls.append(1) or run(*a, **k))
     with_kernel = (surface.losses(some), *surface.gradients(some), *surface.hvps(some, v))
     assert calls
-    monkeypatch.setattr(module, "usual_kernels", nullcontext)
+    monkeypatch.setattr(replayed, "usual_kernels", nullcontext)
     calls.clear()
     plain = (surface.losses(some), *surface.gradients(some), *surface.hvps(some, v))
     assert not calls

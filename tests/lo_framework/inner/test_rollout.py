@@ -7,8 +7,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from lo_framework.inner import rollout as module
 from lo_framework.inner.rollout import final_metrics, rollout, seeded
 from lo_framework.inner.step import Family
+from lo_framework.spec import UserError
 from tests.lo_framework.small_tasks import PlainSGD, PlainSGDConfig, Quadratic, TinyNet, doubled
 
 
@@ -108,3 +110,24 @@ def test_final_losses_of_dead_tasks(alive: bool) -> None:
     carry = carry._replace(alive=torch.tensor([True, alive]))
     found = final_metrics(family, carry, ("valid",))
     assert torch.isfinite(found["valid.loss"]).tolist() == [True, alive]
+
+
+class InPlace(TinyNet):
+    """Its loss changes a part of a tensor in place, which no recording can hold."""
+
+    def loss(self, params, buffers, batch, noise):
+        loss, buffers = super().loss(params, buffers, batch, noise)
+        total = loss.repeat(2)
+        total[0] += 1
+        return total[1], buffers
+
+
+def test_a_task_that_cannot_be_recorded_is_run_as_it_is(monkeypatch) -> None:
+    learned = PlainSGD(PlainSGDConfig())
+    plain = rollout(InPlace(), learned, thetas(0.1), [1, 2], 5, engine="eager")
+    monkeypatch.setattr(module, "WORTH_RECORDING", 0)
+    for engine in ("auto", "best"):
+        found = rollout(InPlace(), learned, thetas(0.1), [1, 2], 5, engine=engine)
+        assert torch.equal(found.train, plain.train)
+    with pytest.raises(UserError, match="changes a tensor in place .*use engine eager"):
+        rollout(InPlace(), learned, thetas(0.1), [1, 2], 5, engine="graph")
