@@ -41,6 +41,7 @@ GROUND = tuple(
         "native",
         "optional",
         "plugin",
+        "recent",
         "registry",
         "schema",
         "spec",
@@ -244,7 +245,7 @@ def arrows(graph: dict[str, set[str]], package: str) -> dict[str, set[str]]:
 # The rooms of a package from the ground up; a room imports from lower floors only.
 FLOORS: dict[str, list[str]] = {
     HOME: [
-        "namespace errors allocation malloc memory",
+        "namespace errors allocation malloc memory recent",
         "native schema",
         "spec",
         "optional plugin registry processes",
