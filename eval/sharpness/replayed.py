@@ -3,12 +3,14 @@
 A landscape is looked at thousands of times by the same few operations, which take less time for a
 small network than Python, vmap and autograd around them. So after some calls of a kind they are
 recorded (`inner.graph`) and replayed, with the same bits: an MLP 64-32-10 on 1,024 rows has its
-gradients at three points in 1.4 ms for 4.2, and its Hessian products in 4.9 for 8.6.
+gradients at three points in 1.4 ms for 4.2, and its Hessian products in 4.9 for 8.6. Where a call
+takes long, its operations do, and nothing is recorded; which way is taken changes no bit.
 """
 
 from __future__ import annotations
 
-from collections import Counter
+import time
+from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Sequence
 
 import torch
@@ -22,6 +24,7 @@ from lo_framework.recent import Recent
 from lo_framework.spec import UserError
 
 WORTH_RECORDING = 64  # calls of a kind; to record it takes as long as some hundred calls save
+SHORT = 0.03  # seconds; what is around the operations of a longer call is a small part of it
 
 
 def replayed(task: Task, layout: Layout) -> Replayed:
@@ -42,6 +45,9 @@ class Replayed:
         slow = on_cpu and any(slot.role == "conv" for slot in layout.slots)
         self.together = task.vmappable and not slow
         self.calls: Counter[Hashable] = Counter()
+        self.seconds: defaultdict[Hashable, float] = defaultdict(
+            float
+        )  # of calls that were not replayed
         self.replays: dict[Hashable, Callable[[Flat], Sequence[Tensor]]] = {}
 
     def losses(self, flats: Tensor, buffers: Buffers, batch: Batch) -> Tensor:
@@ -66,8 +72,12 @@ class Replayed:
         kind = (plain.__name__, flats.shape, flats.dtype, flats.requires_grad, batch[0].shape)
         self.calls[kind] += 1
         with usual_kernels():
-            if not self.together or self.calls[kind] <= WORTH_RECORDING:
-                return plain(flats, buffers, batch)
+            few = self.calls[kind] <= WORTH_RECORDING
+            if few or not self.together or self.seconds[kind] > SHORT * self.calls[kind]:
+                began = time.perf_counter()
+                results = plain(flats, buffers, batch)
+                self.seconds[kind] += time.perf_counter() - began
+                return results
             inputs, names = [flats, *buffers.values(), *batch], list(buffers)
             if kind not in self.replays:
 

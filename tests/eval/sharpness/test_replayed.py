@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -24,6 +26,11 @@ def looked_at(surface: Surface, count: int) -> tuple[torch.Tensor, ...]:
     )
 
 
+def record_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "WORTH_RECORDING", 0)
+    monkeypatch.setattr(module, "SHORT", math.inf)
+
+
 @pytest.mark.parametrize("count", [1, 3])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize(
@@ -35,7 +42,7 @@ def test_recordings_have_the_bits_of_plain_calls(spec, dtype, count, monkeypatch
     plain = looked_at(surface, count)
     problem = module.replayed(task, surface.layout)
     assert problem.together and not problem.replays
-    monkeypatch.setattr(module, "WORTH_RECORDING", 0)
+    record_at_once(monkeypatch)
     again = looked_at(surface, count)
     assert len(problem.replays) == 3
     for a, b in zip(plain, again, strict=True):
@@ -43,7 +50,7 @@ def test_recordings_have_the_bits_of_plain_calls(spec, dtype, count, monkeypatch
 
 
 def test_recordings_belong_to_no_point_and_no_sample(monkeypatch):
-    monkeypatch.setattr(module, "WORTH_RECORDING", 0)
+    record_at_once(monkeypatch)
     task = make_tasks("mlp:hidden=6", "digits", None, "cpu")[0]
     one, other = (trained(task, steps=2 + seed, rows=70, seed=seed) for seed in (0, 1))
     recorded = looked_at(one, 2), looked_at(other, 2)
@@ -53,8 +60,18 @@ def test_recordings_belong_to_no_point_and_no_sample(monkeypatch):
             assert torch.equal(a, b)
 
 
+def test_calls_that_take_long_are_not_recorded(monkeypatch):
+    monkeypatch.setattr(module, "WORTH_RECORDING", 1)
+    monkeypatch.setattr(module, "SHORT", 0.0)
+    task = make_tasks("mlp:hidden=6", "digits", None, "cpu")[0]
+    surface = trained(task, steps=2, rows=70)
+    for _ in range(3):
+        looked_at(surface, 2)
+    assert not module.replayed(task, surface.layout).replays
+
+
 def test_a_loss_without_curvature_is_replayed_too(monkeypatch):
-    monkeypatch.setattr(module, "WORTH_RECORDING", 0)
+    record_at_once(monkeypatch)
     surface = function_surface(lambda w: w.sum(), torch.zeros(3))
     points = torch.randn(4, 3, generator=generator(0)).to(surface.params)
     grads, products = surface.hvps(points, points)
@@ -71,13 +88,13 @@ def test_what_cannot_be_recorded_is_computed_plainly(monkeypatch):
 
     surface = function_surface(loss, torch.ones(3))
     plain = looked_at(surface, 3)
-    monkeypatch.setattr(module, "WORTH_RECORDING", 0)
+    record_at_once(monkeypatch)
     for a, b in zip(plain, looked_at(surface, 3), strict=True):
         assert torch.equal(a, b)
 
 
 def test_convolutions_on_a_cpu_are_not_recorded(monkeypatch):
-    monkeypatch.setattr(module, "WORTH_RECORDING", 0)
+    record_at_once(monkeypatch)
     task = make_tasks("cnn:channels=4", "digits", None, "cpu")[0]
     surface = trained(task, rows=20)
     looked_at(surface, 2)
