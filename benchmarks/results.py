@@ -136,6 +136,14 @@ def kernels(content: Any) -> Rows:
         yield label, *(f"{x:.2g}" for x in pairs)
 
 
+def landscape(content: Any) -> Rows:
+    """Recordings beside plain calls, one question a row."""
+    keys = next(iter(content["cases"].values()))
+    yield "of a landscape", *(f"recorded, {key}" if "times" in key else key for key in keys)
+    for label, row in content["cases"].items():
+        yield label, *(f"{row[key]:.2g}" if "times" in key else f"{row[key]:.1f}" for key in keys)
+
+
 def programs(content: Any) -> Rows:
     yield "program", "times as fast"
     names = {"evaluation": "eval transfer, here over the peer", "ranks": "two ranks over one"}
@@ -237,6 +245,7 @@ KINDS: dict[str, tuple[Callable[[Any], Rows], ...]] = {
             throughput,
             families,
             kernels,
+            landscape,
             programs,
             large,
             ordinary,

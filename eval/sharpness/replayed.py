@@ -1,10 +1,10 @@
 """Losses of many points of one problem and their gradients, from recordings.
 
-A landscape is looked at thousands of times by the same few operations, which take less time for a
-small network than Python, vmap and autograd around them. So after some calls of a kind they are
-recorded (`inner.graph`) and replayed, with the same bits: an MLP 64-32-10 on 1,024 rows has its
-gradients at three points in 1.4 ms for 4.2, and its Hessian products in 4.9 for 8.6. Where a call
-takes long, its operations do, and nothing is recorded; which way is taken changes no bit.
+A landscape is looked at thousands of times by the same few operations, and for a small network
+Python, vmap and autograd around them take a part of the time. So after many calls of a kind they
+are recorded (`inner.graph`) and replayed, with the same bits; by how much that is faster says
+`python -m benchmarks.landscape`. Where a call takes long, its operations do, and nothing is
+recorded; which way is taken changes no bit.
 """
 
 from __future__ import annotations
@@ -23,12 +23,13 @@ from lo_framework.optimizees.task import Batch, Buffers, Task
 from lo_framework.recent import Recent
 from lo_framework.spec import UserError
 
-WORTH_RECORDING = 64  # calls of a kind; to record it takes as long as some hundred calls save
+WORTH_RECORDING = 500  # calls of a kind; to record it takes about as long as so many save
 SHORT = 0.03  # seconds; what is around the operations of a longer call is a small part of it
+_USED: Recent[tuple[int, Layout], Replayed] = Recent(16)
 
 
 def replayed(task: Task, layout: Layout) -> Replayed:
-    """That of this problem, with what it has recorded."""
+    """The losses of this problem, with what was recorded of them before."""
     return _USED.of((id(task), layout), lambda: Replayed(task, layout))
 
 
@@ -45,10 +46,8 @@ class Replayed:
         slow = on_cpu and any(slot.role == "conv" for slot in layout.slots)
         self.together = task.vmappable and not slow
         self.calls: Counter[Hashable] = Counter()
-        self.seconds: defaultdict[Hashable, float] = defaultdict(
-            float
-        )  # of calls that were not replayed
-        self.replays: dict[Hashable, Callable[[Flat], Sequence[Tensor]]] = {}
+        self.seconds: defaultdict[Hashable, float] = defaultdict(float)  # of plain calls
+        self.replays: dict[Hashable, Recorder] = {}
 
     def losses(self, flats: Tensor, buffers: Buffers, batch: Batch) -> Tensor:
         """``[K]``, without derivatives."""
@@ -85,11 +84,7 @@ class Replayed:
                     state, rows = flat[1 : 1 + len(names)], flat[1 + len(names) :]
                     return plain(flat[0], dict(zip(names, state, strict=True)), tuple(rows))
 
-                self.replays[kind] = Recorder(function, "graph")
-                try:
-                    return self.replays[kind](inputs)
-                except Exception:  # a loss of one's own need not be one that can be recorded
-                    self.replays[kind] = function
+                self.replays[kind] = Recorder(function, "graph", asked=False)
             return self.replays[kind](inputs)
 
     def _losses(self, flats: Tensor, buffers: Buffers, batch: Batch) -> list[Tensor]:
@@ -110,6 +105,3 @@ class Replayed:
                 )
             (gradients,) = torch.autograd.grad(losses.sum(), at, create_graph=twice)
         return [losses.detach(), gradients]
-
-
-_USED: Recent[tuple[int, Layout], Replayed] = Recent(16)

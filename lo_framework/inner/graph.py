@@ -23,13 +23,13 @@ from torch import Tensor, fx
 from torch.fx import graph_module
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from lo_framework.spec import UserError
+from lo_framework.errors import UserError, describe
 
 Flat = Sequence[Tensor]
 
 
 class CannotRecord(UserError):
-    """What was to be recorded changes a tensor in place."""
+    """A function whose operations cannot be recorded."""
 
 
 _aten = torch.ops.aten
@@ -68,19 +68,32 @@ class Recorder:
 
     Where gradients are enabled and some input requires one, the outputs have them too (first
     derivatives only). ``function`` must be pure and make the same operations whatever the values.
+
+    Attributes:
+        asked: whether recording was asked for by name: what cannot be recorded raises CannotRecord
+            then, and is called as it is otherwise.
     """
 
-    def __init__(self, function: Callable[[Flat], list[Tensor]], engine: str) -> None:
-        self.function, self.engine = function, engine
-        self.recordings: dict[Any, Recording] = {}
+    def __init__(
+        self, function: Callable[[Flat], list[Tensor]], engine: str, asked: bool = True
+    ) -> None:
+        self.function, self.engine, self.asked = function, engine, asked
+        self.recordings: dict[Any, Recording | None] = {}  # None: cannot be recorded
 
     def __call__(self, inputs: Flat) -> Sequence[Tensor]:
         enabled = torch.is_grad_enabled()
         wanted = tuple(enabled and x.requires_grad for x in inputs)
         key = (wanted, tuple((x.shape, x.stride(), x.dtype, x.device) for x in inputs))
         if key not in self.recordings:
-            self.recordings[key] = record(self.function, inputs, wanted, self.engine)
+            try:
+                self.recordings[key] = record(self.function, inputs, wanted, self.engine)
+            except CannotRecord:
+                if self.asked:
+                    raise
+                self.recordings[key] = None
         recording = self.recordings[key]
+        if recording is None:
+            return self.function(inputs)
         if recording.backward is None:
             return recording.forward(*inputs)
         return _Replay.apply(recording, *inputs)
@@ -178,7 +191,12 @@ def _traced(function: Callable[[Flat], list[Tensor]], inputs: Flat) -> fx.GraphM
     traced = make_fx(
         lambda *values: function(values), tracing_mode="fake", _allow_non_fake_inputs=True
     )
-    graph = traced(*inputs)
+    try:
+        graph = traced(*inputs)
+    except Exception as error:  # what `record` has called just before without one
+        raise CannotRecord(
+            f"this task cannot be recorded ({describe(error)}); use engine eager"
+        ) from error
     _out_of_place(graph.graph)
     _simplify(graph.graph)
     graph.recompile()

@@ -11,7 +11,7 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 from lo_framework.episode import Carry, Draw, Losses, Step
 from lo_framework.flat_task import is_transformed
 from lo_framework.inner.engine import Choice
-from lo_framework.inner.graph import CannotRecord, Flat, Recorder
+from lo_framework.inner.graph import Flat, Recorder
 from lo_framework.learned.base import Theta
 
 
@@ -32,17 +32,16 @@ class Recorded:
     """A step by recordings of it, one for each structure of its arguments; see ``graph``.
 
     Attributes:
-        asked: whether recording was asked for by name: a step that cannot be recorded raises
-            CannotRecord then, and is run as it is otherwise.
+        asked: see `Recorder`.
     """
 
     def __init__(self, step: Step, engine: str, asked: bool = True) -> None:
-        self.step, self.engine, self.asked, self.plain = step, engine, asked, False
+        self.step, self.engine, self.asked = step, engine, asked
         self.recorders: dict[Any, Recorder] = {}
         self.results: dict[Any, TreeSpec] = {}  # known once the step has run
 
     def __call__(self, theta: Theta, carry: Carry, draw: Draw) -> tuple[Carry, Losses]:
-        if self.plain or is_transformed():
+        if is_transformed():
             return self.step(theta, carry, draw)
         flat, spec = tree_flatten((theta, carry, draw))
         # All that can differ between the structures that one step is given. A TreeSpec would do,
@@ -56,12 +55,6 @@ class Recorded:
                 leaves, results[key] = tree_flatten(step(*tree_unflatten(flat, spec)))
                 return leaves
 
-            self.recorders[key] = Recorder(function, self.engine)
-        try:
-            recorded = self.recorders[key](flat)
-        except CannotRecord:
-            if self.asked:
-                raise
-            self.plain = True
-            return self.step(theta, carry, draw)
+            self.recorders[key] = Recorder(function, self.engine, self.asked)
+        recorded = self.recorders[key](flat)
         return tree_unflatten(recorded, self.results[key])
